@@ -1,0 +1,1 @@
+"""Video moment retrieval in JAX."""

@@ -1,0 +1,1 @@
+"""The sub-models, each written for one device."""

@@ -1,0 +1,1 @@
+"""Datasets: their builders, their annotations, the preparation of their videos."""

@@ -1,0 +1,23 @@
+"""What every test runs under: CPU, four simulated devices, float32, no silent promotion, one road to shared/."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "float32")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of recorded numbers, annotations and media; tests that need it skip, and say so, where it is absent."""
+    folder = Path(os.environ.get("CALCE_SHARED", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared folder at {folder}; set CALCE_SHARED")
+    return folder
