@@ -1,0 +1,138 @@
+"""The parts every tower is built of: linear, norms, dropout, and a scan over stacked blocks.
+
+Weights are cast to the dtype of the activations that meet them, so the dtype of a tower's input decides the dtype it
+computes in (bfloat16 on accelerators, float32 in tests) and a frozen weight may be stored in bfloat16 while a trained
+one stays float32. Norms and softmax compute in float32 whatever the dtype around them.
+
+Randomness is explicit: a layer that drops takes a `key`; without one it does not drop.
+
+Dimensions: ... any leading axes, D features in, E features out.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+Key = PRNGKeyArray | None
+Remat = Literal["none", "dots", "full"]
+
+
+class Linear(nnx.Module):
+    """`y = x @ kernel + bias`, kernel of shape (D, E)."""
+
+    def __init__(self, features_in: int, features_out: int, *, bias: bool = True, rngs: nnx.Rngs):
+        scale = features_in**-0.5
+        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (features_in, features_out), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32)) if bias else None
+
+    def __call__(self, x: Float[Array, "... D"], *, key: Key = None) -> Float[Array, "... E"]:
+        """Apply to the last axis. `key` is for adapters that drop their input; the plain layer has no use for it."""
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + along_last(self.bias[...].astype(x.dtype), y.ndim)
+
+
+class LayerNorm(nnx.Module):
+    """Normalise the last axis to mean 0 and variance 1, then scale and shift; computed in float32."""
+
+    def __init__(self, features: int, *, eps: float):
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Return the normalised activations in the dtype of `x`."""
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
+        scale, bias = (along_last(p[...].astype(jnp.float32), x.ndim) for p in (self.scale, self.bias))
+        return (normed * scale + bias).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """T5's norm: no mean, no bias; computed in float32."""
+
+    def __init__(self, features: int, *, eps: float):
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Return the scaled activations in the dtype of `x`."""
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        return (normed * along_last(self.scale[...].astype(jnp.float32), x.ndim)).astype(x.dtype)
+
+
+class Keys:
+    """A stream of keys drawn from one; a stream of None where there is none, so that evaluation reads the same."""
+
+    def __init__(self, key: Key):
+        self._key, self._drawn = key, 0
+
+    def __call__(self) -> Key:
+        """Return the next key."""
+        self._drawn += 1
+        return None if self._key is None else jax.random.fold_in(self._key, self._drawn)
+
+
+def along_last(vector: Array, ndim: int) -> Array:
+    """Give a vector leading axes of 1, because rank promotion is an error here."""
+    return vector.reshape((1,) * (ndim - 1) + vector.shape)
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: Key) -> Float[Array, "..."]:
+    """Zero a fraction `rate` of the entries and scale up the rest; without a key, return `x`."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def stack(make: Callable[[nnx.Rngs], Any], depth: int, rngs: nnx.Rngs) -> Any:
+    """Make `depth` blocks as one whose parameters have a leading axis of that length."""
+    return nnx.split_rngs(splits=depth)(nnx.vmap(make, in_axes=0, out_axes=0))(rngs)
+
+
+def scan(
+    blocks: Any,
+    body: Callable[..., tuple[Any, Any]],
+    carry: Any,
+    xs: Any = None,
+    *,
+    key: Key = None,
+    remat: Remat = "none",
+) -> tuple[Any, Any]:
+    """Run `body(block, carry, x, key) -> (carry, y)` over stacked blocks, in order.
+
+    Args:
+      blocks: a module made by `stack`.
+      body: computes one block; compiled once whatever the depth.
+      carry: what one block hands to the next.
+      xs: a pytree with a leading axis of the depth, sliced for each block (a cache, say).
+      key: split into one key a block; None where nothing drops.
+      remat: what to keep for the backward pass: everything, the results of weight matmuls, or only the carry.
+
+    Returns:
+      The last carry, and the `y` of all blocks stacked.
+    """
+    graph, params = nnx.split(blocks)
+    depth = jax.tree.leaves(params)[0].shape[0]
+    keys = None if key is None else jax.random.split(key, depth)
+
+    def step(carry: Any, layer: Any) -> tuple[Any, Any]:
+        params, x, key = layer
+        return body(nnx.merge(graph, params), carry, x, key)
+
+    return jax.lax.scan(rematerialised(step, remat), carry, (params, xs, keys))
+
+
+def rematerialised(step: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """Wrap a function so that its backward pass recomputes what `remat` says not to keep."""
+    if remat == "none":
+        return step
+    policies = jax.checkpoint_policies
+    policy = policies.nothing_saveable if remat == "full" else policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(step, policy=policy, prevent_cse=False)
