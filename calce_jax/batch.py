@@ -1,0 +1,46 @@
+"""What the host hands to the device: one batch of queries about videos, every array of a fixed shape.
+
+Dimensions: B queries, T frames, H W pixels, M text tokens, I spans, C captions, U words (BERT tokens), W windows,
+A answer tokens.
+
+All the text that may enter a prompt lies end to end in `tokens`; `spans` says where each piece starts and how long it is.
+Which pieces enter, and in what order, is decided on the device (`calce_jax.packing`), where the key frames and the
+captions that resemble the query are known. The I = T + C + 4 spans are, in order:
+
+    T   the time of each frame
+    1   the end of the video part: ">", the duration, "<extra_id_0>"
+    C   the captions, each "[" start text end "]"
+    1   what stands in for captions where none is used
+    1   the end of the caption part: "<extra_id_1>"
+    1   the text: query, reference windows (stage 2), items, task, "</s>"
+"""
+
+import jax
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, UInt8
+from numpy import ndarray
+
+Data = Array | ndarray | jax.ShapeDtypeStruct
+
+SPANS_BESIDE_FRAMES_AND_CAPTIONS = 4
+
+
+@struct.dataclass
+class Batch:
+    """A batch, on the host as numpy and on the device as jax arrays."""
+
+    frames: UInt8[Data, "B T H W 3"]  # RGB
+    present: Bool[Data, "B T"]  # a real frame; videos shorter than T frames leave the last ones empty
+    times: Float[Data, "B T"]  # seconds
+    duration: Float[Data, " B"]  # seconds
+    tokens: Int[Data, "B M"]  # T5 ids
+    spans: Int[Data, "B I 2"]  # start and length in `tokens`; length 0 where there is nothing
+    query_words: Int[Data, "B U"]  # BERT ids of the query, 0 where padded
+    caption_words: Int[Data, "B C U"]  # BERT ids of each caption; all 0 where there is none
+    talk: Bool[Data, " B"]  # the query is about somebody talking
+    spoken: Bool[Data, "B T"]  # somebody talks while the frame is shown
+    windows: Float[Data, "B W 2"]  # seconds; the stage-1 windows, read by stage 2
+    window_valid: Bool[Data, "B W"]
+    labels: Int[Data, "B A"]  # T5 ids of the answer, 0 where padded
+    valid: Bool[Data, " B"]  # False for the rows that fill up the last batch of an evaluation
+    row: Int[Data, " B"]  # row of the queries table
