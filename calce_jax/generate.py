@@ -1,0 +1,166 @@
+"""Beam search: the most probable answers, found on the device in one loop.
+
+The encoder's keys and values are kept once a sample; a token costs one decoder step for all beams together, with a
+cache. The rules are those of beam search in Hugging Face `transformers` (the original's decoder, early stopping off):
+an answer that ends scores its summed log-probability divided by its length, and a sample is done when it has as many
+ended answers as beams and none of the running ones, at its present length, would beat the worst of them.
+
+Dimensions: B batch, K beams, M longest answer, V vocabulary, L encoder positions.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from calce_jax.models.t5 import T5, Cache
+
+START, END = 0, 1
+NEVER = -1e9
+
+
+@struct.dataclass
+class Answers:
+    """The K best answers about each sample, best first."""
+
+    tokens: Int[Array, "B K M"]  # without the start token; 0 after the end
+    score: Float[Array, "B K"]  # mean log-probability a token, the ranking; very negative where there is no answer
+    log_probability: Float[Array, "B K"]  # of the whole answer
+    ended: Bool[Array, "B K"]  # False where the answer was cut at M tokens
+    steps: Int[Array, ""]  # decoder steps taken
+
+
+@struct.dataclass
+class _Search:
+    at: Int[Array, ""]
+    tokens: Int[Array, "B K M"]
+    log_probability: Float[Array, "B K"]
+    cache: Cache
+    found: Answers
+    done: Bool[Array, " B"]
+
+
+def beam_search(
+    t5: T5,
+    memory: Float[Array, "B L D"],
+    mask: Bool[Array, "B L"],
+    *,
+    beams: int,
+    length: int,
+    behaviour: Literal["default", "reference"] = "default",
+) -> Answers:
+    """Search the answers to encoded prompts.
+
+    Args:
+      t5: the model.
+      memory, mask: its encoder's result, and which positions of it count.
+      beams: K.
+      length: M, the longest answer in tokens, the end token included.
+      behaviour: "reference" divides an answer that has not ended by one more than its length, as `transformers` did up
+        to 4.35: it decides how long the search goes on, and where a cut answer stands among ended ones.
+
+    Returns:
+      The answers of every sample, the same whatever else is in the batch.
+    """
+    batch = memory.shape[0]
+    none = jnp.full((batch, beams), NEVER, jnp.float32)
+    blank = jnp.zeros((batch, beams, length), jnp.int32)
+    found = Answers(
+        tokens=blank,
+        score=none,
+        log_probability=none,
+        ended=jnp.zeros(none.shape, bool),
+        steps=jnp.zeros((), jnp.int32),
+    )
+    search = _Search(
+        at=jnp.zeros((), jnp.int32),
+        tokens=blank,
+        # All beams start alike: only the first may be continued, or they would stay alike.
+        log_probability=none.at[:, 0].set(0.0),
+        cache=t5.start(memory, beams, length),
+        found=found,
+        done=jnp.zeros((batch,), bool),
+    )
+
+    # What running answers are divided by beyond their length.
+    extra = 1 if behaviour == "reference" else 0
+
+    def going_on(search: _Search) -> Bool[Array, ""]:
+        return (search.at < length) & ~search.done.all()
+
+    def advance(search: _Search) -> _Search:
+        last = jnp.take(search.tokens, jnp.maximum(search.at - 1, 0), axis=2)
+        ids = jnp.where(search.at == 0, START, last)
+        logits, cache = t5.step(ids, search.cache, search.at, mask)
+        return _advance(search, logits, cache, extra)
+
+    search = jax.lax.while_loop(going_on, advance, search)
+    cut = jnp.maximum(search.at + extra, 1).astype(jnp.float32)
+    running = Answers(
+        tokens=search.tokens,
+        score=jnp.where(search.done[:, None], NEVER, search.log_probability / cut),
+        log_probability=search.log_probability,
+        ended=jnp.zeros(none.shape, bool),
+        steps=search.at,
+    )
+    return _best(search.found, running, beams).replace(steps=search.at)
+
+
+def _advance(search: _Search, logits: Float[Array, "B K V"], cache: Cache, extra: int) -> _Search:
+    batch, beams, vocab = logits.shape
+    log_probability = search.log_probability[:, :, None] + jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    # Twice as many candidates as beams: even if all beams can end here, as many ways to go on remain.
+    each, token = jax.lax.top_k(log_probability, min(2 * beams, vocab))
+    value, rank = jax.lax.top_k(each.reshape(batch, -1), 2 * beams)
+    beam, token = rank // each.shape[2], jnp.take_along_axis(token.reshape(batch, -1), rank, axis=1)
+    tokens = jnp.take_along_axis(search.tokens, beam[:, :, None], axis=1).at[:, :, search.at].set(token)
+    ends = token == END
+    length = (search.at + 1).astype(jnp.float32)
+
+    may_end = ends & (jnp.arange(2 * beams) < beams)[None] & ~search.done[:, None]
+    ended = Answers(
+        tokens=tokens,
+        score=jnp.where(may_end, value / length, NEVER),
+        log_probability=value,
+        ended=may_end,
+        steps=search.found.steps,
+    )
+    found = _best(search.found, ended, beams)
+    done = search.done | (found.score[:, -1] >= value[:, 0] / (length + extra))
+
+    value, rank = jax.lax.top_k(jnp.where(ends, 2 * NEVER, value), beams)
+    beam = jnp.take_along_axis(beam, rank, axis=1)
+    return _Search(
+        at=search.at + 1,
+        tokens=jnp.take_along_axis(tokens, rank[:, :, None], axis=1),
+        log_probability=value,
+        cache=_reordered(cache, beam),
+        found=found,
+        done=done,
+    )
+
+
+def _reordered(cache: Cache, beam: Int[Array, "B K"]) -> Cache:
+    def pick(own: Float[Array, "Z B K M N H"]) -> Float[Array, "Z B K M N H"]:
+        return jnp.take_along_axis(own, beam[None, :, :, None, None, None], axis=2)
+
+    return cache.replace(self_key=pick(cache.self_key), self_value=pick(cache.self_value))
+
+
+def _best(first: Answers, second: Answers, beams: int) -> Answers:
+    """Keep the best of both; of equal ones, those of `first`."""
+    score, rank = jax.lax.top_k(jnp.concatenate([first.score, second.score], axis=1), beams)
+
+    def pick(a: Array, b: Array) -> Array:
+        both = jnp.concatenate([a, b], axis=1)
+        return jnp.take_along_axis(both, rank.reshape(*rank.shape, *(1,) * (both.ndim - 2)), axis=1)
+
+    return Answers(
+        tokens=pick(first.tokens, second.tokens),
+        score=score,
+        log_probability=pick(first.log_probability, second.log_probability),
+        ended=pick(first.ended, second.ended),
+        steps=first.steps,
+    )

@@ -1,0 +1,72 @@
+"""LoRA: a small trained product beside a frozen linear layer, put there without the model knowing.
+
+Source: Hu et al. 2021, with the conventions of `peft` (A uniform, B zero, result scaled by alpha / rank, dropout before
+A), so that adapters travel both ways.
+
+Dimensions: Z stacked blocks, D features in, E features out, R rank.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from calce_jax.models.layers import Key, Linear, dropout
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Rank, alpha (the product is scaled by alpha / rank), and dropout of the adapter's input."""
+
+    rank: int = 8
+    alpha: float = 8.0
+    drop: float = 0.05
+
+
+class LoraLinear(nnx.Module):
+    """A linear layer and its adapter; called like the linear layer it replaces."""
+
+    def __init__(self, base: Linear, config: LoraConfig, *, rngs: nnx.Rngs):
+        *stacked, features_in, features_out = base.kernel.shape
+        bound = features_in**-0.5
+        shape = (*stacked, features_in, config.rank)
+        self.base = base
+        self.a = nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
+        self.b = nnx.Param(jnp.zeros((*stacked, config.rank, features_out), jnp.float32))
+        self.scale, self.drop = config.alpha / config.rank, config.drop
+
+    def __call__(self, x: Float[Array, "... D"], *, key: Key = None) -> Float[Array, "... E"]:
+        """Return the frozen layer's result plus the adapter's."""
+        low = dropout(x, self.drop, key) @ self.a[...].astype(x.dtype)
+        return self.base(x) + low @ self.b[...].astype(x.dtype) * self.scale
+
+    def fused(self) -> Linear:
+        """Return one linear layer that computes the same (without dropout)."""
+        kernel = self.base.kernel[...]
+        product = self.a[...] @ self.b[...] * self.scale
+        self.base.kernel[...] = (kernel.astype(jnp.float32) + product).astype(kernel.dtype)
+        return self.base
+
+
+def attach(model: nnx.Module, config: LoraConfig, *, rngs: nnx.Rngs) -> None:
+    """Give every linear layer of `model`, stacked or not, an adapter; in place."""
+    for parent, name, layer in _children(model, Linear):
+        setattr(parent, name, LoraLinear(layer, config, rngs=rngs))
+
+
+def fuse(model: nnx.Module) -> None:
+    """Add every adapter into the layer it sits on, leaving a plain model; in place."""
+    for parent, name, layer in _children(model, LoraLinear):
+        setattr(parent, name, layer.fused())
+
+
+def _children(model: nnx.Module, kind: type) -> list[tuple[nnx.Module, str, nnx.Module]]:
+    return [
+        (module, name, child)
+        for _, module in nnx.iter_modules(model)
+        if not isinstance(module, LoraLinear) or kind is LoraLinear
+        for name, child in vars(module).items()
+        if type(child) is kind
+    ]
