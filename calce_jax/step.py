@@ -1,0 +1,145 @@
+"""The two programs that run on the device: one training step, one prediction.
+
+Each is compiled once. The prompt of a batch is as long as its longest sample needs, rounded up to one of a few lengths
+("buckets"); which one is decided on the device, by a switch between the same computation at each length, so the host
+never waits for the device in the middle of a step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from calce_jax.batch import Batch
+from calce_jax.generate import Answers, beam_search
+from calce_jax.models.calce import Calce, Reading, Selection
+from calce_jax.models.layers import Keys, Remat
+from calce_jax.training.state import TrainState, apply_gradients
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """What both programs need to know beside the model.
+
+    Fields:
+      selection: how key frames and captions are chosen.
+      buckets: prompt lengths in tokens, ascending. A prompt longer than the last is cut at the right, and counted.
+      remat: what the backward pass recomputes.
+      beams, answer_length: of the search; the length in tokens includes the end.
+    """
+
+    selection: Selection
+    buckets: tuple[int, ...]
+    remat: Remat = "none"
+    beams: int = 5
+    answer_length: int = 70
+
+    @property
+    def behaviour(self) -> Literal["default", "reference"]:
+        """The selection's: one switch for the whole run."""
+        return self.selection.behaviour
+
+
+@struct.dataclass
+class Prediction:
+    """What is brought back to the host for each sample of a batch."""
+
+    answers: Answers
+    reading: Reading
+    row: Int[Array, " B"]
+
+
+def at_bucket(buckets: tuple[int, ...], needed: Int[Array, " B"], run: Callable[[int], Any]) -> tuple[Any, Array]:
+    """Run `run(length)` at the smallest bucket that holds the longest prompt; also return that length."""
+    lengths = jnp.array(buckets, jnp.int32)
+    index = jnp.minimum((needed.max() > lengths).sum(), len(buckets) - 1)
+    branches = [lambda length=length: run(length) for length in buckets]
+    return jax.lax.switch(index, branches), lengths[index]
+
+
+def make_train_step(
+    graph: nnx.GraphDef,
+    config: StepConfig,
+    optimizer: optax.GradientTransformationExtraArgs,
+    learning_rate: Callable[[Int[Array, ""]], Float[Array, ""]],
+) -> Callable[[TrainState, nnx.State, Batch, PRNGKeyArray], tuple[TrainState, dict[str, Float[Array, ""]]]]:
+    """Build `step(state, frozen, batch, key) -> (state, metrics)`, to be jitted with `state` donated.
+
+    Args:
+      graph: the model's structure, from `calce.split`.
+      config: buckets, selection, remat.
+      optimizer: from `make_optimizer`.
+      learning_rate: of the micro-step.
+
+    Metrics are float32 scalars: loss, learning_rate, gradient_norm, tokens (of all prompts), padding (the share of
+    prompt positions that hold nothing), cut (prompts longer than the last bucket), key_frames (a sample).
+    """
+
+    def step(
+        state: TrainState, frozen: nnx.State, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        keys = Keys(jax.random.fold_in(key, state.step))
+        model: Calce = nnx.merge(graph, state.trainable, frozen)
+        seen = model.see(batch.frames)
+        reading = model.read(seen, batch, config.selection, key=keys())
+        count = jnp.maximum(batch.valid.sum(), 1).astype(jnp.float32)
+        loss_key = keys()
+
+        def run(length: int) -> tuple[Array, nnx.State]:
+            def mean_loss(trainable: nnx.State) -> Float[Array, ""]:
+                model: Calce = nnx.merge(graph, trainable, frozen)
+                each = model.loss(
+                    seen,
+                    batch,
+                    reading,
+                    length,
+                    key=loss_key,
+                    remat=config.remat,
+                    behaviour=config.behaviour,
+                )
+                return jnp.where(batch.valid, each, 0.0).sum() / count
+
+            return jax.value_and_grad(mean_loss)(state.trainable)
+
+        # The gradient is taken inside the switch: taken outside, every bucket's residuals would be kept.
+        (loss, gradients), length = at_bucket(config.buckets, reading.needed, run)
+        rate = learning_rate(state.step)
+        tokens = jnp.minimum(reading.needed, length).sum().astype(jnp.float32)
+        metrics = {
+            "loss": loss,
+            "learning_rate": rate,
+            "gradient_norm": optax.global_norm(gradients),
+            "tokens": tokens,
+            "padding": 1.0 - tokens / (length * reading.needed.shape[0]).astype(jnp.float32),
+            "cut": (reading.needed > length).sum().astype(jnp.float32),
+            "key_frames": (reading.plan.key & reading.plan.kept).sum().astype(jnp.float32) / count,
+        }
+        return apply_gradients(state, gradients, optimizer, rate), metrics
+
+    return step
+
+
+def make_predict(graph: nnx.GraphDef, config: StepConfig) -> Callable[[nnx.State, nnx.State, Batch], Prediction]:
+    """Build `predict(trainable, frozen, batch) -> Prediction`, to be jitted. Nothing in it is random."""
+
+    def predict(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> Prediction:
+        model: Calce = nnx.merge(graph, trainable, frozen)
+        seen = model.see(batch.frames)
+        reading = model.read(seen, batch, config.selection)
+
+        def run(length: int) -> Answers:
+            x, mask = model.embed(seen, batch, reading, length)
+            memory = model.t5.encode(x, mask)
+            return beam_search(
+                model.t5, memory, mask, beams=config.beams, length=config.answer_length, behaviour=config.behaviour
+            )
+
+        answers, _ = at_bucket(config.buckets, reading.needed, run)
+        return Prediction(answers=answers, reading=reading, row=batch.row)
+
+    return predict
