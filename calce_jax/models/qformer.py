@@ -1,0 +1,214 @@
+"""The Q-Former: learned queries read a frame; its BERT half embeds sentences.
+
+Source: BLIP-2 (Li et al. 2023). A post-norm BERT in which every second layer also looks at the frame. Both paths share
+self-attention and the embedding norm; each has a feed-forward of its own. CALCE needs no pooler and no language head.
+
+Dimensions: F frames, P image tokens of a frame, I image width, Q queries, S sentences, U tokens of a sentence, D width;
+in attention B frames or sentences, L tokens that look, M tokens looked at.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from calce_jax.models.attention import attention, join_heads, split_heads
+from calce_jax.models.layers import Key, Keys, LayerNorm, Linear, Remat, dropout, scan, stack
+
+PAD = 0  # BERT's id of [PAD]
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """Sizes. The first of every `cross_every` layers looks at image tokens of `image_width`."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    queries: int
+    image_width: int
+    cross_every: int = 2
+    vocab: int = 30522
+    positions: int = 512
+    drop: float = 0.1
+    eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} cannot be cut into {self.heads} heads")
+
+    @property
+    def crosses(self) -> int:
+        """Layers that look at the frame."""
+        return -(-self.depth // self.cross_every)
+
+    @staticmethod
+    def bert_base(image_width: int = 1408) -> "QFormerConfig":
+        """BLIP-2's: BERT-base with 32 queries."""
+        return QFormerConfig(width=768, depth=12, heads=12, mlp_width=3072, queries=32, image_width=image_width)
+
+    @staticmethod
+    def tiny(vocab: int, image_width: int = 64) -> "QFormerConfig":
+        """A size for tests and the demo."""
+        return QFormerConfig(width=64, depth=4, heads=4, mlp_width=128, queries=8, image_width=image_width, vocab=vocab)
+
+
+class BertAttention(nnx.Module):
+    """Attention with its residual and the norm after it."""
+
+    def __init__(self, config: QFormerConfig, memory_width: int, *, rngs: nnx.Rngs):
+        self.q = Linear(config.width, config.width, rngs=rngs)
+        self.k = Linear(memory_width, config.width, rngs=rngs)
+        self.v = Linear(memory_width, config.width, rngs=rngs)
+        self.o = Linear(config.width, config.width, rngs=rngs)
+        self.norm = LayerNorm(config.width, eps=config.eps)
+        self.heads, self.drop = config.heads, config.drop
+        self.scale = (config.width // config.heads) ** -0.5
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        memory: Float[Array, "B M I"],
+        keys: Keys,
+        *,
+        mask: Bool[Array, "B 1 M"] | None = None,
+    ) -> Float[Array, "B L D"]:
+        """Let `x` look at `memory`."""
+        query = split_heads(self.q(x), self.heads)
+        key, value = split_heads(self.k(memory), self.heads), split_heads(self.v(memory), self.heads)
+        seen = attention(query, key, value, scale=self.scale, mask=mask, drop=self.drop, drop_key=keys())
+        return self.norm(x + dropout(self.o(join_heads(seen)), self.drop, keys()))
+
+
+class BertMlp(nnx.Module):
+    """Feed-forward with the erf GELU, its residual and the norm after it."""
+
+    def __init__(self, config: QFormerConfig, *, rngs: nnx.Rngs):
+        self.wi = Linear(config.width, config.mlp_width, rngs=rngs)
+        self.wo = Linear(config.mlp_width, config.width, rngs=rngs)
+        self.norm = LayerNorm(config.width, eps=config.eps)
+        self.drop = config.drop
+
+    def __call__(self, x: Float[Array, "B L D"], keys: Keys) -> Float[Array, "B L D"]:
+        """Widen, bend, narrow."""
+        y = self.wo(jax.nn.gelu(self.wi(x), approximate=False))
+        return self.norm(x + dropout(y, self.drop, keys()))
+
+
+class QFormerBlock(nnx.Module):
+    """What every layer has: self-attention, and a feed-forward for each path."""
+
+    def __init__(self, config: QFormerConfig, *, rngs: nnx.Rngs):
+        self.attention = BertAttention(config, config.width, rngs=rngs)
+        self.query_mlp = BertMlp(config, rngs=rngs)
+        self.text_mlp = BertMlp(config, rngs=rngs)
+
+
+class QFormer(nnx.Module):
+    """Queries that read frames (`visual`), and BERT (`text`).
+
+    The layers and the looks at the frame are two stacks, of `depth` and of `crosses`: the text path scans one, the
+    visual path scans both, group by group.
+    """
+
+    def __init__(self, config: QFormerConfig, *, rngs: nnx.Rngs):
+        def normal(*shape: int) -> Float[Array, "size D"]:
+            return 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
+
+        self.queries = nnx.Param(normal(config.queries, config.width))
+        self.words = nnx.Param(normal(config.vocab, config.width))
+        self.positions = nnx.Param(normal(config.positions, config.width))
+        self.embedding_norm = LayerNorm(config.width, eps=config.eps)
+        self.blocks = stack(lambda rngs: QFormerBlock(config, rngs=rngs), config.depth, rngs)
+        self.cross = stack(lambda rngs: BertAttention(config, config.image_width, rngs=rngs), config.crosses, rngs)
+        self.config = config
+
+    def visual(
+        self, image_tokens: Float[Array, "F P I"], *, key: Key = None, remat: Remat = "none"
+    ) -> Float[Array, "F Q D"]:
+        """Return what the queries read in each frame, in the dtype of the tokens.
+
+        Args:
+          image_tokens: a frame's tokens after `ln_vision`; all of them are looked at.
+          key: for dropout; without it nothing drops.
+          remat: what the backward pass keeps of each group of layers.
+        """
+        return self._read(image_tokens, key, remat, collect=False)[0]
+
+    def visual_hidden(self, image_tokens: Float[Array, "F P I"]) -> Float[Array, "K F Q D"]:
+        """Return the normed queries and what each of the K - 1 layers makes of them, for comparing two models."""
+        return jnp.concatenate(self._read(image_tokens, None, "none", collect=True)[1])
+
+    def text(self, ids: Int[Array, "S U"], *, dtype: DTypeLike = jnp.float32, key: Key = None) -> Float[Array, "S U D"]:
+        """Return BERT's last hidden states, computed in `dtype`.
+
+        Args:
+          ids: WordPiece ids from [CLS] to [SEP], then 0; how many zeros does not matter. States at zeros mean nothing.
+          dtype: to compute in; there are no activations yet that could tell.
+          key: for dropout; without it nothing drops.
+
+        Raises:
+          ValueError: if the sentences are longer than the position table.
+        """
+        if ids.shape[1] > self.config.positions:
+            raise ValueError(f"{ids.shape[1]} tokens, but only {self.config.positions} positions; cut the sentences")
+        keys, mask = Keys(key), (ids != PAD)[:, None]
+        places = self.positions[...][: ids.shape[1]].astype(dtype)
+        x = self.embedding_norm(jnp.take(self.words[...], ids, axis=0).astype(dtype) + places[None])
+
+        def body(block: QFormerBlock, x: Array, _: None, key: Key) -> tuple[Array, None]:
+            keys = Keys(key)
+            return block.text_mlp(block.attention(x, x, keys, mask=mask), keys), None
+
+        return scan(self.blocks, body, dropout(x, self.config.drop, keys()), key=keys())[0]
+
+    def text_cls(
+        self, ids: Int[Array, "S U"], *, dtype: DTypeLike = jnp.float32, key: Key = None
+    ) -> Float[Array, "S D"]:
+        """Return each sentence's state at [CLS], not pooled."""
+        return self.text(ids, dtype=dtype, key=key)[:, 0]
+
+    def _read(
+        self, image: Float[Array, "F P I"], key: Key, remat: Remat, *, collect: bool
+    ) -> tuple[Float[Array, "F Q D"], list[Array]]:
+        """Run the visual path: the whole groups of layers in one scan, then what is left over as a shorter group."""
+        keys, every = Keys(key), self.config.cross_every
+        whole, left = divmod(self.config.depth, every)
+        graph, layers = nnx.split(self.blocks)
+        cross_graph, crosses = nnx.split(self.cross)
+
+        def group(cross: BertAttention, x: Array, layers: nnx.State, key: Key) -> tuple[Array, Array | None]:
+            keys, after = Keys(key), []
+            for number in range(jax.tree.leaves(layers)[0].shape[0]):
+                block = nnx.merge(graph, _rows(layers, number))
+                x = block.attention(x, x, keys)
+                x = cross(x, image, keys) if number == 0 else x
+                x = block.query_mlp(x, keys)
+                after.append(x)
+            return x, jnp.stack(after) if collect else None
+
+        queries = self.embedding_norm(self.queries[...].astype(image.dtype))
+        x = jnp.broadcast_to(queries[None], (image.shape[0], *queries.shape))
+        x = dropout(x, self.config.drop, keys())
+        states = [x[None]]
+        for start, groups, size in ((0, whole, every), (whole, 1, left)):
+            if groups * size == 0:
+                continue
+            looks = nnx.merge(cross_graph, _rows(crosses, slice(start, start + groups)))
+            first = start * every
+            members = jax.tree.map(
+                lambda p, groups=groups, size=size: p.reshape(groups, size, *p.shape[1:]),
+                _rows(layers, slice(first, first + groups * size)),
+            )
+            x, after = scan(looks, group, x, members, key=keys(), remat=remat)
+            if collect:
+                states.append(after.reshape(-1, *x.shape))
+        return x, states
+
+
+def _rows(stacked: nnx.State, rows: int | slice) -> nnx.State:
+    return jax.tree.map(lambda p: p[rows], stacked)

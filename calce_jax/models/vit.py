@@ -1,0 +1,161 @@
+"""The vision transformer that looks at frames one by one.
+
+Source: EVA (Fang et al. 2022), as BLIP-2 uses it: pre-norm blocks, a class token in front, learned positions, biases on
+queries and values but not on keys, the exact (erf) GELU, and no norm after the last block.
+
+Dimensions: F frames, H W pixels, P patches, S = 1 + P tokens of a frame, D width, Z blocks.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, UInt8
+
+from calce_jax.models.attention import attention, join_heads, split_heads
+from calce_jax.models.layers import Key, LayerNorm, Linear, Remat, along_last, scan, stack
+
+# The mean and spread of CLIP's training images, red, green, blue.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class VitConfig:
+    """Sizes. `image_size` and `patch` in pixels; `width` of the stream, `mlp_width` between the two linear layers."""
+
+    image_size: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch:
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch {self.patch}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} cannot be cut into {self.heads} heads")
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a frame."""
+        return self.image_size // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a frame: the class token and the patches."""
+        return 1 + self.grid**2
+
+    @staticmethod
+    def eva_g() -> "VitConfig":
+        """EVA-ViT-g/14 without its last block, BLIP-2's eye: 986 M parameters."""
+        return VitConfig(image_size=224, patch=14, width=1408, depth=39, heads=16, mlp_width=6144)
+
+    @staticmethod
+    def small() -> "VitConfig":
+        """About ViT-S/16: 22 M parameters; a laptop trains it."""
+        return VitConfig(image_size=224, patch=16, width=384, depth=12, heads=6, mlp_width=1536)
+
+    @staticmethod
+    def tiny() -> "VitConfig":
+        """A size for tests and the demo."""
+        return VitConfig(image_size=56, patch=8, width=64, depth=4, heads=4, mlp_width=256)
+
+
+class VitAttention(nnx.Module):
+    """Self-attention over the tokens of one frame. A bias on the keys would cancel in the softmax, so there is none."""
+
+    def __init__(self, config: VitConfig, *, rngs: nnx.Rngs):
+        self.q = Linear(config.width, config.width, rngs=rngs)
+        self.k = Linear(config.width, config.width, bias=False, rngs=rngs)
+        self.v = Linear(config.width, config.width, rngs=rngs)
+        self.o = Linear(config.width, config.width, rngs=rngs)
+        self.heads, self.scale = config.heads, (config.width // config.heads) ** -0.5
+
+    def __call__(self, x: Float[Array, "F S D"]) -> Float[Array, "F S D"]:
+        """Let every token look at every token of its frame."""
+        query, key, value = (split_heads(project(x), self.heads) for project in (self.q, self.k, self.v))
+        return self.o(join_heads(attention(query, key, value, scale=self.scale)))
+
+
+class VitMlp(nnx.Module):
+    """Feed-forward with the erf GELU."""
+
+    def __init__(self, config: VitConfig, *, rngs: nnx.Rngs):
+        self.wi = Linear(config.width, config.mlp_width, rngs=rngs)
+        self.wo = Linear(config.mlp_width, config.width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "F S D"]) -> Float[Array, "F S D"]:
+        """Widen, bend, narrow."""
+        return self.wo(jax.nn.gelu(self.wi(x), approximate=False))
+
+
+class VitBlock(nnx.Module):
+    """Self-attention, then feed-forward; norms before, residuals around."""
+
+    def __init__(self, config: VitConfig, *, rngs: nnx.Rngs):
+        self.attention_norm = LayerNorm(config.width, eps=config.eps)
+        self.attention = VitAttention(config, rngs=rngs)
+        self.mlp_norm = LayerNorm(config.width, eps=config.eps)
+        self.mlp = VitMlp(config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "F S D"]) -> Float[Array, "F S D"]:
+        """Return the stream after this block."""
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Vit(nnx.Module):
+    """Frames to tokens. It computes in the dtype of the frames; nothing in it drops, since CALCE never trains it."""
+
+    def __init__(self, config: VitConfig, *, rngs: nnx.Rngs):
+        self.patches = Linear(3 * config.patch**2, config.width, rngs=rngs)
+        self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.width,), jnp.float32))
+        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.tokens, config.width), jnp.float32))
+        self.blocks = stack(lambda rngs: VitBlock(config, rngs=rngs), config.depth, rngs)
+        self.config = config
+
+    def __call__(self, frames: Float[Array, "F H W 3"], *, remat: Remat = "none") -> Float[Array, "F S D"]:
+        """Return the tokens of each normalised frame, the class token first.
+
+        Raises:
+          ValueError: if the frames are not of the size the positions were made for.
+        """
+
+        def body(block: VitBlock, x: Array, _: None, key: Key) -> tuple[Array, None]:
+            return block(x), None
+
+        return scan(self.blocks, body, self.embed(frames), remat=remat)[0]
+
+    def block_outputs(self, frames: Float[Array, "F H W 3"]) -> Float[Array, "Z F S D"]:
+        """Return what every block hands on, for comparing two models block by block."""
+
+        def body(block: VitBlock, x: Array, _: None, key: Key) -> tuple[Array, Array]:
+            x = block(x)
+            return x, x
+
+        return scan(self.blocks, body, self.embed(frames))[1]
+
+    def embed(self, frames: Float[Array, "F H W 3"]) -> Float[Array, "F S D"]:
+        """Cut frames into patches, project them, put the class token in front and add positions."""
+        side, patch, grid = self.config.image_size, self.config.patch, self.config.grid
+        if frames.shape[1:] != (side, side, 3):
+            raise ValueError(
+                f"frames of shape {frames.shape} for a model of {side} x {side} pixels; "
+                "resize the frames, or convert the weights for another image_size"
+            )
+        count, width = frames.shape[0], self.config.width
+        squares = frames.reshape(count, grid, patch, grid, patch, 3).swapaxes(2, 3).reshape(count, grid**2, -1)
+        first = jnp.broadcast_to(along_last(self.class_token[...].astype(frames.dtype), 3), (count, 1, width))
+        return jnp.concatenate([first, self.patches(squares)], axis=1) + self.positions[...].astype(frames.dtype)[None]
+
+
+def normalise(frames: UInt8[Array, "*frames 3"], dtype: DTypeLike = jnp.float32) -> Float[Array, "*frames 3"]:
+    """Scale 0..255 pixels to 0..1, subtract CLIP's mean and divide by its spread, in float32; return `dtype`."""
+    scaled = frames.astype(jnp.float32) / 255.0
+    mean, std = (along_last(jnp.asarray(of, jnp.float32), frames.ndim) for of in (MEAN, STD))
+    return ((scaled - mean) / std).astype(dtype)
