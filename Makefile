@@ -1,0 +1,42 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both share one virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUNS ?= runs
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: demo test check format base clean help
+
+help:  ## What can be made.
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/core  ## Set up, then: make videos, train both stages, score them, write runs/demo/report.html.
+	$(BIN)/python launch/demo.py --out=$(RUNS)/demo
+
+test: $(VENV)/dev  ## Set up, then run every test.
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(VENV)/dev  ## Lint, format, types and the tests: before each commit.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+format: $(VENV)/dev  ## Let ruff format and mend.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+base: $(VENV)/core  ## Make the tiny base checkpoint anew (data/base/); takes about an hour on 2 cores.
+	$(BIN)/python launch/make_base.py --out=data/base
+
+$(VENV)/core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,oracle]'
+	touch $@
+
+clean:  ## Remove runs and caches; the environment stays.
+	rm -rf $(RUNS) .pytest_cache .ruff_cache build *.egg-info
