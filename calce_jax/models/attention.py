@@ -30,13 +30,15 @@ def attention(
       mask: True where a key may be looked at. A row with no such key gives the mean of all values: finite, and unused.
       drop, drop_key: dropout on the attention weights.
     """
-    scores = jnp.einsum("bqnh,blnh->bnql", query, key, preferred_element_type=jnp.float32) * scale
+    # Heads before positions: the layout in which every backend has a fast batched product.
+    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    scores = jnp.einsum("bnqh,bnlh->bnql", query, key, preferred_element_type=jnp.float32) * scale
     if bias is not None:
         scores = scores + bias.astype(jnp.float32)
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = dropout(jax.nn.softmax(scores, axis=-1), drop, drop_key).astype(value.dtype)
-    return jnp.einsum("bnql,blnh->bqnh", weights, value)
+    return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, value), 1, 2)
 
 
 def split_heads(x: Float[Array, "B L D"], heads: int) -> Float[Array, "B L N H"]:

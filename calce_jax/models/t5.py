@@ -15,7 +15,7 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.models.attention import attention, join_heads, split_heads
-from calce_jax.models.layers import Key, Keys, Linear, Remat, RMSNorm, dropout, scan, stack
+from calce_jax.models.layers import Key, Keys, Linear, Remat, RMSNorm, dropout, gelu, scan, stack
 
 BUCKETS, FARTHEST = 32, 128
 
@@ -125,7 +125,7 @@ class T5Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "B L D"], keys: Keys) -> Float[Array, "B L D"]:
         """Widen, gate, narrow."""
-        gated = jax.nn.gelu(self.wi_0(x, key=keys()), approximate=False) * self.wi_1(x, key=keys())
+        gated = gelu(self.wi_0(x, key=keys())) * self.wi_1(x, key=keys())
         return self.wo(dropout(gated, self.drop, keys()), key=keys())
 
 
