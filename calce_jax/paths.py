@@ -1,0 +1,30 @@
+"""Names for the leaves of a pytree: "t5/encoder/blocks/attention/q/a".
+
+Checkpoints, partition rules and weight decay all go by these names, whatever containers the leaves sit in.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+
+def path_of(keys: tuple[Any, ...]) -> tuple[str, ...]:
+    """Turn jax's key path into plain strings, without the last step into an `nnx.Variable`."""
+    parts = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
+    in_variable = bool(keys) and isinstance(keys[-1], jax.tree_util.GetAttrKey) and parts[-1] == "value"
+    return parts[:-1] if in_variable else parts
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Return the leaves by name, in the tree's order."""
+    return {"/".join(path_of(keys)): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def with_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
+    """Return a tree of the same structure whose leaves are those of that name in `leaves`.
+
+    Raises:
+      KeyError: a name of the tree is missing.
+    """
+    return jax.tree_util.tree_map_with_path(lambda keys, _: leaves["/".join(path_of(keys))], tree)

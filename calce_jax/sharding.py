@@ -1,0 +1,144 @@
+"""Where arrays live: the meshes by name, the rules from a parameter's name to its partition, and what follows from them.
+
+A mesh has three axes. `data` and `fsdp` both split the batch; `fsdp` also splits the parameters, which are gathered
+where they are used; `tensor` splits the width of single layers.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from calce_jax.paths import named_leaves, with_leaves
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+# Devices along each axis; -1 stands for all that are left.
+MESHES: dict[str, tuple[int, int, int]] = {
+    "single": (1, 1, 1),
+    "a100x4": (1, 4, 1),
+    "tpu": (-1, 4, 1),
+}
+
+Rules = Sequence[tuple[str, P]]
+
+# The first pattern found in a parameter's name decides. A partition speaks of the last axes, so the leading depth axis
+# of stacked blocks is never split. Adapters follow the kernel they adapt: `a` its input, `b` its output.
+_IN = r"(q|k|v|wi|wi_0|wi_1|lm_head|patches)"
+_OUT = r"(o|wo|t5_proj|query_proj)"
+RULES: Rules = (
+    (r"(^|/)(bias|scale)$", P()),
+    (rf"(^|/){_IN}(/base)?/kernel$", P("fsdp", "tensor")),
+    (rf"(^|/){_OUT}(/base)?/kernel$", P("tensor", "fsdp")),
+    (rf"(^|/){_IN}/a$", P("fsdp", None)),
+    (rf"(^|/){_IN}/b$", P(None, "tensor")),
+    (rf"(^|/){_OUT}/a$", P("tensor", None)),
+    (rf"(^|/){_OUT}/b$", P(None, "fsdp")),
+    (r"(^|/)relative_bias/embedding$", P()),
+    # Vocabularies need not divide by the devices (BERT's 30522 does not); widths do.
+    (r"(^|/)(shared/embedding|words)$", P(None, "fsdp")),
+    (r"(^|/)(class_token|positions|queries)$", P()),
+)
+
+# Arrays up to this many elements stay whole where an axis does not divide: the biases of the world, and tiny models.
+WHOLE_UP_TO = 2**16
+
+
+class ShardingError(ValueError):
+    """Parameters or a batch cannot be laid out on the mesh."""
+
+
+def make_mesh(name: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Make one of `MESHES` from the first devices that it needs.
+
+    Raises:
+      ShardingError: the name is unknown, or there are too few devices.
+    """
+    if name not in MESHES:
+        raise ShardingError(f"config.mesh: {name!r} is none of {', '.join(MESHES)}")
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = MESHES[name]
+    fixed = int(np.prod([size for size in sizes if size > 0]))
+    if len(devices) < fixed:
+        raise ShardingError(
+            f"config.mesh: {name!r} needs {fixed} devices and {len(devices)} {devices[0].platform} device(s) are here; "
+            "choose another mesh (--config.mesh=single)"
+        )
+    sizes = tuple(size if size > 0 else len(devices) // fixed for size in sizes)
+    needed = int(np.prod(sizes))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
+
+
+def shard_params(abstract: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """Say where every leaf of a pytree lives.
+
+    Args:
+      abstract: parameters, or anything that holds parameters under the same names (an optimizer's state); arrays or
+        `jax.ShapeDtypeStruct`s. Scalars are replicated.
+      mesh: from `make_mesh`.
+      rules: in order of precedence.
+
+    Returns:
+      A pytree of `NamedSharding` of the same structure.
+
+    Raises:
+      ShardingError: lists every name without a rule, and every large array that an axis does not divide.
+    """
+    wrong: list[str] = []
+    shardings = {}
+    for name, leaf in named_leaves(abstract).items():
+        spec = P() if not leaf.shape else next((spec for pattern, spec in rules if re.search(pattern, name)), None)
+        if spec is None:
+            wrong.append(f"{name} {tuple(leaf.shape)}: no rule matches")
+            continue
+        spec = P(*(None,) * (len(leaf.shape) - len(spec)), *spec)
+        uneven = [
+            f"axis {axis} of {size} does not divide into {mesh.shape[part]} ({part})"
+            for axis, (size, part) in enumerate(zip(leaf.shape, spec, strict=True))
+            if part is not None and size % mesh.shape[part]
+        ]
+        if uneven and leaf.size > WHOLE_UP_TO:
+            wrong.append(f"{name} {tuple(leaf.shape)}: {', '.join(uneven)}")
+        shardings[name] = NamedSharding(mesh, P() if uneven else spec)
+    if wrong:
+        raise ShardingError("cannot lay out parameters on the mesh:\n  " + "\n  ".join(wrong))
+    return with_leaves(abstract, shardings)
+
+
+def abstract_like(tree: Any, shardings: Any) -> Any:
+    """Return the `jax.ShapeDtypeStruct`s of a pytree with the given shardings, to restore into."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Move a host batch to the devices, its first axis split over `data` and `fsdp`.
+
+    With several hosts, each gives its own rows.
+
+    Raises:
+      ShardingError: the rows do not divide by the devices that split them.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
+    if rows % parts:
+        raise ShardingError(
+            f"config.data.batch: {rows} videos do not divide by the {parts} devices that split a batch; "
+            f"make it a multiple of {parts}, or choose another config.mesh"
+        )
+    sharding = NamedSharding(mesh, P(BATCH))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def constrain_batch(x: Any) -> Any:
+    """Keep activations split by their first axis; without a mesh (`jax.set_mesh`), do nothing.
+
+    In a trial XLA gave up splitting the batch deep inside the towers unless told so.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, P(BATCH)), x)

@@ -1,0 +1,275 @@
+"""What describes a run: frozen dataclasses, and the check that turns plain values into them.
+
+Every field carries its type, and where they matter its allowed values or its range. `validate` reads those, so that a
+wrong value is answered with the field's name and what would be right, all wrong fields at once.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from calce_jax.sharding import MESHES
+
+Behaviour = Literal["default", "reference"]
+Dataset = Literal["qvh", "charades", "shapes"]
+Size = Literal["full", "full_xxl", "small", "tiny"]
+
+
+class ConfigError(ValueError):
+    """A field of a config is wrong; the message names every such field."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Bounds of a number, both included."""
+
+    low: float
+    high: float = float("inf")
+
+    def __str__(self):
+        return f"at least {self.low:g}" if self.high == float("inf") else f"from {self.low:g} to {self.high:g}"
+
+
+Count = Annotated[int, Range(1)]
+Fraction = Annotated[float, Range(0, 1)]
+Rate = Annotated[float, Range(0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which queries about which videos, and how many at a time."""
+
+    dataset: Dataset
+    directory: str  # what `launch/prepare.py --out` wrote
+    train_split: str
+    eval_split: str
+    frames: Annotated[int, Range(2)]  # a video
+    captions: Count  # most captions of a video that enter a batch
+    batch: Count  # videos in a micro-step, over all devices
+    eval_batch: Count
+    workers: Annotated[int, Range(0)]  # processes that read; 0 reads in this one
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The named size of all towers, and the precision they compute in."""
+
+    size: Size
+    frozen_dtype: Literal["float32", "bfloat16"]
+    compute_dtype: Literal["float32", "bfloat16"]
+    remat: Literal["none", "dots", "full"]
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyframesConfig:
+    """Which frames keep full detail."""
+
+    mode: Literal["cluster", "information", "interval", "none"]
+    clusters: Count
+    bias1: Annotated[int, Range(0)]  # frames by which the borders of clusters are dilated
+    bias2: Annotated[int, Range(0)]  # stage 2: frames by which the elected frames are dilated; 0 in stage 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """The adapters on T5's linears; their output is scaled by alpha / rank."""
+
+    rank: Count
+    alpha: Annotated[float, Range(0)]
+    dropout: Fraction
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate, see `calce_jax.training.schedule`."""
+
+    epochs: Count
+    peak: Rate
+    floor: Rate
+    warmup_from: Rate
+    warmup_steps: Annotated[int, Range(0)]  # micro-steps
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW."""
+
+    accumulate: Count  # micro-steps to one step of the optimizer
+    beta1: Fraction
+    beta2: Fraction
+    eps: Rate
+    weight_decay: Rate
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Tokenizers, and the lengths that are compiled for."""
+
+    t5_tokenizer: str  # a directory
+    bert_tokenizer: str  # a directory
+    buckets: tuple[int, ...]  # encoder lengths in tokens, ascending; a batch takes the first that holds it
+    answer_tokens: Count  # length of the labels
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """How moments are written and ordered at evaluation."""
+
+    beams: Count
+    rank: Literal["given", "longest", "score"]
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsConfig:
+    """Where weights come from; an empty string where there is none."""
+
+    base: str  # a safetensors file with all weights of the model
+    start: str  # the workdir of another run, whose best trainables are taken (stage 2: that of stage 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """What the loop does besides stepping."""
+
+    log_every: Count  # micro-steps
+    eval_every: Count  # epochs
+    samples: Annotated[int, Range(0)]  # evaluated queries that are shown with their frames and windows
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One run of one stage."""
+
+    stage: Literal[1, 2]
+    behaviour: Behaviour  # "reference" does exactly as the original, its oversights included
+    seed: Annotated[int, Range(0, 2**32 - 1)]
+    mesh: str
+    data: DataConfig
+    model: ModelConfig
+    keyframes: KeyframesConfig
+    lora: LoraConfig
+    schedule: ScheduleConfig
+    optimizer: OptimizerConfig
+    text: TextConfig
+    generation: GenerationConfig
+    weights: WeightsConfig
+    loop: LoopConfig
+
+
+# These change neither the numbers of a run nor what its checkpoints hold, so a workdir goes on when they differ.
+HARMLESS = ("mesh", "data.directory", "data.eval_batch", "model.remat", "loop", "weights.start")
+
+
+def validate(config: Mapping[str, Any]) -> RunConfig:
+    """Check plain values and return them as a `RunConfig`.
+
+    Args:
+      config: nested mappings, such as a `ml_collections.ConfigDict` or parsed JSON (where tuples are lists).
+
+    Raises:
+      ConfigError: names each field that is missing, misspelt, of the wrong type or out of range, and what is allowed.
+    """
+    wrong: list[str] = []
+    run = _read(RunConfig, config, "config", wrong)
+    if not wrong:
+        wrong += _contradictions(run)
+    if wrong:
+        raise ConfigError("the config is wrong in " + f"{len(wrong)} place(s):\n  " + "\n  ".join(wrong))
+    return run
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """Return nested dicts of the config's values, for JSON and for `ml_collections`."""
+    return dataclasses.asdict(config)
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """List the fields, but for the harmless ones, in which two plain configs differ: "data.frames: 20 there, 40 here"."""
+    left, right = dict(_flat(there)), dict(_flat(here))
+    listed = []
+    for name in sorted(left | right):
+        harmless = any(name == field or name.startswith(field + ".") for field in HARMLESS)
+        a, b = (_show(side, name) for side in (left, right))
+        if a != b and not harmless:
+            listed.append(f"{name}: {a} there, {b} here")
+    return listed
+
+
+def _contradictions(run: RunConfig) -> Iterator[str]:
+    if run.mesh not in MESHES:
+        yield f"config.mesh: {run.mesh!r} is none of {', '.join(MESHES)}"
+    if run.keyframes.clusters > run.data.frames:
+        yield f"config.keyframes.clusters: {run.keyframes.clusters} exceeds the {run.data.frames} of config.data.frames"
+    if run.schedule.floor > run.schedule.peak:
+        yield f"config.schedule.floor: {run.schedule.floor} exceeds the {run.schedule.peak} of config.schedule.peak"
+    if not run.text.buckets or list(run.text.buckets) != sorted(set(run.text.buckets)) or run.text.buckets[0] < 1:
+        yield f"config.text.buckets: {run.text.buckets} should be one or more rising lengths"
+    if run.stage == 2 and run.keyframes.mode != "cluster":
+        yield f"config.keyframes.mode: {run.keyframes.mode!r} in stage 2, which only knows 'cluster'"
+    if run.stage == 1 and run.keyframes.bias2:
+        yield f"config.keyframes.bias2: {run.keyframes.bias2} in stage 1, which elects no frames; it should be 0"
+
+
+def _read(kind: Any, values: Any, name: str, wrong: list[str]) -> Any:
+    """Read one dataclass, noting what is wrong; the result is of use only where nothing was."""
+    if not hasattr(values, "items"):
+        wrong.append(f"{name}: {values!r} should be a group of fields")
+        return None
+    values = dict(values.items())
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for unknown in values.keys() - hints.keys():
+        near = difflib.get_close_matches(str(unknown), hints, n=1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        wrong.append(f"{name}.{unknown}: no such field; {guess}there are {', '.join(hints)}")
+    read = {}
+    for field, hint in hints.items():
+        here = f"{name}.{field}"
+        if field not in values:
+            wrong.append(f"{here}: missing; it should be {_expected(hint)}")
+        elif dataclasses.is_dataclass(hint):
+            read[field] = _read(hint, values[field], here, wrong)
+        else:
+            read[field] = _read_value(hint, values[field], here, wrong)
+    return None if wrong else kind(**read)
+
+
+def _read_value(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
+    kind, bounds = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint, None)
+    if kind == tuple[int, ...] and isinstance(value, list | tuple):
+        value = tuple(value)
+        fits = all(type(item) is int for item in value)
+    elif typing.get_origin(kind) is Literal:
+        fits = any(value == choice and type(value) is type(choice) for choice in typing.get_args(kind))
+    elif kind is float and type(value) is int:
+        value, fits = float(value), True
+    else:
+        fits = isinstance(kind, type) and type(value) is kind
+    if not fits or (bounds is not None and not bounds.low <= value <= bounds.high):
+        wrong.append(f"{name}: {value!r} should be {_expected(hint)}")
+    return value
+
+
+def _expected(hint: Any) -> str:
+    if typing.get_origin(hint) is Annotated:
+        kind, bounds = typing.get_args(hint)
+        return f"{_expected(kind)} {bounds}"
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    if isinstance(hint, types.GenericAlias):
+        return "a tuple of int"
+    return "a group of fields" if dataclasses.is_dataclass(hint) else f"a {hint.__name__}"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, list(value) if isinstance(value, tuple) else value
+
+
+def _show(config: Mapping[str, Any], name: str) -> str:
+    return repr(config[name]) if name in config else "nothing"

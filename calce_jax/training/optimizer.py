@@ -1,0 +1,52 @@
+"""AdamW as the original groups it, stepping once every few micro-steps."""
+
+import jax
+import optax
+
+from calce_jax.paths import path_of
+from calce_jax.training.config import OptimizerConfig
+from calce_jax.training.schedule import Behaviour
+
+EXEMPT = ("bias", "scale")
+
+
+def decays(path: tuple[str, ...]) -> bool:
+    """Tell whether a parameter decays: all do but biases and the scale of `ln_vision`."""
+    return path[-1] not in EXEMPT
+
+
+def make_optimizer(config: OptimizerConfig, behaviour: Behaviour = "default") -> optax.GradientTransformationExtraArgs:
+    """Build the optimizer; its `update` takes the micro-step's rate as the keyword `learning_rate`, a float32 scalar.
+
+    It returns zero updates but at every `config.accumulate`-th micro-step, whose rate then holds for all of them.
+    An epoch may end in between: the gradients gathered so far enter the next epoch's first step. They are averaged;
+    under "reference" they are summed, as the original does, which Adam's own scaling all but undoes.
+    """
+    adamw = optax.chain(
+        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, _decay_mask),
+        _scale_by_given_rate(),
+    )
+    inner = optax.with_extra_args_support(adamw)
+    if config.accumulate > 1:
+        steps = optax.MultiSteps(inner, config.accumulate, use_grad_mean=behaviour == "default")
+        inner = optax.GradientTransformationExtraArgs(steps.init, steps.update)
+
+    def update(gradients, state, params=None, **extra):
+        # optax mixes integer counters with floats and so needs the ordinary promotion rules.
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(gradients, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _decay_mask(params: optax.Params) -> optax.Params:
+    return jax.tree_util.tree_map_with_path(lambda keys, _: decays(path_of(keys)), params)
+
+
+def _scale_by_given_rate() -> optax.GradientTransformationExtraArgs:
+    def update(updates, state, params=None, *, learning_rate, **extra):
+        del params, extra
+        return jax.tree.map(lambda u: -learning_rate * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
