@@ -3,15 +3,20 @@
 B batch, T frames of a padded video, S slots for frames in the prompt (T in stage 1, T // 2 in stage 2).
 """
 
-import jax
+from typing import Literal
+
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
+from calce_jax.batch import Data
+
+Behaviour = Literal["default", "reference"]
+
 
 @struct.dataclass
 class Plan:
-    """Which frames go into the prompt and which of them in full.
+    """Which frames go into the prompt and which of them in full; of one video (no B) or of a batch.
 
     Slots are filled from the left in time order; the slots that are left over point to frame 0 and are not kept.
 
@@ -24,25 +29,31 @@ class Plan:
         looks here; always False under the default behaviour.
     """
 
-    index: Int[Array, "B S"]
-    kept: Bool[Array, "B S"]
-    key: Bool[Array, "B S"]
-    cluster: Int[Array, "B T"]
-    error: Bool[Array, " B"]
+    index: Int[Data, "*B S"]
+    kept: Bool[Data, "*B S"]
+    key: Bool[Data, "*B S"]
+    cluster: Int[Data, "*B T"]
+    error: Bool[Data, "*B"]
 
 
-def slots(key: Bool[Array, " T"], other: Bool[Array, " T"], size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Packs one sample's chosen frames, in time order, into `size` slots.
+def lay_out(
+    key: Bool[Array, " T"],
+    other: Bool[Array, " T"],
+    *,
+    slots: int,
+    cluster: Int[Array, " T"],
+    error: Bool[Array, ""],
+) -> Plan:
+    """Lay one video's chosen frames, in time order, into slots.
 
     Args:
       key: frames that are kept in full.
       other: frames that are kept compressed.
-      size: S; where more frames are chosen, the last ones find no slot.
-
-    Returns:
-      The `index` int32[S], `kept` bool[S] and `key` bool[S] of a plan.
+      slots: S; where more frames are chosen, the last ones find no slot.
+      cluster: handed through.
+      error: handed through.
     """
     chosen = key | other
-    index = jnp.nonzero(chosen, size=size, fill_value=0)[0].astype(jnp.int32)
-    kept = jnp.arange(size) < chosen.sum()
-    return index, kept, kept & key[index]
+    index = jnp.nonzero(chosen, size=slots, fill_value=0)[0].astype(jnp.int32)
+    kept = jnp.arange(slots) < chosen.sum()
+    return Plan(index=index, kept=kept, key=kept & key[index], cluster=cluster, error=error)
