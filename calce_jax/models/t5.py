@@ -61,10 +61,10 @@ class T5Config:
 class Cache:
     """What need not be computed again. The encoder's keys and values are kept once a sample, not once a beam."""
 
-    cross_key: Float[Array, "Z B L N H"]  # Z decoder blocks
-    cross_value: Float[Array, "Z B L N H"]
-    self_key: Float[Array, "Z B K M N H"]
-    self_value: Float[Array, "Z B K M N H"]
+    cross_key: Float[Array, "*Z B L N H"]  # Z decoder blocks; none for the slice of one
+    cross_value: Float[Array, "*Z B L N H"]
+    self_key: Float[Array, "*Z B K M N H"]
+    self_value: Float[Array, "*Z B K M N H"]
 
 
 class Embedding(nnx.Module):
