@@ -1,4 +1,4 @@
-"""Where arrays live: the meshes by name, the rules from a parameter's name to its partition, and what follows from them.
+"""Where arrays live: the meshes by name, the rules from a parameter's name to its partition, and what follows.
 
 A mesh has three axes. `data` and `fsdp` both split the batch; `fsdp` also splits the parameters, which are gathered
 where they are used; `tensor` splits the width of single layers.

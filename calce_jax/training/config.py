@@ -187,7 +187,7 @@ def plain(config: RunConfig) -> dict[str, Any]:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """List the fields, but for the harmless ones, in which two plain configs differ: "data.frames: 20 there, 40 here"."""
+    """List the fields in which two plain configs differ, but for the harmless ones: "seed: 1 there, 2 here"."""
     left, right = dict(_flat(there)), dict(_flat(here))
     listed = []
     for name in sorted(left | right):

@@ -1,0 +1,171 @@
+import shutil
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from calce_jax import checkpoints
+from calce_jax.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    file_hash,
+    load_params,
+    save_params,
+    starting_point,
+    steps_in,
+)
+from calce_jax.sharding import abstract_like, make_mesh, shard_params
+from calce_jax.training.state import TrainState
+
+RULES = (("kernel$", P("fsdp", None)), ("", P()))
+
+
+def make_iterator():
+    return iter(grain.MapDataset.range(32).shuffle(seed=1).to_iter_dataset())
+
+
+def make_state(step=3, rows=8, value=1.0):
+    params = {"t5_proj": {"kernel": jnp.full((rows, 4), value), "bias": jnp.arange(4.0)}}
+    return TrainState(jnp.int32(step), params, {"mu": params, "count": jnp.int32(step // 2)})
+
+
+def save(workdir, state, iterator=None, metrics=None, record=None):
+    kept = Checkpoints(workdir)
+    kept.save(state, iterator or make_iterator(), record or {"seed": 42}, metrics)
+    kept.close()
+
+
+def abstract(mesh="single", **changes):
+    state = jax.eval_shape(lambda: make_state(**changes))
+    return abstract_like(state, shard_params(state, make_mesh(mesh), RULES))
+
+
+def assert_equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+@pytest.mark.parametrize("mesh", ["single", "a100x4"])
+def test_restores_state_iterator_and_record_onto_any_mesh(tmp_path, mesh):
+    iterator = make_iterator()
+    seen = [next(iterator) for _ in range(5)]
+    save(tmp_path, make_state(), iterator, record={"config": {"stage": 1}})
+    rest = list(iterator)
+
+    kept, fresh = Checkpoints(tmp_path), make_iterator()
+    state = kept.restore(3, abstract(mesh), fresh)
+    assert_equal(state, make_state())
+    assert len(state.trainable["t5_proj"]["kernel"].sharding.device_set) == (4 if mesh == "a100x4" else 1)
+    assert list(fresh) == rest
+    assert len(seen) + len(rest) == 32
+    assert kept.record(3) == {"config": {"stage": 1}}
+    kept.close()
+
+
+def test_keeps_the_latest_and_the_best(tmp_path):
+    kept = Checkpoints(tmp_path)
+    for step, score in enumerate([50.0, 60.0, 60.0, 55.0, None], start=1):
+        kept.save(make_state(step), make_iterator(), {}, None if score is None else {"R1_avg": score})
+    kept.close()
+    assert steps_in(tmp_path) == [2, 5]
+    again = Checkpoints(tmp_path)
+    assert (again.latest, again.best) == (5, (2, 60.0))
+    again.save(make_state(6), make_iterator(), {}, {"R1_avg": 59.0})
+    again.close()
+    assert steps_in(tmp_path) == [2, 6]
+
+
+def test_a_step_saved_unevaluated_can_be_saved_again_with_its_metrics(tmp_path):
+    save(tmp_path, make_state(4))
+    save(tmp_path, make_state(4), metrics={"R1_avg": 1.0})
+    kept = Checkpoints(tmp_path)
+    assert kept.best == (4, 1.0)
+    kept.close()
+
+
+def test_trainables_alone(tmp_path):
+    save(tmp_path, make_state(value=7.0))
+    kept = Checkpoints(tmp_path)
+    assert_equal(kept.restore_trainable(3, abstract("a100x4").trainable), make_state(value=7.0).trainable)
+    kept.close()
+
+
+def test_another_size_lists_every_shape(tmp_path):
+    save(tmp_path, make_state(rows=8))
+    kept = Checkpoints(tmp_path)
+    with pytest.raises(CheckpointError, match="another size") as raised:
+        kept.restore(3, abstract(rows=16), make_iterator())
+    assert "trainable/t5_proj/kernel: (8, 4) there, (16, 4) here" in str(raised.value)
+    assert "opt_state/mu/t5_proj/kernel: (8, 4) there, (16, 4) here" in str(raised.value)
+    assert "bias" not in str(raised.value)
+    kept.close()
+
+
+def array_files(folder: Path):
+    return [path for path in folder.rglob("d/*") if path.is_file()]
+
+
+@pytest.mark.parametrize("harm", ["truncated", "without its arrays", "without its iterator"])
+def test_damage_is_named_with_a_remedy(tmp_path, harm):
+    save(tmp_path, make_state(2), metrics={"R1_avg": 9.0})
+    save(tmp_path, make_state(3))
+    folder = tmp_path / "checkpoints/3"
+    if harm == "truncated":
+        for path in array_files(folder):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        shutil.rmtree(folder / ("state" if harm == "without its arrays" else "iterator"))
+    kept = Checkpoints(tmp_path)
+    with pytest.raises(CheckpointError, match=r"checkpoints/3 cannot be read.*remove it to go on from step 2"):
+        kept.restore(3, abstract(), make_iterator())
+    assert_equal(kept.restore(2, abstract(), make_iterator()), make_state(2))
+    kept.close()
+
+
+def test_no_space(tmp_path, monkeypatch):
+    kept = Checkpoints(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(CheckpointError, match=r"no space left for .*checkpoints/3.*make room"):
+        kept.save(make_state(), make_iterator(), {})
+    assert steps_in(tmp_path) == []
+    kept.close()
+
+
+def test_resume_order(tmp_path):
+    mine, other, base = tmp_path / "mine", tmp_path / "other", tmp_path / "base.safetensors"
+    assert starting_point(mine).kind == "fresh"
+    save_params(base, {"a": jnp.ones(2)})
+    assert starting_point(mine, base=str(base)).kind == "base"
+    with pytest.raises(CheckpointError, match=r"config.weights.start.*other"):
+        starting_point(mine, given=str(other), base=str(base))
+    save(other, make_state())
+    assert starting_point(mine, given=str(other), base=str(base)) == checkpoints.Start("given", other)
+    save(mine, make_state())
+    assert starting_point(mine, given=str(other), base=str(base)) == checkpoints.Start("resumed", mine)
+    with pytest.raises(CheckpointError, match=r"config.weights.base.*nowhere"):
+        starting_point(tmp_path / "new", base="nowhere.safetensors")
+
+
+def test_params_file(tmp_path):
+    params = {"t5": {"a": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3)}, "ln": jnp.array([1.5])}
+    path = tmp_path / "weights/base.safetensors"
+    save_params(path, params, {"seed": "0"})
+    assert [file.name for file in path.parent.iterdir()] == ["base.safetensors"]
+    assert len(file_hash(path)) == 64
+    exact = load_params(path, jax.eval_shape(lambda: params))
+    assert exact["t5"]["a"].dtype == jnp.bfloat16
+    assert_equal(exact, params)
+    wide = load_params(path, jax.eval_shape(lambda: jax.tree.map(lambda a: a.astype(jnp.float32), params)))
+    assert wide["t5"]["a"].dtype == jnp.float32
+
+    with pytest.raises(CheckpointError, match=r"ln: \(1,\) there, \(2,\) here\n  new: absent there, \(3,\) here"):
+        load_params(path, {"t5": {"a": jnp.zeros((2, 3))}, "ln": jnp.zeros(2), "new": jnp.zeros(3)})
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match=r"base.safetensors cannot be read.*damaged"):
+        load_params(path, params)
+    with pytest.raises(CheckpointError, match=r"gone.safetensors cannot be read: it is missing"):
+        load_params(tmp_path / "gone.safetensors", params)
