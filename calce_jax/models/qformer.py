@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.models.attention import attention, join_heads, split_heads
-from calce_jax.models.layers import Key, Keys, LayerNorm, Linear, Remat, dropout, scan, stack
+from calce_jax.models.layers import Key, Keys, LayerNorm, Linear, Remat, dropout, gelu, scan, stack
 
 PAD = 0  # BERT's id of [PAD]
 
@@ -28,7 +28,7 @@ class QFormerConfig:
     width: int
     depth: int
     heads: int
-    mlp_width: int
+    ffn_width: int
     queries: int
     image_width: int
     cross_every: int = 2
@@ -49,12 +49,12 @@ class QFormerConfig:
     @staticmethod
     def bert_base(image_width: int = 1408) -> "QFormerConfig":
         """BLIP-2's: BERT-base with 32 queries."""
-        return QFormerConfig(width=768, depth=12, heads=12, mlp_width=3072, queries=32, image_width=image_width)
+        return QFormerConfig(width=768, depth=12, heads=12, ffn_width=3072, queries=32, image_width=image_width)
 
     @staticmethod
     def tiny(vocab: int, image_width: int = 64) -> "QFormerConfig":
         """A size for tests and the demo."""
-        return QFormerConfig(width=64, depth=4, heads=4, mlp_width=128, queries=8, image_width=image_width, vocab=vocab)
+        return QFormerConfig(width=64, depth=4, heads=4, ffn_width=128, queries=8, image_width=image_width, vocab=vocab)
 
 
 class BertAttention(nnx.Module):
@@ -88,14 +88,14 @@ class BertMlp(nnx.Module):
     """Feed-forward with the erf GELU, its residual and the norm after it."""
 
     def __init__(self, config: QFormerConfig, *, rngs: nnx.Rngs):
-        self.wi = Linear(config.width, config.mlp_width, rngs=rngs)
-        self.wo = Linear(config.mlp_width, config.width, rngs=rngs)
+        self.wi = Linear(config.width, config.ffn_width, rngs=rngs)
+        self.wo = Linear(config.ffn_width, config.width, rngs=rngs)
         self.norm = LayerNorm(config.width, eps=config.eps)
         self.drop = config.drop
 
     def __call__(self, x: Float[Array, "B L D"], keys: Keys) -> Float[Array, "B L D"]:
         """Widen, bend, narrow."""
-        y = self.wo(jax.nn.gelu(self.wi(x), approximate=False))
+        y = self.wo(gelu(self.wi(x)))
         return self.norm(x + dropout(y, self.drop, keys()))
 
 

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from calce_jax.models.attention import attention, join_heads, split_heads
-from calce_jax.models.layers import Key, LayerNorm, Linear, Remat, along_last, scan, stack
+from calce_jax.models.layers import Key, LayerNorm, Linear, Remat, along_last, gelu, scan, stack
 
 # The mean and spread of CLIP's training images, red, green, blue.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -91,7 +91,7 @@ class VitMlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "F S D"]) -> Float[Array, "F S D"]:
         """Widen, bend, narrow."""
-        return self.wo(jax.nn.gelu(self.wi(x), approximate=False))
+        return self.wo(gelu(self.wi(x)))
 
 
 class VitBlock(nnx.Module):
