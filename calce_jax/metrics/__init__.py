@@ -1,0 +1,10 @@
+"""Scores of predicted windows: the original's protocol and the official QVHighlights one.
+
+Only moment retrieval is scored (R1, mIoU, mAP). The highlight-detection scores of the QVHighlights release need
+saliency ratings, which this system does not predict, and are left out.
+"""
+
+from calce_jax.metrics.cases import Case, Matched, match
+from calce_jax.metrics.protocols import PROTOCOLS, evaluate, table
+
+__all__ = ["PROTOCOLS", "Case", "Matched", "evaluate", "match", "table"]
