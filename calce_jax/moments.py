@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from calce_jax.windows import RankBy, Status, Window, iou_matrix, parse_windows, rank
+from calce_jax.windows import RankBy, Seconds, Status, Window, iou_matrix, parse_windows, rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Moments:
 def moments(
     texts: Sequence[str],
     log_probabilities: Sequence[float],
-    duration: float,
+    duration: Seconds,
     *,
     by: RankBy,
     behaviour: Literal["default", "reference"] = "default",
