@@ -84,10 +84,15 @@ def by_query(cases: Sequence[Case]) -> list[Case]:
 
 def joined_by_query(cases: Sequence[Case]) -> list[Case]:
     """Return one case an id, with the windows of all its cases, predicted and true, one after the other."""
-    joined: dict[str | int, Case] = {}
+    grouped: dict[str | int, list[Case]] = {}
     for case in cases:
-        earlier = joined.get(case.qid)
-        if earlier:
-            case = Case(case.qid, [*earlier.predicted, *case.predicted], [*earlier.truth, *case.truth], case.malformed)
-        joined[case.qid] = case
-    return list(joined.values())
+        grouped.setdefault(case.qid, []).append(case)
+    return [
+        Case(
+            qid,
+            [window for case in group for window in case.predicted],
+            [window for case in group for window in case.truth],
+            malformed=group[-1].malformed,
+        )
+        for qid, group in grouped.items()
+    ]

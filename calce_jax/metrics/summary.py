@@ -1,4 +1,4 @@
-"""From overlaps and precisions of all queries to the numbers in a table: percent, rounded as the published scorers do."""
+"""From overlaps and precisions of all queries to the numbers of a table: percent, rounded as published."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -36,9 +36,8 @@ def mean_average_precision(cases: Sequence[Case], behaviour: Behaviour) -> dict[
     cases = joined_by_query(cases)
     precision = average_precision([case.predicted for case in cases], [case.truth for case in cases], behaviour)
     by_threshold = precision.mean(axis=0)
-    scores = {
-        str(threshold): percent(score) for threshold, score in zip(THRESHOLDS.tolist(), by_threshold, strict=True)
-    }
+    names = map(str, THRESHOLDS.tolist())
+    scores = {name: percent(score) for name, score in zip(names, by_threshold, strict=True)}
     return {**scores, "average": percent(by_threshold.mean())}
 
 
