@@ -85,8 +85,8 @@ def test_equals_torch_over_accumulated_steps(behaviour):
     divide = 1 if behaviour == "reference" else 2
     for i, (rate, gradient) in enumerate(zip(rates, gradients, strict=True)):
         for parameter, g in zip(pair, gradient, strict=True):
-            g = torch.tensor(g) / divide
-            parameter.grad = g if parameter.grad is None else parameter.grad + g
+            share = torch.tensor(g) / divide
+            parameter.grad = share if parameter.grad is None else parameter.grad + share
         if i % 2:
             for group in oracle.param_groups:
                 group["lr"] = rate

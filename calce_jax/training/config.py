@@ -26,8 +26,8 @@ class ConfigError(ValueError):
 class Range:
     """Bounds of a number, both included."""
 
-    low: float
-    high: float = float("inf")
+    low: int | float
+    high: int | float = float("inf")
 
     def __str__(self):
         return f"at least {self.low:g}" if self.high == float("inf") else f"from {self.low:g} to {self.high:g}"

@@ -23,8 +23,10 @@ if _PLACE not in sys.modules:
 
 from clu import metric_writers  # noqa: E402
 
+MetricWriter = metric_writers.MetricWriter
 
-class TensorBoardWriter(metric_writers.MetricWriter):
+
+class TensorBoardWriter(MetricWriter):
     """Writes event files; names such as "train/loss" are grouped by what stands before the slash."""
 
     def __init__(self, folder: Path):
@@ -85,7 +87,7 @@ metric_writers.SummaryWriter = TensorBoardWriter  # pyright: ignore[reportAttrib
 
 
 @contextmanager
-def open_writer(folder: Path) -> Iterator[metric_writers.MetricWriter]:
+def open_writer(folder: Path) -> Iterator[MetricWriter]:
     """Give a writer into `folder` that works in a thread of its own; on leaving, all is on disk."""
     writer = metric_writers.AsyncWriter(TensorBoardWriter(folder))
     try:

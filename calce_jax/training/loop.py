@@ -1,0 +1,272 @@
+"""The training loop: step, log, evaluate, save, stop.
+
+The host runs ahead of the device. What a step measures stays on the device until later steps are under way; only
+before a checkpoint does the host wait, because a state whose loss was not a number must not be saved.
+"""
+
+import resource
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from calce_jax.checkpoints import CRITERION, Checkpoints
+from calce_jax.training.state import TrainState
+from calce_jax.training.writer import MetricWriter
+
+# Steps whose measurements are left on the device at a log, so that reading the others does not wait.
+LAG = 2
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and why."""
+
+
+class _EvaluationStopped(BaseException):
+    """SIGTERM arrived during an evaluation. Not an `Exception`, so that no handler in between swallows it."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation brings back.
+
+    Fields:
+      metrics: by name ("R1@0.5"), with R1_avg, which decides which checkpoint is best.
+      images: uint8 (H, W, 3), by the name of the sample they show.
+      texts: Markdown, likewise.
+    """
+
+    metrics: Mapping[str, float]
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, and when it logs and evaluates."""
+
+    steps_per_epoch: int  # micro-steps
+    epochs: int
+    log_every: int  # micro-steps
+    eval_every: int  # epochs
+
+    @property
+    def steps(self) -> int:
+        """Micro-steps of the whole run."""
+        return self.steps_per_epoch * self.epochs
+
+    def evaluates(self, step: int) -> bool:
+        """Tell whether the state after `step` micro-steps is evaluated: every few epochs, and in the end."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return step > 0 and within == 0 and (epoch % self.eval_every == 0 or step == self.steps)
+
+
+def train(
+    state: TrainState,
+    iterator: grain.DatasetIterator,
+    *,
+    plan: Plan,
+    step_fn: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, jax.Array]]],
+    put: Callable[[Any], Any],
+    evaluate: Callable[[TrainState], Evaluation],
+    checkpoints: Checkpoints,
+    record: Mapping[str, Any],
+    writer: MetricWriter,
+    queries: Callable[[np.ndarray], list[str]],
+) -> TrainState:
+    """Train from `state` to the end of the plan, or until SIGTERM, and leave a checkpoint either way.
+
+    Args:
+      state: fresh, or restored together with the iterator.
+      iterator: gives host batches without end, from the one that follows the state's last.
+      plan: how long, how often.
+      step_fn: compiled; `(state, device batch) -> (state, float32 scalars)`, among them "loss", "learning_rate",
+        "gradient_norm", "tokens" and "padding". It may donate the state.
+      put: moves a host batch to the devices.
+      evaluate: scores a state.
+      checkpoints: of the workdir; a record in it with "evaluation_due" makes a resumed run evaluate first.
+      record: what is kept with each checkpoint.
+      writer: of metrics.
+      queries: turns rows of a batch into query ids, for messages.
+
+    Returns:
+      The last state. On SIGTERM, raises SystemExit(0) after saving instead.
+
+    Raises:
+      TrainingError: the loss is not a number, or the iterator ends early.
+      CheckpointError: a checkpoint cannot be written.
+    """
+    step = int(state.step)
+    log = _Log(writer, queries)
+    due = step == checkpoints.latest and bool(checkpoints.record(step).get("evaluation_due"))
+
+    def save(metrics: Mapping[str, float] | None, *, evaluation_due: bool = False) -> None:
+        log.read_all()
+        checkpoints.save(state, iterator, {**record, "evaluation_due": evaluation_due}, metrics)
+
+    bar = tqdm(total=plan.steps, initial=step, unit="step", dynamic_ncols=True, disable=jax.process_index() > 0)
+    with _sigterm() as stop, bar:
+        while True:
+            # 1. Evaluate at the end of an epoch (or what the last process left to evaluate), save latest and best.
+            if due:
+                try:
+                    evaluation = _interruptible(stop, evaluate, state)
+                except _EvaluationStopped:
+                    save(None, evaluation_due=True)
+                    break
+                _report(writer, bar, step, plan, evaluation)
+                save(evaluation.metrics)
+                due = False
+                log.restart()
+            elif step % plan.steps_per_epoch == 0 and step not in (0, checkpoints.latest):
+                save(None)
+
+            # 2. Stop: at the end, or because we were told to.
+            if step >= plan.steps:
+                break
+            if stop.told:
+                if step != checkpoints.latest:
+                    save(None)
+                break
+
+            # 3. One micro-step. Nothing here waits for the device.
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                raise TrainingError(
+                    f"the data end before step {step} of {plan.steps}; the iterator should repeat without end"
+                ) from None
+            state, measured = step_fn(state, put(batch))
+            step += 1
+            log.add(step, batch, measured)
+            bar.update()
+
+            # 4. Log what is ready.
+            if step % plan.log_every == 0:
+                bar.set_postfix(log.write(step), refresh=False)
+            due = plan.evaluates(step)
+
+        checkpoints.wait()
+        writer.flush()
+    if stop.told and (step < plan.steps or due):
+        print(
+            f"stopped by SIGTERM after step {step} of {plan.steps}; saved to {checkpoints.folder / str(step)}. "
+            "The same command goes on from there.",
+            file=sys.stderr,
+        )
+        raise SystemExit(0)
+    return state
+
+
+class _Log:
+    """Measurements on their way from the device to the writer."""
+
+    def __init__(self, writer: MetricWriter, queries: Callable[[np.ndarray], list[str]]):
+        self._writer, self._queries = writer, queries
+        self._waiting: deque[tuple[int, np.ndarray, Mapping[str, jax.Array]]] = deque()
+        self._read: list[dict[str, float]] = []
+        self._frames = 0
+        self._since, self._steps = time.perf_counter(), 0
+
+    def add(self, step: int, batch: Any, measured: Mapping[str, jax.Array]) -> None:
+        """Take in a step that is under way."""
+        self._waiting.append((step, np.asarray(batch.row), measured))
+        self._frames += int(np.sum(batch.present))
+        self._steps += 1
+
+    def write(self, step: int) -> dict[str, str]:
+        """Write the means since the last time; return what the progress bar shows."""
+        self._read_but(LAG)
+        if not self._read:
+            return {}
+        mean = {name: float(np.mean([each[name] for each in self._read])) for name in self._read[0]}
+        seconds = time.perf_counter() - self._since
+        scalars = {f"train/{name}": value for name, value in mean.items() if name not in ("tokens", "padding")}
+        scalars["train/learning_rate"] = self._read[-1]["learning_rate"]
+        scalars |= {
+            "data/tokens": mean["tokens"],
+            "data/padding": mean["padding"],
+            "speed/step_seconds": seconds / self._steps,
+            "speed/frames_per_second": self._frames / seconds,
+            "speed/tokens_per_second": mean["tokens"] * self._steps / seconds,
+            "memory/host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        }
+        if device := jax.local_devices()[0].memory_stats():
+            scalars["memory/device_gb"] = device["peak_bytes_in_use"] / 1e9
+        self._writer.write_scalars(step, scalars)
+        self._read.clear()
+        self.restart()
+        return {"loss": f"{mean['loss']:.3f}", "lr": f"{scalars['train/learning_rate']:.2e}"}
+
+    def restart(self) -> None:
+        """Begin to time anew, so that an evaluation does not count as slow steps."""
+        self._frames, self._steps, self._since = 0, 0, time.perf_counter()
+
+    def read_all(self) -> None:
+        """Wait for every measurement."""
+        self._read_but(0)
+
+    def _read_but(self, lag: int) -> None:
+        while len(self._waiting) > lag:
+            step, rows, measured = self._waiting.popleft()
+            values = {name: float(value) for name, value in jax.device_get(dict(measured)).items()}
+            if not np.isfinite(values["loss"]):
+                raise TrainingError(
+                    f"the loss of step {step} is {values['loss']}; its queries are {', '.join(self._queries(rows))}. "
+                    "Look at their videos and windows, or lower config.schedule.peak; "
+                    "the same command goes on from the last checkpoint"
+                )
+            self._read.append(values)
+
+
+def _report(writer: MetricWriter, bar: tqdm, step: int, plan: Plan, evaluation: Evaluation) -> None:
+    writer.write_scalars(step, {f"eval/{name}": value for name, value in evaluation.metrics.items()})
+    writer.write_images(step, {f"samples/{name}": image for name, image in evaluation.images.items()})
+    writer.write_texts(step, {f"samples/{name}": text for name, text in evaluation.texts.items()})
+    epoch = step // plan.steps_per_epoch
+    bar.write(f"epoch {epoch}/{plan.epochs}  {CRITERION} {evaluation.metrics[CRITERION]:.2f}", file=sys.stderr)
+
+
+@dataclass
+class _Stop:
+    told: bool = False
+    evaluating: bool = False
+
+
+@contextmanager
+def _sigterm() -> Iterator[_Stop]:
+    """Note SIGTERM instead of dying of it."""
+    stop = _Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        stop.told = True
+        if stop.evaluating:
+            raise _EvaluationStopped
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interruptible(stop: _Stop, evaluate: Callable[[TrainState], Evaluation], state: TrainState) -> Evaluation:
+    """Evaluate, unless SIGTERM comes: an evaluation may take longer than one is given to leave."""
+    if stop.told:
+        raise _EvaluationStopped
+    stop.evaluating = True
+    try:
+        return evaluate(state)
+    finally:
+        stop.evaluating = False
