@@ -4,11 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from calce_jax.predictions import Prediction, same_query
+
 if TYPE_CHECKING:
     from calce_jax.annotations import Annotation
-    from calce_jax.predictions import Prediction
-
-QVHIGHLIGHTS_PREFIX = "QVHighlight_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +44,7 @@ class Matched:
     without_truth: list[str | int]
 
 
-def same_query(qid: str | int) -> str:
-    """Return the id by which files of both formats mean the same query: "QVHighlight_2579" and 2579 give "2579"."""
-    return str(qid).removeprefix(QVHIGHLIGHTS_PREFIX)
-
-
-def match(predictions: Sequence["Prediction"], annotations: Sequence["Annotation"]) -> Matched:
+def match(predictions: Sequence[Prediction], annotations: Sequence["Annotation"]) -> Matched:
     """Put each annotated query beside its prediction.
 
     Both lists are read by functions that refuse repeated ids, so a query has at most one of each.

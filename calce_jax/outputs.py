@@ -1,0 +1,26 @@
+"""Output files that are there as a whole or not at all."""
+
+import os
+from pathlib import Path
+
+
+def write_output(path: str | Path, content: str | bytes) -> None:
+    """Write a file under another name in its folder, then give it its own; folders are made.
+
+    Args:
+      path: the file; one that exists is replaced.
+      content: bytes, or text to be written as UTF-8.
+
+    Raises:
+      OSError: it cannot be written, with the file and the remedy; what was there before is untouched.
+    """
+    path, part = Path(path), Path(f"{path}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(
+            error.errno, f"cannot write {path} ({error.strerror}); make room, or choose another place"
+        ) from error

@@ -1,0 +1,143 @@
+"""Predictions: what is written is read back, every format reads, and faults are named all at once."""
+
+import json
+import zipfile
+
+import pytest
+
+from calce_jax import outputs
+from calce_jax.predictions import (
+    Prediction,
+    PredictionError,
+    ranked,
+    read_predictions,
+    write_predictions,
+    write_submission,
+)
+
+FIRST = Prediction(2579, "A girl cooks.", "NUsG_0_150", [[0, 24.5, 0.75], [30, 40, 0.25]], "[[0, 24.5", "repaired", 150)
+SECOND = Prediction("QVHighlight_7", "A man talks.", "XYZ_0_150", [])
+
+
+def test_written_predictions_read_back(tmp_path):
+    write_predictions(tmp_path / "new/folder/predictions.jsonl", [FIRST, SECOND])
+    assert read_predictions(tmp_path / "new/folder/predictions.jsonl") == [FIRST, SECOND]
+    assert [path.name for path in (tmp_path / "new/folder").iterdir()] == ["predictions.jsonl"]
+    assert [FIRST.malformed, SECOND.malformed] == [True, False]
+
+
+def test_the_originals_rows_read(tmp_path):
+    row = {"video": "v", "qid": "QVHighlight_1", "query": "q", "duration": 150, "stage1_result": [[1, 2]]}
+    (tmp_path / "val_stage2.json").write_text(json.dumps([row]))
+    assert read_predictions(tmp_path / "val_stage2.json") == [
+        Prediction("QVHighlight_1", "q", "v", [[1, 2, 1.0]], duration=150)
+    ]
+
+
+def test_the_official_sample_reads(shared):
+    predictions = read_predictions(shared / "annotations/qvhighlights/sample_val_preds.jsonl")
+    assert len(predictions) == 1550
+    assert predictions[0].windows[0] == [0.0, 70.0, 0.9986]
+
+
+def test_all_faults_are_named_together(tmp_path):
+    good = {"qid": 1, "query": "q", "vid": "v", "pred_relevant_windows": [[0, 1, 0.5]]}
+    rows = [
+        good,
+        {**good, "qid": None},
+        {**good, "qid": 2, "query": 3},
+        {**good, "qid": 3, "pred_relevant_windows": [[5, 1, 0.5], [0, 1, "x"], [0]]},
+        {key: value for key, value in good.items() if key != "pred_relevant_windows"},
+        {**good, "qid": "QVHighlight_1"},
+        {**good, "qid": 4, "status": "fine", "duration": -1, "raw": 3, "vid": 9},
+        [1],
+    ]
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n{not json\n" + '{"qid": 9, "query": "q", "vid": "v", '
+                    '"pred_relevant_windows": [[NaN, 1]]}\n')  # fmt: skip
+    with pytest.raises(PredictionError) as caught:
+        read_predictions(path)
+    message = str(caught.value)
+    for part in (
+        "line 2: qid: expected the query's id, got None",
+        "line 3: query: expected the sentence",
+        "line 4: pred_relevant_windows: [5, 1, 0.5] starts before the video or ends before it starts",
+        "line 4: pred_relevant_windows: expected [start, end] or [start, end, score] in numbers, got [0, 1, 'x']",
+        "line 4: pred_relevant_windows: expected [start, end] or [start, end, score] in numbers, got [0]",
+        "line 5: pred_relevant_windows: missing",
+        "line 1, line 6: qid: 1 repeats; keep one of them",
+        "line 7: status: expected one of exact",
+        "line 7: duration: expected positive seconds, got -1",
+        "line 7: raw:",
+        "line 7: vid:",
+        "line 8: expected an object",
+        "line 9: not JSON",
+        "line 10: pred_relevant_windows: expected [start, end]",
+    ):
+        assert f"{path}, {part}" in message
+
+
+def test_many_faults_are_counted(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("[]x\n")
+    with pytest.raises(PredictionError, match="line 1: not JSON"):
+        read_predictions(path)
+    path.write_text("{\n" * 100)
+    with pytest.raises(PredictionError, match=r"\.\.\. and 70 more"):
+        read_predictions(path)
+
+
+def test_missing_file_says_what_writes_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"launch/infer\.py"):
+        read_predictions(tmp_path / "none.jsonl")
+
+
+def test_ranked_longest_scores_the_order():
+    prediction = Prediction(1, "q", "v", [[0, 4, 0.9], [10, 30, 0.1]])
+    assert ranked(prediction, "given") == prediction
+    assert ranked(prediction, "longest").windows == [[10, 30, 1.0], [0, 4, 0.5]]
+    assert ranked(prediction, "score").windows == [[0, 4, 0.9], [10, 30, 0.1]]
+    assert ranked(SECOND, "longest") == SECOND
+
+
+def test_submission_holds_both_splits(tmp_path):
+    path = tmp_path / "submission.zip"
+    write_submission(path, [FIRST, SECOND], "val")
+    write_submission(path, [SECOND], "test")
+    with zipfile.ZipFile(path) as archive:
+        val, test = (
+            [json.loads(line) for line in archive.read(f"hl_{split}_submission.jsonl").splitlines()]
+            for split in ("val", "test")
+        )
+        assert len(archive.namelist()) == 2
+    assert val[0] == {
+        "qid": 2579,
+        "query": "A girl cooks.",
+        "vid": "NUsG_0_150",
+        "pred_relevant_windows": [[0.0, 24.5, 0.75], [30.0, 40.0, 0.25]],
+    }
+    assert test == [val[1]]
+    assert test[0]["qid"] == 7
+    assert test[0]["pred_relevant_windows"] == [[0.0, 0.0, 0.0]]
+
+
+def test_submission_of_other_data_is_refused(tmp_path):
+    with pytest.raises(PredictionError, match="'Charades_1' are not of QVHighlights"):
+        write_submission(tmp_path / "submission.zip", [Prediction("Charades_1", "q", "v", [])], "val")
+    (tmp_path / "notes.zip").write_text("notes")
+    with pytest.raises(PredictionError, match="not a zip"):
+        write_submission(tmp_path / "notes.zip", [FIRST], "val")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "predictions.jsonl"
+    write_predictions(path, [FIRST])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(outputs.os, "replace", full)
+    with pytest.raises(OSError, match=r"cannot write .*predictions.jsonl \(No space left on device\); make room"):
+        write_predictions(path, [SECOND])
+    assert read_predictions(path) == [FIRST]
+    assert list(tmp_path.iterdir()) == [path]
