@@ -1,0 +1,56 @@
+"""Names of the Q-Former in BLIP-2's checkpoint, of its queries, and of the norm before it."""
+
+from calce_jax.convert.table import COPY, TRANSPOSE, Ignored, Row, Table, without_leading
+
+
+def _linear(torch: str, ours: str, every: int = 1) -> tuple[Row, Row]:
+    return (
+        Row(f"{torch}.weight", f"{ours}/kernel", TRANSPOSE, every),
+        Row(f"{torch}.bias", f"{ours}/bias", COPY, every),
+    )
+
+
+def _norm(torch: str, ours: str, every: int = 1) -> tuple[Row, Row]:
+    return (
+        Row(f"{torch}.weight", f"{ours}/scale", COPY, every),
+        Row(f"{torch}.bias", f"{ours}/bias", COPY, every),
+    )
+
+
+def _attention(torch: str, ours: str, every: int = 1) -> tuple[Row, ...]:
+    return (
+        *_linear(f"{torch}.self.query", f"{ours}/q", every),
+        *_linear(f"{torch}.self.key", f"{ours}/k", every),
+        *_linear(f"{torch}.self.value", f"{ours}/v", every),
+        *_linear(f"{torch}.output.dense", f"{ours}/o", every),
+        *_norm(f"{torch}.output.LayerNorm", f"{ours}/norm", every),
+    )
+
+
+def _feed_forward(into: str, out: str, ours: str) -> tuple[Row, ...]:
+    return (
+        *_linear(f"{into}.dense", f"{ours}/wi"),
+        *_linear(f"{out}.dense", f"{ours}/wo"),
+        *_norm(f"{out}.LayerNorm", f"{ours}/norm"),
+    )
+
+
+def table(cross_every: int = 2) -> Table:
+    """Return the rows of a Q-Former of which each `cross_every`-th layer looks at the frame."""
+    bert = "Qformer.bert"
+    layer = f"{bert}.encoder.layer.{{layer}}"
+    return (
+        Row("query_tokens", "queries", without_leading(1)),
+        Row(f"{bert}.embeddings.word_embeddings.weight", "words"),
+        Row(f"{bert}.embeddings.position_embeddings.weight", "positions"),
+        *_norm(f"{bert}.embeddings.LayerNorm", "embedding_norm"),
+        *_attention(f"{layer}.attention", "blocks/attention"),
+        *_attention(f"{layer}.crossattention", "cross", cross_every),
+        *_feed_forward(f"{layer}.intermediate_query", f"{layer}.output_query", "blocks/query_mlp"),
+        *_feed_forward(f"{layer}.intermediate", f"{layer}.output", "blocks/text_mlp"),
+        Ignored(f"{bert}.embeddings.position_ids", "counts 0, 1, 2, ...; not a weight"),
+        Ignored("Qformer.cls.*", "predicts words, which CALCE never asks of the Q-Former"),
+    )
+
+
+LN_VISION: Table = _norm("ln_vision", "ln_vision")

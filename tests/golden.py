@@ -1,0 +1,37 @@
+"""Recorded numbers of the original, and weights that need no recording."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from calce_jax.convert.table import Table, to_flax, to_torch
+
+
+def recorded(shared: Path, group: str) -> dict[str, np.ndarray]:
+    """Return the arrays of one group, such as "01_vit"."""
+    with np.load(shared / "golden" / f"{group}.npz") as arrays:
+        return dict(arrays)
+
+
+def weights(arrays: Mapping[str, np.ndarray], *prefixes: str) -> dict[str, np.ndarray]:
+    """Return the arrays that are weights of the sub-models with these prefixes, under their full names."""
+    return {name: array for name, array in arrays.items() if name.startswith(prefixes)}
+
+
+def load(module: Any, table: Table, tensors: Mapping[str, np.ndarray]) -> Any:
+    """Give a module, in place, the weights of a PyTorch state dict; return it."""
+    nnx.update(module, jax.tree.map(jnp.asarray, to_flax(table, tensors, nnx.state(module))))
+    return module
+
+
+def waves(table: Table, module: Any) -> dict[str, np.ndarray]:
+    """Return a PyTorch state dict of the module's shapes, filled with a formula instead of random numbers."""
+    return {
+        name: (0.3 * np.sin(1.7 * number + np.arange(tensor.size) * 0.9)).reshape(tensor.shape).astype(np.float32)
+        for number, (name, tensor) in enumerate(sorted(to_torch(table, nnx.state(module)).items()))
+    }

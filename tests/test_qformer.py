@@ -1,0 +1,217 @@
+"""The Q-Former against recorded numbers, against torch, and against itself."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from calce_jax.convert.qformer import table
+from calce_jax.models.qformer import QFormer, QFormerConfig
+from tests import golden
+
+# float32 sums in another order; every layer ends in a norm, so nothing grows.
+CLOSE = {"rtol": 1e-5, "atol": 5e-6}
+MINUTE = QFormerConfig(width=8, depth=3, heads=2, ffn_width=12, queries=2, image_width=6, vocab=11, positions=9)
+
+
+@pytest.fixture(scope="module")
+def recorded(shared):
+    return golden.recorded(shared, "02_qformer")
+
+
+@pytest.fixture(scope="module")
+def qformer(shared, recorded):
+    sizes = json.loads((shared / "golden" / "config.json").read_text())["02_qformer"]
+    config = QFormerConfig(
+        width=sizes["hidden"],
+        depth=sizes["layers"],
+        heads=sizes["heads"],
+        ffn_width=sizes["ffn"],
+        queries=sizes["queries"],
+        image_width=sizes["encoder_width"],
+        cross_every=sizes["cross_attention_freq"],
+    )
+    tensors = golden.weights(recorded, "Qformer.", "query_tokens")
+    words = np.zeros((config.vocab, config.width), np.float32)
+    words[recorded["word_embedding_ids"]] = recorded["word_embedding_rows"]
+    tensors["Qformer.bert.embeddings.word_embeddings.weight"] = words
+    return golden.load(QFormer(config, rngs=nnx.Rngs(0)), table(), tensors)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return QFormer(QFormerConfig.tiny(vocab=50), rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def image():
+    return jax.random.normal(jax.random.key(1), (3, 10, 64))
+
+
+IDS = jnp.asarray([[2, 7, 9, 3, 0, 0], [2, 11, 3, 0, 0, 0], [2, 7, 8, 9, 10, 3]], jnp.int32)
+
+
+def test_every_visual_layer_as_recorded(qformer, recorded):
+    states = qformer.visual_hidden(jnp.asarray(recorded["image_embeds"]))
+    assert len(states) == qformer.config.depth + 1
+    for number, state in enumerate(states):
+        np.testing.assert_allclose(state, recorded[f"visual_hidden{number}"], **CLOSE)
+    last = qformer.visual(jnp.asarray(recorded["image_embeds"]))
+    np.testing.assert_allclose(last, recorded["visual_last_hidden"], **CLOSE)
+
+
+def test_text_as_recorded(qformer, recorded):
+    ids = recorded["text_input_ids"]
+    np.testing.assert_array_equal(ids != 0, recorded["text_attention_mask"])
+    ids = jnp.asarray(ids.astype(np.int32))
+    hidden, real = qformer.text(ids), recorded["text_last_hidden_real"]
+    held = np.asarray(ids)[:, : real.shape[1]] != 0
+    np.testing.assert_allclose(np.asarray(hidden)[:, : real.shape[1]][held], real[held], **CLOSE)
+    np.testing.assert_allclose(qformer.text_cls(ids), recorded["text_cls"], **CLOSE)
+
+
+def transformers_visual(config, tensors, image):
+    """Return the states of transformers' torch Q-Former: the normed queries, then every layer's output."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    oracle = transformers.Blip2QFormerModel(
+        transformers.Blip2QFormerConfig(
+            hidden_size=config.width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.heads,
+            intermediate_size=config.ffn_width,
+            encoder_hidden_size=config.image_width,
+            cross_attention_frequency=config.cross_every,
+            hidden_act="gelu",
+            layer_norm_eps=1e-12,
+            attention_probs_dropout_prob=0.0,
+            hidden_dropout_prob=0.0,
+        )
+    ).eval()
+    theirs = {
+        name.removeprefix("Qformer.bert.")
+        .replace("embeddings.LayerNorm", "layernorm")
+        .replace("attention.self.", "attention.attention."): torch.from_numpy(tensor)
+        for name, tensor in tensors.items()
+    }
+    assert not oracle.load_state_dict(theirs, strict=False).missing_keys
+    queries = torch.from_numpy(tensors["query_tokens"]).expand(len(image), -1, -1)
+    with torch.no_grad():
+        out = oracle(
+            query_embeds=queries, encoder_hidden_states=torch.from_numpy(np.array(image)), output_hidden_states=True
+        )
+    return torch.stack(out.hidden_states).numpy()
+
+
+def transformers_text(config, tensors, ids):
+    """Return the last hidden states of transformers' torch BERT, its token types silenced."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    oracle = transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=config.vocab,
+            hidden_size=config.width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.heads,
+            intermediate_size=config.ffn_width,
+            max_position_embeddings=config.positions,
+            hidden_act="gelu",
+            layer_norm_eps=1e-12,
+        ),
+        add_pooling_layer=False,
+    ).eval()
+    theirs = {name.removeprefix("Qformer.bert."): torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    assert oracle.load_state_dict(theirs, strict=False).missing_keys == ["embeddings.token_type_embeddings.weight"]
+    with torch.no_grad():
+        oracle.embeddings.token_type_embeddings.weight.zero_()
+        ids = torch.from_numpy(np.array(ids)).long()
+        return oracle(ids, attention_mask=ids != 0).last_hidden_state.numpy()
+
+
+@pytest.mark.parametrize(("depth", "cross_every"), [(4, 2), (5, 2), (4, 3), (1, 2), (2, 1)])
+def test_visual_agrees_with_transformers(depth, cross_every):
+    config = dataclasses.replace(MINUTE, depth=depth, cross_every=cross_every)
+    ours = QFormer(config, rngs=nnx.Rngs(0))
+    tensors = golden.waves(table(cross_every), ours)
+    golden.load(ours, table(cross_every), tensors)
+    image = jax.random.normal(jax.random.key(2), (3, 5, config.image_width))
+    np.testing.assert_allclose(ours.visual_hidden(image), transformers_visual(config, tensors, image), **CLOSE)
+
+
+def test_text_agrees_with_transformers():
+    ours = QFormer(MINUTE, rngs=nnx.Rngs(0))
+    tensors = golden.waves(table(), ours)
+    golden.load(ours, table(), tensors)
+    ids = jnp.asarray([[2, 7, 9, 3, 0, 0], [2, 10, 3, 0, 0, 0]], jnp.int32)
+    np.testing.assert_allclose(ours.text(ids), transformers_text(MINUTE, tensors, ids), **CLOSE)
+
+
+def test_the_formula_weights_give_these_numbers():
+    ours = QFormer(MINUTE, rngs=nnx.Rngs(0))
+    golden.load(ours, table(), golden.waves(table(), ours))
+    image = jnp.cos(jnp.arange(4 * 6, dtype=jnp.float32)).reshape(1, 4, 6)
+    ids = jnp.asarray([[2, 7, 3, 0]], jnp.int32)
+    visual = [[0.3328, -0.11012, 0.03505, -0.22077], [0.33281, -0.10992, 0.03491, -0.22076]]  # both are transformers'
+    text = [0.25493, 0.48378, 0.17097, -0.50275]
+    np.testing.assert_allclose(ours.visual(image)[0, :, :4], visual, **CLOSE)
+    np.testing.assert_allclose(ours.text_cls(ids)[0, :4], text, **CLOSE)
+
+
+def test_padding_changes_nothing(tiny):
+    longer = jnp.pad(IDS, ((0, 0), (0, 20)))
+    alone = tiny.text_cls(IDS[1:2, :3])
+    np.testing.assert_allclose(tiny.text_cls(longer), tiny.text_cls(IDS), **CLOSE)
+    np.testing.assert_allclose(tiny.text_cls(longer)[1:2], alone, **CLOSE)
+    # What the table holds for [PAD] must not matter either.
+    other = nnx.clone(tiny)
+    other.words[...] = other.words[...].at[0].set(100.0)
+    np.testing.assert_array_equal(other.text_cls(longer), tiny.text_cls(longer))
+
+
+def test_rows_that_are_all_padding_stay_finite(tiny):
+    assert np.isfinite(tiny.text(jnp.zeros((1, 4), jnp.int32))).all()
+
+
+def test_frames_are_read_apart(tiny, image):
+    np.testing.assert_allclose(tiny.visual(image)[1:2], tiny.visual(image[1:2]), **CLOSE)
+
+
+def test_bfloat16_stays_near_float32(tiny, image):
+    visual, text = tiny.visual(image.astype(jnp.bfloat16)), tiny.text(IDS, dtype=jnp.bfloat16)
+    assert (visual.dtype, text.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    held = np.asarray(IDS) != 0
+    # bfloat16 keeps 8 bits: 0.4 % an operation, on normed states that reach 3.
+    np.testing.assert_allclose(visual.astype(jnp.float32), tiny.visual(image), atol=0.1)
+    np.testing.assert_allclose(np.asarray(text, np.float32)[held], np.asarray(tiny.text(IDS))[held], atol=0.1)
+
+
+def test_only_a_key_drops(tiny, image):
+    runs = {"visual": lambda key: tiny.visual(image, key=key), "text": lambda key: tiny.text(IDS, key=key)}
+    for run in runs.values():
+        np.testing.assert_array_equal(run(None), run(None))
+        dropped = run(jax.random.key(0))
+        assert not np.allclose(dropped, run(None), atol=1e-3)
+        assert not np.allclose(dropped, run(jax.random.key(1)), atol=1e-3)
+        np.testing.assert_array_equal(dropped, run(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_no_gradient(image, remat):
+    # Depth 5: the scan over whole groups and the group that is left over; with dropout, whose draws must repeat.
+    tiny = QFormer(dataclasses.replace(QFormerConfig.tiny(vocab=50), depth=5), rngs=nnx.Rngs(0))
+
+    def loss(image, remat):
+        return jnp.square(tiny.visual(image, key=jax.random.key(3), remat=remat)[..., :5]).mean()
+
+    kept, again = (jax.grad(loss)(image, how) for how in ("none", remat))
+    np.testing.assert_allclose(again, kept, rtol=1e-4, atol=1e-7)
+    assert np.abs(kept).max() > 1e-5
+
+
+def test_too_long_a_sentence_is_named(tiny):
+    with pytest.raises(ValueError, match="513 tokens, but only 512 positions"):
+        tiny.text(jnp.ones((1, 513), jnp.int32))
+    with pytest.raises(ValueError, match="into 5 heads"):
+        dataclasses.replace(MINUTE, heads=5)

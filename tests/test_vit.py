@@ -1,0 +1,212 @@
+"""The vision transformer against recorded numbers, against torch, and against itself."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from calce_jax.convert import qformer as qformer_names
+from calce_jax.convert.table import prefixed
+from calce_jax.convert.vit import TABLE, interpolate_positions
+from calce_jax.models.layers import LayerNorm
+from calce_jax.models.vit import MEAN, STD, Vit, VitConfig, normalise
+from tests import golden
+
+# float32 sums in another order, on a stream that reaches 10.
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+MINUTE = VitConfig(image_size=8, patch=4, width=8, depth=2, heads=2, mlp_width=12)
+
+
+@pytest.fixture(scope="module")
+def recorded(shared):
+    return golden.recorded(shared, "01_vit")
+
+
+@pytest.fixture(scope="module")
+def sizes(shared):
+    sizes = json.loads((shared / "golden" / "config.json").read_text())["01_vit"]
+    return VitConfig(sizes["img"], sizes["patch"], sizes["dim"], sizes["depth"], sizes["heads"], sizes["mlp_hidden"])
+
+
+@pytest.fixture(scope="module")
+def vit(recorded, sizes):
+    tensors = golden.weights(recorded, "visual_encoder.")
+    return golden.load(Vit(sizes, rngs=nnx.Rngs(0)), prefixed(TABLE, "visual_encoder."), tensors)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Vit(VitConfig.tiny(), rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return jax.random.normal(jax.random.key(1), (2, 56, 56, 3))
+
+
+def test_every_block_as_recorded(vit, recorded):
+    blocks = vit.block_outputs(jnp.asarray(recorded["input"].transpose(0, 2, 3, 1)))
+    for number in range(vit.config.depth):
+        np.testing.assert_allclose(blocks[number], recorded[f"block{number}_out"], **CLOSE)
+
+
+def test_tokens_and_their_norm_as_recorded(vit, recorded):
+    tokens = vit(jnp.asarray(recorded["input"].transpose(0, 2, 3, 1)))
+    np.testing.assert_allclose(tokens, recorded["output"], **CLOSE)
+    norm = nnx.Dict(ln_vision=LayerNorm(32, eps=1e-5))
+    golden.load(norm, qformer_names.LN_VISION, golden.weights(recorded, "ln_vision."))
+    np.testing.assert_allclose(norm.ln_vision(tokens), recorded["ln_output"], **CLOSE)
+
+
+def test_larger_frames_as_recorded(sizes, recorded):
+    tensors = golden.weights(recorded, "visual_encoder.")
+    positions = interpolate_positions(tensors["visual_encoder.pos_embed"][0], 6)
+    tensors["visual_encoder.pos_embed"] = positions[None]
+    larger = Vit(dataclasses.replace(sizes, image_size=84), rngs=nnx.Rngs(0))
+    golden.load(larger, prefixed(TABLE, "visual_encoder."), tensors)
+    np.testing.assert_allclose(
+        larger(jnp.asarray(recorded["input84"].transpose(0, 2, 3, 1))), recorded["output84"], **CLOSE
+    )
+
+
+@pytest.mark.parametrize(("name", "grid"), [("pos_embed_84", 6), ("pos_embed_28", 2)])
+def test_positions_as_recorded(recorded, name, grid):
+    positions = interpolate_positions(recorded["visual_encoder.pos_embed"][0], grid)
+    # The original computes the cubic weights in float32, here they are float64.
+    np.testing.assert_allclose(positions, recorded[name][0], rtol=0, atol=3e-7)
+
+
+def test_positions_between_patches():
+    positions = np.array([9, 0, 1, 0, 1], np.float32)[:, None]  # the class token's, then a step from left to right
+    wider = interpolate_positions(positions, 4)[:, 0]
+    # Worked by hand: the outer centres lie a quarter of a patch beyond the edge, which repeats.
+    row = [-0.10546875, 0.2265625, 0.7734375, 1.10546875]
+    np.testing.assert_allclose(wider, [9, *(row * 4)], atol=1e-6)
+    np.testing.assert_array_equal(interpolate_positions(positions, 2), positions)
+
+
+def test_positions_must_be_a_square():
+    with pytest.raises(ValueError, match="4 positions"):
+        interpolate_positions(np.zeros((4, 2), np.float32), 3)
+
+
+def test_normalise_as_recorded(shared):
+    said = json.loads((shared / "golden" / "11_frames.json").read_text())
+    assert (tuple(said["mean"]), tuple(said["std"])) == (MEAN, STD)
+    arrays = golden.recorded(shared, "11_frames")
+    pixels = jnp.asarray(arrays["raw_clip_cthw"].astype(np.uint8).transpose(1, 2, 3, 0))
+    # One rounding of the division, one of the subtraction.
+    np.testing.assert_allclose(normalise(pixels), arrays["eval_out"].transpose(1, 2, 3, 0), rtol=0, atol=5e-7)
+
+
+def test_normalise():
+    pixels = jnp.asarray([[0, 0, 0], [255, 255, 255]], jnp.uint8)
+    expected = [[-1.7922626, -1.7520971, -1.4802198], [1.9303361, 2.0748837, 2.1458969]]
+    np.testing.assert_allclose(normalise(pixels), expected, rtol=1e-6)
+    assert normalise(pixels, jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def transformers_hidden_states(config, tensors, frames):
+    """Return what transformers' torch model makes of the frames: the embedding, then every block's output."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    oracle = transformers.Blip2VisionModel(
+        transformers.Blip2VisionConfig(
+            hidden_size=config.width,
+            intermediate_size=config.mlp_width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.heads,
+            image_size=config.image_size,
+            patch_size=config.patch,
+            hidden_act="gelu",
+            layer_norm_eps=1e-6,
+            qkv_bias=True,
+        )
+    ).eval()
+    renames = {
+        "cls_token": "embeddings.class_embedding",
+        "pos_embed": "embeddings.position_embedding",
+        "patch_embed.proj": "embeddings.patch_embedding",
+        "blocks": "encoder.layers",
+        "norm1": "layer_norm1",
+        "norm2": "layer_norm2",
+        "attn": "self_attn",
+        "self_attn.proj": "self_attn.projection",
+    }
+    theirs = {}
+    for name, tensor in tensors.items():
+        for old, new in renames.items():
+            name = name.replace(old, new)  # noqa: PLW2901
+        theirs[name] = torch.from_numpy(tensor)
+    for layer in range(config.depth):
+        start = f"encoder.layers.{layer}.self_attn"
+        q, v = theirs.pop(f"{start}.q_bias"), theirs.pop(f"{start}.v_bias")
+        theirs[f"{start}.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+    left = oracle.load_state_dict(theirs, strict=False)
+    assert not left.unexpected_keys
+    assert set(left.missing_keys) == {"post_layernorm.weight", "post_layernorm.bias"}
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2)
+        return torch.stack(oracle(pixels, output_hidden_states=True).hidden_states).numpy()
+
+
+def test_agrees_with_transformers():
+    config = VitConfig(image_size=12, patch=4, width=24, depth=3, heads=3, mlp_width=40)
+    vit = Vit(config, rngs=nnx.Rngs(0))
+    tensors = golden.waves(TABLE, vit)
+    golden.load(vit, TABLE, tensors)
+    frames = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
+    embedded, *blocks = transformers_hidden_states(config, tensors, frames)
+    np.testing.assert_allclose(vit.embed(frames), embedded, **CLOSE)
+    np.testing.assert_allclose(vit.block_outputs(frames), blocks, **CLOSE)
+
+
+def test_the_formula_weights_give_these_numbers():
+    vit = Vit(MINUTE, rngs=nnx.Rngs(0))
+    golden.load(vit, TABLE, golden.waves(TABLE, vit))
+    frames = jnp.cos(jnp.arange(8 * 8 * 3, dtype=jnp.float32)).reshape(1, 8, 8, 3)
+    expected = [[0.76851, -0.71029, -0.5419, 0.54337], [0.98058, -0.98634, -1.28623, -0.43989]]  # transformers'
+    np.testing.assert_allclose(vit(frames)[0, [0, 4], :4], expected, **CLOSE)
+
+
+def test_a_frame_does_not_see_its_neighbours(tiny, frames):
+    alone = tiny(frames[1:])
+    np.testing.assert_allclose(tiny(frames)[1:], alone, **CLOSE)
+
+
+def test_bfloat16_stays_near_float32(tiny, frames):
+    half = tiny(frames.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    # bfloat16 keeps 8 bits: 0.4 % an operation on a stream of spread about 1.
+    np.testing.assert_allclose(half.astype(jnp.float32), tiny(frames), atol=0.1)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_no_gradient(tiny, frames, remat):
+    def loss(vit, remat):
+        return jnp.square(vit(frames, remat=remat)).mean()
+
+    kept = nnx.grad(loss)(tiny, "none")
+    again = nnx.grad(loss)(tiny, remat)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), kept, again)
+
+
+def test_wrong_sizes_are_named(tiny):
+    with pytest.raises(ValueError, match=r"\(1, 64, 56, 3\).*56 x 56"):
+        tiny(jnp.zeros((1, 64, 56, 3)))
+    with pytest.raises(ValueError, match="no multiple of patch"):
+        dataclasses.replace(MINUTE, image_size=9)
+    with pytest.raises(ValueError, match="into 3 heads"):
+        dataclasses.replace(MINUTE, heads=3)
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"), [(VitConfig.eva_g(), 257), (VitConfig.small(), 197), (VitConfig.tiny(), 50)]
+)
+def test_named_sizes(config, tokens):
+    vit = nnx.eval_shape(lambda: Vit(config, rngs=nnx.Rngs(0)))
+    frames = jax.ShapeDtypeStruct((3, config.image_size, config.image_size, 3), jnp.bfloat16)
+    assert nnx.eval_shape(lambda vit, frames: vit(frames), vit, frames).shape == (3, tokens, config.width)
