@@ -253,7 +253,7 @@ def load_params(path: Path, abstract: Any) -> Any:
     loaded = {}
     try:
         with safe_open(path, framework="flax") as file:
-            there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             _compare_shapes(there, wanted, Path(path))
             for name, leaf in wanted.items():
                 loaded[name] = jax.device_put(file.get_tensor(name).astype(leaf.dtype), getattr(leaf, "sharding", None))
@@ -281,7 +281,7 @@ def git_revision() -> str:
     return revision + ("+" if changed.stdout.strip() else "")
 
 
-def _merit(metrics: Mapping[str, float]) -> tuple[float, float]:
+def _merit(metrics: Mapping[str, float]) -> Any:
     """Order by R1_avg; of equals the earlier is better, as in the original, which saves only on improvement."""
     return metrics[CRITERION], -metrics["step"]
 

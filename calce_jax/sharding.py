@@ -53,7 +53,7 @@ class ShardingError(ValueError):
     """Parameters or a batch cannot be laid out on the mesh."""
 
 
-def make_mesh(name: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(name: str, devices: Sequence[Any] | None = None) -> Mesh:
     """Make one of `MESHES` from the first devices that it needs.
 
     Raises:

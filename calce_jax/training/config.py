@@ -163,7 +163,7 @@ class RunConfig:
 HARMLESS = ("mesh", "data.directory", "data.eval_batch", "model.remat", "loop", "weights.start")
 
 
-def validate(config: Mapping[str, Any]) -> RunConfig:
+def validate(config: Any) -> RunConfig:
     """Check plain values and return them as a `RunConfig`.
 
     Args:

@@ -1,5 +1,7 @@
 """AdamW as the original groups it, stepping once every few micro-steps."""
 
+from typing import Any
+
 import jax
 import optax
 
@@ -22,20 +24,18 @@ def make_optimizer(config: OptimizerConfig, behaviour: Behaviour = "default") ->
     An epoch may end in between: the gradients gathered so far enter the next epoch's first step. They are averaged;
     under "reference" they are summed, as the original does, which Adam's own scaling all but undoes.
     """
-    adamw = optax.chain(
+    inner: Any = optax.chain(
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
         optax.add_decayed_weights(config.weight_decay, _decay_mask),
         _scale_by_given_rate(),
     )
-    inner = optax.with_extra_args_support(adamw)
     if config.accumulate > 1:
-        steps = optax.MultiSteps(inner, config.accumulate, use_grad_mean=behaviour == "default")
-        inner = optax.GradientTransformationExtraArgs(steps.init, steps.update)
+        inner = optax.MultiSteps(inner, config.accumulate, use_grad_mean=behaviour == "default")
 
-    def update(gradients, state, params=None, **extra):
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         # optax mixes integer counters with floats and so needs the ordinary promotion rules.
         with jax.numpy_dtype_promotion("standard"):
-            return inner.update(gradients, state, params, **extra)
+            return inner.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
@@ -45,8 +45,8 @@ def _decay_mask(params: optax.Params) -> optax.Params:
 
 
 def _scale_by_given_rate() -> optax.GradientTransformationExtraArgs:
-    def update(updates, state, params=None, *, learning_rate, **extra):
-        del params, extra
-        return jax.tree.map(lambda u: -learning_rate * u, updates), state
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params
+        return jax.tree.map(lambda u: -extra["learning_rate"] * u, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

@@ -9,11 +9,11 @@ import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorboardX
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 _PLACE = "clu.metric_writers.summary_writer"
 if _PLACE not in sys.modules:
@@ -31,12 +31,13 @@ class TensorBoardWriter(MetricWriter):
 
     def __init__(self, folder: Path):
         self._events = tensorboardX.SummaryWriter(str(folder))
+        self._file = cast(tensorboardX.writer.FileWriter, self._events.file_writer)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Write numbers."""
         # Not by `add_scalar`, which turns the "@" of "R1@0.5" into "_".
         values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in scalars.items()]
-        self._events.file_writer.add_summary(Summary(value=values), step)
+        self._file.add_summary(Summary(value=values), step)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
         """Write uint8 RGB images of shape (H, W, 3), or several of one size as (N, H, W, 3)."""

@@ -1,0 +1,135 @@
+"""What depends on the dataset and the stage: frames, schedule, key frames, where things are.
+
+The schedules of QVHighlights and Charades-STA are the paper's: four devices with one video each.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from calce_jax.training.config import (
+    DataConfig,
+    KeyframesConfig,
+    ScheduleConfig,
+    Size,
+    TextConfig,
+    WeightsConfig,
+)
+
+WARMUP_FROM = 1e-8
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a dataset adds to a config."""
+
+    data: DataConfig
+    keyframes: KeyframesConfig
+    schedule: ScheduleConfig
+    accumulate: int
+    weights: WeightsConfig
+    t5_tokenizer: str
+    bert_tokenizer: str
+    answer_tokens: int
+    log_every: int
+
+    def text(self, buckets: tuple[int, ...]) -> TextConfig:
+        """Add the prompt lengths, which depend on the size of the model."""
+        return TextConfig(self.t5_tokenizer, self.bert_tokenizer, buckets, self.answer_tokens)
+
+
+def clusters(bias1: int, bias2: int) -> KeyframesConfig:
+    """Key frames at the borders of 12 clusters."""
+    return KeyframesConfig(mode="cluster", clusters=12, bias1=bias1, bias2=bias2)
+
+
+def schedule(epochs: int, peak: float, floor: float, warmup_steps: int) -> ScheduleConfig:
+    """Warm up, then fall."""
+    return ScheduleConfig(epochs, peak, floor, WARMUP_FROM, warmup_steps)
+
+
+def qvh(stage: int, size: Size) -> Part:
+    """QVHighlights: YouTube videos of up to 150 s, speech, often several moments."""
+    first = stage == 1
+    return Part(
+        data=DataConfig(
+            dataset="qvh",
+            directory="data/prepared/qvh_75" if first else "data/prepared/qvh_150",
+            train_split="train",
+            eval_split="val",
+            frames=75 if first else 150,
+            captions=64,
+            batch=4,
+            eval_batch=4,
+            workers=8,
+        ),
+        keyframes=clusters(1, 0) if first else clusters(3, 1),
+        schedule=schedule(50, 3e-4, 0.0, 2255) if first else schedule(15, 2.8e-4, 2.6e-4, 256),
+        accumulate=2,
+        weights=full_weights(size, "" if first else "runs/qvh_stage1"),
+        t5_tokenizer="weights/tokenizers/t5",
+        bert_tokenizer="weights/tokenizers/bert",
+        answer_tokens=144,
+        log_every=50,
+    )
+
+
+def charades(stage: int, size: Size) -> Part:
+    """Charades-STA: home videos of 30 s, no captions, one moment. It has no validation split: the test split serves."""
+    first = stage == 1
+    return Part(
+        data=DataConfig(
+            dataset="charades",
+            directory="data/prepared/charades_60" if first else "data/prepared/charades_120",
+            train_split="train",
+            eval_split="test",
+            frames=60 if first else 120,
+            captions=1,
+            batch=4,
+            eval_batch=4,
+            workers=8,
+        ),
+        keyframes=clusters(1, 0) if first else clusters(3, 2),
+        schedule=schedule(50, 3e-4, 2e-4, 450) if first else schedule(15, 2.8e-4, 2.6e-4, 256),
+        accumulate=4 if first else 2,
+        weights=full_weights(size, "" if first else "runs/charades_stage1"),
+        t5_tokenizer="weights/tokenizers/t5",
+        bert_tokenizer="weights/tokenizers/bert",
+        answer_tokens=32,
+        log_every=50,
+    )
+
+
+def shapes(stage: int, size: Size) -> Part:
+    """The self-made set: coloured shapes in short videos, things being said, made for the demo and the tests."""
+    first = stage == 1
+    return Part(
+        data=DataConfig(
+            dataset="shapes",
+            directory="runs/demo/shapes_20" if first else "runs/demo/shapes_40",
+            train_split="train",
+            eval_split="val",
+            frames=20 if first else 40,
+            captions=8,
+            batch=8,
+            eval_batch=16,
+            workers=0,
+        ),
+        keyframes=clusters(1, 0) if first else clusters(3, 1),
+        schedule=schedule(4, 1e-3, 1e-5, 50) if first else schedule(2, 5e-4, 1e-5, 20),
+        accumulate=1,
+        weights=WeightsConfig(
+            base="data/shapes_base.safetensors" if size == "tiny" else "", start="" if first else "runs/demo/stage1"
+        ),
+        t5_tokenizer="data/tokenizers/t5",
+        bert_tokenizer="data/tokenizers/bert",
+        answer_tokens=48,
+        log_every=10,
+    )
+
+
+def full_weights(size: Size, start: str) -> WeightsConfig:
+    """Converted BLIP-2 and Flan-T5; the sizes below `full` have no published weights."""
+    return WeightsConfig(base=f"weights/{size}.safetensors" if size.startswith("full") else "", start=start)
+
+
+DATASETS: dict[str, Callable[[int, Size], Part]] = {"qvh": qvh, "charades": charades, "shapes": shapes}

@@ -1,0 +1,30 @@
+"""What depends on the size of the model: precision, adapters, mesh, prompt lengths."""
+
+from calce_jax.training.config import LoraConfig, ModelConfig, Size
+
+SIZES: dict[Size, ModelConfig] = {
+    "full": ModelConfig(size="full", frozen_dtype="bfloat16", compute_dtype="bfloat16", remat="full"),
+    "full_xxl": ModelConfig(size="full_xxl", frozen_dtype="bfloat16", compute_dtype="bfloat16", remat="full"),
+    "small": ModelConfig(size="small", frozen_dtype="float32", compute_dtype="float32", remat="none"),
+    "tiny": ModelConfig(size="tiny", frozen_dtype="float32", compute_dtype="float32", remat="none"),
+}
+LORA: dict[Size, LoraConfig] = {size: LoraConfig(rank=8, alpha=8.0, dropout=0.05) for size in SIZES}
+MESH: dict[Size, str] = {"full": "a100x4", "full_xxl": "a100x4", "small": "single", "tiny": "single"}
+
+# Query tokens of a key frame, and of a frame compressed.
+TOKENS: dict[Size, tuple[int, int]] = {"full": (32, 8), "full_xxl": (32, 8), "small": (16, 4), "tiny": (8, 4)}
+# The captions, the query, the items and the task together seldom take more.
+TEXT = 256
+LENGTHS = 4
+MULTIPLE = 32
+
+
+def buckets(size: Size, frames: int, stage: int) -> tuple[int, ...]:
+    """Return a few prompt lengths: from all frames compressed to all in full detail, each with its time token.
+
+    Stage 2 keeps at most half of its frames.
+    """
+    kept = frames // 2 if stage == 2 else frames
+    few, many = (kept * (tokens + 1) + TEXT for tokens in reversed(TOKENS[size]))
+    lengths = (few + (many - few) * (i + 1) // LENGTHS for i in range(LENGTHS))
+    return tuple(sorted({-(-length // MULTIPLE) * MULTIPLE for length in lengths}))
