@@ -1,0 +1,62 @@
+"""Drawing scenes of the shapes world, at any size and any moment."""
+
+import numpy as np
+
+from data.shapes.scene import LANES, Scene, Track
+
+PAINT = {
+    "red": (230, 40, 40),
+    "green": (40, 200, 60),
+    "blue": (50, 90, 240),
+    "yellow": (240, 220, 40),
+    "purple": (190, 60, 220),
+    "white": (240, 240, 240),
+}
+DIAMETER = 0.4  # of the frame's height
+TRAVEL = 0.7  # of the frame's width that a moving shape covers while it is there
+
+
+def render_frame(scene: Scene, second: float, height: int, width: int) -> np.ndarray:
+    """Return uint8 RGB (height, width, 3): what is seen at `second`.
+
+    A track is seen from its start on and no longer at its end. Shapes keep the proportions they have at the scene's own
+    size, so a frame drawn small looks like the video's frame scaled down.
+    """
+    shade = 18 + scene.seed % 30
+    frame = np.full((height, width, 3), (shade, shade, shade + 8), np.uint8)
+    aspect = scene.size[0] / scene.size[1]
+    radius_y, radius_x = DIAMETER / 2, DIAMETER / 2 / aspect
+    for track in scene.tracks:
+        if not track.start <= second < track.end:
+            continue
+        x, y = position(track, second, radius_x)
+        top, bottom = int((y - radius_y) * height), int(np.ceil((y + radius_y) * height))
+        left, right = int((x - radius_x) * width), int(np.ceil((x + radius_x) * width))
+        top, left, bottom, right = max(top, 0), max(left, 0), min(bottom, height), min(right, width)
+        # Pixel centres in units of the radius, relative to the middle of the shape.
+        v = (((np.arange(top, bottom) + 0.5) / height - y) / radius_y)[:, None]
+        u = (((np.arange(left, right) + 0.5) / width - x) / radius_x)[None, :]
+        frame[top:bottom, left:right][_inside(track.shape, u, v)] = PAINT[track.colour]
+    return frame
+
+
+def position(track: Track, second: float, radius: float) -> tuple[float, float]:
+    """Return the middle (x, y) of a shape at a moment, in shares of the frame's width and height."""
+    y = (track.lane + 0.5) / LANES
+    if track.motion == "stays":
+        return radius + track.place * (1 - 2 * radius), y
+    done = (second - track.start) / (track.end - track.start)
+    free = 1 - 2 * radius - TRAVEL
+    begin = radius + track.place * max(free, 0.0)
+    gone = done * min(TRAVEL, 1 - 2 * radius)
+    return (begin + gone if track.motion == "right" else 1 - begin - gone), y
+
+
+def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    if shape == "circle":
+        return u * u + v * v <= 1
+    if shape == "square":
+        return np.maximum(abs(u), abs(v)) <= 0.82
+    if shape == "triangle":
+        return (v <= 0.85) & (2 * abs(u) <= v + 1)
+    return np.minimum(abs(u), abs(v)) <= 0.3

@@ -1,0 +1,180 @@
+"""Scenes of the shapes world: what is seen when, what is said when, and what can be asked about it.
+
+A scene is drawn from a seed alone. Coloured shapes come and go in two lanes, one above the other, so that they never
+cover each other; while one is there it stands still or travels to one side. Now and then a sentence is spoken. The
+truth of a query is computed from what happens, so a query can have no second, unmarked answer: the windows of "a red circle
+moves to the left" are the presences of every red circle that does.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
+SHAPES = ("circle", "square", "triangle", "cross")
+MOTIONS = ("stays", "left", "right")
+LANES = 2
+SIZES = ((192, 144), (176, 176), (256, 144), (200, 150))  # width, height
+RATES = (10.0, 12.0, 12.5, 15.0)
+
+NOUNS = (
+    *("lighthouse", "bridge", "bread", "violin", "garden", "castle", "river", "market", "rocket", "camera", "winter"),
+    *("desert", "forest", "kitchen", "train", "mountain", "library", "dragon", "coffee", "museum", "bicycle"),
+    *("harbour", "candle", "thunder"),
+)
+SENTENCES = (
+    "let me tell you about the {noun} we found",
+    "nobody had ever seen such a {noun} before",
+    "the {noun} was much older than the town",
+    "my sister still dreams of that {noun}",
+    "we went back to look at the {noun} again",
+    "you can hear them say that the {noun} is lovely",
+)
+ASKED_SEEN = {
+    "stays": ("A {thing} stays in one place.", "A {thing} stands still."),
+    "left": ("A {thing} moves to the left.", "A {thing} travels to the left."),
+    "right": ("A {thing} moves to the right.", "A {thing} travels to the right."),
+    None: ("A {thing} is on the screen.", "A {thing} appears.", "We can see a {thing}."),
+}
+ASKED_HEARD = (
+    "Someone talks about a {noun}.",
+    "A voice says something about a {noun}.",
+    "They speak about a {noun}.",
+)
+
+Motion = Literal["stays", "left", "right"]
+Kind = Literal["visual", "caption", "several"]
+
+
+@dataclass(frozen=True)
+class Track:
+    """One shape, there from second `start` to second `end`, in lane 0 (above) or 1, at `place` (0..1) of its width."""
+
+    colour: str
+    shape: str
+    motion: Motion
+    lane: int
+    start: int
+    end: int
+    place: float
+
+    @property
+    def thing(self) -> str:
+        """What it is called: "red circle"."""
+        return f"{self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What is said from second `start` to second `end`."""
+
+    start: int
+    end: int
+    text: str
+    noun: str
+
+
+@dataclass(frozen=True)
+class SceneQuery:
+    """A question about the scene: sentence, things named in it, and all its windows in whole seconds."""
+
+    kind: Kind
+    query: str
+    items: tuple[str, ...]
+    windows: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A video to be drawn: `duration` in seconds, `rate` in frames a second, `size` (width, height) in pixels."""
+
+    seed: int
+    duration: int
+    rate: float
+    size: tuple[int, int]
+    tracks: tuple[Track, ...]
+    sentences: tuple[Sentence, ...]
+    queries: tuple[SceneQuery, ...]
+
+
+def make_scene(seed: int) -> Scene:
+    """Draw a scene of 20 to 40 seconds; the same seed gives the same scene."""
+    rng = np.random.default_rng(seed)
+    duration = int(rng.integers(20, 41))
+    tracks = _tracks(rng, duration)
+    sentences = _sentences(rng, duration)
+    return Scene(
+        seed=seed,
+        duration=duration,
+        rate=_one(rng, RATES),
+        size=_one(rng, SIZES),
+        tracks=tracks,
+        sentences=sentences,
+        queries=_queries(rng, tracks, sentences),
+    )
+
+
+def _one(rng: np.random.Generator, choices):
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _tracks(rng: np.random.Generator, duration: int) -> tuple[Track, ...]:
+    tracks: list[Track] = []
+    for lane in range(LANES):
+        second = int(rng.integers(0, 4))
+        while second + 4 <= duration:
+            end = min(second + int(rng.integers(4, 13)), duration)
+            tracks.append(_track(rng, tracks, lane, second, end))
+            second = end + int(rng.integers(1, 6))
+    return tuple(sorted(tracks, key=lambda track: (track.start, track.lane)))
+
+
+def _track(rng: np.random.Generator, others: list[Track], lane: int, start: int, end: int) -> Track:
+    """Draw one shape: often one seen before, or a distractor that shares its colour or its shape."""
+    colour, shape = _one(rng, COLOURS), _one(rng, SHAPES)
+    if others:
+        other, kind = _one(rng, others), rng.random()
+        colour = other.colour if kind < 0.55 else colour
+        shape = other.shape if kind < 0.35 or kind > 0.8 else shape
+    # The same thing twice at once, or twice within a second, would be one moment to whoever looks.
+    while any(
+        (other.colour, other.shape) == (colour, shape) and start < other.end + 2 and other.start < end + 2
+        for other in others
+    ):
+        colour, shape = _one(rng, COLOURS), _one(rng, SHAPES)
+    return Track(colour, shape, _one(rng, MOTIONS), lane, start, end, float(rng.uniform(0.15, 0.85)))
+
+
+def _sentences(rng: np.random.Generator, duration: int) -> tuple[Sentence, ...]:
+    sentences, second = [], int(rng.integers(0, 6))
+    nouns = [NOUNS[i] for i in rng.permutation(len(NOUNS))]
+    while second + 4 <= duration:
+        end = min(second + int(rng.integers(4, 9)), duration)
+        noun = nouns.pop()
+        sentences.append(Sentence(second, end, _one(rng, SENTENCES).format(noun=noun), noun))
+        second = end + int(rng.integers(2, 9))
+    return tuple(sentences)
+
+
+def _queries(
+    rng: np.random.Generator, tracks: tuple[Track, ...], sentences: tuple[Sentence, ...]
+) -> tuple[SceneQuery, ...]:
+    """Ask about two things seen once, one thing seen several times if there is any, and one thing said."""
+    askable: dict[tuple[str, str | None], list[tuple[int, int]]] = {}
+    for track in tracks:
+        for motion in (track.motion, None):
+            askable.setdefault((track.thing, motion), []).append((track.start, track.end))
+    once = [key for key, windows in askable.items() if len(windows) == 1]
+    often = [key for key, windows in askable.items() if len(windows) > 1]
+    chosen = [once[i] for i in rng.permutation(len(once))[:2]] + [often[i] for i in rng.permutation(len(often))[:1]]
+    queries = []
+    for thing, motion in chosen:
+        windows = tuple(sorted(askable[thing, motion]))
+        sentence = _one(rng, ASKED_SEEN[motion]).format(thing=thing)
+        queries.append(SceneQuery("visual" if len(windows) == 1 else "several", sentence, (thing,), windows))
+    if sentences:
+        said = _one(rng, sentences)
+        sentence = _one(rng, ASKED_HEARD).format(noun=said.noun)
+        queries.append(SceneQuery("caption", sentence, (said.noun,), ((said.start, said.end),)))
+    return tuple(queries)
