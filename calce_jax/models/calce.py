@@ -72,7 +72,7 @@ class CalceConfig:
     def tiny(t5_vocab: int, bert_vocab: int, lora: LoraConfig | None = LORA) -> "CalceConfig":
         """The size of the tests and the demo."""
         return CalceConfig(
-            VitConfig.tiny(), QFormerConfig.tiny(vocab=bert_vocab), T5Config.tiny(t5_vocab), lora, compressed=4
+            VitConfig.tiny(), QFormerConfig.tiny(vocab=bert_vocab), T5Config.tiny(t5_vocab), lora, compressed=2
         )
 
 

@@ -22,10 +22,10 @@ Remat = Literal["none", "dots", "full"]
 
 
 class Linear(nnx.Module):
-    """`y = x @ kernel + bias`, kernel of shape (D, E)."""
+    """`y = x @ kernel + bias`, kernel of shape (D, E), drawn so that `y` varies `gain` times as much as `x`."""
 
-    def __init__(self, features_in: int, features_out: int, *, bias: bool = True, rngs: nnx.Rngs):
-        scale = features_in**-0.5
+    def __init__(self, features_in: int, features_out: int, *, bias: bool = True, gain: float = 1.0, rngs: nnx.Rngs):
+        scale = gain * features_in**-0.5
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (features_in, features_out), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32)) if bias else None
 

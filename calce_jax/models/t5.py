@@ -83,7 +83,8 @@ class T5Attention(nnx.Module):
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         inner = config.heads * config.head_width
-        self.q = Linear(config.width, inner, bias=False, rngs=rngs)
+        # Scores are not scaled down, so fresh queries are.
+        self.q = Linear(config.width, inner, bias=False, gain=config.head_width**-0.5, rngs=rngs)
         self.k = Linear(config.width, inner, bias=False, rngs=rngs)
         self.v = Linear(config.width, inner, bias=False, rngs=rngs)
         self.o = Linear(inner, config.width, bias=False, rngs=rngs)

@@ -2,8 +2,8 @@
 
 A scene is drawn from a seed alone. Coloured shapes come and go in two lanes, one above the other, so that they never
 cover each other; while one is there it stands still or travels to one side. Now and then a sentence is spoken. The
-truth of a query is computed from what happens, so a query can have no second, unmarked answer: the windows of "a red circle
-moves to the left" are the presences of every red circle that does.
+truth of a query is computed from what happens, so a query can have no second, unmarked answer: the windows of "a red
+circle moves to the left" are the presences of every red circle that does.
 """
 
 from dataclasses import dataclass
