@@ -1,0 +1,244 @@
+"""The page: one self-contained HTML file that shows, for each query, what the model saw and what it answered.
+
+The file needs no network: images, style and script are inside. The same page serves the report of a run, with true
+windows, a summary and filters, and the search in one video, with a player instead.
+"""
+
+import base64
+import dataclasses
+import io
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from calce_jax.outputs import write_output
+from calce_jax.windows import iou
+
+Treatment = Literal["full", "compressed", "dropped"]
+Seconds = int | float
+
+TREATMENTS: dict[Treatment, str] = {
+    "full": "kept at full detail",
+    "compressed": "compressed",
+    "dropped": "dropped",
+}
+THUMBNAIL_HEIGHT = 112
+_TICK_STEPS = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+_MOST_TICKS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameView:
+    """A key frame: its time in seconds, its JPEG file, and what the stage made of it."""
+
+    second: Seconds
+    jpeg: bytes
+    treatment: Treatment
+
+
+@dataclasses.dataclass(frozen=True)
+class MomentView:
+    """A window in seconds; `score` is the model's own, `None` for a true window."""
+
+    start: Seconds
+    end: Seconds
+    score: Seconds | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionView:
+    """A caption in seconds; `similarity` to the query if it was measured; `used` if the model was given it."""
+
+    start: Seconds
+    end: Seconds
+    text: str
+    similarity: Seconds | None
+    used: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class StageView:
+    """One stage: its frames in order of time, its moments best first, and the text it wrote."""
+
+    frames: Sequence[FrameView]
+    moments: Sequence[MomentView]
+    raw_text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryView:
+    """One query and what every stage did with it.
+
+    Attributes:
+      qid: its id.
+      video: the video's id.
+      query: the sentence.
+      kind: what it needs, e.g. "visual", "caption", "several"; "" if that is not known.
+      duration: of the video, in seconds.
+      truth: the true windows; `None` where nobody knows them.
+      stages: by name, in the order they ran.
+      captions: of the video, in order of time.
+      video_src: where a player finds the video, relative to the page or absolute; `None` for no player.
+    """
+
+    qid: str | int
+    video: str
+    query: str
+    kind: str
+    duration: Seconds
+    truth: Sequence[MomentView] | None
+    stages: Mapping[str, StageView]
+    captions: Sequence[CaptionView] = ()
+    video_src: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SummaryTable:
+    """A table over the queries: rows of a name and one number (percent) a column, `None` where there is none."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Seconds | None]]]
+    note: str = ""
+
+
+def write_page(
+    path: str | Path, title: str, queries: Sequence[QueryView], summary: Sequence[SummaryTable] = (), about: str = ""
+) -> None:
+    """Write the page.
+
+    Args:
+      path: the HTML file.
+      title: the heading.
+      queries: in the order they are shown at first.
+      summary: tables at the top; may be empty.
+      about: a line under the heading, e.g. the configuration and the date.
+
+    Raises:
+      ValueError: a frame is no image.
+      OSError: the file cannot be written.
+    """
+    write_output(path, page(title, queries, summary, about))
+
+
+def page(title: str, queries: Sequence[QueryView], summary: Sequence[SummaryTable] = (), about: str = "") -> str:
+    """Return the page's HTML; arguments as in `write_page`."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("calce_jax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["seconds"] = _seconds
+    images = _Images()
+    cards = [_card(number, query, images) for number, query in enumerate(queries)]
+    return environment.get_template("page.html").render(
+        title=title,
+        about=about,
+        summary=summary,
+        queries=cards,
+        kinds=sorted({query.kind for query in queries if query.kind}),
+        stages=list(dict.fromkeys(name for query in queries for name in query.stages)),
+        has_truth=any(query.truth for query in queries),
+        treatments=TREATMENTS,
+        images=images.uris,
+    )
+
+
+class _Images:
+    """The page's thumbnails, each there once however many stages and queries show it."""
+
+    def __init__(self):
+        self.uris: list[str] = []
+        self._numbers: dict[bytes, int] = {}
+
+    def number(self, jpeg: bytes) -> int:
+        if jpeg not in self._numbers:
+            self._numbers[jpeg] = len(self.uris)
+            self.uris.append("data:image/jpeg;base64," + base64.b64encode(_thumbnail(jpeg)).decode())
+        return self._numbers[jpeg]
+
+
+def _thumbnail(jpeg: bytes) -> bytes:
+    try:
+        image = Image.open(io.BytesIO(jpeg)).convert("RGB")
+    except OSError as error:
+        raise ValueError(f"a frame of {len(jpeg)} bytes is no image ({error}); pass JPEG files") from error
+    image.thumbnail((4 * THUMBNAIL_HEIGHT, THUMBNAIL_HEIGHT))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=72, optimize=True)
+    return buffer.getvalue()
+
+
+def _card(number: int, query: QueryView, images: _Images) -> dict[str, Any]:
+    """Return what the template shows of one query; places on the time axis in percent of the duration."""
+    truth = query.truth or []
+    stages = []
+    for name, stage in query.stages.items():
+        overlaps = [_best_overlap(moment, truth) for moment in stage.moments]
+        stages.append(
+            {
+                "name": name,
+                "frames": _strip(stage.frames, query.duration, images),
+                "moments": [
+                    {**_bar(moment, query.duration), "score": moment.score, "iou": overlap}
+                    for moment, overlap in zip(stage.moments, overlaps, strict=True)
+                ],
+                "raw_text": stage.raw_text,
+                "iou": (overlaps[0] if overlaps else 0.0) if truth else None,
+            }
+        )
+    return {
+        "number": number,
+        "view": query,
+        "truth": [_bar(moment, query.duration) for moment in truth],
+        "stages": stages,
+        "iou": stages[-1]["iou"] if stages else None,
+        "captions": [{**_bar(caption, query.duration), "view": caption} for caption in query.captions],
+        "used_captions": sum(caption.used for caption in query.captions),
+        "ticks": [{"second": tick, "left": _percent(tick, query.duration)} for tick in ticks(query.duration)],
+    }
+
+
+def _best_overlap(moment: MomentView, truth: Iterable[MomentView]) -> float:
+    return max((iou([moment.start, moment.end], [true.start, true.end]) for true in truth), default=0.0)
+
+
+def _bar(span: MomentView | CaptionView, duration: Seconds) -> dict[str, Any]:
+    left, right = _percent(span.start, duration), _percent(span.end, duration)
+    return {"start": span.start, "end": span.end, "left": left, "width": round(right - left, 3)}
+
+
+def _percent(second: Seconds, duration: Seconds) -> float:
+    return round(100 * min(max(second / duration, 0), 1), 3)
+
+
+def _strip(frames: Sequence[FrameView], duration: Seconds, images: _Images) -> list[dict[str, Any]]:
+    """Return the frames, each as wide as the time until the next."""
+    ends = [*(frame.second for frame in frames[1:]), duration]
+    return [
+        {
+            "image": images.number(frame.jpeg),
+            "treatment": frame.treatment,
+            "second": frame.second,
+            "left": _percent(frame.second, duration),
+            "width": round(_percent(end, duration) - _percent(frame.second, duration), 3),
+        }
+        for frame, end in zip(frames, ends, strict=True)
+    ]
+
+
+def ticks(duration: Seconds) -> list[int]:
+    """Return whole seconds to mark on an axis from 0 to `duration`: at most ten steps of a round length."""
+    step = next((step for step in _TICK_STEPS if duration / step <= _MOST_TICKS), _TICK_STEPS[-1])
+    return list(itertools.takewhile(lambda tick: tick <= duration, itertools.count(0, step)))
+
+
+def _seconds(value: Seconds) -> str:
+    return f"{np.round(value, 1):g}"

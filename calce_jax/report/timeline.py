@@ -1,0 +1,76 @@
+"""The timeline image: sample frames above bars of true and predicted windows, on one axis of seconds."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from calce_jax.report.page import ticks
+
+Seconds = int | float
+Windows = Sequence[Sequence[Seconds]]
+
+WIDTH = 960
+_MARGIN, _LABEL, _STRIP, _ROW, _AXIS = 12, 84, 84, 26, 24
+_GROUND, _LINE, _TEXT = (255, 255, 255), (224, 227, 232), (60, 66, 76)
+_TRUTH = (14, 132, 103)
+_STAGES = ((194, 101, 12), (44, 91, 209), (122, 79, 181))
+
+
+def draw_timeline(
+    truth: Windows,
+    predicted_by_stage: Mapping[str, Windows],
+    duration: Seconds,
+    frames: UInt8[np.ndarray, "T h w 3"],
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Draw what was asked for and what was found.
+
+    Args:
+      truth: true windows [start, end] in seconds; may be empty.
+      predicted_by_stage: each stage's windows [start, end, ...], best first; the best is solid, the others are hollow.
+      duration: of the video, in seconds.
+      frames: sample frames at equal intervals over the video, in order of time.
+
+    Raises:
+      ValueError: the duration is not positive.
+    """
+    if not duration > 0:
+        raise ValueError(f"a video's duration must be a positive number of seconds, not {duration!r}")
+    rows = {"true": truth, **predicted_by_stage}
+    colours = [_TRUTH, *(_STAGES[i % len(_STAGES)] for i in range(len(predicted_by_stage)))]
+    image = Image.new("RGB", (WIDTH, 2 * _MARGIN + _STRIP + _ROW * len(rows) + _AXIS), _GROUND)
+    _draw_frames(image, frames)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    top = _MARGIN + _STRIP
+    bottom = top + _ROW * len(rows)
+    for tick in ticks(duration):
+        x = _place(tick, duration)
+        draw.line((x, top + 4, x, bottom + 4), _LINE)
+        draw.text((x, bottom + 6), f"{tick}", _TEXT, font, anchor="ma")
+    for (name, windows), colour in zip(rows.items(), colours, strict=True):
+        draw.text((_LABEL - 8, top + _ROW / 2 + 2), name, _TEXT, font, anchor="rm")
+        for rank, (start, end, *_) in enumerate(windows):
+            solid = rank == 0 or name == "true"
+            left, right = _place(start, duration), _place(end, duration)
+            box = (left, top + 6, max(right, left + 2), top + _ROW - 2)
+            draw.rectangle(box, colour if solid else _GROUND, colour, 2)
+        top += _ROW
+    return np.array(image)
+
+
+def _place(second: Seconds, duration: Seconds) -> int:
+    """Return the column of a time; times outside the video are at its border."""
+    return round(_LABEL + (WIDTH - _LABEL - _MARGIN) * min(max(second / duration, 0), 1))
+
+
+def _draw_frames(image: Image.Image, frames: np.ndarray) -> None:
+    """Paste the frames, each cut to its share of the axis from its middle."""
+    for number, frame in enumerate(frames):
+        left, right = _place(number, len(frames)), _place(number + 1, len(frames))
+        width, height = max(right - left - 2, 1), _STRIP - 4
+        scale = max(width / frame.shape[1], height / frame.shape[0])
+        size = max(round(frame.shape[1] * scale), width), max(round(frame.shape[0] * scale), height)
+        picture = Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)
+        x, y = (size[0] - width) // 2, (size[1] - height) // 2
+        image.paste(picture.crop((x, y, x + width, y + height)), (left + 1, _MARGIN))
