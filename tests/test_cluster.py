@@ -67,9 +67,7 @@ def test_recorded_clusterings(shared):
         if wrong.any():
             kind = tied if name not in robust else differ if wrong[~far].any() else masked_differ
             kind.add(case["case"])
-    print(
-        f"{len(cases)} recorded clusterings; differ by ties: {sorted(tied)}; only in masked frames: {sorted(masked_differ)}"
-    )
+    print(f"{len(cases)} clusterings; differ by ties: {sorted(tied)}, in masked frames: {sorted(masked_differ)}")
     assert not differ
     # In all these cases fewer frames are unmasked than there are clusters.
     assert masked_differ <= {"c1_mask_zero", "c1_mask_rec", "c9_mask_zero", "c9_mask_rec"}

@@ -1,6 +1,6 @@
 """Masks over time that both stages use: borders between clusters, dilation, runs.
 
-T frames.
+T frames, G = T - 1 gaps between them.
 """
 
 import jax
@@ -15,7 +15,7 @@ def borders(cluster: Int[Array, " T"], present: Bool[Array, " T"]) -> Bool[Array
     return beside(changes) | ends
 
 
-def beside(between: Bool[Array, " T-1"]) -> Bool[Array, " T"]:
+def beside(between: Bool[Array, " G"]) -> Bool[Array, " G+1"]:
     """Mark the frames on either side of the marked gaps; gap i lies between frame i and frame i + 1."""
     return jnp.pad(between, (0, 1)) | jnp.pad(between, (1, 0))
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from calce_jax.keyframes.borders import beside, borders, dilate
 from calce_jax.keyframes.cluster import dpc_knn
@@ -88,5 +88,5 @@ def _where_news(features: Float[Array, "T D"], present: Bool[Array, " T"]) -> Bo
     """Mark both frames of the t // 3 neighbouring pairs of least cosine similarity; t frames are present."""
     unit = features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-8)
     similarity = jnp.where(present[1:], (unit[1:] * unit[:-1]).sum(-1), jnp.inf)
-    rank: Int[Array, " T-1"] = similarity.argsort().argsort()
+    rank = similarity.argsort().argsort()
     return beside(rank < present.sum() // 3)

@@ -91,7 +91,7 @@ def _remove_drawn(
         left = _count(mask)
         rank = jnp.cumsum(mask, dtype=jnp.int32) - 1
         picked = mask & (rank == jnp.floor(which * left.astype(jnp.float32)).astype(jnp.int32))
-        return mask & ~(picked & (toss < chance)), used + (left > 0)
+        return mask & ~(picked & (toss < chance)), used + (left > 0).astype(jnp.int32)
 
     def go_on(state: tuple[Bool[Array, " T"], Bool[Array, " T"], Int[Array, ""]]) -> Bool[Array, ""]:
         key, other, used = state

@@ -1,11 +1,14 @@
 """From the seconds in which somebody talks to the frames that show it; host side."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
+Number = float | int | np.number
 
-def spoken_frames(intervals: Sequence[Sequence[float]], duration: float, frames: int) -> np.ndarray:
+
+def spoken_frames(intervals: Sequence[Sequence[Number]] | np.ndarray, duration: Number, frames: int) -> np.ndarray:
     """Mark the frames in which somebody talks.
 
     The video is taken as `frames` equal parts, as the original does, whatever the frames' own times are. Every part
@@ -25,6 +28,7 @@ def spoken_frames(intervals: Sequence[Sequence[float]], duration: float, frames:
     if not duration > 0:
         raise ValueError(f"duration: {duration} s; spoken frames need the video's length, which is positive")
     spoken = np.zeros(frames, bool)
-    for start, end in intervals:
-        spoken[max(int(start / duration * frames), 0) : max(int(end / duration * frames) + 1, 0)] = True
+    for interval in intervals:
+        start, end = (math.floor(float(second) / float(duration) * frames) for second in interval)
+        spoken[max(start, 0) : max(end + 1, 0)] = True
     return spoken
