@@ -5,9 +5,19 @@ The argument is a dataset (qvh, charades or shapes), then any of `stage=1|2`, `s
 `calce_jax.training.config` says what each field means and what it may be.
 """
 
+from typing import cast
+
 from ml_collections import ConfigDict
 
-from calce_jax.training.config import ConfigError, GenerationConfig, LoopConfig, OptimizerConfig, RunConfig, plain
+from calce_jax.training.config import (
+    ConfigError,
+    GenerationConfig,
+    LoopConfig,
+    OptimizerConfig,
+    RunConfig,
+    Size,
+    plain,
+)
 from configs.datasets import DATASETS
 from configs.sizes import LORA, MESH, SIZES, buckets
 
@@ -22,7 +32,7 @@ def get_config(argument: str) -> ConfigDict:
     """
     dataset, options = _parse(argument)
     stage = int(options.get("stage", "1"))
-    size = options.get("size", "tiny" if dataset == "shapes" else "full")
+    size = cast(Size, options.get("size", "tiny" if dataset == "shapes" else "full"))
     part = DATASETS[dataset](stage, size)
     run = RunConfig(
         stage=stage,  # pyright: ignore[reportArgumentType]

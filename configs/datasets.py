@@ -120,8 +120,8 @@ def shapes(stage: int, size: Size) -> Part:
         weights=WeightsConfig(
             base="data/shapes_base.safetensors" if size == "tiny" else "", start="" if first else "runs/demo/stage1"
         ),
-        t5_tokenizer="data/tokenizers/t5",
-        bert_tokenizer="data/tokenizers/bert",
+        t5_tokenizer="data/tokenizers/tiny_t5",
+        bert_tokenizer="data/tokenizers/tiny_bert",
         answer_tokens=48,
         log_every=10,
     )

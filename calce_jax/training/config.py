@@ -188,7 +188,7 @@ def plain(config: RunConfig) -> dict[str, Any]:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """List the fields in which two plain configs differ, but for the harmless ones: "seed: 1 there, 2 here"."""
-    left, right = dict(_flat(there)), dict(_flat(here))
+    left, right = dict(flat(there)), dict(flat(here))
     listed = []
     for name in sorted(left | right):
         harmless = any(name == field or name.startswith(field + ".") for field in HARMLESS)
@@ -196,6 +196,15 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         if a != b and not harmless:
             listed.append(f"{name}: {a} there, {b} here")
     return listed
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Give every field of a plain config with its full name ("data.frames"); tuples as lists, as JSON has them."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, list(value) if isinstance(value, tuple) else value
 
 
 def _contradictions(run: RunConfig) -> Iterator[str]:
@@ -261,14 +270,6 @@ def _expected(hint: Any) -> str:
     if isinstance(hint, types.GenericAlias):
         return "a tuple of int"
     return "a group of fields" if dataclasses.is_dataclass(hint) else f"a {hint.__name__}"
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, list(value) if isinstance(value, tuple) else value
 
 
 def _show(config: Mapping[str, Any], name: str) -> str:
