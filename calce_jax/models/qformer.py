@@ -8,6 +8,7 @@ in attention B frames or sentences, L tokens that look, M tokens looked at.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +182,7 @@ class QFormer(nnx.Module):
         graph, layers = nnx.split(self.blocks)
         cross_graph, crosses = nnx.split(self.cross)
 
-        def group(cross: BertAttention, x: Array, layers: nnx.State, key: Key) -> tuple[Array, Array | None]:
+        def group(cross: BertAttention, x: Array, layers: Any, key: Key) -> tuple[Array, Array | None]:
             keys, after = Keys(key), []
             for number in range(jax.tree.leaves(layers)[0].shape[0]):
                 block = nnx.merge(graph, _rows(layers, number))
@@ -210,5 +211,5 @@ class QFormer(nnx.Module):
         return x, states
 
 
-def _rows(stacked: nnx.State, rows: int | slice) -> nnx.State:
+def _rows(stacked: Any, rows: int | slice) -> Any:
     return jax.tree.map(lambda p: p[rows], stacked)
