@@ -1,0 +1,36 @@
+"""Put stage 1's windows into stage 2's data: `launch/merge.py --predictions=FILE --annotations=FILE --out=FILE.jsonl`.
+
+Names every query for which stage 1 has no window; stage 2 looks at the whole video there.
+"""
+
+from absl import app, flags
+from calce_jax.annotations import read_annotations
+
+from calce_jax.merging import merge, write_merged
+from calce_jax.predictions import read_predictions
+
+PREDICTIONS = flags.DEFINE_string("predictions", None, "stage 1's predictions, as launch/infer.py writes them")
+ANNOTATIONS = flags.DEFINE_string("annotations", None, "the queries of the same split, in either format")
+OUT = flags.DEFINE_string("out", None, "where the annotations with stage1_windows go, one JSON line a query")
+flags.mark_flags_as_required(["predictions", "annotations", "out"])
+
+
+def main(argv: list[str]) -> None:
+    """Merge, write, name what is missing."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument: {argv[1]}")
+    try:
+        merged = merge(read_annotations(str(ANNOTATIONS.value)), read_predictions(str(PREDICTIONS.value)))
+        write_merged(str(OUT.value), merged)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    for qid in merged.without_result:
+        print(f"no result for {qid}: stage 2 will look at the whole video")
+    for qid in merged.unknown:
+        print(f"result for {qid}, which is not annotated: left out")
+    found = len(merged.rows) - len(merged.without_result)
+    print(f"{OUT.value}: {len(merged.rows)} queries, {found} with windows of stage 1")
+
+
+if __name__ == "__main__":
+    app.run(main)

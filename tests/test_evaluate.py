@@ -1,0 +1,140 @@
+"""Evaluation of files: the published scores, both formats, queries that miss a partner, and the command."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from calce_jax.metrics.evaluation import evaluate_files
+
+ROOT = Path(__file__).parents[1]
+HEADLINES = ("R1@0.5", "R1@0.7", "mIoU", "mAP@0.5", "mAP@0.75")
+
+
+def annotation(qid, windows):
+    row = {
+        "qid": qid,
+        "query": "a man talks",
+        "vid": "v_0_150",
+        "duration": 150,
+        "relevant_windows": windows,
+    }
+    return {field: value for field, value in row.items() if value is not None}
+
+
+def prediction(qid, windows, **changes):
+    return {"qid": qid, "query": "a man talks", "vid": "v_0_150", "pred_relevant_windows": windows, **changes}
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    annotations = [annotation(1, [[0, 10]]), annotation(2, [[20, 40]]), annotation(3, [[5, 6]])]
+    predictions = [
+        prediction("QVHighlight_1", [[50, 52, 0.9], [0, 10, 0.4]], status="repaired"),
+        prediction(2, [[20, 40, 0.5]]),
+        prediction(77, [[0, 1, 0.5]]),
+    ]
+    return (
+        write_lines(tmp_path / "predictions.jsonl", predictions),
+        write_lines(tmp_path / "annotations.jsonl", annotations),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [("given", (78.00, 64.84, 72.89, 70.81, 57.73)), ("longest", (79.74, 65.81, 74.16, 71.80, 58.25))],
+)
+def test_published_predictions_on_qvhighlights(shared, rank, expected):
+    path = shared / "annotations/calce/qvh/val_stage2.json"
+    reference = evaluate_files(path, path, rank).scores["reference"]
+    assert tuple(reference[key] for key in HEADLINES) == expected
+
+
+@pytest.mark.parametrize("rank", ["given", "longest"])
+def test_published_predictions_on_charades(shared, rank):
+    path = shared / "annotations/calce/charades/test_stage2.json"
+    reference = evaluate_files(path, path, rank).scores["reference"]
+    assert tuple(reference[key] for key in HEADLINES[:3]) == (68.87, 49.87, 59.13)
+
+
+def test_formats_meet(shared):
+    """The original's predictions against the official annotations: ids are strings there and numbers here."""
+    predictions = shared / "annotations/calce/qvh/val_stage2.json"
+    evaluation = evaluate_files(predictions, shared / "annotations/qvhighlights/highlight_val_release.jsonl")
+    assert evaluation.notes() == []
+    assert evaluation.scores["official"]["R1@0.5"] == 78.00
+    assert evaluation.scores["official"]["mAP@0.5"] == 70.80
+
+
+def test_queries_without_partner_are_named_and_miss(files):
+    evaluation = evaluate_files(*files)
+    assert evaluation.matched.unanswered == [3]
+    assert evaluation.matched.unknown == [77]
+    assert evaluation.notes() == [
+        "1 annotated queries have no prediction and count as misses: 3",
+        "1 predictions are for queries that are not annotated, and are not scored: 77",
+        "1 answers were malformed: 1",
+    ]
+    reference = evaluation.scores["reference"]
+    assert (reference["queries"], reference["unanswered"], reference["unknown"], reference["malformed"]) == (3, 1, 1, 1)
+    assert reference["R1@0.5"] == 33.33
+
+
+@pytest.mark.parametrize(("rank", "reference", "official"), [("given", 33.33, 50.0), ("longest", 66.67, 66.67)])
+def test_rank_decides_the_first_window_and_the_scores(files, rank, reference, official):
+    scores = evaluate_files(*files, rank=rank).scores
+    assert scores["reference"]["R1@0.5"] == scores["official"]["R1@0.5"] == reference
+    assert scores["official"]["mAP@0.5"] == official
+
+
+def test_annotations_of_another_split_are_noticed(files, tmp_path):
+    other = write_lines(tmp_path / "other.jsonl", [annotation(9, [[0, 1]])])
+    with pytest.raises(ValueError, match="none of the 3 predictions is for one of the 1 annotated queries"):
+        evaluate_files(files[0], other)
+
+
+def run(*arguments):
+    command = [sys.executable, str(ROOT / "launch/evaluate.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_command_writes_scores_and_submission(files, tmp_path):
+    out, submission = tmp_path / "scores.json", tmp_path / "submission.zip"
+    flags = [f"--predictions={files[0]}", f"--annotations={files[1]}", f"--out={out}", f"--submission={submission}"]
+    done = run(*flags, "--rank=longest")
+    assert done.returncode == 0, done.stderr
+    assert "66.67" in done.stdout
+    assert "have no prediction and count as misses: 3" in done.stdout
+    scores = json.loads(out.read_text())
+    assert set(scores) == {"reference", "official"}
+    assert scores["reference"]["R1@0.5"] == 66.67
+    with zipfile.ZipFile(submission) as archive:
+        rows = [json.loads(line) for line in archive.read("hl_val_submission.jsonl").splitlines()]
+    assert [row["qid"] for row in rows] == [1, 2, 3]
+    assert rows[0]["pred_relevant_windows"] == [[0.0, 10.0, 1.0], [50.0, 52.0, 0.5]]
+
+
+def test_command_submits_a_test_split_without_truth(files, tmp_path):
+    annotations = write_lines(tmp_path / "test.jsonl", [annotation(1, None), annotation(2, None)])
+    out, submission = tmp_path / "scores.json", tmp_path / "submission.zip"
+    flags = [f"--predictions={files[0]}", f"--annotations={annotations}", f"--out={out}", f"--submission={submission}"]
+    done = run(*flags, "--split=test")
+    assert done.returncode == 0, done.stderr
+    assert "nothing is scored" in done.stdout
+    assert not out.exists()
+    assert zipfile.ZipFile(submission).namelist() == ["hl_test_submission.jsonl"]
+
+
+def test_command_names_a_missing_file(files, tmp_path):
+    done = run(f"--predictions={tmp_path}/none.jsonl", f"--annotations={files[1]}", f"--out={tmp_path}/scores.json")
+    assert done.returncode == 1
+    assert "none.jsonl: no such file of predictions" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,69 @@
+"""Merging: stage 1's windows reach stage 2's data, and queries without any are named."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from calce_jax.annotations import read_annotations
+
+from calce_jax.merging import merge, write_merged
+from calce_jax.predictions import Prediction, write_predictions
+
+ROOT = Path(__file__).parents[1]
+ROWS = [
+    {"qid": qid, "query": f"query {qid}", "vid": "v_0_150", "duration": 150, "relevant_windows": [[0, 10]]}
+    for qid in (1, 2, 3)
+]
+PREDICTIONS = [
+    Prediction("QVHighlight_1", "query 1", "v_0_150", [[30.0, 40.0, 0.9], [1.5, 8.0, 0.2]]),
+    Prediction(3, "query 3", "v_0_150", [], status="empty"),
+    Prediction(9, "query 9", "v_0_150", [[0, 1, 0.5]]),
+]
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    path = tmp_path / "annotations.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def test_merged_rows_read_back(annotations, tmp_path):
+    merged = merge(read_annotations(annotations), PREDICTIONS)
+    assert merged.without_result == [2, 3]
+    assert merged.unknown == [9]
+    write_merged(tmp_path / "stage2.jsonl", merged)
+    before, after = read_annotations(annotations), read_annotations(tmp_path / "stage2.jsonl")
+    assert [row.stage1_windows for row in after] == [[[1.5, 8], [30, 40]], [[0, 150]], [[0, 150]]]
+    for old, new in zip(before, after, strict=True):
+        assert (old.qid, old.video, old.query, old.windows) == (new.qid, new.video, new.query, new.windows)
+        assert (old.duration, old.items, old.kind) == (new.duration, new.items, new.kind)
+
+
+def test_whole_seconds_stay_whole(annotations, tmp_path):
+    merged = merge(read_annotations(annotations), PREDICTIONS)
+    assert str(merged.rows[0]["stage1_windows"]) == "[[1.5, 8], [30, 40]]"
+
+
+def test_command_names_every_query_without_result(annotations, tmp_path):
+    write_predictions(tmp_path / "predictions.jsonl", PREDICTIONS)
+    flags = [f"--{name}={tmp_path / name}.jsonl" for name in ("predictions", "annotations", "out")]
+    command = [sys.executable, str(ROOT / "launch/merge.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "no result for 2: stage 2 will look at the whole video" in done.stdout
+    assert "no result for 3: stage 2 will look at the whole video" in done.stdout
+    assert "result for 9, which is not annotated: left out" in done.stdout
+    assert "3 queries, 1 with windows of stage 1" in done.stdout
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
+
+
+def test_command_names_what_is_missing(annotations, tmp_path):
+    flags = [f"--{name}={tmp_path / name}.jsonl" for name in ("predictions", "annotations", "out")]
+    command = [sys.executable, str(ROOT / "launch/merge.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert "predictions.jsonl: no such file of predictions" in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
