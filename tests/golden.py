@@ -1,6 +1,6 @@
 """Recorded numbers of the original, and weights that need no recording."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,17 @@ def weights(arrays: Mapping[str, np.ndarray], *prefixes: str) -> dict[str, np.nd
 
 
 def load(module: Any, table: Table, tensors: Mapping[str, np.ndarray]) -> Any:
-    """Give a module, in place, the weights of a PyTorch state dict; return it."""
+    """Give a module (an abstract one will do), in place, the weights of a PyTorch state dict; return it."""
     nnx.update(module, jax.tree.map(jnp.asarray, to_flax(table, tensors, nnx.state(module))))
     return module
 
 
-def waves(table: Table, module: Any) -> dict[str, np.ndarray]:
-    """Return a PyTorch state dict of the module's shapes, filled with a formula instead of random numbers."""
-    return {
+def waves(make: Callable[[], Any], table: Table) -> tuple[Any, dict[str, np.ndarray]]:
+    """Return a module whose weights are a formula, which needs no compiling, and these as a PyTorch state dict."""
+    module = nnx.eval_shape(make)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), nnx.state(module))
+    tensors = {
         name: (0.3 * np.sin(1.7 * number + np.arange(tensor.size) * 0.9)).reshape(tensor.shape).astype(np.float32)
-        for number, (name, tensor) in enumerate(sorted(to_torch(table, nnx.state(module)).items()))
+        for number, (name, tensor) in enumerate(sorted(to_torch(table, zeros).items()))
     }
+    return load(module, table, tensors), tensors
