@@ -108,7 +108,13 @@ def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainStat
             behaviour=config.behaviour,
             first_epoch=int(state.step) // steps_per_epoch,
         )
-        step = jax.jit(make_train_step(graph, step_config(config), optimizer, rate), donate_argnums=0)
+        # Left to itself XLA lays the new state out in its own way, and the second step is compiled again.
+        places = jax.tree.map(lambda a: a.sharding, state)
+        step = jax.jit(
+            make_train_step(graph, step_config(config), optimizer, rate),
+            donate_argnums=0,
+            out_shardings=(places, None),
+        )
         predict = jax.jit(make_predict(graph, step_config(config)))
         key = jax.random.key(config.seed)
         put = partial(put_batch, mesh=mesh)
@@ -196,7 +202,7 @@ def step_config(config: RunConfig) -> StepConfig:
     )
 
 
-def build_model(sizes: CalceConfig, config: RunConfig, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+def build_model(sizes: CalceConfig, config: RunConfig, mesh: Mesh) -> tuple[Any, nnx.State, nnx.State]:
     """Make the model on the mesh: structure, trainables (float32), frozen weights (`config.model.frozen_dtype`).
 
     With base weights only the adapters are drawn at random; the file holds the model as it is without adapters.

@@ -1,0 +1,36 @@
+"""Train one stage: `launch/train.py --config=configs/calce.py:shapes,stage=1 --workdir=DIR`.
+
+The same command goes on where the workdir stands; SIGTERM stops it with a checkpoint.
+"""
+
+from pathlib import Path
+
+from absl import app, flags, logging
+from calce_jax.training.material import open_material
+from ml_collections import config_flags
+
+from calce_jax.checkpoints import CheckpointError
+from calce_jax.sharding import ShardingError
+from calce_jax.training.config import ConfigError, validate
+from calce_jax.training.loop import TrainingError
+from calce_jax.training.run import train_run
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "configs/calce.py:DATASET,stage=1|2", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "where checkpoints, metrics and the config go")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    """Check the config, then train."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument: {argv[1]}; fields are set with --config.FIELD=VALUE")
+    try:
+        config = validate(CONFIG.value)
+        train_run(config, Path(str(WORKDIR.value)), open_material(config))
+    except (ConfigError, CheckpointError, ShardingError, TrainingError) as error:
+        logging.debug("where it happened", exc_info=True)
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+
+
+if __name__ == "__main__":
+    app.run(main)
