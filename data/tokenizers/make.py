@@ -12,7 +12,7 @@ import string
 from pathlib import Path
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 from tokenizers import BertWordPieceTokenizer
 
 from data.shapes.scene import make_scene
@@ -69,11 +69,11 @@ def with_whole_pieces(model: bytes, lines: list[str]) -> bytes:
     A unigram model takes the split with the greatest sum of scores, so a piece with a score near zero is never split.
     The lone word border gets id 3, as in T5.
     """
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = ModelProto.FromString(model)
     words = sorted({word for line in lines for word in re.findall("[A-Za-z]+", line)})
     whole = [BORDER, *map(str, range(200)), *"[],>", *(BORDER + word for word in words)]
     special, trained = proto.pieces[:3], [piece for piece in proto.pieces[3:] if piece.piece not in whole]
-    kept = [sentencepiece_model_pb2.ModelProto.SentencePiece(piece=piece, score=-1.0) for piece in whole]
+    kept = [ModelProto.SentencePiece(piece=piece, score=-1.0) for piece in whole]
     for piece in trained:
         piece.score -= 5.0
     del proto.pieces[:]
@@ -83,7 +83,7 @@ def with_whole_pieces(model: bytes, lines: list[str]) -> bytes:
 
 
 def make_bert(folder: Path) -> None:
-    """Write `vocab.txt`."""
+    """Write `vocab.txt`. Ties among word pieces are broken by chance: other ids need a newly trained base checkpoint."""
     trainer = BertWordPieceTokenizer(lowercase=True)
     trainer.train_from_iterator(
         [*sentences(), " ".join(string.ascii_lowercase + string.digits)],
@@ -94,7 +94,10 @@ def make_bert(folder: Path) -> None:
         show_progress=False,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    trainer.save_model(str(folder))
+    # A letter that no word of the shapes world has inside it still has to be written.
+    pieces = sorted(trainer.get_vocab(), key=trainer.token_to_id)
+    pieces += [f"##{letter}" for letter in string.ascii_lowercase if f"##{letter}" not in pieces]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
