@@ -1,10 +1,10 @@
 """What the host hands to the device: one batch of queries about videos, every array of a fixed shape.
 
-Dimensions: B queries, T frames, H W pixels, M text tokens, I spans, C captions, U words (BERT tokens), W windows,
+Dimensions: B queries, T frames, Y X pixels, M text tokens, I spans, C captions, U words (BERT tokens), W windows,
 A answer tokens.
 
-All the text that may enter a prompt lies end to end in `tokens`; `spans` says where each piece starts and how long it is.
-Which pieces enter, and in what order, is decided on the device (`calce_jax.packing`), where the key frames and the
+All the text that may enter a prompt lies end to end in `tokens`; `spans` says where each piece starts and how long it
+is. Which pieces enter, and in what order, is decided on the device (`calce_jax.packing`), where the key frames and the
 captions that resemble the query are known. The I = T + C + 4 spans are, in order:
 
     T   the time of each frame
@@ -29,7 +29,7 @@ SPANS_BESIDE_FRAMES_AND_CAPTIONS = 4
 class Batch:
     """A batch, on the host as numpy and on the device as jax arrays."""
 
-    frames: UInt8[Data, "B T H W 3"]  # RGB
+    frames: UInt8[Data, "B T Y X 3"]  # RGB
     present: Bool[Data, "B T"]  # a real frame; videos shorter than T frames leave the last ones empty
     times: Float[Data, "B T"]  # seconds
     duration: Float[Data, " B"]  # seconds
@@ -44,3 +44,4 @@ class Batch:
     labels: Int[Data, "B A"]  # T5 ids of the answer, 0 where padded
     valid: Bool[Data, " B"]  # False for the rows that fill up the last batch of an evaluation
     row: Int[Data, " B"]  # row of the queries table
+    notes: Int[Data, " B"]  # bits of `calce_jax.prompt.Note`: what of the row did not fit, or was mended

@@ -114,11 +114,11 @@ def _items(
     """Return where in the text each item starts (0 for frames), and how many positions it takes, for one sample."""
     captions = choice.similarity.shape[0]
     frames = spans.shape[0] - captions - 4
-    times = spans[plan.index] * plan.kept[:, None]
+    times = jnp.where(plan.kept[:, None], spans[plan.index], 0)
     looks = jnp.stack([jnp.zeros_like(plan.index), jnp.where(plan.kept, jnp.where(plan.key, full, compressed), 0)], -1)
     video = jnp.stack([looks, times], axis=1).reshape(-1, 2)
     video_end, caption_end, text = spans[frames], spans[-2], spans[-1]
-    stand_in = spans[-3] * ~choice.used.any()
-    used = spans[frames + 1 + choice.order] * choice.used[:, None]
+    stand_in = jnp.where(choice.used.any(), 0, spans[-3])
+    used = jnp.where(choice.used[:, None], spans[frames + 1 + choice.order], 0)
     items = jnp.concatenate([video, jnp.stack([video_end]), used, jnp.stack([stand_in, caption_end, text])])
     return items[:, 0], items[:, 1]

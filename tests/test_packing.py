@@ -1,0 +1,240 @@
+"""The layout of prompts, position by position against the original's."""
+
+import json
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from calce_jax.keyframes.plan import Plan
+from calce_jax.packing import Choice, choose_captions, lengths, pack
+from calce_jax.prompt import NO_CAPTION, Caption, PromptWriter, TextSizes
+from calce_jax.tokenizers import load_bert, load_t5
+
+FULL, COMPRESSED = 32, 8
+FRAMES, CAPTIONS, LENGTH = 150, 12, 3072
+
+
+@pytest.fixture(scope="module")
+def tokenizers(shared):
+    return load_t5(shared / "tokenizers/t5"), load_bert(shared / "tokenizers/bert")
+
+
+@pytest.fixture(scope="module")
+def laid_out():
+    """One compilation for all recorded cases, whatever the stage and the number of frames."""
+    how = {"full": FULL, "compressed": COMPRESSED}
+    return jax.jit(partial(pack, length=LENGTH, **how)), jax.jit(partial(lengths, **how))
+
+
+def plan_of(key, other, slots=FRAMES):
+    """The plan that takes these frames, as selection hands it over."""
+    frames = sorted([*key, *other])
+    index = np.zeros(slots, np.int32)
+    index[: len(frames)] = frames
+    kept = np.arange(slots) < len(frames)
+    return index, kept, kept & np.isin(index, list(key))
+
+
+def sample(case, i, tokenizers):
+    """A recorded sample as arrays: tokens, spans, plan, choice."""
+    row = case["rows"][i]
+    said = [Caption(c["start"], c["end"], c["text"]) for c in case["subtitles_in"][i]]
+    chosen = [c for c in case["subtitles_selected"][i] if c["text"] != NO_CAPTION]
+    order = [said.index(Caption(c["start"], c["end"], c["text"])) for c in chosen]
+    sizes = TextSizes(FRAMES, CAPTIONS, words=64, text_tokens=700, answer_tokens=200)
+    writer = PromptWriter(*tokenizers, sizes, stage=case["stage"], behaviour="reference")
+    windows = json.loads(case["stage1_result"][i]) if case["stage"] == 2 else None
+    text = writer.write(
+        row["query"],
+        row["items"],
+        case["timestamps"][i],
+        case["duration"][i],
+        said,
+        answer=row["relevant_windows"],
+        reference_windows=windows,
+    )
+    assert not text.notes
+    choice = np.array([*order, *[0] * (5 - len(order))], np.int32), np.arange(5) < len(order)
+    return text.tokens, text.spans, plan_of(case["key_frame_idx"][i], case["non_key_frame_idx"][i]), choice
+
+
+def batch_of(samples):
+    tokens, spans, plans, choices = zip(*samples, strict=True)
+    index, kept, key = map(np.stack, zip(*plans, strict=True))
+    order, used = map(np.stack, zip(*choices, strict=True))
+    n = len(samples)
+    plan = device(Plan, index, kept, key, np.zeros((n, FRAMES), np.int32), np.zeros(n, bool))
+    choice = device(Choice, order, used, np.zeros((n, CAPTIONS), np.float32))
+    return plan, jnp.asarray(np.stack(tokens)), jnp.asarray(np.stack(spans)), choice
+
+
+def device(kind, *arrays):
+    return kind(*map(jnp.asarray, arrays))
+
+
+def host(value):
+    """A struct of arrays as numpy, under the same names."""
+    return SimpleNamespace(**{name: np.asarray(array) for name, array in vars(value).items()})
+
+
+def test_every_position_is_the_originals(shared, tokenizers, laid_out):
+    """72 batches of one or three. The original pads in the middle, so its padding is taken out before comparing."""
+    cases = json.loads((shared / "golden/07_prompts.json").read_text())["cases"]
+    packs, measures = laid_out
+    seen = 0
+    for case in cases:
+        plan, tokens, spans, choice = batch_of([sample(case, i, tokenizers) for i in range(len(case["rows"]))])
+        # Always three, so that nothing is compiled twice.
+        plan, tokens, spans, choice = jax.tree.map(
+            lambda a: jnp.concatenate([a] * 3)[:3], (plan, tokens, spans, choice)
+        )
+        packed = host(packs(plan, tokens, spans, choice))
+        needed = np.asarray(measures(plan, spans, choice))
+        for i in range(len(case["rows"])):
+            real = np.array(case["attention_mask"][i]) == 1
+            kind = np.array(case["kind"][i])[real]
+            n = len(kind)
+            assert set(kind) <= {1, 2}
+            assert needed[i] == n
+            assert packed.mask[i].tolist() == [True] * n + [False] * (LENGTH - n)
+            text = packed.text[i, :n]
+            assert np.array_equal(text, kind == 1)
+            assert np.array_equal(packed.token[i, :n][text], np.array(case["token_id"][i])[real][text])
+            slot = packed.slot[i, :n][~text]
+            frame = np.asarray(plan.index)[i, slot]
+            assert np.array_equal(frame, np.array(case["frame_idx"][i])[real][~text])
+            assert np.array_equal(packed.key[i, :n][~text], np.isin(frame, case["key_frame_idx"][i]))
+            # Within a frame the query tokens come in order, each once.
+            size = np.where(packed.key[i, :n][~text], FULL, COMPRESSED)
+            expected = [q for s in dict.fromkeys(slot) for q in range(size[slot == s][0])]
+            assert packed.query[i, :n][~text].tolist() == expected
+            seen += 1
+    assert seen == 120
+
+
+def random_batch(key, n=4, slots=6, captions=3, tokens=40):
+    """Random plans and spans; of one sample nothing is kept, of another no caption is used."""
+    rng = np.random.default_rng(key)
+    kept = np.sort(rng.random((n, slots)) < 0.7, axis=1)[:, ::-1].copy()
+    kept[0] = False
+    used = np.sort(rng.random((n, 2)) < 0.7, axis=1)[:, ::-1].copy()
+    used[1] = False
+    plan = device(
+        Plan,
+        np.sort(rng.integers(0, slots, (n, slots)).astype(np.int32), axis=1),
+        kept,
+        kept & (rng.random((n, slots)) < 0.5),
+        np.zeros((n, slots), np.int32),
+        np.zeros(n, bool),
+    )
+    spans = np.stack(
+        [rng.integers(0, tokens - 3, (n, slots + captions + 4)), rng.integers(0, 4, (n, slots + captions + 4))], -1
+    ).astype(np.int32)
+    order = np.stack([rng.permutation(captions)[:2] for _ in range(n)]).astype(np.int32)
+    choice = device(Choice, order, used, np.zeros((n, captions), np.float32))
+    return plan, jnp.asarray(rng.integers(1, 99, (n, tokens)).astype(np.int32)), jnp.asarray(spans), choice
+
+
+def spelled_out(plan, tokens, spans, choice, i):
+    """The same prompt by plain loops: a list of token ids and (slot, query, key); 5 or 2 query tokens a frame."""
+    plan, choice, tokens, spans = host(plan), host(choice), np.asarray(tokens), np.asarray(spans)
+    frames = spans.shape[1] - choice.similarity.shape[1] - 4
+
+    def span(number):
+        start, size = spans[i, number]
+        return tokens[i, start : start + size].tolist()
+
+    out = []
+    for slot in range(plan.index.shape[1]):
+        if plan.kept[i, slot]:
+            key = bool(plan.key[i, slot])
+            out += [(slot, q, key) for q in range(5 if key else 2)]
+            out += span(plan.index[i, slot])
+    out += span(frames)
+    chosen = [c for c, used in zip(choice.order[i], choice.used[i], strict=True) if used]
+    for caption in chosen:
+        out += span(frames + 1 + caption)
+    return [*out, *(span(-3) if not chosen else []), *span(-2), *span(-1)]
+
+
+def test_packing_equals_plain_loops():
+    packs = jax.jit(partial(pack, length=28, full=5, compressed=2))
+    measures = jax.jit(partial(lengths, full=5, compressed=2))
+    cut = 0
+    for seed in range(20):
+        batch = random_batch(seed)
+        prompts = [spelled_out(*batch, i) for i in range(4)]
+        packed = host(packs(*batch))
+        needed = np.asarray(measures(batch[0], batch[2], batch[3]))
+        for i in range(4):
+            expected = prompts[i]
+            assert needed[i] == len(expected)
+            cut += len(expected) > 28
+            got = [
+                packed.token[i, at]
+                if packed.text[i, at]
+                else (packed.slot[i, at], packed.query[i, at], packed.key[i, at])
+                for at in range(28)
+                if packed.mask[i, at]
+            ]
+            assert got == expected[:28]
+    assert cut, "none of the random prompts was longer than the layout"
+
+
+def test_a_sample_is_laid_out_alike_alone_and_in_a_batch():
+    plan, tokens, spans, choice = random_batch(3)
+    together = pack(plan, tokens, spans, choice, length=40, full=5, compressed=2)
+    alone = [
+        pack(*jax.tree.map(lambda a, i=i: a[i : i + 1], (plan, tokens, spans, choice)), length=40, full=5, compressed=2)
+        for i in range(4)
+    ]
+    for name, array in vars(host(together)).items():
+        np.testing.assert_array_equal(array, np.concatenate([vars(host(each))[name] for each in alone]))
+
+
+def test_captions_are_used_in_the_order_of_similarity():
+    # Cosines with the query: 0.6, 1, 0.95, 1, and one that is left out although it is the query itself.
+    captions = jnp.array([[[0.6, 0.8], [2.0, 0.0], [0.95, 0.3122499], [5.0, 0.0], [1.0, 0.0]]])
+    valid = jnp.array([[True, True, True, True, False]])
+    query = jnp.array([[3.0, 0.0]])
+    choice = choose_captions(query, captions, valid, threshold=0.9, limit=4)
+    assert choice.order[0, :3].tolist() == [1, 3, 2]
+    assert choice.used[0].tolist() == [True, True, True, False]
+    np.testing.assert_allclose(choice.similarity[0, :4], [0.6, 1.0, 0.95, 1.0], rtol=1e-6)
+    assert choose_captions(query, captions, valid, threshold=0.9, limit=2).order.tolist() == [[1, 3]]
+
+
+def test_the_captions_the_original_chooses(shared):
+    """Its recorded cosines, each as a vector at that angle to the query."""
+    cases = json.loads((shared / "golden/08_subtitles.json").read_text())["cls_filter"]
+    cases = [case for case in cases if case["sims"] is not None]  # the others have no captions
+    assert len(cases) == 27
+    for case in cases:
+        cosine = np.array(case["sims"], np.float64)
+        captions = jnp.asarray(np.stack([cosine, np.sqrt(1 - cosine**2)], -1)[None], jnp.float32)
+        choice = choose_captions(
+            jnp.array([[1.0, 0.0]]),
+            captions,
+            jnp.ones((1, len(cosine)), bool),
+            threshold=case["threshold"],
+            limit=case["topk"],
+        )
+        chosen = [case["subtitles"][c] for c in choice.order[0, choice.used[0]]]
+        assert (chosen or [{"start": -1, "end": -1, "text": NO_CAPTION}]) == case["selected"]
+
+
+def test_a_threshold_is_exceeded_not_met():
+    query = jnp.array([[1.0, 0.0]])
+    choice = choose_captions(query, query[:, None], jnp.ones((1, 1), bool), threshold=1.0, limit=5)
+    assert not choice.used.any()
+    assert choice.order.shape == (1, 1), "no more places than captions"
+
+
+def test_a_caption_without_features_resembles_nothing():
+    choice = choose_captions(jnp.ones((1, 2)), jnp.zeros((1, 2, 2)), jnp.ones((1, 2), bool), threshold=0.0, limit=5)
+    assert np.isfinite(choice.similarity).all()
+    assert not choice.used.any()

@@ -1,0 +1,279 @@
+"""The text of a row, against the original's and at its edges."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from calce_jax.prompt import Caption, Note, PromptWriter, TextSizes, about_talking, answer_text, replaced_numbers
+from calce_jax.tokenizers import load_bert, load_t5
+from data import tokenizers as small
+
+SIZES = TextSizes(frames=4, captions=3, words=16, text_tokens=400, answer_tokens=24)
+TINY = small.__path__[0]
+WINDOWS = [[82, 150]]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_t5(f"{TINY}/tiny_t5"), load_bert(f"{TINY}/tiny_bert")
+
+
+@pytest.fixture(scope="module")
+def real(shared):
+    return load_t5(shared / "tokenizers/t5"), load_bert(shared / "tokenizers/bert")
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    return json.loads((shared / "golden/07_prompts.json").read_text())
+
+
+def pieces(row):
+    """Every span's ids."""
+    return [row.tokens[start : start + size].tolist() for start, size in row.spans]
+
+
+def write(tokenizers, *, stage=1, behaviour="default", sizes=SIZES, **changes):
+    told = {"query": "a red circle moves to the left", "items": ["red circle"], "times": [0, 1, 2, 3], "duration": 8}
+    return PromptWriter(*tokenizers, sizes, stage=stage, behaviour=behaviour).write(**(told | changes))
+
+
+def test_replaced_numbers_are_the_originals(real, golden):
+    extras = golden["extras"]
+    assert replaced_numbers(real[0]) == {int(a): b for a, b in extras["replacement_dict"].items()}
+    assert replaced_numbers(real[0], 300) == {int(a): b for a, b in extras["replacement_dict_300"].items()}
+
+
+def test_small_tokenizer_needs_no_replacement(tiny):
+    assert replaced_numbers(tiny[0]) == {}
+
+
+def test_every_second_is_one_token(real, tiny):
+    for tokenizers in (real, tiny):
+        seconds = np.arange(200)
+        sizes = TextSizes(frames=200, captions=1, words=16, text_tokens=600, answer_tokens=24)
+        row = write(tokenizers, sizes=sizes, times=seconds, duration=199)
+        assert (row.spans[:200, 1] == 1).all()
+
+
+def test_numbers_and_rounding_are_the_originals(real, golden):
+    extras = golden["extras"]
+    rounding = extras["rounding"]
+    times = rounding["in_"]
+    sizes = TextSizes(frames=len(times), captions=1, words=16, text_tokens=400, answer_tokens=24)
+    row = write(real, behaviour="reference", sizes=sizes, times=times, duration=150)
+    ids = [[2292] if n == -1 else extras["clean_timestamp_token_ids_0_199"][n] for n in rounding["out"]]
+    assert pieces(row)[: len(times)] == ids
+    for duration, whole in zip(rounding["durations_in"], rounding["durations_out"], strict=True):
+        end = pieces(write(real, behaviour="reference", duration=duration))[4]
+        assert end == [2490, *extras["clean_timestamp_token_ids_0_199"][whole], 32099]
+
+
+def test_reference_answers_are_the_originals(real, golden):
+    writer = PromptWriter(*real, SIZES, stage=1, behaviour="reference")
+    for windows, text, _ in golden["extras"]["target_replacements"]:
+        assert writer.answer(json.loads(windows)) == text
+
+
+def test_default_answers_are_whole_seconds(real):
+    writer = PromptWriter(*real, SIZES, stage=1)
+    assert writer.answer([[16, 1128]]) == "[[16, 1128]]"
+    assert writer.answer([[24.3, 30.4], [111.8, 128.2]]) == "[[24, 30], [113, 129]]"
+    assert writer.answer([[24.2, 24.4]]) == "[[24, 25]]"
+    assert writer.answer([[162, 163]]) == "[[162, 163]]", "replaced, nothing would be left of it"
+
+
+def test_windows_from_a_table_read_as_annotated(real):
+    writer = PromptWriter(*real, SIZES, stage=1, behaviour="reference")
+    assert writer.answer(np.array([[82, 150]], np.float32)) == "[[82, 150]]"
+    assert writer.answer(np.array([[24.3, 30.0]], np.float32)) == "[[24.3, 30.0]]"
+
+
+@pytest.mark.parametrize("name", ["tiny", "real"])
+@pytest.mark.parametrize("text", ["[[82, 150]]", "[[0, 2], [4, 199]]", "[[24.3, 30.4]]"])
+def test_answers_survive_the_tokenizer(name, text, request):
+    t5, _ = request.getfixturevalue(name)
+    ids = t5(text)["input_ids"]
+    assert answer_text(t5, [0, *ids, 0, 0]) == text
+    assert answer_text(t5, np.array([*ids, len(t5) + 3])) == text
+
+
+def test_decoding_is_the_originals(real, golden):
+    for case in golden["extras"]["decode"]:
+        assert answer_text(real[0], case["ids"]) == case["skip_special"]
+
+
+def test_labels_of_the_original(real, golden):
+    for case in golden["cases"]:
+        for i, windows in enumerate(case["rows"]):
+            sizes = TextSizes(frames=2, captions=1, words=32, text_tokens=400, answer_tokens=200)
+            row = write(
+                real,
+                behaviour="reference",
+                sizes=sizes,
+                times=[0, 1],
+                duration=case["duration"][i],
+                answer=windows["relevant_windows"],
+            )
+            ids = [t for t, m in zip(case["target_ids"][i], case["target_mask"][i], strict=True) if m]
+            assert row.labels[row.labels != 0].tolist() == ids
+
+
+def test_every_annotation_can_be_written(real, shared):
+    """The answers of all splits, and what of them is mended."""
+    sizes = TextSizes(frames=2, captions=1, words=64, text_tokens=400, answer_tokens=144)
+    writer = PromptWriter(*real, sizes, stage=1)
+    counts = {}
+    for name in ("qvh/val", "charades/test"):
+        rows = json.loads((shared / f"annotations/calce/{name}.json").read_text())
+        notes = [
+            writer.write(r["query"], r["items"], [0], r["duration"], answer=r["relevant_windows"]).notes
+            for r in rows[::10] + [r for r in rows if any(w[1] > r["duration"] for w in r["relevant_windows"])]
+        ]
+        counts[name] = sum(Note.WINDOW_OUTSIDE in note for note in notes[len(rows[::10]) :])
+        assert not any(note & ~Note.WINDOW_OUTSIDE for note in notes)
+    assert counts == {"qvh/val": 0, "charades/test": 278}
+
+
+def test_times_of_stage_2_are_rounded_twice_by_the_original_alone(tiny):
+    times = [1.4951, 2.5, 3.5, 4.0]  # the second lies in the middle; to two decimals, so does the first
+    t5 = tiny[0]
+
+    def seconds(**how):
+        return [answer_text(t5, ids) for ids in pieces(write(tiny, times=times, **how))[:4]]
+
+    assert seconds() == ["1", "2", "4", "4"]
+    assert seconds(stage=2, reference_windows=WINDOWS) == ["1", "2", "4", "4"]
+    assert seconds(stage=2, behaviour="reference", reference_windows=WINDOWS) == ["2", "2", "4", "4"]
+
+
+def test_the_text_of_each_stage(tiny):
+    t5 = tiny[0]
+    one = answer_text(t5, pieces(write(tiny))[-1])
+    two = answer_text(t5, pieces(write(tiny, stage=2, reference_windows=[[2.2, 4.6]]))[-1])
+    task = "Given the video and the subtitle and the query, find the query relevant windows. Relevant windows:"
+    assert one == f"Query: a red circle moves to the left Items: red circle {task}"
+    assert two == f"Query: a red circle moves to the left ref: [[2, 5]] Items: red circle {task}"
+
+
+def test_stage_1_windows_are_named_by_the_numbers_of_the_frames(real):
+    windows = [[112, 150]]
+    writer = {b: PromptWriter(*real, SIZES, stage=2, behaviour=b) for b in ("default", "reference")}
+    assert "ref: [[113, 150]]\n" in writer["default"].text("x", [], windows)
+    assert "ref: [[112, 150]]\n" in writer["reference"].text("x", [], windows)
+
+
+def test_a_book_for_a_query_leaves_the_task(tiny):
+    t5, book = tiny[0], "moves " * 5000
+    kept, cut = (pieces(write(tiny, query=book, behaviour=b)) for b in ("default", "reference"))
+    assert len(cut[-1]) == 200
+    assert 190 < len(kept[-1]) <= 200
+    assert "find the query relevant windows" in answer_text(t5, kept[-1])
+    assert "find the query" not in answer_text(t5, cut[-1])
+    assert kept[-1][-1] == cut[-1][-1] == t5.eos_token_id
+    assert write(tiny, query=book).notes == Note.QUERY_CUT
+
+
+def test_items_and_windows_are_shortened_after_the_query(tiny):
+    row = write(tiny, stage=2, items=["red circle"] * 300, reference_windows=[[2, 4]])
+    text = answer_text(tiny[0], pieces(row)[-1])
+    assert text.startswith("Query: ref: [[2, 4]] Items: red circle,red circle,")
+    row = write(tiny, stage=2, items=["red circle"] * 300, reference_windows=[[2, 4]] * 300)
+    text = answer_text(tiny[0], pieces(row)[-1])
+    assert text.startswith("Query: ref: [[2, 4], [2, 4], ")
+    assert "relevant windows" in text
+
+
+def test_missing_stage_1_windows(tiny):
+    row = write(tiny, stage=2)
+    assert row.notes == Note.NO_WINDOWS
+    assert "ref: [[0, 8]] " in answer_text(tiny[0], pieces(row)[-1])
+    with pytest.raises(ValueError, match=r"no stage-1 windows.*merge"):
+        write(tiny, stage=2, behaviour="reference")
+
+
+def test_more_captions_than_there_is_place_for(tiny):
+    captions = [Caption(i, i + 1, "hello") for i in range(5)]
+    row = write(tiny, captions=captions)
+    assert row.notes == Note.CAPTIONS_LEFT_OUT
+    assert (row.caption_words != 0).any(axis=1).all()
+    assert [answer_text(tiny[0], ids) for ids in pieces(row)[5:8]] == ["[0 hello1]", "[1 hello2]", "[2 hello3]"]
+    one_caption = write(tiny, captions=captions[:1])
+    tight = TextSizes(4, 3, 16, int(one_caption.spans[:, 1].sum()), 24)
+    row = write(tiny, captions=captions, sizes=tight)
+    assert row.notes == Note.CAPTIONS_LEFT_OUT
+    assert row.spans[5:8, 1].astype(bool).tolist() == [True, False, False]
+    assert pieces(row)[-1] == pieces(one_caption)[-1]
+
+
+def test_long_captions_and_queries_keep_their_bert_end(tiny):
+    row = write(tiny, query="red " * 30, captions=[Caption(0, 1, "red " * 30)])
+    assert row.notes == Note.QUERY_CUT | Note.CAPTION_CUT
+    assert row.query_words[-1] == row.caption_words[0, -1] == tiny[1].sep_token_id
+    assert row.notes.describe() == ["query cut", "caption cut"]
+
+
+def test_a_long_answer_loses_whole_windows(tiny):
+    t5, windows = tiny[0], [[i, i + 1] for i in range(0, 8, 2)]
+    row = write(tiny, answer=windows)
+    assert row.notes == Note.ANSWER_CUT
+    assert answer_text(t5, row.labels) == "[[0, 1], [2, 3]]"
+    row = write(tiny, answer=windows, behaviour="reference")
+    assert row.notes == Note.ANSWER_CUT
+    assert row.labels[-1] == t5.eos_token_id
+
+
+def test_no_answer_leaves_no_label(tiny):
+    assert not write(tiny).labels.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"times": range(5)}, r"5 frames, in a batch of 4.*--frames"),
+        ({"answer": [[9, 12]]}, r"window \[9, 12\]: lies outside the video, which is 8 s long; correct"),
+        ({"answer": [[4, 2]]}, r"window \[4, 2\]: should be \[start, end\]"),
+        ({"answer": [[-1, 2]]}, r"window \[-1, 2\]: should be"),
+        ({"sizes": TextSizes(4, 3, 16, 20, 24)}, r"of the 20 a row has; raise text_tokens"),
+        ({"sizes": TextSizes(4, 3, 16, 400, 24, max_text=10)}, r"max_text: 10 tokens do not even hold the task"),
+        ({"sizes": TextSizes(4, 3, 16, 400, 4), "answer": [[2, 4]]}, r"answer_tokens: 4 do not hold one window"),
+    ],
+)
+def test_bad_rows_say_what_to_do(tiny, changes, message):
+    with pytest.raises(ValueError, match=message):
+        write(tiny, **changes)
+
+
+def test_a_window_that_reaches_beyond_the_video_is_shortened(tiny):
+    row = write(tiny, answer=[[6.6, 8.4]])
+    assert row.notes == Note.WINDOW_OUTSIDE
+    assert answer_text(tiny[0], row.labels) == "[[7, 8]]"
+
+
+@pytest.mark.parametrize(
+    ("query", "default", "reference"),
+    [
+        ("Two men talk.", True, True),
+        ("Talking heads on a sofa.", True, False),
+        ("A woman is describing her trip.", True, False),
+        ("A student hands in an essay.", False, True),
+        ("He said hello.", True, False),
+        ("A red circle moves.", False, False),
+    ],
+)
+def test_queries_about_talking(query, default, reference):
+    assert about_talking(query) is default
+    assert about_talking(query, "reference") is reference
+
+
+def test_talk_queries_of_the_original(shared):
+    recorded = json.loads((shared / "golden/05_keyframes_stage1.json").read_text())["is_talk_relative"]
+    assert [about_talking(r["query"], "reference") for r in recorded] == [r["talk"] for r in recorded]
+
+
+def test_writers_travel_to_worker_processes(tiny):
+    writer = PromptWriter(*tiny, SIZES, stage=1)
+    first, second = (w.write("a red circle", [], [0, 1], 8) for w in (writer, pickle.loads(pickle.dumps(writer))))
+    assert np.array_equal(first.tokens, second.tokens)
