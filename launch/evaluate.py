@@ -4,13 +4,15 @@ Prints a table, and names annotated queries without a prediction and predictions
 """
 
 import json
+from typing import cast
 
 from absl import app, flags
 
 from calce_jax.metrics import table
 from calce_jax.metrics.evaluation import evaluate_files
 from calce_jax.outputs import write_output
-from calce_jax.predictions import write_submission
+from calce_jax.predictions import Split, write_submission
+from calce_jax.windows import RankBy
 
 PREDICTIONS = flags.DEFINE_string("predictions", None, "ours or the official JSONL, or JSON with stage1_result")
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "the queries with their true windows, in either format")
@@ -26,7 +28,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument: {argv[1]}")
     try:
-        evaluation = evaluate_files(str(PREDICTIONS.value), str(ANNOTATIONS.value), RANK.value)
+        evaluation = evaluate_files(str(PREDICTIONS.value), str(ANNOTATIONS.value), cast(RankBy, RANK.value))
         if evaluation.scores:
             write_output(str(OUT.value), json.dumps(evaluation.scores, indent=2, allow_nan=False) + "\n")
             print(table(evaluation.scores))
@@ -35,7 +37,7 @@ def main(argv: list[str]) -> None:
         for note in evaluation.notes():
             print(note)
         if SUBMISSION.value:
-            write_submission(SUBMISSION.value, evaluation.predictions, SPLIT.value)
+            write_submission(SUBMISSION.value, evaluation.predictions, cast(Split, SPLIT.value))
             print(f"{SUBMISSION.value} holds the {SPLIT.value} split")
     except (OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None

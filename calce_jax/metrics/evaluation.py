@@ -60,7 +60,8 @@ def evaluate_files(predictions: str | Path, annotations: str | Path, rank: RankB
     Raises:
       FileNotFoundError: one of the files is missing.
       PredictionError: predictions that cannot be used.
-      ValueError: annotations that cannot be used; or no prediction is for an annotated query.
+      AnnotationError: annotations that cannot be used.
+      ValueError: no prediction is for an annotated query.
     """
     return evaluate_predictions(read_predictions(predictions), read_annotations(annotations), rank)
 
