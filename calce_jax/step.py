@@ -63,7 +63,7 @@ def at_bucket(buckets: tuple[int, ...], needed: Int[Array, " B"], run: Callable[
 
 
 def make_train_step(
-    graph: nnx.GraphDef,
+    graph: Any,
     config: StepConfig,
     optimizer: optax.GradientTransformationExtraArgs,
     learning_rate: Callable[[Int[Array, ""]], Float[Array, ""]],
@@ -124,7 +124,7 @@ def make_train_step(
     return step
 
 
-def make_predict(graph: nnx.GraphDef, config: StepConfig) -> Callable[[nnx.State, nnx.State, Batch], Prediction]:
+def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.State, Batch], Prediction]:
     """Build `predict(trainable, frozen, batch) -> Prediction`, to be jitted. Nothing in it is random."""
 
     def predict(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> Prediction:

@@ -118,7 +118,7 @@ def shapes(stage: int, size: Size) -> Part:
         schedule=schedule(4, 1e-3, 1e-5, 50) if first else schedule(2, 5e-4, 1e-5, 20),
         accumulate=1,
         weights=WeightsConfig(
-            base="data/shapes_base.safetensors" if size == "tiny" else "", start="" if first else "runs/demo/stage1"
+            base="data/shapes/base.safetensors" if size == "tiny" else "", start="" if first else "runs/demo/stage1"
         ),
         t5_tokenizer="data/tokenizers/tiny_t5",
         bert_tokenizer="data/tokenizers/tiny_bert",

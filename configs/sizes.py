@@ -12,7 +12,7 @@ LORA: dict[Size, LoraConfig] = {size: LoraConfig(rank=8, alpha=8.0, dropout=0.05
 MESH: dict[Size, str] = {"full": "a100x4", "full_xxl": "a100x4", "small": "single", "tiny": "single"}
 
 # Query tokens of a key frame, and of a frame compressed.
-TOKENS: dict[Size, tuple[int, int]] = {"full": (32, 8), "full_xxl": (32, 8), "small": (16, 4), "tiny": (8, 2)}
+TOKENS: dict[Size, tuple[int, int]] = {"full": (32, 8), "full_xxl": (32, 8), "small": (16, 4), "tiny": (4, 1)}
 # The captions, the query, the items and the task together seldom take more.
 TEXT = 256
 LENGTHS = 4

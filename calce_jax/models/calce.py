@@ -2,18 +2,18 @@
 
 One model serves both stages. They differ in how key frames are chosen (`Selection.stage`), and in nothing else here:
 
-    frames u8 (B T H W 3)
+    frames u8 (B T Y X 3)
       -> see      ViT, frozen                                   (B T P D)
       -> read     key frames (Plan) and captions (Choice)       no gradient
       -> embed    ln_vision, Q-Former, projections, packing     (B L E), L from a bucket
       -> t5       encode, then the loss of an answer or beam search for one
 
-Dimensions: B batch, T frames, S slots of the plan, P tokens a frame (CLS first), Q queries, C captions,
+Dimensions: B batch, T frames, Y X pixels, S slots of the plan, P tokens a frame (CLS first), Q queries, C captions,
 U words, L prompt length, A answer length, D ViT width, W Q-Former width, E T5 width.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -71,9 +71,8 @@ class CalceConfig:
     @staticmethod
     def tiny(t5_vocab: int, bert_vocab: int, lora: LoraConfig | None = LORA) -> "CalceConfig":
         """The size of the tests and the demo."""
-        return CalceConfig(
-            VitConfig.tiny(), QFormerConfig.tiny(vocab=bert_vocab), T5Config.tiny(t5_vocab), lora, compressed=2
-        )
+        qformer = replace(QFormerConfig.tiny(vocab=bert_vocab), queries=4)
+        return CalceConfig(VitConfig.tiny(), qformer, T5Config.tiny(t5_vocab), lora, compressed=1)
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Calce(nnx.Module):
             lora.attach(self.t5, config.lora, rngs=rngs)
         self.config = config
 
-    def see(self, frames: UInt8[Array, "B T H W 3"], *, remat: Remat = "none") -> Float[Array, "B T P D"]:
+    def see(self, frames: UInt8[Array, "B T Y X 3"], *, remat: Remat = "none") -> Float[Array, "B T P D"]:
         """Run the frozen vision tower over every frame."""
         flat = normalise(frames.reshape(-1, *frames.shape[2:]), jnp.dtype(self.config.dtype))
         seen = self.vit(flat, remat=remat)
@@ -256,7 +255,7 @@ def label(path: tuple[str, ...]) -> Literal["trainable", "frozen"]:
     return "trainable" if path[0] in TRAINED_PARTS or path[-1] in ("a", "b") else "frozen"
 
 
-def split(model: Calce, frozen_dtype: str = "bfloat16") -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+def split(model: Calce, frozen_dtype: str = "bfloat16") -> tuple[Any, nnx.State, nnx.State]:
     """Split a model into its structure, what is trained (float32) and what is frozen (stored in `frozen_dtype`)."""
 
     def trained(path: tuple[str, ...], _: object) -> bool:

@@ -1,0 +1,241 @@
+"""The tiny base model: what BLIP-2 and Flan-T5 are to the full model, made from nothing in two lessons.
+
+    seeing     ViT, Q-Former and the compression tell what stands in each lane of a frame, and where.
+    answering  the ViT is frozen; all else learns the answers to queries about scenes, in the prompts of both stages,
+               and which captions resemble a query.
+
+Nothing of it is from outside: scenes, tokenizers and weights are all made here, from seeds.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from flax import nnx
+from jaxtyping import Array, Bool, Float, UInt8
+from transformers import PreTrainedTokenizerBase
+
+from calce_jax.batch import Batch
+from calce_jax.generate import beam_search
+from calce_jax.models.calce import Calce, CalceConfig, Selection
+from calce_jax.models.layers import Linear
+from calce_jax.models.vit import normalise
+from calce_jax.prompt import PromptWriter, TextSizes, answer_text
+from calce_jax.step import at_bucket
+from calce_jax.windows import iou, parse_windows
+from data.shapes.pool import LANES, LOOKS, Asked, Pool, draw, looks
+
+# Scenes of the demo have small seeds.
+TRAIN_SEEDS, HELD_OUT_SEEDS = 10_000_000, 90_000_000
+SHARPNESS = 20.0  # of the step from unlike to alike, around the cosine that decides whether a caption is used
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """How long and how fast.
+
+    Fields:
+      scenes, held_out: how many scenes are learnt from, and how many judge.
+      seeing_steps, seeing_batch: of the first lesson; the batch in frames.
+      answering_steps, answering_batch: of the second; the batch in queries.
+    """
+
+    scenes: int = 3000
+    held_out: int = 60
+    seeing_steps: int = 400
+    seeing_batch: int = 128
+    seeing_rate: float = 2e-3
+    answering_steps: int = 6000
+    answering_batch: int = 16
+    answering_rate: float = 1e-3
+    frames: int = 40
+    buckets: tuple[int, ...] = (144, 208)
+    seed: int = 0
+
+
+SELECTIONS = {
+    1: Selection(stage=1, clusters=6, dilation=0),
+    2: Selection(stage=2, clusters=6, dilation=1, filter_dilation=1),
+}
+
+
+class Teacher(nnx.Module):
+    """Says what is seen in each lane from a frame's query tokens, all of them and the compressed ones."""
+
+    def __init__(self, config: CalceConfig, rngs: nnx.Rngs):
+        outputs = LANES * (LOOKS + 1)
+        self.full = Linear(config.qformer.queries * config.qformer.width, outputs, rngs=rngs)
+        self.few = Linear(config.compressed * config.qformer.width, outputs, rngs=rngs)
+
+    def loss(self, model: Calce, frames: UInt8[Array, "F H W 3"], there: Array, right: Array) -> Float[Array, ""]:
+        """Return the mean loss of what and where over both readings."""
+        queries = model.qformer.visual(model.ln_vision(model.vit(normalise(frames, jnp.dtype(jnp.float32)))))
+        few = jnp.swapaxes(model.query_proj(jnp.swapaxes(queries, -1, -2)), -1, -2)
+        total = jnp.zeros(())
+        for read, tokens in ((self.full, queries), (self.few, few)):
+            said = read(tokens.reshape(len(frames), -1)).reshape(len(frames), LANES, LOOKS + 1)
+            what = optax.softmax_cross_entropy_with_integer_labels(said[..., :LOOKS], there).mean()
+            where = jnp.where(there > 0, jnp.square(said[..., LOOKS] - right), 0.0).mean()
+            total = total + what + 2.0 * where
+        return total
+
+
+def make_base(
+    config: CalceConfig, t5: PreTrainedTokenizerBase, bert: PreTrainedTokenizerBase, lessons: Lessons
+) -> tuple[Calce, dict[str, dict[str, float]]]:
+    """Teach a model from nothing; also return its scores on held-out scenes, by stage."""
+    model = Calce(config, rngs=nnx.Rngs(lessons.seed))
+    writers = [
+        PromptWriter(t5, bert, TextSizes(frames, 8, 24, 320, 32), stage=stage)
+        for stage, frames in ((1, lessons.frames // 2), (2, lessons.frames))
+    ]
+    pool, held_out = (
+        Pool(range(first, first + count), *writers)
+        for first, count in ((TRAIN_SEEDS, lessons.scenes), (HELD_OUT_SEEDS, lessons.held_out))
+    )
+    learn_to_see(model, pool, lessons)
+    seen, seen_held_out = seen_by(model, pool), seen_by(model, held_out)
+    learn_to_answer(
+        model, pool, seen, lessons, lambda: logging.info("held out: %s", judge(model, t5, held_out, seen_held_out))
+    )
+    return model, {f"stage {stage}": judge(model, t5, held_out, seen_held_out, stage=stage) for stage in (1, 2)}
+
+
+def learn_to_see(model: Calce, pool: Pool, lessons: Lessons) -> None:
+    """The first lesson; in place."""
+    rng = np.random.default_rng(lessons.seed)
+    side = model.config.vit.image_size
+
+    def batches() -> Iterator[tuple[np.ndarray, ...]]:
+        for _ in range(lessons.seeing_steps):
+            scenes = [pool.scenes[i] for i in rng.integers(len(pool.scenes), size=lessons.seeing_batch)]
+            seconds = [float(rng.uniform(0, scene.duration)) for scene in scenes]
+            frames = np.stack([draw(scene, at, side) for scene, at in zip(scenes, seconds, strict=True)])
+            there, right = zip(*map(looks, scenes, seconds), strict=True)
+            noisy = frames + rng.normal(0, 3, frames.shape)
+            yield noisy.clip(0, 255).astype(np.uint8), np.stack(there), np.stack(right)
+
+    both = nnx.Dict(model=model, teacher=Teacher(model.config, nnx.Rngs(lessons.seed + 1)))
+    _learn(
+        "seeing",
+        both,
+        batches(),
+        lambda both, batch: both["teacher"].loss(both["model"], *batch),
+        rate=lessons.seeing_rate,
+        steps=lessons.seeing_steps,
+    )
+
+
+def learn_to_answer(model: Calce, pool: Pool, seen: np.ndarray, lessons: Lessons, on_tenth: Callable[[], None]) -> None:
+    """The second lesson; in place. Batches alternate between the prompts of the two stages."""
+    rng = np.random.default_rng(lessons.seed + 2)
+
+    def batches(stage: int) -> Iterator[tuple[Any, ...]]:
+        while True:
+            rows = [pool.asked[i] for i in rng.integers(len(pool.asked), size=lessons.answering_batch)]
+            about = np.array([row.about for row in rows])
+            yield seen[[row.scene for row in rows], :: 2 if stage == 1 else 1], pool.batch(rows, stage), about
+
+    def loss(model: Calce, batch: tuple[Any, ...], stage: int) -> Float[Array, ""]:
+        tokens, rows, about = batch
+        tokens, selection = tokens.astype(jnp.float32), SELECTIONS[stage]
+        reading = jax.lax.stop_gradient(model.read(tokens, rows, selection))
+        answers, _ = at_bucket(lessons.buckets, reading.needed, lambda n: model.loss(tokens, rows, reading, n))
+        return answers.mean() + 0.5 * caption_loss(model, rows, about, selection)
+
+    stages = [batches(1), batches(2)]
+    mixed = (next(stages[i % 2]) for i in range(lessons.answering_steps))
+    _learn(
+        "answering",
+        model,
+        mixed,
+        lambda model, batch: loss(model, batch, 1 if batch[0].shape[1] < lessons.frames else 2),
+        rate=lessons.answering_rate,
+        steps=lessons.answering_steps,
+        on_tenth=on_tenth,
+    )
+
+
+def caption_loss(model: Calce, batch: Batch, about: Bool[Array, "B C"], selection: Selection) -> Float[Array, ""]:
+    """Pull captions that a query asks about above the cosine that lets them in, and all others below."""
+    choice = model.choose_captions(batch, selection)
+    valid = (batch.caption_words != 0).any(axis=-1)
+    logits = SHARPNESS * (choice.similarity - selection.similarity)
+    each = optax.sigmoid_binary_cross_entropy(logits, about.astype(jnp.float32))
+    return jnp.where(valid, each, 0.0).sum() / jnp.maximum(valid.sum(), 1).astype(jnp.float32)
+
+
+def seen_by(model: Calce, pool: Pool) -> np.ndarray:
+    """Return the vision tower's tokens of every frame of a pool: float16 (scenes, T, P, D)."""
+    see = nnx.jit(lambda model, frames: model.see(frames).astype(jnp.float16))
+    side = model.config.vit.image_size
+    return np.concatenate([jax.device_get(see(model, pool.drawn(i, side)[None])) for i in range(len(pool.scenes))])
+
+
+def judge(
+    model: Calce, t5: PreTrainedTokenizerBase, pool: Pool, seen: np.ndarray, *, stage: int = 1, batch: int = 16
+) -> dict[str, float]:
+    """Return the share of queries (percent) whose first answered window overlaps a true one by half and by 0.7."""
+
+    @nnx.jit
+    def answer(model: Calce, tokens: Array, rows: Batch) -> Array:
+        tokens, length = tokens.astype(jnp.float32), 208
+        reading = model.read(tokens, rows, SELECTIONS[stage])
+        x, mask = model.embed(tokens, rows, reading, length)
+        return beam_search(model.t5, model.t5.encode(x, mask), mask, beams=1, length=32).tokens[:, 0]
+
+    overlaps: dict[str, list[float]] = {}
+    for first in range(0, len(pool.asked) - batch + 1, batch):
+        rows = pool.asked[first : first + batch]
+        tokens = seen[[row.scene for row in rows], :: 2 if stage == 1 else 1]
+        written = jax.device_get(answer(model, tokens, pool.batch(rows, stage)))
+        for row, ids in zip(rows, written, strict=True):
+            overlaps.setdefault(row.query.kind, []).append(_overlap(pool, row, answer_text(t5, ids)))
+    every = [value for values in overlaps.values() for value in values]
+    scores = {f"R1@{bar}": 100 * float(np.mean([value >= bar for value in every])) for bar in (0.5, 0.7)}
+    by_kind = {f"R1@0.5 {kind}": 100 * float(np.mean([v >= 0.5 for v in vs])) for kind, vs in sorted(overlaps.items())}
+    return {name: round(value, 1) for name, value in {**scores, **by_kind}.items()}
+
+
+def _overlap(pool: Pool, row: Asked, text: str) -> float:
+    windows = parse_windows(text, pool.scenes[row.scene].duration).windows
+    return max(iou(windows[0], list(true)) for true in row.query.windows) if windows else 0.0
+
+
+def _learn(
+    name: str,
+    module: Any,
+    batches: Iterator[Any],
+    loss: Callable[[Any, Any], Float[Array, ""]],
+    *,
+    rate: float,
+    steps: int,
+    on_tenth: Callable[[], None] = lambda: None,
+) -> None:
+    """Adam with a warm-up and a cosine, on all parameters that the loss reaches; in place."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, max(steps // 20, 1), steps, rate / 50)
+    optimizer = nnx.Optimizer(
+        module, optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01)), wrt=nnx.Param
+    )
+
+    @nnx.jit
+    def step(module: Any, optimizer: nnx.Optimizer, batch: Any) -> Float[Array, ""]:
+        value, gradients = nnx.value_and_grad(loss)(module, batch)
+        optimizer.update(module, gradients)
+        return value
+
+    began, losses = time.monotonic(), []
+    for number, batch in enumerate(batches, 1):
+        losses.append(step(module, optimizer, batch))
+        if number % 50 == 0 or number == steps:
+            mean = float(np.mean(jax.device_get(losses)))
+            losses = []
+            logging.info("%s: step %d of %d, loss %.3f, %.0f s", name, number, steps, mean, time.monotonic() - began)
+        if number % max(steps // 10, 1) == 0:
+            on_tenth()

@@ -1,0 +1,16 @@
+"""The shapes world as a dataset."""
+
+from data.tables import TableBuilder
+
+
+class Shapes(TableBuilder):
+    """The tables of the shapes world."""
+
+    name = "shapes"
+    about = (
+        "Videos of 20 to 40 s, drawn by `python -m data.shapes.write`, in which coloured shapes come, move and go and "
+        "things are said. Some queries need looking, some the captions, and some have several moments."
+    )
+    homepage = ""
+    licence = "BSD-3-Clause, like the program that draws them."
+    citation = ""

@@ -1,0 +1,42 @@
+"""Make the tiny base checkpoint from nothing: `launch/make_base.py --out=data/shapes/base.safetensors`.
+
+It is what the demo's LoRA starts from, as the full-size run starts from BLIP-2 and Flan-T5.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags, logging
+from flax import nnx
+
+from calce_jax.checkpoints import save_params
+from calce_jax.models.calce import CalceConfig
+from calce_jax.tokenizers import load_bert, load_t5
+from data.shapes.base import Lessons, make_base
+
+OUT = flags.DEFINE_string("out", "data/shapes/base.safetensors", "the file to write")
+SCENES = flags.DEFINE_integer("scenes", Lessons.scenes, "scenes to learn from")
+SEEING = flags.DEFINE_integer("seeing_steps", Lessons.seeing_steps, "steps of the first lesson")
+ANSWERING = flags.DEFINE_integer("answering_steps", Lessons.answering_steps, "steps of the second lesson")
+TOKENIZERS = Path(__file__).parents[1] / "data" / "tokenizers"
+
+
+def main(argv: list[str]) -> None:
+    """Teach, score, save in bfloat16."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument: {argv[1]}")
+    t5, bert = load_t5(TOKENIZERS / "tiny_t5"), load_bert(TOKENIZERS / "tiny_bert")
+    lessons = Lessons(scenes=SCENES.value, seeing_steps=SEEING.value, answering_steps=ANSWERING.value)
+    model, scores = make_base(CalceConfig.tiny(len(t5), len(bert), lora=None), t5, bert, lessons)
+    logging.info("held out: %s", scores)
+    params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), nnx.state(model, nnx.Param))
+    about = {"lessons": json.dumps(dataclasses.asdict(lessons)), "scores": json.dumps(scores)}
+    save_params(Path(OUT.value), params, about)
+    logging.info("wrote %s, %.1f MB", OUT.value, Path(OUT.value).stat().st_size / 1e6)
+
+
+if __name__ == "__main__":
+    app.run(main)
