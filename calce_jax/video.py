@@ -1,0 +1,295 @@
+"""Frames of a video file: which, when, and as small square pictures.
+
+Frames are taken at the heads of n equal intervals, as the original takes them, and resized as its decoder (decord) does:
+bilinear, without regard to the aspect, bit for bit. A video is decoded from its first frame to its last, so that a
+frame's index is exact whatever the container says about it; one full-size frame is in memory at a time.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import av
+import numpy as np
+import simplejpeg
+from av.container import InputContainer
+from av.filter import Graph
+from av.stream import Disposition
+from av.video.stream import VideoStream
+from jaxtyping import Float, Int, UInt8
+
+# Seconds that may be missing at the end of a video before it counts as cut off.
+SHORTFALL = 1.0
+FETCH_AGAIN = "fetch the file again, or make it again with ffmpeg"
+
+
+class VideoError(ValueError):
+    """A video that cannot be used; the message names the file, what is wrong with it and the remedy."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str, remedy: str) -> None:
+        self.path, self.reason, self.remedy = Path(path), reason, remedy
+        super().__init__(f"{path}: {reason}; {remedy}")
+
+    def __reduce__(self) -> tuple[type["VideoError"], tuple[Path, str, str]]:
+        # An exception that crosses processes is made again from its message alone, which is not enough here.
+        return type(self), (self.path, self.reason, self.remedy)
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """The frames taken from a video.
+
+    Attributes:
+      frames: RGB, in order of time. Videos of fewer than n frames give all they have.
+      indices: of the frames in the video.
+      times: seconds from the first frame.
+      duration: of the video, seconds; total / rate.
+      total: frames the video has.
+      rate: frames a second, on average.
+    """
+
+    frames: UInt8[np.ndarray, "n size size 3"]
+    indices: Int[np.ndarray, " n"]
+    times: Float[np.ndarray, " n"]
+    duration: float
+    total: int
+    rate: float
+
+
+def head_indices(n_total: int, n_frames: int) -> Int[np.ndarray, " n"]:
+    """Return int64: the first frame of each of n = min(n_frames, n_total) equal intervals.
+
+    Rounded down in float64 as the original does, with the same errors: 89.99999 becomes 89.
+
+    Raises:
+      ValueError: a negative total, or fewer than one frame wanted.
+    """
+    if n_total < 0 or n_frames < 1:
+        raise ValueError(f"cannot take {n_frames} frames of {n_total}; ask for at least one")
+    return np.linspace(0, n_total, min(n_frames, n_total) + 1).astype(np.int64)[:-1]
+
+
+def read_frames(
+    path: str | os.PathLike[str],
+    n_frames: int,
+    size: int = 224,
+    *,
+    behaviour: Literal["default", "reference"] = "default",
+    threads: int = 0,
+) -> VideoFrames:
+    """Read the heads of n equal intervals.
+
+    A frame's time is its index over the average rate, as in the original. Where the rate varies, so that this is further
+    than a frame from when the frame is shown, the default tells the time it is shown; windows are seconds that a
+    person sees.
+
+    Args:
+      path: a file of any container and codec that FFmpeg reads; nothing but this file is read.
+      n_frames: frames wanted.
+      size: height and width of the frames, pixels.
+      behaviour: "default" turns frames as the file asks players to; "reference" ignores that and varying rates.
+      threads: of the decoder; 0 for as many as it likes.
+
+    Raises:
+      VideoError: the file is missing, is not a video, has no frames, or ends more than a second before its header says.
+    """
+    with _opened(path, threads) as (container, stream):
+        expected = sum(1 for _ in _packets(container, stream))
+    decoded = _decode(path, head_indices(expected, n_frames), size, threads, turned=behaviour == "default")
+    if len(decoded.shown) != expected:
+        # Packets that hold no picture of their own, or a damaged one: now the number of pictures is known.
+        indices = head_indices(len(decoded.shown), n_frames)
+        decoded = _decode(path, indices, size, threads, turned=behaviour == "default")
+    total = len(decoded.shown)
+    if not total:
+        raise VideoError(path, "no frame of it can be decoded", FETCH_AGAIN)
+
+    indices = head_indices(total, n_frames)
+    shown, end = _from_zero(decoded)
+    if decoded.promised is not None and end is not None and decoded.promised - end > SHORTFALL:
+        reason = f"its header promises {decoded.promised:.1f} s and only {end:.1f} s are there: it was cut off"
+        raise VideoError(path, reason, FETCH_AGAIN)
+    rate = decoded.rate or (total / end if end else None)
+    if rate is None:
+        raise VideoError(path, "neither its header nor its frames tell a frame rate", "make it again with ffmpeg -r")
+    times = indices / rate
+    varies = shown is not None and np.abs(shown - np.arange(total) / rate).max() > 1 / rate
+    if behaviour == "default" and varies and shown is not None and end:
+        times, rate = shown[indices], total / end
+    return VideoFrames(decoded.frames, indices, times.astype(np.float32), total / rate, total, rate)
+
+
+def duration_of(path: str | os.PathLike[str]) -> float:
+    """Return the seconds a video lasts: what its header says, or without that, when its last picture ends.
+
+    Raises:
+      VideoError: the file is missing, is not a video, or does not tell times.
+    """
+    with _opened(path, threads=1) as (container, stream):
+        duration = _promised(container, stream)
+        if duration is None and stream.time_base is not None:
+            spans = [(p.pts, p.pts + (p.duration or 0)) for p in _packets(container, stream) if p.pts is not None]
+            if spans:
+                first, last = min(start for start, _ in spans), max(end for _, end in spans)
+                duration = float((last - first) * stream.time_base)
+    if not duration:
+        raise VideoError(path, "neither its header nor its frames tell how long it is", FETCH_AGAIN)
+    return duration
+
+
+def encode_jpeg(frames: UInt8[np.ndarray, "n H W 3"], quality: int = 95) -> list[bytes]:
+    """Encode RGB frames, colours at full resolution (4:4:4).
+
+    At quality 95, frames of two films, 224 pixels wide, come back with a mean error of 0.8 to 1.0 of 255 a value and a
+    PSNR of 45 to 47 dB, in a fifth of their size or less.
+    """
+    return [
+        simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality, colorspace="RGB", colorsubsampling="444")
+        for frame in frames
+    ]
+
+
+def decode_jpeg(content: bytes) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the RGB picture.
+
+    Raises:
+      ValueError: these bytes are not a whole JPEG.
+    """
+    return simplejpeg.decode_jpeg(content, colorspace="RGB")
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[InputContainer, VideoStream]]:
+    if not Path(path).is_file():
+        raise VideoError(path, "there is no such file", "put it there, or correct the name")
+    try:
+        # By its absolute path and the file protocol alone: playlists must not lead to other places.
+        container = av.open(os.path.abspath(path), options={"protocol_whitelist": "file"})
+    except (av.FFmpegError, OSError) as error:
+        reason = "it is empty" if not os.path.getsize(path) else f"it is not a video ({error.strerror})"
+        raise VideoError(path, reason, FETCH_AGAIN) from error
+    with container:
+        # The picture on an album's cover is stored as a video of one frame.
+        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            raise VideoError(path, "it has no video stream, only sound, text or a cover picture", "choose another file")
+        best = container.streams.best("video")
+        stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
+        try:
+            stream.thread_type = "AUTO"
+            stream.codec_context.thread_count = threads
+        except AttributeError as error:  # no codec context
+            reason = "FFmpeg has no decoder for its video stream"
+            raise VideoError(path, reason, "make it again as H.264 with ffmpeg") from error
+        yield container, stream
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+    """Yield what is to be shown, up to where the file breaks off."""
+    try:
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                yield packet
+    except av.FFmpegError:
+        return
+
+
+def _pictures(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """Yield the pictures in order of time, without those too damaged to decode."""
+    try:
+        packets: Iterator[av.Packet | None] = container.demux(stream)
+        for packet in packets:
+            if packet is not None and packet.size:
+                yield from _decoded(stream, packet)
+    except av.FFmpegError:
+        pass
+    yield from _decoded(stream, None)
+
+
+def _decoded(stream: VideoStream, packet: av.Packet | None) -> Sequence[av.VideoFrame]:
+    try:
+        return stream.decode(packet)
+    except av.FFmpegError:
+        return ()
+
+
+class _Decoded(NamedTuple):
+    frames: np.ndarray  # uint8 (n, size, size, 3)
+    shown: list[float | None]  # when each picture of the video is shown, seconds
+    lasts: float | None  # seconds the last picture stays
+    rate: float | None  # pictures a second, as the header says
+    promised: float | None  # seconds, as the header says
+
+
+def _decode(path: str | os.PathLike[str], indices: np.ndarray, size: int, threads: int, *, turned: bool) -> _Decoded:
+    """Decode all pictures; keep those of `indices`, small."""
+    slots = {int(index): slot for slot, index in enumerate(indices)}
+    frames = np.zeros((len(indices), size, size, 3), np.uint8)
+    shown: list[float | None] = []
+    lasts: float | None = None
+    with _opened(path, threads) as (container, stream):
+        rate = stream.average_rate or stream.guessed_rate
+        promised = _promised(container, stream)
+        shrink = _Shrink(size)
+        for index, picture in enumerate(_pictures(container, stream)):
+            if index in slots:
+                small = shrink(picture)
+                # A square picture may as well be turned after shrinking. Positive angles are counterclockwise.
+                frames[slots[index]] = np.rot90(small, round(picture.rotation / 90) if turned else 0)
+            shown.append(picture.time)
+            lasts = float(picture.duration * picture.time_base) if picture.duration and picture.time_base else None
+    rate = float(rate) if rate else None
+    return _Decoded(frames, shown, lasts or (1 / rate if rate else None), rate, promised)
+
+
+class _Shrink:
+    """Resizes pictures by FFmpeg's filters, which are built anew when the video changes its format midway."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.format: tuple[int, int, str] | None = None
+        self.graph = Graph()
+
+    def __call__(self, picture: av.VideoFrame) -> np.ndarray:
+        """Return uint8 (size, size, 3)."""
+        if (picture.width, picture.height, picture.format.name) != self.format:
+            self.format = picture.width, picture.height, picture.format.name
+            self.graph = Graph()
+            self.graph.link_nodes(
+                self.graph.add_buffer(
+                    width=picture.width,
+                    height=picture.height,
+                    format=picture.format,
+                    time_base=picture.time_base or Fraction(1, 1000),
+                ),
+                self.graph.add("scale", f"{self.size}:{self.size}:flags=bilinear"),
+                self.graph.add("format", "rgb24"),
+                self.graph.add("buffersink"),
+            ).configure()
+        self.graph.vpush(picture)
+        return self.graph.vpull().to_ndarray()
+
+
+def _promised(container: InputContainer, stream: VideoStream) -> float | None:
+    """Return the seconds of the video stream that the header names; sound may well be longer."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if tag := stream.metadata.get("DURATION"):  # Matroska
+        hours, minutes, seconds = tag.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    if container.duration and len(container.streams) == 1:
+        return container.duration / av.time_base
+    return None
+
+
+def _from_zero(decoded: _Decoded) -> tuple[np.ndarray | None, float | None]:
+    """Return when each picture is shown and when the last one ends, seconds from the first; None where not told."""
+    times = [time for time in decoded.shown if time is not None]
+    if len(times) < len(decoded.shown):
+        return None, None
+    shown = np.asarray(times) - times[0]
+    return shown, None if decoded.lasts is None else float(shown[-1]) + decoded.lasts
