@@ -1,0 +1,302 @@
+"""Queries about videos and their true windows, read from every format they are published in.
+
+    official    QVHighlights' release: one JSON object a line, with qid, query, vid, duration, relevant_windows
+    lines       Charades-STA's release: "AO8RW 0.0 6.9##a person is putting a book on a shelf."
+    original    the original's JSON list: as official, with items and, for stage 2, stage1_result
+    own         one JSON object a line: as official, with items, kind and, for stage 2, stage1_windows
+
+Which one a file has is told by its content. All rows that cannot be used are named in one error.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from absl import logging
+
+from calce_jax.outputs import write_output
+from calce_jax.predictions import same_query
+from calce_jax.windows import Seconds
+
+WINDOW_FIELDS = ("stage1_windows", "stage1_result")
+# A file can be wrong in every line; more than these help no one.
+_SHOWN_ERRORS = 30
+
+
+class AnnotationError(ValueError):
+    """Annotations that cannot be used; the message names file, row, field and remedy, for all faults together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """One query about one video.
+
+    Attributes:
+      qid: the query's id: 2579 in the official release, "QVHighlight_2579" in the original's files. Lines of
+        Charades-STA have none and are numbered: "charades_sta_test_1".
+      video: the video's id ("vid" or "video" in files).
+      query: the sentence.
+      items: the things named in it, as noun phrases; empty where nobody listed them.
+      duration: of the video, in seconds; `None` where the file does not say, until somebody has looked at the video.
+      windows: the true [start, end] in seconds, as annotated ("relevant_windows" in files); they may reach beyond the
+        video. Empty where nobody knows them, as in a test split.
+      stage1_windows: those that stage 1 found; `None` before it was asked.
+      kind: what the query needs, e.g. "visual"; `None` where that is not known.
+    """
+
+    qid: str | int
+    video: str
+    query: str
+    items: list[str]
+    duration: Seconds | None
+    windows: list[list[Seconds]]
+    stage1_windows: list[list[Seconds]] | None = None
+    kind: str | None = None
+
+    @property
+    def clamped(self) -> list[list[Seconds]]:
+        """The true windows, cut at the end of the video; those that begin after it are left out."""
+        end = math.inf if self.duration is None else self.duration
+        return [[start, min(stop, end)] for start, stop in self.windows if start < end]
+
+
+def read_annotations(
+    path: str | Path,
+    *,
+    items: str | Path | None = None,
+    durations: Mapping[str, Seconds] | str | Path | None = None,
+) -> list[Annotation]:
+    """Read a file of any of the formats above, in its order.
+
+    Windows that reach beyond their video are kept as they are and reported in the log; `Annotation.clamped` cuts them.
+
+    Args:
+      path: the file.
+      items: the original's file of items, {qid: {"query": ..., "items": [...]}}, for annotations that have none.
+        A query is found there by its id or else by its sentence.
+      durations: seconds by video id, or a CSV with the columns "id" and "length" as Charades comes with. For lines
+        that do not say how long their video is.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      AnnotationError: faults in it, all of them: a field that is missing or of the wrong kind, a window that is
+        reversed, not finite or wholly outside the video, an id that repeats.
+    """
+    path = _existing(path, "annotations")
+    lengths = durations if isinstance(durations, Mapping) else _read_durations(durations) if durations else {}
+    faults: list[str] = []
+    annotations: list[Annotation] = []
+    for place, row in _rows(path, faults):
+        found = list(_faults(row))
+        faults += [f"{place}, {fault}" for fault in found]
+        if not found:
+            annotations.append(_annotation(row, lengths))
+    faults += repeated(annotations)
+    if faults:
+        shown = [f"{path}, {fault}" for fault in faults[:_SHOWN_ERRORS]]
+        more = [f"... and {len(faults) - len(shown)} more"] if len(faults) > len(shown) else []
+        raise AnnotationError("\n".join(shown + more))
+    if items is not None:
+        annotations = _with_items(annotations, items)
+    _report_windows_beyond(path, annotations)
+    return annotations
+
+
+def repeated(annotations: Sequence[Annotation]) -> list[str]:
+    """Say in words which ids more than one of the annotations have."""
+    counts: dict[str | int, int] = {}
+    for annotation in annotations:
+        counts[annotation.qid] = counts.get(annotation.qid, 0) + 1
+    return [f"qid: {qid} is given to {count} queries; keep one" for qid, count in counts.items() if count > 1]
+
+
+def write_annotations(path: str | Path, annotations: Iterable[Annotation]) -> None:
+    """Write our own format: one JSON object a line; what is not known is left out.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    write_output(path, "".join(json.dumps(_row(annotation)) + "\n" for annotation in annotations))
+
+
+def _row(annotation: Annotation) -> dict[str, Any]:
+    row = {
+        "qid": annotation.qid,
+        "query": annotation.query,
+        "vid": annotation.video,
+        "duration": annotation.duration,
+        "items": annotation.items,
+        "kind": annotation.kind,
+        "relevant_windows": annotation.windows or None,
+        "stage1_windows": annotation.stage1_windows,
+    }
+    return {field: value for field, value in row.items() if value is not None or field == "duration"}
+
+
+def _existing(path: str | Path, what: str) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of {what}; give the path of one that was released or written")
+    return path
+
+
+def _rows(path: Path, faults: list[str]) -> Iterable[tuple[str, Any]]:
+    """Return each row with its place in the file, in the fields of our own format; other text becomes a fault."""
+    text = path.read_text(encoding="utf-8-sig")
+    if text.lstrip().startswith("["):
+        try:
+            return [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)]
+        except json.JSONDecodeError as error:
+            faults.append(f"line {error.lineno}: not JSON ({error.msg}); download or write the file again")
+            return []
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line) if line.lstrip().startswith("{") else _charades_row(line, f"{path.stem}_{number}")
+            rows.append((f"line {number}", row))
+        except json.JSONDecodeError as error:
+            faults.append(f"line {number}: not JSON ({error.msg}); give one object a line")
+        except ValueError as error:
+            faults.append(f"line {number}: {error}")
+    return rows
+
+
+def _charades_row(line: str, qid: str) -> dict[str, Any]:
+    moment, mark, query = line.partition("##")
+    words = moment.split()
+    try:
+        video, start, end = words
+        window = [float(start), float(end)]
+    except ValueError:
+        window = video = None
+    if window is None or not mark or not query.strip():
+        raise ValueError(
+            f'expected "VIDEO START END##sentence" or a JSON object, got {line!r:.60}; mend or drop the line'
+        )
+    return {"qid": qid, "video": video, "query": query.strip(), "duration": None, "relevant_windows": [window]}
+
+
+def _faults(row: Any) -> Iterable[str]:
+    if not isinstance(row, dict):
+        yield f"expected an object with qid, query, vid and duration, got {row!r:.60}"
+        return
+    if not isinstance(row.get("qid"), str | int) or isinstance(row.get("qid"), bool):
+        yield f"qid: expected the query's id, {_got(row, 'qid')}"
+    if not isinstance(row.get("query"), str) or not row["query"].strip():
+        yield f"query: expected a sentence, {_got(row, 'query')}"
+    video = _name(row, "vid", "video")
+    if not isinstance(row.get(video), str) or not row[video]:
+        yield f"{video}: expected the video's id, {_got(row, video)}"
+    items = row.get("items", [])
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        yield f"items: expected a list of noun phrases, {_got(row, 'items')}"
+    if not isinstance(row.get("kind"), str | None):
+        yield f"kind: expected a word, {_got(row, 'kind')}; leave the field out where it is not known"
+    duration = row.get("duration")
+    if not (_is_number(duration) and duration > 0):
+        if duration is not None or "duration" not in row:
+            yield f"duration: expected the video's length in positive seconds, {_got(row, 'duration')}"
+        duration = None
+    yield from _window_faults(row, "relevant_windows", duration)
+    yield from _window_faults(row, _name(row, *WINDOW_FIELDS), None)
+
+
+def _window_faults(row: dict[str, Any], field: str, duration: Seconds | None) -> Iterable[str]:
+    windows = row.get(field)
+    if windows is None:
+        return
+    if not isinstance(windows, list):
+        yield f"{field}: expected a list of [start, end] in seconds, {_got(row, field)}"
+        return
+    for window in windows:
+        if not isinstance(window, list | tuple) or len(window) != 2 or not all(map(_is_number, window)):
+            yield f"{field}: expected [start, end] in seconds, got {window!r:.60}; mend or remove the window"
+        elif window[0] > window[1]:
+            yield f"{field}: {window} ends before it begins; swap its ends or remove it"
+        elif window[0] < 0 or (duration is not None and window[0] >= duration):
+            yield f"{field}: {window} is outside the video, which lasts {duration} s; mend the window or the duration"
+
+
+def _is_number(value: Any) -> TypeGuard[Seconds]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _got(row: Mapping[str, Any], field: str) -> str:
+    return f"got {row[field]!r:.60}; mend it" if field in row else "which is missing; add the field"
+
+
+def _name(row: Mapping[str, Any], *names: str) -> str:
+    """Return the first of the names that the row has a field for, or else the first."""
+    return next((name for name in names if name in row), names[0])
+
+
+def _annotation(row: dict[str, Any], durations: Mapping[str, Seconds]) -> Annotation:
+    stage1 = row.get(_name(row, *WINDOW_FIELDS))
+    video = row[_name(row, "vid", "video")]
+    return Annotation(
+        qid=row["qid"],
+        video=video,
+        query=row["query"],
+        items=list(row.get("items", [])),
+        duration=durations.get(video) if row["duration"] is None else row["duration"],
+        windows=[list(window) for window in row.get("relevant_windows") or []],
+        stage1_windows=None if stage1 is None else [list(window) for window in stage1],
+        kind=row.get("kind"),
+    )
+
+
+def _read_durations(path: str | Path) -> dict[str, Seconds]:
+    path = _existing(path, "durations")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        table = csv.DictReader(file)
+        if not {"id", "length"} <= set(table.fieldnames or ()):
+            raise AnnotationError(f'{path}: no columns "id" and "length"; give the CSV file that came with Charades')
+        lengths = {}
+        for number, row in enumerate(table, 2):
+            try:
+                lengths[row["id"]] = float(row["length"])
+            except (TypeError, ValueError):
+                raise AnnotationError(
+                    f"{path}, line {number}, length: expected seconds, got {row['length']!r}; mend or drop the line"
+                ) from None
+    return lengths
+
+
+def _with_items(annotations: Iterable[Annotation], path: str | Path) -> list[Annotation]:
+    path = _existing(path, "items")
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        by_qid = {same_query(qid): entry["items"] for qid, entry in table.items()}
+        by_query = {entry["query"]: entry["items"] for entry in table.values()}
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise AnnotationError(
+            f'{path}: expected {{qid: {{"query": ..., "items": [...]}}}} ({type(error).__name__}: {error}); '
+            "give the original's file of items"
+        ) from None
+    return [
+        annotation
+        if annotation.items
+        else dataclasses.replace(
+            annotation, items=list(by_qid.get(same_query(annotation.qid), by_query.get(annotation.query, [])))
+        )
+        for annotation in annotations
+    ]
+
+
+def _report_windows_beyond(path: Path, annotations: Sequence[Annotation]) -> None:
+    beyond = [annotation.qid for annotation in annotations if annotation.clamped != annotation.windows]
+    if beyond:
+        logging.warning(
+            "%s: windows of %d of %d queries reach beyond their video; where they are learnt they end with it: %s%s",
+            path,
+            len(beyond),
+            len(annotations),
+            ", ".join(map(str, beyond[:5])),
+            ", ..." if len(beyond) > 5 else "",
+        )

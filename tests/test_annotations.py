@@ -1,0 +1,159 @@
+"""Annotations: every published format, and every fault at once."""
+
+import dataclasses
+import json
+
+import pytest
+from absl import logging
+
+from calce_jax.annotations import Annotation, AnnotationError, read_annotations, write_annotations
+
+ROW = {"qid": 1, "query": "A dog runs.", "vid": "v", "duration": 150, "relevant_windows": [[0, 10], [20, 30]]}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(*rows: dict | str, name: str = "rows.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def test_official_release(write):
+    test_row = {"qid": 2, "query": "A cat.", "vid": "w", "duration": 149.5, "saliency_scores": [[1, 2, 3]]}
+    first, second = read_annotations(write(ROW, test_row))
+    assert first == Annotation(1, "v", "A dog runs.", [], 150, [[0, 10], [20, 30]])
+    assert second == Annotation(2, "w", "A cat.", [], 149.5, [])
+
+
+def test_charades_lines(write, tmp_path):
+    path = write("AO8RW 0.0 6.9##a person is putting a book on a shelf.", name="charades_sta_train.txt")
+    unknown = Annotation(
+        "charades_sta_train_1", "AO8RW", "a person is putting a book on a shelf.", [], None, [[0.0, 6.9]]
+    )
+    assert read_annotations(path) == [unknown]
+    known = dataclasses.replace(unknown, duration=33.67)
+    assert read_annotations(path, durations={"AO8RW": 33.67}) == [known]
+    table = tmp_path / "Charades_v1_train.csv"
+    table.write_text("id,subject,length\nAO8RW,X,33.67\n")
+    assert read_annotations(path, durations=table) == [known]
+
+
+def test_items_are_found_by_id_or_by_sentence(write, tmp_path):
+    items = tmp_path / "items.json"
+    items.write_text(
+        json.dumps({"1": {"query": "other", "items": ["dog"]}, "Q_9": {"query": "A cat.", "items": ["cat"]}})
+    )
+    rows = read_annotations(write(ROW, {**ROW, "qid": 2, "query": "A cat."}, {**ROW, "qid": 3}), items=items)
+    assert [row.items for row in rows] == [["dog"], ["cat"], []]
+
+
+def test_own_format_reads_back(write, tmp_path):
+    rows = [
+        Annotation("a", "v", "A dog.", ["dog"], 30, [[1, 4.5]], [[0, 5]], "visual"),
+        Annotation(2, "v", "A cat.", [], 30, []),
+    ]
+    write_annotations(tmp_path / "own.jsonl", rows)
+    assert read_annotations(tmp_path / "own.jsonl") == rows
+    assert [path.name for path in tmp_path.iterdir()] == ["own.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "count"), [("qvh", "val", 1550), ("charades", "test", 3720), ("qvh", "train", 7218)]
+)
+def test_the_originals_files(shared, dataset, split, count):
+    folder = shared / "annotations" / "calce" / dataset
+    rows = read_annotations(folder / f"{split}_stage2.json")
+    assert len(rows) == count
+    assert all(row.items and row.windows and row.stage1_windows for row in rows)
+    assert len([row for row in rows if row.clamped != row.windows]) == (278 if dataset == "charades" else 0)
+    bare = read_annotations(folder / f"{split}.json")
+    assert [dataclasses.replace(row, stage1_windows=None) for row in rows] == bare
+
+
+def test_official_files_agree_with_the_originals(shared):
+    official = read_annotations(
+        shared / "annotations/qvhighlights/highlight_val_release.jsonl",
+        items=shared / "annotations/calce/qvh/items/val.json",
+    )
+    original = read_annotations(shared / "annotations/calce/qvh/val.json")
+    assert [dataclasses.replace(row, qid=f"QVHighlight_{row.qid}") for row in official] == original
+
+
+def test_windows_beyond_the_video_are_kept_reported_and_cut(write, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda message, *values: said.append(message % values))
+    (row,) = read_annotations(write({**ROW, "duration": 25}))
+    assert row.windows == [[0, 10], [20, 30]]
+    assert row.clamped == [[0, 10], [20, 25]]
+    assert "windows of 1 of 1 queries reach beyond" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"qid": None}, "line 1, qid: expected the query's id"),
+        ({"query": "  "}, "line 1, query: expected a sentence"),
+        ({"vid": 7}, "line 1, vid: expected the video's id"),
+        ({"duration": 0}, "line 1, duration: .*positive seconds"),
+        ({"duration": float("nan")}, "line 1, duration"),
+        ({"items": "dog"}, "line 1, items: expected a list of noun phrases"),
+        ({"kind": 3}, "line 1, kind"),
+        ({"relevant_windows": [[10, 0]]}, r"relevant_windows: \[10, 0\] ends before it begins; swap"),
+        ({"relevant_windows": [[0, float("nan")]]}, r"relevant_windows: expected \[start, end\]"),
+        ({"relevant_windows": [[1]]}, r"relevant_windows: expected \[start, end\]"),
+        ({"relevant_windows": [[150, 160]]}, "outside the video, which lasts 150 s"),
+        ({"relevant_windows": [[-3, 10]]}, "outside the video"),
+        ({"stage1_windows": [[5, 1]]}, "stage1_windows: .*ends before"),
+    ],
+)
+def test_faults_name_file_line_field_and_remedy(write, change, message):
+    with pytest.raises(AnnotationError, match=message) as caught:
+        read_annotations(write({**ROW, **change}))
+    assert str(caught.value).count("rows.jsonl, line 1") == 1
+
+
+@pytest.mark.parametrize("field", ["qid", "query", "vid", "duration"])
+def test_a_missing_field_is_named(write, field):
+    row = {name: value for name, value in ROW.items() if name != field}
+    with pytest.raises(AnnotationError, match=f"line 1, {field}: .*which is missing; add the field"):
+        read_annotations(write(row))
+
+
+def test_all_faults_are_listed_together(write):
+    rows = [
+        {**ROW, "qid": 7},
+        {**ROW, "qid": 7},
+        "{broken",
+        "no moment here",
+        {**ROW, "query": None, "duration": -1},
+        "3",
+    ]
+    with pytest.raises(AnnotationError) as caught:
+        read_annotations(write(*rows))
+    lines = str(caught.value).splitlines()
+    assert [line.split(", ", 1)[1].split(":")[0] for line in lines] == [
+        "line 3",
+        "line 4",
+        "line 6",
+        "line 5, query",
+        "line 5, duration",
+        "qid",
+    ]
+
+
+def test_thirty_faults_are_enough(write):
+    with pytest.raises(AnnotationError, match="and 10 more"):
+        read_annotations(write(*[{**ROW, "qid": n, "query": 0} for n in range(40)]))
+
+
+def test_missing_files_are_named(write, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl: no such file of annotations"):
+        read_annotations(tmp_path / "none.jsonl")
+    with pytest.raises(FileNotFoundError, match="no such file of items"):
+        read_annotations(write(ROW), items=tmp_path / "none.json")
+    (tmp_path / "durations.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(AnnotationError, match="no columns"):
+        read_annotations(write(ROW), durations=tmp_path / "durations.csv")
