@@ -83,7 +83,7 @@ def with_whole_pieces(model: bytes, lines: list[str]) -> bytes:
 
 
 def make_bert(folder: Path) -> None:
-    """Write `vocab.txt`. Ties among word pieces are broken by chance: other ids need a newly trained base checkpoint."""
+    """Write `vocab.txt`. Ties among word pieces are broken by chance; other ids need a new base checkpoint."""
     trainer = BertWordPieceTokenizer(lowercase=True)
     trainer.train_from_iterator(
         [*sentences(), " ".join(string.ascii_lowercase + string.digits)],
