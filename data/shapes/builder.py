@@ -1,6 +1,6 @@
 """The shapes world as a dataset."""
 
-from data.tables import TableBuilder
+from data.builder import TableBuilder
 
 
 class Shapes(TableBuilder):

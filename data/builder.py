@@ -1,0 +1,134 @@
+"""The two tables of a dataset as TensorFlow Datasets sees them: features, the builder all datasets share, opening.
+
+A video is stored once, however many queries it has. `videos` has a row a video; `queries` has a row a query, which says
+in which row of `videos` the video of its split stands. Both are ArrayRecord files, written and read without TensorFlow.
+
+Numbers are stored as raw bytes, because the records know no float wider than 32 bits and windows must come back as they
+were annotated.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+Table = Literal["videos", "queries"]
+VERSION = "1.0.0"
+
+# TFDS keeps rows in the order of their keys, and sorts them in a thousand buckets on disk, by the first bits of 128.
+_KEYS = 2**128
+# Rows of a table are fewer than this; spread over all keys they fill the buckets evenly, and none outgrows the memory.
+_MOST_ROWS = 2**24
+
+
+def _numbers(shape: tuple[int | None, ...], dtype: type[np.generic], doc: str) -> tfds.features.Tensor:
+    return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes", doc=doc)
+
+
+def _features(table: Table) -> tfds.features.FeaturesDict:
+    text, texts = tfds.features.Text, tfds.features.Sequence(tfds.features.Text())
+    if table == "videos":
+        return tfds.features.FeaturesDict(
+            {
+                "video": text(doc="Id of the video."),
+                "total": _numbers((), np.int64, "Frames in the file."),
+                "rate": _numbers((), np.float64, "Frames a second."),
+                "duration": _numbers((), np.float64, "Seconds."),
+                "indices": _numbers((None,), np.int32, "Place of each key frame in the file."),
+                "times": _numbers((None,), np.float32, "Second of each key frame."),
+                "keyframes": texts,  # JPEG
+                "caption_times": _numbers((None, 2), np.float64, "Seconds from which and to which it is said."),
+                "caption_texts": texts,
+            }
+        )
+    return tfds.features.FeaturesDict(
+        {
+            "qid": text(doc="Id of the query, as JSON: a number stays one."),
+            "video": text(doc="Id of the video."),
+            "row": _numbers((), np.int64, "Row of the video in the videos table of the same split."),
+            "query": text(doc="The sentence."),
+            "items": texts,  # the things named in the query
+            "duration": _numbers((), np.float64, "Seconds, as annotated."),
+            "windows": _numbers((None, 2), np.float64, "Seconds from which and to which it happens."),
+            "stage1_windows": _numbers((None, 2), np.float64, "The windows stage 1 found, in seconds."),
+            "stage1_known": _numbers((), np.bool_, "Whether stage 1's windows have been merged in."),
+            "kind": text(doc="What kind of query it is; empty where unknown."),
+        }
+    )
+
+
+class TablesError(ValueError):
+    """Tables that cannot be built or read; the message names the folder or split and the remedy."""
+
+
+class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes one table of a dataset; the datasets only add what they are.
+
+    The rows are given, since reading annotations and decoding videos is not TFDS's work. The metadata of the videos
+    table is {split: {video id: duration}}, in the order of the rows.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+    BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
+        tfds.core.BuilderConfig(name="videos", description="One row a video."),
+        tfds.core.BuilderConfig(name="queries", description="One row a query."),
+    ]
+    about: ClassVar[str]
+    homepage: ClassVar[str]
+    licence: ClassVar[str]
+    citation: ClassVar[str]
+
+    def __init__(self, *, table: Table, rows: Mapping[str, Iterator[dict[str, Any]]], data_dir: str | Path):
+        """Prepare to write `rows`, by split, into a folder below `data_dir`."""
+        self._table: Table = table
+        self._rows = rows
+        self._durations = tfds.core.MetadataDict()
+        super().__init__(data_dir=data_dir, config=table, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.about,
+            features=_features(self._table),
+            homepage=self.homepage,
+            license=self.licence,
+            citation=self.citation,
+            disable_shuffling=True,
+            metadata=self._durations,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        del dl_manager
+        return {split: self._generate_examples(split) for split in self._rows}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        for place, row in enumerate(self._rows[split]):
+            if self._table == "videos":
+                self._durations.setdefault(split, {})[row["video"]] = float(row["duration"])
+            yield place * (_KEYS // _MOST_ROWS), row
+
+
+def pairs(windows: Sequence[Sequence[float]]) -> np.ndarray:
+    """Return windows as float64 (n, 2), also where there are none."""
+    return np.asarray(windows, np.float64).reshape(-1, 2)
+
+
+def open_table(folder: str | Path, table: Table) -> tfds.core.DatasetBuilder:
+    """Open a table of a prepared folder.
+
+    Raises:
+      TablesError: it is not there, or of another version.
+    """
+    place = Path(folder) / "tables" / table
+    if not (place / "dataset_info.json").is_file():
+        raise TablesError(
+            f"there are no tables in {folder}: {place} is missing; run launch/prepare.py with --out={folder}"
+        )
+    builder = tfds.builder_from_directory(place)
+    if str(builder.version) != VERSION:
+        raise TablesError(
+            f"{place} has version {builder.version}, this program reads {VERSION}; run launch/prepare.py again"
+        )
+    return builder

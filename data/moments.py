@@ -1,0 +1,155 @@
+"""Moments on disk, read query by query.
+
+A prepared folder holds `tables/videos` and `tables/queries` (written by `data.tables`). Whatever reads them gets an
+`Example`, a query joined with its video; key frames stay JPEG.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.builder import Table, TablesError, open_table
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query without its video.
+
+    Fields:
+      qid: id, a number or a string as annotated.
+      video: id.
+      row: of the video in the videos table of the split.
+      query: the sentence.
+      items: the things named in it.
+      duration: of the video in seconds, as annotated; where it is not, as found in the file.
+      windows: float64 (n, 2), seconds; (0, 2) where the truth is not known.
+      stage1_windows: float64 (n, 2), seconds, or None before merging.
+      kind: of query, where known.
+    """
+
+    qid: str | int
+    video: str
+    row: int
+    query: str
+    items: list[str]
+    duration: float
+    windows: np.ndarray
+    stage1_windows: np.ndarray | None
+    kind: str | None
+
+
+@dataclass(frozen=True)
+class Example(Query):
+    """A query and its video.
+
+    Fields beside those of `Query`:
+      keyframes: T JPEG images.
+      indices: of the key frames in the file, int32 (T,).
+      times: of the key frames in seconds, float32 (T,).
+      total: frames in the file.
+      rate: frames a second.
+      captions: (start, end, text), in seconds.
+    """
+
+    keyframes: list[bytes]
+    indices: np.ndarray
+    times: np.ndarray
+    total: int
+    rate: float
+    captions: list[tuple[float, float, str]]
+
+
+class Tables(Sequence[Example]):
+    """The queries of one split, each with its video, by random access.
+
+    It may be pickled, into worker processes for instance; each process opens the files when it first reads.
+    """
+
+    def __init__(self, folder: Path, split: str):
+        self.folder = folder
+        self.split = split
+        self._length = _split_length(folder, split)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, place: int) -> Example:
+        """Read query number `place`, from the end where negative.
+
+        Raises:
+          IndexError: there are not that many.
+        """
+        place = range(self._length)[place]
+        query = _query(self._queries[place])
+        video = self._videos[query.row]
+        return Example(
+            **{field.name: getattr(query, field.name) for field in fields(Query)},
+            keyframes=list(video["keyframes"]),
+            indices=video["indices"],
+            times=video["times"],
+            total=int(video["total"]),
+            rate=float(video["rate"]),
+            captions=[
+                (start, end, text.decode())
+                for (start, end), text in zip(video["caption_times"].tolist(), video["caption_texts"], strict=True)
+            ],
+        )
+
+    def queries(self) -> Iterator[Query]:
+        """Go through all queries without reading a video."""
+        return map(_query, self._queries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "split": self.split, "_length": self._length}
+
+    @cached_property
+    def _videos(self) -> Any:
+        return _source(self.folder, "videos", self.split)
+
+    @cached_property
+    def _queries(self) -> Any:
+        return _source(self.folder, "queries", self.split)
+
+
+def open_tables(folder: str | Path, split: str) -> Tables:
+    """Open a split of a prepared folder.
+
+    Raises:
+      TablesError: the folder holds no tables, or tables of another version, or not this split.
+    """
+    return Tables(Path(folder), split)
+
+
+def _split_length(folder: Path, split: str) -> int:
+    open_table(folder, "videos")
+    splits = open_table(folder, "queries").info.splits
+    if split not in splits:
+        raise TablesError(
+            f"{folder} has no split {split!r}, but {', '.join(splits)}; choose one, or prepare this one too"
+        )
+    return splits[split].num_examples
+
+
+def _source(folder: Path, table: Table, split: str) -> Any:
+    # TFDS's decorators hide the arguments of its methods from type checkers.
+    builder: Any = open_table(folder, table)
+    return builder.as_data_source(split)
+
+
+def _query(row: dict[str, Any]) -> Query:
+    return Query(
+        qid=json.loads(row["qid"]),
+        video=row["video"].decode(),
+        row=int(row["row"]),
+        query=row["query"].decode(),
+        items=[item.decode() for item in row["items"]],
+        duration=float(row["duration"]),
+        windows=row["windows"],
+        stage1_windows=row["stage1_windows"] if row["stage1_known"] else None,
+        kind=row["kind"].decode() or None,
+    )

@@ -1,0 +1,21 @@
+"""QVHighlights: YouTube videos of up to 150 seconds, with queries that have one or several moments."""
+
+from data.builder import TableBuilder
+
+
+class QVHighlights(TableBuilder):
+    """The tables of QVHighlights."""
+
+    name = "qvhighlights"
+    about = (
+        "Moments of YouTube videos (vlogs and news, up to 150 s) that a sentence describes, one or several for each. "
+        "The captions are those given to the preparation."
+    )
+    homepage = "https://github.com/jayleicn/moment_detr"
+    licence = "Annotations: CC BY-NC-SA 4.0. Videos: their owners'."
+    citation = """@inproceedings{lei2021qvhighlights,
+  title={{QVHighlights}: Detecting Moments and Highlights in Videos via Natural Language Queries},
+  author={Lei, Jie and Berg, Tamara L. and Bansal, Mohit},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2021}
+}"""

@@ -1,0 +1,238 @@
+"""Building the tables of a dataset from annotations and prepared videos, and the queries alone after merging."""
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from calce_jax.annotations import Annotation
+from data.builder import Table, TableBuilder, TablesError, open_table, pairs
+from data.charades_sta import CharadesSta
+from data.qvhighlights import QVHighlights
+from data.shapes.builder import Shapes
+
+# By the names configs give them.
+BUILDERS: dict[str, type[TableBuilder]] = {"qvh": QVHighlights, "charades": CharadesSta, "shapes": Shapes}
+
+
+@dataclass(frozen=True)
+class VideoRecord:
+    """A prepared video.
+
+    Fields:
+      video: id.
+      total: frames in the file.
+      rate: frames a second.
+      duration: seconds.
+      indices: of the key frames in the file, int32 (T,).
+      times: of the key frames in seconds, float32 (T,).
+      jpegs: the key frames, T of them.
+      captions: (start, end, text), in seconds.
+    """
+
+    video: str
+    total: int
+    rate: float
+    duration: float
+    indices: np.ndarray
+    times: np.ndarray
+    jpegs: Sequence[bytes]
+    captions: Sequence[tuple[float, float, str]]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An annotated query that is not in the tables, because its video is not."""
+
+    split: str
+    qid: str | int
+    video: str
+    reason: str
+
+
+def build_tables(
+    folder: str | Path,
+    dataset: str,
+    split_rows: Mapping[str, Sequence[Annotation]],
+    load_video: Callable[[str], VideoRecord],
+) -> list[LeftOut]:
+    """Write both tables of a dataset into a folder, in place of those that are there.
+
+    Args:
+      folder: where `tables` is made.
+      dataset: "qvh", "charades" or "shapes".
+      split_rows: the annotated queries of each split; the tables keep their order.
+      load_video: returns a prepared video by its id; called once for each video of a split. Where it raises OSError or
+        ValueError, the video's queries are left out.
+
+    Returns:
+      The queries that were left out.
+
+    Raises:
+      TablesError: the dataset is unknown, or a split has no query, or no video that can be read.
+      OSError: the tables cannot be written. Those that were there are untouched.
+    """
+    builder = _builder(dataset)
+    for split, rows in split_rows.items():
+        if not rows:
+            raise TablesError(f"split {split} has no annotated query; check its annotations, or leave the split out")
+    failures: dict[str, dict[str, str]] = {split: {} for split in split_rows}
+    videos = {split: _video_rows(split, rows, load_video, failures[split]) for split, rows in split_rows.items()}
+    with _replacing(Path(folder) / "tables") as new:
+        _write(builder, "videos", videos, new / "videos")
+        _write(builder, "queries", _query_rows(split_rows, _stored_videos(new / "videos")), new / "queries")
+    return [
+        LeftOut(split, row.qid, row.video, failures[split][row.video])
+        for split, rows in split_rows.items()
+        for row in rows
+        if row.video in failures[split]
+    ]
+
+
+def rebuild_queries(folder: str | Path, dataset: str, split_rows: Mapping[str, Sequence[Annotation]]) -> list[LeftOut]:
+    """Write the queries table anew, for other queries about the same videos or after merging; the videos stay.
+
+    Args:
+      folder: a prepared folder.
+      dataset: as when the tables were built.
+      split_rows: the annotated queries of each split; a split that is not among them leaves the table.
+
+    Returns:
+      The queries whose video is not in the tables.
+
+    Raises:
+      TablesError: there are no tables, or of another dataset, or not of these splits; or no query of a split is about
+        a stored video.
+      OSError: the table cannot be written. The one that was there is untouched.
+    """
+    builder, tables = _builder(dataset), Path(folder) / "tables"
+    name = open_table(folder, "videos").name
+    if name != builder.name:
+        raise TablesError(f"{tables} holds {name}, not {builder.name}; give the folder of this dataset")
+    stored = _stored_videos(tables / "videos")
+    if missing := set(split_rows) - set(stored):
+        raise TablesError(
+            f"{tables} has videos of {', '.join(stored)} only, not of {', '.join(sorted(missing))}; prepare them first"
+        )
+    for split, rows in split_rows.items():
+        if not any(row.video in stored[split] for row in rows):
+            raise TablesError(f"no query of split {split} is about a video in {tables}; give annotations of this split")
+    with _replacing(tables / "queries") as new:
+        _write(builder, "queries", _query_rows(split_rows, stored), new)
+    return [
+        LeftOut(split, row.qid, row.video, "not among the prepared videos")
+        for split, rows in split_rows.items()
+        for row in rows
+        if row.video not in stored[split]
+    ]
+
+
+def _builder(dataset: str) -> type[TableBuilder]:
+    if dataset not in BUILDERS:
+        raise TablesError(f"there is no dataset {dataset!r}; there are {', '.join(BUILDERS)}")
+    return BUILDERS[dataset]
+
+
+def _video_rows(
+    split: str, rows: Sequence[Annotation], load_video: Callable[[str], VideoRecord], failures: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Load each video of a split once, in the order of the queries; why some cannot be goes into `failures`."""
+    videos = list(dict.fromkeys(row.video for row in rows))
+    for video in tqdm(videos, desc=f"write {split}", unit="video"):
+        try:
+            record = load_video(video)
+        except (OSError, ValueError) as error:
+            failures[video] = str(error)
+            continue
+        yield {
+            "video": video,
+            "total": np.int64(record.total),
+            "rate": np.float64(record.rate),
+            "duration": np.float64(record.duration),
+            "indices": np.asarray(record.indices, np.int32),
+            "times": np.asarray(record.times, np.float32),
+            "keyframes": list(record.jpegs),
+            "caption_times": pairs([(start, end) for start, end, _ in record.captions]),
+            "caption_texts": [text for _, _, text in record.captions],
+        }
+    if len(failures) == len(videos):
+        raise TablesError(
+            f"none of the {len(videos)} videos of split {split} can be used; first: {failures[videos[0]]}"
+        )
+
+
+def _stored_videos(place: Path) -> dict[str, dict[str, float]]:
+    """Return {split: {video: duration}} of a videos table; videos are in the order of its rows."""
+    return json.loads((place / "metadata.json").read_text())
+
+
+def _query_rows(
+    split_rows: Mapping[str, Sequence[Annotation]], stored: Mapping[str, Mapping[str, float]]
+) -> dict[str, Iterator[dict[str, Any]]]:
+    return {split: _queries_of_split(rows, stored[split]) for split, rows in split_rows.items()}
+
+
+def _queries_of_split(rows: Sequence[Annotation], stored: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+    places = {video: place for place, video in enumerate(stored)}
+    for row in rows:
+        if row.video in places:
+            yield {
+                "qid": json.dumps(row.qid),
+                "video": row.video,
+                "row": np.int64(places[row.video]),
+                "query": row.query,
+                "items": list(row.items),
+                "duration": np.float64(stored[row.video] if row.duration is None else row.duration),
+                "windows": pairs(row.windows or ()),
+                "stage1_windows": pairs(row.stage1_windows or ()),
+                "stage1_known": np.bool_(row.stage1_windows is not None),
+                "kind": row.kind or "",
+            }
+
+
+def _write(
+    builder: type[TableBuilder], table: Table, rows: Mapping[str, Iterator[dict[str, Any]]], place: Path
+) -> None:
+    """Write one table to `place`, which does not exist or is an empty folder."""
+    # TFDS tells of a download that does not happen, and shows bars with the names of temporary files.
+    tfds.display_progress_bar(enable=False)
+    with (
+        tempfile.TemporaryDirectory(dir=place.parent, prefix="build_") as work,
+        redirect_stdout(io.StringIO()),
+    ):
+        build = builder(table=table, rows=rows, data_dir=work)
+        build.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        os.rename(build.data_dir, place)
+
+
+@contextmanager
+def _replacing(place: Path) -> Iterator[Path]:
+    """Give an empty folder beside `place`, and put it there when what it is to hold has been written."""
+    new, old = place.with_name(f"{place.name}.part"), place.with_name(f"{place.name}.old")
+    try:
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        new.mkdir(parents=True)
+        yield new
+        if place.exists():
+            place.rename(old)
+        new.rename(place)
+    except OSError as error:
+        if old.exists() and not place.exists():
+            old.rename(place)
+        raise OSError(
+            error.errno, f"cannot write {place} ({error.strerror or error}); make room, or choose another place"
+        ) from error
+    finally:
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
