@@ -1,8 +1,8 @@
 """Frames of a video file: which, when, and as small square pictures.
 
-Frames are taken at the heads of n equal intervals, as the original takes them, and resized as its decoder (decord) does:
-bilinear, without regard to the aspect, bit for bit. A video is decoded from its first frame to its last, so that a
-frame's index is exact whatever the container says about it; one full-size frame is in memory at a time.
+Frames are taken at the heads of n equal intervals, as the original takes them, and resized as its decoder (decord)
+does: bilinear, without regard to the aspect, bit for bit. A video is decoded from its first frame to its last, so that
+a frame's index is exact whatever the container says about it; one full-size frame is in memory at a time.
 """
 
 import os
@@ -17,6 +17,7 @@ import av
 import numpy as np
 import simplejpeg
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.filter import Graph
 from av.stream import Disposition
 from av.video.stream import VideoStream
@@ -83,9 +84,9 @@ def read_frames(
 ) -> VideoFrames:
     """Read the heads of n equal intervals.
 
-    A frame's time is its index over the average rate, as in the original. Where the rate varies, so that this is further
-    than a frame from when the frame is shown, the default tells the time it is shown; windows are seconds that a
-    person sees.
+    A frame's time is its index over the average rate, as in the original. Where the rate varies, so that this is
+    further than a frame from when the frame is shown, the default tells the time it is shown: windows are annotated
+    in seconds that a person sees.
 
     Args:
       path: a file of any container and codec that FFmpeg reads; nothing but this file is read.
@@ -169,7 +170,7 @@ def _opened(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[InputC
     try:
         # By its absolute path and the file protocol alone: playlists must not lead to other places.
         container = av.open(os.path.abspath(path), options={"protocol_whitelist": "file"})
-    except (av.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         reason = "it is empty" if not os.path.getsize(path) else f"it is not a video ({error.strerror})"
         raise VideoError(path, reason, FETCH_AGAIN) from error
     with container:
@@ -194,7 +195,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Pack
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 yield packet
-    except av.FFmpegError:
+    except FFmpegError:
         return
 
 
@@ -205,7 +206,7 @@ def _pictures(container: InputContainer, stream: VideoStream) -> Iterator[av.Vid
         for packet in packets:
             if packet is not None and packet.size:
                 yield from _decoded(stream, packet)
-    except av.FFmpegError:
+    except FFmpegError:
         pass
     yield from _decoded(stream, None)
 
@@ -213,7 +214,7 @@ def _pictures(container: InputContainer, stream: VideoStream) -> Iterator[av.Vid
 def _decoded(stream: VideoStream, packet: av.Packet | None) -> Sequence[av.VideoFrame]:
     try:
         return stream.decode(packet)
-    except av.FFmpegError:
+    except FFmpegError:
         return ()
 
 
@@ -240,10 +241,15 @@ def _decode(path: str | os.PathLike[str], indices: np.ndarray, size: int, thread
                 small = shrink(picture)
                 # A square picture may as well be turned after shrinking. Positive angles are counterclockwise.
                 frames[slots[index]] = np.rot90(small, round(picture.rotation / 90) if turned else 0)
-            shown.append(picture.time)
-            lasts = float(picture.duration * picture.time_base) if picture.duration and picture.time_base else None
+            # In the stream's time base: pictures that come last out of the decoder have lost their own.
+            shown.append(_seconds(picture.pts, stream.time_base))
+            lasts = _seconds(picture.duration or None, stream.time_base)
     rate = float(rate) if rate else None
     return _Decoded(frames, shown, lasts or (1 / rate if rate else None), rate, promised)
+
+
+def _seconds(ticks: int | None, base: Fraction | None) -> float | None:
+    return None if ticks is None or base is None else float(ticks * base)
 
 
 class _Shrink:

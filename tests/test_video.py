@@ -1,0 +1,226 @@
+import json
+import pickle
+import zlib
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from calce_jax.video import VideoError, decode_jpeg, duration_of, encode_jpeg, head_indices, read_frames
+from tests.clips import GREY, write_clip
+
+# Made by decord 0.6.0: crc32 of VideoReader(path, width=224, height=224).get_batch(head indices of 10 frames).
+DECORD = {"chaplin.mp4": 1449964913, "nasa_13013.mp4": 629830505}
+
+
+def test_heads_of_the_original(shared):
+    cases = json.loads((shared / "golden/11_frames.json").read_text())["cases"]
+    # The original could also read a part of a video ("clip"), which it never does.
+    cases = [case for case in cases if case["clip"] is None]
+    assert len(cases) == 18
+    for case in cases:
+        assert head_indices(case["vlen"], case["n_frms"]).tolist() == case["head"]
+        times = np.asarray(case["head"]) / case["fps"]
+        np.testing.assert_allclose(case["timestamps_stage1"], times, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("total", "wanted", "indices"),
+    [(10, 5, [0, 2, 4, 6, 8]), (7, 3, [0, 2, 4]), (3, 5, [0, 1, 2]), (1, 1, [0]), (0, 4, []), (100, 1, [0])],
+)
+def test_heads_of_equal_intervals(total, wanted, indices):
+    assert head_indices(total, wanted).tolist() == indices
+
+
+@pytest.mark.parametrize(("total", "wanted"), [(10, 0), (-1, 3)])
+def test_no_heads_of_nothing(total, wanted):
+    with pytest.raises(ValueError, match="at least one"):
+        head_indices(total, wanted)
+
+
+@pytest.mark.parametrize("name", DECORD)
+def test_bit_equal_to_decord(shared, name):
+    video = read_frames(shared / "media/video" / name, 10)
+    assert zlib.crc32(video.frames.tobytes()) == DECORD[name]
+    reference = read_frames(shared / "media/video" / name, 10, behaviour="reference")
+    np.testing.assert_array_equal(reference.frames, video.frames)
+    np.testing.assert_array_equal(reference.times, video.times)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "clip.mp4"},
+        {"name": "clip.mkv"},  # no frame count in the header
+        {"name": "clip.webm", "codec": "libvpx-vp9"},
+        {"name": "clip.avi", "codec": "mpeg4"},
+        {"name": "clip.mov", "codec": "mpeg4"},
+        {"name": "odd.mkv", "codec": "ffv1", "pixels": "bgr0", "size": (63, 47)},
+        {"name": "odd.mp4", "pixels": "yuv444p", "size": (63, 47)},
+        {"name": "sound.mp4", "sound": True},
+        {"name": "cover.mkv", "cover": True},
+    ],
+    ids=lambda options: options["name"],
+)
+def test_every_frame_is_found(tmp_path, options):
+    path = write_clip(tmp_path / options.pop("name"), frames=30, rate=10, **options)
+    video = read_frames(path, 6, size=32)
+    assert (video.total, video.rate) == (30, 10)
+    assert video.duration == pytest.approx(3.0)
+    assert video.indices.tolist() == [0, 5, 10, 15, 20, 25]
+    assert video.frames.shape == (6, 32, 32, 3)
+    assert video.times.dtype == np.float32
+    np.testing.assert_allclose(video.times, [0, 0.5, 1, 1.5, 2, 2.5], rtol=1e-6)
+    # Frame i is a grey of 8 * i; limited range and lossy codecs move it by less than half of the step between frames.
+    np.testing.assert_allclose(video.frames[:, 16, 16, 0], GREY * video.indices, atol=GREY / 2 - 1)
+    assert duration_of(path) == pytest.approx(3.0, abs=0.11)  # Matroska's last frame has no length
+
+
+def test_shorter_than_wanted(tmp_path):
+    video = read_frames(write_clip(tmp_path / "short.mp4", frames=4, rate=2), 9, size=16)
+    assert video.indices.tolist() == [0, 1, 2, 3]
+    assert video.frames.shape == (4, 16, 16, 3)
+    assert video.times.tolist() == [0, 0.5, 1, 1.5]
+
+
+@pytest.mark.parametrize("name", ["varies.mp4", "varies.mkv"])
+def test_varying_rate_tells_when_frames_are_shown(tmp_path, name):
+    # A second and a half of ten frames a second, then three seconds of five frames a second.
+    ticks = [*range(0, 15), *range(15, 45, 2)]
+    path = write_clip(tmp_path / name, frames=30, rate=10, ticks=ticks)
+    video = read_frames(path, 6, size=16)
+    assert video.indices.tolist() == [0, 5, 10, 15, 20, 25]
+    np.testing.assert_allclose(video.times, [0, 0.5, 1, 1.5, 2.5, 3.5], atol=2e-3)  # Matroska counts milliseconds
+    assert video.duration == pytest.approx(4.5, abs=0.11)
+    assert video.rate == pytest.approx(video.total / video.duration)
+    reference = read_frames(path, 6, size=16, behaviour="reference")
+    np.testing.assert_allclose(reference.times, reference.indices / reference.rate, rtol=1e-6)
+    np.testing.assert_array_equal(reference.frames, video.frames)
+
+
+@pytest.mark.parametrize(("angle", "corner"), [(90, (1, 0)), (180, (1, 1)), (-90, (0, 1))])
+def test_turned_as_players_turn_it(tmp_path, angle, corner):
+    # The upper left quarter is white; turned counterclockwise by 90 degrees it is at the lower left.
+    path = write_clip(tmp_path / "turned.mp4", frames=4, rate=4, rotation=angle, quarter=True)
+    quarters = read_frames(path, 1, size=32).frames[0, 8::16, 8::16, 0] > 128
+    assert np.argwhere(quarters).tolist() == [list(corner)]
+    reference = read_frames(path, 1, size=32, behaviour="reference").frames[0, 8::16, 8::16, 0] > 128
+    assert np.argwhere(reference).tolist() == [[0, 0]]
+
+
+def test_size_that_changes_midway(tmp_path):
+    # Annex B streams can be joined end to end, as broadcasts are.
+    parts = [write_clip(tmp_path / f"{w}.h264", frames=5, rate=5, size=(w, 48)).read_bytes() for w in (64, 96)]
+    path = tmp_path / "joined.h264"
+    path.write_bytes(b"".join(parts))
+    video = read_frames(path, 10, size=16)
+    assert video.frames.shape == (10, 16, 16, 3)
+    np.testing.assert_allclose(video.frames[:5], video.frames[5:], atol=2)
+
+
+def test_hidden_frames_are_not_counted(tmp_path):
+    # VP9 with alternate references: some packets are never shown on their own.
+    path = write_clip(tmp_path / "hidden.webm", frames=40, rate=10, codec="libvpx-vp9", options={"auto-alt-ref": "1"})
+    assert read_frames(path, 4, size=16).total == 40
+
+
+def test_threads_do_not_change_frames(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", frames=20, rate=10)
+    np.testing.assert_array_equal(
+        read_frames(path, 7, size=16, threads=1).frames, read_frames(path, 7, size=16, threads=3).frames
+    )
+
+
+def test_cut_off_file_says_so(tmp_path):
+    path = write_clip(tmp_path / "cut.mkv", frames=60, rate=10, noise=True)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(VideoError, match=r"cut\.mkv: its header promises 6\.0 s and only .* s are there.*; fetch"):
+        read_frames(path, 5)
+
+
+def test_cut_off_mp4_with_its_header_in_front(tmp_path):
+    path = write_clip(tmp_path / "cut.mp4", frames=60, rate=10, noise=True, container={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(VideoError, match="it was cut off; fetch"):
+        read_frames(path, 5)
+
+
+def test_cut_off_mp4_without_its_header(tmp_path):
+    path = write_clip(tmp_path / "cut.mp4", frames=20, rate=10)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(VideoError, match=r"cut\.mp4: it is not a video \(.*\); fetch the file again"):
+        read_frames(path, 5)
+
+
+def test_a_damaged_middle_keeps_its_seconds(tmp_path):
+    path = write_clip(tmp_path / "damaged.mkv", frames=40, rate=10, noise=True, options={"g": "5"})
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + len(content) // 10] = bytes(len(content) // 10)
+    path.write_bytes(content)
+    video = read_frames(path, 8, size=16)
+    assert video.total <= 40
+    assert video.frames.shape == (8, 16, 16, 3)
+    assert video.duration == pytest.approx(4.0, abs=0.2)
+
+
+def test_text_named_video(tmp_path):
+    path = tmp_path / "text.mp4"
+    path.write_text("this is not a film\n" * 50)
+    with pytest.raises(VideoError, match=r"text\.mp4: it is not a video"):
+        read_frames(path, 5)
+
+
+def test_playlists_do_not_lead_elsewhere(tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", frames=5, rate=5)
+    path = tmp_path / "list.mp4"
+    path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/{clip.name}\n#EXT-X-ENDLIST\n")
+    with pytest.raises(VideoError, match=r"list\.mp4: "):
+        read_frames(path, 5)
+
+
+def test_empty_and_missing_files(tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(VideoError, match=r"empty\.mp4: it is empty; fetch"):
+        read_frames(tmp_path / "empty.mp4", 5)
+    for read in (lambda path: read_frames(path, 5), duration_of):
+        with pytest.raises(VideoError, match=r"gone\.mp4: there is no such file; put it there"):
+            read(tmp_path / "gone.mp4")
+
+
+def test_sound_alone(tmp_path):
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
+        sound.rate, sound.time_base, sound.pts = 8000, Fraction(1, 8000), 0
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(VideoError, match=r"song\.mp4: it has no video stream"):
+        read_frames(path, 5)
+
+
+def test_errors_cross_processes():
+    error = pickle.loads(pickle.dumps(VideoError("a.mp4", "it is empty", "fetch it")))
+    assert (error.reason, error.remedy, str(error)) == ("it is empty", "fetch it", "a.mp4: it is empty; fetch it")
+
+
+def test_jpeg_keeps_colours(tmp_path):
+    # Full chroma resolution: single columns of red and blue stay what they are.
+    frame = np.zeros((16, 16, 3), np.uint8)
+    frame[:, ::2, 0] = 255
+    frame[:, 1::2, 2] = 255
+    (content,) = encode_jpeg(frame[None], quality=100)
+    np.testing.assert_allclose(decode_jpeg(content), frame, atol=4)
+
+
+def test_jpeg_error_on_real_frames(shared):
+    frames = read_frames(shared / "media/video/nasa_13013.mp4", 8).frames
+    decoded = np.stack([decode_jpeg(content) for content in encode_jpeg(frames)])
+    assert np.abs(decoded.astype(float) - frames).mean() < 1.0
+
+
+def test_broken_jpeg():
+    with pytest.raises(ValueError, match="JPEG"):
+        decode_jpeg(b"\xff\xd8 this is no picture")
