@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -91,8 +91,7 @@ class TextSizes:
         return self.frames + self.captions + SPANS_BESIDE_FRAMES_AND_CAPTIONS
 
 
-@dataclass(frozen=True)
-class Caption:
+class Caption(NamedTuple):
     """What is said from second `start` to second `end`."""
 
     start: Number
@@ -124,6 +123,23 @@ def about_talking(query: str, behaviour: Behaviour = "default") -> bool:
     if behaviour == "reference":
         return any(word in query for word in _TALK)
     return _TALK_WORDS.search(query) is not None
+
+
+def stage1_windows(
+    windows: Windows | None, duration: Number, behaviour: Behaviour = "default"
+) -> tuple[list[list[int | float]], Note]:
+    """Return what stage 2 takes for the stage-1 windows of a query: by default the whole video where there are none.
+
+    Raises:
+      ValueError: stage 1 has not been asked (`None`), under "reference". That it found none is no error there.
+    """
+    if windows is not None and (len(windows) or behaviour == "reference"):
+        return _listed(windows), Note(0)
+    if behaviour == "reference":
+        raise ValueError(
+            "no stage-1 windows, which stage 2 reads; run launch/infer.py on stage 1, then launch/merge.py"
+        )
+    return [[0, float(duration)]], Note.NO_WINDOWS
 
 
 def replaced_numbers(t5: PreTrainedTokenizerBase, below: int = SINGLE_NUMBERS) -> dict[int, int]:
@@ -204,11 +220,11 @@ class PromptWriter:
           duration: of the video, in seconds.
           captions: in order of time.
           answer: the true windows, in seconds; none where they are not known, and then no label is set.
-          reference_windows: the stage-1 windows, in seconds; stage 2 only.
+          reference_windows: the stage-1 windows, in seconds, as `stage1_windows` returns them; stage 2 only.
 
         Raises:
           ValueError: more frames than T; true windows that lie outside the video or end before they start; no
-            `reference_windows` in stage 2 under "reference"; or text that exceeds M without any caption.
+            `reference_windows` in stage 2; or text that exceeds M without any caption.
         """
         sizes, notes = self.sizes, Note(0)
         if len(times) > sizes.frames:
@@ -217,7 +233,7 @@ class PromptWriter:
         head += [[]] * (sizes.frames - len(head))
         head.append([*self._until, *self._time(round(float(duration))), *self._ids("<extra_id_0>")])
         nothing = self._caption(Caption(-1, -1, NO_CAPTION))[0]
-        text, cut = self._text(query, items, duration, reference_windows)
+        text, cut = self._text(query, items, reference_windows)
         notes |= cut
         tail = [nothing, self._ids("<extra_id_1>"), text]
 
@@ -267,7 +283,7 @@ class PromptWriter:
         """Return the answer that names `windows` (seconds), as it is learnt."""
         if self.behaviour == "default":
             return self._windows_text(windows)
-        text = str(_plain(windows))
+        text = str(_listed(windows))
         for number, other in self._replaced.items():
             text = text.replace(str(number), str(other))
         return text
@@ -280,7 +296,7 @@ class PromptWriter:
 
     def _windows_text(self, windows: Windows) -> str:
         if self.behaviour == "reference":
-            return str(_plain(windows))
+            return str(_listed(windows))
         return str([self._whole_window(window) for window in windows])
 
     def _whole_window(self, window: Sequence[Number]) -> list[int]:
@@ -289,22 +305,15 @@ class PromptWriter:
         single = [self._replaced.get(second, second) for second in seconds]
         return single if single[0] < single[1] else list(seconds)
 
-    def _text(
-        self, query: str, items: Sequence[str], duration: Number, windows: Windows | None
-    ) -> tuple[list[int], Note]:
-        notes = Note(0)
-        if self.stage == 2 and (windows is None or not len(windows)):
-            if windows is None and self.behaviour == "reference":
-                raise ValueError("no stage-1 windows, which stage 2 reads; run infer on stage 1, then merge")
-            if self.behaviour == "default":
-                windows, notes = [[0, duration]], Note.NO_WINDOWS
+    def _text(self, query: str, items: Sequence[str], windows: Windows | None) -> tuple[list[int], Note]:
+        if self.stage == 2 and windows is None:
+            raise ValueError("no stage-1 windows for a prompt of stage 2; see `stage1_windows`")
         limit = self.sizes.max_text
         ids = [*self._ids(self.text(query, items, windows)), self._end]
         if len(ids) <= limit:
-            return ids, notes
-        notes |= Note.QUERY_CUT
+            return ids, Note(0)
         if self.behaviour == "reference":
-            return [*ids[: limit - 1], self._end], notes
+            return [*ids[: limit - 1], self._end], Note.QUERY_CUT
 
         words, items, windows = query.split(), list(items), [] if windows is None else list(windows)
 
@@ -319,7 +328,7 @@ class PromptWriter:
         some = some or _longest(len(windows), limit, lambda n: attempt(0, 0, n))
         if some is None:
             raise ValueError(f"max_text: {limit} tokens do not even hold the task, which takes {len(attempt(0, 0, 0))}")
-        return some, notes
+        return some, Note.QUERY_CUT
 
     def _caption(self, caption: Caption) -> tuple[list[int], bool]:
         """Return the ids of "[", start, text, end, "]", and whether the text was cut."""
@@ -330,7 +339,7 @@ class PromptWriter:
     def _labels(self, windows: Windows, duration: Number) -> tuple[list[int], Note]:
         if not len(windows):
             return [], Note(0)
-        windows, notes = _inside([list(window) for window in windows], duration, self.behaviour)
+        windows, notes = _inside(_listed(windows), duration, self.behaviour)
         ids, most = [*self._ids(self.answer(windows)), self._end], self.sizes.answer_tokens
         if len(ids) <= most:
             return ids, notes
@@ -368,17 +377,12 @@ def _id(t5: PreTrainedTokenizerBase, piece: str) -> int:
     return found
 
 
-def _plain(windows: Windows) -> list[list[int | float]]:
-    """Return windows as the annotation has them, which writes 82 or 24.3; in a table both are float32."""
-    # Four decimals of a second are what float32 tells.
-    exact = [[n if isinstance(n, int | float) else round(float(n), 4) for n in window] for window in windows]
-    if any(isinstance(n, int) or not n.is_integer() for window in exact for n in window) or not _tabled(windows):
-        return exact
-    return [[int(n) for n in window] for window in exact]
-
-
-def _tabled(windows: Windows) -> bool:
-    return any(isinstance(n, np.number) for window in windows for n in window)
+def _listed(windows: Windows) -> list[list[int | float]]:
+    """Return windows as the annotation writes them, 82 or 24.3; in the array of a table both are floats."""
+    if not isinstance(windows, np.ndarray):
+        return [[n if isinstance(n, int | float) else float(n) for n in window] for window in windows]
+    whole = bool((windows == np.round(windows)).all())
+    return windows.astype(np.int64 if whole else np.float64).tolist()
 
 
 def _whole(window: Sequence[Number]) -> tuple[int, int]:
@@ -388,7 +392,9 @@ def _whole(window: Sequence[Number]) -> tuple[int, int]:
     return (first, last) if first < last else (int(np.floor(start)), max(int(np.ceil(end)), int(np.floor(start)) + 1))
 
 
-def _inside(windows: list[list[Number]], duration: Number, behaviour: Behaviour) -> tuple[list[list[Number]], Note]:
+def _inside(
+    windows: list[list[int | float]], duration: Number, behaviour: Behaviour
+) -> tuple[list[list[int | float]], Note]:
     """Refuse impossible windows, and by default shorten those that reach a little beyond the video."""
     notes = Note(0)
     for window in windows:
@@ -400,7 +406,7 @@ def _inside(windows: list[list[Number]], duration: Number, behaviour: Behaviour)
                 "prepare the whole video"
             )
         if window[1] > duration and behaviour == "default":
-            window[1] = duration
+            window[1] = float(duration)
             notes |= Note.WINDOW_OUTSIDE
     return windows, notes
 

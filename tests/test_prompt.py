@@ -6,7 +6,16 @@ import pickle
 import numpy as np
 import pytest
 
-from calce_jax.prompt import Caption, Note, PromptWriter, TextSizes, about_talking, answer_text, replaced_numbers
+from calce_jax.prompt import (
+    Caption,
+    Note,
+    PromptWriter,
+    TextSizes,
+    about_talking,
+    answer_text,
+    replaced_numbers,
+    stage1_windows,
+)
 from calce_jax.tokenizers import load_bert, load_t5
 from data import tokenizers as small
 
@@ -87,8 +96,8 @@ def test_default_answers_are_whole_seconds(real):
 
 def test_windows_from_a_table_read_as_annotated(real):
     writer = PromptWriter(*real, SIZES, stage=1, behaviour="reference")
-    assert writer.answer(np.array([[82, 150]], np.float32)) == "[[82, 150]]"
-    assert writer.answer(np.array([[24.3, 30.0]], np.float32)) == "[[24.3, 30.0]]"
+    assert writer.answer(np.array([[82, 150]], np.float64)) == "[[82, 150]]"
+    assert writer.answer(np.array([[24.3, 30.0]])) == "[[24.3, 30.0]]"
 
 
 @pytest.mark.parametrize("name", ["tiny", "real"])
@@ -186,12 +195,13 @@ def test_items_and_windows_are_shortened_after_the_query(tiny):
     assert "relevant windows" in text
 
 
-def test_missing_stage_1_windows(tiny):
-    row = write(tiny, stage=2)
-    assert row.notes == Note.NO_WINDOWS
-    assert "ref: [[0, 8]] " in answer_text(tiny[0], pieces(row)[-1])
+def test_missing_stage_1_windows():
+    assert stage1_windows(None, 8) == ([[0, 8]], Note.NO_WINDOWS)
+    assert stage1_windows([], 8) == ([[0, 8]], Note.NO_WINDOWS)
+    assert stage1_windows([], 8, "reference") == ([], Note(0))
+    assert stage1_windows(np.array([[2.0, 4.0]]), 8) == ([[2, 4]], Note(0))
     with pytest.raises(ValueError, match=r"no stage-1 windows.*merge"):
-        write(tiny, stage=2, behaviour="reference")
+        stage1_windows(None, 8, "reference")
 
 
 def test_more_captions_than_there_is_place_for(tiny):
@@ -238,6 +248,7 @@ def test_no_answer_leaves_no_label(tiny):
         ({"answer": [[-1, 2]]}, r"window \[-1, 2\]: should be"),
         ({"sizes": TextSizes(4, 3, 16, 20, 24)}, r"of the 20 a row has; raise text_tokens"),
         ({"sizes": TextSizes(4, 3, 16, 400, 24, max_text=10)}, r"max_text: 10 tokens do not even hold the task"),
+        ({"stage": 2}, r"no stage-1 windows for a prompt of stage 2"),
         ({"sizes": TextSizes(4, 3, 16, 400, 4), "answer": [[2, 4]]}, r"answer_tokens: 4 do not hold one window"),
     ],
 )
