@@ -6,6 +6,7 @@ made of all of them, the captions of those that are English words.
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def clean(captions: Sequence[Caption]) -> list[Caption]:
     These are the original's rules; captions in which fewer than four of five words consist of a to z are dropped.
     """
     kept = ((caption, clean_text(caption.text)) for caption in _joined(captions))
-    return [caption._replace(text=text) for caption, text in kept if text]
+    return [replace(caption, text=text) for caption, text in kept if text]
 
 
 def clean_text(text: str) -> str | None:
@@ -88,7 +89,7 @@ def _joined(captions: Iterable[Caption]) -> list[Caption]:
     joined: list[Caption] = []
     for caption in captions:
         if joined and (joined[-1].end, joined[-1].text) == (caption.start, caption.text):
-            joined[-1] = joined[-1]._replace(end=caption.end)
+            joined[-1] = replace(joined[-1], end=caption.end)
         else:
             joined.append(caption)
     return joined

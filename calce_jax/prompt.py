@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32
@@ -91,7 +91,8 @@ class TextSizes:
         return self.frames + self.captions + SPANS_BESIDE_FRAMES_AND_CAPTIONS
 
 
-class Caption(NamedTuple):
+@dataclass(frozen=True)
+class Caption:
     """What is said from second `start` to second `end`."""
 
     start: Number

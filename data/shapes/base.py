@@ -10,6 +10,7 @@ Nothing of it is from outside: scenes, tokenizers and weights are all made here,
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -182,25 +183,25 @@ def judge(
     model: Calce, t5: PreTrainedTokenizerBase, pool: Pool, seen: np.ndarray, *, stage: int = 1, batch: int = 16
 ) -> dict[str, float]:
     """Return the share of queries (percent) whose first answered window overlaps a true one by half and by 0.7."""
-
-    @nnx.jit
-    def answer(model: Calce, tokens: Array, rows: Batch) -> Array:
-        tokens, length = tokens.astype(jnp.float32), 208
-        reading = model.read(tokens, rows, SELECTIONS[stage])
-        x, mask = model.embed(tokens, rows, reading, length)
-        return beam_search(model.t5, model.t5.encode(x, mask), mask, beams=1, length=32).tokens[:, 0]
-
     overlaps: dict[str, list[float]] = {}
     for first in range(0, len(pool.asked) - batch + 1, batch):
         rows = pool.asked[first : first + batch]
         tokens = seen[[row.scene for row in rows], :: 2 if stage == 1 else 1]
-        written = jax.device_get(answer(model, tokens, pool.batch(rows, stage)))
+        written = jax.device_get(_answer(model, tokens, pool.batch(rows, stage), stage))
         for row, ids in zip(rows, written, strict=True):
             overlaps.setdefault(row.query.kind, []).append(_overlap(pool, row, answer_text(t5, ids)))
     every = [value for values in overlaps.values() for value in values]
     scores = {f"R1@{bar}": 100 * float(np.mean([value >= bar for value in every])) for bar in (0.5, 0.7)}
     by_kind = {f"R1@0.5 {kind}": 100 * float(np.mean([v >= 0.5 for v in vs])) for kind, vs in sorted(overlaps.items())}
     return {name: round(value, 1) for name, value in {**scores, **by_kind}.items()}
+
+
+@partial(nnx.jit, static_argnums=3)
+def _answer(model: Calce, tokens: Array, rows: Batch, stage: int) -> Array:
+    tokens, longest = tokens.astype(jnp.float32), Lessons.buckets[-1]
+    reading = model.read(tokens, rows, SELECTIONS[stage])
+    x, mask = model.embed(tokens, rows, reading, longest)
+    return beam_search(model.t5, model.t5.encode(x, mask), mask, beams=1, length=32).tokens[:, 0]
 
 
 def _overlap(pool: Pool, row: Asked, text: str) -> float:

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from calce_jax.batch import Batch
+from calce_jax.captions import Caption, clean, spoken_intervals
 from calce_jax.keyframes.spoken import spoken_frames
-from calce_jax.prompt import Caption, PromptWriter, TextRow, about_talking
+from calce_jax.prompt import PromptWriter, TextRow, about_talking
 from data.shapes.render import DIAMETER, position, render_frame
 from data.shapes.scene import COLOURS, LANES, SHAPES, Scene, SceneQuery, make_scene
 
@@ -73,6 +74,10 @@ def guessed(rng: np.random.Generator, windows: Sequence[Sequence[int]], duration
     return tuple(sorted(found)) or ((0, duration),)
 
 
+def _said(scene: Scene) -> list[Caption]:
+    return [Caption(float(said.start), float(said.end), said.text) for said in scene.sentences]
+
+
 class Pool:
     """Scenes, everything that is asked about them, and batches of it.
 
@@ -89,7 +94,7 @@ class Pool:
 
     def _rows(self, number: int, scene: Scene) -> list[Asked]:
         rng = np.random.default_rng([scene.seed, 1])
-        captions = [Caption(said.start, said.end, said.text) for said in scene.sentences]
+        captions = clean(_said(scene))
         times = frame_times(scene, self.frames)
         rows = []
         for query in scene.queries:
@@ -99,7 +104,7 @@ class Pool:
             fine = self._fine.write(
                 *common, times, scene.duration, captions, answer=query.windows, reference_windows=windows
             )
-            about = [query.kind == "caption" and said.noun in query.items for said in scene.sentences]
+            about = [query.kind == "caption" and query.items[0] in caption.text.split() for caption in captions]
             about += [False] * (coarse.caption_words.shape[0] - len(about))
             rows.append(Asked(number, query, coarse, fine, windows, tuple(about[: coarse.caption_words.shape[0]])))
         return rows
@@ -119,10 +124,7 @@ class Pool:
         for i, row in enumerate(rows):
             valid[i, : len(row.windows)] = True
             windows[i, : len(row.windows)] = row.windows
-        spoken = [
-            spoken_frames([(said.start, said.end) for said in scene.sentences], scene.duration, frames)
-            for scene in scenes
-        ]
+        spoken = [spoken_frames(spoken_intervals(_said(scene)), scene.duration, frames) for scene in scenes]
         return Batch(
             frames=np.zeros((count, frames, 1, 1, 3), np.uint8),
             present=np.ones((count, frames), bool),
