@@ -238,7 +238,11 @@ def _decode(path: str | os.PathLike[str], indices: np.ndarray, size: int, thread
         shrink = _Shrink(size)
         for index, picture in enumerate(_pictures(container, stream)):
             if index in slots:
-                small = shrink(picture)
+                try:
+                    small = shrink(picture)
+                except FFmpegError as error:
+                    reason = f"frame {index} is of a kind that cannot be made RGB ({error.strerror})"
+                    raise VideoError(path, reason, "make it again as H.264 with ffmpeg") from error
                 # A square picture may as well be turned after shrinking. Positive angles are counterclockwise.
                 frames[slots[index]] = np.rot90(small, round(picture.rotation / 90) if turned else 0)
             # In the stream's time base: pictures that come last out of the decoder have lost their own.

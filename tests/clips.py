@@ -44,6 +44,7 @@ def write_clip(
       options: of the encoder.
       container: options of the container.
     """
+    path.parent.mkdir(exist_ok=True)
     width, height = size
     random = np.random.default_rng(0)
     with av.open(str(path), "w", options=container or {}) as output:

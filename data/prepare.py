@@ -1,0 +1,255 @@
+"""All videos of a dataset at once: on all cores, going on where it stopped, past whatever is broken or missing."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+from calce_jax.annotations import Annotation, read_annotations
+from calce_jax.outputs import write_output
+from data.prepared import (
+    Job,
+    Settings,
+    UnusableVideo,
+    find_job,
+    is_prepared,
+    load_duration,
+    load_video,
+    prepare_video,
+)
+from data.tables import build_tables
+
+SPLITS = ("train", "val", "test")
+# More rows than this help no one; failures.jsonl has them all.
+SHOWN_FAILURES = 40
+
+
+class PrepareError(ValueError):
+    """Nothing can be prepared; the message says what is wrong and the remedy."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A video, or one query about it, that was left out."""
+
+    video: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What came of it.
+
+    Attributes:
+      ready: videos that are prepared.
+      decoded: those of them that were decoded now; the others were there already.
+      queries: in the tables, by split.
+      failures: what was left out and why, in order of the videos' ids.
+    """
+
+    ready: int
+    decoded: int
+    queries: dict[str, int]
+    failures: list[Failure]
+
+
+def read_splits(files: Sequence[str], items: str | None = None) -> dict[str, list[Annotation]]:
+    """Read annotation files, each "SPLIT=FILE" or a FILE whose name says train, val or test.
+
+    Args:
+      files: one a split.
+      items: the original's file of items, for annotations that have none.
+
+    Raises:
+      PrepareError: a file's split cannot be told, or is given twice.
+      FileNotFoundError: there is no such file.
+      AnnotationError: faults in a file.
+    """
+    splits: dict[str, list[Annotation]] = {}
+    for file in files:
+        split, path = _split_of(file)
+        if split in splits:
+            raise PrepareError(f"annotations: {split} is given twice, the second time by {path}; name one file a split")
+        splits[split] = read_annotations(path, items=items)
+    return splits
+
+
+def _split_of(file: str) -> tuple[str, str]:
+    split, _, path = file.partition("=")
+    if split in SPLITS and path:
+        return split, path
+    named = [split for split in SPLITS if split in re.split("[^a-z]+", Path(file).stem.lower())]
+    if len(named) != 1:
+        raise PrepareError(
+            f"annotations: which split {file} is cannot be told by its name; write train={file}, or val or test"
+        )
+    return named[0], file
+
+
+def prepare(
+    dataset: str,
+    splits: Mapping[str, Sequence[Annotation]],
+    *,
+    videos: str | Path,
+    srts: str | Path | None,
+    out: str | Path,
+    settings: Settings,
+    workers: int | None = None,
+) -> Preparation:
+    """Prepare every annotated video once and build the tables.
+
+    Args:
+      dataset: "qvh", "charades" or "shapes".
+      splits: the annotated queries by split.
+      videos: folder of <video id>.mp4, or another of the suffixes known.
+      srts: folder of <video id>.srt; None for a dataset without captions.
+      out: gets `videos/<video id>.npz`, `tables/` and `failures.jsonl`.
+      settings: how. Results made in another way, or of files that changed since, are made again.
+      workers: processes; all cores unless given. One means this process itself.
+
+    Raises:
+      PrepareError: a folder is missing, there is not enough room, or a result cannot be written.
+      TablesError: the tables cannot be built.
+      OSError: the tables or the list of failures cannot be written.
+    """
+    out, folder = Path(out), Path(out) / "videos"
+    for field, place in (("videos", videos), ("srts", srts)):
+        if place is not None and not Path(place).is_dir():
+            raise PrepareError(f"{field}: there is no folder {place}; correct the flag")
+    if not any(splits.values()):
+        raise PrepareError("annotations: they hold no query; give files that do")
+    failures: list[Failure] = []
+    jobs: list[Job] = []
+    for video in sorted({row.video for rows in splits.values() for row in rows}):
+        try:
+            jobs.append(find_job(video, Path(videos), None if srts is None else Path(srts), folder, settings))
+        except UnusableVideo as error:
+            failures.append(Failure(video, error.reason, error.remedy))
+    todo = [job for job in jobs if not is_prepared(job)]
+    _check_room(out, todo, len(jobs) * settings.bytes_per_video)
+
+    broken = _prepare_all(todo, len(jobs), workers or os.cpu_count() or 1)
+    ready = {job.video for job in jobs} - {failure.video for failure in broken}
+    durations = {video: load_duration(folder, video) for video in sorted(ready)}
+    usable, outside = _usable(splits, durations)
+    failures = sorted(failures + broken + outside, key=lambda failure: failure.video)
+    write_output(out / "failures.jsonl", "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in failures))
+    if usable:
+        build_tables(out, dataset, usable, partial(load_video, folder))
+    queries = {split: len(rows) for split, rows in usable.items()}
+    return Preparation(len(ready), len(todo) - len(broken), queries, failures)
+
+
+def failure_table(failures: Sequence[Failure]) -> str:
+    """Return the failures as a table for people, in columns."""
+    rows = [("video", "what is wrong", "what to do")]
+    rows += [(failure.video, failure.reason, failure.remedy) for failure in failures[:SHOWN_FAILURES]]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines = [f"{video:<{widths[0]}}  {reason:<{widths[1]}}  {remedy}" for video, reason, remedy in rows]
+    more = len(failures) - SHOWN_FAILURES
+    return "\n".join([*lines, f"... and {more} more, in failures.jsonl"] if more > 0 else lines)
+
+
+def _check_room(out: Path, todo: Sequence[Job], tables: int) -> None:
+    """See to it that the disk takes the results and the tables, which hold them a second time."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out).free
+    except OSError as error:
+        raise PrepareError(f"out: cannot make the folder {out} ({error.strerror}); choose another place") from None
+    needed = sum(job.settings.bytes_per_video for job in todo) + tables
+    if needed > free:
+        raise PrepareError(
+            f"out: {out} needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
+            "make room, choose another place, or prepare fewer or smaller frames"
+        )
+
+
+def _prepare_all(todo: Sequence[Job], total: int, workers: int) -> list[Failure]:
+    """Prepare videos behind a progress bar; return those that could not be."""
+    failures = []
+    with tqdm(desc="prepare", total=total, initial=total - len(todo), unit="video", smoothing=0.05) as bar:
+        outcomes = map(_attempt, todo) if workers == 1 else _elsewhere(todo, workers)
+        try:
+            for failure in outcomes:
+                bar.update()
+                if failure is not None:
+                    failures.append(failure)
+                    bar.set_postfix(failed=len(failures))
+        except OSError as error:
+            raise PrepareError(f"{error.strerror}; the same command then goes on from here") from error
+    return failures
+
+
+def _attempt(job: Job) -> Failure | None:
+    try:
+        prepare_video(job)
+    except UnusableVideo as error:
+        return Failure(job.video, error.reason, error.remedy)
+    return None
+
+
+def _elsewhere(jobs: Sequence[Job], workers: int) -> Iterator[Failure | None]:
+    """Prepare videos in processes, a few ahead; a video that takes its process with it is found and left out."""
+    # Spawned, not forked: the parent may have threads, of JAX for instance.
+    context = get_context("spawn")
+    waiting = iter(jobs)
+    while ahead := list(islice(waiting, 2 * workers)):
+        died: list[Job] = []
+        with ProcessPoolExecutor(min(workers, len(jobs)), context) as pool:
+            running: dict[Future[Failure | None], Job] = {pool.submit(_attempt, job): job for job in ahead}
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        died.append(job)
+                        continue
+                    yield future.result()
+                    if not died and (following := next(waiting, None)) is not None:
+                        try:
+                            running[pool.submit(_attempt, following)] = following
+                        except BrokenProcessPool:
+                            died.append(following)
+        # One of these ended the pool, and all that were in it with it.
+        for job in died:
+            with ProcessPoolExecutor(1, context) as pool:
+                try:
+                    yield pool.submit(_attempt, job).result()
+                except BrokenProcessPool:
+                    reason = f"{job.source}: the decoder crashed on it"
+                    yield Failure(job.video, reason, "make it again with ffmpeg, or remove it")
+
+
+def _usable(
+    splits: Mapping[str, Sequence[Annotation]], durations: Mapping[str, float]
+) -> tuple[dict[str, list[Annotation]], list[Failure]]:
+    """Return the queries whose video is there and long enough, and which are not for their windows.
+
+    A window may reach beyond the video's end (it ends with it), but not begin there.
+    """
+    usable: dict[str, list[Annotation]] = {}
+    outside = []
+    for split, rows in splits.items():
+        for row in rows:
+            if row.video not in durations:
+                continue
+            duration = durations[row.video]
+            late = [window for window in row.windows if window[0] >= duration]
+            if late:
+                reason = f"query {row.qid}: window {late[0]} begins after the video's end at {duration:.2f} s"
+                outside.append(Failure(row.video, reason, "mend the window, or fetch the whole video"))
+            else:
+                usable.setdefault(split, []).append(row)
+    return usable, outside

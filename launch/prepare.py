@@ -1,0 +1,60 @@
+"""Prepare a dataset: `launch/prepare.py --dataset=NAME --videos=DIR --srts=DIR --annotations=FILE,... --out=DIR`.
+
+Decodes every annotated video once and writes the tables that training reads. The same command goes on where it stopped.
+What is broken or missing is listed at the end and in OUT/failures.jsonl; the exit code is 1 only if nothing worked.
+"""
+
+from typing import cast
+
+from absl import app, flags
+
+from calce_jax.prompt import Behaviour
+from data.prepare import PrepareError, failure_table, prepare, read_splits
+from data.prepared import Settings
+
+# By the names of the flag, those of the configs.
+DATASETS = {"qvhighlights": "qvh", "charades_sta": "charades", "shapes": "shapes"}
+
+DATASET = flags.DEFINE_enum("dataset", None, list(DATASETS), "whose annotations they are")
+VIDEOS = flags.DEFINE_string("videos", None, "folder of <video id>.mp4 (or .mkv, .webm, .avi, .mov)")
+SRTS = flags.DEFINE_string("srts", None, "folder of <video id>.srt; leave out for a dataset without captions")
+ANNOTATIONS = flags.DEFINE_list("annotations", None, "one file a split: SPLIT=FILE, or FILE with the split in its name")
+ITEMS = flags.DEFINE_string("items", None, "the original's file of items, for annotations that have none")
+FRAMES = flags.DEFINE_integer("frames", 75, "frames of a video; the larger stage's number serves both")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "height and width of a frame, pixels")
+BEHAVIOUR = flags.DEFINE_enum("behaviour", "default", ["default", "reference"], "reference reads as the original does")
+OUT = flags.DEFINE_string("out", None, "where the prepared videos and tables go")
+WORKERS = flags.DEFINE_integer("workers", None, "processes; all cores unless given", lower_bound=1)
+flags.mark_flags_as_required(["dataset", "videos", "annotations", "out"])
+
+
+def main(argv: list[str]) -> None:
+    """Prepare, build the tables, say what is missing."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument: {argv[1]}")
+    try:
+        settings = Settings(FRAMES.value, IMAGE_SIZE.value, behaviour=cast(Behaviour, BEHAVIOUR.value))
+        splits = read_splits(ANNOTATIONS.value or [], ITEMS.value)
+        done = prepare(
+            DATASETS[str(DATASET.value)],
+            splits,
+            videos=str(VIDEOS.value),
+            srts=SRTS.value,
+            out=str(OUT.value),
+            settings=settings,
+            workers=WORKERS.value,
+        )
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    if done.failures:
+        print(failure_table(done.failures))
+        print(f"{len(done.failures)} failures, listed in {OUT.value}/failures.jsonl")
+    for split in splits:
+        print(f"{split}: {done.queries.get(split, 0)} of {len(splits[split])} queries are in {OUT.value}/tables")
+    print(f"{done.ready} videos are ready, {done.decoded} of them decoded now")
+    if not done.queries:
+        raise SystemExit(f"{PrepareError.__name__}: no query has a usable video; see the table above")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,276 @@
+import json
+import os
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+
+from calce_jax.annotations import Annotation, AnnotationError
+from calce_jax.video import decode_jpeg, read_frames
+from data import prepare as module
+from data.moments import open_tables
+from data.prepare import Failure, PrepareError, failure_table, prepare, read_splits
+from data.prepared import LONGEST_ID, Settings, UnusableVideo, find_job, load_video
+from launch import prepare as launch
+from tests.clips import GREY, write_clip
+
+SETTINGS = Settings(frames=6, image_size=32)
+SRT = "1\n00:00:00,500 --> 00:00:01,250\n<i>Look</i>, a lighthouse!\n"
+
+
+def annotation(video: str, qid: int = 1, windows: list | None = None) -> Annotation:
+    windows = [[0.5, 2]] if windows is None else windows
+    return Annotation(qid, video, "A red circle stays.", ["A red circle"], 3, windows)
+
+
+@pytest.fixture
+def films(tmp_path):
+    """Two good films of 3 s with captions, in two containers."""
+    for name in ("a.mp4", "b.mkv"):
+        write_clip(tmp_path / "films" / name, frames=30, rate=10)
+        (tmp_path / "films" / name).with_suffix(".srt").write_text(SRT)
+    return tmp_path / "films"
+
+
+@pytest.fixture
+def run(films, tmp_path):
+    """Prepare queries of the split train in this process."""
+
+    def run(rows, settings=SETTINGS, workers=1):
+        return prepare(
+            "qvh",
+            {"train": rows},
+            videos=films,
+            srts=films,
+            out=tmp_path / "out",
+            settings=settings,
+            workers=workers,
+        )
+
+    return run
+
+
+def test_a_video_of_many_queries_is_kept_once(run, films, tmp_path, monkeypatch):
+    decoded = []
+    original = module.prepare_video
+    monkeypatch.setattr(module, "prepare_video", lambda job: (decoded.append(job.video), original(job)))
+    done = run([annotation("a", 1), annotation("b", 2), annotation("a", 3, []), annotation("a", 4)])
+    assert decoded == ["a", "b"]
+    assert (done.ready, done.decoded, done.queries, done.failures) == (2, 2, {"train": 4}, [])
+    assert (tmp_path / "out/failures.jsonl").read_text() == ""
+    examples = open_tables(tmp_path / "out", "train")
+    assert [(example.qid, example.video) for example in examples] == [(1, "a"), (2, "b"), (3, "a"), (4, "a")]
+    example = examples[2]
+    assert example.captions == [(0.5, 1.25, "Look, a lighthouse!")]
+    assert (example.total, example.rate, example.duration) == (30, 10, 3)
+    np.testing.assert_array_equal(example.indices, [0, 5, 10, 15, 20, 25])
+    np.testing.assert_allclose(example.times, [0, 0.5, 1, 1.5, 2, 2.5], rtol=1e-6)
+    greys = np.stack([decode_jpeg(frame)[16, 16] for frame in example.keyframes])
+    assert greys.shape == (6, 3)
+    np.testing.assert_allclose(greys[:, 0], GREY * example.indices, atol=GREY / 2)
+    assert examples[0].windows.tolist() == [[0.5, 2]]
+    assert sorted(path.name for path in (tmp_path / "out/videos").iterdir()) == ["a.npz", "b.npz"]
+
+
+def test_processes_give_the_same(run, films, tmp_path):
+    write_clip(films / "c.webm", frames=5, rate=5, codec="libvpx-vp9")
+    (films / "c.srt").touch()
+    (films / "text.mp4").write_text("this is no film")
+    (films / "text.srt").touch()
+    rows = [annotation(video, qid) for qid, video in enumerate(["a", "b", "c", "text"])]
+    done = run(rows, workers=2)
+    assert (done.ready, done.decoded) == (3, 3)
+    assert [failure.video for failure in done.failures] == ["text"]
+    stored = load_video(tmp_path / "out/videos", "c")
+    assert (len(stored.jpegs), stored.captions) == (5, [])
+    alone = read_frames(films / "c.webm", 6, 32)
+    np.testing.assert_array_equal(stored.times, alone.times)
+
+
+def test_a_second_run_goes_on(run, films, tmp_path):
+    rows = [annotation("a", 1), annotation("b", 2)]
+    run(rows[:1])
+    (tmp_path / "out/videos/b.npz").write_bytes((tmp_path / "out/videos/a.npz").read_bytes()[:500])
+    assert run(rows).decoded == 1  # b's file is half a file
+    assert run(rows).decoded == 0
+    assert run(rows, Settings(frames=5, image_size=32)).decoded == 2
+    assert len(open_tables(tmp_path / "out", "train")[0].keyframes) == 5
+    (films / "b.srt").write_text(SRT.replace("lighthouse", "violin"))
+    assert run(rows, Settings(frames=5, image_size=32)).decoded == 1
+    assert open_tables(tmp_path / "out", "train")[1].captions[0][2] == "Look, a violin!"
+
+
+def test_the_broken_are_listed_and_the_others_go_on(run, films, tmp_path):
+    shutil.copy(films / "a.mp4", films / "silent.mp4")
+    shutil.copy(films / "a.mp4", films / "badsrt.mp4")
+    (films / "badsrt.srt").write_text("1\nnot a time\nhello\n")
+    (films / "cut.mp4").write_bytes((films / "a.mp4").read_bytes()[:1000])
+    (films / "cut.srt").touch()
+    (films / "empty.mp4").touch()
+    (films / "empty.srt").touch()
+    late = annotation("b", 9, [[0, 1], [3.5, 4]])
+    videos = ["a", "gone", "silent", "badsrt", "cut", "empty", "../a", ".."]
+    done = run([late, *(annotation(video, qid) for qid, video in enumerate(videos))])
+    assert done.queries == {"train": 1}
+    found = {failure.video: f"{failure.reason}; {failure.remedy}" for failure in done.failures}
+    assert found.keys() == {*videos[1:], "b"}
+    assert found["gone"] == f"there is no {films / 'gone'}.(mp4|mkv|webm|avi|mov); put the video there"
+    assert found["silent"] == f"there is no {films / 'silent.srt'}; put it there, empty if nothing is said"
+    assert found["badsrt"].startswith(f"{films / 'badsrt.srt'}, line ")
+    assert found["cut"].startswith(f"{films / 'cut.mp4'}: it is not a video")
+    assert found["empty"].startswith(f"{films / 'empty.mp4'}: it is empty; fetch")
+    assert found["../a"] == "the id cannot be the name of a file; correct it in the annotations"
+    assert found["b"] == (
+        "query 9: window [3.5, 4] begins after the video's end at 3.00 s; mend the window, or fetch the whole video"
+    )
+    lines = [json.loads(line) for line in (tmp_path / "out/failures.jsonl").read_text().splitlines()]
+    assert [Failure(**line) for line in lines] == done.failures
+    assert lines == sorted(lines, key=lambda line: line["video"])
+    assert sorted(path.name for path in (tmp_path / "out/videos").iterdir()) == ["a.npz", "b.npz"]
+
+
+@pytest.mark.parametrize("video", ["", ".", "..", "../a", "/etc/a", "x/../a", "a\\b", "a\0b", "a" * (LONGEST_ID + 1)])
+def test_ids_stay_in_their_folder(films, tmp_path, video):
+    with pytest.raises(UnusableVideo, match="cannot be the name of a file"):
+        find_job(video, films, None, tmp_path / "out", SETTINGS)
+
+
+def test_a_split_without_videos_is_left_out(films, tmp_path):
+    splits = {"train": [annotation("a")], "val": [annotation("gone", 2)]}
+    done = prepare("shapes", splits, videos=films, srts=None, out=tmp_path / "out", settings=SETTINGS, workers=1)
+    assert done.queries == {"train": 1}
+    assert open_tables(tmp_path / "out", "train")[0].captions == []
+
+
+def test_nothing_works(films, tmp_path):
+    out = tmp_path / "out"
+    splits = {"train": [annotation("gone")]}
+    done = prepare("qvh", splits, videos=films, srts=films, out=out, settings=SETTINGS, workers=1)
+    assert (done.ready, done.queries, len(done.failures)) == (0, {}, 1)
+    assert [path.name for path in out.iterdir()] == ["failures.jsonl"]
+
+
+def test_no_room(run, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage(10, 9, 1))
+    with pytest.raises(PrepareError, match=r"out: .* needs about .* GB and 0\.00 GB are free; make room"):
+        run([annotation("a")])
+
+
+def test_disk_full_on_the_way(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(PrepareError, match=r"cannot write .*a\.npz \(No space left on device\); make room"):
+            run([annotation("a"), annotation("b", 2)])
+    assert list((tmp_path / "out/videos").iterdir()) == []
+    assert run([annotation("a"), annotation("b", 2)]).decoded == 2
+
+
+def test_a_crash_of_the_decoder_costs_one_video(run, films, monkeypatch):
+    # Workers are new interpreters: what crashes there must come in by the environment, as a library does.
+    hook = films / "sitecustomize.py"
+    hook.write_text(
+        "import os, sys, importlib.abc\n"
+        "def watch(event, args):\n"
+        "    if event == 'open' and str(args[0]).endswith('crash.srt'):\n"
+        "        os._exit(9)\n"
+        "sys.addaudithook(watch)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(films))
+    shutil.copy(films / "a.mp4", films / "crash.mp4")
+    (films / "crash.srt").touch()
+    done = run([annotation("a", 1), annotation("crash", 2), annotation("b", 3)], workers=2)
+    assert [(failure.video, failure.reason) for failure in done.failures] == [
+        ("crash", f"{films / 'crash.mp4'}: the decoder crashed on it")
+    ]
+    assert done.ready == 2
+
+
+def test_folders_that_are_not_there(films, tmp_path):
+    for folders in ({"videos": tmp_path / "no", "srts": films}, {"videos": films, "srts": tmp_path / "no"}):
+        with pytest.raises(PrepareError, match=r"(videos|srts): there is no folder .*no; correct the flag"):
+            prepare("qvh", {"train": [annotation("a")]}, **folders, out=tmp_path / "out", settings=SETTINGS)
+
+
+def test_settings_out_of_range():
+    with pytest.raises(ValueError, match="frames: 0 is not from 1"):
+        Settings(frames=0)
+    with pytest.raises(ValueError, match="image_size: 9999 is not from 1"):
+        Settings(frames=2, image_size=9999)
+
+
+def test_splits_by_name(tmp_path):
+    row = {"qid": 1, "query": "A cat", "vid": "a", "duration": 3}
+    for name in ("highlight_train_release.jsonl", "mine.jsonl", "train_val.jsonl"):
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    (tmp_path / "charades_sta_test.txt").write_text("AO8RW 0.0 6.9##a person puts a book away.\n")
+    train, mine = str(tmp_path / "highlight_train_release.jsonl"), str(tmp_path / "mine.jsonl")
+    splits = read_splits([train, f"val={mine}", str(tmp_path / "charades_sta_test.txt")])
+    assert {split: rows[0].video for split, rows in splits.items()} == {"train": "a", "val": "a", "test": "AO8RW"}
+    for wrong in ([mine], [str(tmp_path / "train_val.jsonl")]):
+        with pytest.raises(PrepareError, match="cannot be told by its name; write train="):
+            read_splits(wrong)
+    with pytest.raises(PrepareError, match="train is given twice"):
+        read_splits([train, f"train={mine}"])
+    (tmp_path / "mine.jsonl").write_text('{"qid": 1, "vid": "a", "duration": 3}\n')
+    with pytest.raises(AnnotationError, match="query: expected a sentence"):
+        read_splits([f"val={mine}"])
+
+
+def test_table_has_columns_and_an_end():
+    failures = [Failure(f"v{number}", "it is empty", "fetch it") for number in range(100)]
+    lines = failure_table(failures).splitlines()
+    assert lines[0].split("  ")[0] == "video"
+    assert lines[1] == "v0     it is empty    fetch it"
+    assert lines[-1] == "... and 60 more, in failures.jsonl"
+    assert len(lines) == 42
+
+
+@pytest.fixture
+def command(films, tmp_path):
+    """Run the launch script on an annotation of each video."""
+
+    def command(*videos):
+        rows = [
+            {"qid": number, "query": "A cat.", "vid": video, "duration": 3, "relevant_windows": [[0, 1]]}
+            for number, video in enumerate(videos)
+        ]
+        (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        launch.flags.FLAGS.unparse_flags()
+        launch.flags.FLAGS(
+            [
+                "prepare",
+                "--dataset=qvhighlights",
+                f"--videos={films}",
+                f"--srts={films}",
+                f"--annotations={tmp_path / 'val.jsonl'}",
+                f"--out={tmp_path / 'out'}",
+                "--frames=3",
+                "--image_size=16",
+                "--workers=1",
+            ]
+        )
+        launch.main(["prepare"])
+
+    yield command
+    for flag in launch.flags.FLAGS.get_flags_for_module(launch.__name__):
+        flag.unparse()
+
+
+def test_command(command, capsys, tmp_path):
+    command("a", "gone")
+    printed = capsys.readouterr().out
+    assert "there is no" in printed
+    assert "1 failures" in printed
+    assert f"val: 1 of 2 queries are in {tmp_path / 'out'}/tables" in printed
+    assert len(open_tables(tmp_path / "out", "val")) == 1
+
+
+def test_command_fails_if_nothing_worked(command, capsys):
+    with pytest.raises(SystemExit, match="no query has a usable video"):
+        command("gone", "lost")
+    assert "0 of 2 queries" in capsys.readouterr().out
