@@ -1,0 +1,93 @@
+"""Random crops of a clip, resized back to its size: the augmentation of training, with numpy alone.
+
+Dimensions: T frames, H W pixels before, S pixels of a side after, N samples along one axis before.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+SCALE = (0.5, 1.0)  # of the area
+RATIO = (3 / 4, 4 / 3)  # width to height
+ATTEMPTS = 10
+CUBIC = -0.75  # the free parameter of the bicubic kernel, PyTorch's choice
+
+
+class Crop(NamedTuple):
+    """A rectangle in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def draw_crop(rng: np.random.Generator, height: int, width: int) -> Crop:
+    """Draw a rectangle as torchvision's RandomResizedCrop does: area and log of the ratio uniform, then the place.
+
+    Where ten draws do not fit, the central rectangle whose ratio is nearest to that of the whole is taken.
+    """
+    for _ in range(ATTEMPTS):
+        area = height * width * rng.uniform(*SCALE)
+        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return Crop(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
+    ratio = min(max(width / height, RATIO[0]), RATIO[1])
+    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+    return Crop((height - h) // 2, (width - w) // 2, h, w)
+
+
+def crop_and_resize(
+    frames: UInt8[np.ndarray, "T H W 3"],
+    crop: Crop,
+    size: int,
+    behaviour: Literal["default", "reference"] = "default",
+) -> UInt8[np.ndarray, "T S S 3"]:
+    """Cut the same rectangle out of every frame and resize it to a square, bicubic without antialiasing.
+
+    Bicubic weights overshoot: near an edge values below 0 and above 255 come out.
+
+    Args:
+      frames: a clip.
+      crop: what to keep of it.
+      size: S.
+      behaviour: by default values are rounded and end at 0 and 255. "reference" cuts off decimals and wraps, as the
+        original's cast does: 258.4 becomes 2, and -11.6 becomes 245.
+    """
+    resized = resize(frames, crop, size)
+    if behaviour == "reference":
+        return resized.astype(np.int32).astype(np.uint8)
+    return np.rint(resized.clip(0, 255)).astype(np.uint8)
+
+
+def resize(frames: UInt8[np.ndarray, "T H W 3"], crop: Crop, size: int) -> Float32[np.ndarray, "T S S 3"]:
+    """Return what `crop_and_resize` makes into bytes."""
+    top, left, height, width = crop
+    cut = frames[:, top : top + height, left : left + width]
+    # Both products are large matrix products when the colours are planes.
+    planes = np.ascontiguousarray(cut.transpose(0, 3, 1, 2), dtype=np.float32)
+    rows = weights(height, size) @ planes
+    return (rows @ weights(width, size).T).transpose(0, 2, 3, 1)
+
+
+def weights(count: int, size: int) -> Float32[np.ndarray, "S N"]:
+    """Return the matrix that resamples `count` samples at `size` places: four cubic weights a row.
+
+    Places are those of pixel centres; beyond the border the outermost sample is repeated.
+    """
+    place = (np.arange(size) + 0.5) * (count / size) - 0.5
+    first = np.floor(place)
+    matrix = np.zeros((size, count))
+    for tap in range(-1, 3):
+        sample = np.clip(first + tap, 0, count - 1).astype(np.int64)
+        np.add.at(matrix, (np.arange(size), sample), _cubic(np.abs(place - first - tap)))
+    return matrix.astype(np.float32)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    near = ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
+    far = ((CUBIC * x - 5 * CUBIC) * x + 8 * CUBIC) * x - 4 * CUBIC
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))

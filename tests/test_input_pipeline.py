@@ -1,0 +1,331 @@
+"""From examples to batches: frames, crops, order, hosts, workers, resuming, and what does not fit."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from calce_jax.input_pipeline import (
+    InputConfig,
+    InputError,
+    NoteCounter,
+    abstract_batch,
+    batches_an_epoch,
+    make_iterator,
+)
+from calce_jax.input_pipeline.crops import Crop, crop_and_resize, draw_crop, resize, weights
+from calce_jax.prompt import Note, answer_text
+from calce_jax.tokenizers import load_bert, load_t5
+from calce_jax.video import encode_jpeg
+from data import tokenizers as small
+from data.moments import Example
+from tests.golden import recorded
+
+TOKENIZERS = load_t5(f"{small.__path__[0]}/tiny_t5"), load_bert(f"{small.__path__[0]}/tiny_bert")
+SIZE, TOTAL, STORED = 32, 64, 8
+CONFIG = InputConfig(
+    folder="prepared",
+    split="train",
+    stage=1,
+    frames=4,
+    image_size=SIZE,
+    batch_size=4,
+    captions=3,
+    words=16,
+    text_tokens=200,
+    windows=2,
+    answer_tokens=24,
+    max_text=64,
+)
+TRAINING = replace(CONFIG, augment=True, shuffle=True, remainder="drop", epochs=None, seed=7)
+
+
+def example(number, **changes):
+    """A query about a clip whose frame i is one grey, 8 i brighter than its first."""
+    shades = np.full((STORED, SIZE, SIZE, 3), 8 * number, np.uint8)
+    shades += np.arange(0, 8 * STORED, 8, dtype=np.uint8)[:, None, None, None]
+    told = Example(
+        qid=f"q{number}",
+        video=f"v{number}",
+        row=number,
+        query=f"a red circle moves to the left {number}",
+        items=["red circle"],
+        duration=8.0,
+        windows=np.array([[1.0, 4.0]]),
+        stage1_windows=None,
+        kind=None,
+        keyframes=encode_jpeg(shades),
+        indices=np.arange(0, TOTAL, TOTAL // STORED, dtype=np.int32),
+        times=np.arange(STORED, dtype=np.float32),
+        total=TOTAL,
+        rate=8.0,
+        captions=[(1.0, 2.0, "we found the lighthouse")],
+    )
+    return replace(told, **changes)
+
+
+EXAMPLES = [example(number) for number in range(10)]
+
+
+def iterate(config=CONFIG, examples=EXAMPLES, **host):
+    return make_iterator(config, *TOKENIZERS, examples=examples, **host)
+
+
+def one(config=CONFIG, **changes):
+    """The only row of a batch of one."""
+    batch = next(iterate(replace(config, batch_size=1), [example(3, **changes)]))
+    return jax.tree.map(lambda a: a[0], vars(batch))
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, vars(a), vars(b))
+
+
+def test_batches_have_the_promised_shapes():
+    abstract = abstract_batch(CONFIG)
+    for batch in iterate():
+        for name, array in vars(batch).items():
+            promised = vars(abstract)[name]
+            assert (array.shape, array.dtype) == (promised.shape, promised.dtype), name
+
+
+def test_an_evaluation_sees_every_query_once_in_order():
+    batches = list(iterate())
+    assert batches_an_epoch(len(EXAMPLES), CONFIG) == len(batches) == 3
+    rows = np.concatenate([batch.row for batch in batches])
+    valid = np.concatenate([batch.valid for batch in batches])
+    assert rows.tolist() == [*range(10), -1, -1]
+    assert valid.tolist() == [True] * 10 + [False] * 2
+    assert not batches[-1].frames[2:].any()
+
+
+def test_wanted_frames_are_chosen_from_the_stored():
+    row = one()
+    assert row["times"].tolist() == [0, 2, 4, 6]
+    np.testing.assert_allclose(row["frames"][:, 0, 0, 0], [24, 40, 56, 72], atol=1)
+    assert row["present"].all()
+
+
+def test_a_short_video_leaves_frames_empty():
+    row = one(total=2, indices=np.arange(2), times=np.array([0.0, 1.0]), keyframes=EXAMPLES[0].keyframes[:2])
+    assert row["present"].tolist() == [True, True, False, False]
+    assert not row["frames"][2:].any()
+    assert row["spans"][:4, 1].astype(bool).tolist() == [True, True, False, False]
+
+
+def test_captions_reach_the_row_and_can_be_withheld():
+    row = one(query="They talk about a lighthouse.")
+    assert row["talk"]
+    # From second 1 to 2 of 8, in four equal parts.
+    assert row["spoken"].tolist() == [True, True, False, False]
+    start, size = row["spans"][CONFIG.frames + 1]
+    assert answer_text(TOKENIZERS[0], row["tokens"][start : start + size]) == "[1 we found lighthouse2]"
+    assert row["caption_words"][0].any()
+    silent = one(replace(CONFIG, use_captions=False), query="They talk about a lighthouse.")
+    assert not silent["talk"]
+    assert not silent["spoken"].any()
+    assert not silent["caption_words"].any()
+    assert silent["spans"][CONFIG.frames + 1].tolist() == [0, 0]
+    assert not one(query="A red circle.")["talk"]
+
+
+def test_stage_2_reads_the_stage_1_windows():
+    config = replace(CONFIG, stage=2)
+    row = one(config, stage1_windows=np.array([[1.0, 2.5]]))
+    assert row["windows"].tolist() == [[1.0, 2.5], [0.0, 0.0]]
+    assert row["window_valid"].tolist() == [True, False]
+    assert row["notes"] == 0
+    row = one(config)
+    assert row["windows"][0].tolist() == [0.0, 8.0]
+    assert row["notes"] == Note.NO_WINDOWS
+    row = one(config, stage1_windows=np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    assert row["window_valid"].all()
+    assert row["notes"] == Note.WINDOWS_LEFT_OUT
+
+
+def test_the_original_rounds_times_of_stage_2():
+    times = np.arange(STORED) + 0.125 + 1e-4
+    windows = np.array([[1.0, 2.0]])
+    row = one(replace(CONFIG, stage=2, behaviour="reference"), times=times, stage1_windows=windows)
+    np.testing.assert_array_equal(row["times"], np.array([0.13, 2.13, 4.13, 6.13], np.float32))
+    row = one(replace(CONFIG, stage=2), times=times, stage1_windows=windows)
+    np.testing.assert_array_equal(row["times"], times[::2].astype(np.float32))
+
+
+def test_what_does_not_fit_is_counted_and_named():
+    long = [example(n, query="red " * 90) if n % 2 else example(n) for n in range(10)]
+    long[4] = example(4, captions=[(s, s + 0.5, "let me tell you") for s in range(6)])
+    counter = NoteCounter()
+    for batch in iterate(replace(CONFIG, epochs=2), long):
+        counter.add(batch)
+    lines = counter.lines(lambda rows: [f"q{row}" for row in rows])
+    assert lines == ["query cut: 5 queries (q1, q3, q5, q7, q9)", "captions left out: 1 query (q4)"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"windows": np.array([[9.0, 12.0]])}, r"query q3 of video v3: window \[9, 12\]: lies outside the video"),
+        ({"indices": np.arange(STORED)}, r"3 of its 4 frames are not among the 8 stored; prepare .*--frames=4"),
+        ({"keyframes": [b"nothing"] * STORED}, r"frame 0 is no JPEG .*prepare the video again"),
+        (
+            {"keyframes": encode_jpeg(np.zeros((STORED, 16, 24, 3), np.uint8))},
+            r"stored with 24 x 16 pixels, and the model sees 32 x 32",
+        ),
+        ({"total": 0, "indices": np.arange(0)}, r"it has no frames"),
+    ],
+)
+def test_bad_examples_are_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        one(**changes)
+
+
+def test_stage_2_of_the_original_needs_stage_1_windows():
+    with pytest.raises(InputError, match=r"q3 .*no stage-1 windows.*merge"):
+        one(replace(CONFIG, stage=2, behaviour="reference"))
+
+
+def test_impossible_batches_are_refused():
+    with pytest.raises(InputError, match=r"batch_size: 4 cannot be shared by 3 hosts"):
+        iterate(process_count=3)
+    with pytest.raises(InputError, match=r"has 3 queries, too few for a batch of 4"):
+        iterate(TRAINING, EXAMPLES[:3])
+
+
+def test_every_epoch_has_its_own_order_and_crops():
+    iterator = iterate(TRAINING)
+    first, second = ([next(iterator) for _ in range(2)] for _ in range(2))
+    rows = [np.concatenate([batch.row for batch in epoch]) for epoch in (first, second)]
+    assert not np.array_equal(*rows)
+    for each in rows:
+        assert len(set(each)) == 8, "dropped: what is no whole batch"
+    again = iterate(TRAINING)
+    for batch in [*first, *second]:
+        assert_same(batch, next(again))
+    assert not np.array_equal(next(iterate(replace(TRAINING, seed=8))).row, first[0].row)
+
+
+def textured(number):
+    noise = np.random.default_rng(number).integers(0, 256, (STORED, 4, 4, 3), np.uint8)
+    return example(number, keyframes=encode_jpeg(np.ascontiguousarray(noise.repeat(8, axis=1).repeat(8, axis=2))))
+
+
+def test_crops_depend_on_seed_epoch_and_example_alone():
+    examples = [textured(number) for number in range(4)]
+
+    def crops(epochs, **changes):
+        iterator = iterate(replace(TRAINING, **changes), examples)
+        batches = [next(iterator) for _ in range(epochs)]
+        return [dict(zip(batch.row.tolist(), batch.frames, strict=True)) for batch in batches]
+
+    first, second = crops(2)
+    for number in range(4):
+        assert not np.array_equal(first[number], second[number])
+    unshuffled = crops(1, shuffle=False)[0]
+    for number in range(4):
+        np.testing.assert_array_equal(first[number], unshuffled[number])
+
+
+def test_hosts_share_each_batch():
+    whole = iterate(TRAINING)
+    parts = [iterate(TRAINING, process_index=i, process_count=2) for i in range(2)]
+    for _ in range(5):
+        batch, halves = next(whole), [next(part) for part in parts]
+        together = {name: np.concatenate([vars(half)[name] for half in halves]) for name in vars(batch)}
+        jax.tree.map(np.testing.assert_array_equal, vars(batch), together)
+
+
+def test_a_host_may_have_fillers_alone():
+    last = [list(iterate(process_index=i, process_count=2))[-1] for i in range(2)]
+    assert last[0].valid.tolist() == [True, True]
+    assert last[1].valid.tolist() == [False, False]
+    assert last[1].frames.shape == last[0].frames.shape
+
+
+def test_an_iterator_goes_on_in_the_middle_of_an_epoch():
+    iterator = iterate(TRAINING)
+    for _ in range(3):
+        next(iterator)
+    state = iterator.get_state()
+    expected = [next(iterator) for _ in range(4)]
+    resumed = iterate(TRAINING)
+    next(resumed)
+    resumed.set_state(state)
+    for batch in expected:
+        assert_same(batch, next(resumed))
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing():
+    config = replace(TRAINING, workers=2)
+    alone, workers = iterate(TRAINING), iterate(config)
+    for _ in range(3):
+        assert_same(next(alone), next(workers))
+    state = workers.get_state()
+    expected = [next(workers) for _ in range(2)]
+    resumed = iterate(config)
+    resumed.set_state(state)
+    for batch in expected:
+        assert_same(batch, next(resumed))
+        assert_same(batch, next(alone))
+    with pytest.raises(Exception, match=r"query q1 of video v1: it has no frames"):
+        next(iterate(replace(config, shuffle=False), [example(n, total=0) if n == 1 else example(n) for n in range(4)]))
+
+
+def test_reading_does_not_import_tensorflow():
+    code = "import sys, calce_jax.input_pipeline; print([m for m in sys.modules if m.split('.')[0] == 'tensorflow'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_crops_are_resized_as_the_original_does(shared):
+    """PyTorch finds the places in float32, which moves values by 3e-4 of 255; so near to a whole one, bytes differ."""
+    arrays = recorded(shared, "11_frames")
+    clip = arrays["raw_clip_cthw"].transpose(1, 2, 3, 0).astype(np.uint8)
+    assert np.array_equal(clip.transpose(3, 0, 1, 2), arrays["raw_clip_cthw"])
+    for i, crop in enumerate(arrays["train_crops_ijhw"].tolist()):
+        values = arrays[f"train_resized_float_{i}"].transpose(1, 2, 3, 0)
+        np.testing.assert_allclose(resize(clip, Crop(*crop), 20), values, atol=5e-4)
+        wrapped = arrays[f"train_uint8_{i}"].transpose(1, 2, 3, 0)
+        near_whole = np.abs(values - np.round(values)) < 5e-4
+        ours = crop_and_resize(clip, Crop(*crop), 20, "reference")
+        assert near_whole.mean() < 0.05
+        np.testing.assert_array_equal(ours[~near_whole], wrapped[~near_whole])
+        clamped = crop_and_resize(clip, Crop(*crop), 20)
+        np.testing.assert_allclose(clamped, values.clip(0, 255), atol=0.5 + 5e-4)
+
+
+def test_the_whole_frame_is_left_as_it_is():
+    clip = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), np.uint8)
+    np.testing.assert_array_equal(crop_and_resize(clip, Crop(0, 0, 12, 12), 12), clip)
+
+
+def test_weights_of_a_place_sum_to_one():
+    for count in (5, 12, 31):
+        np.testing.assert_allclose(weights(count, 12).sum(axis=1), 1, atol=1e-6)
+
+
+def test_crops_are_distributed_as_the_originals(shared):
+    """2000 draws each: means within four standard errors."""
+    theirs = recorded(shared, "11_frames")["rrc_samples_224"].astype(np.float64)
+    rng = np.random.default_rng(0)
+    ours = np.array([draw_crop(rng, 224, 224) for _ in range(2000)], np.float64)
+
+    def measures(crops):
+        top, left, height, width = crops.T
+        area, ratio = height * width / 224**2, np.log(width / height)
+        return np.stack([top, left, height, width, area, ratio, area**2, ratio**2, top * left], axis=1)
+
+    a, b = measures(ours), measures(theirs)
+    error = np.sqrt(a.var(axis=0) / len(a) + b.var(axis=0) / len(b))
+    assert (np.abs(a.mean(axis=0) - b.mean(axis=0)) < 4 * error).all()
+    assert (ours[:, 0] + ours[:, 2]).max() <= 224
+    assert (ours[:, 1] + ours[:, 3]).max() <= 224
+
+
+def test_a_shape_no_crop_fits_gives_its_middle():
+    assert draw_crop(np.random.default_rng(0), 10, 1000) == Crop(0, 493, 10, 13)
+    assert draw_crop(np.random.default_rng(0), 1000, 10) == Crop(493, 0, 13, 10)
