@@ -13,13 +13,12 @@ from pathlib import Path
 
 import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # pyright: ignore[reportAttributeAccessIssue]
-from tokenizers import BertWordPieceTokenizer
 
 from data.shapes.scene import make_scene
 
 HERE = Path(__file__).parent
 SCENES = 2000
-T5_PIECES, BERT_WORDS = 300, 500
+T5_PIECES = 300
 BORDER = "\N{LOWER ONE EIGHTH BLOCK}"
 TASK = "Given the video and the subtitle and the query, find the query relevant windows.\nRelevant windows: "
 # Words of real queries and captions, so that sentences from outside the shapes world are not all letters.
@@ -83,21 +82,21 @@ def with_whole_pieces(model: bytes, lines: list[str]) -> bytes:
 
 
 def make_bert(folder: Path) -> None:
-    """Write `vocab.txt`. Ties among word pieces are broken by chance; other ids need a new base checkpoint."""
-    trainer = BertWordPieceTokenizer(lowercase=True)
-    trainer.train_from_iterator(
-        [*sentences(), " ".join(string.ascii_lowercase + string.digits)],
-        vocab_size=BERT_WORDS,
-        min_frequency=1,
-        initial_alphabet=list(string.ascii_lowercase + string.digits),
-        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
-        show_progress=False,
-    )
+    """Write `vocab.txt`: special tokens, signs, letters and digits at the start of a word and within, whole words.
+
+    Trainers of WordPiece break ties by chance, and these words are few enough to be listed.
+    """
+    characters = string.digits + string.ascii_lowercase
+    words = {word.lower() for line in sentences() for word in re.findall("[A-Za-z]{2,}", line)}
+    vocabulary = [
+        *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+        *string.punctuation,
+        *characters,
+        *("##" + character for character in characters),
+        *sorted(words),
+    ]
     folder.mkdir(parents=True, exist_ok=True)
-    # A letter that no word of the shapes world has inside it still has to be written.
-    pieces = sorted(trainer.get_vocab(), key=trainer.token_to_id)
-    pieces += [f"##{letter}" for letter in string.ascii_lowercase if f"##{letter}" not in pieces]
-    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
 
 
 if __name__ == "__main__":
