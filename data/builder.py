@@ -7,7 +7,8 @@ Numbers are stored as raw bytes, because the records know no float wider than 32
 were annotated.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,12 +16,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 Table = Literal["videos", "queries"]
+Rows = Iterator[dict[str, Any]]
 VERSION = "1.0.0"
-
-# TFDS keeps rows in the order of their keys, and sorts them in a thousand buckets on disk, by the first bits of 128.
-_KEYS = 2**128
-# Rows of a table are fewer than this; spread over all keys they fill the buckets evenly, and none outgrows the memory.
-_MOST_ROWS = 2**24
 
 
 def _numbers(shape: tuple[int | None, ...], dtype: type[np.generic], doc: str) -> tfds.features.Tensor:
@@ -63,11 +60,12 @@ class TablesError(ValueError):
     """Tables that cannot be built or read; the message names the folder or split and the remedy."""
 
 
-class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class TableBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Writes one table of a dataset; the datasets only add what they are.
 
-    The rows are given, since reading annotations and decoding videos is not TFDS's work. The metadata of the videos
-    table is {split: {video id: duration}}, in the order of the rows.
+    The rows are given, since reading annotations and decoding videos is not TFDS's work. They are given shard by shard:
+    TFDS keeps the rows of one in memory, and to order those of a whole split it would ask for TensorFlow as soon as
+    they exceed a gigabyte. The metadata of the videos table is {split: {video id: duration}}, in the order of the rows.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -80,10 +78,10 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     licence: ClassVar[str]
     citation: ClassVar[str]
 
-    def __init__(self, *, table: Table, rows: Mapping[str, Iterator[dict[str, Any]]], data_dir: str | Path):
-        """Prepare to write `rows`, by split, into a folder below `data_dir`."""
+    def __init__(self, *, table: Table, shards: Mapping[str, Sequence[Rows]], data_dir: str | Path):
+        """Prepare to write the rows of each split's shards into a folder below `data_dir`."""
         self._table: Table = table
-        self._rows = rows
+        self._shards = shards
         self._durations = tfds.core.MetadataDict()
         super().__init__(data_dir=data_dir, config=table, file_format="array_record")
 
@@ -99,15 +97,18 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             metadata=self._durations,
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+    def _shard_iterators_per_split(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]]:
         del dl_manager
-        return {split: self._generate_examples(split) for split in self._rows}
+        return {split: [partial(self._keyed, split, rows) for rows in shards] for split, shards in self._shards.items()}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        for place, row in enumerate(self._rows[split]):
+    def _keyed(self, split: str, rows: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
+        durations = self._durations.setdefault(split, {})
+        for key, row in enumerate(rows):
             if self._table == "videos":
-                self._durations.setdefault(split, {})[row["video"]] = float(row["duration"])
-            yield place * (_KEYS // _MOST_ROWS), row
+                durations[row["video"]] = float(row["duration"])
+            yield key, row
 
 
 def pairs(windows: Sequence[Sequence[float]]) -> np.ndarray:

@@ -2,27 +2,32 @@
 
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from calce_jax.annotations import Annotation
-from data.builder import Table, TableBuilder, TablesError, open_table, pairs
+from data.builder import Rows, Table, TableBuilder, TablesError, open_table, pairs
 from data.charades_sta import CharadesSta
 from data.qvhighlights import QVHighlights
 from data.shapes.builder import Shapes
 
 # By the names configs give them.
 BUILDERS: dict[str, type[TableBuilder]] = {"qvh": QVHighlights, "charades": CharadesSta, "shapes": Shapes}
+
+# TFDS keeps a shard in memory while it writes it; 100 videos of 150 key frames are about 300 MB.
+VIDEOS_A_SHARD = 100
+QUERIES_A_SHARD = 20_000
 
 
 @dataclass(frozen=True)
@@ -87,10 +92,14 @@ def build_tables(
         if not rows:
             raise TablesError(f"split {split} has no annotated query; check its annotations, or leave the split out")
     failures: dict[str, dict[str, str]] = {split: {} for split in split_rows}
-    videos = {split: _video_rows(split, rows, load_video, failures[split]) for split, rows in split_rows.items()}
+    shards = {}
+    for split, rows in split_rows.items():
+        videos = list(dict.fromkeys(row.video for row in rows))
+        loaded = _video_rows(split, videos, load_video, failures[split])
+        shards[split] = _shards(loaded, len(videos), VIDEOS_A_SHARD)
     with _replacing(Path(folder) / "tables") as new:
-        _write(builder, "videos", videos, new / "videos")
-        _write(builder, "queries", _query_rows(split_rows, _stored_videos(new / "videos")), new / "queries")
+        _write(builder, "videos", shards, new / "videos")
+        _write(builder, "queries", _query_shards(split_rows, _stored_videos(new / "videos")), new / "queries")
     return [
         LeftOut(split, row.qid, row.video, failures[split][row.video])
         for split, rows in split_rows.items()
@@ -128,7 +137,7 @@ def rebuild_queries(folder: str | Path, dataset: str, split_rows: Mapping[str, S
         if not any(row.video in stored[split] for row in rows):
             raise TablesError(f"no query of split {split} is about a video in {tables}; give annotations of this split")
     with _replacing(tables / "queries") as new:
-        _write(builder, "queries", _query_rows(split_rows, stored), new)
+        _write(builder, "queries", _query_shards(split_rows, stored), new)
     return [
         LeftOut(split, row.qid, row.video, "not among the prepared videos")
         for split, rows in split_rows.items()
@@ -144,10 +153,9 @@ def _builder(dataset: str) -> type[TableBuilder]:
 
 
 def _video_rows(
-    split: str, rows: Sequence[Annotation], load_video: Callable[[str], VideoRecord], failures: dict[str, str]
-) -> Iterator[dict[str, Any]]:
-    """Load each video of a split once, in the order of the queries; why some cannot be goes into `failures`."""
-    videos = list(dict.fromkeys(row.video for row in rows))
+    split: str, videos: Sequence[str], load_video: Callable[[str], VideoRecord], failures: dict[str, str]
+) -> Rows:
+    """Load the videos of a split; why some cannot be goes into `failures`."""
     for video in tqdm(videos, desc=f"write {split}", unit="video"):
         try:
             record = load_video(video)
@@ -176,13 +184,16 @@ def _stored_videos(place: Path) -> dict[str, dict[str, float]]:
     return json.loads((place / "metadata.json").read_text())
 
 
-def _query_rows(
+def _query_shards(
     split_rows: Mapping[str, Sequence[Annotation]], stored: Mapping[str, Mapping[str, float]]
-) -> dict[str, Iterator[dict[str, Any]]]:
-    return {split: _queries_of_split(rows, stored[split]) for split, rows in split_rows.items()}
+) -> dict[str, list[Rows]]:
+    return {
+        split: _shards(_query_rows(rows, stored[split]), len(rows), QUERIES_A_SHARD)
+        for split, rows in split_rows.items()
+    }
 
 
-def _queries_of_split(rows: Sequence[Annotation], stored: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+def _query_rows(rows: Sequence[Annotation], stored: Mapping[str, float]) -> Rows:
     places = {video: place for place, video in enumerate(stored)}
     for row in rows:
         if row.video in places:
@@ -200,9 +211,12 @@ def _queries_of_split(rows: Sequence[Annotation], stored: Mapping[str, float]) -
             }
 
 
-def _write(
-    builder: type[TableBuilder], table: Table, rows: Mapping[str, Iterator[dict[str, Any]]], place: Path
-) -> None:
+def _shards(rows: Rows, most: int, size: int) -> list[Rows]:
+    """Cut at most `most` rows into shards; where there turn out to be fewer, the last shards stay empty."""
+    return [islice(rows, size) for _ in range(math.ceil(most / size))]
+
+
+def _write(builder: type[TableBuilder], table: Table, shards: Mapping[str, Sequence[Rows]], place: Path) -> None:
     """Write one table to `place`, which does not exist or is an empty folder."""
     # TFDS tells of a download that does not happen, and shows bars with the names of temporary files.
     tfds.display_progress_bar(enable=False)
@@ -210,7 +224,7 @@ def _write(
         tempfile.TemporaryDirectory(dir=place.parent, prefix="build_") as work,
         redirect_stdout(io.StringIO()),
     ):
-        build = builder(table=table, rows=rows, data_dir=work)
+        build = builder(table=table, shards=shards, data_dir=work)
         build.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
         os.rename(build.data_dir, place)
 
