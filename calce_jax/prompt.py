@@ -166,6 +166,18 @@ def answer_text(t5: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) ->
     return str(t5.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=True))
 
 
+def longest_answer(t5: PreTrainedTokenizerBase, duration: Number, step: int = 2) -> int:
+    """Return the tokens of the longest answer a video of `duration` seconds allows, with the end.
+
+    Args:
+      t5: the tokenizer answers are written in.
+      duration: seconds.
+      step: seconds that a window takes at least, and that lie between two: 2 in QVHighlights, the finest there is.
+    """
+    windows = [[start, start + step] for start in range(0, max(int(duration) + 1 - step, 1), 2 * step)]
+    return len(t5(str(windows), add_special_tokens=False)["input_ids"]) + 1
+
+
 class PromptWriter:
     """Writes the text of examples.
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from calce_jax.annotations import Annotation
 from calce_jax.input_pipeline import (
     InputConfig,
     InputError,
@@ -22,6 +23,7 @@ from calce_jax.tokenizers import load_bert, load_t5
 from calce_jax.video import encode_jpeg
 from data import tokenizers as small
 from data.moments import Example
+from data.tables import VideoRecord, build_tables
 from tests.golden import recorded
 
 TOKENIZERS = load_t5(f"{small.__path__[0]}/tiny_t5"), load_bert(f"{small.__path__[0]}/tiny_bert")
@@ -329,3 +331,18 @@ def test_crops_are_distributed_as_the_originals(shared):
 def test_a_shape_no_crop_fits_gives_its_middle():
     assert draw_crop(np.random.default_rng(0), 10, 1000) == Crop(0, 493, 10, 13)
     assert draw_crop(np.random.default_rng(0), 1000, 10) == Crop(493, 0, 13, 10)
+
+
+@pytest.mark.slow
+def test_tables_become_batches(tmp_path):
+    """Written by the dataset's builder, read back in this process and in another."""
+    query = Annotation("q0", "v0", "a red circle", ["red circle"], 8.0, [[1.5, 4.0]])
+    told = EXAMPLES[0]
+    video = VideoRecord("v0", TOTAL, 8.0, 8.0, told.indices, told.times, told.keyframes, told.captions)
+    build_tables(tmp_path, "shapes", {"train": [query, replace(query, qid="q1")]}, lambda _: video)
+    config = replace(CONFIG, folder=str(tmp_path), batch_size=2)
+    batch = next(make_iterator(config, *TOKENIZERS))
+    assert batch.row.tolist() == [0, 1]
+    assert answer_text(TOKENIZERS[0], batch.labels[0]) == "[[2, 4]]"
+    np.testing.assert_array_equal(batch.frames[0], batch.frames[1])
+    assert_same(batch, next(make_iterator(replace(config, workers=1), *TOKENIZERS)))

@@ -122,7 +122,7 @@ class RowMaker:
                 height, width = frame.shape[:2]
                 raise ValueError(
                     f"its frames are stored with {width} x {height} pixels, and the model sees {size} x {size}; "
-                    f"prepare the videos with --size={size}"
+                    f"prepare the videos with --image_size={size}"
                 )
             frames.append(frame)
         if not frames:
