@@ -25,6 +25,8 @@ from jaxtyping import Float, Int, UInt8
 
 # Seconds that may be missing at the end of a video before it counts as cut off.
 SHORTFALL = 1.0
+# Files that hold a video themselves. FFmpeg's playlists, scripts and device readers can lead to other files or hosts.
+FORMATS = "mov,mp4,3gp,matroska,webm,avi,flv,asf,mpeg,mpegts,mpegvideo,m4v,h264,hevc,av1,obu,ivf,ogg,rm,nut,mxf,vob,wtv,dv,gif"
 FETCH_AGAIN = "fetch the file again, or make it again with ffmpeg"
 
 
@@ -89,7 +91,7 @@ def read_frames(
     in seconds that a person sees.
 
     Args:
-      path: a file of any container and codec that FFmpeg reads; nothing but this file is read.
+      path: a file in one of `FORMATS`, of any codec that FFmpeg reads.
       n_frames: frames wanted.
       size: height and width of the frames, pixels.
       behaviour: "default" turns frames as the file asks players to; "reference" ignores that and varying rates.
@@ -168,8 +170,8 @@ def _opened(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[InputC
     if not Path(path).is_file():
         raise VideoError(path, "there is no such file", "put it there, or correct the name")
     try:
-        # By its absolute path and the file protocol alone: playlists must not lead to other places.
-        container = av.open(os.path.abspath(path), options={"protocol_whitelist": "file"})
+        # By its absolute path, which nothing takes for an address.
+        container = av.open(os.path.abspath(path), options={"protocol_whitelist": "file", "format_whitelist": FORMATS})
     except (FFmpegError, OSError) as error:
         reason = "it is empty" if not os.path.getsize(path) else f"it is not a video ({error.strerror})"
         raise VideoError(path, reason, FETCH_AGAIN) from error

@@ -144,12 +144,30 @@ def prepare(
     ready = {job.video for job in jobs} - {failure.video for failure in broken}
     durations = {video: load_duration(folder, video) for video in sorted(ready)}
     usable, outside = _usable(splits, durations)
-    failures = sorted(failures + broken + outside, key=lambda failure: failure.video)
-    write_output(out / "failures.jsonl", "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in failures))
-    if usable:
-        build_tables(out, dataset, usable, partial(load_video, folder))
+    failures += broken + outside
+    _write_failures(out, failures)
     queries = {split: len(rows) for split, rows in usable.items()}
+    # What was prepared and can no longer be read when the tables are written.
+    left_out = build_tables(out, dataset, usable, partial(load_video, folder)) if usable else []
+    if left_out:
+        failures += {row.video: _failure(row.video, row.reason) for row in left_out}.values()
+        _write_failures(out, failures)
+    for row in left_out:
+        queries[row.split] -= 1
+        ready.discard(row.video)
+    failures.sort(key=lambda failure: failure.video)
     return Preparation(len(ready), len(todo) - len(broken), queries, failures)
+
+
+def _failure(video: str, message: str) -> Failure:
+    """Split a message into what is wrong and, after the last semicolon, the remedy."""
+    reason, _, remedy = message.rpartition("; ")
+    return Failure(video, reason, remedy)
+
+
+def _write_failures(out: Path, failures: Sequence[Failure]) -> None:
+    rows = sorted(failures, key=lambda failure: failure.video)
+    write_output(out / "failures.jsonl", "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
 
 
 def failure_table(failures: Sequence[Failure]) -> str:

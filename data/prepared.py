@@ -6,6 +6,7 @@ The file also says what it was made of and how, so that a later run knows whethe
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -118,7 +119,8 @@ def prepared_path(folder: Path, video: str) -> Path:
 def is_prepared(job: Job) -> bool:
     """Return whether the result is there, whole, and made of these files in this way."""
     try:
-        with np.load(job.target) as stored:
+        # Opened here, because numpy leaves a damaged file open.
+        with job.target.open("rb") as file, np.load(file) as stored:
             return str(stored["made_of"]) == job.made_of()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return False
@@ -154,7 +156,7 @@ def prepare_video(job: Job) -> None:
         total=np.int64(video.total),
         rate=np.float64(video.rate),
         duration=np.float64(video.duration),
-        captions=np.array(json.dumps(captions)),
+        captions=np.array(json.dumps([(caption.start, caption.end, caption.text) for caption in captions])),
     )
     write_output(job.target, content.getvalue())
 
@@ -163,21 +165,25 @@ def load_video(folder: Path, video: str) -> VideoRecord:
     """Read a prepared video back.
 
     Raises:
-      OSError: it is not there or cannot be read.
+      OSError: it is not there or is damaged, with the remedy.
     """
-    with np.load(prepared_path(folder, video)) as stored:
-        ends = np.cumsum(stored["sizes"])
-        jpegs = stored["jpegs"].tobytes()
-        return VideoRecord(
-            video=video,
-            total=int(stored["total"]),
-            rate=float(stored["rate"]),
-            duration=float(stored["duration"]),
-            indices=stored["indices"],
-            times=stored["times"],
-            jpegs=[jpegs[end - size : end] for end, size in zip(ends, stored["sizes"], strict=True)],
-            captions=[(start, end, text) for start, end, text in json.loads(str(stored["captions"]))],
-        )
+    path = prepared_path(folder, video)
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            ends = np.cumsum(stored["sizes"])
+            jpegs = stored["jpegs"].tobytes()
+            return VideoRecord(
+                video=video,
+                total=int(stored["total"]),
+                rate=float(stored["rate"]),
+                duration=float(stored["duration"]),
+                indices=stored["indices"],
+                times=stored["times"],
+                jpegs=[jpegs[end - size : end] for end, size in zip(ends, stored["sizes"], strict=True)],
+                captions=[(start, end, text) for start, end, text in json.loads(str(stored["captions"]))],
+            )
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise OSError(f"{path}: damaged on the disk ({error}); remove it and prepare it again") from error
 
 
 def load_duration(folder: Path, video: str) -> float:

@@ -6,7 +6,7 @@ What is broken or missing is listed at the end and in OUT/failures.jsonl; the ex
 
 from typing import cast
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from calce_jax.prompt import Behaviour
 from data.prepare import PrepareError, failure_table, prepare, read_splits
@@ -57,4 +57,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # TFDS tells of every file it writes; --verbosity=0 shows that.
+    flags.FLAGS.set_default("verbosity", logging.WARNING)
     app.run(main)

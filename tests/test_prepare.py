@@ -130,6 +130,22 @@ def test_the_broken_are_listed_and_the_others_go_on(run, films, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out/videos").iterdir()) == ["a.npz", "b.npz"]
 
 
+def test_damage_on_the_disk_costs_one_video(run, tmp_path):
+    rows = [annotation("a", 1), annotation("b", 2)]
+    run(rows)
+    path = tmp_path / "out/videos/b.npz"
+    content = bytearray(path.read_bytes())
+    place = content.index(b"\xff\xd8\xff")  # in the first JPEG
+    content[place : place + 20] = bytes(20)
+    path.write_bytes(content)
+    done = run(rows)
+    assert (done.ready, done.queries) == (1, {"train": 1})
+    (failure,) = done.failures
+    assert failure.reason.startswith(f"{path}: damaged on the disk")
+    assert failure.remedy == "remove it and prepare it again"
+    assert json.loads((tmp_path / "out/failures.jsonl").read_text())["video"] == "b"
+
+
 @pytest.mark.parametrize("video", ["", ".", "..", "../a", "/etc/a", "x/../a", "a\\b", "a\0b", "a" * (LONGEST_ID + 1)])
 def test_ids_stay_in_their_folder(films, tmp_path, video):
     with pytest.raises(UnusableVideo, match="cannot be the name of a file"):

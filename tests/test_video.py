@@ -172,11 +172,13 @@ def test_text_named_video(tmp_path):
         read_frames(path, 5)
 
 
-def test_playlists_do_not_lead_elsewhere(tmp_path):
-    clip = write_clip(tmp_path / "clip.mp4", frames=5, rate=5)
+@pytest.mark.parametrize("place", ["", "http://127.0.0.1:9/"])
+def test_playlists_do_not_lead_elsewhere(tmp_path, place):
+    clip = write_clip(tmp_path / "clip.ts", frames=5, rate=5)
     path = tmp_path / "list.mp4"
-    path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/{clip.name}\n#EXT-X-ENDLIST\n")
-    with pytest.raises(VideoError, match=r"list\.mp4: "):
+    head = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n"
+    path.write_text(f"{head}{place}{clip.name}\n#EXT-X-ENDLIST\n")
+    with pytest.raises(VideoError, match=r"list\.mp4: it is not a video"):
         read_frames(path, 5)
 
 
