@@ -1,5 +1,6 @@
 """Building the tables of a dataset from annotations and prepared videos, and the queries alone after merging."""
 
+import errno
 import io
 import json
 import math
@@ -225,7 +226,13 @@ def _write(builder: type[TableBuilder], table: Table, shards: Mapping[str, Seque
         redirect_stdout(io.StringIO()),
     ):
         build = builder(table=table, shards=shards, data_dir=work)
-        build.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        try:
+            build.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        except RuntimeError as error:
+            # ArrayRecord's way to say that the disk is full.
+            if os.strerror(errno.ENOSPC) in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
         os.rename(build.data_dir, place)
 
 

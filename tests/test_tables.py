@@ -217,11 +217,16 @@ def test_wrong_folder_split_version_or_dataset_is_named(folder, monkeypatch):
         open_tables(folder, "train")
 
 
-def test_full_disk_leaves_the_old_tables(folder, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    "full", [OSError(28, "No space left on device"), RuntimeError("write() failed: No space left on device; writing x")]
+)
+def test_full_disk_leaves_the_old_tables(folder, monkeypatch, full):
+    """ArrayRecord raises the second."""
 
-    monkeypatch.setattr(tables.TableBuilder, "download_and_prepare", full)
+    def write(*args, **kwargs):
+        raise full
+
+    monkeypatch.setattr(tables.TableBuilder, "download_and_prepare", write)
     with pytest.raises(OSError, match=r"cannot write .*tables .*No space left on device.*make room"):
         build_tables(folder, "shapes", {"train": TRAIN}, load)
     with pytest.raises(OSError, match=r"cannot write .*queries .*No space left on device.*make room"):
