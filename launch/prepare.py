@@ -58,5 +58,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     # TFDS tells of every file it writes; --verbosity=0 shows that.
-    flags.FLAGS.set_default("verbosity", logging.WARNING)
+    logging.set_verbosity(logging.WARNING)
     app.run(main)

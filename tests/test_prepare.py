@@ -186,6 +186,7 @@ def test_disk_full_on_the_way(run, tmp_path, monkeypatch):
     assert run([annotation("a"), annotation("b", 2)]).decoded == 2
 
 
+@pytest.mark.slow
 def test_a_crash_of_the_decoder_costs_one_video(run, films, monkeypatch):
     # Workers are new interpreters: what crashes there must come in by the environment, as a library does.
     hook = films / "sitecustomize.py"
