@@ -1,7 +1,10 @@
 """The shapes world: scenes whose queries have one truth, and files that show it."""
 
 import itertools
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import av
 import numpy as np
@@ -23,6 +26,7 @@ from data.shapes.write import (
     write_shapes,
 )
 
+ROOT = Path(__file__).parents[1]
 SCENES = [make_scene(seed) for seed in range(300)]
 
 
@@ -184,3 +188,20 @@ def test_place_that_cannot_be_written_is_named(silent_scene, tmp_path):
     (tmp_path / "videos").write_text("a file where a folder should be")
     with pytest.raises(OSError, match=r"cannot write .*a\.mp4 .*choose another place"):
         write_scene(silent_scene, tmp_path / "videos" / "a.mp4", tmp_path / "a.srt")
+
+
+@pytest.mark.slow
+def test_command_draws_all_splits_in_parallel_and_names_what_is_wrong(tmp_path):
+    def run(*arguments):
+        command = [sys.executable, "-m", "data.shapes.write", f"--out={tmp_path}", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    done = run("--train=1", "--test=1")
+    assert done.stdout == f"{tmp_path}: 2 videos, 2 of them new\n", done.stderr
+    names = ["shapes_test_000000", "shapes_train_000000"]
+    assert sorted(path.name for path in tmp_path.glob("videos/*")) == [f"{name}.mp4" for name in names]
+    assert sorted(path.name for path in tmp_path.glob("srts/*")) == [f"{name}.srt" for name in names]
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["test.jsonl", "train.jsonl"]
+    refused = run("--train=1", "--seed=2")
+    assert refused.returncode == 1
+    assert f"ValueError: {tmp_path}/shapes.json: drawn from another seed" in refused.stderr

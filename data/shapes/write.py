@@ -81,14 +81,13 @@ def annotate(scene: Scene, video: str) -> list[Annotation]:
     ]
 
 
-def write_shapes(folder: str | Path, videos: Mapping[str, int], seed: int = 0, processes: int | None = None) -> int:
-    """Write a set: videos, captions and annotations.
+def write_shapes(folder: str | Path, videos: Mapping[str, int], seed: int = 0) -> int:
+    """Write a set, on all processors: videos, captions and annotations.
 
     Args:
       folder: where; files that are there are kept.
       videos: how many for each split.
       seed: of the set, 0 to 32.
-      processes: that draw; as many as there are processors where not given.
 
     Returns:
       How many videos were written; the others were there.
@@ -110,16 +109,18 @@ def write_shapes(folder: str | Path, videos: Mapping[str, int], seed: int = 0, p
     missing = [video for video in scenes if not _paths(folder, video)[0].is_file()]
     jobs = [(scenes[video], *_paths(folder, video)) for video in missing]
     with tqdm(total=len(jobs), desc="draw shapes", unit="video") as bar:
-        if processes == 1 or len(jobs) < 2:
+        if len(jobs) < 2:
             for job in jobs:
                 write_scene(*job)
                 bar.update()
         else:
             # Not forked: what calls this may have started threads.
             context = multiprocessing.get_context("spawn")
-            workers = min(processes or os.cpu_count() or 1, len(jobs))
+            workers = min(os.cpu_count() or 1, len(jobs))
             with ProcessPoolExecutor(workers, mp_context=context) as pool:
-                for _ in pool.map(write_scene, *zip(*jobs, strict=True), chunksize=4):
+                for _ in pool.map(
+                    write_scene, *zip(*jobs, strict=True), chunksize=max(1, min(4, len(jobs) // workers))
+                ):
                     bar.update()
     return len(jobs)
 
