@@ -118,9 +118,7 @@ def write_shapes(folder: str | Path, videos: Mapping[str, int], seed: int = 0) -
             context = multiprocessing.get_context("spawn")
             workers = min(os.cpu_count() or 1, len(jobs))
             with ProcessPoolExecutor(workers, mp_context=context) as pool:
-                for _ in pool.map(
-                    write_scene, *zip(*jobs, strict=True), chunksize=max(1, min(4, len(jobs) // workers))
-                ):
+                for _ in pool.map(write_scene, *zip(*jobs, strict=True)):
                     bar.update()
     return len(jobs)
 
