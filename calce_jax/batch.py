@@ -15,12 +15,18 @@ captions that resemble the query are known. The I = T + C + 4 spans are, in orde
     1   the text: query, reference windows (stage 2), items, task, "</s>"
 """
 
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 import jax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from numpy import ndarray
 
-Data = Array | ndarray | jax.ShapeDtypeStruct
+# numpy on the host, jax on the device, shapes alone where a program is compiled ahead; a type checker need not know.
+if TYPE_CHECKING:
+    Data: TypeAlias = Any
+else:
+    Data = Array | ndarray | jax.ShapeDtypeStruct
 
 SPANS_BESIDE_FRAMES_AND_CAPTIONS = 4
 

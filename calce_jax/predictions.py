@@ -76,10 +76,11 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> No
     Raises:
       OSError: the file cannot be written.
     """
-    write_output(path, "".join(json.dumps(_row(prediction)) + "\n" for prediction in predictions))
+    write_output(path, "".join(json.dumps(prediction_row(prediction)) + "\n" for prediction in predictions))
 
 
-def _row(prediction: Prediction) -> dict[str, Any]:
+def prediction_row(prediction: Prediction) -> dict[str, Any]:
+    """Return the JSON object of a prediction."""
     row = {
         "qid": prediction.qid,
         "query": prediction.query,

@@ -18,6 +18,7 @@ from calce_jax.training.config import (
     Size,
     plain,
 )
+from calce_jax.windows import BEST_SUPPORTED_RANK
 from configs.datasets import DATASETS
 from configs.sizes import LORA, MESH, SIZES, buckets
 
@@ -31,12 +32,12 @@ def get_config(argument: str) -> ConfigDict:
       ConfigError: the argument names something that is not there; the message lists what is.
     """
     dataset, options = _parse(argument)
-    stage = int(options.get("stage", "1"))
+    stage, behaviour = int(options.get("stage", "1")), options.get("behaviour", "default")
     size = cast(Size, options.get("size", "tiny" if dataset == "shapes" else "full"))
     part = DATASETS[dataset](stage, size)
     run = RunConfig(
         stage=stage,  # pyright: ignore[reportArgumentType]
-        behaviour=options.get("behaviour", "default"),  # pyright: ignore[reportArgumentType]
+        behaviour=behaviour,  # pyright: ignore[reportArgumentType]
         seed=42,
         mesh=MESH[size],
         data=part.data,
@@ -46,7 +47,7 @@ def get_config(argument: str) -> ConfigDict:
         schedule=part.schedule,
         optimizer=OptimizerConfig(accumulate=part.accumulate, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05),
         text=part.text(buckets(size, part.data.frames, stage)),
-        generation=GenerationConfig(beams=5, rank="given"),
+        generation=GenerationConfig(beams=5, rank="given" if behaviour == "reference" else BEST_SUPPORTED_RANK),
         weights=part.weights,
         loop=LoopConfig(log_every=part.log_every, eval_every=1, samples=4),
     )

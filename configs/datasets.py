@@ -16,6 +16,8 @@ from calce_jax.training.config import (
 )
 
 WARMUP_FROM = 1e-8
+# More stage-1 windows than any published prediction has.
+WINDOWS = 32
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,23 @@ class Part:
     weights: WeightsConfig
     t5_tokenizer: str
     bert_tokenizer: str
+    text_tokens: int
+    words: int
     answer_tokens: int
     log_every: int
 
     def text(self, buckets: tuple[int, ...]) -> TextConfig:
         """Add the prompt lengths, which depend on the size of the model."""
-        return TextConfig(self.t5_tokenizer, self.bert_tokenizer, buckets, self.answer_tokens)
+        return TextConfig(
+            t5_tokenizer=self.t5_tokenizer,
+            bert_tokenizer=self.bert_tokenizer,
+            buckets=buckets,
+            text_tokens=self.text_tokens,
+            max_text=200,
+            words=self.words,
+            windows=WINDOWS,
+            answer_tokens=self.answer_tokens,
+        )
 
 
 def clusters(bias1: int, bias2: int) -> KeyframesConfig:
@@ -53,7 +66,7 @@ def qvh(stage: int, size: Size) -> Part:
     return Part(
         data=DataConfig(
             dataset="qvh",
-            directory="data/prepared/qvh_75" if first else "data/prepared/qvh_150",
+            directory="data/prepared/qvh",
             train_split="train",
             eval_split="val",
             frames=75 if first else 150,
@@ -61,6 +74,8 @@ def qvh(stage: int, size: Size) -> Part:
             batch=4,
             eval_batch=4,
             workers=8,
+            augment=True,
+            use_captions=True,
         ),
         keyframes=clusters(1, 0) if first else clusters(3, 1),
         schedule=schedule(50, 3e-4, 0.0, 2255) if first else schedule(15, 2.8e-4, 2.6e-4, 256),
@@ -68,6 +83,8 @@ def qvh(stage: int, size: Size) -> Part:
         weights=full_weights(size, "" if first else "runs/qvh_stage1"),
         t5_tokenizer="weights/tokenizers/t5",
         bert_tokenizer="weights/tokenizers/bert",
+        text_tokens=2304,
+        words=64,
         answer_tokens=144,
         log_every=50,
     )
@@ -79,7 +96,7 @@ def charades(stage: int, size: Size) -> Part:
     return Part(
         data=DataConfig(
             dataset="charades",
-            directory="data/prepared/charades_60" if first else "data/prepared/charades_120",
+            directory="data/prepared/charades",
             train_split="train",
             eval_split="test",
             frames=60 if first else 120,
@@ -87,6 +104,8 @@ def charades(stage: int, size: Size) -> Part:
             batch=4,
             eval_batch=4,
             workers=8,
+            augment=True,
+            use_captions=False,
         ),
         keyframes=clusters(1, 0) if first else clusters(3, 2),
         schedule=schedule(50, 3e-4, 2e-4, 450) if first else schedule(15, 2.8e-4, 2.6e-4, 256),
@@ -94,6 +113,8 @@ def charades(stage: int, size: Size) -> Part:
         weights=full_weights(size, "" if first else "runs/charades_stage1"),
         t5_tokenizer="weights/tokenizers/t5",
         bert_tokenizer="weights/tokenizers/bert",
+        text_tokens=400,
+        words=64,
         answer_tokens=32,
         log_every=50,
     )
@@ -105,7 +126,7 @@ def shapes(stage: int, size: Size) -> Part:
     return Part(
         data=DataConfig(
             dataset="shapes",
-            directory="runs/demo/shapes_20" if first else "runs/demo/shapes_40",
+            directory="runs/demo/prepared",
             train_split="train",
             eval_split="val",
             frames=20 if first else 40,
@@ -113,16 +134,20 @@ def shapes(stage: int, size: Size) -> Part:
             batch=8,
             eval_batch=16,
             workers=0,
+            augment=False,
+            use_captions=True,
         ),
-        keyframes=clusters(1, 0) if first else clusters(3, 1),
-        schedule=schedule(4, 1e-3, 1e-5, 50) if first else schedule(2, 5e-4, 1e-5, 20),
+        keyframes=KeyframesConfig(mode="cluster", clusters=6, bias1=0 if first else 1, bias2=0 if first else 1),
+        schedule=schedule(4, 1e-3, 1e-5, 20) if first else schedule(3, 5e-4, 1e-5, 10),
         accumulate=1,
         weights=WeightsConfig(
             base="data/shapes/base.safetensors" if size == "tiny" else "", start="" if first else "runs/demo/stage1"
         ),
         t5_tokenizer="data/tokenizers/tiny_t5",
         bert_tokenizer="data/tokenizers/tiny_bert",
-        answer_tokens=48,
+        text_tokens=320,
+        words=24,
+        answer_tokens=32,
         log_every=10,
     )
 

@@ -120,6 +120,7 @@ def make_iterator(
     bert: PreTrainedTokenizerBase,
     *,
     examples: Sequence[Example] | None = None,
+    first_batch: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
@@ -129,6 +130,7 @@ def make_iterator(
       config: what is read.
       t5, bert: tokenizers, from `calce_jax.tokenizers`.
       examples: the split; by default it is opened. It travels to worker processes.
+      first_batch: number of the batch to begin with, for an inference that goes on; of one epoch.
       process_index, process_count: of this host; it gets its part of each batch, B // process_count rows in a row.
 
     Raises:
@@ -151,6 +153,8 @@ def make_iterator(
     if config.shuffle:
         order = order.shuffle(seed=config.seed)
     order = order.batch(config.batch_size, drop_remainder=config.remainder == "drop").repeat(config.epochs)
+    if first_batch:
+        order = order[first_batch:]
     share = config.batch_size // process_count
     load = _Load(config, t5, bert, examples, slice(process_index * share, (process_index + 1) * share))
     ahead = grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)

@@ -74,6 +74,16 @@ class CalceConfig:
         qformer = replace(QFormerConfig.tiny(vocab=bert_vocab), queries=4)
         return CalceConfig(VitConfig.tiny(), qformer, T5Config.tiny(t5_vocab), lora, compressed=1)
 
+    @staticmethod
+    def named(
+        size: str, lora: LoraConfig | None, dtype: Literal["float32", "bfloat16"], *, t5_vocab: int, bert_vocab: int
+    ) -> "CalceConfig":
+        """Return one of the sizes above by its name; the vocabularies count for "tiny" alone."""
+        if size == "tiny":
+            return replace(CalceConfig.tiny(t5_vocab, bert_vocab, lora), dtype=dtype)
+        makers = {"full": CalceConfig.full, "full_xxl": CalceConfig.full_xxl, "small": CalceConfig.small}
+        return replace(makers[size](lora), dtype=dtype)
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -258,7 +268,7 @@ def label(path: tuple[str, ...]) -> Literal["trainable", "frozen"]:
 def split(model: Calce, frozen_dtype: str = "bfloat16") -> tuple[Any, nnx.State, nnx.State]:
     """Split a model into its structure, what is trained (float32) and what is frozen (stored in `frozen_dtype`)."""
 
-    def trained(path: tuple[str, ...], _: object) -> bool:
+    def trained(path: tuple[Any, ...], _: object) -> bool:
         return label(tuple(map(str, path))) == "trainable"
 
     graph, trainable, frozen = nnx.split(model, trained, ...)

@@ -51,6 +51,8 @@ class DataConfig:
     batch: Count  # videos in a micro-step, over all devices
     eval_batch: Count
     workers: Annotated[int, Range(0)]  # processes that read; 0 reads in this one
+    augment: bool  # crop training clips at random
+    use_captions: bool  # False withholds what is said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +113,10 @@ class TextConfig:
     t5_tokenizer: str  # a directory
     bert_tokenizer: str  # a directory
     buckets: tuple[int, ...]  # encoder lengths in tokens, ascending; a batch takes the first that holds it
+    text_tokens: Count  # T5 tokens of all the text of a video and its query, all captions included
+    max_text: Count  # T5 tokens of the query with all that stands around it, and of one caption
+    words: Count  # BERT tokens of the query, and of one caption
+    windows: Count  # most stage-1 windows of a query
     answer_tokens: Count  # length of the labels
 
 

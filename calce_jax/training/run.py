@@ -1,16 +1,11 @@
 """One run put together: the workdir, the model on its devices, the programs, the loop."""
 
 import json
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import grain
 import jax
-import numpy as np
 import optax
 from absl import logging
 from flax import nnx
@@ -26,42 +21,17 @@ from calce_jax.checkpoints import (
     starting_point,
 )
 from calce_jax.models.calce import Calce, CalceConfig, Selection, count, split
-from calce_jax.models.lora import LoraConfig
 from calce_jax.outputs import write_output
 from calce_jax.paths import named_leaves, with_leaves
 from calce_jax.sharding import abstract_like, make_mesh, put_batch, shard_params
-from calce_jax.step import Prediction, StepConfig, make_predict, make_train_step
+from calce_jax.step import StepConfig, make_predict, make_train_step
 from calce_jax.training.config import ConfigError, RunConfig, differences, flat, plain
-from calce_jax.training.loop import Evaluation, Plan, train
+from calce_jax.training.loop import Plan, train
+from calce_jax.training.material import Material
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import TrainState, new_state
 from calce_jax.training.writer import open_writer
-
-# What the original generates at most, whatever the video's length.
-REFERENCE_ANSWER_TOKENS = 70
-
-Predict = Callable[[Any], Prediction]
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a run learns from and is scored on.
-
-    Fields:
-      iterator: batches of the training split, without end.
-      examples: queries in the training split.
-      query_ids: turns rows of the training split into query ids.
-      evaluate: runs a prediction over the evaluation split, batch by batch, and scores it.
-      t5_vocab, bert_vocab: what the tokenizers hold.
-    """
-
-    iterator: grain.DatasetIterator
-    examples: int
-    query_ids: Callable[[np.ndarray], list[str]]
-    evaluate: Callable[[Predict], Evaluation]
-    t5_vocab: int
-    bert_vocab: int
 
 
 def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainState:
@@ -82,7 +52,7 @@ def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainStat
 
     with jax.set_mesh(mesh), open_writer(workdir) as writer:
         # 2. The model: frozen weights and trainables, on their devices.
-        graph, trainable, frozen = build_model(calce_config(config, material), config, mesh)
+        graph, trainable, frozen = build_model(material.sizes, config, mesh)
         logging.info("%d parameters are trainable, %d are frozen", count(trainable), count(frozen))
         if start.kind == "given" and start.path:
             trainable = trainables_of(start.path, trainable)
@@ -96,7 +66,7 @@ def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainStat
         logging.info("%s start at step %d from %s", start.kind, int(state.step), start.path or "a random model")
 
         # 4. The two programs.
-        steps_per_epoch = math.ceil(material.examples / config.data.batch)
+        steps_per_epoch, programs = material.steps_per_epoch, step_config(config, material.answer_tokens)
         rate = partial(
             learning_rate,
             steps_per_epoch=steps_per_epoch,
@@ -111,11 +81,11 @@ def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainStat
         # Left to itself XLA lays the new state out in its own way, and the second step is compiled again.
         places = jax.tree.map(lambda a: a.sharding, state)
         step = jax.jit(
-            make_train_step(graph, step_config(config), optimizer, rate),
+            make_train_step(graph, programs, optimizer, rate),
             donate_argnums=0,
             out_shardings=(places, None),
         )
-        predict = jax.jit(make_predict(graph, step_config(config)))
+        predict = jax.jit(make_predict(graph, programs))
         key = jax.random.key(config.seed)
         put = partial(put_batch, mesh=mesh)
 
@@ -173,19 +143,8 @@ def make_record(config: RunConfig, start: Start) -> dict[str, Any]:
     }
 
 
-def calce_config(config: RunConfig, material: Material) -> CalceConfig:
-    """Return the sizes of the model that a config names."""
-    lora = LoraConfig(rank=config.lora.rank, alpha=config.lora.alpha, drop=config.lora.dropout)
-    if config.model.size == "tiny":
-        sizes = CalceConfig.tiny(material.t5_vocab, material.bert_vocab, lora)
-    else:
-        sizes = getattr(CalceConfig, config.model.size)(lora)
-    return replace(sizes, dtype=config.model.compute_dtype)
-
-
-def step_config(config: RunConfig) -> StepConfig:
-    """Return what the two programs need to know."""
-    reference = config.behaviour == "reference"
+def step_config(config: RunConfig, answer_tokens: int) -> StepConfig:
+    """Return what the two programs need to know; answers may have `answer_tokens`."""
     return StepConfig(
         selection=Selection(
             stage=config.stage,
@@ -198,7 +157,7 @@ def step_config(config: RunConfig) -> StepConfig:
         buckets=config.text.buckets,
         remat=config.model.remat,
         beams=config.generation.beams,
-        answer_length=REFERENCE_ANSWER_TOKENS if reference else config.text.answer_tokens,
+        answer_length=answer_tokens,
     )
 
 
@@ -227,10 +186,10 @@ def build_model(sizes: CalceConfig, config: RunConfig, mesh: Mesh) -> tuple[Any,
     return graph, *with_leaves(abstract, weights)
 
 
-def trainables_of(workdir: Path, like: nnx.State) -> nnx.State:
-    """Return the best trainables of another run, or its latest where none was scored."""
+def trainables_of(workdir: Path, like: nnx.State, which: Literal["best", "latest"] = "best") -> nnx.State:
+    """Return the trainables of another run: the best, or the latest, also where none was scored."""
     checkpoints = Checkpoints(workdir)
-    step = checkpoints.best[0] if checkpoints.best else checkpoints.latest
+    step = checkpoints.best[0] if checkpoints.best and which == "best" else checkpoints.latest
     if step is None:
         raise CheckpointError(f"no checkpoint in {checkpoints.folder}; give the workdir of a run that trained")
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)

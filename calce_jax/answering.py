@@ -1,0 +1,68 @@
+"""All queries of a split asked of a trained run, the answers written as they come, so that a long job can go on."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from calce_jax.inference import Answer
+from calce_jax.predictions import Prediction, prediction_row, read_predictions
+from calce_jax.trained import Trained
+from calce_jax.training.material import answer_tokens, ask, open_split
+from data.moments import Query
+
+
+def answer_split(trained: Trained, split: str, out: str | Path) -> list[Prediction]:
+    """Ask every query of a split, and write the predictions.
+
+    They go to `OUT.part` batch by batch; a second run after an interruption goes on with the first batch that is not
+    complete there, and the file gets its name when it is whole.
+
+    Args:
+      trained: the run.
+      split: of the prepared folder in its config.
+      out: the JSONL file.
+
+    Returns:
+      The predictions, in the order of the queries.
+
+    Raises:
+      TablesError: there is no such prepared folder or split.
+      OSError: the file cannot be written.
+    """
+    config, out = trained.config, Path(out)
+    opened = open_split(config, split, trained.tokenizers, trained.sizes)
+    part = out.with_name(out.name + ".part")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = _whole_batches(part, config.data.eval_batch)
+    predict = trained.predictor(answer_tokens(config, opened.queries, trained.tokenizers.t5))
+    answers = ask(config, opened, trained.tokenizers.t5, predict, first=done // config.data.eval_batch)
+    with part.open("a", encoding="utf-8") as file:
+        for answer in _shown(answers, split, done, len(opened.queries)):
+            file.write(json.dumps(prediction_row(predicted(opened.queries[answer.row], answer))) + "\n")
+            file.flush()
+    os.replace(part, out)
+    return read_predictions(out)
+
+
+def predicted(query: Query, answer: Answer) -> Prediction:
+    """Return the answer to a query as it is written down."""
+    duration = int(query.duration) if float(query.duration).is_integer() else query.duration
+    found = answer.moments
+    return Prediction(query.qid, query.query, query.video, found.windows, found.text, found.status, duration)
+
+
+def _shown(answers: Iterator[Answer], split: str, done: int, total: int) -> Iterator[Answer]:
+    return iter(tqdm(answers, desc=f"asking {split}", initial=done, total=total, unit="query", dynamic_ncols=True))
+
+
+def _whole_batches(part: Path, batch: int) -> int:
+    """Cut an unfinished file back to whole batches, and return how many queries it holds."""
+    if not part.exists():
+        return 0
+    lines = part.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = len(lines) - len(lines) % batch if lines and lines[-1].endswith("\n") else (len(lines) - 1) // batch * batch
+    part.write_text("".join(lines[:whole]), encoding="utf-8")
+    return whole

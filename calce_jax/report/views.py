@@ -1,0 +1,54 @@
+"""From answers to what the page shows."""
+
+from collections.abc import Mapping, Sequence
+
+from calce_jax.captions import clean
+from calce_jax.inference import Answer
+from calce_jax.prompt import Caption
+from calce_jax.report.page import CaptionView, FrameView, MomentView, QueryView, StageView
+from data.moments import Example
+
+
+def query_view(
+    example: Example,
+    answers: Mapping[str, Answer],
+    pictures: Sequence[tuple[float, bytes]],
+    *,
+    truth: bool = True,
+    video_src: str | None = None,
+) -> QueryView:
+    """Return the view of one query.
+
+    Args:
+      example: the query and its video.
+      answers: of each stage by name, in the order they ran.
+      pictures: (second, JPEG) of the frames of the last stage, in order of time; an earlier stage that looked at every
+        n-th of them is shown with those.
+      truth: whether the example's windows are the truth, and not merely unknown.
+      video_src: see `QueryView`.
+    """
+    stages = {}
+    for name, answer in answers.items():
+        step = max(len(pictures) // max(len(answer.treatments), 1), 1)
+        shown = zip(pictures[::step], answer.treatments, strict=False)
+        stages[name] = StageView(
+            frames=[FrameView(second, jpeg, treatment) for (second, jpeg), treatment in shown],
+            moments=[MomentView(*window) for window in answer.moments.windows],
+            raw_text=answer.moments.text,
+        )
+    last = list(answers.values())[-1]
+    said = clean([Caption(*caption) for caption in example.captions])[: len(last.similarity)]
+    return QueryView(
+        qid=example.qid,
+        video=example.video,
+        query=example.query,
+        kind=example.kind or "",
+        duration=example.duration,
+        truth=[MomentView(*window) for window in example.windows.tolist()] if truth else None,
+        stages=stages,
+        captions=[
+            CaptionView(caption.start, caption.end, caption.text, round(last.similarity[n], 3), n in last.used)
+            for n, caption in enumerate(said)
+        ],
+        video_src=video_src,
+    )

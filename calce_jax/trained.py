@@ -1,0 +1,99 @@
+"""A run that was trained, opened to answer queries."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from calce_jax.batch import Batch
+from calce_jax.models.calce import CalceConfig
+from calce_jax.sharding import make_mesh, put_batch
+from calce_jax.step import Prediction, make_predict
+from calce_jax.training.config import ConfigError, RunConfig, validate
+from calce_jax.training.material import Tokenizers, calce_config, open_tokenizers
+from calce_jax.training.run import build_model, step_config, trainables_of
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with the config it was trained by.
+
+    Fields:
+      config: the run's; data fields may have been changed on opening.
+      sizes, tokenizers: what the config names.
+      mesh: where the weights are.
+      graph, trainable, frozen: the model, see `calce_jax.models.calce.split`.
+    """
+
+    config: RunConfig
+    sizes: CalceConfig
+    tokenizers: Tokenizers
+    mesh: Mesh
+    graph: Any
+    trainable: nnx.State
+    frozen: nnx.State
+
+    def predictor(self, answer_tokens: int) -> Callable[[Batch], Prediction]:
+        """Compile the prediction for answers of at most so many tokens; it takes and gives host batches."""
+        predict = jax.jit(make_predict(self.graph, step_config(self.config, answer_tokens)))
+
+        def run(batch: Batch) -> Prediction:
+            with jax.set_mesh(self.mesh):
+                return jax.device_get(predict(self.trainable, self.frozen, put_batch(batch, self.mesh)))
+
+        return run
+
+
+def open_trained(
+    workdir: str | Path,
+    *,
+    which: Literal["best", "latest"] = "best",
+    directory: str | None = None,
+    mesh: str | None = None,
+    use_captions: bool | None = None,
+) -> Trained:
+    """Open the run in a workdir.
+
+    Args:
+      workdir: what `launch/train.py --workdir` wrote.
+      which: its checkpoint.
+      directory, mesh, use_captions: in place of the config's.
+
+    Raises:
+      ConfigError: there is no run in the workdir, or its config is damaged.
+      CheckpointError: its checkpoint, or the base weights it names, cannot be read.
+      TokenizerError: a tokenizer it names is missing.
+    """
+    config = read_config(workdir)
+    data = replace(
+        config.data,
+        directory=config.data.directory if directory is None else directory,
+        use_captions=config.data.use_captions if use_captions is None else use_captions,
+    )
+    config = replace(config, data=data, mesh=config.mesh if mesh is None else mesh)
+    tokenizers = open_tokenizers(config)
+    sizes, devices = calce_config(config, tokenizers), make_mesh(config.mesh)
+    with jax.set_mesh(devices):
+        graph, trainable, frozen = build_model(sizes, config, devices)
+        trainable = trainables_of(Path(workdir), trainable, which)
+    return Trained(config, sizes, tokenizers, devices, graph, trainable, frozen)
+
+
+def read_config(workdir: str | Path) -> RunConfig:
+    """Read what a run was trained by.
+
+    Raises:
+      ConfigError: there is no such file, or it is damaged.
+    """
+    path = Path(workdir) / "config.json"
+    try:
+        return validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; give the workdir of a run that launch/train.py trained") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is no JSON ({error}); restore it from a checkpoint's record") from error

@@ -1,0 +1,46 @@
+"""Ask every query of a split: `launch/infer.py --workdir=DIR --split=train|val|test --out=FILE.jsonl`.
+
+The same command goes on where an interrupted one stopped.
+"""
+
+from typing import Literal, cast
+
+from absl import app, flags
+
+from calce_jax.answering import answer_split
+from calce_jax.checkpoints import CheckpointError
+from calce_jax.trained import open_trained
+
+WORKDIR = flags.DEFINE_string("workdir", None, "of the trained run")
+SPLIT = flags.DEFINE_enum("split", None, ["train", "val", "test"], "whose queries are asked")
+OUT = flags.DEFINE_string("out", None, "the JSONL file of predictions")
+CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "of the run")
+DATA = flags.DEFINE_string("data", None, "prepared folder, in place of the one in the run's config")
+MESH = flags.DEFINE_string("mesh", None, "in place of the one in the run's config")
+CAPTIONS = flags.DEFINE_bool(
+    "captions", None, "--nocaptions withholds what is said; as in the run's config unless given"
+)
+flags.mark_flags_as_required(["workdir", "split", "out"])
+
+
+def main(argv: list[str]) -> None:
+    """Open the run, ask, say where the answers are."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument: {argv[1]}")
+    try:
+        trained = open_trained(
+            str(WORKDIR.value),
+            which=cast(Literal["best", "latest"], CHECKPOINT.value),
+            directory=DATA.value,
+            mesh=MESH.value,
+            use_captions=CAPTIONS.value,
+        )
+        predictions = answer_split(trained, str(SPLIT.value), str(OUT.value))
+    except (CheckpointError, OSError, ValueError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    malformed = sum(prediction.malformed for prediction in predictions)
+    print(f"{len(predictions)} queries answered, {malformed} answers malformed; wrote {OUT.value}")
+
+
+if __name__ == "__main__":
+    app.run(main)
