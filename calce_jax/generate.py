@@ -8,6 +8,7 @@ ended answers as beams and none of the running ones, at its present length, woul
 Dimensions: B batch, K beams, M longest answer, V vocabulary, L encoder positions.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import jax
@@ -105,7 +106,7 @@ def beam_search(
         ended=jnp.zeros(none.shape, bool),
         steps=search.at,
     )
-    return _best(search.found, running, beams).replace(steps=search.at)
+    return replace(_best(search.found, running, beams), steps=search.at)
 
 
 def _advance(search: _Search, logits: Float[Array, "B K V"], cache: Cache, extra: int) -> _Search:
@@ -146,7 +147,7 @@ def _reordered(cache: Cache, beam: Int[Array, "B K"]) -> Cache:
     def pick(own: Float[Array, "Z B K M N H"]) -> Float[Array, "Z B K M N H"]:
         return jnp.take_along_axis(own, beam[None, :, :, None, None, None], axis=2)
 
-    return cache.replace(self_key=pick(cache.self_key), self_value=pick(cache.self_value))
+    return replace(cache, self_key=pick(cache.self_key), self_value=pick(cache.self_value))
 
 
 def _best(first: Answers, second: Answers, beams: int) -> Answers:

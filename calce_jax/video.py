@@ -26,7 +26,10 @@ from jaxtyping import Float, Int, UInt8
 # Seconds that may be missing at the end of a video before it counts as cut off.
 SHORTFALL = 1.0
 # Files that hold a video themselves. FFmpeg's playlists, scripts and device readers can lead to other files or hosts.
-FORMATS = "mov,mp4,3gp,matroska,webm,avi,flv,asf,mpeg,mpegts,mpegvideo,m4v,h264,hevc,av1,obu,ivf,ogg,rm,nut,mxf,vob,wtv,dv,gif"
+FORMATS = (
+    "mov,mp4,3gp,matroska,webm,avi,flv,asf,mpeg,mpegts,"
+    "mpegvideo,m4v,h264,hevc,av1,obu,ivf,ogg,rm,nut,mxf,vob,wtv,dv,gif"
+)
 FETCH_AGAIN = "fetch the file again, or make it again with ffmpeg"
 
 

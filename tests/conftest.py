@@ -16,7 +16,7 @@ jax.config.update("jax_default_matmul_precision", "float32")
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of recorded numbers, annotations and media; tests that need it skip, and say so, where it is absent."""
+    """The folder of recorded numbers, annotations and media; tests that need it skip, and say so, without it."""
     folder = Path(os.environ.get("CALCE_SHARED", Path(__file__).parents[2] / "shared"))
     if not folder.is_dir():
         pytest.skip(f"no shared folder at {folder}; set CALCE_SHARED")

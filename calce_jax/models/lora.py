@@ -7,6 +7,7 @@ Dimensions: Z stacked blocks, D features in, E features out, R rank.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from calce_jax.models.layers import Key, Linear, dropout
+
+Layer = TypeVar("Layer", bound=nnx.Module)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def fuse(model: nnx.Module) -> None:
         setattr(parent, name, layer.fused())
 
 
-def _children(model: nnx.Module, kind: type) -> list[tuple[nnx.Module, str, nnx.Module]]:
+def _children(model: nnx.Module, kind: type[Layer]) -> list[tuple[nnx.Module, str, Layer]]:
     return [
         (module, name, child)
         for _, module in nnx.iter_modules(model)

@@ -7,7 +7,7 @@ Dimensions: B batch, L encoder positions, A answer positions, K beams, M cache l
 F feed-forward width, V vocabulary, R relative-position buckets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -299,7 +299,7 @@ class T5(nnx.Module):
 
         x = self.shared(ids).astype(cache.self_key.dtype)
         x, (own_key, own_value) = scan(self.decoder.blocks, body, x, cache)
-        return self.lm_head(self.decoder.final_norm(x)), cache.replace(self_key=own_key, self_value=own_value)
+        return self.lm_head(self.decoder.final_norm(x)), replace(cache, self_key=own_key, self_value=own_value)
 
     def _bias(self, table: Embedding, length: int, dtype: jnp.dtype, *, both_ways: bool) -> Float[Array, "1 N L L"]:
         at = jnp.arange(length)

@@ -92,10 +92,10 @@ def make_base(
 ) -> tuple[Calce, dict[str, dict[str, float]]]:
     """Teach a model from nothing; also return its scores on held-out scenes, by stage."""
     model = Calce(config, rngs=nnx.Rngs(lessons.seed))
-    writers = [
-        PromptWriter(t5, bert, TextSizes(frames, 8, 24, 320, 32), stage=stage)
-        for stage, frames in ((1, lessons.frames // 2), (2, lessons.frames))
-    ]
+    writers = (
+        PromptWriter(t5, bert, TextSizes(lessons.frames // 2, 8, 24, 320, 32), stage=1),
+        PromptWriter(t5, bert, TextSizes(lessons.frames, 8, 24, 320, 32), stage=2),
+    )
     pool, held_out = (
         Pool(range(first, first + count), *writers)
         for first, count in ((TRAIN_SEEDS, lessons.scenes), (HELD_OUT_SEEDS, lessons.held_out))
@@ -187,7 +187,7 @@ def judge(
     for first in range(0, len(pool.asked) - batch + 1, batch):
         rows = pool.asked[first : first + batch]
         tokens = seen[[row.scene for row in rows], :: 2 if stage == 1 else 1]
-        written = jax.device_get(_answer(model, tokens, pool.batch(rows, stage), stage))
+        written = jax.device_get(_answer(model, jnp.asarray(tokens), pool.batch(rows, stage), stage))
         for row, ids in zip(rows, written, strict=True):
             overlaps.setdefault(row.query.kind, []).append(_overlap(pool, row, answer_text(t5, ids)))
     every = [value for values in overlaps.values() for value in values]
