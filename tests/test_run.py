@@ -10,15 +10,14 @@ from flax import nnx
 
 from calce_jax.batch import SPANS_BESIDE_FRAMES_AND_CAPTIONS, Batch
 from calce_jax.checkpoints import Checkpoints, save_params, starting_point, steps_in
-from calce_jax.models.calce import Calce
+from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.paths import named_leaves
 from calce_jax.sharding import make_mesh
 from calce_jax.training.config import ConfigError, validate
 from calce_jax.training.loop import Evaluation
+from calce_jax.training.material import Material
 from calce_jax.training.run import (
-    Material,
     build_model,
-    calce_config,
     claim_workdir,
     make_record,
     step_config,
@@ -28,6 +27,7 @@ from calce_jax.training.run import (
 from configs.calce import get_config
 
 B, T, C, WORDS, ANSWER, VOCAB = 4, 6, 2, 5, 8, 64
+SIZES = CalceConfig.tiny(VOCAB, VOCAB)
 
 
 def tiny_config(**changes):
@@ -84,7 +84,7 @@ def material(stop_after_first_evaluation=False):
             os.kill(os.getpid(), signal.SIGTERM)
         return Evaluation({"R1_avg": float(prediction.answers.score[:, 0].mean())})
 
-    return Material(iter(data), 8, lambda rows: [f"q{row}" for row in rows], evaluate, VOCAB, VOCAB)
+    return Material(iter(data), 8 // B, lambda rows: [f"q{row}" for row in rows], evaluate, SIZES, ANSWER)
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
@@ -112,18 +112,21 @@ def test_the_record_names_the_base_weights_and_the_code(tmp_path):
     assert validate(record["config"]) == config
 
 
-def test_the_original_never_writes_more_than_70_tokens():
-    assert step_config(tiny_config()).answer_length == ANSWER
-    assert step_config(tiny_config(behaviour="reference")).answer_length == 70
+def test_both_programs_follow_the_config():
+    made = step_config(
+        tiny_config(stage=2, behaviour="reference", keyframes={"clusters": 3, "bias1": 2, "bias2": 1}), 7
+    )
+    selection = made.selection
+    assert (selection.stage, selection.clusters, selection.dilation, selection.filter_dilation) == (2, 3, 2, 1)
+    assert (made.behaviour, made.buckets, made.beams, made.answer_length) == ("reference", (96,), 2, 7)
 
 
 @pytest.mark.slow
 def test_base_weights_fill_all_but_the_adapters(tmp_path):
     config = tiny_config(weights={"base": str(tmp_path / "base.safetensors")})
-    sizes = calce_config(config, material())
-    base = nnx.state(Calce(dataclasses.replace(sizes, lora=None), rngs=nnx.Rngs(5)))
+    base = nnx.state(Calce(dataclasses.replace(SIZES, lora=None), rngs=nnx.Rngs(5)))
     save_params(tmp_path / "base.safetensors", base)
-    _, trainable, frozen = build_model(sizes, config, make_mesh("a100x4"))
+    _, trainable, frozen = build_model(SIZES, config, make_mesh("a100x4"))
     built, given = named_leaves(trainable) | named_leaves(frozen), named_leaves(base)
     adapters = {name for name in built if name.split("/")[-1] in ("a", "b")}
     assert {name.replace("/base/", "/") for name in built.keys() - adapters} == given.keys()
