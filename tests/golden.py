@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from calce_jax.convert.table import Table, to_flax, to_torch
+from calce_jax.convert.table import Row, Table, to_flax, to_torch
 
 
 def recorded(shared: Path, group: str) -> dict[str, np.ndarray]:
@@ -37,4 +37,7 @@ def waves(make: Callable[[], Any], table: Table) -> tuple[Any, dict[str, np.ndar
         name: (0.3 * np.sin(1.7 * number + np.arange(tensor.size) * 0.9)).reshape(tensor.shape).astype(np.float32)
         for number, (name, tensor) in enumerate(sorted(to_torch(table, zeros).items()))
     }
+    for row in table:
+        if isinstance(row, Row):
+            tensors |= {name: tensors[row.torch] for name in row.tied}
     return load(module, table, tensors), tensors

@@ -1,0 +1,223 @@
+"""T5 against recorded numbers, against torch, and against itself."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from calce_jax.convert.t5 import table
+from calce_jax.generate import beam_search
+from calce_jax.models import lora
+from calce_jax.models.calce import answer_loss, shifted
+from calce_jax.models.layers import gelu
+from calce_jax.models.lora import LoraConfig
+from calce_jax.models.t5 import T5, T5Config, relative_bucket
+from tests import golden
+
+# float32 sums in another order, through three layers.
+CLOSE = {"rtol": 2e-5, "atol": 2e-5}
+# Six layers and the head, whose sums cancel.
+HEAD = {"rtol": 2e-5, "atol": 1e-4}
+PREFIX = "t5_model."
+KINDS = pytest.mark.parametrize("kind", ["base", "lora"])
+
+
+@pytest.fixture(scope="module")
+def recorded(shared):
+    return golden.recorded(shared, "03_t5")
+
+
+@pytest.fixture(scope="module")
+def models(shared, recorded):
+    """The recorded model without and with adapters."""
+    sizes = json.loads((shared / "golden" / "config.json").read_text())["03_t5"]
+    config = T5Config(
+        width=sizes["d_model"],
+        heads=sizes["heads"],
+        head_width=sizes["d_kv"],
+        mlp_width=sizes["d_ff"],
+        encoder_depth=sizes["enc"],
+        decoder_depth=sizes["dec"],
+    )
+
+    def make(adapters):
+        t5 = T5(config, rngs=nnx.Rngs(0))
+        if adapters:
+            lora.attach(t5, LoraConfig(), rngs=nnx.Rngs(0))
+        return t5
+
+    tensors = {}
+    for name, array in golden.weights(recorded, "t5_model.").items():
+        tensors[name.removeprefix(PREFIX).removeprefix("base_model.model.")] = array
+    plain = {name: array for name, array in tensors.items() if "lora_" not in name}
+    return {
+        "base": golden.load(nnx.eval_shape(lambda: make(False)), table(lora=False), plain),
+        "lora": golden.load(nnx.eval_shape(lambda: make(True)), table(lora=True), tensors),
+    }
+
+
+@pytest.fixture(scope="module")
+def encoded(models, recorded):
+    """Each model, what its encoder makes of the prompts, and their mask: padded left, right and in the middle."""
+    x, mask = jnp.asarray(recorded["inputs_embeds"]), jnp.asarray(recorded["attention_mask"] != 0)
+    return {kind: (t5, encode(t5, x, mask), mask) for kind, t5 in models.items()}
+
+
+encode, decode = nnx.jit(T5.encode), nnx.jit(T5.decode)
+
+
+def written(t5, memory, mask, **how):
+    return nnx.jit(lambda t5, memory, mask: beam_search(t5, memory, mask, **how))(t5, memory, mask)
+
+
+@KINDS
+def test_encoder_as_recorded(encoded, recorded, kind):
+    np.testing.assert_allclose(encoded[kind][1], recorded[f"{kind}_encoder_last_hidden"], **CLOSE)
+
+
+@KINDS
+def test_logits_and_loss_as_recorded(encoded, recorded, kind):
+    labels = jnp.asarray(np.maximum(recorded["labels"], 0), jnp.int32)
+    t5, memory, mask = encoded[kind]
+    logits = decode(t5, shifted(labels), memory, mask)
+    # After an answer's end logits mean nothing, and the original masks what it is fed there.
+    said = np.asarray(labels != 0)
+    np.testing.assert_allclose(logits[0], recorded[f"{kind}_logits_b0"], **HEAD)
+    hot = logits[:, :, recorded["logits_hot_ids"]]
+    np.testing.assert_allclose(hot[said], recorded[f"{kind}_logits_hot"][said], **HEAD)
+    np.testing.assert_array_equal(logits.argmax(axis=-1)[said], recorded[f"{kind}_argmax"][said])
+    total = jax.nn.logsumexp(logits, axis=-1)
+    np.testing.assert_allclose(total[said], recorded[f"{kind}_logits_logsumexp"][said], **CLOSE)
+    # The original averages over the tokens of the batch, we over those of each answer.
+    loss = np.average(answer_loss(logits, labels), weights=said.sum(axis=1))
+    np.testing.assert_allclose(loss, recorded[f"{kind}_loss"], rtol=1e-5)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "how", [{"beams": beams, "length": length} for beams, length in ((5, 70), (5, 20), (3, 15), (1, 20))], ids=str
+)
+def test_answers_as_recorded(encoded, recorded, kind, how):
+    answers = written(*encoded[kind], behaviour="reference", **how)
+    name = f"{kind}_gen_b{how['beams']}_new{how['length']}_min1"
+    np.testing.assert_array_equal(answers.tokens[:, 0], recorded[name][:, 1:])
+    if f"{name}_scores" in recorded:
+        np.testing.assert_allclose(answers.score[:, 0], recorded[f"{name}_scores"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("behaviour", "version"), [("reference", "4_33_3"), ("default", "4_38_2")])
+def test_forty_answers_as_each_version_of_transformers_gives_them(models, shared, behaviour, version):
+    cases, t5 = golden.recorded(shared, "03_t5_beam40"), models["base"]
+    x = jnp.asarray(cases["inputs_embeds"])
+    mask = jnp.ones(x.shape[:2], bool)
+    answers = written(t5, encode(t5, x, mask), mask, beams=5, length=30, behaviour=behaviour)
+    np.testing.assert_array_equal(answers.tokens[:, 0], cases[f"seq_transformers_{version}"][:, 1:])
+    np.testing.assert_allclose(answers.score[:, 0], cases[f"score_{version}"], rtol=1e-5)
+
+
+def test_relative_buckets_as_recorded(recorded):
+    distance = jnp.asarray(recorded["rel_positions"], jnp.int32)[None]
+    for name, both_ways in (("bidirectional", True), ("unidirectional", False)):
+        buckets = relative_bucket(distance, both_ways=both_ways)
+        np.testing.assert_array_equal(buckets[0], recorded[f"rel_bucket_{name}"])
+
+
+def test_relative_buckets_are_exact_near_and_one_far_away():
+    distance = jnp.arange(-500, 501)[None]
+    both, back = (np.asarray(relative_bucket(distance, both_ways=way)[0]) for way in (True, False))
+    assert both[500 - 7 : 501].tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
+    assert both[501:508].tolist() == list(range(17, 24))
+    assert (both[: 500 - 127] == 15).all()
+    assert (both[500 + 128 :] == 31).all()
+    assert back[500 - 15 : 501].tolist() == list(range(15, -1, -1))
+    assert (back[501:] == 0).all()
+    assert (back[: 500 - 127] == 31).all()
+
+
+def test_the_gate_is_the_exact_gelu(recorded):
+    y = gelu(jnp.asarray(recorded["act_x"]))
+    np.testing.assert_allclose(y, recorded["act_y_reference"], rtol=0, atol=1e-6)  # of two erfs in float32
+    assert np.abs(np.asarray(y) - recorded["act_y_gelu_new"]).max() > 1e-4
+
+
+@pytest.fixture(scope="module")
+def minute():
+    """A model of unequal depths, with weights by a formula."""
+    config = T5Config(width=12, heads=3, head_width=5, mlp_width=10, encoder_depth=3, decoder_depth=2, vocab=19)
+    return golden.waves(lambda: T5(config, rngs=nnx.Rngs(0)), table(lora=False))
+
+
+def test_as_transformers_computes_it(minute):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    t5, tensors = minute
+    config = transformers.T5Config(
+        vocab_size=19,
+        d_model=12,
+        d_kv=5,
+        d_ff=10,
+        num_layers=3,
+        num_decoder_layers=2,
+        num_heads=3,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    )
+    config.dense_act_fn = "gelu"
+    config.tie_word_embeddings = False  # transformers 5 ties whatever it is told, but reads this when it builds
+    other = transformers.T5ForConditionalGeneration(config).eval()
+    other.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()})
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 9, 12)).astype(np.float32)
+    mask = np.arange(9) < np.array([[9], [6]])
+    labels = np.array([[4, 9, 18, 1], [7, 1, 0, 0]], np.int32)
+    asked = torch.from_numpy(np.where(labels == 0, -100, labels)).long()
+    with torch.no_grad():
+        theirs = other(inputs_embeds=torch.from_numpy(x), attention_mask=torch.from_numpy(mask).long(), labels=asked)
+    memory = encode(t5, jnp.asarray(x), jnp.asarray(mask))
+    logits = decode(t5, shifted(jnp.asarray(labels)), memory, jnp.asarray(mask))
+    np.testing.assert_allclose(memory, theirs.encoder_last_hidden_state.numpy(), **CLOSE)
+    np.testing.assert_allclose(logits, theirs.logits.numpy(), **HEAD)
+    loss = np.average(answer_loss(logits, jnp.asarray(labels)), weights=(labels != 0).sum(axis=1))
+    np.testing.assert_allclose(loss, float(theirs.loss), rtol=1e-5)
+
+
+def test_padding_changes_nothing(minute):
+    t5, _ = minute
+    x = jax.random.normal(jax.random.key(2), (1, 5, 12))
+    mask, ids = jnp.ones((1, 5), bool), jnp.array([[0, 3, 7]])
+    wide = jnp.pad(x, ((0, 0), (0, 4), (0, 0)), constant_values=9.0)
+    wide_mask = jnp.pad(mask, ((0, 0), (0, 4)))
+    memory, wide_memory = encode(t5, x, mask), encode(t5, wide, wide_mask)
+    np.testing.assert_allclose(wide_memory[:, :5], memory, **CLOSE)
+    np.testing.assert_allclose(decode(t5, ids, wide_memory, wide_mask), decode(t5, ids, memory, mask), **CLOSE)
+
+
+def test_step_by_step_as_all_at_once(minute):
+    t5, _ = minute
+    x = jax.random.normal(jax.random.key(3), (2, 6, 12))
+    mask = jnp.arange(6)[None] < jnp.array([6, 4])[:, None]
+    memory = encode(t5, x, mask)
+    ids = jnp.array([[[0, 3, 7], [0, 5, 5]], [[0, 1, 2], [0, 18, 4]]])  # two beams about each of two prompts
+    cache = t5.start(memory, 2, 3)
+    assert cache.cross_key.shape[1] == 2, "kept once a prompt, not once a beam"
+    step = jax.jit(lambda ids, cache, at: t5.step(ids, cache, at, mask))
+    stepped = []
+    for at in range(3):
+        logits, cache = step(ids[:, :, at], cache, jnp.asarray(at))
+        stepped.append(logits)
+    whole = jnp.stack([decode(t5, ids[:, beam], memory, mask) for beam in range(2)], axis=1)
+    np.testing.assert_allclose(jnp.stack(stepped, axis=2), whole, **HEAD)
+
+
+def test_dropout_needs_a_key(minute):
+    t5, _ = minute
+    x, mask = jnp.ones((1, 4, 12)), jnp.ones((1, 4), bool)
+    first, again, other = (encode(t5, x, mask, key=jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    np.testing.assert_array_equal(encode(t5, x, mask), encode(t5, x, mask))
