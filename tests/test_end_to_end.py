@@ -1,0 +1,151 @@
+"""The whole model, from video and query to loss and answer, against the original with the same weights."""
+
+import ast
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from calce_jax.batch import Batch
+from calce_jax.captions import clean, spoken_intervals
+from calce_jax.convert.calce import table
+from calce_jax.generate import beam_search
+from calce_jax.keyframes.spoken import spoken_frames
+from calce_jax.models.calce import Calce, CalceConfig, Selection
+from calce_jax.models.lora import LoraConfig
+from calce_jax.models.qformer import QFormerConfig
+from calce_jax.models.t5 import T5Config
+from calce_jax.models.vit import VitConfig
+from calce_jax.prompt import Caption, PromptWriter, TextSizes, about_talking
+from calce_jax.tokenizers import load_bert, load_t5
+from tests import golden
+
+FRAMES, LENGTH = 12, 192
+
+
+@pytest.fixture(scope="module")
+def model(shared):
+    sizes = json.loads((shared / "golden" / "config.json").read_text())["13_e2e"]
+    vit, qformer, t5 = sizes["vit"], sizes["qformer"], sizes["t5"]
+    config = CalceConfig(
+        VitConfig(vit["img"], 14, vit["dim"], vit["depth"], vit["heads"], vit["mlp_hidden"]),
+        QFormerConfig(
+            qformer["hidden"],
+            qformer["layers"],
+            qformer["heads"],
+            qformer["ffn"],
+            qformer["queries"],
+            image_width=vit["dim"],
+        ),
+        T5Config(t5["d_model"], t5["heads"], t5["d_kv"], t5["d_ff"], t5["enc"], t5["dec"]),
+        LoraConfig(),
+        compressed=2,
+    )
+    tensors = golden.recorded(shared, "13_e2e_state_dict")
+    return golden.load(nnx.eval_shape(lambda: Calce(config, rngs=nnx.Rngs(0))), table(lora=True), tensors)
+
+
+@pytest.fixture(scope="module")
+def recorded(shared):
+    return golden.recorded(shared, "13_e2e"), golden.recorded(shared, "13_e2e_b1")
+
+
+@pytest.fixture(scope="module")
+def seen(model, recorded):
+    """The vision tower's tokens; the videos were recorded after they were normalised."""
+    video = np.moveaxis(recorded[0]["video"], 2, -1)
+    tokens = nnx.jit(lambda model, frames: model.vit(frames))(model, jnp.asarray(video.reshape(-1, *video.shape[2:])))
+    return tokens.reshape(*video.shape[:2], *tokens.shape[1:])
+
+
+@pytest.fixture(scope="module")
+def batches(shared, recorded):
+    """A batch of one for every stage and sample."""
+    tokenizers = load_t5(shared / "tokenizers" / "t5"), load_bert(shared / "tokenizers" / "bert")
+    meta = json.loads((shared / "golden" / "13_e2e_meta.json").read_text())
+    sizes = TextSizes(FRAMES, captions=4, words=24, text_tokens=LENGTH, answer_tokens=16)
+    writers = {stage: PromptWriter(*tokenizers, sizes, stage=stage, behaviour="reference") for stage in (1, 2)}
+    return {
+        (stage, sample): one(meta[f"stage{stage}"], sample, recorded[0][f"s{stage}_timestamps"][sample], writers[stage])
+        for stage in (1, 2)
+        for sample in (0, 1)
+    }
+
+
+def one(meta, sample, times, writer):
+    fields, duration = {name: column[sample] for name, column in meta["samples"].items() if name != "iters"}, 150
+    query = fields["query_prompt"].removeprefix("Query: ").removesuffix("\n")
+    items = fields["item_prompt"].removeprefix("Items: ").removesuffix("\n").split(",")
+    said = [Caption(caption["start"], caption["end"], caption["text"]) for caption in fields["subtitles"]]
+    windows = ast.literal_eval(fields.get("stage1_result", "[[0, 150]]"))
+    text = writer.write(
+        query,
+        items,
+        times,
+        duration,
+        clean(said),
+        answer=ast.literal_eval(fields["relevant_windows"]),
+        reference_windows=windows,
+    )
+    row = {
+        "frames": np.zeros((FRAMES, 1, 1, 3), np.uint8),
+        "present": np.ones(FRAMES, bool),
+        "times": np.asarray(times, np.float32),
+        "duration": np.float32(duration),
+        "tokens": text.tokens,
+        "spans": text.spans,
+        "query_words": text.query_words,
+        "caption_words": text.caption_words,
+        "talk": np.bool_(about_talking(query, "reference")),
+        "spoken": spoken_frames(spoken_intervals(said, "reference"), duration, FRAMES),
+        "windows": np.asarray(windows, np.float32),
+        "window_valid": np.ones(len(windows), bool),
+        "labels": text.labels,
+        "valid": np.bool_(True),
+        "row": np.int32(sample),
+        "notes": np.int32(0),
+    }
+    return Batch(**{name: jnp.asarray(value)[None] for name, value in row.items()})
+
+
+def selection(stage):
+    return Selection(stage=stage, clusters=6, dilation=1, filter_dilation=1, behaviour="reference")
+
+
+@partial(jax.jit, static_argnames=("graph", "stage"))
+def run(graph, state, seen, batch, stage):
+    model = nnx.merge(graph, state)
+    reading = model.read(seen, batch, selection(stage))
+    loss = model.loss(seen, batch, reading, LENGTH, behaviour="reference")
+    x, mask = model.embed(seen, batch, reading, LENGTH)
+    memory = model.t5.encode(x, mask)
+    answers = beam_search(model.t5, memory, mask, beams=5, length=70, behaviour="reference")
+    return reading, loss, x, mask, answers
+
+
+@pytest.fixture(scope="module", params=[(1, 0), (1, 1), (2, 0), (2, 1)], ids="stage {0[0]}, sample {0[1]}".format)
+def case(request, model, seen, batches):
+    """A stage and a sample, and all that comes of that sample alone."""
+    stage, sample = request.param
+    return stage, sample, run(*nnx.split(model), seen[sample][None], batches[stage, sample], stage)
+
+
+def test_a_batch_of_one_as_recorded(case, recorded):
+    together, alone = recorded
+    stage, sample, (reading, loss, x, mask, answers) = case
+    name = f"s{stage}_{sample}"
+    prompt = int(alone[f"{name}_attention_mask"].sum())
+    assert int(reading.needed[0]) == prompt
+    assert int(mask.sum()) == prompt
+    # In a batch the original pads anywhere, which changes nothing of the embeddings that count.
+    there = together[f"s{stage}_inputs_embeds"][sample][together[f"s{stage}_attention_mask"][sample] != 0]
+    np.testing.assert_allclose(x[0, :prompt], there, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(loss[0], alone[f"{name}_loss"], rtol=1e-5)
+    expected = alone[f"{name}_gen_sequences"][0, 1:]
+    np.testing.assert_array_equal(answers.tokens[0, 0, : len(expected)], expected)
+    assert not np.asarray(answers.tokens[0, 0, len(expected) :]).any()
+    np.testing.assert_allclose(answers.score[0, 0], alone[f"{name}_gen_scores"][0], rtol=1e-5)
