@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from calce_jax.batch import Batch
-from calce_jax.captions import read_srt
+from calce_jax.captions import clean, read_srt
 from calce_jax.inference import Answer, read_answers
 from calce_jax.input_pipeline import text_sizes
 from calce_jax.input_pipeline.rows import RowMaker, as_batch
 from calce_jax.items import items_of
 from calce_jax.outputs import write_output
-from calce_jax.prompt import PromptWriter, longest_answer
+from calce_jax.prompt import Caption, PromptWriter, longest_answer
 from calce_jax.report.page import write_page
 from calce_jax.report.views import query_view
 from calce_jax.trained import Trained, open_trained
@@ -153,11 +153,12 @@ def write_results(out: str | Path, video: str | Path, found: Sequence[Found]) ->
 
 def _entry(found: Found) -> dict[str, Any]:
     answer = list(found.answers.values())[-1]
+    said = clean([Caption(*caption) for caption in found.example.captions])
     kept = [second for second, kind in zip(found.example.times, answer.treatments, strict=False) if kind != "dropped"]
     return {
         "query": found.example.query,
         "moments": [{"start": start, "end": end, "score": score} for start, end, score in found.moments],
-        "captions": [caption for n, caption in enumerate(found.example.captions) if n in answer.used],
+        "captions": [[said[n].start, said[n].end, said[n].text] for n in answer.used],
         "frames": [round(float(second), 2) for second in kept],
     }
 

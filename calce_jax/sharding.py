@@ -21,6 +21,7 @@ BATCH = ("data", "fsdp")
 # Devices along each axis; -1 stands for all that are left.
 MESHES: dict[str, tuple[int, int, int]] = {
     "single": (1, 1, 1),
+    "data": (-1, 1, 1),
     "a100x4": (1, 4, 1),
     "tpu": (-1, 4, 1),
 }

@@ -5,7 +5,11 @@ It is what the demo's LoRA starts from, as the full-size run starts from BLIP-2 
 
 import dataclasses
 import json
+import os
 from pathlib import Path
+
+# Before jax is imported: a simulated device for each core, see `data.shapes.base`.
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count()}")
 
 import jax
 import jax.numpy as jnp

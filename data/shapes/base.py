@@ -19,18 +19,21 @@ import numpy as np
 import optax
 from absl import logging
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, UInt8
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch
 from calce_jax.generate import beam_search
-from calce_jax.models.calce import Calce, CalceConfig, Selection
+from calce_jax.models.calce import Calce, CalceConfig, Reading, Selection, answer_loss, shifted
 from calce_jax.models.layers import Linear
 from calce_jax.models.vit import normalise
+from calce_jax.packing import Packed, pack
 from calce_jax.prompt import PromptWriter, TextSizes, answer_text
 from calce_jax.step import at_bucket
 from calce_jax.windows import iou, parse_windows
-from data.shapes.pool import LANES, LOOKS, Asked, Pool, draw, looks
+from data.shapes.pool import LANES, LOOKS, WINDOWS, Asked, Pool, draw, looks
 
 # Scenes of the demo have small seeds.
 TRAIN_SEEDS, HELD_OUT_SEEDS = 10_000_000, 90_000_000
@@ -45,6 +48,7 @@ class Lessons:
       scenes, held_out: how many scenes are learnt from, and how many judge.
       seeing_steps, seeing_batch: of the first lesson; the batch in frames.
       answering_steps, answering_batch: of the second; the batch in queries.
+      fine_every: one in so many batches of the second has the prompts of stage 2.
     """
 
     scenes: int = 3000
@@ -55,8 +59,9 @@ class Lessons:
     answering_steps: int = 6000
     answering_batch: int = 16
     answering_rate: float = 1e-3
+    fine_every: int = 4
     frames: int = 40
-    buckets: tuple[int, ...] = (144, 208)
+    buckets: tuple[int, ...] = (168, 208)
     seed: int = 0
 
 
@@ -134,33 +139,101 @@ def learn_to_see(model: Calce, pool: Pool, lessons: Lessons) -> None:
 
 
 def learn_to_answer(model: Calce, pool: Pool, seen: np.ndarray, lessons: Lessons, on_tenth: Callable[[], None]) -> None:
-    """The second lesson; in place. Batches alternate between the prompts of the two stages."""
+    """The second lesson; in place. Every few batches have the prompts of stage 2."""
     rng = np.random.default_rng(lessons.seed + 2)
 
     def batches(stage: int) -> Iterator[tuple[Any, ...]]:
         while True:
             rows = [pool.asked[i] for i in rng.integers(len(pool.asked), size=lessons.answering_batch)]
             about = np.array([row.about for row in rows])
-            yield seen[[row.scene for row in rows], :: 2 if stage == 1 else 1], pool.batch(rows, stage), about
+            truth = np.full((len(rows), WINDOWS, 2), -1, np.float32)
+            for i, row in enumerate(rows):
+                truth[i, : len(row.query.windows)] = row.query.windows
+            looked = seen[[row.scene for row in rows], :: 2 if stage == 1 else 1]
+            yield looked, pool.batch(rows, stage), about, truth
 
-    def loss(model: Calce, batch: tuple[Any, ...], stage: int) -> Float[Array, ""]:
-        tokens, rows, about = batch
-        tokens, selection = tokens.astype(jnp.float32), SELECTIONS[stage]
+    def loss(both: Any, batch: tuple[Any, ...]) -> Float[Array, ""]:
+        model, pointer = both["model"], both["pointer"]
+        tokens, rows, about, truth = batch
+        selection = SELECTIONS[1 if tokens.shape[1] < lessons.frames else 2]
+        tokens = tokens.astype(jnp.float32)
         reading = jax.lax.stop_gradient(model.read(tokens, rows, selection))
-        answers, _ = at_bucket(lessons.buckets, reading.needed, lambda n: model.loss(tokens, rows, reading, n))
-        return answers.mean() + 0.5 * caption_loss(model, rows, about, selection)
 
-    stages = [batches(1), batches(2)]
-    mixed = (next(stages[i % 2]) for i in range(lessons.answering_steps))
+        def of_length(length: int) -> Float[Array, ""]:
+            x, mask = model.embed(tokens, rows, reading, length)
+            memory = model.t5.encode(x, mask)
+            answers = answer_loss(model.t5.decode(shifted(rows.labels), memory, mask), rows.labels)
+            return answers.mean() + pointer.loss(memory, packed(model, rows, reading, length), rows, reading, truth)
+
+        total, _ = at_bucket(lessons.buckets, reading.needed, of_length)
+        return total + 0.5 * caption_loss(model, rows, about, selection)
+
+    def mixed() -> Iterator[tuple[Any, ...]]:
+        coarse, fine = batches(1), batches(2)
+        for number in range(lessons.answering_steps):
+            yield next(fine if number % lessons.fine_every == lessons.fine_every - 1 else coarse)
+
+    # A head that starts as the embedding turned round finds it easy to repeat a number that was read.
+    t5 = model.t5
+    t5.lm_head.kernel[...] = t5.shared.embedding[...].T * (2.0 * t5.config.width**-0.5)
+    both = nnx.Dict(model=model, pointer=Pointer(model.config, nnx.Rngs(lessons.seed + 3)))
     _learn(
         "answering",
-        model,
-        mixed,
-        lambda model, batch: loss(model, batch, 1 if batch[0].shape[1] < lessons.frames else 2),
+        both,
+        mixed(),
+        loss,
         rate=lessons.answering_rate,
         steps=lessons.answering_steps,
         on_tenth=on_tenth,
     )
+
+
+def packed(model: Calce, rows: Batch, reading: Reading, length: int) -> Packed:
+    """Return what stands at each position of the prompts that `Calce.embed` lays out."""
+    return pack(
+        reading.plan,
+        rows.tokens,
+        rows.spans,
+        reading.choice,
+        length=length,
+        full=model.config.qformer.queries,
+        compressed=model.config.compressed,
+    )
+
+
+class Pointer(nnx.Module):
+    """Points, at the time token of every frame, at the frames of the answer: in it, its first, its last.
+
+    Twenty frames of an example say more than the two numbers of its answer, so the encoder learns where to look long
+    before the decoder can write it down. The pointer is thrown away after the lesson.
+    """
+
+    def __init__(self, config: CalceConfig, rngs: nnx.Rngs):
+        self.read = Linear(config.t5.width, 3, rngs=rngs)
+
+    def loss(
+        self,
+        memory: Float[Array, "B L E"],
+        packed: Packed,
+        rows: Batch,
+        reading: Reading,
+        truth: Float[Array, "B W 2"],
+    ) -> Float[Array, ""]:
+        """Return the mean over time tokens; `truth` holds the true windows in seconds, (-1, -1) where there is none."""
+        plan = reading.plan
+        seconds = jnp.take_along_axis(rows.times, plan.index, axis=1)
+        inside = (truth[:, None, :, 0] <= seconds[:, :, None]) & (seconds[:, :, None] < truth[:, None, :, 1])
+        inside = inside.any(axis=-1) & plan.kept
+        before = jnp.pad(inside[:, :-1], ((0, 0), (1, 0)))
+        after = jnp.pad(inside[:, 1:], ((0, 0), (0, 1)))
+        wanted = jnp.stack([inside, inside & ~before, inside & ~after], axis=-1)
+        # The time of a frame stands right behind its query tokens.
+        visual = packed.mask & ~packed.text
+        behind = jnp.pad(visual[:, :-1], ((0, 0), (1, 0))) & packed.text
+        slot = jnp.pad(packed.slot[:, :-1], ((0, 0), (1, 0)))
+        labels = jnp.take_along_axis(wanted, slot[:, :, None], axis=1).astype(jnp.float32)
+        each = optax.sigmoid_binary_cross_entropy(self.read(memory), labels)
+        return jnp.where(behind[:, :, None], each, 0.0).sum() / behind.sum().astype(jnp.float32)
 
 
 def caption_loss(model: Calce, batch: Batch, about: Bool[Array, "B C"], selection: Selection) -> Float[Array, ""]:
@@ -231,9 +304,13 @@ def _learn(
         optimizer.update(module, gradients)
         return value
 
+    # One device for each core: XLA spreads a batch over devices far better than an operation over cores.
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    nnx.update((module, optimizer), jax.device_put(nnx.state((module, optimizer)), NamedSharding(mesh, P())))
+    split = NamedSharding(mesh, P("data"))
     began, losses = time.monotonic(), []
     for number, batch in enumerate(batches, 1):
-        losses.append(step(module, optimizer, batch))
+        losses.append(step(module, optimizer, jax.device_put(batch, split)))
         if number % 50 == 0 or number == steps:
             mean = float(np.mean(jax.device_get(losses)))
             losses = []

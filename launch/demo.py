@@ -1,0 +1,37 @@
+"""The whole road at the tiny size: `launch/demo.py --out=runs/demo`.
+
+Makes videos, trains both stages, scores them on held-out videos, writes OUT/metrics.json and OUT/report.html. The same
+command goes on where it was stopped.
+"""
+
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from calce_jax.checkpoints import CheckpointError
+from calce_jax.demo import VIDEOS, run_demo, text_table
+
+OUT = flags.DEFINE_string("out", "runs/demo", "folder of the run")
+TRAIN, VAL, TEST = (
+    flags.DEFINE_integer(f"{split}_videos", number, f"videos of the {split} split", lower_bound=2)
+    for split, number in VIDEOS.items()
+)
+SEED = flags.DEFINE_integer("seed", 0, "of the videos", lower_bound=0)
+
+
+def main(argv: list[str]) -> None:
+    """Run, print the table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument: {argv[1]}")
+    logging.set_verbosity(logging.WARNING)
+    try:
+        videos = {"train": TRAIN.value, "val": VAL.value, "test": TEST.value}
+        results = run_demo(Path(str(OUT.value)), videos, SEED.value)
+    except (CheckpointError, OSError, ValueError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    print(text_table(results))
+    print(f"{results['seconds']:.0f} s; open {OUT.value}/report.html, or `tensorboard --logdir={OUT.value}`")
+
+
+if __name__ == "__main__":
+    app.run(main)
