@@ -26,8 +26,8 @@ format: $(VENV)/dev  ## Let ruff format and mend.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-base: $(VENV)/core  ## Make the tiny base checkpoint anew (data/base/); takes about an hour on 2 cores.
-	$(BIN)/python launch/make_base.py --out=data/base
+base: $(VENV)/core  ## Make the tiny base checkpoint anew (data/shapes/base.safetensors); takes about an hour on 2 cores.
+	$(BIN)/python launch/make_base.py --out=data/shapes/base.safetensors
 
 $(VENV)/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
