@@ -117,7 +117,8 @@ def ask(trained: Trained, examples: Sequence[Example]) -> list[Answer]:
     make = RowMaker(writer, image_size=inputs.image_size, windows=inputs.windows, use_captions=inputs.use_captions)
     predict = trained.predictor(longest_answer(tokenizers.t5, max(example.duration for example in examples)))
     # One sentence is the common case, and a batch of its own for it is compiled as quickly as a larger one.
-    size = min(inputs.batch_size, len(examples))
+    devices = trained.mesh.shape["data"] * trained.mesh.shape["fsdp"]
+    size = -(-min(inputs.batch_size, len(examples)) // devices) * devices
     answers: list[Answer] = []
     for first in range(0, len(examples), size):
         rows = [make(example, n, None) for n, example in enumerate(examples[first : first + size], first)]

@@ -46,7 +46,7 @@ def get_config(argument: str) -> ConfigDict:
         lora=LORA[size],
         schedule=part.schedule,
         optimizer=OptimizerConfig(accumulate=part.accumulate, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05),
-        text=part.text(buckets(size, part.data.frames, stage)),
+        text=part.text(buckets(size, part.data.frames, stage, text=part.prompt_text, lengths=part.prompt_lengths)),
         generation=GenerationConfig(beams=5, rank="given" if behaviour == "reference" else BEST_SUPPORTED_RANK),
         weights=part.weights,
         loop=LoopConfig(log_every=part.log_every, eval_every=1, samples=4),

@@ -32,6 +32,8 @@ class Part:
     t5_tokenizer: str
     bert_tokenizer: str
     text_tokens: int
+    prompt_text: int  # tokens that the text in a prompt seldom exceeds
+    prompt_lengths: int  # how many lengths of prompts are compiled
     words: int
     answer_tokens: int
     log_every: int
@@ -84,6 +86,8 @@ def qvh(stage: int, size: Size) -> Part:
         t5_tokenizer="weights/tokenizers/t5",
         bert_tokenizer="weights/tokenizers/bert",
         text_tokens=2304,
+        prompt_text=256,
+        prompt_lengths=4,
         words=64,
         answer_tokens=144,
         log_every=50,
@@ -114,6 +118,8 @@ def charades(stage: int, size: Size) -> Part:
         t5_tokenizer="weights/tokenizers/t5",
         bert_tokenizer="weights/tokenizers/bert",
         text_tokens=400,
+        prompt_text=256,
+        prompt_lengths=4,
         words=64,
         answer_tokens=32,
         log_every=50,
@@ -146,6 +152,8 @@ def shapes(stage: int, size: Size) -> Part:
         t5_tokenizer="data/tokenizers/tiny_t5",
         bert_tokenizer="data/tokenizers/tiny_bert",
         text_tokens=320,
+        prompt_text=96,
+        prompt_lengths=2,
         words=24,
         answer_tokens=32,
         log_every=10,

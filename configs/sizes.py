@@ -9,22 +9,24 @@ SIZES: dict[Size, ModelConfig] = {
     "tiny": ModelConfig(size="tiny", frozen_dtype="float32", compute_dtype="float32", remat="none"),
 }
 LORA: dict[Size, LoraConfig] = {size: LoraConfig(rank=8, alpha=8.0, dropout=0.05) for size in SIZES}
-MESH: dict[Size, str] = {"full": "a100x4", "full_xxl": "a100x4", "small": "single", "tiny": "single"}
+MESH: dict[Size, str] = {"full": "a100x4", "full_xxl": "a100x4", "small": "single", "tiny": "data"}
 
 # Query tokens of a key frame, and of a frame compressed.
 TOKENS: dict[Size, tuple[int, int]] = {"full": (32, 8), "full_xxl": (32, 8), "small": (16, 4), "tiny": (4, 1)}
-# The captions, the query, the items and the task together seldom take more.
-TEXT = 256
-LENGTHS = 4
 MULTIPLE = 32
 
 
-def buckets(size: Size, frames: int, stage: int) -> tuple[int, ...]:
-    """Return a few prompt lengths: from all frames compressed to all in full detail, each with its time token.
+def buckets(size: Size, frames: int, stage: int, *, text: int, lengths: int) -> tuple[int, ...]:
+    """Return prompt lengths: from all frames compressed to all in full detail, each with its time token.
 
-    Stage 2 keeps at most half of its frames.
+    Args:
+      size: of the model, which decides the tokens of a frame.
+      frames: of a video; stage 2 keeps at most half of them.
+      stage: 1 or 2.
+      text: tokens that captions, query, items and task together seldom exceed.
+      lengths: how many; each is compiled.
     """
     kept = frames // 2 if stage == 2 else frames
-    few, many = (kept * (tokens + 1) + TEXT for tokens in reversed(TOKENS[size]))
-    lengths = (few + (many - few) * (i + 1) // LENGTHS for i in range(LENGTHS))
-    return tuple(sorted({-(-length // MULTIPLE) * MULTIPLE for length in lengths}))
+    few, many = (kept * (tokens + 1) + text for tokens in reversed(TOKENS[size]))
+    steps = (few + (many - few) * (i + 1) // lengths for i in range(lengths))
+    return tuple(sorted({-(-length // MULTIPLE) * MULTIPLE for length in steps}))
