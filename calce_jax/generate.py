@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from calce_jax.batch import Data
 from calce_jax.models.t5 import T5, Cache
 
 START, END = 0, 1
@@ -26,11 +27,11 @@ NEVER = -1e9
 class Answers:
     """The K best answers about each sample, best first."""
 
-    tokens: Int[Array, "B K M"]  # without the start token; 0 after the end
-    score: Float[Array, "B K"]  # mean log-probability a token, the ranking; very negative where there is no answer
-    log_probability: Float[Array, "B K"]  # of the whole answer
-    ended: Bool[Array, "B K"]  # False where the answer was cut at M tokens
-    steps: Int[Array, ""]  # decoder steps taken
+    tokens: Int[Data, "B K M"]  # without the start token; 0 after the end
+    score: Float[Data, "B K"]  # mean log-probability a token, the ranking; very negative where there is no answer
+    log_probability: Float[Data, "B K"]  # of the whole answer
+    ended: Bool[Data, "B K"]  # False where the answer was cut at M tokens
+    steps: Int[Data, ""]  # decoder steps taken
 
 
 @struct.dataclass

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from calce_jax.batch import Data
 from calce_jax.keyframes.plan import Plan
 
 
@@ -21,9 +22,9 @@ from calce_jax.keyframes.plan import Plan
 class Choice:
     """Which captions are used, most similar to the query first."""
 
-    order: Int[Array, "*B K"]  # caption numbers
-    used: Bool[Array, "*B K"]
-    similarity: Float[Array, "*B C"]  # cosine with the query, of every caption
+    order: Int[Data, "*B K"]  # caption numbers
+    used: Bool[Data, "*B K"]
+    similarity: Float[Data, "*B C"]  # cosine with the query, of every caption
 
 
 @struct.dataclass

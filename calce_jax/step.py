@@ -15,7 +15,7 @@ import optax
 from flax import nnx, struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from calce_jax.batch import Batch
+from calce_jax.batch import Batch, Data
 from calce_jax.generate import Answers, beam_search
 from calce_jax.models.calce import Calce, Reading, Selection
 from calce_jax.models.layers import Keys, Remat
@@ -51,7 +51,7 @@ class Prediction:
 
     answers: Answers
     reading: Reading
-    row: Int[Array, " B"]
+    row: Int[Data, " B"]
 
 
 def at_bucket(buckets: tuple[int, ...], needed: Int[Array, " B"], run: Callable[[int], Any]) -> tuple[Any, Array]:
@@ -113,7 +113,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "learning_rate": rate,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "tokens": tokens,
             "padding": 1.0 - tokens / (length * reading.needed.shape[0]).astype(jnp.float32),
             "cut": (reading.needed > length).sum().astype(jnp.float32),

@@ -22,7 +22,7 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from calce_jax import packing
-from calce_jax.batch import Batch
+from calce_jax.batch import Batch, Data
 from calce_jax.keyframes.coarse import select_coarse
 from calce_jax.keyframes.fine import select_fine
 from calce_jax.keyframes.plan import Plan
@@ -105,7 +105,7 @@ class Reading:
 
     plan: Plan
     choice: Choice
-    needed: Int[Array, " B"]  # tokens of each prompt
+    needed: Int[Data, " B"]  # tokens of each prompt
 
 
 class Calce(nnx.Module):
