@@ -6,13 +6,13 @@ The same command goes on where the workdir stands; SIGTERM stops it with a check
 from pathlib import Path
 
 from absl import app, flags, logging
-from calce_jax.training.material import open_material
 from ml_collections import config_flags
 
 from calce_jax.checkpoints import CheckpointError
 from calce_jax.sharding import ShardingError
 from calce_jax.training.config import ConfigError, validate
 from calce_jax.training.loop import TrainingError
+from calce_jax.training.material import open_material
 from calce_jax.training.run import train_run
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/calce.py:DATASET,stage=1|2", lock_config=True)
