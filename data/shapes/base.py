@@ -1,14 +1,15 @@
-"""The tiny base model: what BLIP-2 and Flan-T5 are to the full model, made from nothing in two lessons.
+"""The tiny base model: what BLIP-2 and Flan-T5 are to the full model, made from nothing in three lessons.
 
     seeing     ViT, Q-Former and the compression tell what stands in each lane of a frame, and where.
-    answering  the ViT is frozen; all else learns the answers to queries about scenes, in the prompts of both stages,
-               and which captions resemble a query.
+    reading    T5 alone answers queries about scenes that are told in words: the name of a shape for a frame with it.
+    answering  the ViT is frozen; all else learns the answers to queries about what is seen, in the prompts of both
+               stages, and which captions resemble a query.
 
 Nothing of it is from outside: scenes, tokenizers and weights are all made here, from seeds.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,12 +29,14 @@ from calce_jax.batch import Batch
 from calce_jax.generate import beam_search
 from calce_jax.models.calce import Calce, CalceConfig, Reading, Selection, answer_loss, shifted
 from calce_jax.models.layers import Linear
+from calce_jax.models.t5 import T5
 from calce_jax.models.vit import normalise
 from calce_jax.packing import Packed, pack
 from calce_jax.prompt import PromptWriter, TextSizes, answer_text
 from calce_jax.step import at_bucket
 from calce_jax.windows import iou, parse_windows
 from data.shapes.pool import LANES, LOOKS, WINDOWS, Asked, Pool, draw, looks
+from data.shapes.scene import COLOURS, SHAPES
 
 # Scenes of the demo have small seeds.
 TRAIN_SEEDS, HELD_OUT_SEEDS = 10_000_000, 90_000_000
@@ -47,8 +50,9 @@ class Lessons:
     Fields:
       scenes, held_out: how many scenes are learnt from, and how many judge.
       seeing_steps, seeing_batch: of the first lesson; the batch in frames.
-      answering_steps, answering_batch: of the second; the batch in queries.
-      fine_every: one in so many batches of the second has the prompts of stage 2.
+      reading_steps, reading_batch, reading_length: of the second; the batch in queries, the prompt in tokens.
+      answering_steps, answering_batch: of the third; the batch in queries.
+      fine_every: one in so many batches of the third has the prompts of stage 2.
     """
 
     scenes: int = 3000
@@ -56,7 +60,11 @@ class Lessons:
     seeing_steps: int = 400
     seeing_batch: int = 128
     seeing_rate: float = 2e-3
-    answering_steps: int = 6000
+    reading_steps: int = 400
+    reading_batch: int = 32
+    reading_length: int = 176
+    reading_rate: float = 1.5e-3
+    answering_steps: int = 3000
     answering_batch: int = 16
     answering_rate: float = 1e-3
     fine_every: int = 4
@@ -92,6 +100,47 @@ class Teacher(nnx.Module):
         return total
 
 
+class Pointer(nnx.Module):
+    """Points, at the time token of every frame, at the frames of the answer: in it, its first, its last.
+
+    Twenty frames of an example say more than the two numbers of its answer, so the encoder learns where to look long
+    before the decoder can write it down. The pointer is thrown away after the lesson.
+    """
+
+    def __init__(self, config: CalceConfig, rngs: nnx.Rngs):
+        self.read = Linear(config.t5.width, 3, rngs=rngs)
+
+    def loss(
+        self,
+        memory: Float[Array, "B L E"],
+        packed: Packed,
+        rows: Batch,
+        reading: Reading,
+        truth: Float[Array, "B W 2"],
+    ) -> Float[Array, ""]:
+        """Return the mean over time tokens; `truth` holds the true windows in seconds, (-1, -1) where there is none."""
+        plan = reading.plan
+        seconds = jnp.take_along_axis(rows.times, plan.index, axis=1)
+        inside = (truth[:, None, :, 0] <= seconds[:, :, None]) & (seconds[:, :, None] < truth[:, None, :, 1])
+        inside = inside.any(axis=-1) & plan.kept
+        before = jnp.pad(inside[:, :-1], ((0, 0), (1, 0)))
+        after = jnp.pad(inside[:, 1:], ((0, 0), (0, 1)))
+        wanted = jnp.stack([inside, inside & ~before, inside & ~after], axis=-1)
+        # The time of a frame stands right behind its query tokens.
+        visual = packed.mask & ~packed.text
+        behind = jnp.pad(visual[:, :-1], ((0, 0), (1, 0))) & packed.text
+        slot = jnp.pad(packed.slot[:, :-1], ((0, 0), (1, 0)))
+        labels = jnp.take_along_axis(wanted, slot[:, :, None], axis=1).astype(jnp.float32)
+        return self.pointing(memory, labels, behind)
+
+    def pointing(
+        self, memory: Float[Array, "B L E"], wanted: Float[Array, "B L 3"], times: Bool[Array, "B L"]
+    ) -> Float[Array, ""]:
+        """Return the mean loss over the positions in `times`."""
+        each = optax.sigmoid_binary_cross_entropy(self.read(memory), wanted)
+        return jnp.where(times[:, :, None], each, 0.0).sum() / times.sum().astype(jnp.float32)
+
+
 def make_base(
     config: CalceConfig, t5: PreTrainedTokenizerBase, bert: PreTrainedTokenizerBase, lessons: Lessons
 ) -> tuple[Calce, dict[str, dict[str, float]]]:
@@ -105,12 +154,25 @@ def make_base(
         Pool(range(first, first + count), *writers)
         for first, count in ((TRAIN_SEEDS, lessons.scenes), (HELD_OUT_SEEDS, lessons.held_out))
     )
+    pointer = Pointer(config, nnx.Rngs(lessons.seed + 3))
     learn_to_see(model, pool, lessons)
+    learn_to_read(model.t5, pointer, pool, words_of(t5), lessons)
     seen, seen_held_out = seen_by(model, pool), seen_by(model, held_out)
     learn_to_answer(
-        model, pool, seen, lessons, lambda: logging.info("held out: %s", judge(model, t5, held_out, seen_held_out))
+        model,
+        pointer,
+        pool,
+        seen,
+        lessons,
+        lambda: logging.info("held out: %s", judge(model, t5, held_out, seen_held_out)),
     )
     return model, {f"stage {stage}": judge(model, t5, held_out, seen_held_out, stage=stage) for stage in (1, 2)}
+
+
+def words_of(t5: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """Return the ids of the names of all coloured shapes."""
+    things = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    return {thing: t5(thing, add_special_tokens=False)["input_ids"] for thing in things}
 
 
 def learn_to_see(model: Calce, pool: Pool, lessons: Lessons) -> None:
@@ -138,8 +200,32 @@ def learn_to_see(model: Calce, pool: Pool, lessons: Lessons) -> None:
     )
 
 
+def learn_to_read(t5: T5, pointer: Pointer, pool: Pool, words: Mapping[str, Sequence[int]], lessons: Lessons) -> None:
+    """The second lesson; in place."""
+    rng = np.random.default_rng(lessons.seed + 1)
+    # A head that starts as the embedding turned round finds it easy to repeat a number that was read.
+    t5.lm_head.kernel[...] = t5.shared.embedding[...].T * (2.0 * t5.config.width**-0.5)
+
+    def batches() -> Iterator[tuple[np.ndarray, ...]]:
+        for _ in range(lessons.reading_steps):
+            rows = [pool.asked[i] for i in rng.integers(len(pool.asked), size=lessons.reading_batch)]
+            told = [pool.told(row, words, lessons.reading_length) for row in rows]
+            labels = np.stack([row.coarse.labels for row in rows])
+            yield (*(np.stack([getattr(t, field) for t in told]) for field in ("ids", "pointed", "times")), labels)
+
+    def loss(both: Any, batch: tuple[Array, ...]) -> Float[Array, ""]:
+        t5, (ids, pointed, times, labels) = both["t5"], batch
+        mask = ids != 0
+        memory = t5.encode(t5.shared(ids), mask)
+        answers = answer_loss(t5.decode(shifted(labels), memory, mask), labels)
+        return answers.mean() + both["pointer"].pointing(memory, pointed, times)
+
+    both = nnx.Dict(t5=t5, pointer=pointer)
+    _learn("reading", both, batches(), loss, rate=lessons.reading_rate, steps=lessons.reading_steps)
+
+
 def learn_to_answer(model: Calce, pool: Pool, seen: np.ndarray, lessons: Lessons, on_tenth: Callable[[], None]) -> None:
-    """The second lesson; in place. Every few batches have the prompts of stage 2."""
+    """The third lesson; in place. Every few batches have the prompts of stage 2."""
     rng = np.random.default_rng(lessons.seed + 2)
 
     def batches(stage: int) -> Iterator[tuple[Any, ...]]:
@@ -173,10 +259,7 @@ def learn_to_answer(model: Calce, pool: Pool, seen: np.ndarray, lessons: Lessons
         for number in range(lessons.answering_steps):
             yield next(fine if number % lessons.fine_every == lessons.fine_every - 1 else coarse)
 
-    # A head that starts as the embedding turned round finds it easy to repeat a number that was read.
-    t5 = model.t5
-    t5.lm_head.kernel[...] = t5.shared.embedding[...].T * (2.0 * t5.config.width**-0.5)
-    both = nnx.Dict(model=model, pointer=Pointer(model.config, nnx.Rngs(lessons.seed + 3)))
+    both = nnx.Dict(model=model, pointer=pointer)
     _learn(
         "answering",
         both,
@@ -199,41 +282,6 @@ def packed(model: Calce, rows: Batch, reading: Reading, length: int) -> Packed:
         full=model.config.qformer.queries,
         compressed=model.config.compressed,
     )
-
-
-class Pointer(nnx.Module):
-    """Points, at the time token of every frame, at the frames of the answer: in it, its first, its last.
-
-    Twenty frames of an example say more than the two numbers of its answer, so the encoder learns where to look long
-    before the decoder can write it down. The pointer is thrown away after the lesson.
-    """
-
-    def __init__(self, config: CalceConfig, rngs: nnx.Rngs):
-        self.read = Linear(config.t5.width, 3, rngs=rngs)
-
-    def loss(
-        self,
-        memory: Float[Array, "B L E"],
-        packed: Packed,
-        rows: Batch,
-        reading: Reading,
-        truth: Float[Array, "B W 2"],
-    ) -> Float[Array, ""]:
-        """Return the mean over time tokens; `truth` holds the true windows in seconds, (-1, -1) where there is none."""
-        plan = reading.plan
-        seconds = jnp.take_along_axis(rows.times, plan.index, axis=1)
-        inside = (truth[:, None, :, 0] <= seconds[:, :, None]) & (seconds[:, :, None] < truth[:, None, :, 1])
-        inside = inside.any(axis=-1) & plan.kept
-        before = jnp.pad(inside[:, :-1], ((0, 0), (1, 0)))
-        after = jnp.pad(inside[:, 1:], ((0, 0), (0, 1)))
-        wanted = jnp.stack([inside, inside & ~before, inside & ~after], axis=-1)
-        # The time of a frame stands right behind its query tokens.
-        visual = packed.mask & ~packed.text
-        behind = jnp.pad(visual[:, :-1], ((0, 0), (1, 0))) & packed.text
-        slot = jnp.pad(packed.slot[:, :-1], ((0, 0), (1, 0)))
-        labels = jnp.take_along_axis(wanted, slot[:, :, None], axis=1).astype(jnp.float32)
-        each = optax.sigmoid_binary_cross_entropy(self.read(memory), labels)
-        return jnp.where(behind[:, :, None], each, 0.0).sum() / behind.sum().astype(jnp.float32)
 
 
 def caption_loss(model: Calce, batch: Batch, about: Bool[Array, "B C"], selection: Selection) -> Float[Array, ""]:

@@ -4,7 +4,7 @@ Frames are drawn at the size of the scene's video and scaled down, so they look 
 video's codec does to them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +78,15 @@ def _said(scene: Scene) -> list[Caption]:
     return [Caption(float(said.start), float(said.end), said.text) for said in scene.sentences]
 
 
+@dataclass(frozen=True)
+class Told:
+    """A stage-1 prompt in which words stand for frames: ids, and what the time of each frame should point at."""
+
+    ids: np.ndarray  # int32 (L,)
+    pointed: np.ndarray  # float32 (L, 3): in the answer, its first frame, its last
+    times: np.ndarray  # bool (L,): where the frames' times stand
+
+
 class Pool:
     """Scenes, everything that is asked about them, and batches of it.
 
@@ -108,6 +117,36 @@ class Pool:
             about += [False] * (coarse.caption_words.shape[0] - len(about))
             rows.append(Asked(number, query, coarse, fine, windows, tuple(about[: coarse.caption_words.shape[0]])))
         return rows
+
+    def told(self, row: Asked, words: Mapping[str, Sequence[int]], length: int) -> Told:
+        """Return the prompt of stage 1 with the names of the shapes in the place of the frames that show them.
+
+        Args:
+          row: what is asked.
+          words: T5 ids of every coloured shape.
+          length: L; what exceeds it is cut.
+        """
+        scene, spans, tokens = self.scenes[row.scene], row.coarse.spans, row.coarse.tokens
+        seconds = frame_times(scene, self.frames)[::2]
+        inside = np.array([any(start <= at < end for start, end in row.query.windows) for at in seconds])
+        ids: list[int] = []
+        ids_of = [tokens[start : start + size].tolist() for start, size in spans]
+        pointed, times = np.zeros((length, 3), np.float32), np.zeros(length, bool)
+        for t, at in enumerate(seconds):
+            for track in scene.tracks:
+                if track.start <= at < track.end:
+                    ids += words[track.thing]
+            if len(ids) < length:
+                first = inside[t] and not (t and inside[t - 1])
+                last = inside[t] and not (t + 1 < len(inside) and inside[t + 1])
+                pointed[len(ids)], times[len(ids)] = (inside[t], first, last), True
+            ids += ids_of[t]
+        captions = [ids_of[len(seconds) + 1 + n] for n, about in enumerate(row.about) if about]
+        for piece in (ids_of[len(seconds)], *(captions or [ids_of[-3]]), ids_of[-2], ids_of[-1]):
+            ids += piece
+        padded = np.zeros(length, np.int32)
+        padded[: len(ids)] = ids[:length]
+        return Told(padded, pointed, times)
 
     def drawn(self, number: int, side: int) -> np.ndarray:
         """Return all frames of one scene: uint8 (T, side, side, 3)."""
