@@ -100,8 +100,8 @@ def announced(what: str) -> Iterator[None]:
 def stage_config(out: Path, stage: int) -> RunConfig:
     """Return the config of `configs/calce.py:shapes,stage=...`, with the demo's folders."""
     config = get_config(f"shapes,stage={stage}")
-    config.data.directory = str(out / "prepared")
-    config.weights.start = "" if stage == 1 else str(out / "stage1")
+    start = "" if stage == 1 else str(out / "stage1")
+    config.update({"data": {"directory": str(out / "prepared")}, "weights": {"start": start}})
     return validate(config)
 
 

@@ -95,15 +95,19 @@ class Searcher:
                 times=looked.times,
                 total=looked.total,
                 rate=looked.rate,
-                captions=[(caption.start, caption.end, caption.text) for caption in captions],
+                captions=[(float(caption.start), float(caption.end), caption.text) for caption in captions],
             )
             for number, query in enumerate(queries)
         ]
         answers: list[dict[str, Answer]] = [{} for _ in examples]
         for name, trained in self.stages.items():
-            for example, found, answer in zip(examples, answers, ask(trained, examples), strict=True):
+            asked = ask(trained, examples)
+            for found, answer in zip(answers, asked, strict=True):
                 found[name] = answer
-                examples[example.qid] = replace(example, stage1_windows=_windows(answer))
+            examples = [
+                replace(example, stage1_windows=_windows(answer))
+                for example, answer in zip(examples, asked, strict=True)
+            ]
         return [Found(example, found) for example, found in zip(examples, answers, strict=True)]
 
 

@@ -47,7 +47,9 @@ def query_view(
         truth=[MomentView(*window) for window in example.windows.tolist()] if truth else None,
         stages=stages,
         captions=[
-            CaptionView(caption.start, caption.end, caption.text, round(last.similarity[n], 3), n in last.used)
+            CaptionView(
+                float(caption.start), float(caption.end), caption.text, round(last.similarity[n], 3), n in last.used
+            )
             for n, caption in enumerate(said)
         ],
         video_src=video_src,
