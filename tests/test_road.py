@@ -1,0 +1,110 @@
+"""The whole road, from mp4s to moments, at the smallest size there is."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calce_jax import demo
+from calce_jax.answering import answer_split
+from calce_jax.inference import treatments
+from calce_jax.predictions import read_predictions
+from calce_jax.search import Searcher, SearchError, write_results
+from calce_jax.trained import open_trained, read_config
+from calce_jax.training.config import ConfigError, plain, validate
+from data.moments import open_tables
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A demo of a few videos and few steps: too little to learn, enough to pass every part."""
+    out = tmp_path_factory.mktemp("road")
+    shortened = demo.stage_config
+
+    def one_epoch(out: Path, stage: int):
+        config = shortened(out, stage)
+        values = plain(config)
+        values["schedule"] |= {"epochs": 1, "warmup_steps": 1}
+        values["text"]["buckets"] = values["text"]["buckets"][-1:]
+        values["generation"]["beams"] = 2
+        return validate(values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "stage_config", one_epoch)
+        results = demo.run_demo(out, {"train": 5, "val": 4, "test": 6})
+    return out, results
+
+
+@pytest.mark.slow
+def test_the_demo_scores_both_stages_and_shows_them(road):
+    out, results = road
+    written = json.loads((out / "metrics.json").read_text())
+    assert written == results
+    for part in ("stage1", "stage2"):
+        assert {"R1@0.5", "R1@0.7", "mIoU"} <= written[part].keys()
+    assert written["baselines"].keys() == {"whole_video", "random"}
+    assert {"visual", "caption"} <= written["by_kind"].keys() <= {"visual", "caption", "several"}
+    page = (out / "report.html").read_text()
+    assert open_tables(out / "prepared", "test")[0].query in page
+    assert list((out / "stage1").glob("events.out.tfevents*"))
+    assert "stage 2" in demo.text_table(results)
+
+
+@pytest.mark.slow
+def test_stage_2_reads_the_windows_that_stage_1_wrote(road):
+    out, _ = road
+    found = {
+        p.qid: sorted(window[:2] for window in p.windows)
+        for p in read_predictions(out / "predictions/stage1_train.jsonl")
+    }
+    for query in open_tables(out / "prepared", "train").queries():
+        expected = found[query.qid] or [[0.0, query.duration]]
+        assert query.stage1_windows is not None
+        np.testing.assert_allclose(query.stage1_windows, expected)
+
+
+@pytest.mark.slow
+def test_an_interrupted_inference_goes_on_with_the_first_incomplete_batch(road, tmp_path):
+    out, _ = road
+    trained = open_trained(out / "stage2")
+    whole = answer_split(trained, "test", tmp_path / "whole.jsonl")
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    batch = trained.config.data.eval_batch
+    assert len(lines) > batch
+    # Killed in the middle of a line of the second batch.
+    (tmp_path / "cut.jsonl.part").write_text("".join(lines[:batch]) + lines[batch][:20])
+    assert answer_split(trained, "test", tmp_path / "cut.jsonl") == whole
+    assert not (tmp_path / "cut.jsonl.part").exists()
+
+
+@pytest.mark.slow
+def test_a_search_writes_moments_and_a_page_beside_a_copy_of_the_video(road, tmp_path):
+    out, _ = road
+    video = sorted((out / "shapes/videos").glob("*test*.mp4"))[0]
+    srt = out / "shapes/srts" / f"{video.stem}.srt"
+    searcher = Searcher(out)
+    found = searcher.search(video, ["A red circle moves to the left.", "Someone talks about a lighthouse."], srt)
+    write_results(tmp_path, video, found)
+    (entry,) = json.loads((tmp_path / "moments.json").read_text())
+    assert [query["query"] for query in entry["queries"]] == [each.example.query for each in found]
+    for query in entry["queries"]:
+        for moment in query["moments"]:
+            assert 0 <= moment["start"] < moment["end"] <= entry["duration"]
+            assert 0 <= moment["score"] <= 1
+    assert (tmp_path / video.name).read_bytes() == video.read_bytes()
+    assert video.name in (tmp_path / "index.html").read_text()
+    with pytest.raises(SearchError, match="query 2 is empty"):
+        searcher.search(video, ["something", "  "])
+
+
+def test_a_folder_without_runs_is_named(tmp_path):
+    with pytest.raises(SearchError, match=r"stage1 and .*stage2"):
+        Searcher(tmp_path)
+    with pytest.raises(ConfigError, match=r"config\.json: no such file"):
+        read_config(tmp_path)
+
+
+def test_frames_that_no_slot_holds_are_dropped():
+    index, kept, key = np.array([1, 3, 0]), np.array([True, True, False]), np.array([True, False, False])
+    assert treatments(index, kept, key, 5) == ["dropped", "full", "dropped", "compressed", "dropped"]
