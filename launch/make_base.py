@@ -24,7 +24,8 @@ from data.shapes.base import Lessons, make_base
 OUT = flags.DEFINE_string("out", "data/shapes/base.safetensors", "the file to write")
 SCENES = flags.DEFINE_integer("scenes", Lessons.scenes, "scenes to learn from")
 SEEING = flags.DEFINE_integer("seeing_steps", Lessons.seeing_steps, "steps of the first lesson")
-ANSWERING = flags.DEFINE_integer("answering_steps", Lessons.answering_steps, "steps of the second lesson")
+READING = flags.DEFINE_integer("reading_steps", Lessons.reading_steps, "steps of the second lesson")
+ANSWERING = flags.DEFINE_integer("answering_steps", Lessons.answering_steps, "steps of the third lesson")
 TOKENIZERS = Path(__file__).parents[1] / "data" / "tokenizers"
 
 
@@ -33,7 +34,12 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument: {argv[1]}")
     t5, bert = load_t5(TOKENIZERS / "tiny_t5"), load_bert(TOKENIZERS / "tiny_bert")
-    lessons = Lessons(scenes=SCENES.value, seeing_steps=SEEING.value, answering_steps=ANSWERING.value)
+    lessons = Lessons(
+        scenes=SCENES.value,
+        seeing_steps=SEEING.value,
+        reading_steps=READING.value,
+        answering_steps=ANSWERING.value,
+    )
     model, scores = make_base(CalceConfig.tiny(len(t5), len(bert), lora=None), t5, bert, lessons)
     logging.info("held out: %s", scores)
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), nnx.state(model, nnx.Param))

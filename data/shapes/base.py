@@ -8,6 +8,7 @@
 Nothing of it is from outside: scenes, tokenizers and weights are all made here, from seeds.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from calce_jax.packing import Packed, pack
 from calce_jax.prompt import PromptWriter, TextSizes, answer_text
 from calce_jax.step import at_bucket
 from calce_jax.windows import iou, parse_windows
-from data.shapes.pool import LANES, LOOKS, WINDOWS, Asked, Pool, draw, looks
+from data.shapes.pool import LANES, LOOKS, WINDOWS, Asked, Pool, Told, draw, looks
 from data.shapes.scene import COLOURS, SHAPES
 
 # Scenes of the demo have small seeds.
@@ -50,7 +51,8 @@ class Lessons:
     Fields:
       scenes, held_out: how many scenes are learnt from, and how many judge.
       seeing_steps, seeing_batch: of the first lesson; the batch in frames.
-      reading_steps, reading_batch, reading_length: of the second; the batch in queries, the prompt in tokens.
+      reading: courses of the second, equally long: how many frames are told, and the length of the prompt in tokens.
+      reading_steps, reading_batch: of the second; the batch in queries.
       answering_steps, answering_batch: of the third; the batch in queries.
       fine_every: one in so many batches of the third has the prompts of stage 2.
     """
@@ -60,10 +62,10 @@ class Lessons:
     seeing_steps: int = 400
     seeing_batch: int = 128
     seeing_rate: float = 2e-3
-    reading_steps: int = 400
+    reading: tuple[tuple[int, int], ...] = ((1, 64), (3, 80), (8, 112), (20, 192))
+    reading_steps: int = 2000
     reading_batch: int = 32
-    reading_length: int = 176
-    reading_rate: float = 1.5e-3
+    reading_rate: float = 2e-3
     answering_steps: int = 3000
     answering_batch: int = 16
     answering_rate: float = 1e-3
@@ -109,6 +111,7 @@ class Pointer(nnx.Module):
 
     def __init__(self, config: CalceConfig, rngs: nnx.Rngs):
         self.read = Linear(config.t5.width, 3, rngs=rngs)
+        self.name = Linear(config.t5.width, 1, rngs=rngs)
 
     def loss(
         self,
@@ -139,6 +142,13 @@ class Pointer(nnx.Module):
         """Return the mean loss over the positions in `times`."""
         each = optax.sigmoid_binary_cross_entropy(self.read(memory), wanted)
         return jnp.where(times[:, :, None], each, 0.0).sum() / times.sum().astype(jnp.float32)
+
+    def naming(
+        self, memory: Float[Array, "B L E"], asked: Float[Array, "B L"], words: Bool[Array, "B L"]
+    ) -> Float[Array, ""]:
+        """Return the mean loss, over the positions in `words`, of telling which of them the query names, too."""
+        each = optax.sigmoid_binary_cross_entropy(self.name(memory)[..., 0], asked)
+        return jnp.where(words, each, 0.0).sum() / jnp.maximum(words.sum(), 1).astype(jnp.float32)
 
 
 def make_base(
@@ -200,28 +210,43 @@ def learn_to_see(model: Calce, pool: Pool, lessons: Lessons) -> None:
     )
 
 
-def learn_to_read(t5: T5, pointer: Pointer, pool: Pool, words: Mapping[str, Sequence[int]], lessons: Lessons) -> None:
-    """The second lesson; in place."""
+def learn_to_read(t5: T5, pointer: Pointer, pool: Pool, names: Mapping[str, Sequence[int]], lessons: Lessons) -> None:
+    """The second lesson; in place. It begins with one frame, where the only other mention of a shape is the query's.
+
+    Told twenty frames at once, nothing is learnt in any time that was tried: a shape's name stands in many frames, and
+    which mention is the query's has to be found out together with what to do about it.
+    """
     rng = np.random.default_rng(lessons.seed + 1)
     # A head that starts as the embedding turned round finds it easy to repeat a number that was read.
     t5.lm_head.kernel[...] = t5.shared.embedding[...].T * (2.0 * t5.config.width**-0.5)
+    courses = len(lessons.reading)
 
     def batches() -> Iterator[tuple[np.ndarray, ...]]:
-        for _ in range(lessons.reading_steps):
+        for number in range(lessons.reading_steps):
+            frames, length = lessons.reading[number * courses // lessons.reading_steps]
             rows = [pool.asked[i] for i in rng.integers(len(pool.asked), size=lessons.reading_batch)]
-            told = [pool.told(row, words, lessons.reading_length) for row in rows]
-            labels = np.stack([row.coarse.labels for row in rows])
-            yield (*(np.stack([getattr(t, field) for t in told]) for field in ("ids", "pointed", "times")), labels)
+            told = [pool.told(row, names, _shown(rng, pool.inside(row), frames), length) for row in rows]
+            stacked = (np.stack([getattr(each, field.name) for each in told]) for field in dataclasses.fields(Told))
+            yield (*stacked, np.stack([row.coarse.labels for row in rows]))
 
     def loss(both: Any, batch: tuple[Array, ...]) -> Float[Array, ""]:
-        t5, (ids, pointed, times, labels) = both["t5"], batch
+        t5, pointer = both["t5"], both["pointer"]
+        ids, pointed, times, words, asked, labels = batch
         mask = ids != 0
         memory = t5.encode(t5.shared(ids), mask)
         answers = answer_loss(t5.decode(shifted(labels), memory, mask), labels)
-        return answers.mean() + both["pointer"].pointing(memory, pointed, times)
+        return answers.mean() + pointer.pointing(memory, pointed, times) + pointer.naming(memory, asked, words)
 
     both = nnx.Dict(t5=t5, pointer=pointer)
     _learn("reading", both, batches(), loss, rate=lessons.reading_rate, steps=lessons.reading_steps)
+
+
+def _shown(rng: np.random.Generator, inside: np.ndarray, frames: int) -> range:
+    """Choose so many frames in a row, around a border of the answer where it has one."""
+    borders = np.flatnonzero(np.diff(inside.astype(int)))
+    middle = int(rng.choice(borders)) + 1 if len(borders) else int(rng.integers(len(inside)))
+    first = min(max(middle - int(rng.integers(frames + 1)), 0), len(inside) - frames)
+    return range(first, first + frames)
 
 
 def learn_to_answer(model: Calce, pool: Pool, seen: np.ndarray, lessons: Lessons, on_tenth: Callable[[], None]) -> None:

@@ -85,6 +85,18 @@ class Told:
     ids: np.ndarray  # int32 (L,)
     pointed: np.ndarray  # float32 (L, 3): in the answer, its first frame, its last
     times: np.ndarray  # bool (L,): where the frames' times stand
+    words: np.ndarray  # bool (L,): where the names of shapes stand
+    asked: np.ndarray  # float32 (L,): those of these words that the query names, too
+
+
+def _blank(length: int) -> Told:
+    return Told(
+        ids=np.zeros(length, np.int32),
+        pointed=np.zeros((length, 3), np.float32),
+        times=np.zeros(length, bool),
+        words=np.zeros(length, bool),
+        asked=np.zeros(length, np.float32),
+    )
 
 
 class Pool:
@@ -118,35 +130,43 @@ class Pool:
             rows.append(Asked(number, query, coarse, fine, windows, tuple(about[: coarse.caption_words.shape[0]])))
         return rows
 
-    def told(self, row: Asked, words: Mapping[str, Sequence[int]], length: int) -> Told:
+    def told(self, row: Asked, names: Mapping[str, Sequence[int]], shown: range, length: int) -> Told:
         """Return the prompt of stage 1 with the names of the shapes in the place of the frames that show them.
 
         Args:
           row: what is asked.
-          words: T5 ids of every coloured shape.
+          names: T5 ids of every coloured shape.
+          shown: the frames that are told.
           length: L; what exceeds it is cut.
         """
         scene, spans, tokens = self.scenes[row.scene], row.coarse.spans, row.coarse.tokens
         seconds = frame_times(scene, self.frames)[::2]
-        inside = np.array([any(start <= at < end for start, end in row.query.windows) for at in seconds])
+        inside = self.inside(row)
+        pieces = [tokens[start : start + size].tolist() for start, size in spans]
+        named = set(names.get(row.query.items[0], ()))
         ids: list[int] = []
-        ids_of = [tokens[start : start + size].tolist() for start, size in spans]
-        pointed, times = np.zeros((length, 3), np.float32), np.zeros(length, bool)
-        for t, at in enumerate(seconds):
+        told = _blank(length)
+        for t in shown:
             for track in scene.tracks:
-                if track.start <= at < track.end:
-                    ids += words[track.thing]
-            if len(ids) < length:
-                first = inside[t] and not (t and inside[t - 1])
-                last = inside[t] and not (t + 1 < len(inside) and inside[t + 1])
-                pointed[len(ids)], times[len(ids)] = (inside[t], first, last), True
-            ids += ids_of[t]
-        captions = [ids_of[len(seconds) + 1 + n] for n, about in enumerate(row.about) if about]
-        for piece in (ids_of[len(seconds)], *(captions or [ids_of[-3]]), ids_of[-2], ids_of[-1]):
+                if track.start <= seconds[t] < track.end:
+                    for word in names[track.thing]:
+                        told.words[len(ids)], told.asked[len(ids)] = True, word in named
+                        ids.append(word)
+            first = inside[t] and not (t and inside[t - 1])
+            last = inside[t] and not (t + 1 < len(inside) and inside[t + 1])
+            told.pointed[len(ids)], told.times[len(ids)] = (inside[t], first, last), True
+            ids += pieces[t]
+        end, nothing, caption_end, text = pieces[len(seconds)], *pieces[-3:]
+        captions = [pieces[len(seconds) + 1 + n] for n, about in enumerate(row.about) if about]
+        for piece in (end, *(captions or [nothing]), caption_end, text):
             ids += piece
-        padded = np.zeros(length, np.int32)
-        padded[: len(ids)] = ids[:length]
-        return Told(padded, pointed, times)
+        told.ids[: len(ids)] = ids[:length]
+        return told
+
+    def inside(self, row: Asked) -> np.ndarray:
+        """Return which frames of stage 1 lie in a true window: bool (T,)."""
+        seconds = frame_times(self.scenes[row.scene], self.frames)[::2]
+        return np.array([any(start <= at < end for start, end in row.query.windows) for at in seconds])
 
     def drawn(self, number: int, side: int) -> np.ndarray:
         """Return all frames of one scene: uint8 (T, side, side, 3)."""
