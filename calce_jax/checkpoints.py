@@ -64,7 +64,8 @@ def starting_point(workdir: Path, given: str = "", base: str = "") -> Start:
     if base:
         if not Path(base).is_file():
             raise CheckpointError(
-                f"config.weights.base: no file {base}; make it with launch/convert.py, or leave it out"
+                f"config.weights.base: no file {base}; put the converted weights there, or leave it out "
+                "(--config.weights.base=)"
             )
         return Start("base", Path(base))
     return Start("fresh", None)

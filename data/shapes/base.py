@@ -174,7 +174,7 @@ def make_base(
         pool,
         seen,
         lessons,
-        lambda: logging.info("held out: %s", judge(model, t5, held_out, seen_held_out)),
+        on_tenth=lambda: logging.info("held out: %s", judge(model, t5, held_out, seen_held_out)),
     )
     return model, {f"stage {stage}": judge(model, t5, held_out, seen_held_out, stage=stage) for stage in (1, 2)}
 
@@ -249,7 +249,9 @@ def _shown(rng: np.random.Generator, inside: np.ndarray, frames: int) -> range:
     return range(first, first + frames)
 
 
-def learn_to_answer(model: Calce, pool: Pool, seen: np.ndarray, lessons: Lessons, on_tenth: Callable[[], None]) -> None:
+def learn_to_answer(
+    model: Calce, pointer: Pointer, pool: Pool, seen: np.ndarray, lessons: Lessons, *, on_tenth: Callable[[], None]
+) -> None:
     """The third lesson; in place. Every few batches have the prompts of stage 2."""
     rng = np.random.default_rng(lessons.seed + 2)
 
