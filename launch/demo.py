@@ -7,8 +7,8 @@ command goes on where it was stopped.
 import os
 from pathlib import Path
 
-# Before jax is imported: a simulated device for each core, in a power of two, because XLA spreads a batch over devices
-# better than an operation over cores. Accelerators do not mind.
+# Before jax is imported: a simulated device for each core, in a power of two, so that a batch is shared by the cores.
+# Accelerators do not mind.
 CORES = min(os.cpu_count() or 1, 8)
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={1 << (CORES.bit_length() - 1)}")
 
