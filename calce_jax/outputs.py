@@ -1,6 +1,7 @@
 """Output files that are there as a whole or not at all."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -20,7 +21,8 @@ def write_output(path: str | Path, content: str | bytes) -> None:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # what failed first is what is told
+            part.unlink()
         raise OSError(
             error.errno, f"cannot write {path} ({error.strerror}); make room, or choose another place"
         ) from error

@@ -1,0 +1,51 @@
+"""Output files are there as a whole or not at all."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from calce_jax.outputs import write_output
+
+
+def test_text_and_bytes_arrive_and_folders_are_made(tmp_path):
+    write_output(tmp_path / "new/folder/text.json", "é\n")
+    write_output(tmp_path / "bytes", b"\x00\xff")
+    assert (tmp_path / "new/folder/text.json").read_bytes() == "é\n".encode()
+    assert (tmp_path / "bytes").read_bytes() == b"\x00\xff"
+    write_output(tmp_path / "bytes", "again")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bytes", "new"]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    write_output(tmp_path / "file", "before")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"cannot write .*file \(No space left on device\); make room") as told:
+        write_output(tmp_path / "file", "after")
+    assert told.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "before"
+
+
+def test_the_first_error_is_told_when_cleaning_up_fails_too(tmp_path, monkeypatch):
+    def failing(number: int):
+        def fail(*_, **__):
+            raise OSError(number, os.strerror(number))
+
+        return fail
+
+    monkeypatch.setattr(Path, "write_bytes", failing(errno.ENOSPC))
+    monkeypatch.setattr(Path, "unlink", failing(errno.EROFS))
+    with pytest.raises(OSError, match="No space left on device"):
+        write_output(tmp_path / "file", "text")
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write .*file/under \(.*\); make room, or choose another place"):
+        write_output(tmp_path / "file/under", "text")
