@@ -22,7 +22,7 @@ from calce_jax.metrics import Case, evaluate, table
 from calce_jax.metrics.evaluation import evaluate_predictions
 from calce_jax.outputs import write_output
 from calce_jax.predictions import Prediction
-from calce_jax.report.page import QueryView, SummaryTable, write_page
+from calce_jax.report.page import QueryView, SummaryTable, embedded_video, write_page
 from calce_jax.report.views import query_view
 from calce_jax.search import ask
 from calce_jax.trained import Trained, open_trained
@@ -239,4 +239,4 @@ def _view(out: Path, tables: Tables, place: int, answers: Mapping[str, Answer]) 
     looked = read_frames(video, len(example.keyframes), PICTURE_SIZE)
     jpegs = encode_jpeg(looked.frames, 80)
     pictures = [(float(second), jpeg) for second, jpeg in zip(looked.times, jpegs, strict=True)]
-    return query_view(example, answers, pictures, video_src=str(video.relative_to(out)))
+    return query_view(example, answers, pictures, video_src=embedded_video(video))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -169,14 +170,14 @@ def _entry(found: Found) -> dict[str, Any]:
 
 
 def _beside(out: Path, video: Path) -> str:
-    """Copy the video next to the page, unless it is there, so that the folder can be moved."""
+    """Copy the video next to the page, unless it is there, so that the folder can be moved; return its address there."""
     out.mkdir(parents=True, exist_ok=True)
     copy = out / video.name
     if not (copy.exists() and copy.samefile(video)) and copy.resolve() != video.resolve():
         part = copy.with_name(copy.name + ".part")
         shutil.copyfile(video, part)
         part.replace(copy)
-    return video.name
+    return quote(video.name)
 
 
 def _windows(answer: Answer) -> np.ndarray | None:

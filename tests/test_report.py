@@ -1,6 +1,8 @@
 """The page and the timeline: what is given is shown, once, escaped, in place, and without the network."""
 
+import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 
@@ -15,6 +17,7 @@ from calce_jax.report.page import (
     QueryView,
     StageView,
     SummaryTable,
+    embedded_video,
     page,
     ticks,
     write_page,
@@ -110,19 +113,49 @@ def test_images_are_there_once():
     assert html.count("data:image/jpeg;base64,") == 4
 
 
-def test_page_needs_no_network(tmp_path):
-    write_page(tmp_path / "report.html", "Found", [query(), query("q2", video_src="videos/seven.mp4")])
+def outside(html):
+    """Return everything an HTML page refers to that is not in it."""
+    targets = [
+        attrs[name]
+        for _, attrs in Elements(html).found
+        for name in ("src", "href", "srcset", "poster")
+        if name in attrs
+    ]
+    targets += re.findall(r"url\((.*?)\)", html) + videos_of(html)
+    return [target for target in targets if not target.startswith("data:")]
+
+
+def videos_of(html):
+    return json.loads(re.search(r'<script type="application/json" id="videos">(.*?)</script>', html)[1])
+
+
+def test_a_report_is_one_file_with_each_video_once(tmp_path):
+    films = {}
+    for name in ("one.mp4", "two.webm"):
+        (tmp_path / name).write_bytes(name.encode())
+        films[name] = embedded_video(tmp_path / name)
+    queries = [query("q1", video_src=films["two.webm"]), query("q2", video_src=films["one.mp4"])]
+    write_page(tmp_path / "report.html", "Found", [*queries, query("q3", video_src=films["two.webm"]), query("q4")])
     html = (tmp_path / "report.html").read_text()
+    assert outside(html) == []
     assert "http" not in html
     assert "@import" not in html
-    sources = [attrs["src"] for _, attrs in Elements(html).found if "src" in attrs]
-    assert sources == ["videos/seven.mp4"]
-    assert all(target.startswith("data:") for target in re.findall(r"url\((.*?)\)", html))
+    kinds, contents = zip(*(uri.removeprefix("data:").split(";base64,") for uri in videos_of(html)), strict=True)
+    assert kinds == ("video/webm", "video/mp4")
+    assert [base64.b64decode(content) for content in contents] == [b"two.webm", b"one.mp4"]
+    players = [attrs for tag, attrs in Elements(html).found if tag == "video"]
+    assert [player["data-video"] for player in players] == ["0", "1", "0"]
+    folds = [attrs for tag, attrs in Elements(html).found if tag == "details"]
+    assert len(folds) == 3
+    assert not any("open" in fold for fold in folds)
+    with pytest.raises(FileNotFoundError, match=r"gone\.mp4"):
+        embedded_video(tmp_path / "gone.mp4")
 
 
 def test_search_page_has_no_truth_and_no_filters():
-    elements = Elements(page("Found", [query(truth=None, kind="", video_src="/videos/a&b.mp4")]))
-    assert [attrs["src"] for tag, attrs in elements.found if tag == "video"] == ["/videos/a&b.mp4"]
+    html = page("Found", [query(truth=None, kind="", video_src="a&b</script>.mp4")])
+    assert outside(html) == ["a&b</script>.mp4"]
+    elements = Elements(html)
     assert "IoU" not in elements.text()
     assert not any(tag == "form" for tag, _ in elements.found)
     assert not elements.of_class("hit")

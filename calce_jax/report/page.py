@@ -1,13 +1,15 @@
 """The page: one self-contained HTML file that shows, for each query, what the model saw and what it answered.
 
-The file needs no network: images, style and script are inside. The same page serves the report of a run, with true
-windows, a summary and filters, and the search in one video, with a player instead.
+The file needs no network: images, style and script are inside, and so are the short videos of a report. The same page
+serves the report of a run, with true windows, a summary and filters, and the search in one video, which may be long and
+lies beside the page.
 """
 
 import base64
 import dataclasses
 import io
 import itertools
+import mimetypes
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -83,7 +85,8 @@ class QueryView:
       truth: the true windows; `None` where nobody knows them.
       stages: by name, in the order they ran.
       captions: of the video, in order of time.
-      video_src: where a player finds the video, relative to the page or absolute; `None` for no player.
+      video_src: the video itself (`embedded_video`), or where a player finds it, relative to the page; `None` for no
+        player.
     """
 
     qid: str | int
@@ -137,7 +140,8 @@ def page(title: str, queries: Sequence[QueryView], summary: Sequence[SummaryTabl
     )
     environment.filters["seconds"] = _seconds
     images = _Images()
-    cards = [_card(number, query, images) for number, query in enumerate(queries)]
+    videos = list(dict.fromkeys(query.video_src for query in queries if query.video_src))
+    cards = [_card(number, query, images, videos) for number, query in enumerate(queries)]
     return environment.get_template("page.html").render(
         title=title,
         about=about,
@@ -148,7 +152,18 @@ def page(title: str, queries: Sequence[QueryView], summary: Sequence[SummaryTabl
         has_truth=any(query.truth for query in queries),
         treatments=TREATMENTS,
         images=images.uris,
+        videos=videos,
     )
+
+
+def embedded_video(path: str | Path) -> str:
+    """Return a video file as a data: URI, for `QueryView.video_src`; a page holds it once, however many queries show it.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    kind = mimetypes.guess_type(path)[0] or "video/mp4"
+    return f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
 
 
 class _Images:
@@ -176,7 +191,7 @@ def _thumbnail(jpeg: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _card(number: int, query: QueryView, images: _Images) -> dict[str, Any]:
+def _card(number: int, query: QueryView, images: _Images, videos: Sequence[str]) -> dict[str, Any]:
     """Return what the template shows of one query; places on the time axis in percent of the duration."""
     truth = query.truth or []
     stages = []
@@ -197,6 +212,7 @@ def _card(number: int, query: QueryView, images: _Images) -> dict[str, Any]:
     return {
         "number": number,
         "view": query,
+        "video": videos.index(query.video_src) if query.video_src else None,
         "truth": [_bar(moment, query.duration) for moment in truth],
         "stages": stages,
         "iou": stages[-1]["iou"] if stages else None,

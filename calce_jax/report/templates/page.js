@@ -73,18 +73,34 @@
   }
   addEventListener("scroll", () => look(null), { passive: true });
 
+  // A video is in the page once, and is unpacked when somebody wants to see it. Not every browser seeks in data: URIs.
+  const videos = JSON.parse(document.getElementById("videos").textContent);
+  const unpacked = new Map();
+  async function source(number) {
+    const packed = videos[number];
+    if (!packed.startsWith("data:")) return packed;
+    if (!unpacked.has(number)) unpacked.set(number, fetch(packed).then((answer) => answer.blob()).then(URL.createObjectURL));
+    return unpacked.get(number);
+  }
   for (const card of cards) {
     const video = card.querySelector("video");
     if (!video) continue;
     card.classList.add("seekable");
+    const player = video.parentElement;
     const playhead = card.querySelector(".playhead");
+    async function open() {
+      player.open = true;
+      if (!video.src) video.src = await source(video.dataset.video);
+    }
+    player.addEventListener("toggle", () => (player.open ? open() : video.pause()));
     video.addEventListener("timeupdate", () => {
       playhead.hidden = false;
       playhead.style.left = `${Math.min(100, (100 * video.currentTime) / card.dataset.duration)}%`;
     });
-    card.addEventListener("click", (event) => {
+    card.addEventListener("click", async (event) => {
       const start = event.target.closest("[data-start]")?.dataset.start;
       if (start === undefined) return;
+      await open();
       video.currentTime = Number(start);
       video.play();
     });
