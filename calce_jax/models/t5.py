@@ -53,7 +53,7 @@ class T5Config:
     def tiny(vocab: int) -> "T5Config":
         """A size for tests and the demo."""
         return T5Config(
-            width=128, heads=4, head_width=32, mlp_width=256, encoder_depth=3, decoder_depth=3, vocab=vocab, drop=0.05
+            width=64, heads=4, head_width=16, mlp_width=128, encoder_depth=3, decoder_depth=2, vocab=vocab, drop=0.05
         )
 
 
