@@ -170,7 +170,7 @@ def _entry(found: Found) -> dict[str, Any]:
 
 
 def _beside(out: Path, video: Path) -> str:
-    """Copy the video next to the page, unless it is there, so that the folder can be moved; return its address there."""
+    """Copy the video next to the page, unless it is there, so that the folder can be moved; return its address."""
     out.mkdir(parents=True, exist_ok=True)
     copy = out / video.name
     if not (copy.exists() and copy.samefile(video)) and copy.resolve() != video.resolve():

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -27,8 +27,9 @@ from data.prepared import (
     load_duration,
     load_video,
     prepare_video,
+    prepared_path,
 )
-from data.tables import build_tables
+from data.tables import LeftOut, build_tables, holds_videos, rebuild_queries
 
 SPLITS = ("train", "val", "test")
 # More rows than this help no one; failures.jsonl has them all.
@@ -108,7 +109,7 @@ def prepare(
     settings: Settings,
     workers: int | None = None,
 ) -> Preparation:
-    """Prepare every annotated video once and build the tables.
+    """Prepare every annotated video once and build the tables; where all videos are in them, that of the queries only.
 
     Args:
       dataset: "qvh", "charades" or "shapes".
@@ -138,17 +139,24 @@ def prepare(
         except UnusableVideo as error:
             failures.append(Failure(video, error.reason, error.remedy))
     todo = [job for job in jobs if not is_prepared(job)]
-    _check_room(out, todo, len(jobs) * settings.bytes_per_video)
-
-    broken = _prepare_all(todo, len(jobs), workers or os.cpu_count() or 1)
+    broken: list[Failure] = []
+    if todo:
+        # The tables hold the videos a second time.
+        _check_room(out, (len(todo) + len(jobs)) * settings.bytes_per_video)
+        broken = _prepare_all(todo, len(jobs), workers or os.cpu_count() or 1)
     ready = {job.video for job in jobs} - {failure.video for failure in broken}
     durations = {video: load_duration(folder, video) for video in sorted(ready)}
     usable, outside = _usable(splits, durations)
     failures += broken + outside
     _write_failures(out, failures)
     queries = {split: len(rows) for split, rows in usable.items()}
-    # What was prepared and can no longer be read when the tables are written.
-    left_out = build_tables(out, dataset, usable, partial(load_video, folder)) if usable else []
+    left_out: list[LeftOut] = []
+    if usable and holds_videos(out, dataset, usable, newest=_newest(folder, ready)):
+        rebuild_queries(out, dataset, usable)
+    elif usable:
+        _check_room(out, len(ready) * settings.bytes_per_video)
+        # Left out is what was prepared and can no longer be read.
+        left_out = build_tables(out, dataset, usable, partial(load_video, folder))
     if left_out:
         failures += {row.video: _failure(row.video, row.reason) for row in left_out}.values()
         _write_failures(out, failures)
@@ -180,14 +188,18 @@ def failure_table(failures: Sequence[Failure]) -> str:
     return "\n".join([*lines, f"... and {more} more, in failures.jsonl"] if more > 0 else lines)
 
 
-def _check_room(out: Path, todo: Sequence[Job], tables: int) -> None:
-    """See to it that the disk takes the results and the tables, which hold them a second time."""
+def _newest(folder: Path, videos: Iterable[str]) -> float:
+    """Return when the last of these videos was prepared, seconds of the file system's clock."""
+    return max(prepared_path(folder, video).stat().st_mtime for video in videos)
+
+
+def _check_room(out: Path, needed: int) -> None:
+    """See to it that the disk takes so many bytes."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out).free
     except OSError as error:
         raise PrepareError(f"out: cannot make the folder {out} ({error.strerror}); choose another place") from None
-    needed = sum(job.settings.bytes_per_video for job in todo) + tables
     if needed > free:
         raise PrepareError(
             f"out: {out} needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "

@@ -109,6 +109,28 @@ def build_tables(
     ]
 
 
+def holds_videos(
+    folder: str | Path, dataset: str, split_rows: Mapping[str, Sequence[Annotation]], newest: float
+) -> bool:
+    """Return whether the videos table is what `build_tables` would make it, so that `rebuild_queries` is enough.
+
+    Args:
+      folder: a prepared folder, or one to be.
+      dataset: "qvh", "charades" or "shapes".
+      split_rows: the annotated queries of each split.
+      newest: when the last of their videos was prepared; a table that is not younger may hold it as it was before.
+    """
+    place = Path(folder) / "tables" / "videos"
+    try:
+        same = open_table(folder, "videos").name == _builder(dataset).name
+        stored = {split: set(videos) for split, videos in _stored_videos(place).items()}
+        written = (place / "metadata.json").stat().st_mtime
+    except (OSError, ValueError):
+        return False  # none, or damaged
+    wanted = {split: {row.video for row in rows} for split, rows in split_rows.items()}
+    return same and stored == wanted and written > newest
+
+
 def rebuild_queries(folder: str | Path, dataset: str, split_rows: Mapping[str, Sequence[Annotation]]) -> list[LeftOut]:
     """Write the queries table anew, for other queries about the same videos or after merging; the videos stay.
 

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,40 @@ def test_a_second_run_goes_on(run, films, tmp_path):
     (films / "b.srt").write_text(SRT.replace("lighthouse", "violin"))
     assert run(rows, Settings(frames=5, image_size=32)).decoded == 1
     assert open_tables(tmp_path / "out", "train")[1].captions[0][2] == "Look, a violin!"
+
+
+def test_new_windows_of_the_same_videos_leave_the_videos_table(run, films, tmp_path, monkeypatch):
+    rows = [annotation("a", 1), annotation("b", 2)]
+    built = []
+    original = module.build_tables
+    monkeypatch.setattr(module, "build_tables", lambda *given: built.append(1) or original(*given))
+    run(rows)
+    videos = tmp_path / "out/tables/videos"
+    before = {path.name: path.stat().st_mtime_ns for path in videos.iterdir()}
+    merged = [replace(row, stage1_windows=[[0, 1]]) for row in rows]
+    with monkeypatch.context() as patch:
+        # No room for another videos table is needed.
+        patch.setattr(module.shutil, "disk_usage", lambda _: namedtuple("usage", "total used free")(10, 9, 1))
+        assert run([*merged, annotation("a", 3)]).queries == {"train": 3}
+    assert {path.name: path.stat().st_mtime_ns for path in videos.iterdir()} == before
+    found = [example.stage1_windows for example in open_tables(tmp_path / "out", "train")]
+    assert [None if windows is None else windows.tolist() for windows in found] == [[[0, 1]], [[0, 1]], None]
+    assert built == [1]
+
+    run(merged[:1])  # a video less
+    assert [len(open_tables(tmp_path / "out", "train")), len(built)] == [1, 2]
+    run(merged)  # and again one more, which was prepared before
+    assert [len(open_tables(tmp_path / "out", "train")), len(built)] == [2, 3]
+    (films / "b.srt").write_text(SRT.replace("lighthouse", "violin"))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "holds_videos", lambda *_, **__: 1 / 0)  # stopped before the tables were written
+        with pytest.raises(ZeroDivisionError):
+            run(merged)
+    run(merged)
+    assert open_tables(tmp_path / "out", "train")[1].captions[0][2] == "Look, a violin!"
+    (videos / "metadata.json").write_text("{")
+    run(merged)
+    assert len(built) == 5
 
 
 def test_the_broken_are_listed_and_the_others_go_on(run, films, tmp_path):

@@ -115,12 +115,8 @@ def test_images_are_there_once():
 
 def outside(html):
     """Return everything an HTML page refers to that is not in it."""
-    targets = [
-        attrs[name]
-        for _, attrs in Elements(html).found
-        for name in ("src", "href", "srcset", "poster")
-        if name in attrs
-    ]
+    names = ("src", "href", "srcset", "poster")
+    targets = [attrs[name] for _, attrs in Elements(html).found for name in names if name in attrs]
     targets += re.findall(r"url\((.*?)\)", html) + videos_of(html)
     return [target for target in targets if not target.startswith("data:")]
 

@@ -157,7 +157,7 @@ def page(title: str, queries: Sequence[QueryView], summary: Sequence[SummaryTabl
 
 
 def embedded_video(path: str | Path) -> str:
-    """Return a video file as a data: URI, for `QueryView.video_src`; a page holds it once, however many queries show it.
+    """Return a video file as a data: URI, for `QueryView.video_src`: once in a page however many queries.
 
     Raises:
       OSError: it cannot be read.
