@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_counted_and_named():
     long[4] = example(4, captions=[(s, s + 0.5, "let me tell you") for s in range(6)])
     counter = NoteCounter()
     for batch in iterate(replace(CONFIG, epochs=2), long):
-        counter.add(batch)
+        counter.add(batch.row, batch.notes)
     lines = counter.lines(lambda rows: [f"q{row}" for row in rows])
     assert lines == ["query cut: 5 queries (q1, q3, q5, q7, q9)", "captions left out: 1 query (q4)"]
 

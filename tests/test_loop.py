@@ -10,6 +10,7 @@ from flax import struct
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from calce_jax.checkpoints import Checkpoints, steps_in
+from calce_jax.prompt import Note
 from calce_jax.training.config import OptimizerConfig
 from calce_jax.training.loop import Evaluation, Plan, TrainingError, train
 from calce_jax.training.optimizer import make_optimizer
@@ -25,12 +26,14 @@ class Rows:
     x: np.ndarray
     row: np.ndarray
     present: np.ndarray
+    notes: np.ndarray
 
 
 def make_batch(rows):
     rows = np.asarray(rows)
     x = np.stack([np.cos(rows), np.sin(rows)], axis=1).astype(np.float32)
-    return Rows(x, rows, np.ones((len(rows), 3), bool))
+    notes = np.where(rows == 7, Note.QUERY_CUT, np.where(rows == 8, Note.QUERY_CUT | Note.CAPTION_CUT, 0))
+    return Rows(x, rows, np.ones((len(rows), 3), bool), notes.astype(np.int32))
 
 
 def make_iterator():
@@ -127,6 +130,20 @@ def test_a_whole_run_keeps_latest_and_best_and_is_logged(uninterrupted):
     assert set(scalars(workdir, "data/padding").values()) == {0.25}
     assert all(rate > 0 for rate in scalars(workdir, "speed/frames_per_second").values())
     assert EventAccumulator(str(workdir)).Reload().Tags()["images"] == ["samples/q1"]
+
+
+def test_what_does_not_fit_is_counted_with_the_metrics_and_named_once(tmp_path, caplog):
+    run(tmp_path)
+    data, expected, mended = make_iterator(), {}, []
+    for step in range(1, PLAN.steps + 1):
+        mended += (next(data).notes != 0).tolist()
+        # Nothing is written at step 2, where all that was measured is still under way.
+        if step % PLAN.log_every == 0 and step > 2:
+            expected[step], mended = np.mean(mended), []
+    assert scalars(tmp_path, "data/mended") == pytest.approx(expected)
+    assert any(expected.values())
+    told = [record.getMessage() for record in caplog.records if "training:" in record.getMessage()]
+    assert told == ["training: query cut: 2 queries (q7, q8)", "training: caption cut: 1 query (q8)"]
 
 
 @pytest.mark.parametrize("at", [3, 5, 7])

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Int
 
-from calce_jax.batch import Batch
 from calce_jax.prompt import Note
 
 SHOWN = 5
@@ -16,9 +16,9 @@ class NoteCounter:
     def __init__(self):
         self.rows: dict[Note, set[int]] = {}
 
-    def add(self, batch: Batch) -> None:
-        """Take in a host batch. A row that comes again, in a later epoch, counts once."""
-        for row, bits in zip(np.asarray(batch.row), np.asarray(batch.notes), strict=True):
+    def add(self, rows: Int[np.ndarray, " B"], notes: Int[np.ndarray, " B"]) -> None:
+        """Take in what a host batch says. A row that comes again, in a later epoch, counts once."""
+        for row, bits in zip(rows, notes, strict=True):
             for note in Note(int(bits)):
                 self.rows.setdefault(note, set()).add(int(row))
 

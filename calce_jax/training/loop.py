@@ -18,9 +18,11 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from calce_jax.checkpoints import CRITERION, Checkpoints
+from calce_jax.input_pipeline import NoteCounter
 from calce_jax.training.state import TrainState
 from calce_jax.training.writer import MetricWriter
 
@@ -154,6 +156,8 @@ def train(
             # 4. Log what is ready.
             if step % plan.log_every == 0:
                 bar.set_postfix(log.write(step), refresh=False)
+            if step % plan.steps_per_epoch == 0:
+                log.tell_notes()
             due = plan.evaluates(step)
 
         checkpoints.wait()
@@ -175,13 +179,18 @@ class _Log:
         self._writer, self._queries = writer, queries
         self._waiting: deque[tuple[int, np.ndarray, Mapping[str, jax.Array]]] = deque()
         self._read: list[dict[str, float]] = []
+        self._notes, self._noted = NoteCounter(), 0
+        self._samples, self._mended = 0, 0
         self._frames = 0
         self._since, self._steps = time.perf_counter(), 0
 
     def add(self, step: int, batch: Any, measured: Mapping[str, jax.Array]) -> None:
         """Take in a step that is under way."""
         self._waiting.append((step, np.asarray(batch.row), measured))
+        self._notes.add(np.asarray(batch.row), np.asarray(batch.notes))
         self._frames += int(np.sum(batch.present))
+        self._samples += len(batch.row)
+        self._mended += int(np.count_nonzero(batch.notes))
         self._steps += 1
 
     def write(self, step: int) -> dict[str, str]:
@@ -196,6 +205,7 @@ class _Log:
         scalars |= {
             "data/tokens": mean["tokens"],
             "data/padding": mean["padding"],
+            "data/mended": self._mended / self._samples,  # the share that did not fit as it was
             "speed/step_seconds": seconds / self._steps,
             "speed/frames_per_second": self._frames / seconds,
             "speed/tokens_per_second": mean["tokens"] * self._steps / seconds,
@@ -205,8 +215,17 @@ class _Log:
             scalars["memory/device_gb"] = device["peak_bytes_in_use"] / 1e9
         self._writer.write_scalars(step, scalars)
         self._read.clear()
+        self._samples, self._mended = 0, 0
         self.restart()
         return {"loss": f"{mean['loss']:.3f}", "lr": f"{scalars['train/learning_rate']:.2e}"}
+
+    def tell_notes(self) -> None:
+        """Name the queries that did not fit the shapes of a batch, where there are more than the last time."""
+        count = sum(map(len, self._notes.rows.values()))
+        if count > self._noted:
+            for line in self._notes.lines(self._queries):
+                logging.warning("training: %s", line)
+        self._noted = count
 
     def restart(self) -> None:
         """Begin to time anew, so that an evaluation does not count as slow steps."""

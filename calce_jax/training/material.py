@@ -166,7 +166,7 @@ def ask(
     """Ask every query of a split, from batch `first` on; log what did not fit the shapes of a batch."""
     notes = NoteCounter()
     for batch in split.batches(first):
-        notes.add(batch)
+        notes.add(np.asarray(batch.row), np.asarray(batch.notes))
         yield from read_answers(batch, predict(batch), t5, by=config.generation.rank, behaviour=config.behaviour)
     for line in notes.lines(lambda rows: [str(split.queries[int(row)].qid) for row in rows]):
         logging.warning("%s: %s", split.tables.split, line)
