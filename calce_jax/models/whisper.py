@@ -1,0 +1,335 @@
+"""Whisper: the encoder hears 30 s of mel bands, the decoder writes what was said and when.
+
+Source: Radford et al. 2022, in all published sizes; numbers equal those of `transformers`' implementation.
+
+Dimensions: B batch, F mel frames (3000 in 30 s), C mel bands, S encoder positions (F / 2), A tokens at a time, M cache
+length, D width, N heads, H head width, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+from jaxtyping import Array, Bool, Float, Int
+
+from calce_jax.models.attention import attention, join_heads, split_heads
+from calce_jax.models.layers import Key, LayerNorm, Linear, gelu, scan, stack
+
+# Queries that look at all positions at once: a few hundred, so that their scores stay in a CPU's cache.
+QUERY_BLOCK = 250
+
+Size = Literal["tiny", "base", "small", "medium", "large-v2", "large-v3", "turbo"]
+# Width, heads, encoder blocks, decoder blocks.
+SIZES: dict[str, tuple[int, int, int, int]] = {
+    "tiny": (384, 6, 4, 4),
+    "base": (512, 8, 6, 6),
+    "small": (768, 12, 12, 12),
+    "medium": (1024, 16, 24, 24),
+    "large-v2": (1280, 20, 32, 32),
+    "large-v3": (1280, 20, 32, 32),
+    "turbo": (1280, 20, 32, 4),
+}
+
+
+@dataclass(frozen=True)
+class WhisperConfig:
+    """Sizes. `width` of the stream; heads, feed-forward widths and depths of both towers; `audio_positions` is S."""
+
+    width: int
+    encoder_heads: int
+    decoder_heads: int
+    encoder_mlp: int
+    decoder_mlp: int
+    encoder_depth: int
+    decoder_depth: int
+    vocab: int
+    mels: int = 80
+    audio_positions: int = 1500
+    text_positions: int = 448
+    eps: float = 1e-5
+
+    @property
+    def frames(self) -> int:
+        """F, the mel frames of a window."""
+        return 2 * self.audio_positions
+
+    @staticmethod
+    def named(size: Size, *, english: bool = False) -> "WhisperConfig":
+        """Return a published size.
+
+        Args:
+          size: one of `SIZES`.
+          english: the English-only variant, which exists up to "medium".
+
+        Raises:
+          ValueError: there is no such size.
+        """
+        if size not in SIZES or (english and size not in ("tiny", "base", "small", "medium")):
+            kind = "English-only size" if english else "size"
+            raise ValueError(f"size: Whisper has no {kind} {size!r}; choose one of {', '.join(SIZES)}")
+        width, heads, encoder_depth, decoder_depth = SIZES[size]
+        newest = size in ("large-v3", "turbo")
+        return WhisperConfig(
+            width=width,
+            encoder_heads=heads,
+            decoder_heads=heads,
+            encoder_mlp=4 * width,
+            decoder_mlp=4 * width,
+            encoder_depth=encoder_depth,
+            decoder_depth=decoder_depth,
+            # The newest sizes know one more language; English-only ones have one token less.
+            vocab=51866 if newest else 51864 if english else 51865,
+            mels=128 if newest else 80,
+        )
+
+    @staticmethod
+    def from_hugging_face(config: Mapping[str, Any]) -> "WhisperConfig":
+        """Read the contents of a `config.json`.
+
+        Raises:
+          ValueError: it is not of a Whisper, lacks a field, or asks for what no published Whisper does.
+        """
+        if config.get("model_type") != "whisper":
+            raise ValueError(f"model_type: {config.get('model_type')!r} is not 'whisper'; give a Whisper model")
+        if config.get("activation_function", "gelu") != "gelu" or config.get("scale_embedding", False):
+            raise ValueError("activation_function, scale_embedding: only Whisper's own, 'gelu' and false, are known")
+        fields = {
+            "width": "d_model",
+            "encoder_heads": "encoder_attention_heads",
+            "decoder_heads": "decoder_attention_heads",
+            "encoder_mlp": "encoder_ffn_dim",
+            "decoder_mlp": "decoder_ffn_dim",
+            "encoder_depth": "encoder_layers",
+            "decoder_depth": "decoder_layers",
+            "vocab": "vocab_size",
+            "mels": "num_mel_bins",
+            "audio_positions": "max_source_positions",
+            "text_positions": "max_target_positions",
+        }
+        if missing := [name for name in fields.values() if name not in config]:
+            raise ValueError(f"{', '.join(missing)}: missing; fetch the model's config.json again")
+        return WhisperConfig(**{ours: int(config[name]) for ours, name in fields.items()})
+
+
+@struct.dataclass
+class LayerCache:
+    """What one decoder block need not compute again. Heads come before positions, as the products want them."""
+
+    cross_key: Float[Array, "B N S H"]
+    cross_value: Float[Array, "B N S H"]
+    self_key: Float[Array, "B N M H"]
+    self_value: Float[Array, "B N M H"]
+
+
+class WhisperAttention(nnx.Module):
+    """Projections of one attention; keys have no bias."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+        self.q = Linear(width, width, rngs=rngs)
+        self.k = Linear(width, width, bias=False, rngs=rngs)
+        self.v = Linear(width, width, rngs=rngs)
+        self.o = Linear(width, width, rngs=rngs)
+        self.heads, self.scale = heads, (width // heads) ** -0.5
+
+    def keys_values(self, memory: Float[Array, "B S D"]) -> tuple[Float[Array, "B N S H"], Float[Array, "B N S H"]]:
+        """Project what is looked at, heads first."""
+        key, value = (jnp.swapaxes(split_heads(part(memory), self.heads), 1, 2) for part in (self.k, self.v))
+        return key, value
+
+    def look(
+        self,
+        x: Float[Array, "B A D"],
+        key: Float[Array, "B N L H"],
+        value: Float[Array, "B N L H"],
+        *,
+        mask: Bool[Array, "B A L"] | None = None,
+    ) -> Float[Array, "B A D"]:
+        """Attend from `x` to projected keys and values."""
+        query = split_heads(self.q(x), self.heads)
+        # `attention` puts heads first itself; swapped twice is not swapped at all once compiled.
+        key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+        return self.o(join_heads(attention(query, key, value, scale=self.scale, mask=mask)))
+
+    def look_around(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        """Attend from every position to all, a block of queries at a time."""
+        batch, length, _ = x.shape
+        key, value = self.keys_values(x)
+        block = QUERY_BLOCK if length % QUERY_BLOCK == 0 else length
+        query = split_heads(self.q(x), self.heads)
+        query = jnp.swapaxes(query.reshape(batch, length // block, block, *query.shape[2:]), 0, 1)
+
+        def some(query: Float[Array, "B A N H"]) -> Float[Array, "B A N H"]:
+            return attention(query, jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2), scale=self.scale)
+
+        seen = jnp.swapaxes(jax.lax.map(some, query), 0, 1)
+        return self.o(join_heads(seen.reshape(batch, length, *seen.shape[3:])))
+
+
+class WhisperMlp(nnx.Module):
+    """Feed-forward with the erf GELU."""
+
+    def __init__(self, width: int, mlp_width: int, *, rngs: nnx.Rngs):
+        self.wi = Linear(width, mlp_width, rngs=rngs)
+        self.wo = Linear(mlp_width, width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Widen, bend, narrow."""
+        return self.wo(gelu(self.wi(x)))
+
+
+class EncoderBlock(nnx.Module):
+    """Self-attention, then feed-forward; norms before, residuals around."""
+
+    def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
+        self.attention_norm = LayerNorm(config.width, eps=config.eps)
+        self.attention = WhisperAttention(config.width, config.encoder_heads, rngs=rngs)
+        self.mlp_norm = LayerNorm(config.width, eps=config.eps)
+        self.mlp = WhisperMlp(config.width, config.encoder_mlp, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        """Return the stream after this block."""
+        x = x + self.attention.look_around(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class DecoderBlock(nnx.Module):
+    """Causal self-attention, attention to the encoder, feed-forward."""
+
+    def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
+        self.self_norm = LayerNorm(config.width, eps=config.eps)
+        self.self_attention = WhisperAttention(config.width, config.decoder_heads, rngs=rngs)
+        self.cross_norm = LayerNorm(config.width, eps=config.eps)
+        self.cross_attention = WhisperAttention(config.width, config.decoder_heads, rngs=rngs)
+        self.mlp_norm = LayerNorm(config.width, eps=config.eps)
+        self.mlp = WhisperMlp(config.width, config.decoder_mlp, rngs=rngs)
+
+    def advance(
+        self, x: Float[Array, "B A D"], cache: LayerCache, at: Int[Array, ""], mask: Bool[Array, "B A M"]
+    ) -> tuple[Float[Array, "B A D"], LayerCache]:
+        """Read tokens `at` .. `at` + A, and put their keys and values into the cache."""
+        normed = self.self_norm(x)
+        key, value = self.self_attention.keys_values(normed)
+        cache = cache.replace(
+            self_key=jax.lax.dynamic_update_slice_in_dim(cache.self_key, key, at, axis=2),
+            self_value=jax.lax.dynamic_update_slice_in_dim(cache.self_value, value, at, axis=2),
+        )
+        x = x + self.self_attention.look(normed, cache.self_key, cache.self_value, mask=mask)
+        x = x + self.cross_attention.look(self.cross_norm(x), cache.cross_key, cache.cross_value)
+        return x + self.mlp(self.mlp_norm(x)), cache
+
+
+class Encoder(nnx.Module):
+    """Two convolutions over time, learned positions (sinusoids when published), blocks."""
+
+    def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
+        # A convolution over three frames is a product with these laid side by side.
+        self.conv1 = Linear(3 * config.mels, config.width, rngs=rngs)
+        self.conv2 = Linear(3 * config.width, config.width, rngs=rngs)
+        self.positions = nnx.Param(
+            0.02 * jax.random.normal(rngs.params(), (config.audio_positions, config.width), jnp.float32)
+        )
+        self.blocks = stack(lambda rngs: EncoderBlock(config, rngs=rngs), config.encoder_depth, rngs)
+        self.final_norm = LayerNorm(config.width, eps=config.eps)
+
+
+class Decoder(nnx.Module):
+    """Token embedding, which is the head as well, learned positions, blocks."""
+
+    def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
+        self.tokens = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.vocab, config.width), jnp.float32))
+        self.positions = nnx.Param(
+            0.02 * jax.random.normal(rngs.params(), (config.text_positions, config.width), jnp.float32)
+        )
+        self.blocks = stack(lambda rngs: DecoderBlock(config, rngs=rngs), config.decoder_depth, rngs)
+        self.final_norm = LayerNorm(config.width, eps=config.eps)
+
+
+class Whisper(nnx.Module):
+    """Encoder and decoder. The dtype of the mel bands is the one everything is computed in."""
+
+    def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
+        self.encoder = Encoder(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+        self.config = config
+
+    def encode(self, mel: Float[Array, "B F C"]) -> Float[Array, "B S D"]:
+        """Encode windows of `calce_jax.speech.mel`'s bands, time before bands."""
+        x = gelu(self.encoder.conv1(_neighbours(mel, stride=1)))
+        x = gelu(self.encoder.conv2(_neighbours(x, stride=2)))
+        x = x + self.encoder.positions[...].astype(x.dtype)[None]
+
+        def body(block: EncoderBlock, x: Array, _: None, key: Key) -> tuple[Array, None]:
+            return block(x), None
+
+        x, _ = scan(self.encoder.blocks, body, x)
+        return self.encoder.final_norm(x)
+
+    def decoder_blocks(self) -> list[DecoderBlock]:
+        """Return the decoder's blocks one by one.
+
+        A token's step reads each weight once, so it is as slow as what is copied on the way. Sliced here, before the
+        loop over tokens, weights and caches are read where they are; a scan inside the loop copies both at every token.
+        """
+        graph, params = nnx.split(self.decoder.blocks)
+        depth = self.config.decoder_depth
+        return [nnx.merge(graph, jax.tree.map(lambda leaf, n=n: leaf[n], params)) for n in range(depth)]
+
+    def start(
+        self, blocks: Sequence[DecoderBlock], memory: Float[Array, "B S D"], length: int
+    ) -> tuple[LayerCache, ...]:
+        """Return a cache for texts of `length` tokens, prompt included, about encoded windows."""
+        caches = []
+        for block in blocks:
+            key, value = block.cross_attention.keys_values(memory)
+            own = jnp.zeros((*key.shape[:2], length, key.shape[3]), key.dtype)
+            caches.append(LayerCache(cross_key=key, cross_value=value, self_key=own, self_value=own))
+        return tuple(caches)
+
+    def advance(
+        self,
+        blocks: Sequence[DecoderBlock],
+        ids: Int[Array, "B A"],
+        cache: tuple[LayerCache, ...],
+        at: Int[Array, ""],
+        first: Int[Array, " B"],
+    ) -> tuple[Float[Array, "B A D"], tuple[LayerCache, ...]]:
+        """Read the tokens at places `at` .. `at` + A.
+
+        Args:
+          blocks: from `decoder_blocks`.
+          ids: the tokens.
+          cache: from `start` or the call before.
+          at: place of the first of them in the cache.
+          first: place at which each row's text begins. Prompts of several lengths are padded on the left, so that all
+            rows write at the same place; what lies before `first` is not looked at and has no position.
+
+        Returns:
+          What `logits` reads after each of the tokens, and the cache with them in it.
+        """
+        dtype, length = cache[0].self_key.dtype, cache[0].self_key.shape[2]
+        places = at + jnp.arange(ids.shape[1])
+        position = jnp.maximum(places[None] - first[:, None], 0)
+        x = (jnp.take(self.decoder.tokens[...], ids, axis=0)).astype(dtype)
+        x = x + jnp.take(self.decoder.positions[...], position, axis=0).astype(dtype)
+        seen = jnp.arange(length)
+        mask = (seen[None, None] <= places[None, :, None]) & (seen[None, None] >= first[:, None, None])
+        caches = []
+        for block, layer in zip(blocks, cache, strict=True):
+            x, layer = block.advance(x, layer, at, mask)  # noqa: PLW2901
+            caches.append(layer)
+        return self.decoder.final_norm(x), tuple(caches)
+
+    def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Return the float32 logits of the next token."""
+        tokens = self.decoder.tokens[...].astype(x.dtype)
+        return jnp.einsum("...d,vd->...v", x, tokens, preferred_element_type=jnp.float32)
+
+
+def _neighbours(x: Float[Array, "B F C"], *, stride: int) -> Float[Array, "B G E"]:
+    """Lay every `stride`-th frame beside the one before and the one after it; silence lies beyond the ends."""
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
+    length = x.shape[1]
+    return jnp.concatenate([padded[:, shift : shift + length : stride] for shift in range(3)], axis=-1)
