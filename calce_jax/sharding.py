@@ -70,7 +70,12 @@ def make_mesh(name: str, devices: Sequence[Any] | None = None) -> Mesh:
             f"config.mesh: {name!r} needs {fixed} devices and {len(devices)} {devices[0].platform} device(s) are here; "
             "choose another mesh (--config.mesh=single)"
         )
-    sizes = tuple(size if size > 0 else len(devices) // fixed for size in sizes)
+    data, fsdp, tensor = (size if size > 0 else len(devices) // fixed for size in sizes)
+    return mesh_of((data, fsdp, tensor), devices)
+
+
+def mesh_of(sizes: tuple[int, int, int], devices: Sequence[Any]) -> Mesh:
+    """Make a mesh of so many devices along `AXES`, from the first ones; `make_mesh` knows those a config can name."""
     needed = int(np.prod(sizes))
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
 
@@ -136,9 +141,9 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def constrain_batch(x: Any) -> Any:
-    """Keep activations split by their first axis; without a mesh (`jax.set_mesh`), do nothing.
+    """Keep activations split by their first axis, whole along all others; without a mesh (`jax.set_mesh`), do nothing.
 
-    In a trial XLA gave up splitting the batch deep inside the towers unless told so.
+    Every tower does so between its blocks: left to itself, XLA may give up splitting the batch deep inside.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x

@@ -124,6 +124,20 @@ def make_train_step(
     return step
 
 
+def compile_train_step(
+    step: Callable[..., tuple[TrainState, dict[str, Float[Array, ""]]]], state: TrainState
+) -> Callable[..., tuple[TrainState, dict[str, Float[Array, ""]]]]:
+    """Jit what `make_train_step` built; the new state takes the place of the old one, and lives where it lived.
+
+    Args:
+      step: from `make_train_step`.
+      state: whose shardings the new one gets; arrays, or `jax.ShapeDtypeStruct`s with shardings.
+    """
+    # Left to itself XLA lays the new state out in its own way, and the second step is compiled again.
+    places = jax.tree.map(lambda a: a.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+
+
 def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.State, Batch], Prediction]:
     """Build `predict(trainable, frozen, batch) -> Prediction`, to be jitted. Nothing in it is random."""
 

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from calce_jax.sharding import constrain_batch
+
 Key = PRNGKeyArray | None
 Remat = Literal["none", "dots", "full"]
 
@@ -116,7 +118,7 @@ def scan(
     Args:
       blocks: a module made by `stack`.
       body: computes one block; compiled once whatever the depth.
-      carry: what one block hands to the next.
+      carry: what one block hands to the next; its first axis is that of the batch, and stays split over the mesh.
       xs: a pytree with a leading axis of the depth, sliced for each block (a cache, say).
       key: split into one key a block; None where nothing drops.
       remat: what to keep for the backward pass: everything, the results of weight matmuls, or only the carry.
@@ -130,9 +132,10 @@ def scan(
 
     def step(carry: Any, layer: Any) -> tuple[Any, Any]:
         params, x, key = layer
-        return body(nnx.merge(graph, params), carry, x, key)
+        carry, y = body(nnx.merge(graph, params), carry, x, key)
+        return constrain_batch(carry), y
 
-    return jax.lax.scan(rematerialised(step, remat), carry, (params, xs, keys))
+    return jax.lax.scan(rematerialised(step, remat), constrain_batch(carry), (params, xs, keys))
 
 
 def rematerialised(step: Callable[..., Any], remat: Remat) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ from calce_jax.models.calce import Calce, CalceConfig, Selection, count, split
 from calce_jax.outputs import write_output
 from calce_jax.paths import named_leaves, with_leaves
 from calce_jax.sharding import abstract_like, make_mesh, put_batch, shard_params
-from calce_jax.step import StepConfig, make_predict, make_train_step
+from calce_jax.step import StepConfig, compile_train_step, make_predict, make_train_step
 from calce_jax.training.config import ConfigError, RunConfig, differences, flat, plain
 from calce_jax.training.loop import Plan, train
 from calce_jax.training.material import Material
@@ -78,13 +78,7 @@ def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainStat
             behaviour=config.behaviour,
             first_epoch=int(state.step) // steps_per_epoch,
         )
-        # Left to itself XLA lays the new state out in its own way, and the second step is compiled again.
-        places = jax.tree.map(lambda a: a.sharding, state)
-        step = jax.jit(
-            make_train_step(graph, programs, optimizer, rate),
-            donate_argnums=0,
-            out_shardings=(places, None),
-        )
+        step = compile_train_step(make_train_step(graph, programs, optimizer, rate), state)
         predict = jax.jit(make_predict(graph, programs))
         key = jax.random.key(config.seed)
         put = partial(put_batch, mesh=mesh)
