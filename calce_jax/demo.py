@@ -16,6 +16,7 @@ import numpy as np
 
 from calce_jax.annotations import Annotation, write_annotations
 from calce_jax.answering import answer_split
+from calce_jax.asking import ask
 from calce_jax.inference import Answer
 from calce_jax.merging import merge
 from calce_jax.metrics import Case, evaluate, table
@@ -24,7 +25,6 @@ from calce_jax.outputs import write_output
 from calce_jax.predictions import Prediction
 from calce_jax.report.page import QueryView, SummaryTable, embedded_video, write_page
 from calce_jax.report.views import query_view
-from calce_jax.search import ask
 from calce_jax.trained import Trained, open_trained
 from calce_jax.training.config import RunConfig, validate
 from calce_jax.training.material import open_material

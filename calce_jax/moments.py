@@ -6,8 +6,17 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from calce_jax.windows import RankBy, Seconds, Status, Window, iou_matrix, parse_windows, rank
+
+
+@dataclasses.dataclass(frozen=True)
+class Beam:
+    """One of the answers that were considered: its windows, and its probability among them all (they sum to 1)."""
+
+    windows: list[Window]
+    probability: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +27,13 @@ class Moments:
       windows: [start, end, score], best first; seconds of the video, scores in [0, 1].
       text: the answer the windows were read from.
       status: how well it could be read.
+      beams: all answers that were considered, most probable first.
     """
 
     windows: list[list[float]]
     text: str
     status: Status
+    beams: list[Beam] = dataclasses.field(default_factory=list)
 
 
 def moments(
@@ -54,19 +65,23 @@ def moments(
         windows, status = answer.windows, answer.status
     elif chosen > 0:
         status = "repaired"
-    scores = support(windows, [each.windows for each in parsed], log_probabilities)
+    beams = [Beam(each.windows, share) for each, share in zip(parsed, _shares(log_probabilities), strict=True)]
+    overlaps = expected_overlap(np.array(windows, np.float64).reshape(-1, 2), beams)
+    scores = [round(overlap, 4) for overlap in overlaps.tolist()]
     order = rank(windows, scores, by="given" if behaviour == "reference" else by)
-    return Moments([[*map(float, windows[i]), scores[i]] for i in order], text, status)
+    return Moments([[*map(float, windows[i]), scores[i]] for i in order], text, status, beams)
 
 
-def support(
-    windows: Sequence[Window], answers: Sequence[Sequence[Window]], log_probabilities: Sequence[float]
-) -> list[float]:
-    """Return the probability-weighted mean over `answers` of each window's greatest overlap with one of its windows."""
+def expected_overlap(windows: Float[np.ndarray, "N 2"], beams: Sequence[Beam]) -> Float[np.ndarray, " N"]:
+    """Return the mean over the beams, by probability, of each window's greatest overlap (IoU) with one of theirs."""
+    total = np.zeros(len(windows))
+    for beam in beams:
+        if beam.windows and len(windows):
+            total += beam.probability * iou_matrix(windows, np.array(beam.windows, np.float64)).max(axis=1)
+    return total
+
+
+def _shares(log_probabilities: Sequence[float]) -> list[float]:
     highest = max(log_probabilities)
     weights = [math.exp(value - highest) for value in log_probabilities]
-    total = np.zeros(len(windows))
-    for answer, weight in zip(answers, weights, strict=True):
-        if answer and windows:
-            total += weight * iou_matrix(np.array(windows, np.float64), np.array(answer, np.float64)).max(axis=1)
-    return [round(float(value), 4) for value in total / sum(weights)]
+    return [weight / sum(weights) for weight in weights]

@@ -1,31 +1,41 @@
-"""Both stages on any one video: a file and sentences in, moments and a page out."""
+"""Both stages on any videos: files and sentences in, ranked moments out.
 
-import json
-import shutil
-from collections.abc import Sequence
+A long video is searched piece by piece (`calce_jax.pieces`), and what is seen of a piece is computed once for all
+queries and kept (`calce_jax.looked`, `calce_jax.cache`). What the pieces answer becomes one list (`calce_jax.ranking`).
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
+from itertools import islice
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
+import jax
 import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
-from calce_jax.batch import Batch
+from calce_jax.asking import Asker
+from calce_jax.cache import Cache, content_of, key_of
 from calce_jax.captions import clean, read_srt
-from calce_jax.inference import Answer, read_answers
-from calce_jax.input_pipeline import text_sizes
-from calce_jax.input_pipeline.rows import RowMaker, as_batch
+from calce_jax.inference import Answer
 from calce_jax.items import items_of
-from calce_jax.outputs import write_output
-from calce_jax.prompt import Caption, PromptWriter, longest_answer
-from calce_jax.report.page import write_page
-from calce_jax.report.views import query_view
-from calce_jax.trained import Trained, open_trained
-from calce_jax.training.material import input_config
-from calce_jax.video import encode_jpeg, read_frames
+from calce_jax.looked import Looked
+from calce_jax.pieces import Footage, Piece, Sampling, captions_in, footage
+from calce_jax.prompt import BORDER, Caption
+from calce_jax.ranking import Moment, moments_of
+from calce_jax.report.page import Treatment
+from calce_jax.trained import Trained, open_base, open_trained
+from calce_jax.training.config import Dataset, RunConfig, validate
+from configs.calce import get_config
 from data.moments import Example
 
-PICTURE_SIZE = 160  # pixels of a side of the frames on the page
+# Seconds of the videos of each dataset: all of QVHighlights', all of shapes', 99 of 100 of Charades'.
+TRAINED_ON: dict[Dataset, float] = {"qvh": 150.0, "charades": 60.0, "shapes": 40.0}
+SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv"})
+MOST_WORDS = 60  # of a query; more would push each other out of the prompt
+MOST_MOMENTS = 5
+DETAIL: dict[Treatment, int] = {"dropped": 0, "compressed": 1, "full": 2}
 
 
 class SearchError(ValueError):
@@ -33,154 +43,314 @@ class SearchError(ValueError):
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search found for one sentence, best first: [start, end, score]; `answers` by stage."""
+class Said:
+    """A caption that the model was given: seconds, words, and how alike it is to the query (cosine)."""
 
-    example: Example
-    answers: dict[str, Answer]
+    start: float
+    end: float
+    text: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found for one query in one video.
+
+    Attributes:
+      query: the sentence.
+      stages: moments by stage, best first; those of the last stage are the result.
+      captions: those used around the moments, in order of time.
+      frames: (second, treatment by the last stage) of the key frames of all pieces, in order of time.
+      shown: the pieces that hold a moment.
+    """
+
+    query: str
+    stages: dict[str, list[Moment]]
+    captions: list[Said]
+    frames: list[tuple[float, Treatment]]
+    shown: list[Piece]
 
     @property
-    def moments(self) -> list[list[float]]:
+    def moments(self) -> list[Moment]:
         """The last stage's."""
-        return list(self.answers.values())[-1].moments.windows
+        return list(self.stages.values())[-1]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A video with what was found in it, one entry a query."""
+
+    video: Path
+    duration: float
+    found: list[Found]
 
 
 class Searcher:
-    """Two trained runs, ready for any video.
+    """Two stages, ready for any video.
 
     Args:
-      checkpoint: a folder with the workdirs `stage1` and `stage2`, such as the demo's.
-
-    Raises:
-      SearchError: it has no such workdirs.
-      ConfigError, CheckpointError, TokenizerError: a run cannot be opened.
+      stages: a run of each, in order; see `open_stages`.
+      cache: what is computed of videos is kept there.
+      longest: seconds of a piece; what the runs were trained on unless given.
     """
 
-    def __init__(self, checkpoint: str | Path):
+    def __init__(self, stages: Sequence[Trained], cache: Cache, longest: float | None = None):
+        last = stages[-1].config
+        frames = max(trained.config.data.frames for trained in stages)
+        self.sampling = Sampling(longest or TRAINED_ON[last.data.dataset], frames, stages[0].sizes.vit.image_size)
+        self.cache = cache
+        self._t5 = stages[0].tokenizers.t5
+        self._askers = {f"stage {each.config.stage}": Asker(each, self.sampling.longest) for each in stages}
+        self._weights = {name: _fingerprint(asker.trained) for name, asker in self._askers.items()}
+
+    def search(
+        self, video: str | Path, queries: Sequence[str], captions: Sequence[Caption] = (), *, most: int = MOST_MOMENTS
+    ) -> Searched:
+        """Find the moments of each sentence in one video.
+
+        Args:
+          video: the file.
+          queries: sentences, see `check_queries`.
+          captions: what is said, in order of time.
+          most: moments a query at most.
+
+        Raises:
+          SearchError: a query cannot be asked.
+          VideoError: the video cannot be read.
+        """
+        check_queries(queries, self._t5)
+        content = content_of(video) if Path(video).is_file() else ""
+        duration, pieces, footages = footage(video, content, self.sampling, self.cache)
+        parts: list[_Part] = []
+        together = max(min(asker.most for asker in self._askers.values()) // len(queries), 1)
+        with tqdm(desc=Path(video).name, total=len(pieces), unit="piece", dynamic_ncols=True, leave=False) as bar:
+            while group := list(islice(footages, together)):
+                parts += self._ask(group, content, queries, captions)
+                bar.update(len(group))
+        found = [_found(query.strip(), number, parts, most) for number, query in enumerate(queries)]
+        return Searched(Path(video), duration, found)
+
+    def _ask(
+        self, group: Sequence[Footage], content: str, queries: Sequence[str], captions: Sequence[Caption]
+    ) -> list["_Part"]:
+        heard = [captions_in(captions, each.piece) for each in group]
+        examples = [
+            _example(number, query, each, said)
+            for each, said in zip(group, heard, strict=True)
+            for number, query in enumerate(queries)
+        ]
+        answers: dict[str, list[Answer]] = {}
+        for name, asker in self._askers.items():
+            looked = [
+                self._look(name, asker, example, each, content)
+                for each, example in zip(group, examples[:: len(queries)], strict=True)
+            ]
+            answers[name] = asker.ask(examples, [each for each in looked for _ in queries])
+            examples = [
+                replace(example, stage1_windows=_windows(answer))
+                for example, answer in zip(examples, answers[name], strict=True)
+            ]
+        return [
+            _Part(
+                each.piece,
+                each.times,
+                clean(said),
+                {name: found[n * len(queries) : (n + 1) * len(queries)] for name, found in answers.items()},
+            )
+            for n, (each, said) in enumerate(zip(group, heard, strict=True))
+        ]
+
+    def _look(self, name: str, asker: Asker, example: Example, footage: Footage, content: str) -> Looked:
+        piece = footage.piece
+        key = key_of(
+            content=content,
+            piece=[piece.start, piece.end, len(footage.keyframes)],
+            frames=asker.frames,
+            weights=self._weights[name],
+        )
+        kept = self.cache.read_arrays("features", key)
+        if kept is None:
+            looked = asker.look(example)
+            self.cache.write_arrays("features", key, {"means": looked.means, "queries": looked.queries})
+            return looked
+        return Looked(**kept)
+
+
+def open_stages(checkpoint: str | Path | None = None) -> list[Trained]:
+    """Open the runs of both stages on one device, with frozen weights that are there once.
+
+    Args:
+      checkpoint: a folder with the workdirs `stage1` and `stage2`; the tiny model that comes with the package unless
+        given, which knows nothing but the world of shapes.
+
+    Raises:
+      SearchError: the folder has no such workdirs.
+      ConfigError, CheckpointError, TokenizerError: a run cannot be opened.
+    """
+    if checkpoint is None:
+        stages = [open_base(tiny_config(stage)) for stage in (1, 2)]
+    else:
         folders = [Path(checkpoint) / f"stage{stage}" for stage in (1, 2)]
         missing = [str(folder) for folder in folders if not (folder / "config.json").is_file()]
         if missing:
             raise SearchError(
                 f"{checkpoint}: no trained run in {' and '.join(missing)}; give the folder that holds the workdirs "
-                "stage1 and stage2 (`make demo` makes runs/demo)"
+                "stage1 and stage2 (`make demo` makes runs/demo), or leave --checkpoint out for the tiny model"
             )
-        self.stages = {f"stage {n}": open_trained(folder) for n, folder in enumerate(folders, 1)}
-
-    def search(self, video: str | Path, queries: Sequence[str], srt: str | Path | None = None) -> list[Found]:
-        """Find the moments of each sentence in one video.
-
-        Raises:
-          SearchError: a query is empty.
-          VideoError: the video cannot be read.
-          CaptionError, FileNotFoundError: the captions cannot.
-        """
-        if empty := [n for n, query in enumerate(queries, 1) if not query.strip()]:
-            raise SearchError(f"query {empty[0]} is empty; say in a sentence what to look for")
-        frames = max(trained.config.data.frames for trained in self.stages.values())
-        size = next(iter(self.stages.values())).sizes.vit.image_size
-        looked = read_frames(video, frames, size)
-        captions = read_srt(srt) if srt else []
-        examples = [
-            Example(
-                qid=number,
-                video=Path(video).name,
-                row=0,
-                query=query.strip(),
-                items=items_of(query),
-                duration=looked.duration,
-                windows=np.zeros((0, 2)),
-                stage1_windows=None,
-                kind=None,
-                keyframes=encode_jpeg(looked.frames),
-                indices=looked.indices,
-                times=looked.times,
-                total=looked.total,
-                rate=looked.rate,
-                captions=[(float(caption.start), float(caption.end), caption.text) for caption in captions],
-            )
-            for number, query in enumerate(queries)
-        ]
-        answers: list[dict[str, Answer]] = [{} for _ in examples]
-        for name, trained in self.stages.items():
-            asked = ask(trained, examples)
-            for found, answer in zip(answers, asked, strict=True):
-                found[name] = answer
-            examples = [
-                replace(example, stage1_windows=_windows(answer))
-                for example, answer in zip(examples, asked, strict=True)
-            ]
-        return [Found(example, found) for example, found in zip(examples, answers, strict=True)]
+        stages = [open_trained(folder, mesh="single") for folder in folders]
+    first, second = stages
+    if (first.config.model, first.config.weights.base) == (second.config.model, second.config.weights.base):
+        second = replace(second, frozen=first.frozen)
+    return [first, second]
 
 
-def ask(trained: Trained, examples: Sequence[Example]) -> list[Answer]:
-    """Ask a run about examples that are in no table, in batches of the size it was evaluated with."""
-    config, tokenizers = trained.config, trained.tokenizers
-    inputs = input_config(config, config.data.eval_split, trained.sizes, training=False)
-    writer = PromptWriter(
-        tokenizers.t5, tokenizers.bert, text_sizes(inputs), stage=config.stage, behaviour=config.behaviour
+def tiny_config(stage: int) -> RunConfig:
+    """Return the config of the tiny model that comes with the package, its files wherever they are installed."""
+    here = Path(str(files("data")))
+    config = get_config(f"shapes,stage={stage}")
+    config.update(
+        {
+            "mesh": "single",
+            "weights": {"base": str(here / "shapes" / "base.safetensors"), "start": ""},
+            "text": {name: str(here / "tokenizers" / f"tiny_{name.split('_')[0]}") for name in _TOKENIZERS},
+        }
     )
-    make = RowMaker(writer, image_size=inputs.image_size, windows=inputs.windows, use_captions=inputs.use_captions)
-    predict = trained.predictor(longest_answer(tokenizers.t5, max(example.duration for example in examples)))
-    # One sentence is the common case, and a batch of its own for it is compiled as quickly as a larger one.
-    devices = trained.mesh.shape["data"] * trained.mesh.shape["fsdp"]
-    size = -(-min(inputs.batch_size, len(examples)) // devices) * devices
-    answers: list[Answer] = []
-    for first in range(0, len(examples), size):
-        rows = [make(example, n, None) for n, example in enumerate(examples[first : first + size], first)]
-        rows += [make.filler(rows[0])] * (size - len(rows))
-        batch = Batch(**as_batch(rows))
-        answers += read_answers(
-            batch, predict(batch), tokenizers.t5, by=config.generation.rank, behaviour=config.behaviour
-        )
-    return answers
+    return validate(config)
 
 
-def write_results(out: str | Path, video: str | Path, found: Sequence[Found]) -> None:
-    """Write `moments.json` and `index.html`, which plays the copy of the video beside it.
+_TOKENIZERS = ("t5_tokenizer", "bert_tokenizer")
+
+
+def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase) -> None:
+    """Refuse what no model here can be asked.
 
     Raises:
-      OSError: the folder cannot be written.
+      SearchError: there is no query; one is empty, longer than 60 words, or has no word that the tokenizer can write.
     """
-    out, video = Path(out), Path(video)
-    source = _beside(out, video)
-    looked = read_frames(video, len(found[0].example.keyframes), PICTURE_SIZE)
-    pictures = [
-        (float(second), jpeg) for second, jpeg in zip(looked.times, encode_jpeg(looked.frames, 80), strict=True)
-    ]
-    entry = {
-        "video": str(video),
-        "duration": found[0].example.duration,
-        "queries": [_entry(each) for each in found],
-    }
-    write_output(out / "moments.json", json.dumps([entry], indent=2) + "\n")
-    views = [query_view(each.example, each.answers, pictures, truth=False, video_src=source) for each in found]
-    write_page(out / "index.html", f"Moments in {video.name}", views)
+    if not queries:
+        raise SearchError('no query; say in a sentence what to look for: --query "a dog catches a ball"')
+    for number, query in enumerate(queries, 1):
+        if not query.strip():
+            raise SearchError(f"query {number} is empty; say in a sentence what to look for")
+        if (words := len(query.split())) > MOST_WORDS:
+            raise SearchError(f"query {number} has {words:,} words; say it in {MOST_WORDS} or fewer")
+        if not any(piece.strip(BORDER).isalnum() for piece in t5.tokenize(query) if piece != t5.unk_token):
+            raise SearchError(f"query {number} ({query.strip()[:40]}) has no word that the model knows; ask in English")
 
 
-def _entry(found: Found) -> dict[str, Any]:
-    answer = list(found.answers.values())[-1]
-    said = clean([Caption(*caption) for caption in found.example.captions])
-    kept = [second for second, kind in zip(found.example.times, answer.treatments, strict=False) if kind != "dropped"]
+def captions_of(video: str | Path, srt: str | Path) -> list[Caption]:
+    """Return what is said in a video.
+
+    Args:
+      video: the file.
+      srt: "none" for nothing; "auto" for the .srt file beside the video, where there is one; otherwise a file, or a
+        folder of files called like their videos.
+
+    Raises:
+      CaptionError, FileNotFoundError: the captions cannot be read.
+    """
+    beside = Path(video).with_suffix(".srt")
+    if srt == "none" or (srt == "auto" and not beside.is_file()):
+        return []
+    if srt == "auto":
+        return read_srt(beside)
+    return read_srt(Path(srt) / beside.name if Path(srt).is_dir() else srt)
+
+
+def videos_in(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the files, and those in the folders that are called like videos, each once.
+
+    Raises:
+      SearchError: there is none.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        found += [each for each in inside if each not in found]
+    if not found:
+        raise SearchError(f"no video among {', '.join(map(str, paths))}; they end in {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def _fingerprint(trained: Trained) -> str:
+    """Name the weights that decide what is seen: those of the base, and `ln_vision`, which is trained."""
+    config, base = trained.config, trained.config.weights.base
+    norm = [np.asarray(leaf).tobytes().hex() for leaf in jax.tree.leaves(trained.trainable["ln_vision"])]
+    about = Path(base).stat() if base else None
+    return key_of(
+        model=[config.model.size, config.model.frozen_dtype, config.model.compute_dtype],
+        base=[about.st_size, about.st_mtime_ns] if about else config.seed,
+        norm=norm,
+    )
+
+
+def _norm(trained: Trained) -> dict[str, jax.Array]:
     return {
-        "query": found.example.query,
-        "moments": [{"start": start, "end": end, "score": score} for start, end, score in found.moments],
-        "captions": [[said[n].start, said[n].end, said[n].text] for n in answer.used],
-        "frames": [round(float(second), 2) for second in kept],
+        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(trained.trainable["ln_vision"])
     }
 
 
-def _beside(out: Path, video: Path) -> str:
-    """Copy the video next to the page, unless it is there, so that the folder can be moved; return its address."""
-    out.mkdir(parents=True, exist_ok=True)
-    copy = out / video.name
-    if not (copy.exists() and copy.samefile(video)) and copy.resolve() != video.resolve():
-        part = copy.with_name(copy.name + ".part")
-        shutil.copyfile(video, part)
-        part.replace(copy)
-    return quote(video.name)
+def _example(number: int, query: str, footage: Footage, captions: Sequence[Caption]) -> Example:
+    return Example(
+        qid=number,
+        video="",
+        row=0,
+        query=query.strip(),
+        items=items_of(query),
+        duration=footage.piece.duration,
+        windows=np.zeros((0, 2)),
+        stage1_windows=None,
+        kind=None,
+        keyframes=footage.keyframes,
+        indices=footage.indices,
+        times=footage.times,
+        total=footage.total,
+        rate=footage.rate,
+        captions=[(float(caption.start), float(caption.end), caption.text) for caption in captions],
+    )
 
 
 def _windows(answer: Answer) -> np.ndarray | None:
     """Return what stage 2 is told: the windows in order of time, or nothing where stage 1 found none."""
     windows = sorted(window[:2] for window in answer.moments.windows)
     return np.array(windows, np.float64) if windows else None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A piece with the times of its key frames, what is said in it, and by stage the answers to each query."""
+
+    piece: Piece
+    times: np.ndarray  # seconds from the piece's start
+    said: list[Caption]
+    answers: dict[str, list[Answer]]
+
+
+def _found(query: str, number: int, parts: Sequence[_Part], most: int) -> Found:
+    pieces = [part.piece for part in parts]
+    stages = {
+        name: moments_of(pieces, [part.answers[name][number].moments.beams for part in parts], most)
+        for name in parts[0].answers
+    }
+    name, moments = list(stages.items())[-1]
+    captions: dict[tuple[float, float, str], float] = {}
+    frames: dict[float, Treatment] = {}
+    shown: list[Piece] = []
+    for part in parts:
+        piece, answer = part.piece, part.answers[name][number]
+        for second, treatment in zip(part.times.tolist(), answer.treatments, strict=True):
+            at = round(piece.start + second, 2)
+            frames[at] = max(frames.get(at, treatment), treatment, key=DETAIL.__getitem__)
+        if any(moment.start < piece.end and moment.end > piece.start for moment in moments):
+            shown.append(piece)
+            for n in answer.used:
+                said = part.said[n]
+                span = piece.start + float(said.start), piece.start + float(said.end)
+                captions[*span, said.text] = answer.similarity[n]
+    return Found(
+        query=query,
+        stages=stages,
+        captions=[Said(*caption, round(alike, 3)) for caption, alike in sorted(captions.items())],
+        frames=sorted(frames.items()),
+        shown=shown,
+    )

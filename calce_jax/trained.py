@@ -75,12 +75,22 @@ def open_trained(
         directory=config.data.directory if directory is None else directory,
         use_captions=config.data.use_captions if use_captions is None else use_captions,
     )
-    config = replace(config, data=data, mesh=config.mesh if mesh is None else mesh)
+    base = open_base(replace(config, data=data, mesh=config.mesh if mesh is None else mesh))
+    with jax.set_mesh(base.mesh):
+        return replace(base, trainable=trainables_of(Path(workdir), base.trainable, which))
+
+
+def open_base(config: RunConfig) -> Trained:
+    """Open the base weights that a config names as they are, before any training: adapters do nothing at first.
+
+    Raises:
+      CheckpointError: the base weights cannot be read.
+      TokenizerError: a tokenizer is missing.
+    """
     tokenizers = open_tokenizers(config)
     sizes, devices = calce_config(config, tokenizers), make_mesh(config.mesh)
     with jax.set_mesh(devices):
         graph, trainable, frozen = build_model(sizes, config, devices)
-        trainable = trainables_of(Path(workdir), trainable, which)
     return Trained(config, sizes, tokenizers, devices, graph, trainable, frozen)
 
 

@@ -6,6 +6,7 @@ a frame's index is exact whatever the container says about it; one full-size fra
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from jaxtyping import Float, Int, UInt8
 
 # Seconds that may be missing at the end of a video before it counts as cut off.
 SHORTFALL = 1.0
+# Seconds by which two times that mean the same may differ.
+ROUNDING = 1e-3
 # Files that hold a video themselves. FFmpeg's playlists, scripts and device readers can lead to other files or hosts.
 FORMATS = (
     "mov,mp4,3gp,matroska,webm,avi,flv,asf,mpeg,mpegts,"
@@ -127,6 +130,45 @@ def read_frames(
     if behaviour == "default" and varies and shown is not None and end:
         times, rate = shown[indices], total / end
     return VideoFrames(decoded.frames, indices, times.astype(np.float32), total / rate, total, rate)
+
+
+def frames_at(
+    path: str | os.PathLike[str], seconds: Sequence[float], size: int = 224, *, threads: int = 0
+) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
+    """Yield, for each of some times, the RGB picture that is on the screen then, as small as those of `read_frames`.
+
+    The video is gone through once, and one full-size picture is in memory, however long it is.
+
+    Args:
+      path: see `read_frames`.
+      seconds: from the first frame, rising. At times after the last frame the last one is still shown.
+      size: height and width of the frames, pixels.
+      threads: of the decoder; 0 for as many as it likes.
+
+    Raises:
+      VideoError: as for `read_frames`, when the video ends.
+    """
+    waiting, shown, end, held = deque(seconds), 0.0, None, None
+    with _opened(path, threads) as (container, stream):
+        rate = stream.average_rate or stream.guessed_rate
+        promised, shrink = _promised(container, stream), _Shrink(size)
+        step, first = (float(1 / rate) if rate else 0.0), None
+        for index, picture in enumerate(_pictures(container, stream)):
+            told = _seconds(picture.pts, stream.time_base)
+            first = told if first is None else first
+            shown = index * step if told is None or first is None else max(told - first, shown)
+            end = shown + (_seconds(picture.duration or None, stream.time_base) or step)
+            while held is not None and waiting and waiting[0] < shown - ROUNDING:
+                waiting.popleft()
+                yield _turned(shrink(held), held)
+            held = picture
+        if held is None or end is None:
+            raise VideoError(path, "no frame of it can be decoded", FETCH_AGAIN)
+        if promised is not None and promised - end > SHORTFALL:
+            reason = f"its header promises {promised:.1f} s and only {end:.1f} s are there: it was cut off"
+            raise VideoError(path, reason, FETCH_AGAIN)
+        last = _turned(shrink(held), held)
+        yield from (last for _ in waiting)
 
 
 def duration_of(path: str | os.PathLike[str]) -> float:
@@ -248,8 +290,7 @@ def _decode(path: str | os.PathLike[str], indices: np.ndarray, size: int, thread
                 except FFmpegError as error:
                     reason = f"frame {index} is of a kind that cannot be made RGB ({error.strerror})"
                     raise VideoError(path, reason, "make it again as H.264 with ffmpeg") from error
-                # A square picture may as well be turned after shrinking. Positive angles are counterclockwise.
-                frames[slots[index]] = np.rot90(small, round(picture.rotation / 90) if turned else 0)
+                frames[slots[index]] = _turned(small, picture) if turned else small
             # In the stream's time base: pictures that come last out of the decoder have lost their own.
             shown.append(_seconds(picture.pts, stream.time_base))
             lasts = _seconds(picture.duration or None, stream.time_base)
@@ -259,6 +300,11 @@ def _decode(path: str | os.PathLike[str], indices: np.ndarray, size: int, thread
 
 def _seconds(ticks: int | None, base: Fraction | None) -> float | None:
     return None if ticks is None or base is None else float(ticks * base)
+
+
+def _turned(small: np.ndarray, picture: av.VideoFrame) -> np.ndarray:
+    """Turn a square picture as its file asks; it may as well be done after shrinking. Angles are counterclockwise."""
+    return np.rot90(small, round(picture.rotation / 90))
 
 
 class _Shrink:

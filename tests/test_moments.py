@@ -2,9 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from calce_jax.moments import moments, support
+from calce_jax.moments import Beam, expected_overlap, moments
 
 
 def test_a_window_that_every_answer_has_scores_one():
@@ -13,12 +14,16 @@ def test_a_window_that_every_answer_has_scores_one():
     assert found.status == "exact"
 
 
-def test_support_is_overlap_weighted_by_probability():
-    answers = [[[0, 10]], [[0, 5]], []]
-    weights = [1.0, 0.5, 0.25]
-    expected = (1.0 * 1 + 0.5 * 0.5 + 0.25 * 0) / 1.75
-    found = support([[0, 10]], answers, [math.log(w) for w in weights])
-    assert found == [pytest.approx(expected, abs=1e-4)]
+def test_the_expected_overlap_weighs_answers_by_probability():
+    beams = [Beam([[0, 10]], 4 / 7), Beam([[0, 5]], 2 / 7), Beam([], 1 / 7)]
+    found = expected_overlap(np.array([[0.0, 10.0], [20.0, 30.0]]), beams)
+    np.testing.assert_allclose(found, [4 / 7 + 2 / 7 * 0.5, 0.0], rtol=1e-12)
+
+
+def test_all_answers_are_kept_with_their_share():
+    found = moments(["[[2, 8]]", "[["], [math.log(0.3), math.log(0.1)], 40, by="score")
+    assert [beam.windows for beam in found.beams] == [[[2, 8]], []]
+    assert [beam.probability for beam in found.beams] == pytest.approx([0.75, 0.25])
 
 
 def test_order_follows_the_chosen_evidence():

@@ -27,10 +27,12 @@ class RowMaker:
       image_size: pixels of a side; that of the stored frames.
       windows: W, of stage 1.
       use_captions: without them nothing is heard: no caption enters a prompt, and no frame is spoken.
+      pixels: False leaves frames without any, for a video that has been seen before (`calce_jax.looked`).
     """
 
-    def __init__(self, writer: PromptWriter, *, image_size: int, windows: int, use_captions: bool):
+    def __init__(self, writer: PromptWriter, *, image_size: int, windows: int, use_captions: bool, pixels: bool = True):
         self.writer, self.image_size, self.windows, self.use_captions = writer, image_size, windows, use_captions
+        self.pixels = pixels
 
     def __call__(self, example: Example, number: int, augment: np.random.Generator | None) -> Row:
         """Make the row of one example.
@@ -111,6 +113,8 @@ class RowMaker:
         return [place[index] for index in wanted]
 
     def _frames(self, keyframes: Sequence[bytes], augment: np.random.Generator | None) -> np.ndarray:
+        if not self.pixels:
+            return np.zeros((len(keyframes), 0, 0, 3), np.uint8)
         size = self.image_size
         frames = []
         for number, keyframe in enumerate(keyframes):

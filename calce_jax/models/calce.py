@@ -8,8 +8,9 @@ One model serves both stages. They differ in how key frames are chosen (`Selecti
       -> embed    ln_vision, Q-Former, projections, packing     (B L E), L from a bucket
       -> t5       encode, then the loss of an answer or beam search for one
 
-Dimensions: B batch, T frames, Y X pixels, S slots of the plan, P tokens a frame (CLS first), Q queries, C captions,
-U words, L prompt length, A answer length, D ViT width, W Q-Former width, E T5 width.
+Dimensions: B batch, T frames, Y X pixels, S slots of the plan, P tokens a frame (CLS first), Q queries, J queries
+and those of a compressed frame, C captions, U words, L prompt length, A answer length, D ViT width, W Q-Former width,
+E T5 width.
 """
 
 from dataclasses import dataclass, replace
@@ -135,8 +136,18 @@ class Calce(nnx.Module):
         `key` makes the frozen Q-Former drop, which the original does while training.
         """
         keys = Keys(key if selection.behaviour == "reference" else None)
+        features = self.means(seen) if selection.stage == 1 else unit_rows(self.queries(seen, keys()))
+        return self.choose(features, batch, selection, key=keys())
+
+    def means(self, seen: Float[Array, "B T P D"]) -> Float[Array, "B T D"]:
+        """Return what stage 1 tells frames apart by."""
+        return self.ln_vision(seen).astype(jnp.float32).mean(axis=2)
+
+    def choose(
+        self, features: Float[Array, "B T F"], batch: Batch, selection: Selection, *, key: Key = None
+    ) -> Reading:
+        """Choose key frames by their features, and captions by their words."""
         if selection.stage == 1:
-            features = self.ln_vision(seen).astype(jnp.float32).mean(axis=2)
             plan = select_coarse(
                 features,
                 batch.present,
@@ -148,10 +159,8 @@ class Calce(nnx.Module):
                 behaviour=selection.behaviour,
             )
         else:
-            queries = self._queries(seen, keys()).astype(jnp.float32)
-            unit = queries / jnp.maximum(jnp.linalg.norm(queries, axis=-1, keepdims=True), 1e-12)
             plan = select_fine(
-                unit.reshape(*unit.shape[:2], -1),
+                features,
                 batch.times,
                 batch.present,
                 batch.windows,
@@ -163,7 +172,7 @@ class Calce(nnx.Module):
                 spoken=batch.spoken,
                 behaviour=selection.behaviour,
             )
-        choice = self.choose_captions(batch, selection, key=keys())
+        choice = self.choose_captions(batch, selection, key=key)
         plan, choice = jax.lax.stop_gradient((plan, choice))
         needed = packing.lengths(
             plan, batch.spans, choice, full=self.config.qformer.queries, compressed=self.config.compressed
@@ -195,27 +204,37 @@ class Calce(nnx.Module):
     ) -> tuple[Float[Array, "B L E"], Bool[Array, "B L"]]:
         """Lay out the prompts: embeddings, and which positions hold any."""
         slots = jnp.take_along_axis(seen, reading.plan.index[:, :, None, None], axis=1)
-        queries = self._queries(slots, key, remat=remat)
+        return self.lay_out(self.described(self.queries(slots, key, remat=remat)), batch, reading, length)
+
+    def described(self, queries: Float[Array, "B S Q W"]) -> Float[Array, "B S J E"]:
+        """Project what the Q-Former says of frames: all its query tokens, then those that a compressed frame keeps."""
         few = jnp.swapaxes(self.query_proj(jnp.swapaxes(queries, -1, -2)), -1, -2)
-        frames = self.t5_proj(jnp.concatenate([queries, few], axis=2))
-        full = self.config.qformer.queries
-        packed = packing.pack(
-            reading.plan,
-            batch.tokens,
-            batch.spans,
-            reading.choice,
-            length=length,
-            full=full,
-            compressed=self.config.compressed,
-        )
-        per_slot = frames.shape[2]
-        at = packed.slot * per_slot + packed.query + jnp.where(packed.key, 0, full)
+        return self.t5_proj(jnp.concatenate([queries, few], axis=2))
+
+    def lay_out(
+        self, frames: Float[Array, "B S J E"], batch: Batch, reading: Reading, length: int
+    ) -> tuple[Float[Array, "B L E"], Bool[Array, "B L"]]:
+        """Put described frames, times and text in the order of the prompt."""
+        packed = self.packed(batch, reading, length)
+        at = packed.slot * frames.shape[2] + packed.query + jnp.where(packed.key, 0, self.config.qformer.queries)
         visual = jnp.take_along_axis(
             frames.reshape(frames.shape[0], -1, frames.shape[-1]), jnp.where(packed.text, 0, at)[:, :, None], axis=1
         )
         text = self.t5.shared(packed.token).astype(visual.dtype)
         x = jnp.where(packed.text[:, :, None], text, visual)
         return jnp.where(packed.mask[:, :, None], x, jnp.zeros_like(x)), packed.mask
+
+    def packed(self, batch: Batch, reading: Reading, length: int) -> packing.Packed:
+        """Return what stands at each position of the prompts."""
+        return packing.pack(
+            reading.plan,
+            batch.tokens,
+            batch.spans,
+            reading.choice,
+            length=length,
+            full=self.config.qformer.queries,
+            compressed=self.config.compressed,
+        )
 
     def loss(
         self,
@@ -238,10 +257,20 @@ class Calce(nnx.Module):
         logits = self.t5.decode(shifted(batch.labels), memory, mask, key=keys(), remat=remat)
         return answer_loss(logits, batch.labels)
 
-    def _queries(self, seen: Float[Array, "B T P D"], key: Key, *, remat: Remat = "none") -> Float[Array, "B T Q W"]:
+    def queries(
+        self, seen: Float[Array, "B T P D"], key: Key = None, *, remat: Remat = "none"
+    ) -> Float[Array, "B T Q W"]:
+        """Return the Q-Former's query tokens of every frame."""
         tokens = self.ln_vision(seen.reshape(-1, *seen.shape[2:]))
         queries = self.qformer.visual(tokens, key=key, remat=remat)
         return queries.reshape(*seen.shape[:2], *queries.shape[1:])
+
+
+def unit_rows(queries: Float[Array, "B T Q W"]) -> Float[Array, "B T Q*W"]:
+    """Return what stage 2 tells frames apart by: query tokens of length 1, side by side."""
+    queries = queries.astype(jnp.float32)
+    unit = queries / jnp.maximum(jnp.linalg.norm(queries, axis=-1, keepdims=True), 1e-12)
+    return unit.reshape(*unit.shape[:2], -1)
 
 
 def shifted(labels: Int[Array, "B A"]) -> Int[Array, "B A"]:

@@ -1,0 +1,111 @@
+"""Asking a trained run about examples that are in no table: first what is seen in each video, then each query.
+
+Programs are compiled for few sizes of batches, so that a second question, or the next video, finds them compiled.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+
+from calce_jax.batch import Batch
+from calce_jax.inference import Answer, read_answers
+from calce_jax.input_pipeline import text_sizes
+from calce_jax.input_pipeline.rows import Row, RowMaker, as_batch
+from calce_jax.looked import Looked, make_answer, make_look
+from calce_jax.prompt import PromptWriter, longest_answer
+from calce_jax.sharding import put_batch
+from calce_jax.step import Prediction
+from calce_jax.trained import Trained
+from calce_jax.training.material import input_config
+from calce_jax.training.run import step_config
+from data.moments import Example
+
+
+def ask(trained: Trained, examples: Sequence[Example]) -> list[Answer]:
+    """Ask about examples, each with a video of its own."""
+    asker = Asker(trained, max(example.duration for example in examples))
+    return asker.ask(examples, [asker.look(example) for example in examples])
+
+
+class Asker:
+    """A trained run, ready for examples.
+
+    Args:
+      trained: the run.
+      longest: seconds of the longest video; answers may be as long as it allows.
+
+    Attributes:
+      frames: T of the run.
+      most: queries in a batch at most.
+    """
+
+    def __init__(self, trained: Trained, longest: float):
+        config, tokenizers = trained.config, trained.tokenizers
+        inputs = input_config(config, config.data.eval_split, trained.sizes, training=False)
+        writer = PromptWriter(
+            tokenizers.t5, tokenizers.bert, text_sizes(inputs), stage=config.stage, behaviour=config.behaviour
+        )
+        self.trained, self.frames = trained, config.data.frames
+        self._with_pixels, self._make = (
+            RowMaker(
+                writer,
+                image_size=inputs.image_size,
+                windows=inputs.windows,
+                use_captions=inputs.use_captions,
+                pixels=pixels,
+            )
+            for pixels in (True, False)
+        )
+        self._answer_tokens = longest_answer(tokenizers.t5, longest)
+        self._devices = trained.mesh.shape["data"] * trained.mesh.shape["fsdp"]
+        self.most = inputs.batch_size
+
+    def look(self, example: Example) -> Looked:
+        """Return what is seen in an example's video, on the host, with a first axis of 1."""
+        row = self._with_pixels(example, 0, None)
+        frames = np.stack([row["frames"]] * self._devices)
+        looked = self._run(self._look, frames)
+        return jax.tree.map(lambda array: array[:1], looked)
+
+    def ask(self, examples: Sequence[Example], looked: Sequence[Looked]) -> list[Answer]:
+        """Return the answers, in order.
+
+        Args:
+          examples: the queries.
+          looked: what is seen in the video of each.
+        """
+        answers: list[Answer] = []
+        size = min(self.most, 1 << (len(examples) - 1).bit_length())
+        size = -(-size // self._devices) * self._devices
+        for first in range(0, len(examples), size):
+            rows = [self._make(example, n, None) for n, example in enumerate(examples[first : first + size], first)]
+            batch = Batch(**as_batch(self._filled(rows, size)))
+            seen = list(looked[first : first + size])
+            seen += [seen[0]] * (size - len(seen))
+            together = jax.tree.map(lambda *arrays: np.concatenate(arrays), *seen)
+            prediction: Prediction = self._run(self._answer, together, batch)
+            config = self.trained.config
+            answers += read_answers(
+                batch, prediction, self.trained.tokenizers.t5, by=config.generation.rank, behaviour=config.behaviour
+            )
+        return answers
+
+    def _filled(self, rows: Sequence[Row], size: int) -> list[Row]:
+        return [*rows, *[self._make.filler(rows[0])] * (size - len(rows))]
+
+    def _run(self, program: Callable[..., Any], *host: Any) -> Any:
+        trained = self.trained
+        with jax.set_mesh(trained.mesh):
+            placed = [put_batch(each, trained.mesh) for each in host]
+            return jax.device_get(program(trained.trainable, trained.frozen, *placed))
+
+    @cached_property
+    def _look(self) -> Callable[..., Looked]:
+        return jax.jit(make_look(self.trained.graph))
+
+    @cached_property
+    def _answer(self) -> Callable[..., Prediction]:
+        return jax.jit(make_answer(self.trained.graph, step_config(self.trained.config, self._answer_tokens)))
