@@ -6,6 +6,7 @@ It is what the demo's LoRA starts from, as the full-size run starts from BLIP-2 
 import dataclasses
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 # Before jax is imported: a simulated device for each core, see `data.shapes.base`.
@@ -23,8 +24,8 @@ from data.shapes.base import Lessons, make_base
 
 OUT = flags.DEFINE_string("out", "data/shapes/base.safetensors", "the file to write")
 SCENES = flags.DEFINE_integer("scenes", Lessons.scenes, "scenes to learn from")
-SEEING = flags.DEFINE_integer("seeing_steps", Lessons.seeing_steps, "steps of the first lesson")
-READING = flags.DEFINE_integer("reading_steps", Lessons.reading_steps, "steps of the second lesson")
+SEEING = flags.DEFINE_integer("seeing_steps", Lessons.seeing_steps, "steps of the second lesson")
+READING = flags.DEFINE_float("reading", 1.0, "how many times as long the courses of the first lesson are")
 ANSWERING = flags.DEFINE_integer("answering_steps", Lessons.answering_steps, "steps of the third lesson")
 TOKENIZERS = Path(__file__).parents[1] / "data" / "tokenizers"
 
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     lessons = Lessons(
         scenes=SCENES.value,
         seeing_steps=SEEING.value,
-        reading_steps=READING.value,
+        reading=tuple(replace(course, steps=round(course.steps * READING.value)) for course in Lessons.reading),
         answering_steps=ANSWERING.value,
     )
     model, scores = make_base(CalceConfig.tiny(len(t5), len(bert), lora=None), t5, bert, lessons)

@@ -4,7 +4,7 @@ Frames are drawn at the size of the scene's video and scaled down, so they look 
 video's codec does to them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,6 @@ from calce_jax.prompt import PromptWriter, TextRow, about_talking
 from data.shapes.render import DIAMETER, position, render_frame
 from data.shapes.scene import COLOURS, LANES, SHAPES, Scene, SceneQuery, make_scene
 
-# What one lane of a frame can show: nothing, or one of all coloured shapes.
-LOOKS = 1 + len(COLOURS) * len(SHAPES)
 WINDOWS = 8
 
 
@@ -47,15 +45,20 @@ def frame_times(scene: Scene, frames: int) -> np.ndarray:
     return (np.linspace(0, total, frames + 1).astype(int)[:-1] / scene.rate).astype(np.float32)
 
 
-def looks(scene: Scene, second: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for each lane, what is there (0 nothing) and how far right its middle is (0..1)."""
-    there, right = np.zeros(LANES, np.int32), np.zeros(LANES, np.float32)
+def said_at(scene: Scene, second: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is to be said of a frame: for each lane the number of its colour's and of its shape's word.
+
+    Words are numbered 0 nothing, then the colours, then the shapes: int32 (2 * LANES,). The second array (float32)
+    tells at each shape's word where its middle is: -1 far left, 1 far right.
+    """
+    said, places = np.zeros(2 * LANES, np.int32), np.zeros(2 * LANES, np.float32)
     radius = DIAMETER / 2 * scene.size[1] / scene.size[0]
     for track in scene.tracks:
         if track.start <= second < track.end:
-            there[track.lane] = 1 + COLOURS.index(track.colour) * len(SHAPES) + SHAPES.index(track.shape)
-            right[track.lane] = position(track, second, radius)[0]
-    return there, right
+            said[2 * track.lane] = 1 + COLOURS.index(track.colour)
+            said[2 * track.lane + 1] = 1 + len(COLOURS) + SHAPES.index(track.shape)
+            places[2 * track.lane + 1] = 2 * position(track, second, radius)[0] - 1
+    return said, places
 
 
 def guessed(rng: np.random.Generator, windows: Sequence[Sequence[int]], duration: int) -> tuple[tuple[int, int], ...]:
@@ -78,45 +81,31 @@ def _said(scene: Scene) -> list[Caption]:
     return [Caption(float(said.start), float(said.end), said.text) for said in scene.sentences]
 
 
-@dataclass(frozen=True)
-class Told:
-    """A stage-1 prompt in which words stand for frames: ids, and what the time of each frame should point at."""
-
-    ids: np.ndarray  # int32 (L,)
-    pointed: np.ndarray  # float32 (L, 3): in the answer, its first frame, its last
-    times: np.ndarray  # bool (L,): where the frames' times stand
-    words: np.ndarray  # bool (L,): where the names of shapes stand
-    asked: np.ndarray  # float32 (L,): those of these words that the query names, too
-
-
-def _blank(length: int) -> Told:
-    return Told(
-        ids=np.zeros(length, np.int32),
-        pointed=np.zeros((length, 3), np.float32),
-        times=np.zeros(length, bool),
-        words=np.zeros(length, bool),
-        asked=np.zeros(length, np.float32),
-    )
-
-
 class Pool:
     """Scenes, everything that is asked about them, and batches of it.
 
     Args:
       seeds: of the scenes.
       coarse, fine: write the prompts of stage 1 and of stage 2, the latter with twice the frames.
+
+    Attributes:
+      times: float32 (scenes, T), seconds.
+      said, places: int32 and float32 (scenes, T, 2 * LANES), see `said_at`.
     """
 
     def __init__(self, seeds: Sequence[int], coarse: PromptWriter, fine: PromptWriter):
         self.scenes = [make_scene(seed) for seed in seeds]
         self.frames = fine.sizes.frames
         self._coarse, self._fine = coarse, fine
+        self.times = np.stack([frame_times(scene, self.frames) for scene in self.scenes])
+        told = [[said_at(scene, at) for at in times] for scene, times in zip(self.scenes, self.times, strict=True)]
+        self.said, self.places = (np.array([[frame[i] for frame in frames] for frames in told]) for i in (0, 1))
         self.asked = [row for number, scene in enumerate(self.scenes) for row in self._rows(number, scene)]
 
     def _rows(self, number: int, scene: Scene) -> list[Asked]:
         rng = np.random.default_rng([scene.seed, 1])
         captions = clean(_said(scene))
-        times = frame_times(scene, self.frames)
+        times = self.times[number]
         rows = []
         for query in scene.queries:
             windows = guessed(rng, query.windows, scene.duration)
@@ -130,48 +119,18 @@ class Pool:
             rows.append(Asked(number, query, coarse, fine, windows, tuple(about[: coarse.caption_words.shape[0]])))
         return rows
 
-    def told(self, row: Asked, names: Mapping[str, Sequence[int]], shown: range, length: int) -> Told:
-        """Return the prompt of stage 1 with the names of the shapes in the place of the frames that show them.
-
-        Args:
-          row: what is asked.
-          names: T5 ids of every coloured shape.
-          shown: the frames that are told.
-          length: L; what exceeds it is cut.
-        """
-        scene, spans, tokens = self.scenes[row.scene], row.coarse.spans, row.coarse.tokens
-        seconds = frame_times(scene, self.frames)[::2]
-        inside = self.inside(row)
-        pieces = [tokens[start : start + size].tolist() for start, size in spans]
-        named = set(names.get(row.query.items[0], ()))
-        ids: list[int] = []
-        told = _blank(length)
-        for t in shown:
-            for track in scene.tracks:
-                if track.start <= seconds[t] < track.end:
-                    for word in names[track.thing]:
-                        told.words[len(ids)], told.asked[len(ids)] = True, word in named
-                        ids.append(word)
-            first = inside[t] and not (t and inside[t - 1])
-            last = inside[t] and not (t + 1 < len(inside) and inside[t + 1])
-            told.pointed[len(ids)], told.times[len(ids)] = (inside[t], first, last), True
-            ids += pieces[t]
-        end, nothing, caption_end, text = pieces[len(seconds)], *pieces[-3:]
-        captions = [pieces[len(seconds) + 1 + n] for n, about in enumerate(row.about) if about]
-        for piece in (end, *(captions or [nothing]), caption_end, text):
-            ids += piece
-        told.ids[: len(ids)] = ids[:length]
-        return told
-
-    def inside(self, row: Asked) -> np.ndarray:
-        """Return which frames of stage 1 lie in a true window: bool (T,)."""
-        seconds = frame_times(self.scenes[row.scene], self.frames)[::2]
-        return np.array([any(start <= at < end for start, end in row.query.windows) for at in seconds])
+    def shows(self, row: Asked) -> np.ndarray:
+        """Return which lanes of which frames hold what is asked for, however it moves: bool (T, LANES)."""
+        shown = np.zeros((self.frames, LANES), bool)
+        for track in self.scenes[row.scene].tracks:
+            if track.thing == row.query.items[0]:
+                shown[:, track.lane] |= (track.start <= self.times[row.scene]) & (self.times[row.scene] < track.end)
+        return shown
 
     def drawn(self, number: int, side: int) -> np.ndarray:
         """Return all frames of one scene: uint8 (T, side, side, 3)."""
         scene = self.scenes[number]
-        return np.stack([draw(scene, float(second), side) for second in frame_times(scene, self.frames)])
+        return np.stack([draw(scene, float(second), side) for second in self.times[number]])
 
     def batch(self, rows: Sequence[Asked], stage: int) -> Batch:
         """Return a batch about these rows without frames, whose place what the vision tower made of them takes."""
@@ -187,7 +146,7 @@ class Pool:
         return Batch(
             frames=np.zeros((count, frames, 1, 1, 3), np.uint8),
             present=np.ones((count, frames), bool),
-            times=np.stack([frame_times(scene, self.frames)[::step] for scene in scenes]),
+            times=self.times[[row.scene for row in rows], ::step],
             duration=np.array([scene.duration for scene in scenes], np.float32),
             tokens=np.stack([text.tokens for text in texts]),
             spans=np.stack([text.spans for text in texts]),

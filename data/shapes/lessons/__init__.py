@@ -1,0 +1,1 @@
+"""How the tiny base model is taught: see `data.shapes.base`."""

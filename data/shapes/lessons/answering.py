@@ -1,0 +1,141 @@
+"""The third lesson: eyes and language are put together.
+
+ViT and Q-Former are frozen now, so every frame is looked at once, and key frames and captions are chosen once; T5 and
+the projections learn from that, in the prompts of both stages.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+from jaxtyping import Array, Float, UInt8
+from transformers import PreTrainedTokenizerBase
+
+from calce_jax.generate import beam_search
+from calce_jax.models.calce import Calce, Reading, Selection, unit_rows
+from calce_jax.prompt import answer_text
+from calce_jax.step import at_bucket
+from calce_jax.windows import iou, parse_windows
+from data.shapes.lessons.learn import learn
+from data.shapes.lessons.pointer import Pointer, Task, prompt_loss
+from data.shapes.lessons.reading import truth_of
+from data.shapes.pool import Asked, Pool
+
+ROWS = 64  # whose key frames are chosen together
+
+
+@struct.dataclass
+class Seen:
+    """What was made of a pool once: query tokens of every frame, and what is read for every query in each stage."""
+
+    queries: np.ndarray  # float16 (scenes, T, Q, W)
+    readings: tuple[Reading, Reading]  # numpy; the leading axis is that of `Pool.asked`
+
+
+def look_through(model: Calce, pool: Pool, selections: Mapping[int, Selection]) -> Seen:
+    """See every frame, choose for every query."""
+    both = nnx.jit(_looked_at)
+    side = model.config.vit.image_size
+    looks = [jax.device_get(both(model, pool.drawn(i, side)[None])) for i in range(len(pool.scenes))]
+    means, queries = (np.concatenate(each) for each in zip(*looks, strict=True))
+    features = (means[:, ::2], np.asarray(unit_rows(jnp.asarray(queries))))
+    readings = tuple(_readings(model, pool, features[stage - 1], stage, selections[stage]) for stage in (1, 2))
+    return Seen(queries=queries, readings=readings)
+
+
+def _looked_at(model: Calce, frames: UInt8[Array, "B T Y X 3"]) -> tuple[Array, Array]:
+    seen = model.see(frames)
+    return model.means(seen), model.queries(seen).astype(jnp.float16)
+
+
+def _readings(model: Calce, pool: Pool, features: np.ndarray, stage: int, selection: Selection) -> Reading:
+    choose = nnx.jit(lambda model, features, rows: model.choose(features, rows, selection))
+    found = []
+    for first in range(0, len(pool.asked), ROWS):
+        # The last ones are filled up, so that all are of one shape.
+        rows = (pool.asked[first : first + ROWS] * ROWS)[:ROWS]
+        found.append(jax.device_get(choose(model, features[[row.scene for row in rows]], pool.batch(rows, stage))))
+    return jax.tree.map(lambda *each: np.concatenate(each)[: len(pool.asked)], *found)
+
+
+def asked_about(pool: Pool, seen: Seen, numbers: np.ndarray, stage: int) -> tuple[np.ndarray, Task]:
+    """Return the query tokens of the frames in the prompts of these rows, and the task."""
+    rows = [pool.asked[i] for i in numbers]
+    reading = jax.tree.map(lambda a: a[numbers], seen.readings[stage - 1])
+    frames = reading.plan.index * (2 if stage == 1 else 1)
+    queries = seen.queries[np.array([row.scene for row in rows])[:, None], frames]
+    return queries, Task(pool.batch(rows, stage), reading, truth_of(pool, rows, stage))
+
+
+def learn_to_answer(
+    model: Calce,
+    pointer: Pointer,
+    pool: Pool,
+    seen: Seen,
+    *,
+    buckets: tuple[int, ...],
+    steps: int,
+    batch: int,
+    rate: float,
+    fine_every: int,
+    seed: int,
+    on_tenth: Callable[[], None],
+) -> None:
+    """The lesson; in place. One in `fine_every` batches has the prompts of stage 2."""
+    rng = np.random.default_rng(seed)
+
+    def batches() -> Iterator[tuple[np.ndarray, Task]]:
+        for number in range(steps):
+            stage = 2 if number % fine_every == fine_every - 1 else 1
+            yield asked_about(pool, seen, rng.integers(len(pool.asked), size=batch), stage)
+
+    def loss(both: Any, batch: tuple[Array, Task]) -> Float[Array, ""]:
+        model, pointer = both["model"], both["pointer"]
+        queries, task = batch
+        frames = model.described(queries.astype(jnp.float32))
+
+        def of_length(length: int) -> Float[Array, ""]:
+            return prompt_loss(model, pointer, frames, task, length)
+
+        return at_bucket(buckets, task.reading.needed, of_length)[0]
+
+    both = nnx.Dict(model=model, pointer=pointer)
+    taught = ("t5", "t5_proj", "query_proj", "pointer")
+    learn("answering", both, taught, batches(), loss, rate=rate, steps=steps, on_tenth=on_tenth)
+
+
+def judge(
+    model: Calce, t5: PreTrainedTokenizerBase, pool: Pool, seen: Seen, *, stage: int, length: int, batch: int = 16
+) -> dict[str, float]:
+    """Return the share of queries (percent) whose first answered window overlaps a true one by half and by 0.7.
+
+    Answers are greedy; queries that fill no batch are left out.
+    """
+    overlaps: dict[str, list[float]] = {}
+    for first in range(0, len(pool.asked) - batch + 1, batch):
+        queries, task = asked_about(pool, seen, np.arange(first, first + batch), stage)
+        written = jax.device_get(_answer(model, queries, task, length))
+        for row, ids in zip(pool.asked[first : first + batch], written, strict=True):
+            overlaps.setdefault(row.query.kind, []).append(_overlap(pool, row, answer_text(t5, ids)))
+    every = [value for values in overlaps.values() for value in values]
+    scores = {f"R1@{bar}": _share(every, bar) for bar in (0.5, 0.7)}
+    return scores | {f"R1@0.5 {kind}": _share(values, 0.5) for kind, values in sorted(overlaps.items())}
+
+
+@partial(nnx.jit, static_argnums=3)
+def _answer(model: Calce, queries: Array, task: Task, length: int) -> Array:
+    x, mask = model.lay_out(model.described(queries.astype(jnp.float32)), task.rows, task.reading, length)
+    return beam_search(model.t5, model.t5.encode(x, mask), mask, beams=1, length=32).tokens[:, 0]
+
+
+def _share(values: list[float], bar: float) -> float:
+    return round(100 * float(np.mean([value >= bar for value in values])), 1)
+
+
+def _overlap(pool: Pool, row: Asked, text: str) -> float:
+    windows = parse_windows(text, pool.scenes[row.scene].duration).windows
+    return max(iou(windows[0], list(true)) for true in row.query.windows) if windows else 0.0

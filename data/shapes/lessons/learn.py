@@ -1,0 +1,63 @@
+"""One lesson: Adam over a stream of batches, on a part of a module."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+
+def learn(
+    name: str,
+    module: Any,
+    taught: tuple[str, ...],
+    batches: Iterator[Any],
+    loss: Callable[[Any, Any], Float[Array, ""]],
+    *,
+    rate: float,
+    steps: int,
+    on_tenth: Callable[[], None] = lambda: None,
+) -> None:
+    """Warm up, fall along a cosine; in place.
+
+    Args:
+      name: of the lesson, for the log.
+      module: what `loss` takes.
+      taught: names of the children of `module`, or of theirs, whose parameters change.
+      batches: as many as are wanted.
+      loss: of one batch.
+      rate: at its highest.
+      steps: over which the rate falls.
+      on_tenth: called after every tenth of the lesson.
+    """
+    part = nnx.All(nnx.Param, nnx.Any(*map(nnx.PathContains, taught)))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, max(steps // 20, 1), steps, rate / 50)
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01))
+    optimizer = nnx.Optimizer(module, adam, wrt=part)
+
+    @nnx.jit
+    def step(module: Any, optimizer: nnx.Optimizer, batch: Any) -> Float[Array, ""]:
+        value, gradients = nnx.value_and_grad(loss, argnums=nnx.DiffState(0, part))(module, batch)
+        optimizer.update(module, gradients)
+        return value
+
+    # Split over all devices; on a CPU these may be simulated, one for each core.
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    nnx.update((module, optimizer), jax.device_put(nnx.state((module, optimizer)), NamedSharding(mesh, P())))
+    split = NamedSharding(mesh, P("data"))
+    began, losses = time.monotonic(), []
+    for number, batch in enumerate(batches, 1):
+        losses.append(step(module, optimizer, jax.device_put(batch, split)))
+        if number % 50 == 0 or number == steps:
+            mean = float(np.mean(jax.device_get(losses)))
+            losses = []
+            logging.info("%s: step %d of %d, loss %.3f, %.0f s", name, number, steps, mean, time.monotonic() - began)
+        if number % max(steps // 10, 1) == 0:
+            on_tenth()
