@@ -141,10 +141,12 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def constrain_batch(x: Any) -> Any:
-    """Keep activations split by their first axis, whole along all others; without a mesh (`jax.set_mesh`), do nothing.
+    """Keep activations split by their first axis, whole along all others; without a mesh (`jax.set_mesh`), or inside
+    `jax.shard_map`, where they are split already, do nothing.
 
     Every tower does so between its blocks: left to itself, XLA may give up splitting the batch deep inside.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes:
         return x
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, P(BATCH)), x)
