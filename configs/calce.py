@@ -25,7 +25,7 @@ from configs.sizes import LORA, MESH, SIZES, buckets
 CHOICES = {"stage": ("1", "2"), "size": tuple(SIZES), "behaviour": ("default", "reference")}
 
 
-def get_config(argument: str) -> ConfigDict:
+def get_config(argument: str = "") -> ConfigDict:
     """Return the config of a run, as plain values.
 
     Raises:

@@ -192,6 +192,14 @@ def plain(config: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def field_names(kind: Any = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Give the full name of every field ("data.frames") and every group of fields ("data")."""
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        yield prefix + name
+        if dataclasses.is_dataclass(hint):
+            yield from field_names(hint, f"{prefix}{name}.")
+
+
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """List the fields in which two plain configs differ, but for the harmless ones: "seed: 1 there, 2 here"."""
     left, right = dict(flat(there)), dict(flat(here))
