@@ -9,26 +9,34 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.convert import calce, qformer, t5, vit
+from calce_jax.convert import blip2, calce, qformer, t5, vit, whisper
+from calce_jax.convert.original import checkpoint_tensors
+from calce_jax.convert.sources import KINDS
 from calce_jax.convert.table import (
     ConversionError,
     Ignored,
+    Lazy,
     Row,
     check,
     prefixed,
+    rows_of,
     split_rows,
     to_flax,
     to_torch,
+    torch_parameters,
     torch_tensors,
 )
+from calce_jax.convert.weights import Weights, base_shapes, trained_shapes
 from calce_jax.models import lora
 from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.t5 import T5, T5Config
 from calce_jax.models.vit import Vit, VitConfig
+from calce_jax.models.whisper import Whisper, WhisperConfig
 from calce_jax.paths import named_leaves
 from tests import golden
+from tests.manifests import manifest
 
 VIT = VitConfig(image_size=8, patch=4, width=8, depth=2, heads=2, mlp_width=12)
 QFORMER = QFormerConfig(width=8, depth=3, heads=2, ffn_width=12, queries=4, image_width=8, vocab=11, positions=9)
@@ -49,10 +57,6 @@ def abstract_t5(config, *, adapters):
         return model
 
     return abstract(make)
-
-
-def size(state):
-    return sum(np.prod(leaf.shape, dtype=np.int64) for leaf in named_leaves(state).values())
 
 
 PARTS = {
@@ -143,6 +147,10 @@ def test_handles_are_read_once():
         @property
         def shape(self):
             return self.array.shape
+
+        @property
+        def dtype(self):
+            return self.array.dtype
 
         def __array__(self, dtype=None, copy=None):
             reads.append(self.name)
@@ -242,52 +250,146 @@ def test_prefixes_reach_every_name():
 
 
 @pytest.fixture(scope="module")
-def manifests(shared):
-    def read(name):
-        entries = json.loads((shared / "golden" / "manifests" / f"{name}.json").read_text())
-        return {
-            key: jax.ShapeDtypeStruct(tuple(entry[0]), np.dtype(entry[1]))
-            for key, entry in entries.items()
-            if key != "_note"
-        }
-
-    return read
-
-
-@pytest.fixture(scope="module")
 def counts(shared):
     return json.loads((shared / "golden" / "14_param_counts.json").read_text())
 
 
-def test_full_vit_against_eva(manifests, counts):
-    state = abstract(lambda: Vit(VitConfig.eva_g(), rngs=nnx.Rngs(0)))
-    check(vit.TABLE, manifests("eva_vit_g"), state)
-    assert size(state) == counts["visual_encoder"]
+FULL = CalceConfig.full()
+# Per manifest: the table, the weights here that it fills, and names in it that are read but never written.
+TIED = {f"{tower}.embed_tokens.weight" for tower in t5.TOWERS}
+MANIFESTS = {
+    "eva_vit_g": (prefixed(vit.TABLE, ours="vit/"), base_shapes, set()),
+    "lavis_blip2_pretrain_flant5xl": (blip2.lavis(), base_shapes, {"Qformer.bert.embeddings.position_ids"}),
+    "hf_flan_t5_xl": (prefixed(t5.table(lora=False), ours="t5/"), base_shapes, set()),
+    "hf_blip2_flan_t5_xl": (blip2.hugging_face(), base_shapes, {f"language_model.{name}" for name in TIED}),
+    "calce_stage1_checkpoint": (
+        calce.checkpoint(),
+        trained_shapes,
+        {
+            *(PREFIX + name for name in TIED),
+            "Qformer.bert.embeddings.position_ids",
+            "Qformer.cls.predictions.decoder.weight",
+            "Qformer.cls.predictions.decoder.bias",
+        },
+    ),
+}
 
 
-def test_full_qformer_count(counts):
-    state = abstract(lambda: QFormer(QFormerConfig.bert_base(), rngs=nnx.Rngs(0)))
-    assert size(state) == counts["Qformer.bert"] + counts["query_tokens"]
+@pytest.fixture(scope="module")
+def full():
+    """The full-size weights here, abstract."""
+    return {shapes: shapes(FULL) for shapes in (base_shapes, trained_shapes)}
 
 
-def test_full_t5_against_flan(manifests, counts):
-    state = abstract_t5(T5Config.flan_xl(), adapters=False)
-    check(t5.table(lora=False), manifests("hf_flan_t5_xl"), state)
-    assert size(state) == counts["t5_model"]
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_full_size_both_ways(name, full):
+    table, shapes, unwritten = MANIFESTS[name]
+    there, parts = manifest(name), {part for row in rows_of(table) for part in row.parts}
+    ours = {part: leaf for part, leaf in full[shapes].items() if part in parts}
+    check(table, there, ours)
+    back = torch_parameters(table, ours, tied=False)
+    assert set(there) - set(back) == unwritten
+    assert {key: tensor.shape for key, tensor in back.items()} == {key: there[key].shape for key in back}
 
 
-def test_full_calce_against_the_original(manifests, counts):
-    state = abstract(lambda: Calce(CalceConfig.full(), rngs=nnx.Rngs(0)))
-    tensors = manifests("calce_full_state_dict")
-    table = calce.table(lora=True)
-    check(table, tensors, state)
+def test_full_size_sources_fill_the_model(full):
+    """Every weight comes from one of LAVIS, EVA, T5 and BERT, or is drawn; the same with Hugging Face's BLIP-2."""
+    wanted = set(full[base_shapes])
+    drawn = {"query_proj/kernel", "query_proj/bias"}
+    for kinds in (("lavis", "eva", "t5", "bert"), ("hf", "bert")):
+        filled = [part for kind in kinds for row in rows_of(KINDS[kind].table(2)) for part in row.parts]
+        assert len(filled) == len(set(filled))
+        assert set(filled) == wanted - drawn
+    for kind, unfilled in (("calce", set()), ("mrblip", drawn)):
+        filled = {part for row in rows_of(KINDS[kind].table(2)) for part in row.parts}
+        assert filled == set(full[trained_shapes]) - unfilled
+
+
+def test_full_state_dict_both_ways():
+    table, there = calce.table(lora=True), manifest("calce_full_state_dict")
+    state = abstract(lambda: Calce(FULL, rngs=nnx.Rngs(0)))
+    check(table, there, state)
+    back = torch_parameters(table, state)
+    assert {key: tensor.shape for key, tensor in back.items()} == {key: there[key].shape for key in back}
+    unwritten = set(there) - set(back)
+    assert all(key.startswith(("Qformer.cls.", "Qformer.bert.embeddings.position_ids")) for key in unwritten)
+
+
+def test_written_checkpoint_is_the_originals_at_full_size(full):
+    nothing = lambda leaf: Lazy(leaf.shape, leaf.dtype, lambda: pytest.fail("read"))  # noqa: E731
+    base, trained = ({name: nothing(leaf) for name, leaf in full[shapes].items()} for shapes in full)
+    tensors = checkpoint_tensors(Weights(base, trained, FULL, "nowhere"))
+    wanted = manifest("calce_stage1_checkpoint")
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} == {
+        name: (leaf.shape, leaf.dtype) for name, leaf in wanted.items()
+    }
+    assert len(wanted) == 877
+
+
+def test_full_xxl_differs_from_xl_in_t5_alone():
+    xxl = base_shapes(CalceConfig.full_xxl())
+    ours = {part: leaf for part, leaf in xxl.items() if not part.startswith(("qformer/words", "qformer/positions"))}
+    parts = {part for row in rows_of(blip2.hugging_face()) for part in row.parts}
+    tensors = torch_parameters(blip2.hugging_face(), {part: leaf for part, leaf in ours.items() if part in parts})
+    assert tensors.keys() == manifest("hf_blip2_flan_t5_xl").keys()
+    assert tensors["language_model.encoder.block.23.layer.1.DenseReluDense.wi_0.weight"].shape == (10240, 4096)
+    assert tensors["language_projection.weight"].shape == (4096, 768)
+
+
+def test_whisper_both_ways():
+    state = abstract(lambda: Whisper(WhisperConfig.named("base"), rngs=nnx.Rngs(0)))
+    there = manifest("openai_whisper_base_hf")
+    check(whisper.TABLE, there, state)
+    back = torch_parameters(whisper.TABLE, state, tied=False)
+    assert {key: tensor.shape for key, tensor in back.items()} == {key: leaf.shape for key, leaf in there.items()}
+
+
+@pytest.mark.parametrize("name", [*MANIFESTS, "calce_full_state_dict", "openai_whisper_base_hf"])
+def test_manifests_are_those_recorded(name, shared):
+    entries = json.loads((shared / "golden" / "manifests" / f"{name}.json").read_text())
+    entries.pop("_note")
+    assert {key: [list(leaf.shape), str(leaf.dtype)] for key, leaf in manifest(name).items()} == entries
+
+
+def test_both_stages_save_the_same(shared):
+    first, second = (
+        json.loads((shared / "golden" / "manifests" / f"calce_stage{stage}_checkpoint.json").read_text())
+        for stage in (1, 2)
+    )
+    assert {**first, "_note": 0} == {**second, "_note": 0}
+
+
+def test_hugging_face_names_as_recorded_one_by_one(shared):
+    """Each name of the original goes to the name here that Hugging Face's goes to."""
+    entries = json.loads((shared / "golden" / "manifests" / "name_map.json").read_text())
+    filled = {}
+    for table in (calce.table(lora=False), blip2.hugging_face()):
+        for row in rows_of(table):
+            for layer in range(39) if row.stacked else [0]:
+                for name in row.readable:
+                    filled[name.replace("{layer}", str(layer))] = (set(row.parts), layer if row.stacked else None)
+    mapped = {name: entry["hf_blip2"] for name, entry in entries.items() if name != "_note" and entry["hf_blip2"]}
+    assert len(mapped) == 1330
+    for name, theirs in mapped.items():
+        parts, layer = filled[name.replace("base_model.model.", "")]
+        assert parts <= filled[theirs.split(" ")[0]][0], (name, theirs)
+        assert layer == filled[theirs.split(" ")[0]][1]
+
+
+def test_counts_as_recorded(counts, full):
+    sizes = {name: int(np.prod(leaf.shape)) for name, leaf in full[base_shapes].items()}
+    adapters = {name: int(np.prod(leaf.shape)) for name, leaf in full[trained_shapes].items()}
+    of = lambda prefix: sum(size for name, size in sizes.items() if name.startswith(prefix))  # noqa: E731
+    assert of("vit/") == counts["visual_encoder"]
+    assert of("qformer/") == counts["Qformer.bert"] + counts["query_tokens"]
+    assert of("t5/") == counts["t5_model"]
+    lora_size = sum(size for name, size in adapters.items() if name[-2:] in {"/a", "/b"})
+    assert lora_size == counts["lora_trainable"]
     # The head that predicts words is the only thing left out.
-    assert size(state) == counts["total"] - counts["Qformer.cls"]
-    adapters = sum(np.prod(leaf.shape) for name, leaf in named_leaves(state).items() if name[-2:] in {"/a", "/b"})
-    assert adapters == counts["lora_trainable"]
+    assert sum(sizes.values()) + lora_size == counts["total"] - counts["Qformer.cls"]
 
 
-def test_recorded_weights_there_and_back(shared, manifests):
+def test_recorded_weights_there_and_back(shared):
     tensors = golden.recorded(shared, "13_e2e_state_dict")
     sizes = json.loads((shared / "golden" / "config.json").read_text())["13_e2e"]
     config = CalceConfig(

@@ -2,6 +2,9 @@
 
 from calce_jax.convert.table import COPY, TRANSPOSE, Ignored, Row, Table, without_leading
 
+BERT = "Qformer.bert"
+LAYERS = f"{BERT}.encoder.layer.{{layer}}"
+
 
 def _linear(torch: str, ours: str, every: int = 1) -> tuple[Row, Row]:
     return (
@@ -35,22 +38,27 @@ def _feed_forward(into: str, out: str, ours: str) -> tuple[Row, ...]:
     )
 
 
-def table(cross_every: int = 2) -> Table:
-    """Return the rows of a Q-Former of which each `cross_every`-th layer looks at the frame."""
-    bert = "Qformer.bert"
-    layer = f"{bert}.encoder.layer.{{layer}}"
+def visual(cross_every: int = 2) -> Table:
+    """Return the rows of the half that reads frames; each `cross_every`-th layer looks at the frame."""
     return (
         Row("query_tokens", "queries", without_leading(1)),
-        Row(f"{bert}.embeddings.word_embeddings.weight", "words"),
-        Row(f"{bert}.embeddings.position_embeddings.weight", "positions"),
-        *_norm(f"{bert}.embeddings.LayerNorm", "embedding_norm"),
-        *_attention(f"{layer}.attention", "blocks/attention"),
-        *_attention(f"{layer}.crossattention", "cross", cross_every),
-        *_feed_forward(f"{layer}.intermediate_query", f"{layer}.output_query", "blocks/query_mlp"),
-        *_feed_forward(f"{layer}.intermediate", f"{layer}.output", "blocks/text_mlp"),
-        Ignored(f"{bert}.embeddings.position_ids", "counts 0, 1, 2, ...; not a weight"),
-        Ignored("Qformer.cls.*", "predicts words, which CALCE never asks of the Q-Former"),
+        *_norm(f"{BERT}.embeddings.LayerNorm", "embedding_norm"),
+        *_attention(f"{LAYERS}.attention", "blocks/attention"),
+        *_attention(f"{LAYERS}.crossattention", "cross", cross_every),
+        *_feed_forward(f"{LAYERS}.intermediate_query", f"{LAYERS}.output_query", "blocks/query_mlp"),
     )
 
 
+TEXT: Table = (
+    Row(f"{BERT}.embeddings.word_embeddings.weight", "words"),
+    Row(f"{BERT}.embeddings.position_embeddings.weight", "positions"),
+    *_feed_forward(f"{LAYERS}.intermediate", f"{LAYERS}.output", "blocks/text_mlp"),
+)
+BUFFERS: Table = (Ignored(f"{BERT}.embeddings.position_ids", "counts 0, 1, 2, ...; not a weight"),)
 LN_VISION: Table = _norm("ln_vision", "ln_vision")
+
+
+def table(cross_every: int = 2) -> Table:
+    """Return all rows of a Q-Former, those of its BERT half included."""
+    words = Ignored("Qformer.cls.*", "predicts words, which CALCE never asks of the Q-Former")
+    return (*visual(cross_every), *TEXT, *BUFFERS, words)

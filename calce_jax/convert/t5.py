@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from calce_jax.convert.table import TRANSPOSE, Row, Table
+from calce_jax.convert.table import TRANSPOSE, Ignored, Row, Table
 
 Peft = Literal["0.5", "0.9"]
+TOWERS = ("encoder", "decoder")
 
 
 def table(*, lora: bool, peft: Peft = "0.5") -> Table:
@@ -46,7 +47,7 @@ def table(*, lora: bool, peft: Peft = "0.5") -> Table:
 
     encoder, decoder = ("encoder.block.{layer}.layer", "decoder.block.{layer}.layer")
     return (
-        Row("shared.weight", "shared/embedding", tied=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")),
+        Row("shared.weight", "shared/embedding", tied=tuple(f"{tower}.embed_tokens.weight" for tower in TOWERS)),
         *stack("encoder"),
         norm(f"{encoder}.0", "encoder/blocks/attention"),
         *attention(f"{encoder}.0.SelfAttention", "encoder/blocks/attention"),
@@ -60,4 +61,8 @@ def table(*, lora: bool, peft: Peft = "0.5") -> Table:
         norm(f"{decoder}.2", "decoder/blocks/mlp"),
         *mlp(f"{decoder}.2.DenseReluDense", "decoder/blocks/mlp"),
         *linear("lm_head", "lm_head"),
+        Ignored(
+            "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+            "old files have it, but attention to the encoder knows no distances",
+        ),
     )

@@ -1,31 +1,41 @@
 """The mechanism of weight conversion: rows that pair a PyTorch name with a parameter here.
 
-A table is a list of rows. `to_flax` and `to_torch` read the same rows, so what is written can be read back bit by bit.
-Everything is checked by names and shapes before the first number is read, and all that is wrong is said at once.
+A table is a list of rows. Both directions read the same rows, so what is written can be read back bit by bit.
+Everything is checked by names, shapes and dtypes before the first number is read, and all that is wrong is said at
+once.
 
-Only numpy here: PyTorch is not needed, and tensors are taken and given one at a time.
+Only numpy here: PyTorch is not needed. `parameters` and `torch_parameters` read nothing until asked, and then the
+tensors of one row at a time, so a model need never be in memory as a whole.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+import ml_dtypes
 import numpy as np
 
 from calce_jax.paths import named_leaves, with_leaves
 
 LAYER = "{layer}"
+WEIGHT_DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16, np.float64)))
 Parts = tuple[np.ndarray, ...]
 
 
 @runtime_checkable
 class Shaped(Protocol):
-    """What has a shape."""
+    """What has a shape and a dtype."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape, known without reading the numbers."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype, known without reading the numbers."""
         ...
 
 
@@ -39,8 +49,29 @@ class Tensor(Shaped, Protocol):
 
 
 @dataclass(frozen=True)
+class Lazy:
+    """An array that is elsewhere; `read` brings it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Read the numbers."""
+        return np.asarray(self.read(), dtype)
+
+
+@dataclass(frozen=True)
 class Operation:
-    """How one PyTorch tensor becomes one or more arrays here, and how these become it again."""
+    """How one PyTorch tensor becomes one or more arrays here, and how these become it again.
+
+    `to_flax` raises a ValueError for a tensor that it would have to take something away from.
+    """
 
     to_flax: Callable[[np.ndarray], Parts]
     to_torch: Callable[[Parts], np.ndarray]
@@ -139,32 +170,88 @@ def prefixed(table: Table, torch: str = "", ours: str = "") -> list[Row | Ignore
     """Return the table with something put before every name, to build a model's table from those of its parts."""
 
     def put(row: Row | Ignored) -> Row | Ignored:
+        return row if isinstance(row, Ignored) else replace(row, ours=tuple(ours + part for part in row.parts))
+
+    return [put(row) for row in renamed(table, lambda name: torch + name)]
+
+
+def renamed(table: Table, rename: Callable[[str], str]) -> list[Row | Ignored]:
+    """Return the table with other PyTorch names."""
+
+    def put(row: Row | Ignored) -> Row | Ignored:
         if isinstance(row, Ignored):
-            return replace(row, torch=torch + row.torch)
-        return replace(
-            row,
-            torch=torch + row.torch,
-            ours=tuple(ours + part for part in row.parts),
-            also=tuple(torch + name for name in row.also),
-            tied=tuple(torch + name for name in row.tied),
-        )
+            return replace(row, torch=rename(row.torch))
+        also, tied = (tuple(map(rename, names)) for names in (row.also, row.tied))
+        return replace(row, torch=rename(row.torch), also=also, tied=tied)
 
     return [put(row) for row in table]
 
 
+def also_spelled(table: Table, spell: Callable[[str], str]) -> list[Row | Ignored]:
+    """Return the table reading a second spelling of every name as well; what is written stays."""
+
+    def put(row: Row | Ignored) -> tuple[Row | Ignored, ...]:
+        if isinstance(row, Ignored):
+            other = replace(row, torch=spell(row.torch))
+            return (row,) if other == row else (row, other)
+        others = dict.fromkeys(map(spell, row.readable))
+        return (replace(row, also=(*row.also, *(name for name in others if name not in row.readable))),)
+
+    return [spelled for row in table for spelled in put(row)]
+
+
+def rows_of(table: Table) -> list[Row]:
+    """Return the rows that are read and written."""
+    return [row for row in table if isinstance(row, Row)]
+
+
 def check(table: Table, tensors: Mapping[str, Shaped], abstract: Any) -> None:
-    """Check names and shapes of a PyTorch state dict against a model.
+    """Check names, shapes and dtypes of a PyTorch state dict against a model.
 
     Args:
       table: the rows that apply.
-      tensors: anything that has a shape, by PyTorch name.
+      tensors: anything that has a shape and a dtype, by PyTorch name.
       abstract: a pytree (an `nnx.State`, a module) whose leaves have shapes.
 
     Raises:
-      ConversionError: a tensor matches no row or several, is missing, or has a wrong shape; a parameter has no row or
-        several. All of them are listed.
+      ConversionError: a tensor matches no row or several, is missing, has a wrong shape, or is not of floating point; a
+        parameter has no row or several. All of them are listed.
     """
     _plan(table, tensors, abstract)
+
+
+def fits(table: Table, tensors: Mapping[str, Any]) -> bool:
+    """Say whether any of the tensors has a name that the table's rows read."""
+    patterns = [
+        re.compile(re.escape(name).replace(re.escape(LAYER), r"\d+")) for row in rows_of(table) for name in row.readable
+    ]
+    return any(pattern.fullmatch(name) for name in tensors for pattern in patterns)
+
+
+def parameters(table: Table, tensors: Mapping[str, Tensor], abstract: Any) -> dict[str, Lazy]:
+    """Return the model's parameters by name, to be read from a PyTorch state dict when they are asked for.
+
+    Args:
+      table: the rows that apply.
+      tensors: PyTorch tensors by name.
+      abstract: a pytree (an `nnx.State`, a module) whose leaves have the shapes wanted, such as
+        `nnx.state(nnx.eval_shape(...))`. Its dtypes do not matter: numbers stay as they are in the tensors, in float32
+        where the layers of one parameter differ.
+
+    Raises:
+      ConversionError: as `check`; and on reading, if tensors that should be equal are not, hold numbers that are not
+        finite, or hold something that has no place in the model.
+    """
+    plan, leaves = _plan(table, tensors, abstract), named_leaves(abstract)
+    members: dict[Row, dict[_Slot, list[str]]] = {}
+    for slot, names in plan.items():
+        members.setdefault(slot.row, {})[slot] = names
+    lazies = {}
+    for row, slots in members.items():
+        dtype = _common(tensors[names[0]].dtype for names in slots.values())
+        group = _Group(slots, tensors, {part: tuple(leaves[part].shape) for part in row.parts}, dtype)
+        lazies |= {part: Lazy(shape, dtype, partial(group.take, part)) for part, shape in group.shapes.items()}
+    return {name: lazies[name] for name in leaves}
 
 
 def to_flax(table: Table, tensors: Mapping[str, Tensor], abstract: Any) -> Any:
@@ -173,38 +260,32 @@ def to_flax(table: Table, tensors: Mapping[str, Tensor], abstract: Any) -> Any:
     Args:
       table: the rows that apply.
       tensors: PyTorch tensors by name. Each is read once, when its turn comes.
-      abstract: a pytree (an `nnx.State`, a module) whose leaves have the shapes and dtypes wanted, such as
-        `nnx.state(nnx.eval_shape(...))`.
+      abstract: as for `parameters`; here its dtypes are those that numbers are converted to.
 
     Returns:
-      The same pytree with arrays; numbers are converted to the wanted dtypes.
+      The same pytree with arrays.
 
     Raises:
-      ConversionError: as `check`; or tensors that should be equal are not.
+      ConversionError: as `parameters`.
     """
-    plan, wanted, problems = _plan(table, tensors, abstract), named_leaves(abstract), []
-    arrays = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in wanted.items()}
-    for slot, (name, *others) in plan.items():
-        tensor = np.asarray(tensors[name])
-        problems += [
-            f"{other}: differs from {name}, though both are {' + '.join(slot.row.parts)}"
-            for other in others
-            if not np.array_equal(np.asarray(tensors[other]), tensor, equal_nan=True)
-        ]
-        for path, part in zip(slot.row.parts, slot.row.operation.to_flax(tensor), strict=True):
-            slot.of(arrays[path])[...] = part.astype(arrays[path].dtype)
+    wanted, arrays, problems = named_leaves(abstract), {}, []
+    for name, parameter in parameters(table, tensors, abstract).items():
+        try:
+            arrays[name] = parameter.read().astype(wanted[name].dtype, copy=False)
+        except ConversionError as error:
+            problems += error.problems
     if problems:
-        raise ConversionError(problems)
+        raise ConversionError(tuple(dict.fromkeys(problems)))
     return with_leaves(abstract, arrays)
 
 
-def to_torch(table: Table, state: Any) -> dict[str, np.ndarray]:
-    """Return a PyTorch state dict made of the model's parameters; `torch_tensors` gives it tensor by tensor."""
-    return dict(torch_tensors(table, state))
+def torch_parameters(table: Table, state: Any, *, tied: bool = True) -> dict[str, Lazy]:
+    """Return a PyTorch state dict whose tensors are made of the model's parameters when they are asked for.
 
-
-def torch_tensors(table: Table, state: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Give the PyTorch state dict's names and tensors one by one, in the table's order and in the state's dtypes.
+    Args:
+      table: the rows that apply.
+      state: a pytree whose leaves have shapes and dtypes, which the tensors keep, and can be read.
+      tied: whether PyTorch's second names of one tensor are given too.
 
     Raises:
       ConversionError: a parameter has no row or several, or a row's parameter is missing.
@@ -213,13 +294,83 @@ def torch_tensors(table: Table, state: Any) -> Iterator[tuple[str, np.ndarray]]:
     slots, problems = _slots(table, leaves)
     if problems:
         raise ConversionError(problems)
-    held: tuple[Row | None, Parts] = (None, ())
+    held, lazies = _Held(leaves), {}
     for slot in slots:
-        if held[0] is not slot.row:  # from the device once a parameter, not once a layer
-            held = (slot.row, tuple(np.asarray(leaves[part]) for part in slot.row.parts))
-        tensor = np.ascontiguousarray(slot.row.operation.to_torch(tuple(slot.of(part) for part in held[1])))
-        for pattern in (slot.row.torch, *slot.row.tied):
-            yield slot.name(pattern), tensor
+        dtype = _common(leaves[part].dtype for part in slot.row.parts)
+        lazy = Lazy(_torch_shape(slot, leaves), dtype, partial(held.tensor, slot))
+        for pattern in (slot.row.torch, *(slot.row.tied if tied else ())):
+            lazies[slot.name(pattern)] = lazy
+    return lazies
+
+
+def torch_tensors(table: Table, state: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Give the PyTorch state dict's names and tensors one by one, in the table's order; errors as above."""
+    for name, tensor in torch_parameters(table, state).items():
+        yield name, tensor.read()
+
+
+def to_torch(table: Table, state: Any) -> dict[str, np.ndarray]:
+    """Return a PyTorch state dict made of the model's parameters."""
+    return dict(torch_tensors(table, state))
+
+
+class _Group:
+    """The parameters of one row, filled together, so that a fused tensor is read once and not once for each part."""
+
+    def __init__(
+        self,
+        slots: Mapping["_Slot", list[str]],
+        tensors: Mapping[str, Tensor],
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: np.dtype,
+    ):
+        self.shapes = shapes
+        self._slots, self._tensors, self._dtype = slots, tensors, dtype
+        self._ready: dict[str, np.ndarray] = {}
+
+    def take(self, part: str) -> np.ndarray:
+        """Return one of the parameters; the others stay here until they are taken too."""
+        if part not in self._ready:
+            self._ready = self._read()
+        return self._ready.pop(part)
+
+    def _read(self) -> dict[str, np.ndarray]:
+        arrays = {part: np.empty(shape, self._dtype) for part, shape in self.shapes.items()}
+        problems = []
+        for slot, (name, *others) in self._slots.items():
+            tensor = np.asarray(self._tensors[name])
+            if not np.isfinite(tensor).all():
+                problems.append(f"{name}: holds numbers that are not finite; the file is damaged, get it again")
+            problems += [
+                f"{other}: differs from {name}, though both are {' + '.join(slot.row.parts)}"
+                for other in others
+                if not np.array_equal(np.asarray(self._tensors[other]), tensor, equal_nan=True)
+            ]
+            try:
+                for path, part in zip(slot.row.parts, slot.row.operation.to_flax(tensor), strict=True):
+                    slot.of(arrays[path])[...] = part.astype(self._dtype, copy=False)
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise ConversionError(problems)
+        return arrays
+
+
+class _Held:
+    """The parameters of the row read last: they come from a device or a file once a row, not once a layer."""
+
+    def __init__(self, leaves: Mapping[str, Any]):
+        self._leaves = leaves
+        self._row: Row | None = None
+        self._parts: Parts = ()
+
+    def tensor(self, slot: "_Slot") -> np.ndarray:
+        """Return what fills a place of the state dict."""
+        if self._row is not slot.row:
+            self._row, self._parts = None, ()  # before others come, lest both be in memory
+            self._parts = tuple(np.asarray(self._leaves[part]) for part in slot.row.parts)
+            self._row = slot.row
+        return np.ascontiguousarray(slot.row.operation.to_torch(tuple(slot.of(part) for part in self._parts)))
 
 
 def _plan(table: Table, tensors: Mapping[str, Shaped], abstract: Any) -> dict[_Slot, list[str]]:
@@ -240,10 +391,13 @@ def _plan(table: Table, tensors: Mapping[str, Shaped], abstract: Any) -> dict[_S
             problems.append(f"{name} {tuple(tensor.shape)}: {why}")
         for slot in takers:
             needed = _torch_shape(slot, leaves)
-            if tuple(tensor.shape) == needed:
-                found[slot].append(name)
-            else:
+            if tuple(tensor.shape) != needed:
                 problems.append(f"{name}: has shape {tuple(tensor.shape)}, the model needs {needed}")
+            elif np.dtype(tensor.dtype) not in WEIGHT_DTYPES:
+                known = ", ".join(map(str, WEIGHT_DTYPES))
+                problems.append(f"{name}: has dtype {np.dtype(tensor.dtype)}, the model needs one of {known}")
+            else:
+                found[slot].append(name)
     for slot, names in found.items():
         names.sort(key=[slot.name(pattern) for pattern in slot.row.readable].index)
         if not any(slot.name(pattern) in tensors for pattern in slot.row.readable):
@@ -280,6 +434,12 @@ def _torch_shape(slot: _Slot, leaves: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the shape a tensor must have, by running the operation on arrays that hold one number."""
     shapes = [leaves[part].shape[slot.index is not None :] for part in slot.row.parts]
     return slot.row.operation.to_torch(tuple(np.broadcast_to(np.int8(0), shape) for shape in shapes)).shape
+
+
+def _common(dtypes: Iterator[Any]) -> np.dtype:
+    """Return the dtype of all, or float32."""
+    first, *others = {np.dtype(dtype) for dtype in dtypes}
+    return np.dtype(np.float32) if others else first
 
 
 def _pattern(ignored: str) -> re.Pattern[str]:

@@ -1,0 +1,145 @@
+"""Folders as the Hugging Face hub has them: BLIP-2 for transformers, and an adapter for peft."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, T5Config
+
+from calce_jax.convert import blip2, calce
+from calce_jax.convert.table import Lazy, prefixed, renamed, rows_of, torch_parameters
+from calce_jax.convert.weights import Weights
+from calce_jax.convert.writer import whole_folder, write_safetensors, write_shards
+from calce_jax.models.calce import CalceConfig
+
+FLAN = {"full": "google/flan-t5-xl", "full_xxl": "google/flan-t5-xxl", "small": "google/flan-t5-small"}
+# What the hub's BLIP-2 with Flan-T5 writes where an image goes: the first id that T5's tokenizer leaves free.
+IMAGE_TOKEN = 32100
+ABOUT = {"format": "pt"}  # transformers asks for it
+
+
+def blip2_tensors(weights: Weights) -> dict[str, Lazy]:
+    """Return the state dict of transformers' `Blip2ForConditionalGeneration`, adapters merged, without second names.
+
+    The Q-Former's text half and `query_proj` have no place there.
+    """
+    table = rows_of(blip2.hugging_face(weights.sizes.qformer.cross_every))
+    parts, merged = {part for row in table for part in row.parts}, weights.merged()
+    return torch_parameters(table, {name: merged[name] for name in merged if name in parts}, tied=False)
+
+
+def blip2_config(sizes: CalceConfig) -> dict[str, Any]:
+    """Return what `config.json` says of such a model.
+
+    transformers has one epsilon for all norms of its vision tower, so `ln_vision` there has 1e-6 and not 1e-5.
+    """
+    vit, qformer, t5 = sizes.vit, sizes.qformer, sizes.t5
+    vision = Blip2VisionConfig(
+        hidden_size=vit.width,
+        intermediate_size=vit.mlp_width,
+        num_hidden_layers=vit.depth,
+        num_attention_heads=vit.heads,
+        image_size=vit.image_size,
+        patch_size=vit.patch,
+        hidden_act="gelu",
+        layer_norm_eps=vit.eps,
+        qkv_bias=True,
+    )
+    reader = Blip2QFormerConfig(
+        vocab_size=qformer.vocab,
+        hidden_size=qformer.width,
+        num_hidden_layers=qformer.depth,
+        num_attention_heads=qformer.heads,
+        intermediate_size=qformer.ffn_width,
+        hidden_dropout_prob=qformer.drop,
+        attention_probs_dropout_prob=qformer.drop,
+        max_position_embeddings=qformer.positions,
+        layer_norm_eps=qformer.eps,
+        cross_attention_frequency=qformer.cross_every,
+        encoder_hidden_size=qformer.image_width,
+    )
+    writer = T5Config(
+        vocab_size=t5.vocab,
+        d_model=t5.width,
+        d_kv=t5.head_width,
+        d_ff=t5.mlp_width,
+        num_layers=t5.encoder_depth,
+        num_decoder_layers=t5.decoder_depth,
+        num_heads=t5.heads,
+        dropout_rate=t5.drop,
+        layer_norm_epsilon=t5.eps,
+        # "gated-gelu" would be read as the approximate GELU; CALCE has the exact one, which goes by this name.
+        feed_forward_proj="gated-gelu_python",
+    )
+    # Said of both, since either alone lets transformers tie the head to the embedding.
+    untied = {"tie_word_embeddings": False}
+    whole = Blip2Config(
+        vision_config=vision.to_dict(),
+        qformer_config=reader.to_dict(),
+        text_config=writer.to_dict() | untied | {"decoder_start_token_id": 0},
+        num_query_tokens=qformer.queries,
+        image_token_index=min(IMAGE_TOKEN, t5.vocab - 1),
+    ).to_dict()
+    return whole | untied | {"architectures": ["Blip2ForConditionalGeneration"]}
+
+
+def write_blip2(path: Path, weights: Weights) -> None:
+    """Write a folder that `Blip2ForConditionalGeneration.from_pretrained` loads: safetensors and `config.json`.
+
+    Raises:
+      OSError: it cannot be written; nothing of it is left.
+    """
+    tensors = blip2_tensors(weights)
+    config = blip2_config(weights.sizes) | {"dtype": str(tensors["language_model.lm_head.weight"].dtype)}
+    with whole_folder(path, needed=sum(tensor.nbytes for tensor in tensors.values())) as part:
+        write_shards(part, tensors, ABOUT)
+        _write_json(part / "config.json", config)
+
+
+def adapter_tensors(weights: Weights) -> dict[str, Lazy]:
+    """Return T5's LoRA under the names of peft's files, in float32.
+
+    Raises:
+      ConversionError: the sources hold no adapters.
+    """
+    rows = renamed(prefixed(calce.adapters(), "base_model.model.", "t5/"), lambda name: name.replace(".default.", "."))
+    trained = weights.all_trained()
+    return torch_parameters(rows, {name: trained[name] for name in trained if name.startswith("t5/")})
+
+
+def write_adapter(path: Path, weights: Weights, size: str) -> None:
+    """Write a folder that `peft.PeftModel.from_pretrained` puts onto Flan-T5: the adapter and its config.
+
+    The projections and `ln_vision`, trained with it, are no part of T5 and are not in it.
+
+    Args:
+      path: the folder.
+      weights: with adapters.
+      size: the name of the model's size, which says what the hub calls the T5 beneath.
+
+    Raises:
+      ConversionError: the sources hold no adapters.
+      OSError: it cannot be written; nothing of it is left.
+    """
+    tensors, lora = adapter_tensors(weights), weights.sizes.lora
+    assert lora is not None  # `adapter_tensors` has found adapters
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_2_SEQ_LM",
+        "base_model_name_or_path": FLAN.get(size),
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.drop,
+        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "modules_to_save": None,
+    }
+    with whole_folder(path) as part:
+        write_safetensors(part / "adapter_model.safetensors", tensors, ABOUT)
+        _write_json(part / "adapter_config.json", config)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

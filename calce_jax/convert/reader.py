@@ -1,0 +1,192 @@
+"""Files of tensors, opened without reading them: safetensors, and PyTorch's .pth and .bin, whole or in shards.
+
+PyTorch's files are pickles, which can run any code. They are read by `torch.load(weights_only=True)`, which knows
+tensors and plain containers and refuses everything else; PyTorch is imported only for them.
+"""
+
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from calce_jax.convert.table import Lazy
+
+DTYPES: dict[str, np.dtype] = {
+    code: np.dtype(kind)
+    for code, kind in {
+        "F64": np.float64,
+        "F32": np.float32,
+        "F16": np.float16,
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "I64": np.int64,
+        "I32": np.int32,
+        "I16": np.int16,
+        "I8": np.int8,
+        "U8": np.uint8,
+        "BOOL": np.bool_,
+    }.items()
+}
+# What a folder from the Hugging Face hub holds, the first that is there: shards by their index, or one file.
+HUB_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+# Pages of a mapped file that were looked at stay in memory as long as it is open, so it is opened anew now and then.
+REOPEN_AFTER = 1 << 30
+
+
+class WeightsFileError(ValueError):
+    """A file of weights is missing, damaged or not to be trusted; the message names it and says what to do."""
+
+
+def open_tensors(path: str | Path) -> dict[str, Lazy]:
+    """Return the tensors of a file or a folder by name; each is read when it is asked for.
+
+    Args:
+      path: `.safetensors`; `.pth`, `.pt` or `.bin`; an index (`.index.json`) with its shards beside it; or a folder
+        from the Hugging Face hub. Of a checkpoint with more in it, what is under "model" is taken.
+
+    Raises:
+      WeightsFileError: there is no such file, a shard is missing, it is damaged, or it holds more than tensors. Reading
+        a tensor raises it too.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in HUB_FILES if (path / name).is_file()]
+        if not found:
+            raise WeightsFileError(f"{path} holds none of {', '.join(HUB_FILES)}; give a file, or another folder")
+        path = found[0]
+    if not path.is_file():
+        raise WeightsFileError(f"{path}: no such file; get it, or give the path where it is")
+    if path.suffix == ".json":
+        return _open_shards(path)
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    if path.suffix in (".pth", ".pt", ".bin"):
+        return _open_torch(path)
+    raise WeightsFileError(f"{path}: weights are read from .safetensors, .pth, .pt, .bin and .index.json files")
+
+
+def _open_shards(index: Path) -> dict[str, Lazy]:
+    try:
+        places: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(places.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsFileError(f"{index} is no index of shards, or is damaged ({error!r}); get it again") from error
+    if missing := [name for name in shards if not (index.parent / name).is_file()]:
+        raise WeightsFileError(
+            f"{index.parent}: {len(missing)} of {len(shards)} shards are missing; get them: {', '.join(missing)}"
+        )
+    opened = {shard: open_tensors(index.parent / shard) for shard in shards}
+    if lost := [f"{name} ({shard})" for name, shard in places.items() if name not in opened[shard]]:
+        raise WeightsFileError(
+            f"{index} names tensors that are not in their shards; get these again: {', '.join(lost)}"
+        )
+    return {name: opened[shard][name] for name, shard in places.items()}
+
+
+def _open_safetensors(path: Path) -> dict[str, Lazy]:
+    def lazy(name: str, part: Any) -> Lazy:
+        if part.get_dtype() not in DTYPES:
+            raise WeightsFileError(f"{path}: {name} has dtype {part.get_dtype()}, which is not known here")
+        return Lazy(tuple(part.get_shape()), DTYPES[part.get_dtype()], partial(_read_safetensors, path, name))
+
+    return _guarded(path, lambda file: {name: lazy(name, file.get_slice(name)) for name in file.keys()})  # noqa: SIM118
+
+
+def _read_safetensors(path: Path, name: str) -> np.ndarray:
+    return _guarded(path, lambda file: file.get_tensor(name))
+
+
+def _guarded(path: Path, use: Callable[[Any], Any]) -> Any:
+    """Open a file for one use; its pages leave the memory with it."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return use(file)
+    except (OSError, SafetensorError) as error:
+        raise WeightsFileError(f"{path} cannot be read: it is truncated or damaged ({error}); get it again") from error
+
+
+def _open_torch(path: Path) -> dict[str, Lazy]:
+    file = _TorchFile(path)
+    stray = [str(name) for name, tensor in file.tensors.items() if not _is_tensor(tensor)]
+    if stray:
+        raise WeightsFileError(f"{path} is no state dict: these are no tensors: {', '.join(stray)}")
+    return {
+        name: Lazy(tuple(tensor.shape), _numpy_dtype(path, name, tensor), partial(file.read, name))
+        for name, tensor in file.tensors.items()
+    }
+
+
+class _TorchFile:
+    """A PyTorch file that is mapped into memory, and mapped anew after a gigabyte was read."""
+
+    def __init__(self, path: Path):
+        self._path, self._read = path, 0
+        self.tensors = _load(path)
+
+    def read(self, name: str) -> np.ndarray:
+        """Return one tensor as a view of the file."""
+        if self._read > REOPEN_AFTER:
+            self.tensors, self._read = {}, 0
+            self.tensors = _load(self._path)
+        tensor = self.tensors[name].detach()
+        self._read += tensor.nbytes
+        if str(tensor.dtype) == "torch.bfloat16":
+            return tensor.view(_torch().int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    torch = _torch()
+    try:
+        # Only zip archives can be mapped; files older than PyTorch 1.6 are none.
+        with path.open("rb") as file:
+            mapped = file.read(2) == b"PK"
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise WeightsFileError(
+            f"{path} was not opened: it holds more than tensors, which could be code that runs on loading, or it is "
+            f"damaged; get it from a source you trust, or save its state dict alone ({_first_line(error)})"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise WeightsFileError(
+            f"{path} cannot be read: it is truncated or damaged ({_first_line(error)}); get it again"
+        ) from error
+    content = content.get("model", content) if isinstance(content, Mapping) else content
+    if not isinstance(content, Mapping):
+        raise WeightsFileError(f"{path} holds a {type(content).__name__}, no state dict")
+    return dict(content)
+
+
+def _torch() -> Any:
+    try:
+        import torch  # noqa: PLC0415  (only for these files, and only if installed)
+    except ImportError as error:
+        raise WeightsFileError("PyTorch's files need PyTorch: pip install 'calce_jax[convert]'") from error
+    return torch
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, _torch().Tensor)
+
+
+def _numpy_dtype(path: Path, name: str, tensor: Any) -> np.dtype:
+    try:
+        return np.dtype(str(tensor.dtype).removeprefix("torch."))
+    except TypeError as error:
+        raise WeightsFileError(f"{path}: {name} has dtype {tensor.dtype}, which is not known here") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,106 @@
+"""Where weights go: base weights, the folder of a run, the original's checkpoint, Hugging Face's BLIP-2, an adapter."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from calce_jax.checkpoints import FOLDER, PART, file_hash, git_revision
+from calce_jax.convert.hub import write_adapter, write_blip2
+from calce_jax.convert.original import write_checkpoint
+from calce_jax.convert.weights import Weights
+from calce_jax.convert.writer import whole_folder, write_safetensors
+from calce_jax.training.config import RunConfig, WeightsConfig, plain
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of target: what it is, and what writes it, given the run that the model is for."""
+
+    about: str
+    write: Callable[[Path, Weights, RunConfig], None]
+
+
+def write_base(path: Path, weights: Weights) -> None:
+    """Write the safetensors file that `config.weights.base` names: the model before it is trained.
+
+    Raises:
+      OSError: it cannot be written; nothing of it is left.
+    """
+    write_safetensors(path, weights.base, {"converted from": weights.origin})
+
+
+def write_run(path: Path, weights: Weights, run: RunConfig) -> None:
+    """Write the folder of a run: its config, its base weights, and what was trained as checkpoint 0.
+
+    `launch/infer.py --workdir` opens it, and `config.weights.start` names it to train on from there. Where the base is
+    a base file already, that is named and not copied.
+
+    Raises:
+      OSError: it cannot be written; nothing of it is left.
+    """
+    needed = 0 if weights.file else sum(leaf.nbytes for leaf in weights.base.values())
+    with whole_folder(path, needed=needed) as part:
+        here = weights.file or part / "base.safetensors"
+        if weights.file is None:
+            write_base(here, weights)
+        named = str(weights.file or path / "base.safetensors")
+        config = plain(replace(run, weights=WeightsConfig(base=named, start="")))
+        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if weights.trained:
+            record = {
+                "config": config,
+                "lora": {"rank": run.lora.rank, "alpha": run.lora.alpha},
+                "base": {"file": named, "sha256": file_hash(here)},
+                "start": {"kind": "converted", "path": weights.origin},
+                "git": git_revision(),
+                "jax": jax.__version__,
+            }
+            _save_trained(part, {name: leaf.read() for name, leaf in weights.all_trained().items()}, record)
+
+
+TARGETS: dict[str, Target] = {
+    "base": Target("FILE.safetensors for config.weights.base", lambda path, weights, _: write_base(path, weights)),
+    "orbax": Target("the folder of a run: config, base weights, adapters", write_run),
+    "calce": Target("FILE.pth that the original loads", lambda path, weights, _: write_checkpoint(path, weights)),
+    "hf": Target(
+        "a folder that transformers loads, adapters merged", lambda path, weights, _: write_blip2(path, weights)
+    ),
+    "peft": Target(
+        "a folder that peft loads, the adapter alone",
+        lambda path, weights, run: write_adapter(path, weights, run.model.size),
+    ),
+}
+
+
+def parse_target(text: str) -> tuple[Target, Path]:
+    """Return the target in "KIND:PATH".
+
+    Raises:
+      ValueError: lists the kinds there are.
+    """
+    kind, colon, path = text.partition(":")
+    if kind not in TARGETS or not colon or not path:
+        kinds = "\n  ".join(f"{kind}:PATH  {target.about}" for kind, target in TARGETS.items())
+        raise ValueError(f"--target: {text!r} is none of\n  {kinds}")
+    return TARGETS[kind], Path(path)
+
+
+def _save_trained(workdir: Path, trained: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
+    """Save checkpoint 0, without an optimizer's state and a place in the data."""
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
+    manager = ocp.CheckpointManager(workdir.absolute() / FOLDER, item_handlers=handlers)
+    leaves = {PART + name: array for name, array in trained.items()}
+    manager.save(
+        0,
+        args=ocp.args.Composite(
+            state=ocp.args.PyTreeSave(leaves),  # pyright: ignore[reportCallIssue]
+            record=ocp.args.JsonSave(dict(record)),  # pyright: ignore[reportCallIssue]
+        ),
+    )
+    manager.close()
