@@ -51,6 +51,7 @@ def beam_search(
     *,
     beams: int,
     length: int,
+    shortest: int = 1,
     behaviour: Literal["default", "reference"] = "default",
 ) -> Answers:
     """Search the answers to encoded prompts.
@@ -60,6 +61,8 @@ def beam_search(
       memory, mask: its encoder's result, and which positions of it count.
       beams: K.
       length: M, the longest answer in tokens, the end token included.
+      shortest: tokens an answer has at least, the end token included; before that the end is not considered, without
+        the other tokens becoming any more probable.
       behaviour: "reference" divides an answer that has not ended by one more than its length, as `transformers` did up
         to 4.35: it decides how long the search goes on, and where a cut answer stands among ended ones.
 
@@ -96,7 +99,7 @@ def beam_search(
         last = jnp.take(search.tokens, jnp.maximum(search.at - 1, 0), axis=2)
         ids = jnp.where(search.at == 0, START, last)
         logits, cache = t5.step(ids, search.cache, search.at, mask)
-        return _advance(search, logits, cache, extra)
+        return _advance(search, logits, cache, shortest, extra)
 
     search = jax.lax.while_loop(going_on, advance, search)
     cut = jnp.maximum(search.at + extra, 1).astype(jnp.float32)
@@ -110,9 +113,14 @@ def beam_search(
     return replace(_best(search.found, running, beams), steps=search.at)
 
 
-def _advance(search: _Search, logits: Float[Array, "B K V"], cache: Cache, extra: int) -> _Search:
+def _advance(
+    search: _Search, logits: Float[Array, "B K V"], cache: Cache, shortest: int, extra: int
+) -> _Search:
     batch, beams, vocab = logits.shape
     log_probability = search.log_probability[:, :, None] + jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    if shortest > 1:
+        too_early = (jnp.arange(vocab) == END) & (search.at + 1 < shortest)
+        log_probability = jnp.where(too_early[None, None], 2 * NEVER, log_probability)
     # Twice as many candidates as beams: even if all beams can end here, as many ways to go on remain.
     each, token = jax.lax.top_k(log_probability, min(2 * beams, vocab))
     value, rank = jax.lax.top_k(each.reshape(batch, -1), 2 * beams)

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from calce_jax import packing
 from calce_jax.batch import Batch, Data
+from calce_jax.keyframes.chance import Chance
 from calce_jax.keyframes.coarse import select_coarse
 from calce_jax.keyframes.fine import select_fine
 from calce_jax.keyframes.plan import Plan
@@ -130,23 +131,39 @@ class Calce(nnx.Module):
         seen = self.vit(flat, remat=remat)
         return jax.lax.stop_gradient(seen.reshape(*frames.shape[:2], *seen.shape[1:]))
 
-    def read(self, seen: Float[Array, "B T P D"], batch: Batch, selection: Selection, *, key: Key = None) -> Reading:
+    def read(
+        self,
+        seen: Float[Array, "B T P D"],
+        batch: Batch,
+        selection: Selection,
+        *,
+        key: Key = None,
+        chance: Chance | None = None,
+    ) -> Reading:
         """Choose key frames and captions. Nothing here is differentiated.
 
-        `key` makes the frozen Q-Former drop, which the original does while training.
+        `key` makes the frozen Q-Former drop, which the original does while training; `chance` is what it draws while
+        it selects, in evaluation too. Only "reference" heeds them.
         """
         keys = Keys(key if selection.behaviour == "reference" else None)
         features = self.means(seen) if selection.stage == 1 else unit_rows(self.queries(seen, keys()))
-        return self.choose(features, batch, selection, key=keys())
+        return self.choose(features, batch, selection, key=keys(), chance=chance)
 
     def means(self, seen: Float[Array, "B T P D"]) -> Float[Array, "B T D"]:
         """Return what stage 1 tells frames apart by."""
         return self.ln_vision(seen).astype(jnp.float32).mean(axis=2)
 
     def choose(
-        self, features: Float[Array, "B T F"], batch: Batch, selection: Selection, *, key: Key = None
+        self,
+        features: Float[Array, "B T F"],
+        batch: Batch,
+        selection: Selection,
+        *,
+        key: Key = None,
+        chance: Chance | None = None,
     ) -> Reading:
         """Choose key frames by their features, and captions by their words."""
+        drawn = chance if selection.behaviour == "reference" else None
         if selection.stage == 1:
             plan = select_coarse(
                 features,
@@ -157,6 +174,7 @@ class Calce(nnx.Module):
                 talk=batch.talk,
                 spoken=batch.spoken,
                 behaviour=selection.behaviour,
+                noise=drawn and drawn.noise[:, 0],
             )
         else:
             plan = select_fine(
@@ -171,6 +189,8 @@ class Calce(nnx.Module):
                 talk=batch.talk,
                 spoken=batch.spoken,
                 behaviour=selection.behaviour,
+                noise=drawn and drawn.noise,
+                draws=drawn and drawn.draws,
             )
         choice = self.choose_captions(batch, selection, key=key)
         plan, choice = jax.lax.stop_gradient((plan, choice))

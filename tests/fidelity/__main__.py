@@ -1,0 +1,93 @@
+"""The command: run every group, print a table, write it where asked, and exit with 1 if anything is not as recorded."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+from tests.fidelity import frames, language, scores, selection, text, training, vision, whole
+from tests.fidelity.folder import Folder
+from tests.fidelity.report import Group, Row, as_text, failed, write_json, write_page
+
+Family = Callable[[Folder], Iterator[Group]]
+
+FAMILIES: dict[str, Family] = {
+    "01_vit": vision.vit,
+    "02_qformer": language.qformer,
+    "03_t5": language.t5,
+    "03_t5_beam": language.beams,
+    "04_cluster": selection.clusters,
+    "05_keyframes_stage1": selection.first_stage,
+    "06_keyframes_stage2": selection.second_stage,
+    "07_prompts": text.prompts,
+    "07_tokenizer_stats": text.tokenizer_statistics,
+    "08_subtitles": text.subtitles,
+    "09_postprocess": text.postprocess,
+    "10_metrics_annotations": scores.published,
+    "10_metrics_synthetic": scores.synthetic,
+    "10_metrics_standalone": scores.standalone,
+    "11_frames": frames.frames,
+    "12_lr_optim": training.rates_and_groups,
+    "13_e2e": whole.end_to_end,
+    "14_param_counts": training.counts,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fidelity", description="Compare with recordings.")
+    parser.add_argument("--golden", type=Path, required=True, help="folder of recordings")
+    parser.add_argument("--json", type=Path, help="where to write the rows as JSON")
+    parser.add_argument("--page", type=Path, help="page whose table, between its markers, is rewritten")
+    parser.add_argument("--only", default="", help="a regular expression; compare the groups whose names match")
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        default=Path(os.environ.get("CALCE_SHARED", Path(__file__).parents[3] / "shared")),
+        help="folder of tokenizers, annotations and weights, for recordings that do not lie beside them",
+    )
+    given = parser.parse_args(arguments)
+    rows = list(compare(Folder(given.golden, given.beside), given.only))
+    print(as_text(rows))
+    if given.json:
+        write_json(given.json, rows)
+    if given.page:
+        write_page(given.page, rows)
+    return 0 if rows and all(row.ok for row in rows) else 1
+
+
+def compare(folder: Folder, only: str = "") -> Iterator[Row]:
+    """Compare the groups whose names match; of a whole folder, also name recordings that nothing was compared with."""
+    unfinished: list[str] = []
+    for name, family in FAMILIES.items():
+        if re.search(only, name):
+            rows, finished = _rows(name, family, folder)
+            yield from rows
+            unfinished += [] if finished else [name]
+    for file in folder.unopened() if not only else ():
+        if not file.startswith(tuple(unfinished)):
+            yield failed(file, "there is no comparison for this file")
+
+
+def _rows(name: str, family: Family, folder: Folder) -> tuple[list[Row], bool]:
+    groups: list[Group] = []
+    error: Exception | None = None
+    print(f"{name} ...", file=sys.stderr)
+    try:
+        groups.extend(family(folder))
+    except Exception as caught:
+        error = caught
+    if groups and (rest := folder.not_compared(name)):
+        groups[-1].remark(rest)
+    return [group.row() for group in groups] + ([] if error is None else [failed(name, error)]), error is None
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_default_matmul_precision", "float32")
+    sys.exit(main())

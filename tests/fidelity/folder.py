@@ -1,0 +1,106 @@
+"""Reading a folder of recordings: arrays and texts by name, settings, and what stands beside it."""
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NAMED = 6  # unread entries that a note names
+
+
+class Arrays(dict[str, np.ndarray]):
+    """The arrays of one file; remembers which were asked for."""
+
+    def __init__(self, path: Path):
+        with np.load(path) as arrays:
+            super().__init__(arrays)
+        self.path, self.read = path, set[str]()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self:
+            raise KeyError(f"{self.path.name} holds no {name!r}")
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def named(self, *prefixes: str) -> dict[str, np.ndarray]:
+        """Return the arrays whose names begin so."""
+        return {name: self[name] for name in self if name.startswith(prefixes)}
+
+    def unread(self) -> list[str]:
+        """Name the arrays nobody asked for."""
+        return [name for name in self if name not in self.read]
+
+
+class Folder:
+    """A folder of recordings.
+
+    Args:
+      path: of the folder.
+      beside: where tokenizers and annotations are looked for after the folder itself and its parent.
+    """
+
+    def __init__(self, path: Path, beside: Path | None = None):
+        if not path.is_dir():
+            raise NotADirectoryError(f"{path}: no such folder of recordings; give --golden=DIR")
+        self.path = path
+        self.places = [place for place in (path, path.parent, beside) if place is not None]
+        self.opened: set[str] = set()
+        self._arrays: dict[str, Arrays] = {}
+
+    def arrays(self, name: str) -> Arrays:
+        """Return the arrays of `name`.npz."""
+        if name not in self._arrays:
+            self._arrays[name] = Arrays(self._there(f"{name}.npz"))
+        return self._arrays[name]
+
+    def json(self, name: str) -> Any:
+        """Return what `name`.json holds."""
+        return json.loads(self._there(f"{name}.json").read_text(encoding="utf-8"))
+
+    def files(self, pattern: str) -> list[str]:
+        """Return the names, without what follows the dot, of the files that match; there has to be one."""
+        names = sorted(path.stem for path in self.path.glob(pattern))
+        if not names:
+            raise FileNotFoundError(f"{self.path / pattern}: no such file")
+        return names
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Settings of each group that the shapes of arrays cannot tell."""
+        return self.json("config")
+
+    def settings(self, group: str) -> dict[str, Any]:
+        """Return the settings of one group."""
+        if group not in self.config:
+            raise KeyError(f"config.json has no {group!r}")
+        return self.config[group]
+
+    def beside(self, *parts: str) -> Path:
+        """Return where a folder or file that is shared by many recordings lies, such as "tokenizers", "t5"."""
+        for place in self.places:
+            if place.joinpath(*parts).exists():
+                return place.joinpath(*parts)
+        wanted = os.path.join(*parts)
+        raise FileNotFoundError(f"{wanted}: in none of {', '.join(map(str, self.places))}; give --beside=DIR")
+
+    def not_compared(self, group: str) -> str:
+        """Tell which arrays of a group's files nobody asked for."""
+        files = [arrays for name, arrays in self._arrays.items() if name.startswith(group)]
+        unread = [name for arrays in files for name in arrays.unread()]
+        more = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
+        return f"not compared: {', '.join(unread[:NAMED])}{more}" if unread else ""
+
+    def unopened(self) -> list[str]:
+        """Name the files of recordings, which begin with a number, that nobody opened."""
+        names = {path.name for path in self.path.iterdir() if path.is_file() and path.name[:1].isdigit()}
+        return sorted(names - self.opened)
+
+    def _there(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        self.opened.add(name)
+        return path

@@ -1,0 +1,90 @@
+"""Sizes of models as their recorded weights tell them; only head counts and epsilons are told otherwise."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from calce_jax.models.lora import LoraConfig
+from calce_jax.models.qformer import QFormerConfig
+from calce_jax.models.t5 import T5Config
+from calce_jax.models.vit import VitConfig
+
+Tensors = Mapping[str, np.ndarray]
+
+
+def vit(tensors: Tensors, settings: Mapping[str, Any], *, eps: float = 1e-6) -> VitConfig:
+    """Return the sizes of a vision transformer, whose names begin with "visual_encoder."."""
+    name = "visual_encoder."
+    width, _, patch, _ = tensors[f"{name}patch_embed.proj.weight"].shape
+    grid = round((tensors[f"{name}pos_embed"].shape[1] - 1) ** 0.5)
+    return VitConfig(
+        image_size=grid * patch,
+        patch=patch,
+        width=width,
+        depth=layers(tensors, f"{name}blocks."),
+        heads=settings["heads"],
+        mlp_width=tensors[f"{name}blocks.0.mlp.fc1.weight"].shape[0],
+        eps=eps,
+    )
+
+
+def qformer(tensors: Tensors, settings: Mapping[str, Any], *, vocab: int) -> QFormerConfig:
+    """Return the sizes of a Q-Former; of one that never looks at frames, the sizes of the looks are all 1."""
+    name = "Qformer.bert."
+    layer = f"{name}encoder.layer."
+    depth = layers(tensors, layer)
+    crossing = [i for i in range(depth) if f"{layer}{i}.crossattention.self.key.weight" in tensors]
+    key = tensors.get(f"{layer}0.crossattention.self.key.weight")
+    positions, width = tensors[f"{name}embeddings.position_embeddings.weight"].shape
+    return QFormerConfig(
+        width=width,
+        depth=depth,
+        heads=settings["heads"],
+        ffn_width=tensors[f"{layer}0.intermediate.dense.weight"].shape[0],
+        queries=tensors["query_tokens"].shape[1] if "query_tokens" in tensors else 1,
+        image_width=1 if key is None else key.shape[1],
+        cross_every=crossing[1] if len(crossing) > 1 else depth,
+        vocab=vocab,
+        positions=positions,
+    )
+
+
+def t5(tensors: Tensors, prefix: str = "") -> T5Config:
+    """Return the sizes of a T5 whose names begin with `prefix`."""
+    vocab, width = tensors[f"{prefix}shared.weight"].shape
+    attention = f"{prefix}encoder.block.0.layer.0.SelfAttention."
+    heads = tensors[f"{attention}relative_attention_bias.weight"].shape[1]
+    mlp = f"{prefix}encoder.block.0.layer.1.DenseReluDense."
+    return T5Config(
+        width=width,
+        heads=heads,
+        head_width=_linear(tensors, f"{attention}q").shape[0] // heads,
+        mlp_width=_linear(tensors, f"{mlp}wi_0").shape[0],
+        encoder_depth=layers(tensors, f"{prefix}encoder.block."),
+        decoder_depth=layers(tensors, f"{prefix}decoder.block."),
+        vocab=vocab,
+    )
+
+
+def lora(tensors: Tensors, scaling: float = 1.0) -> LoraConfig:
+    """Return the sizes of the adapters; `scaling` is what their product is multiplied by."""
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A.default.weight")}
+    if len(ranks) != 1:
+        raise ValueError(f"adapters of the ranks {sorted(ranks)}; one rank is expected")
+    (rank,) = ranks
+    return LoraConfig(rank=rank, alpha=rank * scaling)
+
+
+def layers(tensors: Tensors, prefix: str) -> int:
+    """Count the layers whose names are a prefix, a number, and something more."""
+    numbers = {int(found[1]) for name in tensors if (found := re.match(rf"{re.escape(prefix)}(\d+)\.", name))}
+    if not numbers:
+        raise KeyError(f"no weight named {prefix}0...")
+    return max(numbers) + 1
+
+
+def _linear(tensors: Tensors, name: str) -> np.ndarray:
+    """Return a linear layer's matrix under either of peft's spellings."""
+    return tensors[f"{name}.weight" if f"{name}.weight" in tensors else f"{name}.base_layer.weight"]

@@ -1,0 +1,165 @@
+"""12 and 14: learning rates step by step, what is trained and what decays, and parameter counts at full size."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from calce_jax.convert import calce as calce_names
+from calce_jax.convert.table import LAYER, Row, Table
+from calce_jax.models.calce import Calce, CalceConfig, label
+from calce_jax.models.lora import LoraConfig
+from calce_jax.models.qformer import QFormerConfig
+from calce_jax.models.t5 import T5Config
+from calce_jax.models.vit import VitConfig
+from calce_jax.paths import named_leaves
+from calce_jax.training.optimizer import decays
+from calce_jax.training.schedule import learning_rate
+from tests.fidelity import sizes
+from tests.fidelity.folder import Folder
+from tests.fidelity.report import Case, Group
+
+# The order of the additions differs by one or two roundings of float64.
+RATES = 1e-14
+OURS = "qformer_freeze_lora_item"
+
+
+def rates_and_groups(folder: Folder) -> Iterator[Group]:
+    """Compare the rate of every recorded micro-step, also after a resumption, and the groups of parameters."""
+    recorded = folder.json("12_lr_optim")
+    rates, resumed = Group("12_lr_optim/rates", RATES), Group("12_lr_optim/resumed rates", RATES)
+    yield from (rates, resumed)
+    for name, wanted in recorded["lr"].items():
+        run, per_epoch = wanted["run"], wanted["iters_per_epoch_4gpu"]
+        how = {
+            "steps_per_epoch": per_epoch,
+            "epochs": run["max_epoch"],
+            "peak": run["init_lr"],
+            "floor": float(run["min_lr"]),
+            "warmup_from": run["warmup_lr"],
+            "warmup_steps": run["warmup_steps"],
+            "behaviour": "reference",
+        }
+        with rates.case(name) as case:
+            steps = [epoch * per_epoch + within for epoch, within, _ in wanted["sampled_first3epochs"]]
+            theirs = [rate for *_, rate in wanted["sampled_first3epochs"]]
+            for epoch, pair in enumerate(zip(wanted["epoch_first_lr"], wanted["epoch_last_lr"], strict=True)):
+                steps += [epoch * per_epoch, (epoch + 1) * per_epoch - 1]
+                theirs += pair
+            _compare_rates(case, learning_rate(np.array(steps), **how), theirs)
+        for key in wanted:
+            if found := re.fullmatch(r"fresh_scheduler_resumed_at_epoch(\d+)", key):
+                with resumed.case(f"{name}, epoch {found[1]}") as case:
+                    steps = [epoch * per_epoch + within for epoch, within, _ in wanted[key]]
+                    ours = learning_rate(np.array(steps), **how, first_epoch=int(found[1]))
+                    _compare_rates(case, ours, [rate for *_, rate in wanted[key]])
+
+    groups = Group("12_lr_optim/groups")
+    yield groups
+    for task, wanted in recorded["optim"].items():
+        with groups.case(task) as case:
+            _compare_groups(case, wanted, whole=task == OURS)
+    if others := [task for task in recorded["optim"] if task != OURS]:
+        groups.remark(f"of {', '.join(others)}, which train other parameters, what decays is compared")
+
+
+def _compare_rates(case: Case, ours: np.ndarray, theirs: list[float]) -> None:
+    """Compare each rate relative to itself: they span five orders of magnitude."""
+    wanted = np.array(theirs)
+    case.close(ours / np.where(wanted, wanted, 1.0), np.where(wanted, 1.0, 0.0))
+
+
+def _compare_groups(case: Case, wanted: Mapping[str, Any], *, whole: bool) -> None:
+    decaying = set(wanted["decay_non_lora"])
+    rules = calce_names.table(lora=True)
+    for name in sorted({*wanted["no_decay"], *decaying}):
+        path = _ours(rules, name)
+        if path is not None:
+            case.same(decays(path), name in decaying, f"{name} decays:")
+    if not whole:
+        return
+    names = wanted["trainable"]
+    trained = _trained(names)
+    case.same(sorted(trained), sorted(names), "trained parameters")
+    exempt = sorted(name for name, path in trained.items() if not decays(path))
+    case.same(exempt, sorted(wanted["no_decay"]), "without decay")
+    case.same([len(trained) - len(exempt), len(exempt)], wanted["n"], "sizes of the groups")
+    case.same(sum("lora_" in name for name in trained), wanted["decay_lora_count"], "adapters")
+
+
+def _ours(rules: Table, name: str) -> tuple[str, ...] | None:
+    """Return where a parameter of the original lives here; None where it does not."""
+    for row in rules:
+        pattern = re.escape(row.torch).replace(re.escape(LAYER), r"\d+")
+        if isinstance(row, Row) and re.fullmatch(pattern, name):
+            return tuple(row.parts[0].split("/"))
+    return None
+
+
+def _trained(names: list[str]) -> dict[str, tuple[str, ...]]:
+    """Return what is trained of a model as deep as the one whose names are given, under the original's names."""
+    prefix = "t5_model.base_model.model."
+    like = dict.fromkeys(names, np.zeros(0))
+    depths = [sizes.layers(like, f"{prefix}{tower}.block.") for tower in ("encoder", "decoder")]
+    config = CalceConfig(
+        VitConfig(image_size=4, patch=4, width=4, depth=1, heads=1, mlp_width=4),
+        QFormerConfig(width=4, depth=2, heads=1, ffn_width=4, queries=2, image_width=4, vocab=4, positions=4),
+        T5Config(4, 1, 4, 4, *depths, vocab=4),
+        LoraConfig(rank=1),
+        compressed=1,
+    )
+    leaves = named_leaves(nnx.state(nnx.eval_shape(lambda: Calce(config, rngs=nnx.Rngs(0)))))
+    trained: dict[str, tuple[str, ...]] = {}
+    for row in calce_names.table(lora=True):
+        if not isinstance(row, Row) or label(tuple(row.parts[0].split("/"))) != "trainable":
+            continue
+        layers = leaves[row.parts[0]].shape[0] if row.stacked else 1
+        trained |= {row.torch.replace(LAYER, str(i)): tuple(row.parts[0].split("/")) for i in range(layers)}
+    return trained
+
+
+def counts(folder: Folder) -> Iterator[Group]:
+    """Compare how many parameters the parts have at full size."""
+    group = Group("14_param_counts")
+    yield group
+    recorded = folder.json("14_param_counts")
+    config = CalceConfig.full()
+    leaves = named_leaves(nnx.state(nnx.eval_shape(lambda: Calce(config, rngs=nnx.Rngs(0)))))
+    numbers = {name: int(np.prod(leaf.shape)) for name, leaf in leaves.items()}
+
+    def total(*starts: str) -> int:
+        return sum(number for name, number in numbers.items() if name.startswith(starts))
+
+    adapters = {name: number for name, number in numbers.items() if name.endswith(("/a", "/b"))}
+    stacked = {name: leaves[name].shape[0] if leaves[name].ndim > 2 else 1 for name in adapters if name.endswith("/a")}
+    text_only = ("qformer/words", "qformer/positions", "qformer/blocks/text_mlp")
+    ours = {
+        "visual_encoder": total("vit/"),
+        "vit_mlp_hidden": config.vit.mlp_width,
+        "ln_vision": total("ln_vision/"),
+        "Qformer.bert": total("qformer/") - total("qformer/queries"),
+        "Qformer.bert_text_only(word/pos emb + intermediate/output)": total(*text_only),
+        "query_tokens": total("qformer/queries"),
+        "query_proj": total("query_proj/"),
+        "t5_proj": total("t5_proj/"),
+        "t5_model": total("t5/") - sum(adapters.values()),
+        "t5_lm_head": total("t5/lm_head/base"),
+        "t5_shared": total("t5/shared"),
+        "lora_trainable": sum(adapters.values()),
+        "lora_modules": sum(stacked.values()),
+        "lora_lm_head": adapters["t5/lm_head/a"] + adapters["t5/lm_head/b"],
+        "trainable_total": sum(n for name, n in numbers.items() if label(tuple(name.split("/"))) == "trainable"),
+    }
+    # The head that predicts words is never asked, and there is none here.
+    head = recorded.get("Qformer.cls", 0)
+    ours |= {"total": sum(numbers.values()) + head, "Qformer_total(tied once)": ours["Qformer.bert"] + head}
+    for name, wanted in recorded.items():
+        if name == "Qformer.cls":
+            group.remark(f"the Q-Former's head for words ({wanted:,}) is left out here and added for the two totals")
+        elif name in ours:
+            with group.case(name) as case:
+                case.same(ours[name], wanted)
+        else:
+            group.remark(f"not compared: {name}")

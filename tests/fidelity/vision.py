@@ -1,0 +1,79 @@
+"""01: the vision transformer, block by block, and its positions at other frame sizes."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from calce_jax.convert import qformer as qformer_names
+from calce_jax.convert.table import prefixed
+from calce_jax.convert.vit import TABLE, interpolate_positions
+from calce_jax.models.layers import LayerNorm
+from calce_jax.models.vit import Vit, VitConfig
+from tests import golden
+from tests.fidelity import sizes
+from tests.fidelity.folder import Folder
+from tests.fidelity.report import Group
+
+# float32 sums in another order, on a stream that reaches 10.
+ACTIVATIONS = 1e-5
+# The original computes the cubic weights in float32, here they are float64.
+POSITIONS = 2e-6
+PREFIX = "visual_encoder."
+
+
+def vit(folder: Folder) -> Iterator[Group]:
+    """Compare the blocks, the result and its norm, other frame sizes, and interpolated positions."""
+    arrays = folder.arrays("01_vit")
+    tensors = arrays.named(PREFIX)
+    config = sizes.vit(tensors, folder.settings("01_vit"), eps=float(arrays["block_norm_eps"]))
+
+    blocks = Group("01_vit/blocks", ACTIVATIONS)
+    yield blocks
+    model = load(config, tensors)
+    states = np.asarray(jax.jit(model.block_outputs)(frames(arrays["input"])))
+    recorded = [name for name in arrays if re.fullmatch(r"block\d+_out", name)]
+    with blocks.case("number of blocks") as case:
+        case.same(config.depth, len(recorded))
+    for number in range(config.depth):
+        with blocks.case(f"block {number}") as case:
+            case.close(states[number], arrays[f"block{number}_out"])
+
+    final = Group("01_vit/final", ACTIVATIONS)
+    yield final
+    with final.case("output") as case:
+        output = nnx.jit(Vit.__call__)(model, frames(arrays["input"]))
+        case.close(output, arrays["output"])
+    with final.case("ln_vision") as case:
+        norm = nnx.Dict(ln_vision=LayerNorm(config.width, eps=float(arrays["ln_eps"])))
+        golden.load(norm, qformer_names.LN_VISION, arrays.named("ln_vision."))
+        case.close(norm.ln_vision(output), arrays["ln_output"])
+    for name in list(arrays):
+        if found := re.fullmatch(r"input(\d+)", name):
+            with final.case(f"frames of {found[1]} pixels") as case:
+                other = dataclasses.replace(config, image_size=int(found[1]))
+                positions = interpolate_positions(tensors[f"{PREFIX}pos_embed"][0], other.grid)
+                larger = load(other, {**tensors, f"{PREFIX}pos_embed": positions[None]})
+                case.close(nnx.jit(Vit.__call__)(larger, frames(arrays[name])), arrays[f"output{found[1]}"])
+
+    stretched = Group("01_vit/positions", POSITIONS)
+    yield stretched
+    for name in list(arrays):
+        if found := re.fullmatch(r"pos_embed_(\d+)", name):
+            with stretched.case(f"frames of {found[1]} pixels") as case:
+                grid = int(found[1]) // config.patch
+                case.close(interpolate_positions(tensors[f"{PREFIX}pos_embed"][0], grid), arrays[name][0])
+
+
+def load(config: VitConfig, tensors: sizes.Tensors) -> Vit:
+    """Return the recorded model."""
+    return golden.load(nnx.eval_shape(lambda: Vit(config, rngs=nnx.Rngs(0))), prefixed(TABLE, PREFIX), tensors)
+
+
+def frames(recorded: np.ndarray) -> jax.Array:
+    """Put the colours of recorded frames last."""
+    return jnp.asarray(recorded.transpose(0, 2, 3, 1))
