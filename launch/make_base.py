@@ -26,7 +26,6 @@ OUT = flags.DEFINE_string("out", "data/shapes/base.safetensors", "the file to wr
 SCENES = flags.DEFINE_integer("scenes", Lessons.scenes, "scenes to learn from")
 SEEING = flags.DEFINE_integer("seeing_steps", Lessons.seeing_steps, "steps of the second lesson")
 READING = flags.DEFINE_float("reading", 1.0, "how many times as long the courses of the first lesson are")
-ANSWERING = flags.DEFINE_integer("answering_steps", Lessons.answering_steps, "steps of the third lesson")
 TOKENIZERS = Path(__file__).parents[1] / "data" / "tokenizers"
 
 
@@ -39,7 +38,6 @@ def main(argv: list[str]) -> None:
         scenes=SCENES.value,
         seeing_steps=SEEING.value,
         reading=tuple(replace(course, steps=round(course.steps * READING.value)) for course in Lessons.reading),
-        answering_steps=ANSWERING.value,
     )
     model, scores = make_base(CalceConfig.tiny(len(t5), len(bert), lora=None), t5, bert, lessons)
     logging.info("held out: %s", scores)

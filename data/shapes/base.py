@@ -1,10 +1,10 @@
-"""The tiny base model: what BLIP-2 and Flan-T5 are to the full model, made from nothing in three lessons.
+"""The tiny base model: what BLIP-2 and Flan-T5 are to the full model, made from nothing in two lessons.
 
     reading    T5 answers queries about scenes that are told to it in words.
     seeing     ViT and Q-Former learn to tell frames in those words; the text branch, which captions are meant.
-    answering  T5 and the projections learn to answer from what is seen, in the prompts of both stages.
 
-Nothing of it is from outside: scenes, tokenizers and weights are all made here, from seeds.
+It has never answered a query about a frame it saw: that is what the two stages are trained for. Nothing of it is from
+outside: scenes, tokenizers and weights are all made here, from seeds.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calce_jax.models.calce import Calce, CalceConfig, Selection
 from calce_jax.prompt import PromptWriter, TextSizes
-from data.shapes.lessons.answering import judge, learn_to_answer, look_through
+from data.shapes.lessons.judging import judge, look_through
 from data.shapes.lessons.pointer import Pointer
 from data.shapes.lessons.reading import Course, Teller, learn_to_read, prepare_to_read
 from data.shapes.lessons.seeing import learn_to_see, named
@@ -33,28 +33,25 @@ class Lessons:
     Fields:
       scenes, held_out: how many scenes are learnt from, and how many judge.
       reading: courses of the first lesson: how many frames are told, for how many steps, in prompts of what length.
-      reading_batch, answering_batch: in queries.
+      reading_batch: in queries.
       seeing_batch, seeing_captions: in frames, and in queries whose captions are compared.
       fine_every: one in so many batches has the prompts of stage 2.
       frames: of a video in stage 2, twice those of stage 1.
-      buckets: prompt lengths of the third lesson.
+      length: of the prompts that judge, in tokens.
     """
 
     scenes: int = 3000
     held_out: int = 60
-    reading: tuple[Course, ...] = (Course(1, 150, 72), Course(3, 150, 72), Course(8, 200, 112), Course(20, 1500, 160))
+    reading: tuple[Course, ...] = (Course(1, 150, 72), Course(3, 150, 72), Course(8, 200, 112), Course(20, 2500, 160))
     reading_batch: int = 32
     reading_rate: float = 3e-3
-    seeing_steps: int = 1000
+    seeing_steps: int = 800
     seeing_batch: int = 128
     seeing_captions: int = 16
     seeing_rate: float = 2e-3
-    answering_steps: int = 2000
-    answering_batch: int = 32
-    answering_rate: float = 1.5e-3
     fine_every: int = 3
     frames: int = 40
-    buckets: tuple[int, ...] = (144, 176, 208)
+    length: int = 208
     seed: int = 0
 
 
@@ -103,26 +100,9 @@ def make_base(
         seed=lessons.seed + 4,
     )
     logging.info("words told right of unseen frames: %.1f %%", named(model, teller, held_out))
-    seen, seen_held_out = look_through(model, pool, SELECTIONS), look_through(model, held_out, SELECTIONS)
-
-    def scores(stage: int) -> dict[str, float]:
-        return judge(model, t5, held_out, seen_held_out, stage=stage, length=lessons.buckets[-1])
-
-    logging.info("held out, before the last lesson: %s", scores(1))
-    learn_to_answer(
-        model,
-        pointer,
-        pool,
-        seen,
-        buckets=lessons.buckets,
-        steps=lessons.answering_steps,
-        batch=lessons.answering_batch,
-        rate=lessons.answering_rate,
-        fine_every=lessons.fine_every,
-        seed=lessons.seed + 5,
-        on_tenth=lambda: logging.info("held out: %s", scores(1)),
-    )
-    return model, {f"stage {stage}": scores(stage) for stage in (1, 2)}
+    seen = look_through(model, held_out, SELECTIONS)
+    length = lessons.length
+    return model, {f"stage {stage}": judge(model, t5, held_out, seen, stage=stage, length=length) for stage in (1, 2)}
 
 
 def words_of(t5: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -23,7 +23,6 @@ def learn(
     *,
     rate: float,
     steps: int,
-    on_tenth: Callable[[], None] = lambda: None,
 ) -> None:
     """Warm up, fall along a cosine; in place.
 
@@ -35,7 +34,6 @@ def learn(
       loss: of one batch.
       rate: at its highest.
       steps: over which the rate falls.
-      on_tenth: called after every tenth of the lesson.
     """
     part = nnx.All(nnx.Param, nnx.Any(*map(nnx.PathContains, taught)))
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, max(steps // 20, 1), steps, rate / 50)
@@ -59,5 +57,3 @@ def learn(
             mean = float(np.mean(jax.device_get(losses)))
             losses = []
             logging.info("%s: step %d of %d, loss %.3f, %.0f s", name, number, steps, mean, time.monotonic() - began)
-        if number % max(steps // 10, 1) == 0:
-            on_tenth()

@@ -1,27 +1,20 @@
-"""The third lesson: eyes and language are put together.
+"""What the lessons came to: a model answers queries about scenes that it was not taught with, in both stages."""
 
-ViT and Q-Former are frozen now, so every frame is looked at once, and key frames and captions are chosen once; T5 and
-the projections learn from that, in the prompts of both stages.
-"""
-
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, UInt8
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.generate import beam_search
 from calce_jax.models.calce import Calce, Reading, Selection, unit_rows
 from calce_jax.prompt import answer_text
-from calce_jax.step import at_bucket
 from calce_jax.windows import iou, parse_windows
-from data.shapes.lessons.learn import learn
-from data.shapes.lessons.pointer import Pointer, Task, prompt_loss
+from data.shapes.lessons.pointer import Task
 from data.shapes.lessons.reading import truth_of
 from data.shapes.pool import Asked, Pool
 
@@ -69,43 +62,6 @@ def asked_about(pool: Pool, seen: Seen, numbers: np.ndarray, stage: int) -> tupl
     frames = reading.plan.index * (2 if stage == 1 else 1)
     queries = seen.queries[np.array([row.scene for row in rows])[:, None], frames]
     return queries, Task(pool.batch(rows, stage), reading, truth_of(pool, rows, stage))
-
-
-def learn_to_answer(
-    model: Calce,
-    pointer: Pointer,
-    pool: Pool,
-    seen: Seen,
-    *,
-    buckets: tuple[int, ...],
-    steps: int,
-    batch: int,
-    rate: float,
-    fine_every: int,
-    seed: int,
-    on_tenth: Callable[[], None],
-) -> None:
-    """The lesson; in place. One in `fine_every` batches has the prompts of stage 2."""
-    rng = np.random.default_rng(seed)
-
-    def batches() -> Iterator[tuple[np.ndarray, Task]]:
-        for number in range(steps):
-            stage = 2 if number % fine_every == fine_every - 1 else 1
-            yield asked_about(pool, seen, rng.integers(len(pool.asked), size=batch), stage)
-
-    def loss(both: Any, batch: tuple[Array, Task]) -> Float[Array, ""]:
-        model, pointer = both["model"], both["pointer"]
-        queries, task = batch
-        frames = model.described(queries.astype(jnp.float32))
-
-        def of_length(length: int) -> Float[Array, ""]:
-            return prompt_loss(model, pointer, frames, task, length)
-
-        return at_bucket(buckets, task.reading.needed, of_length)[0]
-
-    both = nnx.Dict(model=model, pointer=pointer)
-    taught = ("t5", "t5_proj", "query_proj", "pointer")
-    learn("answering", both, taught, batches(), loss, rate=rate, steps=steps, on_tenth=on_tenth)
 
 
 def judge(
