@@ -7,7 +7,7 @@ length, D width, N heads, H head width, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -212,7 +212,8 @@ class DecoderBlock(nnx.Module):
         """Read tokens `at` .. `at` + A, and put their keys and values into the cache."""
         normed = self.self_norm(x)
         key, value = self.self_attention.keys_values(normed)
-        cache = cache.replace(
+        cache = replace(
+            cache,
             self_key=jax.lax.dynamic_update_slice_in_dim(cache.self_key, key, at, axis=2),
             self_value=jax.lax.dynamic_update_slice_in_dim(cache.self_value, value, at, axis=2),
         )
@@ -312,7 +313,7 @@ class Whisper(nnx.Module):
         dtype, length = cache[0].self_key.dtype, cache[0].self_key.shape[2]
         places = at + jnp.arange(ids.shape[1])
         position = jnp.maximum(places[None] - first[:, None], 0)
-        x = (jnp.take(self.decoder.tokens[...], ids, axis=0)).astype(dtype)
+        x = jnp.take(self.decoder.tokens[...], ids, axis=0).astype(dtype)
         x = x + jnp.take(self.decoder.positions[...], position, axis=0).astype(dtype)
         seen = jnp.arange(length)
         mask = (seen[None, None] <= places[None, :, None]) & (seen[None, None] >= first[:, None, None])

@@ -1,0 +1,167 @@
+"""The sound of a file as Whisper hears it: 16 kHz, one channel, in pieces, in step with the picture.
+
+FFmpeg mixes any number of channels down and changes any rate. Times are those of the file: a sound track that begins
+after the picture, or has holes, is filled with silence, so that a sample's index over 16,000 is its second.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.error import FFmpegError
+from jaxtyping import Float
+
+from calce_jax.video import FETCH_AGAIN, FORMATS, SHORTFALL
+
+RATE = 16_000
+# Containers of sound alone, beside those of video.
+SOUND_FORMATS = f"{FORMATS},wav,w64,flac,mp3,aac,ac3,eac3,dts,aiff,au,caf,amr,ape,wv,tta,opus,matroska,webm"
+# A jump in time of more than this is a hole to fill; less is the rounding of the container.
+HOLE_S = 0.1
+# And one of more than this is no hole but a broken clock.
+LONGEST_HOLE_S = 600.0
+
+
+class SoundError(ValueError):
+    """Sound that cannot be used; the message names the file, what is wrong with it and the remedy."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str, remedy: str) -> None:
+        self.path, self.reason, self.remedy = Path(path), reason, remedy
+        super().__init__(f"{path}: {reason}; {remedy}")
+
+
+class NoSound(SoundError):
+    """A file that is whole and has no sound: there is nothing to caption, and nothing to mend."""
+
+
+def read_sound(path: str | os.PathLike[str]) -> Iterator[Float[np.ndarray, " n"]]:
+    """Yield the samples of a file's best sound track: float32, 16 kHz, mixed down to one channel, pieces of any length.
+
+    Args:
+      path: a file of any container and codec that FFmpeg reads, with any number of channels and any rate.
+
+    Raises:
+      NoSound: it has no sound track, or an empty one.
+      SoundError: it is missing, empty, not media, cannot be decoded, or ends more than a second before its header says.
+    """
+    mixer, damaged, end = _Mixer(), 0, 0.0
+    with _opened(path) as (container, stream):
+        start, promised = _start(container, stream), _promised(container, stream)
+        for frame in _frames(container, stream):
+            if frame is None:
+                damaged += 1
+                continue
+            lasts = frame.samples / frame.sample_rate
+            begins = end if frame.time is None else frame.time - start
+            if begins + lasts <= 0:
+                continue
+            if begins - end > LONGEST_HOLE_S:
+                start, begins = start + begins - end, end
+            if begins - end > HOLE_S:
+                yield from mixer.silence_until(begins)
+                end = begins
+            yield from mixer.mix(frame)
+            end += lasts
+        yield from mixer.flush()
+    seconds = mixer.given / RATE
+    if not seconds and damaged:
+        raise SoundError(path, "nothing of its sound can be decoded", FETCH_AGAIN)
+    if not seconds:
+        raise NoSound(path, "its sound track is empty", "nothing is to be done")
+    if promised is not None and promised - seconds > SHORTFALL:
+        reason = f"its header promises {promised:.1f} s of sound and only {seconds:.1f} s are there: it was cut off"
+        raise SoundError(path, reason, FETCH_AGAIN)
+
+
+class _Mixer:
+    """Mixes frames down to one channel at 16 kHz, and counts the samples it gives."""
+
+    def __init__(self) -> None:
+        self.given = 0
+        self._resampler = av.AudioResampler("flt", "mono", RATE)
+        self._form: tuple[str, str, int] | None = None
+
+    def mix(self, frame: av.AudioFrame) -> Iterator[Float[np.ndarray, " n"]]:
+        """Yield what comes out when the frame goes in."""
+        form = frame.format.name, frame.layout.name, frame.sample_rate
+        if form != self._form:
+            # Some broadcasts change from stereo to 5.1 and back; a resampler knows one kind of input.
+            yield from self.flush()
+            self._form = form
+        frame.pts = None  # holes are filled outside
+        yield from self._counted(frame)
+
+    def silence_until(self, second: float) -> Iterator[Float[np.ndarray, " n"]]:
+        """Yield zeros up to that time."""
+        yield from self.flush()
+        if (samples := round(second * RATE) - self.given) > 0:
+            self.given += samples
+            yield np.zeros(samples, np.float32)
+
+    def flush(self) -> Iterator[Float[np.ndarray, " n"]]:
+        """Yield what the resampler still holds, and begin anew."""
+        yield from self._counted(None)
+        self._resampler = av.AudioResampler("flt", "mono", RATE)
+
+    def _counted(self, frame: av.AudioFrame | None) -> Iterator[Float[np.ndarray, " n"]]:
+        for piece in self._resampler.resample(frame):
+            if piece is not None and piece.samples:
+                self.given += piece.samples
+                yield piece.to_ndarray()[0]
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, AudioStream]]:
+    if not Path(path).is_file():
+        raise SoundError(path, "there is no such file", "put it there, or correct the name")
+    try:
+        # By its absolute path, which nothing takes for an address.
+        options = {"protocol_whitelist": "file", "format_whitelist": SOUND_FORMATS}
+        container = av.open(os.path.abspath(path), options=options)
+    except (FFmpegError, OSError) as error:
+        reason = "it is empty" if not os.path.getsize(path) else f"it holds no sound or video ({error.strerror})"
+        raise SoundError(path, reason, FETCH_AGAIN) from error
+    with container:
+        best = container.streams.best("audio")
+        if not isinstance(best, AudioStream):
+            raise NoSound(path, "it has no sound track", "nothing is to be done")
+        if best.codec_context is None:
+            raise SoundError(path, "FFmpeg has no decoder for its sound", "make it again as AAC with ffmpeg")
+        yield container, best
+
+
+def _frames(container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame | None]:
+    """Yield the frames, None in the place of packets that cannot be decoded, up to where the file breaks off."""
+    try:
+        for packet in container.demux(stream):
+            try:
+                yield from stream.decode(packet)
+            except FFmpegError:
+                yield None
+    except FFmpegError:
+        yield None
+
+
+def _start(container: InputContainer, stream: AudioStream) -> float:
+    """Return the time that counts as 0: that of the first picture, or without one, of the first sound."""
+    for timed in (*container.streams.video, stream):
+        if timed.start_time is not None and timed.time_base is not None:
+            return float(timed.start_time * timed.time_base)
+    return 0.0
+
+
+def _promised(container: InputContainer, stream: AudioStream) -> float | None:
+    """Return the seconds of sound that the header names."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if tag := stream.metadata.get("DURATION"):  # Matroska
+        hours, minutes, seconds = tag.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    if container.duration and len(container.streams) == 1:
+        return container.duration / av.time_base
+    return None
