@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import safetensors
@@ -105,7 +105,7 @@ class Cache:
     def _entries(self) -> list[tuple[int, int, Path]]:
         """List (last used, bytes, path); another process may be deleting."""
         found = []
-        for path in self.folder.glob("*/*"):
+        for path in (path for kind in get_args(Kind) for path in self.folder.glob(f"{kind}/*")):
             try:
                 stat = path.stat()
             except FileNotFoundError:

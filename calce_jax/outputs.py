@@ -1,7 +1,8 @@
 """Output files that are there as a whole or not at all."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -15,10 +16,21 @@ def write_output(path: str | Path, content: str | bytes) -> None:
     Raises:
       OSError: it cannot be written, with the file and the remedy; what was there before is untouched.
     """
+    with replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give another name for a file in its folder; what is written there takes its place when all went well.
+
+    Raises:
+      OSError: as for `write_output`.
+    """
     path, part = Path(path), Path(f"{path}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield part
         os.replace(part, path)
     except OSError as error:
         with suppress(OSError):  # what failed first is what is told
@@ -26,3 +38,6 @@ def write_output(path: str | Path, content: str | bytes) -> None:
         raise OSError(
             error.errno, f"cannot write {path} ({error.strerror}); make room, or choose another place"
         ) from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

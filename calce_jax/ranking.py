@@ -71,6 +71,16 @@ def told_apart(moments: Sequence[Moment]) -> list[Moment]:
     return told
 
 
+def together(lists: Sequence[Sequence[Moment]]) -> list[list[Moment]]:
+    """Return the moments of several videos with scores that are told apart across all of them."""
+    order = sorted(((-m.score, n, i) for n, moments in enumerate(lists) for i, m in enumerate(moments)))
+    flat = told_apart([lists[n][i] for _, n, i in order])
+    result: list[list[Moment]] = [[] for _ in lists]
+    for (_, n, _), moment in zip(order, flat, strict=False):  # what comes to nothing is at the end
+        result[n].append(moment)
+    return result
+
+
 def _scores(
     windows: Float[np.ndarray, "N 2"], pieces: Sequence[Piece], beams: Sequence[Sequence[Beam]]
 ) -> Float[np.ndarray, " N"]:

@@ -221,8 +221,18 @@ def tiny_config(stage: int) -> RunConfig:
 _TOKENIZERS = ("t5_tokenizer", "bert_tokenizer")
 
 
-def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase) -> None:
+def keep_programs(folder: str | Path, limit: int = 10**9) -> None:
+    """Keep compiled programs in a folder, too, up to so many bytes; those unused for longest go first."""
+    jax.config.update("jax_compilation_cache_dir", str(Path(folder).absolute() / "programs"))
+    jax.config.update("jax_compilation_cache_max_size", limit)
+
+
+def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = None) -> None:
     """Refuse what no model here can be asked.
+
+    Args:
+      queries: sentences.
+      t5: the model's tokenizer; without it, whether the words are known is not looked at.
 
     Raises:
       SearchError: there is no query; one is empty, longer than 60 words, or has no word that the tokenizer can write.
@@ -234,8 +244,14 @@ def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase) -> None:
             raise SearchError(f"query {number} is empty; say in a sentence what to look for")
         if (words := len(query.split())) > MOST_WORDS:
             raise SearchError(f"query {number} has {words:,} words; say it in {MOST_WORDS} or fewer")
-        if not any(piece.strip(BORDER).isalnum() for piece in t5.tokenize(query) if piece != t5.unk_token):
+        if t5 and not any(piece.strip(BORDER).isalnum() for piece in _pieces(query, t5)):
             raise SearchError(f"query {number} ({query.strip()[:40]}) has no word that the model knows; ask in English")
+
+
+def _pieces(text: str, t5: PreTrainedTokenizerBase) -> list[str]:
+    """Return what the tokenizer makes of a text, without what it does not know."""
+    ids = [int(i) for i in t5(text, add_special_tokens=False)["input_ids"]]
+    return [str(t5.convert_ids_to_tokens(i)) for i in ids if i != t5.unk_token_id]
 
 
 def captions_of(video: str | Path, srt: str | Path) -> list[Caption]:

@@ -1,42 +1,98 @@
-"""Find a moment: `launch/search.py VIDEO --query="a red circle moves to the left" --checkpoint=runs/demo --out=DIR`.
+"""Find moments: `launch/search.py VIDEO... --query="a dog catches a ball" --out=DIR [--checkpoint=runs/demo]`.
 
-Writes DIR/moments.json and DIR/index.html. `--query` may be given several times; `--srt` brings the captions.
+Files or folders of videos, and sentences. Prints the best moments, and writes DIR/index.html, which plays them, and
+DIR/moments.json. Without --checkpoint it uses the tiny model that comes with the package, which knows nothing but the
+world of shapes: four coloured shapes that come, move and go, and 24 things that are talked about.
 """
 
+import sys
+import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
+from calce_jax.cache import LIMIT_GB, Cache, default_folder
 from calce_jax.checkpoints import CheckpointError
-from calce_jax.search import Searcher, write_results
+from calce_jax.findings import Ranked, claim_folder, ranked, told_apart, write_findings
+from calce_jax.search import (
+    MOST_MOMENTS,
+    Searched,
+    Searcher,
+    SearchError,
+    captions_of,
+    check_queries,
+    keep_programs,
+    open_stages,
+    videos_in,
+)
 
-QUERY = flags.DEFINE_multi_string("query", None, "what to look for, a sentence")
-SRT = flags.DEFINE_string("srt", None, "captions; by default VIDEO's name with .srt, where there is such a file")
-CHECKPOINT = flags.DEFINE_string("checkpoint", "runs/demo", "folder that holds the workdirs stage1 and stage2")
-OUT = flags.DEFINE_string("out", None, "folder for moments.json and index.html")
+TINY = (
+    "no --checkpoint: this is the tiny model, made for the shapes videos of the demo alone. It runs on any video, and "
+    "what it says of others means nothing."
+)
+
+QUERY = flags.DEFINE_multi_string("query", None, "what to look for, a sentence; may be given several times")
+OUT = flags.DEFINE_string("out", None, "folder for index.html and moments.json")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "folder that holds the workdirs stage1 and stage2 of trained runs")
+SRT = flags.DEFINE_string("srt", "auto", "auto (the .srt beside a video), none, a file, or a folder of files")
+TOP = flags.DEFINE_integer("top", MOST_MOMENTS, "moments a query, in a video and in the table", lower_bound=1)
+CLIPS = flags.DEFINE_bool("clips", False, "also cut every moment out, as DIR/clips/*.mp4")
+PIECE = flags.DEFINE_float("piece_seconds", None, "length of videos the model was trained on; known for ours", 1.0)
+CACHE = flags.DEFINE_string("cache", None, "folder for what a second search uses again; safe to delete")
+CACHE_GB = flags.DEFINE_float("cache_gb", LIMIT_GB, "what that folder may hold", lower_bound=0.0)
 flags.mark_flags_as_required(["query", "out"])
 
 
 def main(argv: list[str]) -> None:
-    """Search, print a table, write the page."""
-    if len(argv) != 2:
-        raise app.UsageError('give one video: launch/search.py VIDEO --query="..." --out=DIR')
-    video = Path(argv[1])
-    beside = video.with_suffix(".srt")
+    """Search every video, print a table, write the page; a video that cannot be searched does not stop the others."""
+    began = time.monotonic()
     try:
-        srt = SRT.value or (beside if beside.is_file() else None)
-        found = Searcher(str(CHECKPOINT.value)).search(video, list(QUERY.value or []), srt)
-        write_results(str(OUT.value), video, found)
+        videos = videos_in(argv[1:])
+        out = claim_folder(str(OUT.value))
+        cache = Cache(CACHE.value or default_folder(), int(CACHE_GB.value * 1e9))
+        if Path(SRT.value).is_file() and len(videos) > 1:
+            raise SearchError(f"--srt={SRT.value} is one file for {len(videos)} videos; give a folder, auto or none")
+        check_queries(QUERY.value)
+        if CHECKPOINT.value is None:
+            print(TINY, file=sys.stderr)
+        keep_programs(cache.folder)
+        searcher = Searcher(open_stages(CHECKPOINT.value), cache, PIECE.value)
+        searched = [found for video in videos if (found := search(searcher, video))]
+        if searched:
+            searched = told_apart(searched)
+            write_findings(out, searched, top=TOP.value, clips=CLIPS.value)
     except (CheckpointError, OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
-    for each in found:
-        print(each.example.query)
-        for start, end, score in each.moments:
-            print(f"  {start:8.1f} s to {end:8.1f} s   score {score:.2f}")
-        if not each.moments:
-            print("  no moment found")
-    print(f"wrote {OUT.value}/moments.json and {OUT.value}/index.html")
+    if not searched:
+        raise SystemExit("no video could be searched; see above")
+    show(ranked(searched, TOP.value))
+    print(f"{len(searched)} of {len(videos)} videos in {time.monotonic() - began:.1f} s; open {out}/index.html")
+
+
+def search(searcher: Searcher, video: Path) -> Searched | None:
+    """Search one video, or say why not."""
+    try:
+        return searcher.search(video, QUERY.value, captions_of(video, SRT.value), most=TOP.value)
+    except SearchError:
+        raise
+    except (OSError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return None
+
+
+def show(rows: list[Ranked]) -> None:
+    """Print the moments of each query over all videos, best first."""
+    width = max((len(row.video.name) for row in rows), default=0)
+    for query in dict.fromkeys(QUERY.value):
+        print(f"\n{query.strip()}")
+        of_query = [row for row in rows if row.query == query.strip()]
+        print(f"  {'file':<{width}}  {'start':>9}  {'end':>9}  score" if of_query else "  no moment found")
+        for row in of_query:
+            start, end = row.moment.start, row.moment.end
+            print(f"  {row.video.name:<{width}}  {start:7.1f} s  {end:7.1f} s  {row.moment.score:.3f}")
+    print()
 
 
 if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
     app.run(main)

@@ -36,9 +36,9 @@ STEPS = {
 }
 
 
-def make_model():
+def make_model(sizes=SIZES):
     """Return structure, trainables and frozen weights, drawn by numpy: nothing is compiled, and no adapter is zero."""
-    make = partial(Calce, SIZES)
+    make = partial(Calce, sizes)
     graph = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     abstract = jax.eval_shape(lambda: split(make(rngs=nnx.Rngs(0)), "float32")[1:])
     rng = np.random.default_rng(0)

@@ -1,0 +1,90 @@
+"""The `calce` command: the scripts of `launch/`, by name."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """One script: what it does, an example that can be typed, and whether it tells warnings only."""
+
+    does: str
+    example: str
+    quiet: bool = False
+
+
+COMMANDS = {
+    "search": Command(
+        "find moments in videos, and write a page that plays them",
+        'calce search holiday.mp4 --query "a dog catches a ball" --out found',
+        quiet=True,
+    ),
+    "web": Command("the same in a browser", "calce web --checkpoint runs/demo", quiet=True),
+    "fetch": Command("bring weights, annotations and videos", "calce fetch --help"),
+    "prepare": Command(
+        "decode the videos of a dataset once, and write the tables that training reads",
+        "calce prepare --dataset=shapes --videos=videos --srts=srts --annotations=train.jsonl --out=prepared",
+        quiet=True,
+    ),
+    "caption": Command(
+        "write down what is said in videos, as .srt", "calce caption --videos=videos --out=srts --model=tiny.en"
+    ),
+    "train": Command("train one stage", "calce train --config=configs/calce.py:qvh,stage=1 --workdir=runs/qvh_stage1"),
+    "infer": Command(
+        "ask every query of a split",
+        "calce infer --workdir=runs/qvh_stage1 --split=val --out=runs/qvh_stage1/val.jsonl",
+    ),
+    "merge": Command(
+        "put stage 1's windows into stage 2's data",
+        "calce merge --predictions=val.jsonl --annotations=val.json --out=merged_val.jsonl",
+    ),
+    "evaluate": Command(
+        "score predictions", "calce evaluate --predictions=val.jsonl --annotations=val.json --out=scores.json"
+    ),
+    "convert": Command("turn published weights into ours, and back", "calce convert --help"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `calce NAME ...`; without a name, or with `--help`, say what there is."""
+    given = sys.argv[1:] if argv is None else argv
+    name, rest = (given[0], given[1:]) if given else ("", [])
+    if name in ("", "-h", "--help", "help"):
+        print(overview())
+        return
+    if name not in COMMANDS:
+        raise SystemExit(f"calce {name}: no such command; there are {', '.join(COMMANDS)}")
+    # Only now, since the scripts import JAX.
+    script = importlib.import_module(f"launch.{name}")
+    if set(rest) & {"-h", "--help"}:
+        print(help_of(name, script))
+        return
+    run(script.main, name, rest)
+
+
+def overview() -> str:
+    """Return what there is, an example first."""
+    rows = "\n".join(f"  {name:<10}{command.does}" for name, command in COMMANDS.items())
+    return f"Example:\n  {COMMANDS['search'].example}\n\n{rows}\n\n`calce NAME --help` shows an example and all flags."
+
+
+def help_of(name: str, script: Any) -> str:
+    """Return an example, what the script says of itself, and its flags."""
+    flags = importlib.import_module("absl.flags").FLAGS
+    listed = flags.module_help(script).split("\n", 1)[-1]
+    return f"Example:\n  {COMMANDS[name].example}\n\n{(script.__doc__ or '').strip()}\n\nFlags:\n{listed.rstrip()}"
+
+
+def run(script: Callable[[list[str]], None], name: str, arguments: list[str]) -> None:
+    """Parse the flags as the script itself would, and run it."""
+    app, logging = (importlib.import_module(f"absl.{module}") for module in ("app", "logging"))
+    if COMMANDS[name].quiet:
+        logging.set_verbosity(logging.WARNING)
+    app.run(script, argv=[f"calce {name}", *arguments])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The page of a search: every video with a player, its moments on a timeline, and all moments ranked at the top.
+
+One file beside a folder of videos; it needs no network. Where a browser cannot play a video, its pictures stand in.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+
+from calce_jax.outputs import write_output
+from calce_jax.report.page import TREATMENTS, ticks
+
+Seconds = int | float
+
+
+@dataclass(frozen=True)
+class BarView:
+    """A stretch of seconds: a moment with its score and its clip's address, or a caption, its likeness and words."""
+
+    start: Seconds
+    end: Seconds
+    score: Seconds
+    clip: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class PictureView:
+    """A picture of the video at a second: a JPEG."""
+
+    second: Seconds
+    jpeg: bytes
+
+
+@dataclass(frozen=True)
+class FindingView:
+    """One query in one video: moments by stage, best first; captions used; the treatment of each picture."""
+
+    query: str
+    stages: Mapping[str, Sequence[BarView]]
+    captions: Sequence[BarView]
+    treatments: Sequence[str]
+
+
+@dataclass(frozen=True)
+class VideoView:
+    """A video: its name, its address beside the page, its duration in seconds, pictures, and a finding a query."""
+
+    name: str
+    address: str
+    duration: Seconds
+    pictures: Sequence[PictureView]
+    findings: Sequence[FindingView]
+
+
+def write_search_page(path: str | Path, videos: Sequence[VideoView], *, top: int) -> None:
+    """Write the page.
+
+    Args:
+      path: the HTML file.
+      videos: with the same queries each.
+      top: moments of a query in the ranking.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    write_output(path, search_page(videos, top=top))
+
+
+def search_page(videos: Sequence[VideoView], *, top: int) -> str:
+    """Return the page's HTML; arguments as in `write_search_page`."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("calce_jax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"clock": clock, "jpeg": _address, "link": quote}
+    return environment.get_template("search.html").render(
+        title=f"Moments in {videos[0].name}" if len(videos) == 1 else f"Moments in {len(videos)} videos",
+        videos=[_card(number, video) for number, video in enumerate(videos)],
+        rankings=_rankings(videos, top),
+        stages=list(videos[0].findings[0].stages),
+        treatments=TREATMENTS,
+    )
+
+
+def clock(second: Seconds) -> str:
+    """Return a time as people read it: 7.5 s, 2:07, 1:02:07."""
+    if second < 60:
+        return f"{round(float(second), 1):g} s"
+    minutes, seconds = divmod(int(second), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _address(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
+def _rankings(videos: Sequence[VideoView], top: int) -> list[dict[str, Any]]:
+    rankings = []
+    for number, finding in enumerate(videos[0].findings):
+        rows = [
+            {"card": card, "video": video.name, "bar": bar}
+            for card, video in enumerate(videos)
+            for bar in list(video.findings[number].stages.values())[-1]
+        ]
+        rows.sort(key=lambda row: -row["bar"].score)
+        rankings.append({"query": finding.query, "rows": rows[:top], "more": max(len(rows) - top, 0)})
+    return rankings
+
+
+def _card(number: int, video: VideoView) -> dict[str, Any]:
+    width = 100 / max(len(video.pictures), 1)
+    return {
+        "number": number,
+        "view": video,
+        "ticks": [(tick, _percent(tick, video.duration)) for tick in ticks(video.duration)],
+        "pictures": [(picture, n * width, width) for n, picture in enumerate(video.pictures)],
+        "findings": [
+            {
+                "view": finding,
+                "stages": {name: [_bar(bar, video.duration) for bar in bars] for name, bars in finding.stages.items()},
+                "captions": [_bar(bar, video.duration) for bar in finding.captions],
+            }
+            for finding in video.findings
+        ],
+    }
+
+
+def _bar(bar: BarView, duration: Seconds) -> dict[str, Any]:
+    left, right = _percent(bar.start, duration), _percent(bar.end, duration)
+    return {"view": bar, "left": left, "width": round(right - left, 3)}
+
+
+def _percent(second: Seconds, duration: Seconds) -> float:
+    return round(100 * min(max(second / duration, 0), 1), 3)

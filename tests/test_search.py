@@ -1,0 +1,325 @@
+"""Searching any videos: pieces, ranking, what is kept, what is written, and what bad input is told."""
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from calce_jax import search as searching
+from calce_jax.asking import Asker
+from calce_jax.cache import Cache, content_of, key_of
+from calce_jax.clips import cut, pictures_at
+from calce_jax.findings import claim_folder, ranked, told_apart, write_findings
+from calce_jax.moments import Beam
+from calce_jax.pieces import Piece, Sampling, captions_in, footage, length_of, pieces_of
+from calce_jax.prompt import Caption
+from calce_jax.ranking import SAME, Moment, moments_of, together
+from calce_jax.search import Searcher, SearchError, captions_of, check_queries, videos_in
+from calce_jax.tokenizers import load_t5
+from calce_jax.video import VideoError, decode_jpeg, duration_of, frames_at, read_frames
+from launch import search as command
+from tests.clips import write_clip
+from tests.searching import LONGEST, make_stages
+
+QUERY = "a red circle moves to the left"
+
+
+@pytest.mark.parametrize(
+    ("duration", "count"), [(0.4, 1), (150.0, 1), (150.02, 1), (160.0, 2), (300.0, 3), (7200.0, 95)]
+)
+def test_pieces_cover_a_video_and_overlap_by_half(duration, count):
+    pieces = pieces_of(duration, 150.0)
+    assert len(pieces) == count
+    assert (pieces[0].start, pieces[-1].end) == (0.0, pytest.approx(duration))
+    for piece, later in pairwise(pieces):
+        assert piece.duration == pytest.approx(150.0)
+        assert later.start - piece.start <= 75.0 + 1e-9
+
+
+def test_frames_at_times_are_those_on_the_screen(tmp_path):
+    video = write_clip(tmp_path / "a.mp4", frames=40, rate=10)
+    heads = read_frames(video, 8, 32)
+    np.testing.assert_array_equal(np.stack(list(frames_at(video, heads.times.tolist(), 32))), heads.frames)
+    between = [second + 0.06 for second in heads.times.tolist()]
+    np.testing.assert_array_equal(np.stack(list(frames_at(video, between, 32))), heads.frames)
+    last = list(frames_at(video, [3.9, 60.0], 32))
+    np.testing.assert_array_equal(last[0], last[1])
+
+
+def test_a_long_video_is_footage_by_footage_and_a_second_time_from_the_cache(tmp_path):
+    video = write_clip(tmp_path / "a.mp4", frames=50, rate=2)
+    sampling, cache = Sampling(longest=10.0, frames=10, size=16), Cache(tmp_path / "cache")
+    duration, pieces, once = footage(video, content_of(video), sampling, cache)
+    first = list(once)
+    assert duration == pytest.approx(25.0)
+    assert [each.piece for each in first] == pieces == pieces_of(25.0, 10.0)
+    shades = [[decode_jpeg(jpeg).mean() for jpeg in each.keyframes] for each in first]
+    for each, shade in zip(first, shades, strict=True):
+        np.testing.assert_allclose(each.times, np.arange(10), atol=1e-3)
+        index = np.floor((each.piece.start + each.times + 1e-3) * 2)
+        np.testing.assert_allclose(shade, np.minimum(index * 8, 255), atol=6)
+
+    os.truncate(video, 100)  # the video itself is not needed any more but for its length
+    again = [cache.read_arrays("frames", path.name) for path in (tmp_path / "cache/frames").iterdir()]
+    assert len(again) == len(pieces)
+
+
+def test_a_cache_that_lost_a_piece_makes_it_again(tmp_path):
+    video = write_clip(tmp_path / "a.mp4", frames=50, rate=2)
+    sampling, cache = Sampling(longest=10.0, frames=10, size=16), Cache(tmp_path / "cache")
+    first = list(footage(video, "it", sampling, cache)[2])
+    entries = sorted((tmp_path / "cache/frames").iterdir())
+    entries[0].unlink()
+    entries[1].write_bytes(b"cut off")
+    for before, after in zip(first, footage(video, "it", sampling, cache)[2], strict=True):
+        assert before.keyframes == after.keyframes
+        np.testing.assert_array_equal(before.times, after.times)
+
+
+def test_captions_are_cut_to_a_piece():
+    said = [Caption(0, 4, "before"), Caption(8, 12, "into"), Caption(13, 14, "in"), Caption(19, 30, "out of")]
+    expected = [Caption(0.0, 2.0, "into"), Caption(3.0, 4.0, "in"), Caption(9.0, 10.0, "out of")]
+    assert captions_in(said, Piece(10.0, 20.0)) == expected
+
+
+def test_the_cache_drops_what_was_not_used_for_longest(tmp_path):
+    cache = Cache(tmp_path, limit=1000)
+    for number, name in enumerate("ab"):
+        cache.write("frames", name, bytes(400))
+        os.utime(tmp_path / "frames" / name, (number, number))
+    assert cache.read("frames", "a") == bytes(400)
+    cache.write("features", "c", bytes(400))
+    assert cache.read("frames", "b") is None
+    assert cache.read("frames", "a") == bytes(400)
+    assert cache.size() == 800
+    cache.write("features", "larger than all", bytes(2000))
+    assert cache.size() == 800
+
+
+def test_a_cache_that_cannot_be_written_says_so_once_and_holds_nothing(tmp_path, caplog):
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    cache = Cache(tmp_path / "taken")
+    for name in "ab":
+        cache.write("frames", name, b"x")
+        assert cache.read("frames", name) is None
+    assert caplog.text.count("nothing is kept for later") == 1
+
+
+def test_keys_differ_with_what_they_are_made_from():
+    assert key_of(content="x", size=56) == key_of(size=56, content="x") != key_of(content="x", size=224)
+
+
+def test_a_moment_that_two_pieces_show_is_one_and_the_one_that_both_support():
+    pieces = [Piece(0.0, 100.0), Piece(50.0, 150.0)]
+    # The second piece sees that it goes on to 120; the first one sees it up to its end.
+    beams = [[Beam([[80, 100]], 0.9), Beam([[10, 20]], 0.1)], [Beam([[30, 70]], 1.0)]]
+    best, other = moments_of(pieces, beams, most=5)
+    assert (best.start, best.end) == (80.0, 120.0)
+    assert best.score == pytest.approx((0.9 + 1.0) / 2)
+    assert (other.start, other.end, other.score) == (10.0, 20.0, pytest.approx(0.1))
+
+
+def test_moments_fall_strictly_and_do_not_lie_upon_each_other():
+    rng = np.random.default_rng(0)
+    pieces = pieces_of(400.0, 100.0)
+    beams = [
+        [Beam([sorted(map(float, rng.integers(0, 100, 2))) for _ in range(2)], 0.2) for _ in range(5)] for _ in pieces
+    ]
+    beams = [[Beam([[a, b + 1] for a, b in beam.windows], beam.probability) for beam in each] for each in beams]
+    found = moments_of(pieces, beams, most=20)
+    assert len(found) > 5
+    assert all(a.score > b.score for a, b in pairwise(found))
+    for n, a in enumerate(found):
+        for b in found[n + 1 :]:
+            overlap = min(a.end, b.end) - max(a.start, b.start)
+            assert overlap <= SAME * min(a.end - a.start, b.end - b.start) + 1e-9
+
+
+def test_equal_scores_are_told_apart_across_videos():
+    lists = [[Moment(0.0, 1.0, 1.0), Moment(4.0, 5.0, 0.25)], [Moment(0.0, 1.0, 1.0)], []]
+    first, second, third = together(lists)
+    assert first[0].score > second[0].score > first[1].score
+    assert third == []
+
+
+@pytest.fixture(scope="module")
+def stages():
+    return make_stages()
+
+
+@pytest.fixture
+def searcher(stages, tmp_path, monkeypatch):
+    """Its weights are random and write no windows, so each of their answers stands for one."""
+
+    def text(_, ids):
+        start = int(np.sum(ids)) % 7
+        return f"[[{start}, {start + 2}]]"
+
+    monkeypatch.setattr("calce_jax.inference.answer_text", text)
+    return Searcher(stages, Cache(tmp_path / "cache"), LONGEST)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1, 8, 33])
+def test_videos_of_any_length_are_searched(searcher, tmp_path, seconds):
+    video = write_clip(tmp_path / "a.mp4", frames=seconds * 5, rate=5)
+    searched = searcher.search(video, [QUERY, "someone talks about a museum"], [Caption(0, 1, "a museum")])
+    assert searched.duration == pytest.approx(seconds)
+    for found in searched.found:
+        assert found.moments
+        assert all(0 <= m.start < m.end <= seconds + 1e-6 for m in found.moments)
+        assert all(a.score > b.score for a, b in pairwise(found.moments))
+        assert all(0 < m.score <= 1 for m in found.moments)
+        assert len(found.frames) >= min(seconds, 10)
+
+
+@pytest.mark.slow
+def test_a_second_query_looks_at_nothing_again(searcher, tmp_path, monkeypatch):
+    video = write_clip(tmp_path / "a.mp4", frames=100, rate=5)
+    first = searcher.search(video, [QUERY])
+    monkeypatch.setattr(Asker, "look", lambda *_: pytest.fail("looked again"))
+    monkeypatch.setattr("calce_jax.pieces.frames_at", lambda *_: pytest.fail("decoded again"))
+    assert searcher.search(video, [QUERY]) == first
+    searcher.search(video, ["someone talks about a museum"])
+
+
+@pytest.mark.slow
+def test_findings_are_written_and_the_folder_can_be_moved(searcher, tmp_path):
+    videos = [write_clip(tmp_path / n / "a&b.mp4", frames=40, rate=5, sound=True) for n in ("x", "y")]
+    searched = told_apart([searcher.search(video, [QUERY]) for video in videos])
+    write_findings(tmp_path / "out", searched, top=3, clips=True)
+    entries = json.loads((tmp_path / "out/moments.json").read_text())
+    assert [entry["video"] for entry in entries] == list(map(str, videos))
+    scores = []
+    for entry in entries:
+        (query,) = entry["queries"]
+        assert query.keys() == {"query", "moments", "captions", "frames"}
+        for moment in query["moments"]:
+            assert duration_of(tmp_path / "out" / moment["clip"]) == pytest.approx(
+                moment["end"] - moment["start"], abs=0.3
+            )
+            scores.append(moment["score"])
+    assert len(set(scores)) == len(scores)
+    rows = ranked(searched, 3)
+    assert [row.place for row in rows] == [1, 2, 3][: len(rows)]
+    assert all(a.moment.score > b.moment.score for a, b in pairwise(rows))
+    page = (tmp_path / "out/index.html").read_text()
+    assert page.count("<video") == 2
+    assert "http" not in page
+    for name in ("a_b.mp4", "a_b_2.mp4"):
+        assert f'src="videos/{name}"' in page
+        assert (tmp_path / "out/videos" / name).read_bytes() == videos[0].read_bytes()
+
+
+def test_a_clip_has_the_frames_between_its_times_and_sound(tmp_path):
+    video = write_clip(tmp_path / "a.mp4", frames=30, rate=10, sound=True)
+    cut(video, 0.5, 1.5, tmp_path / "clip.mp4")
+    with av.open(str(tmp_path / "clip.mp4")) as clip:
+        shades = [frame.to_ndarray(format="rgb24").mean() for frame in clip.decode(video=0)]
+        assert [stream.type for stream in clip.streams] == ["video", "audio"]
+    np.testing.assert_allclose(shades, np.arange(5, 15) * 8, atol=6)
+
+
+def test_a_turned_video_gives_upright_pictures_and_clips(tmp_path):
+    video = write_clip(tmp_path / "a.mp4", frames=10, rate=10, size=(64, 32), rotation=90, quarter=True)
+    upright = decode_jpeg(pictures_at(video, [0.0], 64)[0])
+    assert upright.shape == (64, 32, 3)
+    cut(video, 0.0, 0.5, tmp_path / "clip.mp4")
+    with av.open(str(tmp_path / "clip.mp4")) as clip:
+        assert (clip.streams.video[0].width, clip.streams.video[0].height) == (32, 64)
+
+
+def test_pictures_are_those_of_their_times_wherever_key_frames_are(tmp_path):
+    video = write_clip(tmp_path / "a.mp4", frames=32, rate=1)
+    shades = [decode_jpeg(jpeg).mean() for jpeg in pictures_at(video, [0.0, 2.5, 14.0, 31.0])]
+    np.testing.assert_allclose(shades, [0, 16, 112, 248], atol=6)
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("", "query 1 is empty"),
+        ("   ", "query 1 is empty"),
+        (" ".join(["word"] * 5000), "query 1 has 5,000 words; say it in 60 or fewer"),
+        ("🎉🎉", "has no word that the model knows"),
+        ("他在做饭", "has no word that the model knows; ask in English"),
+    ],
+)
+def test_queries_that_cannot_be_asked(query, says):
+    t5 = load_t5(Path(__file__).parents[1] / "data/tokenizers/tiny_t5")
+    with pytest.raises(SearchError, match=says):
+        check_queries([query], t5)
+    check_queries(["a red circle 🎉 moves"], t5)
+    with pytest.raises(SearchError, match="no query"):
+        check_queries([], t5)
+
+
+def test_a_video_of_ten_hours_is_refused(tmp_path):
+    video = write_clip(tmp_path / "long.mp4", frames=2, rate=1, ticks=[0, 36_000])
+    with pytest.raises(VideoError, match=r"long\.mp4: it lasts 10\.0 hours, and 4 are searched at most; cut it"):
+        length_of(video)
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_searched(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write into .*file"):
+        claim_folder(tmp_path / "file")
+
+
+def test_captions_come_from_where_they_are_said_to(tmp_path):
+    video, srt = tmp_path / "a.mp4", tmp_path / "a.srt"
+    assert captions_of(video, "auto") == []
+    srt.write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n")
+    said = [Caption(1.0, 2.0, "hello")]
+    assert captions_of(video, "auto") == captions_of(video, srt) == captions_of(video, tmp_path) == said
+    assert captions_of(video, "none") == []
+    with pytest.raises(FileNotFoundError):
+        captions_of(video, tmp_path / "gone.srt")
+
+
+def test_folders_are_looked_through_for_videos(tmp_path):
+    for name in ("b/2.MKV", "a/1.mp4", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert videos_in([tmp_path, tmp_path / "a/1.mp4"]) == [tmp_path / "a/1.mp4", tmp_path / "b/2.MKV"]
+    with pytest.raises(SearchError, match="no video among"):
+        videos_in([tmp_path / "empty"] if (tmp_path / "empty").mkdir() is None else [])
+
+
+@pytest.mark.slow
+def test_a_broken_video_is_told_of_in_a_line_and_the_others_are_searched(
+    searcher, stages, tmp_path, monkeypatch, capsys
+):
+    whole = write_clip(tmp_path / "videos/b.mp4", frames=20, rate=5)
+    (tmp_path / "videos/a.mp4").write_text("a text file")
+    with av.open(str(tmp_path / "videos/c.mp4"), "w") as container:
+        voice = container.add_stream("aac", rate=8000)
+        container.mux(voice.encode(None))
+    write_clip(tmp_path / "videos/d.mp4", frames=2, rate=1, ticks=[0, 36_000])
+    monkeypatch.setattr(command, "open_stages", lambda _: stages)
+    monkeypatch.setattr(command, "keep_programs", lambda _: None)
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(
+        query=[QUERY], out=str(tmp_path / "out"), cache=str(tmp_path / "cache"), piece_seconds=LONGEST
+    ):
+        command.main(["search", str(tmp_path / "videos")])
+    printed = capsys.readouterr()
+    errors = [line for line in printed.err.splitlines() if "Error" in line]
+    assert len(errors) == 3
+    assert "a.mp4: it is not a video" in errors[0]
+    assert "c.mp4: " in errors[1]
+    assert "d.mp4: it lasts 10.0 hours" in errors[2]
+    assert "b.mp4" in printed.out
+    (entry,) = json.loads((tmp_path / "out/moments.json").read_text())
+    assert entry["video"] == str(whole)
+
+
+def test_a_folder_without_runs_is_named(tmp_path):
+    with pytest.raises(SearchError, match=r"stage1 and .*stage2"):
+        searching.open_stages(tmp_path)
