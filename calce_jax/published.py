@@ -1,0 +1,143 @@
+"""What others published and this project builds on: where it is, under which terms, and what to do with it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class HubRepo:
+    """A model on the Hugging Face hub.
+
+    Attributes:
+      repo: its name.
+      required: patterns of file names; each must be there.
+      optional: patterns of file names that are taken along.
+      folder: of the output, in which the files go.
+    """
+
+    repo: str
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class DriveFile:
+    """A file on Google Drive, kept as `name`; without one, it keeps its own."""
+
+    id: str
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class DriveFolder:
+    """A folder on Google Drive, with all that is in it, kept as `name`."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Things that are fetched together.
+
+    Attributes:
+      about: what it is.
+      licence: what is known of its terms, and where they are.
+      parts: where it is.
+      then: what to do with it; `{out}` stands for the folder it went to.
+    """
+
+    about: str
+    licence: str
+    parts: tuple[HubRepo | DriveFile | DriveFolder, ...]
+    then: str
+
+
+_T5_TOKENIZER = HubRepo("google/flan-t5-xl", ("tokenizer.json", "tokenizer_config.json"), ("spiece.model",), "t5")
+_CALCE_TERMS = (
+    "The weights and files are the CALCE authors'. Their repository states the terms; whether it allows what you plan "
+    "is for you to see there."
+)
+
+
+def _blip2(repo: str, size: str) -> Publication:
+    return Publication(
+        about=f"BLIP-2 ({repo}), and the tokenizer of Flan-T5",
+        licence=(
+            f"See the model cards, https://huggingface.co/{repo} and https://huggingface.co/google/flan-t5-xl. To our "
+            "knowledge they say MIT and Apache-2.0; LAVIS, the code that BLIP-2 comes from, is under BSD-3-Clause."
+        ),
+        parts=(HubRepo(repo, ("config.json", "*.safetensors"), ("*.safetensors.index.json",)), _T5_TOKENIZER),
+        then=(
+            "Convert with launch/convert.py --source=hf:{out},bert:DIR "
+            f"--target=base:weights/{size}.safetensors --size={size}, where DIR is what --what=bert fetched; "
+            "--config.text.t5_tokenizer={out}/t5 names the tokenizer."
+        ),
+    )
+
+
+PUBLISHED: dict[str, Publication] = {
+    "blip2": _blip2("Salesforce/blip2-flan-t5-xl", "full"),
+    "blip2-xxl": _blip2("Salesforce/blip2-flan-t5-xxl", "full_xxl"),
+    "bert": Publication(
+        about="BERT (bert-base-uncased): weights of the text branch, and its tokenizer",
+        licence="Apache-2.0; see the model card, https://huggingface.co/google-bert/bert-base-uncased",
+        parts=(
+            HubRepo(
+                "google-bert/bert-base-uncased",
+                ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt"),
+                ("tokenizer_config.json",),
+            ),
+        ),
+        then="Give {out} to launch/convert.py as bert:{out}, and to a run as --config.text.bert_tokenizer={out}",
+    ),
+    "whisper": Publication(
+        about="Whisper (openai/whisper-base), which turns speech into captions",
+        licence=(
+            "Apache-2.0 by the model card, https://huggingface.co/openai/whisper-base; OpenAI's own repository, "
+            "https://github.com/openai/whisper, is under MIT"
+        ),
+        parts=(
+            HubRepo(
+                "openai/whisper-base",
+                ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"),
+                ("tokenizer_config.json", "preprocessor_config.json", "vocab.json", "merges.txt"),
+            ),
+        ),
+        then="Give {out} where a Whisper is asked for.",
+    ),
+    "calce-qvh": Publication(
+        about="the original's checkpoints of both stages for QVHighlights, with its annotations and captions",
+        licence=(
+            f"{_CALCE_TERMS} The annotations are those of QVHighlights, whose terms are in "
+            "https://github.com/jayleicn/moment_detr (for its annotations, to our knowledge, CC BY-NC-SA 4.0)."
+        ),
+        parts=(
+            DriveFile("1HDNOF2ea_saqWvsB0mAPR4okThiR63Z0", "stage1.pth"),
+            DriveFile("1yDxOy1XpV3XpS86sP4awE7zhuwvFSVYB", "stage2.pth"),
+            DriveFile("1PibKAkATuZmtR8kl3bRsp7Fy2TuS6MY0"),
+            DriveFolder("1ih6C2onYEMNZa2x8DbpmkmBriGkO-vRi", "annotations"),
+        ),
+        then=(
+            "Convert a stage by launch/convert.py --source=hf:DIR,bert:DIR,calce:{out}/stage1.pth --target=orbax:DIR. "
+            "If the captions are an archive, unpack it; launch/prepare.py wants a folder of .srt files. "
+            "The videos are on YouTube and are not fetched."
+        ),
+    ),
+    "calce-charades": Publication(
+        about="the original's checkpoints of both stages for Charades-STA, with its annotations",
+        licence=(
+            f"{_CALCE_TERMS} The annotations are those of Charades-STA, https://github.com/jiyanggao/TALL; the videos' "
+            "terms are at https://prior.allenai.org/projects/charades (non-commercial use)."
+        ),
+        parts=(
+            DriveFile("1q5QzKQfFyYEa33P1sRNWLCRyxj5YP8bj", "stage1.pth"),
+            DriveFile("1J3J3qCZ0bKdYjQIQZ61k-xnYsCA2JuI_", "stage2.pth"),
+            DriveFolder("1O0Wo-aXzw0yT-Gjsou0J9O96iw-OyuJ8", "annotations"),
+        ),
+        then=(
+            "Convert a stage by launch/convert.py --source=hf:DIR,bert:DIR,calce:{out}/stage1.pth --target=orbax:DIR. "
+            "The videos are fetched by hand, from https://prior.allenai.org/projects/charades."
+        ),
+    ),
+}
