@@ -83,7 +83,15 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     files = (f"--predictions={out}/stage2_val.jsonl", f"--annotations={out}/val.jsonl")
     step("evaluate", "evaluate", *files, f"--out={out}/scores.json")
     video = sorted((shapes / "videos").glob("*val*.mp4"))[0]
-    step("search", "search", video, "--query=A red circle.", f"--checkpoint={out}/runs", f"--out={out}/search")
+    step(
+        "search",
+        "search",
+        video,
+        "--query=A red circle.",
+        f"--checkpoint={out}/runs",
+        f"--out={out}/search",
+        f"--cache={out}/cache",
+    )
     return out, printed
 
 
@@ -143,7 +151,7 @@ CONFIG = "--config=configs/calce.py:shapes,stage=1"
         (
             "train",
             [CONFIG, "--config.data.frame=8"],
-            "--config.data.frame: no such field; did you mean --config.data.f",
+            "--config.data.frame: no such field; did you mean --config.data",
         ),
         ("train", [CONFIG, "--config.seed=many"], "flag --config.seed=many: invalid literal for int"),
         (
@@ -157,19 +165,19 @@ CONFIG = "--config=configs/calce.py:shapes,stage=1"
         (
             "infer",
             ["--split=val", "--out={out}/x.jsonl"],
-            "ConfigError: {out}/config.json: no such file; give the work",
+            "ConfigError: {out}/config.json: no such file; give the",
         ),
-        ("search", ["{out}/none.mp4", "--query=A cat.", "--checkpoint={out}"], "SearchError: {out}: no trained run in"),
+        ("search", ["{rows}", "--query=A cat."], "SearchError: no video among {rows}; they end in"),
         (
             "prepare",
             ["--videos=/nowhere", "--annotations={rows}"],
-            "PrepareError: videos: there is no folder /nowhere;",
+            "PrepareError: videos: there is no folder /nowhere",
         ),
         ("prepare", ["--videos={out}", "--annotations=val=/no.jsonl"], "FileNotFoundError: /no.jsonl: no such file"),
         (
             "prepare",
             ["--videos={out}", "--annotations={out}/rows"],
-            "PrepareError: annotations: which split {out}/rows",
+            "PrepareError: annotations: which split {out}/row",
         ),
         ("merge", ["--predictions={rows}", "--annotations={rows}"], "PredictionError: {rows}, line 1"),
         ("evaluate", ["--predictions={out}/no", "--annotations={rows}"], "{out}/no: no such file of predictions"),
