@@ -19,9 +19,11 @@
     }
   }
 
+  const picture = (frame) => getComputedStyle(frame.firstElementChild).backgroundImage;
+
   function show(card, second) {
     const frame = card.frames.findLast((each) => Number(each.dataset.second) <= second) ?? card.frames[0];
-    card.still.style.backgroundImage = getComputedStyle(frame.firstElementChild).backgroundImage;
+    card.still.style.backgroundImage = picture(frame);
     mark(card, second);
   }
 
@@ -39,6 +41,7 @@
 
   for (const card of cards) {
     const { video } = card;
+    video.poster = picture(card.frames[0]).slice(5, -2);  // what stands between url(" and ")
     video.addEventListener("error", () => {
       card.playable = false;
       video.hidden = true;
