@@ -89,8 +89,9 @@ def beam_search(
         done=jnp.zeros((batch,), bool),
     )
 
-    # What running answers are divided by beyond their length.
-    extra = 1 if behaviour == "reference" else 0
+    # What running answers are divided by beyond their length. One beam is a greedy search in `transformers`, which
+    # divides nothing and stops at the first end.
+    extra = 1 if behaviour == "reference" and beams > 1 else 0
 
     def going_on(search: _Search) -> Bool[Array, ""]:
         return (search.at < length) & ~search.done.all()

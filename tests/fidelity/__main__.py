@@ -11,7 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
-from tests.fidelity import frames, language, scores, selection, text, training, vision, whole
+from tests.fidelity import frames, language, scores, selection, speech, text, training, vision, whole
 from tests.fidelity.folder import Folder
 from tests.fidelity.report import Group, Row, as_text, failed, write_json, write_page
 
@@ -36,6 +36,7 @@ FAMILIES: dict[str, Family] = {
     "12_lr_optim": training.rates_and_groups,
     "13_e2e": whole.end_to_end,
     "14_param_counts": training.counts,
+    "15_whisper": speech.whisper,
 }
 
 
