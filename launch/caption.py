@@ -9,9 +9,9 @@ from typing import cast
 
 from absl import app, flags
 
-from calce_jax.speech.captioning import CaptioningError, caption_videos, find_videos
-from calce_jax.speech.model import Dtype, open_whisper
-from calce_jax.speech.transcribe import Options, Transcriber
+from calce_jax.speech.captioning import CaptioningError, caption_videos, find_videos, opener
+from calce_jax.speech.model import Dtype
+from calce_jax.speech.transcribe import Options
 
 VIDEOS = flags.DEFINE_string("videos", None, "a video, or a folder of videos; sound alone will do")
 OUT = flags.DEFINE_string("out", None, "folder of the .srt files")
@@ -30,19 +30,16 @@ def main(argv: list[str]) -> None:
     """Caption, and say what is missing."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument: {argv[1]}")
-    options = {
-        "language": LANGUAGE.value,
-        "batch_size": BATCH_SIZE.value,
-        "quote": QUOTE.value,
-        "only_voices": ONLY_VOICES.value,
-    }
-
-    def transcriber() -> Transcriber:
-        return Transcriber(open_whisper(str(MODEL.value), cast(Dtype, DTYPE.value)), Options(**options))
-
     try:
+        options = Options(
+            language=LANGUAGE.value,
+            batch_size=int(BATCH_SIZE.value or 1),
+            quote=bool(QUOTE.value),
+            only_voices=bool(ONLY_VOICES.value),
+        )
         videos = find_videos(str(VIDEOS.value))
-        done = caption_videos(videos, str(OUT.value), transcriber, host=HOST.value, hosts=HOSTS.value)
+        whisper = opener(str(MODEL.value), options, cast(Dtype, DTYPE.value))
+        done = caption_videos(videos, str(OUT.value), whisper, host=HOST.value, hosts=HOSTS.value)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
     for failure in done.failures:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import srt
+from absl import logging
 from tqdm import tqdm
 
 from calce_jax.outputs import write_output
@@ -33,7 +34,7 @@ class CaptioningError(ValueError):
 
 @dataclass(frozen=True)
 class Failure:
-    """A video that was left out."""
+    """A video that was left out, what is wrong with it and what to do."""
 
     video: str
     reason: str
@@ -103,7 +104,7 @@ def caption_videos(
     for video in videos:
         if (first := taken.setdefault(video.stem, video)) != video:
             reason = f"{video}: {first.name} has the same name, and its captions are in {video.stem}.srt"
-            done.failures.append(Failure(video.name, reason, "rename one of them"))
+            done.failures.append(Failure(str(video), reason, "rename one of them"))
     mine = list(taken.values())[host::hosts]
     done.there = [_target(out, video) for video in mine if _target(out, video).is_file()]
     todo = [video for video in mine if not _target(out, video).is_file()]
@@ -115,6 +116,35 @@ def caption_videos(
     else:
         (out / name).unlink(missing_ok=True)
     return done
+
+
+def opener(whisper: str | Path, options: Options | None = None, dtype: Dtype = "float32") -> Callable[[], Transcriber]:
+    """Return what opens a model when it turns out to be needed; see `open_whisper` and `Transcriber` for its errors."""
+    return lambda: Transcriber(open_whisper(whisper, dtype), options or Options())
+
+
+def captions_for(videos: Sequence[Path], folder: str | Path, whisper: str | Path) -> dict[Path, Path]:
+    """Caption the videos that have no .srt beside them, and say of those that cannot be why.
+
+    Args:
+      videos: the files.
+      folder: of the new .srt files; those that are there already stay.
+      whisper: as for `open_whisper`.
+
+    Returns:
+      The new .srt of each video that needed one and could be captioned.
+    """
+    silent = [video for video in videos if not video.with_suffix(".srt").is_file()]
+    done = caption_videos(silent, folder, opener(whisper), host=0, hosts=1)
+    for failure in done.failures:
+        logging.warning("no captions: %s; %s", failure.reason, failure.remedy)
+    failed = {failure.video for failure in done.failures}
+    there = {*done.written, *done.there}
+    return {
+        video: _target(Path(folder), video)
+        for video in silent
+        if str(video) not in failed and _target(Path(folder), video) in there
+    }
 
 
 def compose(captions: Iterable[Caption], seconds: float) -> str:
@@ -149,7 +179,7 @@ def _caption(videos: Sequence[Path], out: Path, transcriber: Transcriber, done: 
                     done.soundless.append(video)
                     finished(video, "")
                 except SoundError as error:
-                    done.failures.append(Failure(video.name, f"{error.path}: {error.reason}", error.remedy))
+                    done.failures.append(Failure(str(video), f"{error.path}: {error.reason}", error.remedy))
                     bar.update()
                 else:
                     yield video, heard

@@ -188,7 +188,7 @@ class Transcriber:
 
     def _ask(self, files: Sequence["_File"]) -> list[tuple[list[int], float, float]]:
         """Return tokens, mean log-probability and probability of silence of each file's present window."""
-        vocabulary, rows = self.model.vocabulary, self._bucket(len(files))
+        vocabulary, rows = self.model.vocabulary, self.rows_of(len(files))
         mel = np.zeros((rows, self._frames, self.model.whisper.config.mels), np.float32)
         for row, file in enumerate(files):
             window = file.sound.mel[file.seek : file.seek + self._frames]
@@ -243,7 +243,7 @@ class Transcriber:
         """Return a seed that depends on the window and not on what else is in the batch."""
         return zlib.crc32(f"{self.options.seed} {file.seek} {file.attempt}".encode())
 
-    def _bucket(self, files: int) -> int:
+    def rows_of(self, files: int) -> int:
         """Return the rows of a batch: the devices times a power of two, so that few programs are compiled."""
         rows = len(self._devices)
         while rows < files:

@@ -1,0 +1,73 @@
+"""Small files of sound written for tests, with whatever containers and codecs can do to one."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def tone(seconds: float, rate: int, hertz: float = 440.0, loudness: float = 0.3) -> np.ndarray:
+    """Return a tone, float32."""
+    return (loudness * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def music(seconds: float, rate: int) -> np.ndarray:
+    """Return chords that are struck twice a second and fade."""
+    at = np.arange(round(seconds * rate)) / rate
+    struck = np.exp(-4 * (at % 0.5))
+    chords = np.array([[262, 330, 392], [220, 262, 330], [175, 220, 262], [196, 247, 294]])[(at // 2).astype(int) % 4]
+    return (0.12 * struck * np.sin(2 * np.pi * chords.T * at).sum(axis=0)).astype(np.float32)
+
+
+def write_sound(
+    path: Path,
+    channels: np.ndarray,
+    *,
+    rate: int,
+    layout: str = "mono",
+    codec: str | None = None,
+    starts: float = 0.0,
+    hole: tuple[float, float] | None = None,
+    pictures: int = 0,
+) -> Path:
+    """Write samples and return the path.
+
+    Args:
+      path: its suffix names the container.
+      channels: float (channels, n) or (n,).
+      rate: samples a second.
+      layout: FFmpeg's name of it.
+      codec: FFmpeg's name of the encoder; 16-bit samples as they are unless given.
+      starts: second at which the sound begins.
+      hole: second and length of a stretch that the container leaves out.
+      pictures: black pictures, a second each, beside the sound.
+    """
+    channels = np.atleast_2d(channels)
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec or "pcm_s16le", rate=rate, layout=layout)
+        film = None
+        if pictures:
+            film = output.add_stream("libx264", rate=1)
+            film.width, film.height, film.pix_fmt = 64, 48, "yuv420p"
+        size = stream.codec_context.frame_size or 1024
+        for first in range(0, channels.shape[1], size):
+            second = first / rate
+            if hole and hole[0] <= second < sum(hole):
+                continue
+            part = channels[:, first : first + size]
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(part), "fltp", layout)
+            frame.rate, frame.time_base = rate, Fraction(1, rate)
+            frame.pts = first + round(starts * rate)
+            if stream.format.name != "fltp":
+                (frame,) = av.AudioResampler(stream.format.name, layout, rate).resample(frame)
+                frame.pts = first + round(starts * rate)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+        for number in range(pictures):
+            picture = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24")
+            picture.pts, picture.time_base = number, Fraction(1, 1)
+            output.mux(film.encode(picture))
+        if film:
+            output.mux(film.encode())
+    return path

@@ -1,0 +1,232 @@
+"""Folders of videos become folders of captions, and these the moments of a search."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from calce_jax.captions import read_srt
+from calce_jax.outputs import write_output
+from calce_jax.prompt import Caption
+from calce_jax.speech.audio import RATE
+from calce_jax.speech.captioning import CaptioningError, caption_videos, captions_for, compose, find_videos, opener
+from calce_jax.speech.transcribe import Options
+from tests.clips import write_clip
+from tests.sounds import music, tone, write_sound
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def weights(shared):
+    return shared / "weights" / "whisper-tiny.en"
+
+
+def run(*command, **variables):
+    """Run a command of `launch/` on one device, with a place to keep its compiled programs."""
+    environment = {"JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", **variables}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+class Silent:
+    """A transcriber that hears nothing, however often it is asked."""
+
+    def __init__(self):
+        self.options, self.opened, self.heard = Options(batch_size=2), 0, []
+
+    def __call__(self):
+        self.opened += 1
+        return self
+
+    def listen(self, path):
+        self.heard.append(path.name)
+        return path
+
+    def transcribe(self, sounds):
+        from calce_jax.speech.transcribe import Transcript  # noqa: PLC0415
+
+        for video, _ in sounds:
+            yield video, Transcript([Caption(0.0, 1.0, video.stem)], "en", 2.0)
+
+
+def folder_of(place: Path, *names: str) -> list[Path]:
+    place.mkdir(exist_ok=True)
+    for name in names:
+        (place / name).touch()
+    return find_videos(place)
+
+
+def test_what_is_there_is_skipped_and_the_model_not_opened(tmp_path):
+    videos, out = folder_of(tmp_path / "films", "a.mp4", "b.mkv", "c.wav", "notes.txt"), tmp_path / "out"
+    assert [video.name for video in videos] == ["a.mp4", "b.mkv", "c.wav"]
+    out.mkdir()
+    (out / "b.srt").write_text("mine")
+    silent = Silent()
+    done = caption_videos(videos, out, silent)
+    assert [path.name for path in done.written] == ["a.srt", "c.srt"]
+    assert sorted(silent.heard) == ["a.mp4", "c.wav"]
+    assert (out / "b.srt").read_text() == "mine"
+    assert read_srt(out / "a.srt") == [Caption(0.0, 1.0, "a")]
+    assert done.seconds == 4.0
+    again = caption_videos(videos, out, silent)
+    assert (len(again.there), again.written, silent.opened) == (3, [], 1)
+    assert not (out / "failures.jsonl").exists()
+    assert not list(out.glob("*.part"))
+
+
+def test_hosts_share_the_videos(tmp_path):
+    videos = folder_of(tmp_path / "films", *(f"{n}.mp4" for n in range(5)))
+    shares = [caption_videos(videos, tmp_path / "out", Silent(), host=host, hosts=2).written for host in range(2)]
+    assert [[path.name for path in share] for share in shares] == [["0.srt", "2.srt", "4.srt"], ["1.srt", "3.srt"]]
+
+
+def test_two_videos_of_one_name_are_told(tmp_path):
+    videos = folder_of(tmp_path / "films", "a.avi", "a.mp4")
+    done = caption_videos(videos, tmp_path / "out", Silent())
+    assert [path.name for path in done.written] == ["a.srt"]
+    (failure,) = map(json.loads, (tmp_path / "out" / "failures.jsonl").read_text().splitlines())
+    assert failure["video"].endswith("a.mp4")
+    assert "a.avi has the same name" in failure["reason"]
+    assert failure["remedy"] == "rename one of them"
+
+
+def test_places_without_videos_are_named(tmp_path):
+    with pytest.raises(CaptioningError, match="videos: there is no file or folder"):
+        find_videos(tmp_path / "nowhere")
+    with pytest.raises(CaptioningError, match="videos: no file in"):
+        folder_of(tmp_path / "films", "notes.txt")
+
+
+def test_captions_end_with_the_sound(tmp_path):
+    captions = [Caption(0.0, 1.5, "One"), Caption(1.5, 9.0, "two"), Caption(8.5, 9.0, "after the end")]
+    write_output(tmp_path / "a.srt", compose(captions, 8.25))
+    assert read_srt(tmp_path / "a.srt") == [Caption(0.0, 1.5, "One"), Caption(1.5, 8.25, "two")]
+    assert compose([], 3.0) == ""
+
+
+@pytest.mark.slow
+def test_broken_files_are_counted_and_the_others_go_on(tmp_path, shared, weights):
+    films, out = tmp_path / "films", tmp_path / "out"
+    films.mkdir()
+    rng = np.random.default_rng(0)
+    write_clip(films / "mute.mp4", frames=3, rate=5)
+    write_sound(films / "silence.wav", np.zeros(2 * RATE, np.float32), rate=RATE)
+    write_sound(films / "noise.wav", rng.normal(0, 0.1, 2 * RATE).astype(np.float32), rate=RATE)
+    write_sound(films / "music.mp4", music(4, 44100), rate=44100, codec="aac", pictures=4)
+    (films / "empty.mp4").touch()
+    (films / "text.mp4").write_text("no video")
+    whole = write_sound(tmp_path / "whole.mp4", tone(9, RATE), rate=RATE, codec="aac")
+    (films / "cut.mp4").write_bytes(whole.read_bytes()[:2000])
+    shutil.copyfile(shared / "media" / "speech" / "jfk.flac", films / "jfk.flac")
+    done = caption_videos(find_videos(films), out, opener(weights, Options(batch_size=4)))
+    assert {Path(failure.video).name for failure in done.failures} == {"empty.mp4", "text.mp4", "cut.mp4"}
+    listed = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
+    assert {row["video"] for row in listed} == {failure.video for failure in done.failures}
+    assert all(row["reason"] and row["remedy"] for row in listed)
+    assert [path.name for path in done.soundless] == ["mute.mp4"]
+    assert {path.name for path in done.speechless} == {"silence.wav", "noise.wav", "music.mp4"}
+    for name in ("mute", "silence", "noise", "music"):
+        assert (out / f"{name}.srt").read_text() == ""
+    said = " ".join(caption.text for caption in read_srt(out / "jfk.srt")).lower()
+    assert "what you can do for your country" in said
+
+
+@pytest.mark.slow
+def test_5_1_and_8_khz_are_understood(tmp_path, shared, weights):
+    import av  # noqa: PLC0415
+
+    source = shared / "media" / "speech" / "jfk.flac"
+    with av.open(str(source)) as container:
+        mixer = av.AudioResampler("flt", "mono", 48000)
+        speech = np.concatenate([p.to_ndarray()[0] for f in container.decode(audio=0) for p in mixer.resample(f)])
+    surround = np.zeros((6, len(speech)), np.float32)
+    surround[2] = speech
+    films = tmp_path / "films"
+    films.mkdir()
+    write_sound(films / "surround.mkv", surround, rate=48000, layout="5.1", codec="aac")
+    write_sound(films / "telephone.wav", speech[::6], rate=8000)
+    done = caption_videos(find_videos(films), tmp_path / "out", opener(weights, Options(batch_size=4)))
+    assert not done.failures
+    for path in done.written:
+        said = " ".join(caption.text for caption in read_srt(path)).lower()
+        assert "my fellow americans" in said
+        assert "country" in said
+
+
+@pytest.mark.slow
+def test_only_videos_without_captions_get_them(tmp_path, shared, weights):
+    film = tmp_path / "nasa.mp4"
+    shutil.copyfile(shared / "media" / "video" / "nasa_13013.mp4", film)
+    made = captions_for([film], tmp_path / "made", weights)
+    assert made == {film: tmp_path / "made" / "nasa.srt"}
+    assert "telescope" in made[film].read_text()
+    shutil.copyfile(made[film], film.with_suffix(".srt"))
+    assert captions_for([film], tmp_path / "others", "no model is opened") == {}
+
+
+@pytest.mark.slow
+def test_from_a_narrated_film_to_a_moment(tmp_path, shared, weights):
+    films, srts, prepared = tmp_path / "films", tmp_path / "srts", tmp_path / "prepared"
+    films.mkdir()
+    shutil.copyfile(shared / "media" / "video" / "nasa_13013.mp4", films / "nasa.mp4")
+    programs = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
+    model = f"--model={weights}"
+    told = run("launch/caption.py", f"--videos={films}", f"--out={srts}", model, "--batch_size=1", **programs)
+    assert "1 files of captions written" in told
+    captions = read_srt(srts / "nasa.srt")
+    said = " ".join(caption.text for caption in captions)
+    assert "telescope" in said
+    assert "Goddard Space Flight Center" in said
+    assert all(0 <= caption.start < caption.end <= 13.1 for caption in captions)
+
+    query = {
+        "qid": 1,
+        "vid": "nasa",
+        "query": "Someone talks about a telescope.",
+        "duration": 13.0,
+        "relevant_windows": [[0, 6]],
+    }
+    (tmp_path / "test.jsonl").write_text(json.dumps(query) + "\n")
+    run(
+        "launch/prepare.py",
+        "--dataset=qvhighlights",
+        f"--videos={films}",
+        f"--srts={srts}",
+        f"--annotations=test={tmp_path / 'test.jsonl'}",
+        f"--out={prepared}",
+        "--frames=20",
+        "--image_size=56",
+        "--workers=1",
+    )
+    with np.load(prepared / "videos" / "nasa.npz") as stored:
+        assert [text for _, _, text in json.loads(str(stored["captions"]))] == [caption.text for caption in captions]
+
+    out = tmp_path / "found"
+    run(
+        "launch/search.py",
+        films / "nasa.mp4",
+        "--query=Someone talks about a telescope.",
+        f"--whisper={weights}",
+        f"--out={out}",
+        f"--cache={tmp_path / 'cache'}",
+        **programs,
+    )
+    assert (out / "captions" / "nasa.srt").read_text() == (srts / "nasa.srt").read_text()
+    assert json.loads((out / "moments.json").read_text())
+
+
+def test_devices_share_a_batch(shared, weights):
+    assert jax.device_count() == 4
+    transcriber = opener(weights, Options(batch_size=4))()
+    assert transcriber.rows_of(1) == 4
+    assert opener(weights, Options(batch_size=2))().rows_of(2) == 2
+    assert opener(weights, Options(batch_size=12))().rows_of(9) == 12

@@ -1,0 +1,306 @@
+"""Whisper against transformers' torch Whisper, against recorded numbers, and against itself."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from calce_jax.convert.table import check, to_torch
+from calce_jax.convert.whisper import TABLE
+from calce_jax.models.whisper import SIZES, Whisper, WhisperConfig
+from calce_jax.speech.decode import Windows, allowed, detect_language, transcribe_windows
+from calce_jax.speech.model import open_whisper
+from calce_jax.speech.vocabulary import Vocabulary
+from tests import golden
+
+# float32 sums in another order, through three layers.
+CLOSE = {"rtol": 2e-5, "atol": 2e-5}
+# 60 text tokens, then what Whisper has after its text: end, start, two languages, tasks, ..., times.
+ENGLISH = Vocabulary(
+    start=61,
+    end=60,
+    no_times=68,
+    suppress=(1, 5, 61, 62, 63, 64, 65, 66, 67),
+    suppress_first=(7, 60),
+    first_time=2,
+    languages={},
+    transcribe=None,
+)
+MANY = dataclasses.replace(ENGLISH, languages={"en": 62, "de": 63}, transcribe=65)
+KINDS = {"english": (ENGLISH, 80), "multilingual": (MANY, 80), "large-v3": (MANY, 128)}
+
+
+def size(mels: int) -> WhisperConfig:
+    return WhisperConfig(
+        width=16,
+        encoder_heads=2,
+        decoder_heads=4,
+        encoder_mlp=20,
+        decoder_mlp=24,
+        encoder_depth=3,
+        decoder_depth=2,
+        vocab=90,
+        mels=mels,
+        audio_positions=20,
+        text_positions=24,
+    )
+
+
+def in_torch(config, vocabulary, tensors):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.WhisperForConditionalGeneration(
+        transformers.WhisperConfig(
+            vocab_size=config.vocab,
+            num_mel_bins=config.mels,
+            d_model=config.width,
+            encoder_layers=config.encoder_depth,
+            decoder_layers=config.decoder_depth,
+            encoder_attention_heads=config.encoder_heads,
+            decoder_attention_heads=config.decoder_heads,
+            encoder_ffn_dim=config.encoder_mlp,
+            decoder_ffn_dim=config.decoder_mlp,
+            max_source_positions=config.audio_positions,
+            max_target_positions=config.text_positions,
+            pad_token_id=vocabulary.end,
+            bos_token_id=vocabulary.end,
+            eos_token_id=vocabulary.end,
+            decoder_start_token_id=vocabulary.start,
+        )
+    ).eval()
+    model.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()})
+    settings = {
+        "decoder_start_token_id": vocabulary.start,
+        "no_timestamps_token_id": vocabulary.no_times,
+        "suppress_tokens": list(vocabulary.suppress),
+        "begin_suppress_tokens": list(vocabulary.suppress_first),
+        "max_initial_timestamp_index": vocabulary.first_time,
+        "is_multilingual": bool(vocabulary.languages),
+        "max_length": config.text_positions,
+        "eos_token_id": vocabulary.end,
+        "pad_token_id": vocabulary.end,
+        "bos_token_id": vocabulary.end,
+    }
+    if vocabulary.languages:
+        settings["lang_to_id"] = {f"<|{code}|>": token for code, token in vocabulary.languages.items()}
+        settings["task_to_id"] = {"transcribe": vocabulary.transcribe, "translate": 64}
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    return model
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def pair(request):
+    """A small model with weights by a formula, here and in torch, its vocabulary, and two windows."""
+    vocabulary, mels = KINDS[request.param]
+    config = size(mels)
+    whisper, tensors = golden.waves(lambda: Whisper(config, rngs=nnx.Rngs(0)), TABLE)
+    mel = np.random.default_rng(0).normal(size=(2, config.frames, mels)).astype(np.float32)
+    return whisper, in_torch(config, vocabulary, tensors), vocabulary, mel
+
+
+encode = nnx.jit(Whisper.encode)
+
+
+def windows(mel, prompts, temperature=0.0):
+    width, batch = max(map(len, prompts)), len(prompts)
+    rows = np.zeros((batch, width), np.int32)
+    for row, prompt in zip(rows, prompts, strict=True):
+        row[width - len(prompt) :] = prompt
+    return Windows(
+        mel=jnp.asarray(mel),
+        prompt=jnp.asarray(rows),
+        prompt_length=jnp.asarray([len(prompt) for prompt in prompts], jnp.int32),
+        temperature=jnp.full((batch,), temperature, jnp.float32),
+        seed=jnp.arange(batch, dtype=jnp.uint32),
+    )
+
+
+def written(whisper, asked, vocabulary, **how):
+    return nnx.jit(lambda whisper, asked: transcribe_windows(whisper, asked, vocabulary, **how))(whisper, asked)
+
+
+def test_encoder_and_logits_as_transformers_computes_them(pair):
+    torch = pytest.importorskip("torch")
+    whisper, other, _, mel = pair
+    ids = np.array([[61, 62, 65, 4, 9], [61, 63, 65, 70, 71]])
+    with torch.no_grad():
+        theirs = other(torch.from_numpy(mel.transpose(0, 2, 1)), decoder_input_ids=torch.from_numpy(ids))
+    memory = encode(whisper, jnp.asarray(mel))
+    np.testing.assert_allclose(memory, theirs.encoder_last_hidden_state.numpy(), **CLOSE)
+
+    @nnx.jit
+    def logits(whisper, memory, ids):
+        blocks = whisper.decoder_blocks()
+        cache = whisper.start(blocks, memory, 5)
+        x, _ = whisper.advance(blocks, ids, cache, jnp.zeros((), jnp.int32), jnp.zeros((2,), jnp.int32))
+        return whisper.logits(x)
+
+    np.testing.assert_allclose(logits(whisper, memory, jnp.asarray(ids, jnp.int32)), theirs.logits.numpy(), **CLOSE)
+
+
+@pytest.mark.parametrize("times", [True, False], ids=["times", "words"])
+def test_tokens_as_transformers_writes_them(pair, times):
+    torch = pytest.importorskip("torch")
+    whisper, other, vocabulary, mel = pair
+    how = {"language": "en", "task": "transcribe"} if vocabulary.languages else {}
+    prompt = vocabulary.prompt("en") + ([] if times else [vocabulary.no_times])
+    # One call without its loop over windows: what `transcribe_windows` does.
+    with torch.no_grad():
+        theirs = other.generate(
+            torch.from_numpy(mel.transpose(0, 2, 1)),
+            return_timestamps=times,
+            force_unique_generate_call=True,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **how,
+        )
+    ours = written(whisper, windows(mel, [prompt] * 2), vocabulary, longest=24 - len(prompt), times=times)
+    expected = theirs.sequences.numpy()[:, len(prompt) :]
+    np.testing.assert_array_equal(ours.tokens[:, : expected.shape[1]], expected)
+    assert (np.asarray(ours.tokens)[:, expected.shape[1] :] == vocabulary.end).all()
+    scores = torch.stack(theirs.scores, dim=1).log_softmax(-1).numpy()
+    for row in range(2):
+        length = int(ours.length[row])
+        chosen = np.append(expected[row], vocabulary.end)[: min(length + 1, scores.shape[1])]
+        total = scores[row, np.arange(len(chosen)), chosen].sum()
+        np.testing.assert_allclose(ours.log_probability[row], total / (length + 1), rtol=1e-5)
+
+
+def test_language_as_transformers_detects_it(pair):
+    torch = pytest.importorskip("torch")
+    whisper, other, vocabulary, mel = pair
+    if not vocabulary.languages:
+        pytest.skip("an English-only model has nothing to detect")
+    theirs = other.detect_language(torch.from_numpy(mel.transpose(0, 2, 1))).numpy()
+    ours = nnx.jit(lambda whisper, mel: detect_language(whisper, mel, vocabulary))(whisper, jnp.asarray(mel))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def small():
+    config = size(80)
+    whisper, _ = golden.waves(lambda: Whisper(config, rngs=nnx.Rngs(0)), TABLE)
+    return whisper, np.random.default_rng(1).normal(size=(3, config.frames, 80)).astype(np.float32)
+
+
+def test_a_row_is_the_same_whatever_stands_beside_it(small):
+    whisper, mel = small
+    prompts = [[61], [66, 3, 4, 61], [66, 9, 61]]
+    together = written(whisper, windows(mel, prompts, 0.7), ENGLISH, longest=12)
+    for row, prompt in enumerate(prompts):
+        # Alone among three, in another place, without the padding that the longest prompt asked for.
+        alone = windows(np.stack([mel[row]] * 3), [prompt] * 3, 0.7).replace(seed=jnp.full((3,), row, jnp.uint32))
+        alone = written(whisper, alone, ENGLISH, longest=12)
+        np.testing.assert_array_equal(alone.tokens[1], together.tokens[row])
+        np.testing.assert_allclose(alone.log_probability[1], together.log_probability[row], **CLOSE)
+        np.testing.assert_allclose(alone.no_speech[1], together.no_speech[row], **CLOSE)
+
+
+def test_a_seed_decides_what_is_drawn(small):
+    whisper, mel = small
+    asked = windows(mel, [[61]] * 3, 1.0)
+    first, again = (written(whisper, asked, ENGLISH, longest=12).tokens for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    other = written(whisper, asked.replace(seed=asked.seed + jnp.uint32(7)), ENGLISH, longest=12).tokens
+    assert not np.array_equal(first, other)
+
+
+def test_rules_for_times():
+    logits = jnp.zeros((1, 90), jnp.float32)
+
+    def may(*before, words=9.0):
+        # Words so probable that no rule prefers times to them.
+        tokens = jnp.asarray([[*before, *[60] * (12 - len(before))]], jnp.int32)
+        rated = logits.at[:, :60].set(words)
+        kept = allowed(rated, tokens, jnp.asarray(len(before), jnp.int32), ENGLISH, times=True)
+        return set(np.flatnonzero(np.isfinite(np.asarray(kept[0]))))
+
+    words = set(range(60)) - {1, 5}
+    assert may() == {69, 70, 71}, "a text begins with a time, at most two steps after the window"
+    assert may(70) == words | {60}, "after the first time a word, or the end"
+    assert may(70, 3) == words | {60} | set(range(71, 90)), "a later time ends the words"
+    assert may(70, 3, 75) == {60} | set(range(75, 90)), "and the next begins there or later"
+    assert may(70, 3, 75, 75) == words | {60}, "after the pair a word, or the end"
+    assert may(70, 3, 75, 75, 4) == words | {60} | set(range(76, 90))
+    assert may(70, 3, words=0.0) == set(range(71, 90)), "all times together are more probable than any one word"
+
+
+def test_published_sizes():
+    for name in SIZES:
+        config = WhisperConfig.named(name)
+        assert config.mels == (128 if name in ("large-v3", "turbo") else 80)
+        assert config.width % config.encoder_heads == 0
+    assert WhisperConfig.named("tiny", english=True).vocab == 51864
+    for name, english in (("huge", False), ("large-v3", True)):
+        with pytest.raises(ValueError, match="choose one of tiny"):
+            WhisperConfig.named(name, english=english)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 38), ("large-v3", 1544), ("turbo", 809)])
+def test_parameters_of_published_sizes(name, millions):
+    state = nnx.state(nnx.eval_shape(lambda: Whisper(WhisperConfig.named(name), rngs=nnx.Rngs(0))))
+    assert round(sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e6) == millions
+
+
+def test_configs_that_are_no_whisper_are_refused():
+    with pytest.raises(ValueError, match="'bert' is not 'whisper'"):
+        WhisperConfig.from_hugging_face({"model_type": "bert"})
+    with pytest.raises(ValueError, match=r"d_model, .*max_target_positions: missing"):
+        WhisperConfig.from_hugging_face({"model_type": "whisper"})
+    with pytest.raises(ValueError, match="activation_function"):
+        WhisperConfig.from_hugging_face({"model_type": "whisper", "activation_function": "relu"})
+    with pytest.raises(ValueError, match=r"lang_to_id, task_to_id: missing"):
+        Vocabulary.from_hugging_face(
+            {
+                "is_multilingual": True,
+                "decoder_start_token_id": 1,
+                "eos_token_id": 0,
+                "no_timestamps_token_id": 5,
+            }
+        )
+
+
+def test_weights_go_back_bit_by_bit(small):
+    whisper, _ = small
+    tensors = to_torch(TABLE, nnx.state(whisper))
+    check(TABLE, tensors, nnx.state(whisper))
+    assert tensors["model.encoder.conv1.weight"].shape == (16, 80, 3)
+    again, _ = golden.waves(lambda: Whisper(size(80), rngs=nnx.Rngs(0)), TABLE)
+    golden.load(again, TABLE, tensors)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(whisper))
+
+
+@pytest.fixture(scope="module")
+def tiny(shared):
+    return open_whisper(shared / "weights" / "whisper-tiny.en")
+
+
+@pytest.fixture(scope="module")
+def recorded(shared):
+    return golden.recorded(shared, "15_whisper_tiny_en")
+
+
+def test_real_encoder_as_recorded(tiny, recorded):
+    memory = np.asarray(encode(tiny.whisper, jnp.asarray(recorded["mel"].T[None])))[0]
+    # Of the largest, and of all together.
+    assert np.abs(memory - recorded["encoder"]).max() < 2e-5 * np.abs(recorded["encoder"]).max()
+    assert np.linalg.norm(memory - recorded["encoder"]) < 5e-6 * np.linalg.norm(recorded["encoder"])
+
+
+def test_real_tokens_as_recorded(tiny, recorded):
+    prompt = recorded["prompt"].tolist()
+    asked = windows(recorded["mel"].T[None], [prompt])
+    text = written(tiny.whisper, asked, tiny.vocabulary, longest=100, times=False)
+    expected = recorded["ids"][len(prompt) :]
+    np.testing.assert_array_equal(text.tokens[0, : len(expected)], expected)
+    assert int(text.length[0]) == len(expected) - 1
+
+
+def test_real_config_is_the_published_one(shared, tiny):
+    config = json.loads((shared / "weights" / "whisper-tiny.en" / "config.json").read_text())
+    assert WhisperConfig.from_hugging_face(config) == WhisperConfig.named("tiny", english=True) == tiny.whisper.config
