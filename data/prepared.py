@@ -14,7 +14,7 @@ import numpy as np
 
 from calce_jax.captions import CaptionError, read_srt
 from calce_jax.outputs import write_output
-from calce_jax.prompt import Behaviour
+from calce_jax.text_row import Behaviour
 from calce_jax.video import VideoError, encode_jpeg, read_frames
 from data.tables import VideoRecord
 

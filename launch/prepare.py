@@ -8,7 +8,7 @@ from typing import cast
 
 from absl import app, flags, logging
 
-from calce_jax.prompt import Behaviour
+from calce_jax.text_row import Behaviour
 from data.prepare import PrepareError, failure_table, prepare, read_splits
 from data.prepared import Settings
 

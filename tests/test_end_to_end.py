@@ -20,7 +20,8 @@ from calce_jax.models.lora import LoraConfig
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
-from calce_jax.prompt import Caption, PromptWriter, TextSizes, about_talking
+from calce_jax.prompt import PromptWriter, about_talking
+from calce_jax.text_row import Caption, TextSizes
 from calce_jax.tokenizers import load_bert, load_t5
 from tests import golden
 

@@ -18,7 +18,8 @@ from calce_jax.input_pipeline import (
     make_iterator,
 )
 from calce_jax.input_pipeline.crops import Crop, crop_and_resize, draw_crop, resize, weights
-from calce_jax.prompt import Note, answer_text
+from calce_jax.prompt import answer_text
+from calce_jax.text_row import Note
 from calce_jax.tokenizers import load_bert, load_t5
 from calce_jax.video import encode_jpeg
 from data import tokenizers as small

@@ -10,7 +10,7 @@ from flax import struct
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from calce_jax.checkpoints import Checkpoints, steps_in
-from calce_jax.prompt import Note
+from calce_jax.text_row import Note
 from calce_jax.training.config import OptimizerConfig
 from calce_jax.training.loop import Evaluation, Plan, TrainingError, train
 from calce_jax.training.optimizer import make_optimizer

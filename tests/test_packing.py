@@ -11,7 +11,8 @@ import pytest
 
 from calce_jax.keyframes.plan import Plan
 from calce_jax.packing import Choice, choose_captions, lengths, pack
-from calce_jax.prompt import NO_CAPTION, Caption, PromptWriter, TextSizes
+from calce_jax.prompt import NO_CAPTION, PromptWriter
+from calce_jax.text_row import Caption, TextSizes
 from calce_jax.tokenizers import load_bert, load_t5
 
 FULL, COMPRESSED = 32, 8

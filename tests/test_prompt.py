@@ -6,16 +6,8 @@ import pickle
 import numpy as np
 import pytest
 
-from calce_jax.prompt import (
-    Caption,
-    Note,
-    PromptWriter,
-    TextSizes,
-    about_talking,
-    answer_text,
-    replaced_numbers,
-    stage1_windows,
-)
+from calce_jax.prompt import PromptWriter, about_talking, answer_text, replaced_numbers, stage1_windows
+from calce_jax.text_row import Caption, Note, TextSizes
 from calce_jax.tokenizers import load_bert, load_t5
 from data import tokenizers as small
 

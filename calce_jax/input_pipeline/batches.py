@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch
 from calce_jax.input_pipeline.rows import InputError, RowMaker, as_batch
-from calce_jax.prompt import Behaviour, PromptWriter, TextSizes
+from calce_jax.prompt import PromptWriter
+from calce_jax.text_row import Behaviour, TextSizes
 from data.moments import Example, open_tables
 
 # Batches that each process has ready beyond the one in use. One of full size takes 30 MB a video.

@@ -8,7 +8,8 @@ import numpy as np
 from calce_jax.captions import clean, spoken_intervals
 from calce_jax.input_pipeline.crops import crop_and_resize, draw_crop
 from calce_jax.keyframes.spoken import spoken_frames
-from calce_jax.prompt import Behaviour, Caption, Note, PromptWriter, about_talking, stage1_windows
+from calce_jax.prompt import PromptWriter, about_talking, stage1_windows
+from calce_jax.text_row import Behaviour, Caption, Note
 from calce_jax.video import decode_jpeg, head_indices
 from data.moments import Example
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from calce_jax.captions import clean
 from calce_jax.inference import Answer
-from calce_jax.prompt import Caption
 from calce_jax.report.page import CaptionView, FrameView, MomentView, QueryView, StageView
+from calce_jax.text_row import Caption
 from data.moments import Example
 
 
