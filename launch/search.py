@@ -7,7 +7,9 @@ world of shapes: four coloured shapes that come, move and go, and 24 things that
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
@@ -26,6 +28,7 @@ from calce_jax.search import (
     videos_in,
 )
 
+T = TypeVar("T")
 TINY = (
     "no --checkpoint: this is the tiny model, made for the shapes videos of the demo alone. It runs on any video, and "
     "what it says of others means nothing."
@@ -47,32 +50,39 @@ def main(argv: list[str]) -> None:
     """Search every video, print a table, write the page; a video that cannot be searched does not stop the others."""
     began = time.monotonic()
     try:
+        check_queries(QUERY.value)
         videos = videos_in(argv[1:])
+        readable = [video for video in videos if tried(length_of, video) is not None]
+        if not readable:
+            raise SearchError(f"no video among {', '.join(argv[1:])} can be searched; see above")
         out = claim_folder(str(OUT.value))
         cache = Cache(CACHE.value or default_folder(), int(CACHE_GB.value * 1e9))
         if Path(SRT.value).is_file() and len(videos) > 1:
             raise SearchError(f"--srt={SRT.value} is one file for {len(videos)} videos; give a folder, auto or none")
-        check_queries(QUERY.value)
         if CHECKPOINT.value is None:
             print(TINY, file=sys.stderr)
         keep_programs(cache.folder)
         searcher = Searcher(open_stages(CHECKPOINT.value), cache, PIECE.value)
-        searched = [found for video in videos if (found := search(searcher, video))]
-        if searched:
-            searched = told_apart(searched)
-            write_findings(out, searched, top=TOP.value, clips=CLIPS.value)
+        searched = [found for video in readable if (found := tried(search, searcher, video))]
+        if not searched:
+            raise SearchError("no video could be searched; see above")
+        searched = told_apart(searched)
+        write_findings(out, searched, top=TOP.value, clips=CLIPS.value)
     except (CheckpointError, OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
-    if not searched:
-        raise SystemExit("no video could be searched; see above")
     show(ranked(searched, TOP.value))
     print(f"{len(searched)} of {len(videos)} videos in {time.monotonic() - began:.1f} s; open {out}/index.html")
 
 
-def search(searcher: Searcher, video: Path) -> Searched | None:
-    """Search one video, or say why not."""
+def search(searcher: Searcher, video: Path) -> Searched:
+    """Search one video for all queries."""
+    return searcher.search(video, QUERY.value, captions_of(video, SRT.value), most=TOP.value)
+
+
+def tried(do: Callable[..., T], *arguments: Any) -> T | None:
+    """Return what a function makes of a video, or say why it makes nothing, which is no reason to stop."""
     try:
-        return searcher.search(video, QUERY.value, captions_of(video, SRT.value), most=TOP.value)
+        return do(*arguments)
     except SearchError:
         raise
     except (OSError, ValueError) as error:

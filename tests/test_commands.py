@@ -167,7 +167,7 @@ CONFIG = "--config=configs/calce.py:shapes,stage=1"
             ["--split=val", "--out={out}/x.jsonl"],
             "ConfigError: {out}/config.json: no such file; give the",
         ),
-        ("search", ["{rows}", "--query=A cat."], "SearchError: no video among {rows}; they end in"),
+        ("search", ["{rows}", "--query=A cat."], "SearchError: no video among {rows} can be searched; see"),
         (
             "prepare",
             ["--videos=/nowhere", "--annotations={rows}"],
