@@ -114,9 +114,7 @@ def beam_search(
     return replace(_best(search.found, running, beams), steps=search.at)
 
 
-def _advance(
-    search: _Search, logits: Float[Array, "B K V"], cache: Cache, shortest: int, extra: int
-) -> _Search:
+def _advance(search: _Search, logits: Float[Array, "B K V"], cache: Cache, shortest: int, extra: int) -> _Search:
     batch, beams, vocab = logits.shape
     log_probability = search.log_probability[:, :, None] + jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     if shortest > 1:

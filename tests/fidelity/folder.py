@@ -25,6 +25,10 @@ class Arrays(dict[str, np.ndarray]):
         self.read.add(name)
         return super().__getitem__(name)
 
+    def or_else(self, name: str, default: np.ndarray) -> np.ndarray:
+        """Return an array, or something else where it was not recorded."""
+        return self[name] if name in self else default  # noqa: SIM401 - `get` would not be remembered
+
     def named(self, *prefixes: str) -> dict[str, np.ndarray]:
         """Return the arrays whose names begin so."""
         return {name: self[name] for name in self if name.startswith(prefixes)}

@@ -73,9 +73,7 @@ def qformer(folder: Folder) -> Iterator[Group]:
             case.same(bert(sentence)["input_ids"], its[held].tolist())
 
 
-def load_qformer(
-    tensors: sizes.Tensors, words: np.ndarray, rows: np.ndarray, folder: Folder, group: str
-) -> QFormer:
+def load_qformer(tensors: sizes.Tensors, words: np.ndarray, rows: np.ndarray, folder: Folder, group: str) -> QFormer:
     """Return a recorded model, of whose word embeddings only the rows in use were kept.
 
     One that was recorded for its text path alone looks at frames with zeros.
@@ -205,9 +203,7 @@ def written(
     """Search answers, compiled."""
 
     def search(model: T5, memory: jax.Array, mask: jax.Array) -> Answers:
-        return beam_search(
-            model, memory, mask, beams=beams, length=length, shortest=shortest, behaviour=behaviour
-        )
+        return beam_search(model, memory, mask, beams=beams, length=length, shortest=shortest, behaviour=behaviour)
 
     return nnx.jit(search)(model, memory, mask)
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,10 +80,8 @@ class Case:
         a, b = (x.tolist() if isinstance(x, np.ndarray) or hasattr(x, "__array__") else x for x in (ours, recorded))
         if a == b:
             return
-        try:
+        with suppress(TypeError, ValueError):  # no numbers, or not as many
             self.worst_abs = max(self.worst_abs, float(np.abs(np.asarray(a, float) - np.asarray(b, float)).max()))
-        except (TypeError, ValueError):
-            pass  # no numbers, or not as many
         self.differ(f"{what} {_short(a)}, recorded {_short(b)}".strip())
 
 
@@ -123,7 +121,9 @@ class Group:
         if self.tied:
             equal = sum(not case.differences for _, case in self.tied)
             notes.append(f"apart: {len(self.tied)} cases decided by ties, {equal} of them equal")
-        worst = [max((getattr(case, name) for _, case in self.cases), default=0.0) for name in ("worst_abs", "worst_rel")]
+        worst = [
+            max((getattr(case, name) for _, case in self.cases), default=0.0) for name in ("worst_abs", "worst_rel")
+        ]
         return Row(
             self.name,
             len(self.cases),

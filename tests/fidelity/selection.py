@@ -64,7 +64,7 @@ def clusters(folder: Folder) -> Iterator[Group]:
             features = arrays[f"{name.split('_')[0]}_x"]
             plain = np.zeros(features.shape[:2])
             far = arrays[f"{name.split('_')[0]}_mask"] == 0 if masking == "mask" else plain > 0
-            noise = arrays[f"{name}_noise"] if f"{name}_noise" in arrays else plain
+            noise = arrays.or_else(f"{name}_noise", plain)
             wanted, count = arrays[f"{name}_idx_cluster"], case["cluster_num"]
             # The rule for few clusters is ours to know; another number of neighbours than its 5 is a setting.
             neighbours = case["k"] if count >= NO_TIES else 5

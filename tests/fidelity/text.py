@@ -1,9 +1,10 @@
 """07 to 09: prompts token for token, captions, and what is read from answers."""
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,9 @@ from calce_jax.captions import CaptionError, clean, clean_text, read_srt, spoken
 from calce_jax.keyframes.plan import Plan
 from calce_jax.packing import Choice, choose_captions, lengths, pack
 from calce_jax.prompt import (
+    BORDER,
     NO_CAPTION,
+    SINGLE_NUMBERS,
     Caption,
     PromptWriter,
     TextRow,
@@ -31,6 +34,7 @@ from tests.fidelity.report import Case, Group
 
 # Cosines of float32 states that went through all layers.
 COSINES = 1e-5
+Pairs = Iterator[tuple[Any, Any]]
 WORDS, ANSWER = 64, 256  # room enough: the original has 200 for either
 
 
@@ -46,8 +50,8 @@ def prompts(folder: Folder) -> Iterator[Group]:
     yield from (positions, texts)
 
     frames = max(len(times) for case in cases for times in case["timestamps"])
-    captions = max(1, max(len(said) for case in cases for said in case["subtitles_in"]))
-    used = max(1, max(len(said) for case in cases for said in case["subtitles_selected"]))
+    captions = max(1, *(len(said) for case in cases for said in case["subtitles_in"]))
+    used = max(1, *(len(said) for case in cases for said in case["subtitles_selected"]))
     longest = max(sum(mask) for case in cases for mask in case["attention_mask"])
     full, compressed = _frame_tokens(cases)
     sizes = TextSizes(frames, captions, WORDS, text_tokens=400 + 2 * frames + 64 * captions, answer_tokens=ANSWER)
@@ -70,8 +74,13 @@ def prompts(folder: Folder) -> Iterator[Group]:
                 if text is None:
                     raise RuntimeError("no prompt was written")
                 plan = _plan(case["key_frame_idx"][i], case["non_key_frame_idx"][i], frames)
-                batch = plan, jnp.asarray(text.tokens[None]), jnp.asarray(text.spans[None]), _choice(case, i, used, captions)
-                needed = int(measures(plan, batch[2], batch[3])[0])
+                batch = (
+                    plan,
+                    jnp.asarray(text.tokens[None]),
+                    jnp.asarray(text.spans[None]),
+                    _choice(case, i, used, captions),
+                )
+                needed = int(measures(plan, batch[2], choice)[0])
                 packed = jax.tree.map(lambda a: np.asarray(a[0]), packs(*batch))
                 _compare_positions(compared, packed, needed, np.asarray(plan.index)[0], case, i)
 
@@ -135,7 +144,7 @@ def _choice(case: dict[str, Any], i: int, most: int, captions: int) -> Choice:
     return Choice(jnp.asarray(padded), jnp.asarray(np.arange(most)[None] < len(order)), jnp.asarray(room))
 
 
-def _compare_positions(compared: Case, packed: Any, needed: int, index: np.ndarray, case: dict, i: int) -> None:
+def _compare_positions(compared: Case, packed: Any, needed: int, index: np.ndarray, case: dict, i: int) -> None:  # noqa: PLR0917
     real = np.array(case["attention_mask"][i]) != 0
     kind, token, frame = (np.array(case[name][i])[real] for name in ("kind", "token_id", "frame_idx"))
     compared.same(needed, len(kind), "length")
@@ -153,69 +162,92 @@ def _compare_positions(compared: Case, packed: Any, needed: int, index: np.ndarr
     compared.same(packed.query[:n][~text], expected, "query tokens")
 
 
-def _compare_extras(group: Group, extras: dict[str, Any], tokenizers: Any) -> None:
-    t5 = tokenizers[0]
-    sizes = TextSizes(frames=1, captions=1, words=WORDS, text_tokens=600, answer_tokens=ANSWER)
+class _Numbers:
+    """How numbers, signs and answers become tokens and come back; each method gives pairs of ours and theirs."""
 
-    def ids_of(**row: Any) -> list[list[int]]:
+    def __init__(self, tokenizers: Any, extras: dict[str, Any]):
+        sizes = TextSizes(frames=1, captions=1, words=WORDS, text_tokens=600, answer_tokens=ANSWER)
+        self.t5 = tokenizers[0]
+        self.writer = PromptWriter(*tokenizers, sizes, stage=1, behaviour="reference")
+        self.replaced = replaced_numbers(self.t5)
+        self.single, self.minus_one = extras["clean_timestamp_token_ids_0_199"], extras["minus_one"]
+
+    def replacements(self, wanted: dict[str, int], below: int = SINGLE_NUMBERS) -> Pairs:
+        yield replaced_numbers(self.t5, below), {int(a): b for a, b in wanted.items()}
+
+    def split(self, wanted: list[int], below: int) -> Pairs:
+        yield list(replaced_numbers(self.t5, below)), wanted
+
+    def single_pieces(self, wanted: list[list[int]], last: int) -> Pairs:
+        for number in range(last + 1):
+            yield self._time(number), wanted[self.replaced.get(number, number)]
+
+    def pieces(self, wanted: list[list[int]], last: int) -> Pairs:
+        yield [self._plain(number) for number in range(last + 1)], wanted
+
+    def bordered(self, wanted: list[int]) -> Pairs:
+        border = self.t5.convert_tokens_to_ids(BORDER)
+        yield [number for number in range(len(self.single)) if self._plain(number)[0] == border], wanted
+
+    def minus(self, wanted: list[int]) -> Pairs:
+        yield self._time(-1), wanted
+
+    def answers(self, wanted: list[Any]) -> Pairs:
+        for windows, text, ids in wanted:
+            yield self.writer.answer(json.loads(windows)), text
+            yield self.t5(text)["input_ids"], ids
+
+    def decoded(self, wanted: list[dict[str, Any]]) -> Pairs:
+        for case in wanted:
+            yield answer_text(self.t5, case["ids"]), case["skip_special"]
+
+    def rounded(self, wanted: dict[str, list[Any]]) -> Pairs:
+        for second, whole in zip(wanted["in_"], wanted["out"], strict=True):
+            yield self._time(second), self.minus_one if whole == -1 else self.single[whole]
+        for duration, whole in zip(wanted["durations_in"], wanted["durations_out"], strict=True):
+            yield self._spans(duration=duration)[1][1:-1], self.single[whole]
+
+    def signs(self, wanted: dict[str, list[int]]) -> Pairs:
+        end, nothing, caption_end = (self._spans()[place] for place in (1, 3, 4))
+        ours = {">": end[:1], "<extra_id_0>": end[-1:], "<extra_id_1>": caption_end}
+        ours |= {"[": nothing[:1], "]": nothing[-1:]}
+        yield ours, {sign: wanted[sign] for sign in ours}
+
+    def _spans(self, **row: Any) -> list[list[int]]:
         told = {"query": "", "items": [], "times": [0], "duration": 1} | row
-        written = PromptWriter(*tokenizers, sizes, stage=1, behaviour="reference").write(**told)
+        written = self.writer.write(**told)
         return [written.tokens[start : start + size].tolist() for start, size in written.spans]
 
-    def time(second: float) -> list[int]:
-        return ids_of(times=[second])[0]
+    def _time(self, second: float) -> list[int]:
+        return self._spans(times=[second])[0]
 
-    def plain(second: int) -> list[int]:
-        return t5(str(second), add_special_tokens=False)["input_ids"]
+    def _plain(self, second: int) -> list[int]:
+        return self.t5(str(second), add_special_tokens=False)["input_ids"]
 
-    clean_ids = extras["clean_timestamp_token_ids_0_199"]
-    replaced = replaced_numbers(t5)
+
+def _compare_extras(group: Group, extras: dict[str, Any], tokenizers: Any) -> None:
+    numbers = _Numbers(tokenizers, extras)
+    known: dict[str, Callable[..., Pairs]] = {
+        "replacement_dict": numbers.replacements,
+        "replacement_dict_N": numbers.replacements,
+        "annoying_numbers_rangeN": numbers.split,
+        "clean_timestamp_token_ids_0_N": numbers.single_pieces,
+        "timestamp_token_ids_0_N": numbers.pieces,
+        "space_annoying": numbers.bordered,
+        "minus_one": numbers.minus,
+        "sign_tokens": numbers.signs,
+        "target_replacements": numbers.answers,
+        "decode": numbers.decoded,
+        "rounding": numbers.rounded,
+    }
     for name, wanted in extras.items():
-        if found := re.fullmatch(r"replacement_dict(?:_(\d+))?", name):
-            with group.case(name) as case:
-                ours = replaced_numbers(t5, *([int(found[1])] if found[1] else []))
-                case.same(ours, {int(a): b for a, b in wanted.items()})
-        elif found := re.fullmatch(r"annoying_numbers_range(\d+)", name):
-            with group.case(name) as case:
-                case.same(list(replaced_numbers(t5, int(found[1]))), wanted)
-        elif name == "clean_timestamp_token_ids_0_199":
-            with group.case(name) as case:
-                case.same([time(n) for n in range(len(wanted))], [wanted[replaced.get(n, n)] for n in range(len(wanted))])
-        elif name == "timestamp_token_ids_0_199":
-            with group.case(name) as case:
-                case.same([plain(second) for second in range(len(wanted))], wanted)
-        elif name == "space_annoying":
-            with group.case(name) as case:
-                border = t5.convert_tokens_to_ids("▁")
-                case.same([n for n in range(len(clean_ids)) if plain(n)[0] == border], wanted)
-        elif name == "minus_one":
-            with group.case(name) as case:
-                case.same(time(-1), wanted)
-        elif name == "target_replacements":
-            for windows, text, ids in wanted:
-                with group.case(f"answer {windows}") as case:
-                    writer = PromptWriter(*tokenizers, sizes, stage=1, behaviour="reference")
-                    case.same(writer.answer(json.loads(windows)), text)
-                    case.same(t5(text)["input_ids"], ids, "tokens")
-        elif name == "decode":
-            for number, each in enumerate(wanted):
-                with group.case(f"decoding {number}") as case:
-                    case.same(answer_text(t5, each["ids"]), each["skip_special"])
-        elif name == "rounding":
-            for second, whole in zip(wanted["in_"], wanted["out"], strict=True):
-                with group.case(f"second {second}") as case:
-                    case.same(time(second), extras["minus_one"] if whole == -1 else clean_ids[whole])
-            for duration, whole in zip(wanted["durations_in"], wanted["durations_out"], strict=True):
-                with group.case(f"duration {duration}") as case:
-                    case.same(ids_of(duration=duration)[1][1:-1], clean_ids[whole])
-        elif name == "sign_tokens":
-            with group.case(name) as case:
-                end, nothing, caption_end = (ids_of()[place] for place in (1, 3, 4))
-                signs = {">": end[:1], "<extra_id_0>": end[-1:], "<extra_id_1>": caption_end}
-                signs |= {"[": nothing[:1], "]": nothing[-1:]}
-                case.same(signs, {sign: wanted[sign] for sign in signs})
-        else:
+        kind, number = re.sub(r"\d+$", "N", name), re.search(r"\d+$", name)
+        if kind not in known:
             group.remark(f"not compared: {name}")
+            continue
+        with group.case(name) as case:
+            for ours, theirs in known[kind](wanted, *([int(number[0])] if number else [])):
+                case.same(ours, theirs)
 
 
 def tokenizer_statistics(folder: Folder) -> Iterator[Group]:
@@ -324,7 +356,7 @@ def postprocess(folder: Folder) -> Iterator[Group]:
         with overlap.case(f"case {number}") as case:
             ours = windows_reference.frame_iou(wanted["gt"], wanted["pred"], wanted["n_frms"])
             if wanted["out"] == "nan":
-                case.same(ours != ours, True, "no number")
+                case.same(math.isnan(ours), True, "no number")
             else:
                 case.close(ours, wanted["out"])
     if other or recorded.get("tal"):

@@ -88,7 +88,14 @@ def end_to_end(folder: Folder) -> Iterator[Group]:
             filter_dilation=its["bias2"],
             behaviour="reference",
         )
-        batch = batch_of(its, arrays[f"s{number}_timestamps"], arrays[f"s{number}_labels"], number, tokenizers, model)
+        batch = batch_of(
+            its,
+            arrays[f"s{number}_timestamps"],
+            answer=arrays[f"s{number}_labels"].shape[1],
+            stage=number,
+            tokenizers=tokenizers,
+            model=model,
+        )
         stages.append(Stage(number, its, arrays, model, seen, batch, selection, tokenizers[0]))
     for stage in stages:
         yield from _compare_stage(stage)
@@ -111,18 +118,21 @@ def load(tensors: dict[str, np.ndarray], settings: Mapping[str, Any]) -> Calce:
 
 
 def batch_of(
-    meta: dict[str, Any], times: np.ndarray, labels: np.ndarray, stage: int, tokenizers: Any, model: Calce
+    meta: dict[str, Any], times: np.ndarray, *, answer: int, stage: int, tokenizers: Any, model: Calce
 ) -> Batch:
-    """Return the recorded samples as a batch; its frames, which were recorded normalised, are left out."""
+    """Return the recorded samples as a batch with room for answers of so many tokens.
+
+    Its frames, which were recorded normalised, are left out.
+    """
     samples = meta["samples"]
     count, frames = times.shape
-    captions = max(1, max(len(said) for said in samples["subtitles"]))
+    captions = max(1, *map(len, samples["subtitles"]))
     words = min(WORDS, model.qformer.config.positions)
-    sizes_ = TextSizes(frames, captions, words, text_tokens=400 + 2 * frames + 64 * captions, answer_tokens=labels.shape[1])
-    writer = PromptWriter(*tokenizers, sizes_, stage=stage, behaviour="reference")  # pyright: ignore[reportArgumentType]
+    room = TextSizes(frames, captions, words, text_tokens=400 + 2 * frames + 64 * captions, answer_tokens=answer)
+    writer = PromptWriter(*tokenizers, room, stage=stage, behaviour="reference")  # pyright: ignore[reportArgumentType]
     told = samples.get("stage1_result") or ["[[0, 1]]"] * count
     windows = [_windows(text) for text in told]
-    most = max(1, max(map(len, windows)))
+    most = max(1, *map(len, windows))
     rows = []
     for i in range(count):
         query = samples["query_prompt"][i].removeprefix("Query: ").removesuffix("\n")
