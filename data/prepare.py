@@ -19,6 +19,7 @@ from tqdm import tqdm
 from calce_jax.annotations import Annotation, read_annotations
 from calce_jax.outputs import write_output
 from data.prepared import (
+    SUFFIXES,
     Job,
     Settings,
     UnusableVideo,
@@ -97,6 +98,31 @@ def _split_of(file: str) -> tuple[str, str]:
             f"annotations: which split {file} is cannot be told by its name; write train={file}, or val or test"
         )
     return named[0], file
+
+
+def caption_missing(
+    splits: Mapping[str, Sequence[Annotation]], videos: str | Path, srts: str | Path, whisper: str
+) -> None:
+    """Write the .srt of every annotated video that has none in the folder; those that fail are missing afterwards, too.
+
+    Args:
+      splits: the annotated queries by split.
+      videos: folder of the videos.
+      srts: folder of the .srt files; made if it is not there.
+      whisper: as for `calce_jax.speech.model.open_whisper`, which says what it raises.
+
+    Raises:
+      SpeechModelError: the model cannot be opened.
+      OSError: an .srt cannot be written.
+    """
+    # Whisper is opened by those alone who want it.
+    from calce_jax.speech.captioning import caption_videos, opener  # noqa: PLC0415
+
+    Path(srts).mkdir(parents=True, exist_ok=True)
+    ids = {row.video for rows in splits.values() for row in rows}
+    there = [path for suffix in SUFFIXES for path in sorted(Path(videos).glob(f"*{suffix}")) if path.stem in ids]
+    # Of several files of one video, the first is the one that `find_job` takes.
+    caption_videos(list({path.stem: path for path in reversed(there)}.values()), srts, opener(whisper), host=0, hosts=1)
 
 
 def prepare(

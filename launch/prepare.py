@@ -2,6 +2,7 @@
 
 Decodes every annotated video once and writes the tables that training reads. The same command goes on where it stopped.
 What is broken or missing is listed at the end and in OUT/failures.jsonl; the exit code is 1 only if nothing worked.
+With --whisper, videos without an .srt are captioned first, as `launch/caption.py` does it.
 """
 
 from typing import cast
@@ -9,7 +10,7 @@ from typing import cast
 from absl import app, flags, logging
 
 from calce_jax.text_row import Behaviour
-from data.prepare import PrepareError, failure_table, prepare, read_splits
+from data.prepare import PrepareError, caption_missing, failure_table, prepare, read_splits
 from data.prepared import Settings
 
 # By the names of the flag, those of the configs.
@@ -18,6 +19,9 @@ DATASETS = {"qvhighlights": "qvh", "charades_sta": "charades", "shapes": "shapes
 DATASET = flags.DEFINE_enum("dataset", None, list(DATASETS), "whose annotations they are")
 VIDEOS = flags.DEFINE_string("videos", None, "folder of <video id>.mp4 (or .mkv, .webm, .avi, .mov)")
 SRTS = flags.DEFINE_string("srts", None, "folder of <video id>.srt; leave out for a dataset without captions")
+WHISPER = flags.DEFINE_string(
+    "whisper", None, "a Whisper's folder, name or size: writes what --srts lacks (OUT/captions)"
+)
 ANNOTATIONS = flags.DEFINE_list("annotations", None, "one file a split: SPLIT=FILE, or FILE with the split in its name")
 ITEMS = flags.DEFINE_string("items", None, "the original's file of items, for annotations that have none")
 FRAMES = flags.DEFINE_integer("frames", 75, "frames of a video; the larger stage's number serves both")
@@ -35,11 +39,15 @@ def main(argv: list[str]) -> None:
     try:
         settings = Settings(FRAMES.value, IMAGE_SIZE.value, behaviour=cast(Behaviour, BEHAVIOUR.value))
         splits = read_splits(ANNOTATIONS.value or [], ITEMS.value)
+        srts = SRTS.value
+        if WHISPER.value:
+            srts = srts or f"{OUT.value}/captions"
+            caption_missing(splits, str(VIDEOS.value), srts, WHISPER.value)
         done = prepare(
             DATASETS[str(DATASET.value)],
             splits,
             videos=str(VIDEOS.value),
-            srts=SRTS.value,
+            srts=srts,
             out=str(OUT.value),
             settings=settings,
             workers=WORKERS.value,
