@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from calce_jax.cache import LIMIT_GB, Cache, default_folder
 from calce_jax.checkpoints import CheckpointError
 from calce_jax.findings import Ranked, claim_folder, ranked, told_apart, write_findings
+from calce_jax.pieces import length_of
 from calce_jax.search import (
     MOST_MOMENTS,
     Searched,
@@ -27,6 +28,7 @@ from calce_jax.search import (
     open_stages,
     videos_in,
 )
+from calce_jax.speech.captioning import captions_for
 
 T = TypeVar("T")
 TINY = (
@@ -38,6 +40,9 @@ QUERY = flags.DEFINE_multi_string("query", None, "what to look for, a sentence; 
 OUT = flags.DEFINE_string("out", None, "folder for index.html and moments.json")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "folder that holds the workdirs stage1 and stage2 of trained runs")
 SRT = flags.DEFINE_string("srt", "auto", "auto (the .srt beside a video), none, a file, or a folder of files")
+WHISPER = flags.DEFINE_string(
+    "whisper", None, "a Whisper's folder, name or size: writes OUT/captions where auto finds none"
+)
 TOP = flags.DEFINE_integer("top", MOST_MOMENTS, "moments a query, in a video and in the table", lower_bound=1)
 CLIPS = flags.DEFINE_bool("clips", False, "also cut every moment out, as DIR/clips/*.mp4")
 PIECE = flags.DEFINE_float("piece_seconds", None, "length of videos the model was trained on; known for ours", 1.0)
@@ -50,20 +55,22 @@ def main(argv: list[str]) -> None:
     """Search every video, print a table, write the page; a video that cannot be searched does not stop the others."""
     began = time.monotonic()
     try:
-        check_queries(QUERY.value)
+        check_queries(list(QUERY.value or []))
         videos = videos_in(argv[1:])
         readable = [video for video in videos if tried(length_of, video) is not None]
         if not readable:
             raise SearchError(f"no video among {', '.join(argv[1:])} can be searched; see above")
         out = claim_folder(str(OUT.value))
         cache = Cache(CACHE.value or default_folder(), int(CACHE_GB.value * 1e9))
-        if Path(SRT.value).is_file() and len(videos) > 1:
+        if Path(str(SRT.value)).is_file() and len(videos) > 1:
             raise SearchError(f"--srt={SRT.value} is one file for {len(videos)} videos; give a folder, auto or none")
         if CHECKPOINT.value is None:
             print(TINY, file=sys.stderr)
         keep_programs(cache.folder)
+        heard = captions_for(readable, out / "captions", WHISPER.value) if WHISPER.value and SRT.value == "auto" else {}
         searcher = Searcher(open_stages(CHECKPOINT.value), cache, PIECE.value)
-        searched = [found for video in readable if (found := tried(search, searcher, video))]
+        srts = [heard.get(video, str(SRT.value)) for video in readable]
+        searched = [found for each in zip(readable, srts, strict=True) if (found := tried(search, searcher, *each))]
         if not searched:
             raise SearchError("no video could be searched; see above")
         searched = told_apart(searched)
@@ -74,9 +81,9 @@ def main(argv: list[str]) -> None:
     print(f"{len(searched)} of {len(videos)} videos in {time.monotonic() - began:.1f} s; open {out}/index.html")
 
 
-def search(searcher: Searcher, video: Path) -> Searched:
+def search(searcher: Searcher, video: Path, srt: Path | str) -> Searched:
     """Search one video for all queries."""
-    return searcher.search(video, QUERY.value, captions_of(video, SRT.value), most=TOP.value)
+    return searcher.search(video, list(QUERY.value or []), captions_of(video, srt), most=TOP.value)
 
 
 def tried(do: Callable[..., T], *arguments: Any) -> T | None:
@@ -93,7 +100,7 @@ def tried(do: Callable[..., T], *arguments: Any) -> T | None:
 def show(rows: list[Ranked]) -> None:
     """Print the moments of each query over all videos, best first."""
     width = max((len(row.video.name) for row in rows), default=0)
-    for query in dict.fromkeys(QUERY.value):
+    for query in dict.fromkeys(QUERY.value or []):
         print(f"\n{query.strip()}")
         of_query = [row for row in rows if row.query == query.strip()]
         print(f"  {'file':<{width}}  {'start':>9}  {'end':>9}  score" if of_query else "  no moment found")
