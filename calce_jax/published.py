@@ -104,7 +104,7 @@ PUBLISHED: dict[str, Publication] = {
                 ("tokenizer_config.json", "preprocessor_config.json", "vocab.json", "merges.txt"),
             ),
         ),
-        then="Give {out} where a Whisper is asked for.",
+        then="launch/caption.py --model={out} and launch/prepare.py --whisper={out} take it.",
     ),
     "calce-qvh": Publication(
         about="the original's checkpoints of both stages for QVHighlights, with its annotations and captions",

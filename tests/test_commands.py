@@ -38,7 +38,7 @@ def run(script: str, *arguments: object, compiled: Path | None = None) -> subpro
     if compiled:
         environment |= {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, str(ROOT / "launch" / f"{script}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=900)
 
 
 @pytest.fixture(scope="module")
