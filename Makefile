@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 RUNS ?= runs
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test check format base clean help
+GOLDEN ?= ../shared/golden
+
+.PHONY: demo test check fidelity format base clean help
 
 help:  ## What can be made.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +23,9 @@ check: $(VENV)/dev  ## Lint, format, types and the tests: before each commit.
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+fidelity: $(VENV)/dev  ## Compare with the recordings of the original in GOLDEN, and rewrite the table of docs/fidelity.md.
+	$(BIN)/python -m tests.fidelity --golden=$(GOLDEN) --page=docs/fidelity.md
 
 format: $(VENV)/dev  ## Let ruff format and mend.
 	$(BIN)/ruff check --fix .

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from calce_jax.convert import calce as calce_names
-from calce_jax.convert.table import LAYER, Row, Table
+from calce_jax.convert.rows import LAYER, Row, Table
 from calce_jax.models.calce import Calce, CalceConfig, label
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.qformer import QFormerConfig
