@@ -46,7 +46,10 @@ def make_model(sizes=SIZES):
     def draw(name, shape):
         if name.endswith("/scale"):
             return np.ones(shape, np.float32)
-        return (rng.normal(size=shape) / (shape[-2] if len(shape) > 1 else 100.0) ** 0.5).astype(np.float32)
+        scale = shape[-2] ** -0.5 if len(shape) > 1 else 0.1
+        # T5 does not scale its scores down, so its queries are small; and an adapter adds little.
+        scale *= sizes.t5.head_width**-0.5 if name.endswith("/q/base/kernel") else 0.1 if name.endswith("/b") else 1.0
+        return (scale * rng.normal(size=shape)).astype(np.float32)
 
     weights = {name: jnp.asarray(draw(name, leaf.shape)) for name, leaf in named_leaves(abstract).items()}
     return graph, *with_leaves(abstract, weights)

@@ -1,0 +1,152 @@
+"""Four devices compute what one does, whichever axis of the mesh splits the work."""
+
+from dataclasses import replace
+from functools import cache, partial
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+from calce_jax.checkpoints import Checkpoints
+from calce_jax.paths import named_leaves
+from calce_jax.sharding import abstract_like, make_mesh, mesh_of, put_batch, shard_params
+from calce_jax.step import compile_train_step, make_predict, make_train_step
+from calce_jax.training.config import OptimizerConfig
+from calce_jax.training.optimizer import make_optimizer
+from calce_jax.training.schedule import learning_rate
+from calce_jax.training.state import TrainState, new_state
+from tests import minute
+from tests.minute import BUCKETS
+
+# float32 sums in another order.
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+# data, fsdp, tensor; and the stage, so that both stages' programs meet a split batch and a split width.
+MESHES = {
+    "data": ((4, 1, 1), 1),
+    "tensor": ((1, 1, 4), 1),
+    "fsdp": ((1, 4, 1), 2),
+    "fsdp and tensor": ((1, 2, 2), 2),
+}
+# One prompt length of the two: each is compiled.
+STEPS = {stage: replace(config, buckets=BUCKETS[-1:]) for stage, config in minute.STEPS.items()}
+# Two micro-steps make one step of the optimizer: after the first, its state holds the gradients themselves. Adam
+# divides by their size; eps keeps it from magnifying the noise in those that are all but zero.
+OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-4, weight_decay=0.05))
+RATE = partial(learning_rate, steps_per_epoch=2, epochs=2, peak=1e-2, floor=0.0, warmup_steps=0)
+BATCHES = [minute.make_batch((8, 5, 3, 6), seed) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    graph, trainable, frozen = minute.make_model()
+    return graph, jax.device_get(trainable), jax.device_get(frozen)
+
+
+class Devices:
+    """Both programs on one mesh."""
+
+    def __init__(self, model, mesh, stage):
+        self.mesh = mesh
+        graph, self._trainable, frozen = model
+        self._frozen = self._place(frozen)
+        self._step = compile_train_step(make_train_step(graph, STEPS[stage], OPTIMIZER, RATE), self.fresh())
+        self._predict = jax.jit(make_predict(graph, STEPS[stage]))
+
+    def _place(self, tree):
+        return jax.device_put(tree, shard_params(tree, self.mesh))
+
+    def fresh(self) -> TrainState:
+        """Return the first state."""
+        return self._place(jax.device_get(new_state(self._trainable, OPTIMIZER)))
+
+    def train(self, state, batch) -> tuple[TrainState, dict]:
+        with jax.set_mesh(self.mesh):
+            return self._step(state, self._frozen, put_batch(batch, self.mesh), jax.random.key(3))
+
+    def predict(self, batch):
+        with jax.set_mesh(self.mesh):
+            return jax.device_get(
+                self._predict(self._place(self._trainable), self._frozen, put_batch(batch, self.mesh))
+            )
+
+
+def trained(devices):
+    """Take both micro-steps; return what was measured, the state in between, and the last one."""
+    between, measured = devices.train(devices.fresh(), BATCHES[0])
+    # The next step is given the memory of this state.
+    kept = jax.device_get(between)
+    last, also = devices.train(between, BATCHES[1])
+    return jax.device_get([measured, also]), kept, last
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """What one device makes of it, for either stage."""
+    one = make_mesh("single")
+    runs = {}
+    for stage in (1, 2):
+        devices = Devices(model, one, stage)
+        answers = devices.predict(BATCHES[0])
+        runs[stage] = (answers, *trained(devices))
+    return runs
+
+
+def assert_close(here, there):
+    there = named_leaves(there)
+    for name, leaf in named_leaves(here).items():
+        np.testing.assert_allclose(leaf, there[name], **CLOSE, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def split(model):
+    """Make the programs of a mesh, once."""
+    return cache(lambda name: Devices(model, mesh_of(MESHES[name][0], jax.devices()), MESHES[name][1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
+def test_answers_loss_gradients_and_step_are_those_of_one_device(name, split, alone):
+    devices, (answers, measured, between, last) = split(name), alone[MESHES[name][1]]
+    here = devices.predict(BATCHES[0])
+    np.testing.assert_array_equal(here.answers.tokens, answers.answers.tokens)
+    np.testing.assert_array_equal(here.reading.plan.index, answers.reading.plan.index)
+    np.testing.assert_allclose(here.answers.score, answers.answers.score, **CLOSE)
+
+    measured_here, between_here, last_here = trained(devices)
+    for mine, theirs in zip(measured_here, measured, strict=True):
+        assert_close(mine, theirs)
+    gradients = named_leaves(between.opt_state.acc_grads)
+    assert min(np.abs(gradient).max() for gradient in gradients.values()) > 1e-4
+    assert_close(between_here.opt_state.acc_grads, between.opt_state.acc_grads)
+    assert_close(last_here, last)
+    moved = named_leaves(
+        jax.tree.map(lambda a, b: np.abs(a - b).max(), jax.device_get(last.trainable), between.trainable)
+    )
+    assert min(moved.values()) > 1e-3
+
+    # The optimizer knows of what is trained alone, and keeps it where the parameters are.
+    places = {name: leaf.sharding for name, leaf in named_leaves(last_here.trainable).items()}
+    adam = last_here.opt_state.inner_opt_state[0]
+    for part in (adam.mu, adam.nu, last_here.opt_state.acc_grads):
+        assert {name: leaf.sharding for name, leaf in named_leaves(part).items()} == places
+    whole = sum(leaf.size for leaf in jax.tree.leaves(last_here.opt_state) if leaf.ndim)
+    assert whole == 3 * sum(leaf.size for leaf in jax.tree.leaves(last_here.trainable))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_one_mesh_goes_on_on_another(split, alone, tmp_path):
+    before, after = split("fsdp"), split("fsdp and tensor")
+    state, _ = before.train(before.fresh(), BATCHES[0])
+    kept = Checkpoints(tmp_path)
+    kept.save(state, iter(grain.MapDataset.range(4).to_iter_dataset()), {})
+    kept.close()
+
+    fresh = after.fresh()
+    abstract = abstract_like(fresh, shard_params(fresh, after.mesh))
+    again = Checkpoints(tmp_path)
+    state = again.restore(1, abstract, iter(grain.MapDataset.range(4).to_iter_dataset()))
+    again.close()
+    assert state.trainable["t5_proj"]["kernel"].sharding.mesh.shape["tensor"] == 2
+    state, _ = after.train(state, BATCHES[1])
+    assert_close(state, alone[2][3])
