@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from calce_jax.hosts import agreed, is_first, meet
 from calce_jax.inference import Answer
 from calce_jax.predictions import Prediction, prediction_row, read_predictions
 from calce_jax.trained import Trained
@@ -18,7 +19,7 @@ def answer_split(trained: Trained, split: str, out: str | Path) -> list[Predicti
     """Ask every query of a split, and write the predictions.
 
     They go to `OUT.part` batch by batch; a second run after an interruption goes on with the first batch that is not
-    complete there, and the file gets its name when it is whole.
+    complete there, and the file gets its name when it is whole. Several hosts share the work, and the folder of `out`.
 
     Args:
       trained: the run.
@@ -36,14 +37,17 @@ def answer_split(trained: Trained, split: str, out: str | Path) -> list[Predicti
     opened = open_split(config, split, trained.tokenizers, trained.sizes)
     part = out.with_name(out.name + ".part")
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = _whole_batches(part, config.data.eval_batch)
+    done = agreed(_whole_batches(part, config.data.eval_batch) if is_first() else 0)
     predict = trained.predictor(answer_tokens(config, opened.queries, trained.tokenizers.t5))
     answers = ask(config, opened, trained.tokenizers.t5, predict, first=done // config.data.eval_batch)
-    with part.open("a", encoding="utf-8") as file:
+    # All hosts know all answers; one writes them down.
+    with part.open("a", encoding="utf-8") if is_first() else open(os.devnull, "w", encoding="utf-8") as file:
         for answer in _shown(answers, split, done, len(opened.queries)):
             file.write(json.dumps(prediction_row(predicted(opened.queries[answer.row], answer))) + "\n")
             file.flush()
-    os.replace(part, out)
+    if is_first():
+        os.replace(part, out)
+    meet("answered")
     return read_predictions(out)
 
 
@@ -55,7 +59,17 @@ def predicted(query: Query, answer: Answer) -> Prediction:
 
 
 def _shown(answers: Iterator[Answer], split: str, done: int, total: int) -> Iterator[Answer]:
-    return iter(tqdm(answers, desc=f"asking {split}", initial=done, total=total, unit="query", dynamic_ncols=True))
+    return iter(
+        tqdm(
+            answers,
+            desc=f"asking {split}",
+            initial=done,
+            total=total,
+            unit="query",
+            dynamic_ncols=True,
+            disable=not is_first(),
+        )
+    )
 
 
 def _whole_batches(part: Path, batch: int) -> int:

@@ -89,7 +89,7 @@ class Asker:
             prediction: Prediction = self._run(self._answer, together, batch)
             config = self.trained.config
             answers += read_answers(
-                batch, prediction, self.trained.tokenizers.t5, by=config.generation.rank, behaviour=config.behaviour
+                prediction, self.trained.tokenizers.t5, by=config.generation.rank, behaviour=config.behaviour
             )
         return answers
 

@@ -15,6 +15,7 @@ captions that resemble the query are known. The I = T + C + 4 spans are, in orde
     1   the text: query, reference windows (stage 2), items, task, "</s>"
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
@@ -51,3 +52,7 @@ class Batch:
     valid: Bool[Data, " B"]  # False for the rows that fill up the last batch of an evaluation
     row: Int[Data, " B"]  # row of the queries table
     notes: Int[Data, " B"]  # bits of `calce_jax.prompt.Note`: what of the row did not fit, or was mended
+
+    def without_frames(self) -> "Batch":
+        """Return the same with frames of no pixels, which are nearly all of its bytes."""
+        return replace(self, frames=self.frames[:, :, :0, :0])

@@ -257,10 +257,18 @@ def load_params(path: Path, abstract: Any) -> Any:
             there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             _compare_shapes(there, wanted, Path(path))
             for name, leaf in wanted.items():
-                loaded[name] = jax.device_put(file.get_tensor(name).astype(leaf.dtype), getattr(leaf, "sharding", None))
+                loaded[name] = _placed(file.get_tensor(name).astype(leaf.dtype), getattr(leaf, "sharding", None))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: it is missing or damaged ({error}); make it again") from error
     return with_leaves(abstract, loaded)
+
+
+def _placed(array: jax.Array, sharding: Any) -> jax.Array:
+    """Put an array that every host has onto the devices of all; each host puts only its own parts."""
+    if sharding is None:
+        return array
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 
 
 def file_hash(path: Path) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from calce_jax.batch import Batch
 from calce_jax.keyframes.plan import Behaviour
 from calce_jax.moments import Moments, moments
 from calce_jax.prompt import answer_text
@@ -42,17 +41,16 @@ class Answer:
 
 
 def read_answers(
-    batch: Batch,
     prediction: Prediction,
     t5: PreTrainedTokenizerBase,
     *,
     by: RankBy,
     behaviour: Behaviour = "default",
 ) -> Iterator[Answer]:
-    """Read the answers to the valid rows of a batch.
+    """Read the answers to the valid rows of a prediction.
 
     Args:
-      batch, prediction: on the host, as numpy.
+      prediction: on the host, as numpy.
       t5: the tokenizer the answers are written in.
       by: the order of the windows of an answer.
       behaviour: see `calce_jax.moments`.
@@ -61,6 +59,7 @@ def read_answers(
       InferenceError: under "reference", for a query on which the original stops.
     """
     answers, plan, choice = prediction.answers, prediction.reading.plan, prediction.reading.choice
+    batch = prediction.about
     for i in np.flatnonzero(batch.valid):
         duration = float(batch.duration[i])
         if plan.error[i]:

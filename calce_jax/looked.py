@@ -55,6 +55,6 @@ def make_answer(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.Stat
             )
 
         answers, _ = at_bucket(config.buckets, reading.needed, run)
-        return Prediction(answers=answers, reading=reading, row=batch.row)
+        return Prediction(answers=answers, reading=reading, about=batch.without_frames())
 
     return answer

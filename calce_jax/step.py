@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx, struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from calce_jax.batch import Batch, Data
+from calce_jax.batch import Batch
 from calce_jax.generate import Answers, beam_search
+from calce_jax.keyframes.chance import Chance, draw_chance
 from calce_jax.models.calce import Calce, Reading, Selection
-from calce_jax.models.layers import Keys, Remat
+from calce_jax.models.layers import Key, Keys, Remat
 from calce_jax.training.state import TrainState, apply_gradients
 
 
@@ -47,11 +49,11 @@ class StepConfig:
 
 @struct.dataclass
 class Prediction:
-    """What is brought back to the host for each sample of a batch."""
+    """What is brought back for each sample of a batch: to every host for all of them, wherever they were read."""
 
     answers: Answers
     reading: Reading
-    row: Int[Data, " B"]
+    about: Batch  # without frames
 
 
 def at_bucket(buckets: tuple[int, ...], needed: Int[Array, " B"], run: Callable[[int], Any]) -> tuple[Any, Array]:
@@ -60,6 +62,16 @@ def at_bucket(buckets: tuple[int, ...], needed: Int[Array, " B"], run: Callable[
     index = jnp.minimum((needed.max() > lengths).sum(), len(buckets) - 1)
     branches = [lambda length=length: run(length) for length in buckets]
     return jax.lax.switch(index, branches), lengths[index]
+
+
+def chance_of(config: StepConfig, batch: Batch, key: Key = None) -> Chance | None:
+    """Return what the selection of a batch draws: under "reference" as the original does, otherwise nothing.
+
+    Without a key, as in evaluation, a row meets the same chance whenever it is asked, unlike there.
+    """
+    if config.behaviour == "default":
+        return None
+    return draw_chance(jax.random.key(0) if key is None else key, batch.row, batch.present.shape[1])
 
 
 def make_train_step(
@@ -86,9 +98,9 @@ def make_train_step(
         keys = Keys(jax.random.fold_in(key, state.step))
         model: Calce = nnx.merge(graph, state.trainable, frozen)
         seen = model.see(batch.frames)
-        reading = model.read(seen, batch, config.selection, key=keys())
+        drop_key, loss_key = keys(), keys()
+        reading = model.read(seen, batch, config.selection, key=drop_key, chance=chance_of(config, batch, keys()))
         count = jnp.maximum(batch.valid.sum(), 1).astype(jnp.float32)
-        loss_key = keys()
 
         def run(length: int) -> tuple[Array, nnx.State]:
             def mean_loss(trainable: nnx.State) -> Float[Array, ""]:
@@ -144,7 +156,7 @@ def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.Sta
     def predict(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> Prediction:
         model: Calce = nnx.merge(graph, trainable, frozen)
         seen = model.see(batch.frames)
-        reading = model.read(seen, batch, config.selection)
+        reading = model.read(seen, batch, config.selection, chance=chance_of(config, batch))
 
         def run(length: int) -> Answers:
             x, mask = model.embed(seen, batch, reading, length)
@@ -154,6 +166,11 @@ def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.Sta
             )
 
         answers, _ = at_bucket(config.buckets, reading.needed, run)
-        return Prediction(answers=answers, reading=reading, row=batch.row)
+        return Prediction(answers=answers, reading=reading, about=batch.without_frames())
 
     return predict
+
+
+def compile_predict(predict: Callable[..., Prediction], mesh: Mesh) -> Callable[..., Prediction]:
+    """Jit what `make_predict` built, so that every host gets the predictions of all of them."""
+    return jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from calce_jax.batch import Batch
 from calce_jax.models.calce import CalceConfig
 from calce_jax.sharding import make_mesh, put_batch
-from calce_jax.step import Prediction, make_predict
+from calce_jax.step import Prediction, compile_predict, make_predict
 from calce_jax.training.config import ConfigError, RunConfig, validate
 from calce_jax.training.material import Tokenizers, calce_config, open_tokenizers
 from calce_jax.training.run import build_model, step_config, trainables_of
@@ -39,8 +39,8 @@ class Trained:
     frozen: nnx.State
 
     def predictor(self, answer_tokens: int) -> Callable[[Batch], Prediction]:
-        """Compile the prediction for answers of at most so many tokens; it takes and gives host batches."""
-        predict = jax.jit(make_predict(self.graph, step_config(self.config, answer_tokens)))
+        """Compile the prediction for answers of at most so many tokens; it takes this host's part of a batch."""
+        predict = compile_predict(make_predict(self.graph, step_config(self.config, answer_tokens)), self.mesh)
 
         def run(batch: Batch) -> Prediction:
             with jax.set_mesh(self.mesh):

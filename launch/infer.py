@@ -1,6 +1,6 @@
 """Ask every query of a split: `launch/infer.py --workdir=DIR --split=train|val|test --out=FILE.jsonl`.
 
-The same command goes on where an interrupted one stopped.
+The same command goes on where an interrupted one stopped. Several hosts can share the work, see `launch.hosts`.
 """
 
 from typing import Literal, cast
@@ -9,7 +9,9 @@ from absl import app, flags
 
 from calce_jax.answering import answer_split
 from calce_jax.checkpoints import CheckpointError
+from calce_jax.hosts import is_first
 from calce_jax.trained import open_trained
+from launch.hosts import join_from_flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "of the trained run")
 SPLIT = flags.DEFINE_enum("split", None, ["train", "val", "test"], "whose queries are asked")
@@ -28,6 +30,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument: {argv[1]}")
     try:
+        join_from_flags()
         trained = open_trained(
             str(WORKDIR.value),
             which=cast(Literal["best", "latest"], CHECKPOINT.value),
@@ -38,6 +41,8 @@ def main(argv: list[str]) -> None:
         predictions = answer_split(trained, str(SPLIT.value), str(OUT.value))
     except (CheckpointError, OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
+    if not is_first():
+        return
     malformed = sum(prediction.malformed for prediction in predictions)
     print(f"{len(predictions)} queries answered, {malformed} answers malformed; wrote {OUT.value}")
 

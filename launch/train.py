@@ -1,6 +1,7 @@
 """Train one stage: `launch/train.py --config=configs/calce.py:shapes,stage=1 --workdir=DIR`.
 
-The same command goes on where the workdir stands; SIGTERM stops it with a checkpoint.
+The same command goes on where the workdir stands; SIGTERM stops it with a checkpoint. Several hosts can train together,
+see `launch.hosts`.
 """
 
 import difflib
@@ -11,6 +12,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from calce_jax.checkpoints import CheckpointError
+from calce_jax.hosts import HostError
 from calce_jax.input_pipeline.rows import InputError
 from calce_jax.sharding import ShardingError
 from calce_jax.tokenizers import TokenizerError
@@ -19,8 +21,19 @@ from calce_jax.training.loop import TrainingError
 from calce_jax.training.material import open_material
 from calce_jax.training.run import train_run
 from data.builder import TablesError
+from launch.hosts import join_from_flags
 
-FAULTS = (ConfigError, TablesError, TokenizerError, InputError, CheckpointError, ShardingError, TrainingError, OSError)
+FAULTS = (
+    ConfigError,
+    HostError,
+    TablesError,
+    TokenizerError,
+    InputError,
+    CheckpointError,
+    ShardingError,
+    TrainingError,
+    OSError,
+)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/calce.py:DATASET,stage=1|2", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "where checkpoints, metrics and the config go")
@@ -52,6 +65,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown argument: {argv[1]}; fields are set with --config.FIELD=VALUE")
     try:
         config = validate(CONFIG.value)
+        join_from_flags()
         train_run(config, Path(str(WORKDIR.value)), open_material(config))
     except FAULTS as error:
         logging.debug("where it happened", exc_info=True)

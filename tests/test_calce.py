@@ -8,82 +8,26 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.batch import SPANS_BESIDE_FRAMES_AND_CAPTIONS, Batch
-from calce_jax.models.calce import Calce, CalceConfig, Selection, answer_loss, count, label, shifted, split
-from calce_jax.models.lora import LoraLinear
-from calce_jax.models.qformer import QFormerConfig
-from calce_jax.models.t5 import T5Config
-from calce_jax.models.vit import VitConfig
+from calce_jax.looked import make_answer, make_look
+from calce_jax.models.calce import Calce, CalceConfig, answer_loss, count, label, shifted, split
 from calce_jax.paths import named_leaves
-from calce_jax.step import StepConfig, make_predict
+from calce_jax.step import make_predict
+from tests.minute import BUCKETS, STEPS, make_batch, make_model
 
-B, T, C, WORDS, WINDOWS, ANSWER, VOCAB = 3, 8, 3, 5, 2, 6, 40
-SIDE, BUCKETS = 28, (40, 96)
-STEPS = {
-    stage: StepConfig(
-        Selection(stage=stage, clusters=2, dilation=2 - stage, captions=2, similarity=0.0),
-        BUCKETS,
-        beams=2,
-        answer_length=ANSWER,
-    )
-    for stage in (1, 2)
-}
+B = 3
 # float32 sums of other lengths.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
 def parts():
-    """Structure, trainables and frozen weights of a minute model whose adapters do something."""
-    config = CalceConfig(
-        VitConfig(SIDE, 14, width=16, depth=2, heads=2, mlp_width=24),
-        QFormerConfig(16, depth=2, heads=2, ffn_width=24, queries=4, image_width=16, vocab=VOCAB, positions=16),
-        T5Config(16, heads=2, head_width=8, mlp_width=24, encoder_depth=2, decoder_depth=2, vocab=VOCAB),
-        CalceConfig.full().lora,
-        compressed=1,
-    )
-
-    @nnx.jit
-    def make():
-        model = Calce(config, rngs=nnx.Rngs(0))
-        for number, (_, module) in enumerate(nnx.iter_modules(model)):
-            if isinstance(module, LoraLinear):
-                module.b[...] = 0.1 * jax.random.normal(jax.random.key(number), module.b.shape)
-        return model
-
-    return split(make(), "float32")
+    return make_model()
 
 
 @pytest.fixture(scope="module")
 def batch():
-    """Videos of 8, 5 and 3 frames, with texts and answers of several lengths."""
-    rng = np.random.default_rng(1)
-    present = np.arange(T) < np.array([[8], [5], [3]])
-    length = rng.integers(1, 4, (B, T + C + SPANS_BESIDE_FRAMES_AND_CAPTIONS)).astype(np.int32)
-    length[:, :T] *= present
-    length[1, T + 1 + C - 1] = 0  # one caption fewer
-    start = np.cumsum(length, axis=1, dtype=np.int32) - length
-    caption_words = rng.integers(1, VOCAB, (B, C, WORDS)).astype(np.int32)
-    caption_words[1, C - 1] = 0
-    labels = rng.integers(2, VOCAB, (B, ANSWER)).astype(np.int32)
-    return Batch(
-        frames=rng.integers(0, 256, (B, T, SIDE, SIDE, 3), np.uint8) * present[:, :, None, None, None].astype(np.uint8),
-        present=present,
-        times=np.arange(T, dtype=np.float32) * present,
-        duration=present.sum(axis=1).astype(np.float32),
-        tokens=rng.integers(3, VOCAB, (B, int(length.sum(axis=1).max()))).astype(np.int32),
-        spans=np.stack([start, length], axis=-1),
-        query_words=rng.integers(1, VOCAB, (B, WORDS)).astype(np.int32),
-        caption_words=caption_words,
-        talk=np.array([False, False, True]),
-        spoken=np.tile(np.arange(T) == 1, (B, 1)),
-        windows=np.array([[[1, 4], [6, 7]], [[0, 2], [0, 0]], [[0, 3], [0, 0]]], np.float32),
-        window_valid=np.array([[True, True], [True, False], [True, False]]),
-        labels=np.where(np.arange(ANSWER) < np.array([[6], [4], [2]]), labels, 0).astype(np.int32),
-        valid=np.ones(B, bool),
-        row=np.arange(B, dtype=np.int32),
-        notes=np.zeros(B, np.int32),
-    )
+    """Videos of 8, 5 and 3 frames."""
+    return make_batch((8, 5, 3))
 
 
 def only(batch, sample):
@@ -129,7 +73,7 @@ def test_a_sample_has_the_same_loss_alone_and_in_any_bucket(parts, batch, stage)
 
 def test_a_sample_gets_the_same_answers_alone(parts, batch, stage):
     together = predicted(*parts, batch, stage)
-    np.testing.assert_array_equal(together.row, batch.row)
+    np.testing.assert_array_equal(together.about.row, batch.row)
     for sample in range(B):
         alone = predicted(*parts, only(batch, sample), stage)
         np.testing.assert_array_equal(alone.answers.tokens[0], together.answers.tokens[sample])
@@ -142,6 +86,16 @@ def test_prompts_are_padded_at_the_far_right_alone(parts, batch, stage):
     x, mask, needed = run(jax.tree.map(jnp.asarray, batch))
     np.testing.assert_array_equal(mask, np.arange(BUCKETS[-1]) < np.asarray(needed)[:, None])
     assert not np.asarray(x)[~np.asarray(mask)].any()
+
+
+def test_what_is_seen_may_be_computed_ahead_of_the_query(parts, batch, stage):
+    graph, *weights = parts
+    at_once = predicted(*parts, batch, stage)
+    looked = jax.jit(make_look(graph))(*weights, batch.frames)
+    later = jax.jit(make_answer(graph, STEPS[stage]))(*weights, looked, batch)
+    np.testing.assert_array_equal(later.answers.tokens, at_once.answers.tokens)
+    np.testing.assert_allclose(later.answers.score, at_once.answers.score, **CLOSE)
+    np.testing.assert_array_equal(later.reading.plan.index, at_once.reading.plan.index)
 
 
 def embedded(model, batch, stage):

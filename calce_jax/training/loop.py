@@ -22,6 +22,7 @@ from absl import logging
 from tqdm import tqdm
 
 from calce_jax.checkpoints import CRITERION, Checkpoints
+from calce_jax.hosts import told_to_stop
 from calce_jax.input_pipeline import NoteCounter
 from calce_jax.training.state import TrainState
 from calce_jax.training.writer import MetricWriter
@@ -136,7 +137,7 @@ def train(
             # 2. Stop: at the end, or because we were told to.
             if step >= plan.steps:
                 break
-            if stop.told:
+            if stop.ask(step):
                 if step != checkpoints.latest:
                     save(None)
                 break
@@ -188,7 +189,7 @@ class _Log:
         """Take in a step that is under way."""
         self._waiting.append((step, np.asarray(batch.row), measured))
         self._notes.add(np.asarray(batch.row), np.asarray(batch.notes))
-        self._frames += int(np.sum(batch.present))
+        self._frames += int(np.sum(batch.present)) * jax.process_count()
         self._samples += len(batch.row)
         self._mended += int(np.count_nonzero(batch.notes))
         self._steps += 1
@@ -253,7 +254,8 @@ def _report(writer: MetricWriter, bar: tqdm, step: int, plan: Plan, evaluation: 
     writer.write_images(step, {f"samples/{name}": image for name, image in evaluation.images.items()})
     writer.write_texts(step, {f"samples/{name}": text for name, text in evaluation.texts.items()})
     epoch = step // plan.steps_per_epoch
-    bar.write(f"epoch {epoch}/{plan.epochs}  {CRITERION} {evaluation.metrics[CRITERION]:.2f}", file=sys.stderr)
+    if not bar.disable:
+        bar.write(f"epoch {epoch}/{plan.epochs}  {CRITERION} {evaluation.metrics[CRITERION]:.2f}", file=sys.stderr)
 
 
 @dataclass
@@ -261,11 +263,22 @@ class _Stop:
     told: bool = False
     evaluating: bool = False
 
+    def ask(self, step: int) -> bool:
+        """Tell whether to stop before a step; several hosts find out together."""
+        self.told = self.told or told_to_stop(step)
+        return self.told
+
 
 @contextmanager
 def _sigterm() -> Iterator[_Stop]:
-    """Note SIGTERM instead of dying of it."""
+    """Note SIGTERM instead of dying of it.
+
+    Of several hosts none may act on it alone: there jax has taken hold of the signal and tells the others.
+    """
     stop = _Stop()
+    if jax.process_count() > 1:
+        yield stop
+        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         del number, frame

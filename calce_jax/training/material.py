@@ -11,6 +11,7 @@ from absl import logging
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch
+from calce_jax.hosts import this_host
 from calce_jax.inference import Answer, read_answers
 from calce_jax.input_pipeline import InputConfig, NoteCounter, batches_an_epoch, make_iterator
 from calce_jax.metrics import Case, evaluate
@@ -90,7 +91,7 @@ def open_material(config: RunConfig) -> Material:
     judged = open_split(config, config.data.eval_split, tokenizers, sizes)
     ids = [str(query.qid) for query in train.queries()]
     return Material(
-        iterator=make_iterator(train_input, tokenizers.t5, tokenizers.bert, examples=train),
+        iterator=make_iterator(train_input, tokenizers.t5, tokenizers.bert, examples=train, **this_host()),
         steps_per_epoch=batches_an_epoch(len(train), train_input),
         query_ids=lambda rows: [ids[int(row)] for row in rows],
         evaluate=partial(evaluate_split, config, judged, tokenizers.t5),
@@ -110,7 +111,7 @@ def open_split(config: RunConfig, split: str, tokenizers: Tokenizers, sizes: Cal
     inputs = input_config(config, split, sizes, training=False)
 
     def batches(first: int) -> Iterable[Batch]:
-        return make_iterator(inputs, tokenizers.t5, tokenizers.bert, examples=tables, first_batch=first)
+        return make_iterator(inputs, tokenizers.t5, tokenizers.bert, examples=tables, first_batch=first, **this_host())
 
     return Split(tables, list(tables.queries()), batches)
 
@@ -166,8 +167,9 @@ def ask(
     """Ask every query of a split, from batch `first` on; log what did not fit the shapes of a batch."""
     notes = NoteCounter()
     for batch in split.batches(first):
-        notes.add(np.asarray(batch.row), np.asarray(batch.notes))
-        yield from read_answers(batch, predict(batch), t5, by=config.generation.rank, behaviour=config.behaviour)
+        prediction = predict(batch)
+        notes.add(np.asarray(prediction.about.row), np.asarray(prediction.about.notes))
+        yield from read_answers(prediction, t5, by=config.generation.rank, behaviour=config.behaviour)
     for line in notes.lines(lambda rows: [str(split.queries[int(row)].qid) for row in rows]):
         logging.warning("%s: %s", split.tables.split, line)
 

@@ -20,11 +20,12 @@ from calce_jax.checkpoints import (
     load_params,
     starting_point,
 )
+from calce_jax.hosts import is_first
 from calce_jax.models.calce import Calce, CalceConfig, Selection, count, split
 from calce_jax.outputs import write_output
 from calce_jax.paths import named_leaves, with_leaves
 from calce_jax.sharding import abstract_like, make_mesh, put_batch, shard_params
-from calce_jax.step import StepConfig, compile_train_step, make_predict, make_train_step
+from calce_jax.step import StepConfig, compile_predict, compile_train_step, make_predict, make_train_step
 from calce_jax.training.config import ConfigError, RunConfig, differences, flat, plain
 from calce_jax.training.loop import Plan, train
 from calce_jax.training.material import Material
@@ -79,7 +80,7 @@ def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainStat
             first_epoch=int(state.step) // steps_per_epoch,
         )
         step = compile_train_step(make_train_step(graph, programs, optimizer, rate), state)
-        predict = jax.jit(make_predict(graph, programs))
+        predict = compile_predict(make_predict(graph, programs), mesh)
         key = jax.random.key(config.seed)
         put = partial(put_batch, mesh=mesh)
 
@@ -121,7 +122,8 @@ def claim_workdir(workdir: Path, config: RunConfig) -> None:
                 f"the workdir {workdir} belongs to another config; choose another --workdir, or the values it was "
                 "made with:\n  " + "\n  ".join(listed)
             )
-    write_output(path, json.dumps(plain(config), indent=2) + "\n")
+    if is_first():
+        write_output(path, json.dumps(plain(config), indent=2) + "\n")
 
 
 def make_record(config: RunConfig, start: Start) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import numpy as np
 import tensorboardX
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
+from calce_jax.hosts import is_first
+
 _PLACE = "clu.metric_writers.summary_writer"
 if _PLACE not in sys.modules:
     # The name has to exist while clu is imported; the class below needs clu's interface, so it follows.
@@ -89,8 +91,11 @@ metric_writers.SummaryWriter = TensorBoardWriter  # pyright: ignore[reportAttrib
 
 @contextmanager
 def open_writer(folder: Path) -> Iterator[MetricWriter]:
-    """Give a writer into `folder` that works in a thread of its own; on leaving, all is on disk."""
-    writer = metric_writers.AsyncWriter(TensorBoardWriter(folder))
+    """Give a writer into `folder` that works in a thread of its own; on leaving, all is on disk.
+
+    Of several hosts only the first writes.
+    """
+    writer = metric_writers.AsyncWriter(TensorBoardWriter(folder)) if is_first() else metric_writers.MultiWriter([])
     try:
         yield writer
     finally:

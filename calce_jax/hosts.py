@@ -1,0 +1,79 @@
+"""Several hosts that work as one: how they meet, what each reads, what they agree on.
+
+Every host runs the same program. The devices of all are one mesh; a batch is shared between the hosts; results come
+back whole to each. Files are written by the first host alone, but for checkpoints, of which each writes its own part.
+"""
+
+from typing import TypedDict
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+class HostError(ValueError):
+    """The hosts cannot be joined as described; the message says what is missing."""
+
+
+class ThisHost(TypedDict):
+    """Which host this is, as `input_pipeline.make_iterator` takes it."""
+
+    process_index: int
+    process_count: int
+
+
+def join_hosts(coordinator: str, hosts: int | None = None, host: int | None = None) -> None:
+    """Wait for the other hosts and become one of them; to be called before anything else is asked of jax.
+
+    Args:
+      coordinator: "HOST:PORT" of the first host, which listens there; "auto" asks the cluster (Slurm, Open MPI,
+        Kubernetes, Cloud TPU) for all three; "" stays alone.
+      hosts: how many there are.
+      host: which one this is, from 0.
+
+    Raises:
+      HostError: some are given and others not, or there is no such host.
+      RuntimeError: the others do not come.
+    """
+    if coordinator == "auto":
+        jax.distributed.initialize()
+        return
+    if not coordinator:
+        if hosts is not None or host is not None:
+            raise HostError("--coordinator: missing; give HOST:PORT of the first host, or auto")
+        return
+    if hosts is None or host is None:
+        raise HostError(f"--coordinator={coordinator} needs --hosts (how many) and --host (which one this is, from 0)")
+    if not 0 <= host < hosts:
+        raise HostError(f"--host={host}: there are hosts 0 to {hosts - 1}")
+    jax.distributed.initialize(coordinator, hosts, host)
+
+
+def this_host() -> ThisHost:
+    """Return which host this is and how many there are."""
+    return ThisHost(process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def is_first() -> bool:
+    """Tell whether this is the host that writes."""
+    return jax.process_index() == 0
+
+
+def agreed(number: int) -> int:
+    """Return the first host's number on every host."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if jax.process_count() > 1 else number
+
+
+def meet(place: str) -> None:
+    """Wait until every host is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(place)
+
+
+def told_to_stop(step: int) -> bool:
+    """Tell whether, one of several hosts having received SIGTERM, this is the step at which all of them stop.
+
+    To be asked once at every step by every host. The hosts agree on a step that none has passed, and it is that step
+    alone that this tells of.
+    """
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
