@@ -1,0 +1,1 @@
+"""The search in a browser, for one person or a few: the extra `[web]`."""

@@ -1,0 +1,110 @@
+"""Who may read what: each browser has a cookie, each result a folder, and only the browser that asked gets its files.
+
+Results are not served by Gradio, whose addresses anyone may open. What is uploaded is served to nobody.
+"""
+
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.cookies import SimpleCookie
+from pathlib import Path
+from typing import Any
+
+COOKIE = "calce_visitor"
+# Where Gradio would hand out uploads; nothing the app shows needs it.
+NOT_SERVED = ("/gradio_api/file", "/file")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The files of one search: whose they are, where, and since when (seconds of a clock that only goes on)."""
+
+    visitor: str
+    folder: Path
+    made: float
+
+
+class Results:
+    """The folders of all results, until they are too old.
+
+    Args:
+      folder: of the folders.
+      keep: seconds that a result is kept.
+      clock: tells seconds.
+    """
+
+    def __init__(self, folder: Path, keep: float, clock: Callable[[], float] = time.monotonic):
+        self.folder, self.keep, self._clock = folder, keep, clock
+        self._results: dict[str, Result] = {}
+        self._lock = threading.Lock()
+
+    def make(self, visitor: str) -> tuple[str, Path]:
+        """Make a folder for a visitor's result; return its name, which cannot be guessed, and the folder."""
+        name = secrets.token_urlsafe(16)
+        folder = self.folder / name
+        folder.mkdir(parents=True)
+        with self._lock:
+            self._results[name] = Result(visitor, folder, self._clock())
+        return name, folder
+
+    def find(self, name: str, path: str, visitor: str) -> Path | None:
+        """Return a file of a result, or nothing where there is none, or it is another visitor's."""
+        with self._lock:
+            result = self._results.get(name)
+        if result is None or not visitor or not secrets.compare_digest(result.visitor, visitor):
+            return None
+        file = (result.folder / path).resolve()
+        return file if file.is_relative_to(result.folder.resolve()) and file.is_file() else None
+
+    def clear(self) -> None:
+        """Remove what is too old."""
+        with self._lock:
+            old = [name for name, each in self._results.items() if self._clock() - each.made >= self.keep]
+            gone = [self._results.pop(name) for name in old]
+        for each in gone:
+            shutil.rmtree(each.folder, ignore_errors=True)
+
+    def clear_every(self, seconds: float) -> None:
+        """Do so again and again, in a thread that ends with the program."""
+
+        def run() -> None:
+            while True:
+                time.sleep(seconds)
+                self.clear()
+
+        threading.Thread(target=run, daemon=True).start()
+
+
+class KnowVisitors:
+    """Gives every browser its cookie, and hands out no uploads. ASGI, so that answers that stream are not held back."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if scope["path"].startswith(NOT_SERVED):
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b"not found"})
+            return
+        known = visitor_of(dict(scope["headers"]).get(b"cookie", b"").decode("latin-1"))
+
+        async def with_cookie(message: Any) -> None:
+            if message["type"] == "http.response.start" and not known:
+                cookie = f"{COOKIE}={secrets.token_urlsafe(32)}; HttpOnly; SameSite=Strict; Path=/"
+                message = {**message, "headers": [*message["headers"], (b"set-cookie", cookie.encode())]}
+            await send(message)
+
+        await self.app(scope, receive, with_cookie)
+
+
+def visitor_of(cookies: str) -> str:
+    """Return the visitor that a Cookie header names, or nothing."""
+    found = SimpleCookie(cookies).get(COOKIE)
+    return found.value if found else ""
