@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 from calce_jax.batch import Batch, Data
 from calce_jax.generate import Answers, beam_search
 from calce_jax.models.calce import Calce, unit_rows
-from calce_jax.step import Prediction, StepConfig, at_bucket
+from calce_jax.step import Prediction, StepConfig, at_bucket, chance_of
 
 
 @struct.dataclass
@@ -44,7 +44,7 @@ def make_answer(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.Stat
     def answer(trainable: nnx.State, frozen: nnx.State, looked: Looked, batch: Batch) -> Prediction:
         model: Calce = nnx.merge(graph, trainable, frozen)
         features = looked.means if config.selection.stage == 1 else unit_rows(looked.queries)
-        reading = model.choose(features, batch, config.selection)
+        reading = model.choose(features, batch, config.selection, chance=chance_of(config, batch))
         described = model.described(jnp.take_along_axis(looked.queries, reading.plan.index[:, :, None, None], axis=1))
 
         def run(length: int) -> Answers:

@@ -67,7 +67,7 @@ def at_bucket(buckets: tuple[int, ...], needed: Int[Array, " B"], run: Callable[
 def chance_of(config: StepConfig, batch: Batch, key: Key = None) -> Chance | None:
     """Return what the selection of a batch draws: under "reference" as the original does, otherwise nothing.
 
-    Without a key, as in evaluation, a row meets the same chance whenever it is asked, unlike there.
+    Without a key, as in evaluation, a row meets the same chance whenever it is asked; there every run is another.
     """
     if config.behaviour == "default":
         return None
@@ -151,7 +151,7 @@ def compile_train_step(
 
 
 def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.State, Batch], Prediction]:
-    """Build `predict(trainable, frozen, batch) -> Prediction`, to be jitted. Nothing in it is random."""
+    """Build `predict(trainable, frozen, batch) -> Prediction`, to be jitted. The same rows get the same answers."""
 
     def predict(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> Prediction:
         model: Calce = nnx.merge(graph, trainable, frozen)

@@ -121,7 +121,13 @@ def windows(mel, prompts, temperature=0.0):
 
 
 def written(whisper, asked, vocabulary, **how):
-    return nnx.jit(lambda whisper, asked: transcribe_windows(whisper, asked, vocabulary, **how))(whisper, asked)
+    graph, params = nnx.split(whisper)
+
+    @jax.jit
+    def write(params, asked):
+        return transcribe_windows(nnx.merge(graph, params), asked, vocabulary, **how)
+
+    return write(params, asked)
 
 
 def test_encoder_and_logits_as_transformers_computes_them(pair):
@@ -214,9 +220,9 @@ def test_rules_for_times():
     logits = jnp.zeros((1, 90), jnp.float32)
 
     def may(*before, words=9.0):
-        # Words so probable that no rule prefers times to them.
+        # Words and the end so probable that no rule prefers times to them.
         tokens = jnp.asarray([[*before, *[60] * (12 - len(before))]], jnp.int32)
-        rated = logits.at[:, :60].set(words)
+        rated = logits.at[:, :61].set(words)
         kept = allowed(rated, tokens, jnp.asarray(len(before), jnp.int32), ENGLISH, times=True)
         return set(np.flatnonzero(np.isfinite(np.asarray(kept[0]))))
 
@@ -241,7 +247,7 @@ def test_published_sizes():
             WhisperConfig.named(name, english=english)
 
 
-@pytest.mark.parametrize(("name", "millions"), [("tiny", 38), ("large-v3", 1544), ("turbo", 809)])
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 38), ("large-v3", 1543), ("turbo", 809)])
 def test_parameters_of_published_sizes(name, millions):
     state = nnx.state(nnx.eval_shape(lambda: Whisper(WhisperConfig.named(name), rngs=nnx.Rngs(0))))
     assert round(sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e6) == millions

@@ -3,7 +3,7 @@
 import numpy as np
 
 from calce_jax.convert import calce, qformer, t5, vit
-from calce_jax.convert.table import Ignored, Operation, Parts, Row, Table, also_spelled, prefixed, renamed, rows_of
+from calce_jax.convert.rows import Ignored, Operation, Parts, Row, Table, also_spelled, prefixed, renamed, rows_of
 
 # In this order; what the original and Hugging Face call the same is not here.
 HUGGING_FACE = (

@@ -7,7 +7,8 @@ from typing import Any
 from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, T5Config
 
 from calce_jax.convert import blip2, calce
-from calce_jax.convert.table import Lazy, prefixed, renamed, rows_of, torch_parameters
+from calce_jax.convert.rows import prefixed, renamed, rows_of
+from calce_jax.convert.table import Lazy, torch_parameters
 from calce_jax.convert.weights import Weights
 from calce_jax.convert.writer import whole_folder, write_safetensors, write_shards
 from calce_jax.models.calce import CalceConfig
@@ -71,12 +72,12 @@ def blip2_config(sizes: CalceConfig) -> dict[str, Any]:
         # "gated-gelu" would be read as the approximate GELU; CALCE has the exact one, which goes by this name.
         feed_forward_proj="gated-gelu_python",
     )
-    # Said of both, since either alone lets transformers tie the head to the embedding.
+    # transformers takes every T5 for the first, whose head is tied to the embedding and whose last states are scaled.
     untied = {"tie_word_embeddings": False}
     whole = Blip2Config(
         vision_config=vision.to_dict(),
         qformer_config=reader.to_dict(),
-        text_config=writer.to_dict() | untied | {"decoder_start_token_id": 0},
+        text_config=writer.to_dict() | untied | {"scale_decoder_outputs": False, "decoder_start_token_id": 0},
         num_query_tokens=qformer.queries,
         image_token_index=min(IMAGE_TOKEN, t5.vocab - 1),
     ).to_dict()

@@ -8,7 +8,8 @@ import numpy as np
 
 from calce_jax.convert import calce, qformer, t5
 from calce_jax.convert.reader import WeightsFileError
-from calce_jax.convert.table import Lazy, rows_of, torch_parameters
+from calce_jax.convert.rows import rows_of
+from calce_jax.convert.table import Lazy, torch_parameters
 from calce_jax.convert.weights import FLOAT32, Weights, held
 from calce_jax.convert.writer import cast, whole_file
 

@@ -6,8 +6,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from calce_jax.convert.sources import open_sources, parse_sources
-from calce_jax.convert.targets import parse_target
+from calce_jax.convert.sources import open_sources, open_whisper, parse_sources
+from calce_jax.convert.targets import TARGETS, parse_target
+from calce_jax.convert.writer import cast, write_safetensors
 from calce_jax.models.calce import CalceConfig
 from calce_jax.models.lora import LoraConfig
 from calce_jax.trained import read_config
@@ -40,6 +41,8 @@ def convert(source: str, target: str, config: Any, *, dtype: str = "as stored") 
       OSError: the target cannot be written; nothing of it is left.
     """
     sources, (kind, path) = parse_sources(source), parse_target(target)
+    if any(what == "whisper" for what, _ in sources):
+        return _convert_whisper(source, target, DTYPES[dtype])
     runs = [read_config(where) for what, where in sources if what == "orbax"]
     run = runs[-1] if runs else validate(config)
     weights = open_sources(sources, sizes_of(run), seed=run.seed)
@@ -55,6 +58,17 @@ def sizes_of(run: RunConfig) -> CalceConfig:
         return calce_config(run, open_tokenizers(run))
     lora = LoraConfig(rank=run.lora.rank, alpha=run.lora.alpha, drop=run.lora.dropout)
     return CalceConfig.named(run.model.size, lora, run.model.compute_dtype, t5_vocab=0, bert_vocab=0)
+
+
+def _convert_whisper(source: str, target: str, dtype: np.dtype | None) -> str:
+    """Write a Whisper under the names that its parameters have here."""
+    (_, folder), *others = parse_sources(source)
+    kind, path = parse_target(target)
+    if others or kind is not TARGETS["base"]:
+        raise ValueError(f"whisper:PATH goes alone and to base:FILE, not {source} to {target}")
+    weights = open_whisper(folder)
+    write_safetensors(path, weights if dtype is None else cast(weights, dtype), {"converted from": source})
+    return f"{path}: a Whisper; {_size(path) / 1e6:.1f} MB from {source}"
 
 
 def _size(path: Path) -> int:

@@ -1,5 +1,6 @@
 """Where weights come from: `KIND:PATH,KIND:PATH,...`, each a checkpoint that fills some of the model."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,22 +10,14 @@ import numpy as np
 from flax import nnx
 
 from calce_jax.checkpoints import CheckpointError, Checkpoints
-from calce_jax.convert import bert, blip2, calce, t5, vit
+from calce_jax.convert import bert, blip2, calce, t5, vit, whisper
 from calce_jax.convert.reader import WeightsFileError, open_tensors
-from calce_jax.convert.table import (
-    WEIGHT_DTYPES,
-    ConversionError,
-    Lazy,
-    Shaped,
-    Table,
-    fits,
-    parameters,
-    prefixed,
-    rows_of,
-)
+from calce_jax.convert.rows import Table, prefixed, rows_of
+from calce_jax.convert.table import WEIGHT_DTYPES, ConversionError, Lazy, Shaped, fits, parameters
 from calce_jax.convert.weights import Weights, base_shapes, held, trained_shapes
 from calce_jax.models.calce import CalceConfig
 from calce_jax.models.layers import Linear
+from calce_jax.models.whisper import Whisper, WhisperConfig
 from calce_jax.paths import named_leaves
 from calce_jax.trained import read_config
 
@@ -63,6 +56,7 @@ OWN = {
     "base": "base weights, as --target=base:FILE writes them",
     "orbax": "the folder of a run, as --target=orbax:DIR or launch/train.py writes it",
 }
+WHISPER = {"whisper": "a Whisper from the Hugging Face hub; goes alone, and to base:FILE"}
 
 
 def parse_sources(text: str) -> list[tuple[str, Path]]:
@@ -74,7 +68,7 @@ def parse_sources(text: str) -> list[tuple[str, Path]]:
     sources = []
     for part in text.split(","):
         kind, colon, path = part.partition(":")
-        if kind not in KINDS | OWN or not colon or not path:
+        if kind not in kinds_with_help() or not colon or not path:
             kinds = "\n  ".join(f"{kind}:PATH  {about}" for kind, about in kinds_with_help().items())
             raise ValueError(f"--source: {part!r} is none of\n  {kinds}")
         sources.append((kind, Path(path)))
@@ -83,7 +77,7 @@ def parse_sources(text: str) -> list[tuple[str, Path]]:
 
 def kinds_with_help() -> dict[str, str]:
     """Return all kinds, and what each of them is."""
-    return {kind: KINDS[kind].about for kind in KINDS} | OWN
+    return {kind: KINDS[kind].about for kind in KINDS} | OWN | WHISPER
 
 
 def open_sources(sources: Sequence[tuple[str, Path]], sizes: CalceConfig, *, seed: int = 0) -> Weights:
@@ -126,6 +120,21 @@ def open_sources(sources: Sequence[tuple[str, Path]], sizes: CalceConfig, *, see
         raise ConversionError(problems)
     origin = ",".join(f"{kind}:{path}" for kind, path in sources)
     return Weights({name: base[name] for name in wanted}, trained, sizes, origin, file)
+
+
+def open_whisper(folder: Path) -> dict[str, Lazy]:
+    """Open a Whisper, whose sizes its own `config.json` tells.
+
+    Raises:
+      WeightsFileError: a file is missing or damaged.
+      ConversionError: weights do not fit.
+    """
+    try:
+        config = WhisperConfig.from_hugging_face(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise WeightsFileError(f"{folder / 'config.json'}: {error}") from error
+    model = nnx.eval_shape(lambda: Whisper(config, rngs=nnx.Rngs(0)))
+    return parameters(whisper.TABLE, open_tensors(folder), nnx.state(model, nnx.Param))
 
 
 def base_file(run: Path) -> Path:

@@ -1,6 +1,6 @@
-"""The mechanism of weight conversion: rows that pair a PyTorch name with a parameter here.
+"""The mechanism of weight conversion: a table, which is a list of rows, is read in either direction.
 
-A table is a list of rows. Both directions read the same rows, so what is written can be read back bit by bit.
+Both directions read the same rows, so what is written can be read back bit by bit.
 Everything is checked by names, shapes and dtypes before the first number is read, and all that is wrong is said at
 once.
 
@@ -10,18 +10,17 @@ tensors of one row at a time, so a model need never be in memory as a whole.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
 
+from calce_jax.convert.rows import LAYER, Ignored, Parts, Row, Table, rows_of
 from calce_jax.paths import named_leaves, with_leaves
 
-LAYER = "{layer}"
 WEIGHT_DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16, np.float64)))
-Parts = tuple[np.ndarray, ...]
 
 
 @runtime_checkable
@@ -66,82 +65,6 @@ class Lazy:
         return np.asarray(self.read(), dtype)
 
 
-@dataclass(frozen=True)
-class Operation:
-    """How one PyTorch tensor becomes one or more arrays here, and how these become it again.
-
-    `to_flax` raises a ValueError for a tensor that it would have to take something away from.
-    """
-
-    to_flax: Callable[[np.ndarray], Parts]
-    to_torch: Callable[[Parts], np.ndarray]
-
-
-COPY = Operation(lambda tensor: (tensor,), lambda parts: parts[0])
-# torch keeps a linear layer's matrix as (out, in), we as (in, out).
-TRANSPOSE = Operation(lambda tensor: (tensor.T,), lambda parts: parts[0].T)
-
-
-def without_leading(ones: int) -> Operation:
-    """Drop that many leading axes of length 1."""
-    return Operation(lambda tensor: (_squeezed(tensor, ones),), lambda parts: parts[0][(None,) * ones])
-
-
-def split_rows(count: int) -> Operation:
-    """Cut a fused projection (count * out, in) into `count` kernels (in, out)."""
-    return Operation(
-        lambda tensor: tuple(part.T for part in np.split(tensor, count)),
-        lambda parts: np.concatenate([part.T for part in parts]),
-    )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One PyTorch name and its parameter here, or the parameters that it is split into.
-
-    Attributes:
-      torch: the name; `{layer}` in it stands for a number, and the parameter then has a leading axis of layers.
-      ours: names of parameters, as `calce_jax.paths.named_leaves` gives them.
-      operation: how the numbers of one layer go over.
-      every: only each `every`-th layer has this parameter; layer i is row i / every of the leading axis.
-      also: other spellings that are read but not written.
-      tied: names under which PyTorch keeps the same numbers again: written too, and if read, they must be the same.
-    """
-
-    torch: str
-    ours: str | tuple[str, ...]
-    operation: Operation = COPY
-    every: int = 1
-    also: tuple[str, ...] = ()
-    tied: tuple[str, ...] = ()
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The names of the parameters, as a tuple."""
-        return (self.ours,) if isinstance(self.ours, str) else self.ours
-
-    @property
-    def stacked(self) -> bool:
-        """Whether the parameters have a leading axis of layers."""
-        return LAYER in self.torch
-
-    @property
-    def readable(self) -> tuple[str, ...]:
-        """All names that hold these numbers, the one to prefer first."""
-        return (self.torch, *self.also, *self.tied)
-
-
-@dataclass(frozen=True)
-class Ignored:
-    """PyTorch names (`*` stands for anything) that are neither read nor written, and why."""
-
-    torch: str
-    reason: str
-
-
-Table = Sequence[Row | Ignored]
-
-
 class ConversionError(ValueError):
     """Names or shapes do not fit; `problems` holds a line for each."""
 
@@ -164,45 +87,6 @@ class _Slot:
     def of(self, array: Any) -> Any:
         """Return this layer's part of a parameter."""
         return array if self.index is None else array[self.index]
-
-
-def prefixed(table: Table, torch: str = "", ours: str = "") -> list[Row | Ignored]:
-    """Return the table with something put before every name, to build a model's table from those of its parts."""
-
-    def put(row: Row | Ignored) -> Row | Ignored:
-        return row if isinstance(row, Ignored) else replace(row, ours=tuple(ours + part for part in row.parts))
-
-    return [put(row) for row in renamed(table, lambda name: torch + name)]
-
-
-def renamed(table: Table, rename: Callable[[str], str]) -> list[Row | Ignored]:
-    """Return the table with other PyTorch names."""
-
-    def put(row: Row | Ignored) -> Row | Ignored:
-        if isinstance(row, Ignored):
-            return replace(row, torch=rename(row.torch))
-        also, tied = (tuple(map(rename, names)) for names in (row.also, row.tied))
-        return replace(row, torch=rename(row.torch), also=also, tied=tied)
-
-    return [put(row) for row in table]
-
-
-def also_spelled(table: Table, spell: Callable[[str], str]) -> list[Row | Ignored]:
-    """Return the table reading a second spelling of every name as well; what is written stays."""
-
-    def put(row: Row | Ignored) -> tuple[Row | Ignored, ...]:
-        if isinstance(row, Ignored):
-            other = replace(row, torch=spell(row.torch))
-            return (row,) if other == row else (row, other)
-        others = dict.fromkeys(map(spell, row.readable))
-        return (replace(row, also=(*row.also, *(name for name in others if name not in row.readable))),)
-
-    return [spelled for row in table for spelled in put(row)]
-
-
-def rows_of(table: Table) -> list[Row]:
-    """Return the rows that are read and written."""
-    return [row for row in table if isinstance(row, Row)]
 
 
 def check(table: Table, tensors: Mapping[str, Shaped], abstract: Any) -> None:
@@ -444,7 +328,3 @@ def _common(dtypes: Iterator[Any]) -> np.dtype:
 
 def _pattern(ignored: str) -> re.Pattern[str]:
     return re.compile(re.escape(ignored).replace(r"\*", ".*"))
-
-
-def _squeezed(tensor: np.ndarray, ones: int) -> np.ndarray:
-    return tensor.reshape(tensor.shape[ones:])

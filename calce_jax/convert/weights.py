@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -83,6 +84,7 @@ def held(array: np.ndarray) -> Lazy:
     return Lazy(array.shape, array.dtype, lambda: array)
 
 
+@cache
 def _abstract(sizes: CalceConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return named_leaves(nnx.state(nnx.eval_shape(lambda: Calce(sizes, rngs=nnx.Rngs(0))), nnx.Param))
 

@@ -8,7 +8,7 @@ length, D width, N heads, H head width, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from calce_jax.models.layers import Key, LayerNorm, Linear, gelu, scan, stack
 # Queries that look at all positions at once: a few hundred, so that their scores stay in a CPU's cache.
 QUERY_BLOCK = 250
 
-Size = Literal["tiny", "base", "small", "medium", "large-v2", "large-v3", "turbo"]
 # Width, heads, encoder blocks, decoder blocks.
 SIZES: dict[str, tuple[int, int, int, int]] = {
     "tiny": (384, 6, 4, 4),
@@ -57,7 +56,7 @@ class WhisperConfig:
         return 2 * self.audio_positions
 
     @staticmethod
-    def named(size: Size, *, english: bool = False) -> "WhisperConfig":
+    def named(size: str, *, english: bool = False) -> "WhisperConfig":
         """Return a published size.
 
         Args:

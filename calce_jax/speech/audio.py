@@ -39,7 +39,7 @@ class NoSound(SoundError):
     """A file that is whole and has no sound: there is nothing to caption, and nothing to mend."""
 
 
-def read_sound(path: str | os.PathLike[str]) -> Iterator[Float[np.ndarray, " n"]]:
+def read_sound(path: str | os.PathLike[str]) -> Iterator[Float[np.ndarray, "_"]]:
     """Yield the samples of a file's best sound track: float32, 16 kHz, mixed down to one channel, pieces of any length.
 
     Args:
@@ -86,7 +86,7 @@ class _Mixer:
         self._resampler = av.AudioResampler("flt", "mono", RATE)
         self._form: tuple[str, str, int] | None = None
 
-    def mix(self, frame: av.AudioFrame) -> Iterator[Float[np.ndarray, " n"]]:
+    def mix(self, frame: av.AudioFrame) -> Iterator[Float[np.ndarray, "_"]]:
         """Yield what comes out when the frame goes in."""
         form = frame.format.name, frame.layout.name, frame.sample_rate
         if form != self._form:
@@ -96,19 +96,19 @@ class _Mixer:
         frame.pts = None  # holes are filled outside
         yield from self._counted(frame)
 
-    def silence_until(self, second: float) -> Iterator[Float[np.ndarray, " n"]]:
+    def silence_until(self, second: float) -> Iterator[Float[np.ndarray, "_"]]:
         """Yield zeros up to that time."""
         yield from self.flush()
         if (samples := round(second * RATE) - self.given) > 0:
             self.given += samples
             yield np.zeros(samples, np.float32)
 
-    def flush(self) -> Iterator[Float[np.ndarray, " n"]]:
+    def flush(self) -> Iterator[Float[np.ndarray, "_"]]:
         """Yield what the resampler still holds, and begin anew."""
         yield from self._counted(None)
         self._resampler = av.AudioResampler("flt", "mono", RATE)
 
-    def _counted(self, frame: av.AudioFrame | None) -> Iterator[Float[np.ndarray, " n"]]:
+    def _counted(self, frame: av.AudioFrame | None) -> Iterator[Float[np.ndarray, "_"]]:
         for piece in self._resampler.resample(frame):
             if piece is not None and piece.samples:
                 self.given += piece.samples

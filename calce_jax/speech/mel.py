@@ -26,7 +26,7 @@ NEEDED = (BLOCK - 1) * HOP + WINDOW
 RANGE = 8.0
 
 
-def log_mel(pieces: Iterable[Float[np.ndarray, " n"]], mels: int) -> Float[np.ndarray, "F C"]:
+def log_mel(pieces: Iterable[Float[np.ndarray, "_"]], mels: int) -> Float[np.ndarray, "F C"]:
     """Return the bands of a whole file, float32; F = samples // 160, the rest of a frame is left out.
 
     They are scaled by the loudest band of the file, as `transformers` scales long sound; so the first window of a file
@@ -84,7 +84,7 @@ def _filters(mels: int) -> Float[np.ndarray, "X C"]:
     return bank.astype(np.float32)
 
 
-def _log_power(samples: Float[np.ndarray, " n"], filters: Float[np.ndarray, "X C"]) -> Float[np.ndarray, "F C"]:
+def _log_power(samples: Float[np.ndarray, "_"], filters: Float[np.ndarray, "X C"]) -> Float[np.ndarray, "F C"]:
     """Return log10 of the power in each band, float32."""
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
     frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP]

@@ -32,7 +32,7 @@ class Voices:
 
     probabilities: list[float] = field(default_factory=list)
 
-    def over(self, pieces: Iterable[Float[np.ndarray, " n"]]) -> Iterator[Float[np.ndarray, " n"]]:
+    def over(self, pieces: Iterable[Float[np.ndarray, "_"]]) -> Iterator[Float[np.ndarray, "_"]]:
         """Yield the pieces as they come, and listen to them."""
         # It remembers what it heard, so each file has its own.
         detector, held = SileroVAD(RATE), np.zeros(0, np.float32)

@@ -1,0 +1,254 @@
+"""Whisper beside transformers (torch) and faster-whisper: speed, memory, word errors; same weights, sound and rules.
+
+    python benchmarks/whisper.py --model=DIR --audio=FILE [--reference=FILE] [--batch_sizes=1,16] [--rounds=5]
+
+Needs the extras `oracle` and `benchmark`. Every engine has a process of its own, which opens the weights (float32 from
+safetensors, converted to CTranslate2's format for faster-whisper), warms up, and then takes turns with the others, so
+that a machine which is busy now and then is busy for all. From samples in memory to text, times and all; greedy, no
+second try, no voice detection, nothing quoted. A batch is that many copies of the file.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+ENGINES = ("ours", "torch", "faster-whisper float32", "faster-whisper int8")
+RATE, WINDOW_S = 16_000, 30
+
+MODEL = flags.DEFINE_string("model", None, "a Whisper's folder in the layout of Hugging Face", required=True)
+AUDIO = flags.DEFINE_string("audio", None, "a file with speech", required=True)
+REFERENCE = flags.DEFINE_string("reference", None, "a text file with what is said in it, for word errors")
+BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "16"], "copies of the file at a time")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "turns of each engine")
+THREADS = flags.DEFINE_integer("threads", 2, "of torch and faster-whisper; XLA takes all cores that it may run on")
+USE = flags.DEFINE_list("engines", list(ENGINES), "which to compare")
+WORKER = flags.DEFINE_string("worker", None, "used by the benchmark itself: the engine of this process")
+CONVERTED = flags.DEFINE_string("converted", None, "used by the benchmark itself: weights for faster-whisper")
+
+# What an engine does with a batch of files: their texts.
+Transcribe = Callable[[list[np.ndarray]], list[str]]
+
+
+def ours(batch_size: int) -> Transcribe:
+    """Open calce_jax's."""
+    from calce_jax.speech.mel import log_mel  # noqa: PLC0415
+    from calce_jax.speech.model import open_whisper  # noqa: PLC0415
+    from calce_jax.speech.transcribe import Options, Sound, Transcriber  # noqa: PLC0415
+
+    model = open_whisper(MODEL.value)
+    options = Options(batch_size=batch_size, temperatures=(0.0,), only_voices=False, language="en")
+    transcriber = Transcriber(model, options)
+
+    def transcribe(files: list[np.ndarray]) -> list[str]:
+        mels = model.whisper.config.mels
+        named = ((number, Sound(log_mel([samples], mels), None)) for number, samples in enumerate(files))
+        found = dict(transcriber.transcribe(named))
+        return [" ".join(caption.text for caption in found[number].captions) for number in range(len(files))]
+
+    return transcribe
+
+
+def in_torch(batch_size: int) -> Transcribe:
+    """Open transformers'."""
+    import torch  # noqa: PLC0415
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor  # noqa: PLC0415
+
+    torch.set_num_threads(THREADS.value)
+    model = WhisperForConditionalGeneration.from_pretrained(MODEL.value, dtype=torch.float32).eval()
+    processor = WhisperProcessor.from_pretrained(MODEL.value)
+
+    @torch.no_grad()
+    def transcribe(files: list[np.ndarray]) -> list[str]:
+        bands = processor(
+            files,
+            sampling_rate=RATE,
+            truncation=False,
+            padding="longest",
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        tokens = model.generate(
+            bands.input_features,
+            attention_mask=bands.attention_mask,
+            return_timestamps=True,
+            condition_on_prev_tokens=False,
+            temperature=0.0,
+        )
+        return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+
+    return transcribe
+
+
+def in_ctranslate2(batch_size: int, kind: str) -> Transcribe:
+    """Open faster-whisper's; `kind` is that of its weights."""
+    from faster_whisper import BatchedInferencePipeline, WhisperModel  # noqa: PLC0415
+
+    model = WhisperModel(CONVERTED.value, device="cpu", compute_type=kind, cpu_threads=THREADS.value)
+    how = {"language": "en", "beam_size": 1, "temperature": 0.0, "condition_on_previous_text": False}
+
+    def one_by_one(files: list[np.ndarray]) -> list[str]:
+        return [joined(model.transcribe(samples, **how, without_timestamps=False)[0]) for samples in files]
+
+    def together(files: list[np.ndarray]) -> list[str]:
+        # It batches stretches of one recording: each file in a window of its own.
+        size = WINDOW_S * RATE
+        recording = np.concatenate([np.pad(samples, (0, -len(samples) % size)) for samples in files])
+        stretches = [
+            {"start": first / RATE, "end": min(first + size, len(recording)) / RATE}
+            for first in range(0, len(recording), size)
+        ]
+        pipeline = BatchedInferencePipeline(model)
+        segments, _ = pipeline.transcribe(
+            recording,
+            **how,
+            batch_size=batch_size,
+            vad_filter=False,
+            clip_timestamps=stretches,
+            without_timestamps=False,
+        )
+        each: list[list[str]] = [[] for _ in files]
+        windows = [-(-len(samples) // size) for samples in files]
+        starts = np.cumsum([0, *windows]) * WINDOW_S
+        for segment in segments:
+            each[int(np.searchsorted(starts, segment.start, side="right")) - 1].append(segment.text.strip())
+        return [" ".join(texts) for texts in each]
+
+    return one_by_one if batch_size == 1 else together
+
+
+def joined(segments) -> str:
+    """Return the text of segments."""
+    return " ".join(segment.text.strip() for segment in segments)
+
+
+def samples_of(path: str) -> np.ndarray:
+    """Return a file's samples."""
+    from calce_jax.speech.audio import read_sound  # noqa: PLC0415
+
+    return np.concatenate(list(read_sound(path)))
+
+
+def work(engine: str, batch_size: int) -> None:
+    """Warm up, say so, and run once for every line that comes in."""
+    makers = {
+        "ours": ours,
+        "torch": in_torch,
+        "faster-whisper float32": lambda size: in_ctranslate2(size, "float32"),
+        "faster-whisper int8": lambda size: in_ctranslate2(size, "int8"),
+    }
+    files = [samples_of(AUDIO.value)] * batch_size
+    transcribe = makers[engine](batch_size)
+    texts = transcribe(files)
+    print(json.dumps({"ready": texts[0], "alike": len(set(texts)) == 1}), flush=True)
+    for _ in sys.stdin:
+        wall, processor = time.perf_counter(), time.process_time()
+        transcribe(files)
+        done = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+        done["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps(done), flush=True)
+
+
+def convert(folder: Path) -> None:
+    """Write the weights in CTranslate2's format."""
+    from ctranslate2.converters import TransformersConverter  # noqa: PLC0415
+
+    there = [name for name in ("tokenizer.json", "preprocessor_config.json") if (Path(MODEL.value) / name).is_file()]
+    TransformersConverter(MODEL.value, copy_files=there).convert(str(folder), force=True)
+
+
+def start(engine: str, batch_size: int, converted: Path) -> subprocess.Popen[str]:
+    """Start an engine's process."""
+    command = [
+        sys.executable,
+        __file__,
+        f"--worker={engine}",
+        f"--batch_sizes={batch_size}",
+        f"--converted={converted}",
+    ]
+    command += [f"--model={MODEL.value}", f"--audio={AUDIO.value}", f"--threads={THREADS.value}"]
+    command.append(f"--converted={converted}")
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def turn(process: subprocess.Popen[str], message: str = "go\n") -> dict:
+    """Let an engine work once, and return what it says."""
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(message)
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def word_errors(text: str) -> str:
+    """Return the word error rate against the reference, without signs and capitals."""
+    if not REFERENCE.value:
+        return ""
+    import jiwer  # noqa: PLC0415
+
+    plain = jiwer.Compose(
+        [
+            jiwer.ToLowerCase(),
+            jiwer.SubstituteRegexes({"-": " "}),
+            jiwer.RemovePunctuation(),
+            jiwer.RemoveMultipleSpaces(),
+            jiwer.Strip(),
+        ]
+    )
+    return f"{100 * jiwer.wer(plain(Path(REFERENCE.value).read_text()), plain(text)):.1f} %"
+
+
+def compare(batch_size: int, converted: Path) -> None:
+    """Print a table for one batch size."""
+    seconds = len(samples_of(AUDIO.value)) / RATE * batch_size
+    workers = {engine: start(engine, batch_size, converted) for engine in USE.value}
+    texts = {}
+    for engine, worker in workers.items():
+        assert worker.stdout
+        texts[engine] = json.loads(worker.stdout.readline())["ready"]
+    turns: dict[str, list[dict]] = {engine: [] for engine in workers}
+    for _ in range(ROUNDS.value):
+        for engine, worker in workers.items():
+            turns[engine].append(turn(worker))
+    for worker in workers.values():
+        assert worker.stdin
+        worker.stdin.close()
+        worker.wait()
+    print(f"\nbatch {batch_size}: {seconds:.1f} s of sound; medians of {ROUNDS.value} turns")
+    print(f"{'':24}{'s of sound / s':>15}{'processor s':>13}{'peak GiB':>10}{'ours is':>9}{'WER':>8}  text")
+    first = statistics.median(each["wall"] for each in turns[USE.value[0]])
+    for engine, done in turns.items():
+        wall, processor = (statistics.median(each[name] for each in done) for name in ("wall", "processor"))
+        same = "the same" if texts[engine] == texts[USE.value[0]] else "differs"
+        print(
+            f"{engine:24}{seconds / wall:15.1f}{processor:13.2f}{done[-1]['memory']:10.2f}{wall / first:8.2f}x"
+            f"{word_errors(texts[engine]):>8}  {same}"
+        )
+
+
+def main(argv: list[str]) -> None:
+    """Compare the engines at every batch size."""
+    if WORKER.value:
+        work(WORKER.value, int(BATCH_SIZES.value[0]))
+        return
+    packages = ("jax", "torch", "transformers", "faster-whisper", "ctranslate2")
+    print(", ".join(f"{name} {version(name)}" for name in packages))
+    with tempfile.TemporaryDirectory() as folder:
+        converted = Path(folder) / "converted"
+        if any(engine.startswith("faster") for engine in USE.value):
+            convert(converted)
+        for batch_size in BATCH_SIZES.value:
+            compare(int(batch_size), converted)
+
+
+if __name__ == "__main__":
+    app.run(main)
