@@ -1,0 +1,95 @@
+"""Time and memory of a search against the length of the video: `python benchmarks/search.py --out=DIR`.
+
+Writes videos of some minutes (noise that moves, 160 x 120, 5 frames a second). Each is searched in a process of its own
+for one query and then another, and in a second process once more, which finds what the first kept on disk. Compiling is
+not measured. Prints a line a video and writes DIR/search.json. Without --checkpoint the model is the tiny one.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import jax
+import numpy as np
+
+from calce_jax.cache import Cache
+from calce_jax.outputs import replacing, write_output
+from calce_jax.search import Searcher, keep_programs, open_stages
+
+SIZE, RATE = (160, 120), 5
+FIRST, SECOND = "a red circle moves to the left", "a blue square appears"
+
+
+def main() -> None:
+    """Run every length, or be the process of one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the videos, the cache and the table")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1 / 60, 1, 10, 30, 120])
+    parser.add_argument("--checkpoint", type=Path, help="as for calce search")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(measured(given)))
+        return
+    rows = []
+    for minutes in given.minutes:
+        video = write_video(given.out / f"{minutes:g}.mp4", minutes)
+        row: dict[str, float] = {"minutes": minutes}
+        for run in ("fresh", "kept"):
+            command = [sys.executable, __file__, f"--out={given.out}", f"--one={video}"]
+            command += [f"--checkpoint={given.checkpoint}"] if given.checkpoint else []
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+            row |= {f"{run} {name}": value for name, value in json.loads(done.stdout.splitlines()[-1]).items()}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    about = {"python": platform.python_version(), "jax": jax.__version__, "cores": os.cpu_count(), "rows": rows}
+    write_output(given.out / "search.json", json.dumps(about, indent=2) + "\n")
+
+
+def measured(given: argparse.Namespace) -> dict[str, float]:
+    """Search one video; seconds of the first query and of a second, peak memory, and what is kept, in MB."""
+    keep_programs(given.out / "cache")
+    cache = Cache(given.out / "cache")
+    searcher = Searcher(open_stages(given.checkpoint), cache)
+    searcher.search(write_video(given.out / "warm.mp4", 0.1), [FIRST])  # compiles
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    began = time.monotonic()
+    searcher.search(given.one, [FIRST])
+    between = time.monotonic()
+    searcher.search(given.one, [SECOND])
+    return {
+        "first_s": round(between - began, 2),
+        "second_s": round(time.monotonic() - between, 2),
+        "before_mb": round(before),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
+        "kept_mb": round(cache.size() / 1e6, 1),
+    }
+
+
+def write_video(path: Path, minutes: float) -> Path:
+    """Write a video of moving noise, unless it is there."""
+    if path.exists():
+        return path
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0] * 2, 3), np.uint8)
+    with replacing(path) as part, av.open(str(part), "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=RATE, options={"preset": "ultrafast", "crf": "35"})
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        for number in range(max(round(minutes * 60 * RATE), 1)):
+            at = number % SIZE[0]
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(noise[:, at : at + SIZE[0]]), "rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, RATE)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return path
+
+
+if __name__ == "__main__":
+    main()

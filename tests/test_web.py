@@ -1,0 +1,162 @@
+"""The app: what it refuses, who may read what, and a real browser that uploads, asks and looks."""
+
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from calce_jax.cache import Cache
+from calce_jax.search import Searcher
+from calce_jax.web.visitors import COOKIE, Results, visitor_of
+from tests.clips import write_clip
+from tests.searching import LONGEST, make_stages
+
+BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+# Gradio and its parts warn about each other's versions; an exception in a server's thread is a failure all the same.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")
+
+
+def test_a_result_is_its_visitors_alone_and_goes(tmp_path):
+    now = [0.0]
+    results = Results(tmp_path, keep=10.0, clock=lambda: now[0])
+    name, folder = results.make("a")
+    (folder / "index.html").write_text("found")
+    (tmp_path / "secret").write_text("x")
+    assert results.find(name, "index.html", "a") == folder / "index.html"
+    for visitor, path in (("b", "index.html"), ("", "index.html"), ("a", "../secret"), ("a", "none"), ("a", "")):
+        assert results.find(name, path, visitor) is None
+    assert results.find("other", "index.html", "a") is None
+    now[0] = 9.0
+    results.clear()
+    assert folder.exists()
+    now[0] = 10.0
+    results.clear()
+    assert not folder.exists()
+    assert results.find(name, "index.html", "a") is None
+
+
+def test_the_cookie_is_read_among_others():
+    assert visitor_of(f"theme=dark; {COOKIE}=abc") == "abc"
+    assert visitor_of("") == ""
+
+
+def test_a_port_in_use_is_named():
+    app = pytest.importorskip("calce_jax.web.app", reason="gradio is absent: pip install 'calce_jax[web]'")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(app.WebError, match=rf"port {port} of 127\.0\.0\.1: .*; choose another with --port"):
+            app.check_port("127.0.0.1", port)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """A server with the app, whose models answer something about anything."""
+    web = pytest.importorskip("calce_jax.web.app", reason="gradio is absent: pip install 'calce_jax[web]'")
+    uvicorn = pytest.importorskip("uvicorn", reason="gradio is absent: pip install 'calce_jax[web]'")
+    folder = tmp_path_factory.mktemp("web")
+    sample = web.Sample("ours", write_clip(folder / "ours.mp4", frames=15, rate=5), ["a red circle moves"])
+    limits = web.Limits(megabytes=1.0, minutes=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calce_jax.inference.answer_text", lambda *_: "[[0, 2]]")
+        searcher = Searcher(make_stages(), Cache(folder / "cache"), LONGEST)
+        app = web.make_app(searcher, folder / "app", [sample], "A model for tests.", limits)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        deadline = time.monotonic() + 60
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is absent: pip install playwright")
+    path = next((path for path in BROWSERS if Path(path).exists()), None)
+    if path is None:
+        pytest.skip(f"no Chromium at {', '.join(BROWSERS)}")
+    with sync.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def opened(browser, address):
+    page = browser.new_context(viewport={"width": 1100, "height": 900}).new_page()
+    page.set_default_timeout(240_000)
+    page.goto(address)
+    page.locator("#search").wait_for()
+    return page
+
+
+def ask(page, query, video=None):
+    if video is not None:
+        page.locator("#upload input[type=file]").set_input_files(str(video))
+        page.get_by_text(video.name[:4]).first.wait_for()
+    page.locator("#query textarea").fill(query)
+    page.locator("#search").click()
+
+
+@pytest.mark.slow
+def test_upload_ask_look_and_be_told(address, browser, tmp_path):
+    page = opened(browser, address)
+    ask(page, "a blue square appears", write_clip(tmp_path / "mine.mp4", frames=20, rate=5))
+    frame = page.frame_locator("#result iframe")
+    frame.locator(".rankings .moment").first.wait_for()
+    assert "mine.mp4" in frame.locator("h1").inner_text()
+    frame.locator(".rankings .moment").first.click()
+    assert frame.locator("video").evaluate("video => video.error") is None
+    with page.expect_download() as download:
+        frame.get_by_role("link", name="clip").first.click()
+    assert Path(download.value.path()).stat().st_size > 100
+    with page.expect_download() as download:
+        page.get_by_role("link", name="moments.json").click()
+    assert '"moments"' in Path(download.value.path()).read_text()
+
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    page.reload()
+    ask(page, "a blue square appears", text)
+    page.get_by_text("text.mp4: it is not a video").first.wait_for()
+    page.reload()
+    ask(page, "", write_clip(tmp_path / "mine.mp4", frames=20, rate=5))
+    page.get_by_text("no query; say in a sentence what to look for").first.wait_for()
+    page.reload()
+    ask(page, "a blue square", write_clip(tmp_path / "long.mp4", frames=40, rate=1))
+    page.get_by_text("long.mp4: it lasts 0.7 minutes, and 0.5 are searched here").first.wait_for()
+
+
+@pytest.mark.slow
+def test_two_visitors_at_once_see_their_own_and_not_each_others(address, browser, tmp_path):
+    pages = [opened(browser, address) for _ in range(2)]
+    for number, page in enumerate(pages):
+        ask(page, "a red circle", write_clip(tmp_path / f"visitor{number}.mp4", frames=15 + 5 * number, rate=5))
+    found = []
+    for number, page in enumerate(pages):
+        page.frame_locator("#result iframe").locator(".rankings .moment").first.wait_for()
+        assert f"visitor{number}.mp4" in page.frame_locator("#result iframe").locator("h1").inner_text()
+        found.append(page.locator("#result iframe").get_attribute("src"))
+    assert pages[0].request.get(address + found[0]).status == 200
+    assert pages[0].request.get(address + found[1]).status == 404
+    assert pages[1].request.get(address + found[0]).status == 404
+    for path in ("/gradio_api/file=/etc/hostname", f"/gradio_api/file={tmp_path}/visitor0.mp4"):
+        assert pages[0].request.get(address + path).status == 404
+
+
+@pytest.mark.slow
+def test_a_sample_brings_its_query(address, browser):
+    page = opened(browser, address)
+    page.locator("#sample input").click()
+    page.get_by_role("option", name="ours").click()
+    page.wait_for_function("document.querySelector('#query textarea').value === 'a red circle moves'")
+    page.locator("#search").click()
+    page.frame_locator("#result iframe").locator(".rankings .moment").first.wait_for()
