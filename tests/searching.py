@@ -5,34 +5,31 @@ from dataclasses import replace
 from calce_jax.search import tiny_config
 from calce_jax.sharding import make_mesh
 from calce_jax.trained import Trained
-from calce_jax.training.material import calce_config, open_tokenizers
+from calce_jax.training.material import open_tokenizers
 from tests.minute import SIZES, make_model
 
 LONGEST = 10.0  # seconds of a piece
 FRAMES = {1: 5, 2: 10}
 
 
-def make_stages(*, whole: bool = False) -> list[Trained]:
-    """Return both, which answer something about anything; `whole` has the tiny size and its shapes."""
+def make_stages() -> list[Trained]:
+    """Return both, which answer something about anything."""
     stages = []
     for stage, frames in FRAMES.items():
         config = tiny_config(stage)
-        config = replace(config, weights=replace(config.weights, base=""))
+        config = replace(
+            config,
+            data=replace(config.data, frames=frames, eval_batch=1, captions=3),
+            keyframes=replace(config.keyframes, clusters=2, bias2=0),
+            text=replace(config.text, buckets=(256,), words=12, windows=4),
+            generation=replace(config.generation, beams=2),
+            weights=replace(config.weights, base=""),
+        )
         tokenizers = open_tokenizers(config)
-        if whole:
-            sizes = calce_config(config, tokenizers)
-        else:
-            config = replace(
-                config,
-                data=replace(config.data, frames=frames, eval_batch=1, captions=3),
-                keyframes=replace(config.keyframes, clusters=2, bias2=0),
-                text=replace(config.text, buckets=(256,), words=12, windows=4),
-                generation=replace(config.generation, beams=2),
-            )
-            sizes = replace(
-                SIZES,
-                t5=replace(SIZES.t5, vocab=len(tokenizers.t5)),
-                qformer=replace(SIZES.qformer, vocab=len(tokenizers.bert)),
-            )
+        sizes = replace(
+            SIZES,
+            t5=replace(SIZES.t5, vocab=len(tokenizers.t5)),
+            qformer=replace(SIZES.qformer, vocab=len(tokenizers.bert)),
+        )
         stages.append(Trained(config, sizes, tokenizers, make_mesh("single"), *make_model(sizes)))
     return stages
