@@ -254,8 +254,6 @@ def test_an_unknown_size_is_named():
 def test_options_that_do_not_fit_are_named(tiny):
     with pytest.raises(OptionsError, match=r"language: .* knows English alone, not 'de'"):
         Transcriber(tiny, Options(language="de"))
-    with pytest.raises(OptionsError, match="batch_size: 6 windows do not divide by 4 devices"):
-        Transcriber(tiny, Options(batch_size=6))
     with pytest.raises(OptionsError, match="batch_size: 0"):
         Options(batch_size=0)
     with pytest.raises(OptionsError, match="temperatures"):
@@ -316,6 +314,26 @@ def test_text_and_times_as_transformers_writes_them(shared, tiny, theirs, how):
     sounds = [(name, transcriber.listen(shared / "media" / "speech" / name)) for name in SPEECH]
     ours = {name: rounded(transcript.captions) for name, transcript in transcriber.transcribe(sounds)}
     assert ours == {name: theirs[name, options.quote] for name in SPEECH}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of its packages are not ours
+def test_text_and_times_as_faster_whisper_writes_them(shared, tiny, tmp_path):
+    faster_whisper = pytest.importorskip("faster_whisper")
+    converters = pytest.importorskip("ctranslate2.converters")
+    weights = shared / "weights" / "whisper-tiny.en"
+    kept = ["tokenizer.json", "preprocessor_config.json"]
+    converters.TransformersConverter(str(weights), copy_files=kept).convert(str(tmp_path / "converted"))
+    model = faster_whisper.WhisperModel(str(tmp_path / "converted"), device="cpu", compute_type="float32")
+    transcriber = Transcriber(tiny, Options(temperatures=(0.0,), batch_size=4))
+    files = {name: shared / "media" / "speech" / name for name in SPEECH}
+    sounds = [(name, transcriber.listen(path)) for name, path in files.items()]
+    for name, transcript in transcriber.transcribe(sounds):
+        segments, _ = model.transcribe(
+            samples(files[name]), beam_size=1, temperature=0.0, condition_on_previous_text=False, language="en"
+        )
+        theirs = [Caption(each.start, each.end, each.text.strip()) for each in segments]
+        assert rounded(transcript.captions) == rounded(theirs), name
 
 
 class Told(Transcriber):

@@ -216,6 +216,17 @@ def test_a_seed_decides_what_is_drawn(small):
     assert not np.array_equal(first, other)
 
 
+def test_bfloat16_is_near(small):
+    whisper, mel = small
+    graph, params = nnx.split(whisper)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    asked = windows(mel, [[61]] * 3)
+    exact = written(whisper, asked, ENGLISH, longest=4)
+    near = written(nnx.merge(graph, params), asked, ENGLISH, longest=4, dtype="bfloat16")
+    np.testing.assert_allclose(near.no_speech, exact.no_speech, rtol=0.2)
+    np.testing.assert_array_equal(near.tokens[:, 0] >= ENGLISH.time, True)
+
+
 def test_rules_for_times():
     logits = jnp.zeros((1, 90), jnp.float32)
 

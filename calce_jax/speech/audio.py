@@ -49,7 +49,7 @@ def read_sound(path: str | os.PathLike[str]) -> Iterator[Float[np.ndarray, "_"]]
       NoSound: it has no sound track, or an empty one.
       SoundError: it is missing, empty, not media, cannot be decoded, or ends more than a second before its header says.
     """
-    mixer, damaged, end = _Mixer(), 0, 0.0
+    mixer, damaged, end = _Mixer(path), 0, 0.0
     with _opened(path) as (container, stream):
         start, promised = _start(container, stream), _promised(container, stream)
         for frame in _frames(container, stream):
@@ -81,8 +81,9 @@ def read_sound(path: str | os.PathLike[str]) -> Iterator[Float[np.ndarray, "_"]]
 class _Mixer:
     """Mixes frames down to one channel at 16 kHz, and counts the samples it gives."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.given = 0
+        self._path = path
         self._resampler = av.AudioResampler("flt", "mono", RATE)
         self._form: tuple[str, str, int] | None = None
 
@@ -109,10 +110,16 @@ class _Mixer:
         self._resampler = av.AudioResampler("flt", "mono", RATE)
 
     def _counted(self, frame: av.AudioFrame | None) -> Iterator[Float[np.ndarray, "_"]]:
-        for piece in self._resampler.resample(frame):
+        try:
+            mixed = self._resampler.resample(frame)
+        except (FFmpegError, ValueError) as error:
+            reason = f"its channels cannot be mixed into one ({error})"
+            raise SoundError(self._path, reason, "make it again as AAC with ffmpeg") from error
+        for piece in mixed:
             if piece is not None and piece.samples:
                 self.given += piece.samples
-                yield piece.to_ndarray()[0]
+                # Files of floats may hold anything.
+                yield np.nan_to_num(piece.to_ndarray()[0], nan=0.0, posinf=0.0, neginf=0.0)
 
 
 @contextmanager

@@ -198,7 +198,7 @@ def _ahead(videos: Sequence[Path], listen: Callable[[Path], Sound], many: int) -
     with ThreadPoolExecutor(READERS) as pool:
         try:
             while True:
-                while len(running) < min(many, 2 * READERS) and (video := next(waiting, None)) is not None:
+                while len(running) < min(many + 1, 2 * READERS) and (video := next(waiting, None)) is not None:
                     running.append((video, pool.submit(listen, video)))
                 if not running:
                     return

@@ -37,7 +37,7 @@ Name = TypeVar("Name")
 
 
 class OptionsError(ValueError):
-    """Options that do not fit the model or the devices; the message names the field and the remedy."""
+    """Options that are impossible, or do not fit the model; the message names the field and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,14 @@ class Transcriber:
       devices: that share a batch; all of this host unless given.
 
     Raises:
-      OptionsError: the model does not know the language, or the batch does not divide by the devices.
+      OptionsError: the model does not know the language.
     """
 
     def __init__(self, model: SpeechModel, options: Options, devices: Sequence[Any] | None = None):
         devices = list(jax.local_devices() if devices is None else devices)
         self.model, self.options = model, options
         self._language = _known(options.language, model)
-        if options.batch_size % len(devices) and options.batch_size > len(devices):
-            raise OptionsError(
-                f"batch_size: {options.batch_size} windows do not divide by {len(devices)} devices; give a multiple"
-            )
-        self._devices = devices[: min(len(devices), options.batch_size)]
+        self._devices = devices[: options.batch_size]
         self._mesh = jax.make_mesh((len(self._devices),), ("data",), axis_types=(AxisType.Auto,), devices=self._devices)
         graph, params = nnx.split(model.whisper)
         self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
@@ -245,10 +241,10 @@ class Transcriber:
 
     def rows_of(self, files: int) -> int:
         """Return the rows of a batch: the devices times a power of two, so that few programs are compiled."""
-        rows = len(self._devices)
+        devices = rows = len(self._devices)
         while rows < files:
             rows *= 2
-        return min(rows, self.options.batch_size)
+        return min(rows, -(-self.options.batch_size // devices) * devices)
 
 
 @dataclass
