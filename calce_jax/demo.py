@@ -25,7 +25,7 @@ from calce_jax.outputs import write_output
 from calce_jax.predictions import Prediction
 from calce_jax.report.page import QueryView, SummaryTable, embedded_video, write_page
 from calce_jax.report.views import query_view
-from calce_jax.trained import Trained, open_trained
+from calce_jax.trained import Trained, open_base, open_trained
 from calce_jax.training.config import RunConfig, validate
 from calce_jax.training.material import open_material
 from calce_jax.training.run import train_run
@@ -66,6 +66,7 @@ def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) 
     with announced("2 of 7: key frames and captions"):
         prepare_shapes(out, splits)
     with announced("3 of 7: training stage 1"):
+        untrained = answer_split(open_base(stage_config(out, 1)), "test", out / "predictions" / "base_test.jsonl")
         train_stage(out, 1)
     with announced("4 of 7: stage 1 answers, for stage 2"):
         coarse = open_trained(out / "stage1")
@@ -80,7 +81,7 @@ def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) 
         test = answer_split(fine, "test", out / "predictions" / "stage2_test.jsonl")
         deaf = replace(fine, config=replace(fine.config, data=replace(fine.config.data, use_captions=False)))
         withheld = answer_split(deaf, "test", out / "predictions" / "stage2_test_without_captions.jsonl")
-        results = score(splits["test"], answers["test"], test, withheld)
+        results = score(splits["test"], untrained, answers["test"], test, withheld)
     with announced("7 of 7: the page"):
         write_report(out, {"stage 1": coarse, "stage 2": fine}, results)
     results["seconds"] = round(monotonic() - began, 1)
@@ -136,12 +137,13 @@ def merge_splits(out: Path, splits: Mapping[str, list[Annotation]], answers: Map
 
 def score(
     annotations: Sequence[Annotation],
+    untrained: Sequence[Prediction],
     coarse: Sequence[Prediction],
     fine: Sequence[Prediction],
     withheld: Sequence[Prediction],
 ) -> dict[str, Any]:
-    """Return the held-out scores, percent, by the original's protocol."""
-    stages = {"stage1": coarse, "stage2": fine, "stage2_captions_withheld": withheld}
+    """Return the held-out scores, percent, by the original's protocol; `base` is the model before any training."""
+    stages = {"base": untrained, "stage1": coarse, "stage2": fine, "stage2_captions_withheld": withheld}
     results: dict[str, Any] = {name: _scores(found, annotations) for name, found in stages.items()}
     results["baselines"] = baselines(annotations)
     results["by_kind"] = {
@@ -188,7 +190,7 @@ def _headlines(scores: Mapping[str, Any]) -> Scores:
 
 def text_table(results: Mapping[str, Any]) -> str:
     """Return the results as a person reads them in a terminal."""
-    rows = {"stage 1": results["stage1"], "stage 2": results["stage2"]}
+    rows = {"base": results["base"], "stage 1": results["stage1"], "stage 2": results["stage2"]}
     rows |= {f"stage 2, {kind}": scores["stage2"] for kind, scores in results["by_kind"].items()}
     if "caption" in results["by_kind"]:
         rows["stage 2, caption, captions withheld"] = results["by_kind"]["caption"]["stage2_captions_withheld"]
@@ -212,7 +214,7 @@ def write_report(out: Path, stages: Mapping[str, Trained], results: Mapping[str,
             METRICS,
             [
                 (name, [results[key][metric] for metric in METRICS])
-                for name, key in (("stage 1", "stage1"), ("stage 2", "stage2"))
+                for name, key in (("base, before training", "base"), ("stage 1", "stage1"), ("stage 2", "stage2"))
             ]
             + [
                 (name.replace("_", " "), [scores[metric] for metric in METRICS])

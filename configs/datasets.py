@@ -144,7 +144,7 @@ def shapes(stage: int, size: Size) -> Part:
             use_captions=True,
         ),
         keyframes=KeyframesConfig(mode="cluster", clusters=6, bias1=0 if first else 1, bias2=0 if first else 1),
-        schedule=schedule(4, 1e-3, 1e-5, 20) if first else schedule(3, 5e-4, 1e-5, 10),
+        schedule=schedule(3, 1e-4, 5e-6, 20) if first else schedule(3, 1e-4, 5e-6, 10),
         accumulate=1,
         weights=WeightsConfig(
             base="data/shapes/base.safetensors" if size == "tiny" else "", start="" if first else "runs/demo/stage1"
