@@ -11,21 +11,9 @@ from flax import nnx
 
 from calce_jax.convert import blip2, calce, qformer, t5, vit, whisper
 from calce_jax.convert.original import checkpoint_tensors
+from calce_jax.convert.rows import Ignored, Row, prefixed, rows_of, split_rows
 from calce_jax.convert.sources import KINDS
-from calce_jax.convert.table import (
-    ConversionError,
-    Ignored,
-    Lazy,
-    Row,
-    check,
-    prefixed,
-    rows_of,
-    split_rows,
-    to_flax,
-    to_torch,
-    torch_parameters,
-    torch_tensors,
-)
+from calce_jax.convert.table import ConversionError, Lazy, check, to_flax, to_torch, torch_parameters, torch_tensors
 from calce_jax.convert.weights import Weights, base_shapes, trained_shapes
 from calce_jax.models import lora
 from calce_jax.models.calce import Calce, CalceConfig

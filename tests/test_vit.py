@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from calce_jax.convert import qformer as qformer_names
-from calce_jax.convert.table import prefixed
+from calce_jax.convert.rows import prefixed
 from calce_jax.convert.vit import TABLE, interpolate_positions
 from calce_jax.models.layers import LayerNorm
 from calce_jax.models.vit import MEAN, STD, Vit, VitConfig, normalise

@@ -72,16 +72,17 @@ def blip2_config(sizes: CalceConfig) -> dict[str, Any]:
         # "gated-gelu" would be read as the approximate GELU; CALCE has the exact one, which goes by this name.
         feed_forward_proj="gated-gelu_python",
     )
-    # transformers takes every T5 for the first, whose head is tied to the embedding and whose last states are scaled.
-    untied = {"tie_word_embeddings": False}
-    whole = Blip2Config(
+    config = Blip2Config(
         vision_config=vision.to_dict(),
         qformer_config=reader.to_dict(),
-        text_config=writer.to_dict() | untied | {"scale_decoder_outputs": False, "decoder_start_token_id": 0},
+        text_config=writer.to_dict(),
         num_query_tokens=qformer.queries,
         image_token_index=min(IMAGE_TOKEN, t5.vocab - 1),
     ).to_dict()
-    return whole | untied | {"architectures": ["Blip2ForConditionalGeneration"]}
+    # transformers takes every T5 for the first, whose head is tied to the embedding and whose last states are scaled.
+    untied = {"tie_word_embeddings": False}
+    config["text_config"] |= untied | {"scale_decoder_outputs": False, "decoder_start_token_id": 0}
+    return config | untied | {"architectures": ["Blip2ForConditionalGeneration"]}
 
 
 def write_blip2(path: Path, weights: Weights) -> None:

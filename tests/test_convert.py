@@ -1,0 +1,393 @@
+"""Weights from every kind of checkpoint, into every kind of target, and back bit by bit."""
+
+import json
+import re
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+
+from calce_jax.checkpoints import load_params, starting_point
+from calce_jax.convert import bert, blip2, calce, t5, vit, whisper
+from calce_jax.convert.hub import write_blip2
+from calce_jax.convert.original import write_checkpoint
+from calce_jax.convert.program import convert, sizes_of
+from calce_jax.convert.reader import WeightsFileError, open_tensors
+from calce_jax.convert.rows import prefixed, rows_of
+from calce_jax.convert.sources import open_sources, parse_sources
+from calce_jax.convert.table import ConversionError, torch_parameters
+from calce_jax.convert.targets import parse_target, write_base, write_run
+from calce_jax.convert.weights import Weights, base_shapes, held, trained_shapes
+from calce_jax.convert.writer import cast, write_safetensors, write_shards
+from calce_jax.models.calce import Calce, CalceConfig, label
+from calce_jax.models.lora import LoraConfig
+from calce_jax.models.qformer import QFormerConfig
+from calce_jax.models.t5 import T5Config
+from calce_jax.models.vit import VitConfig
+from calce_jax.models.whisper import Whisper, WhisperConfig
+from calce_jax.paths import named_leaves
+from calce_jax.training.config import WeightsConfig, plain, validate
+from calce_jax.training.run import trainables_of
+from configs.calce import get_config
+
+SIZES = CalceConfig(
+    VitConfig(image_size=8, patch=4, width=8, depth=2, heads=2, mlp_width=12),
+    QFormerConfig(width=8, depth=3, heads=2, ffn_width=12, queries=4, image_width=8, vocab=11, positions=9),
+    T5Config(width=8, heads=2, head_width=3, mlp_width=10, encoder_depth=2, decoder_depth=3, vocab=13),
+    LoraConfig(rank=2, alpha=4.0),
+    compressed=2,
+)
+HALF, BRAIN = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
+TRAINED = trained_shapes(SIZES)
+
+
+def drawn(shapes, seed):
+    draw = np.random.default_rng(seed)
+    return {name: held(draw.normal(size=leaf.shape).astype(np.float32)) for name, leaf in shapes.items()}
+
+
+BASE = Weights(drawn(base_shapes(SIZES), 1), {}, SIZES, "chance")
+TUNED = replace(BASE, trained=drawn(TRAINED, 2))
+
+
+def state_dict(table, leaves, dtype=None):
+    """Return the tensors that a checkpoint with these rows would hold."""
+    parts = {part for row in rows_of(table) for part in row.parts}
+    tensors = torch_parameters(rows_of(table), {name: leaf for name, leaf in leaves.items() if name in parts})
+    return tensors if dtype is None else cast(tensors, dtype)
+
+
+def extra(*names):
+    return {name: held(np.arange(3)) for name in names}
+
+
+def save_pth(path, tensors, **more):
+    torch = pytest.importorskip("torch")
+    model = {name: torch.from_numpy(tensor.read().copy()) for name, tensor in tensors.items()}
+    torch.save({"model": model, **more} if more else model, path)
+    return path
+
+
+EVA = prefixed(vit.TABLE, ours="vit/")
+T5 = prefixed(t5.table(lora=False), ours="t5/")
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """BERT, in the spelling of its first release, and Flan-T5 in shards."""
+    words = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in state_dict(bert.table(), BASE.base).items()
+    }
+    unused = extra("bert.pooler.dense.weight", "cls.predictions.bias", "bert.embeddings.token_type_embeddings.weight")
+    attention = extra("bert.encoder.layer.0.attention.self.query.weight", "bert.embeddings.LayerNorm.gamma")
+    for name in ("bert", "t5"):
+        (tmp_path / name).mkdir()
+    write_safetensors(tmp_path / "bert/model.safetensors", words | unused | attention)
+    write_shards(tmp_path / "t5", state_dict(T5, BASE.base), shard_bytes=3000)
+    return tmp_path
+
+
+@pytest.fixture
+def hugging_face(hub):
+    write_blip2(hub / "hf", BASE)
+    return hub
+
+
+def assert_same(left, right, names=None):
+    names = right.keys() if names is None else names
+    assert set(names) <= left.keys()
+    for name in names:
+        np.testing.assert_array_equal(left[name].read(), right[name].read(), err_msg=name, strict=True)
+
+
+NOT_DRAWN = {name for name in BASE.base if not name.startswith("query_proj/")}
+
+
+def test_lavis_with_eva_t5_and_bert(hub):
+    eva = save_pth(hub / "eva.pth", state_dict(EVA, BASE.base, HALF) | extra("blocks.39.norm1.weight", "head.bias"))
+    tied = extra("Qformer.bert.embeddings.position_ids", "t5_model.encoder.embed_tokens.weight")
+    lavis = save_pth(hub / "lavis.pth", state_dict(blip2.lavis(), BASE.base) | tied, epoch=9)
+    assert (hub / "t5/model.safetensors.index.json").exists()
+    weights = open_sources(parse_sources(f"lavis:{lavis},eva:{eva},t5:{hub / 't5'},bert:{hub / 'bert'}"), SIZES)
+    seen = {name for name in BASE.base if name.startswith("vit/")}
+    assert_same(weights.base, BASE.base, NOT_DRAWN - seen)
+    assert_same(weights.base, cast(BASE.base, HALF), seen)
+    assert not weights.trained
+
+
+def test_hugging_face_with_bert(hugging_face):
+    sources = f"hf:{hugging_face / 'hf'},bert:{hugging_face / 'bert'}"
+    weights = open_sources(parse_sources(sources), SIZES, seed=1)
+    assert_same(weights.base, BASE.base, NOT_DRAWN)
+    again, other = (open_sources(parse_sources(sources), SIZES, seed=seed).base for seed in (1, 2))
+    assert_same(again, weights.base)
+    assert (other["query_proj/kernel"].read() != weights.base["query_proj/kernel"].read()).all()
+
+
+def test_hugging_face_under_newer_names(hugging_face):
+    tensors = {f"model.{name}": tensor for name, tensor in open_tensors(hugging_face / "hf").items()}
+    tied = {"model.language_model.encoder.embed_tokens.weight": tensors["model.language_model.shared.weight"]}
+    write_safetensors(hugging_face / "new.safetensors", tensors | tied)
+    sources = f"hf:{hugging_face / 'new.safetensors'},bert:{hugging_face / 'bert'}"
+    assert_same(open_sources(parse_sources(sources), SIZES).base, BASE.base, NOT_DRAWN)
+
+
+def test_a_bias_on_the_keys_is_not_dropped_in_silence(hugging_face):
+    path, name = hugging_face / "hf/model.safetensors", "vision_model.encoder.layers.1.self_attn.qkv.bias"
+    tensors = {name: held(tensor.read()) for name, tensor in open_tensors(path).items()}
+    write_safetensors(path, tensors | {name: held(np.ones(24, np.float32))})
+    weights = open_sources(parse_sources(f"hf:{hugging_face / 'hf'},bert:{hugging_face / 'bert'}"), SIZES)
+    with pytest.raises(ConversionError, match=rf"{name}: has a bias on the keys"):
+        write_base(hugging_face / "base.safetensors", weights)
+    assert not list(hugging_face.glob("base*"))
+
+
+def test_numbers_that_are_not_finite_are_damage(hub):
+    tensors = state_dict(bert.table(), BASE.base)
+    broken = tensors["bert.embeddings.word_embeddings.weight"].read().copy()
+    broken[3, 3] = np.inf
+    write_safetensors(hub / "b.safetensors", tensors | {"bert.embeddings.word_embeddings.weight": held(broken)})
+    write_safetensors(hub / "base.safetensors", BASE.base)
+    sources = f"base:{hub / 'base.safetensors'},bert:{hub / 'b.safetensors'}"
+    with pytest.raises(ConversionError, match=r"word_embeddings\.weight: holds numbers that are not finite"):
+        write_base(hub / "out.safetensors", open_sources(parse_sources(sources), SIZES))
+    assert not list(hub.glob("out*"))
+
+
+def test_positions_are_stretched_to_the_frames(hub):
+    larger = replace(SIZES, vit=replace(SIZES.vit, image_size=12))
+    write_safetensors(hub / "eva.safetensors", state_dict(EVA, BASE.base))
+    write_safetensors(hub / "base.safetensors", drawn(base_shapes(larger), 1))
+    sources = parse_sources(f"base:{hub / 'base.safetensors'},eva:{hub / 'eva.safetensors'}")
+    positions = open_sources(sources, larger).base["vit/positions"]
+    wanted = vit.interpolate_positions(BASE.base["vit/positions"].read(), 3)
+    np.testing.assert_array_equal(positions.read(), wanted)
+
+
+def test_base_file_is_what_training_reads(hugging_face):
+    weights = open_sources(parse_sources(f"hf:{hugging_face / 'hf'},bert:{hugging_face / 'bert'}"), SIZES)
+    write_base(hugging_face / "weights/base.safetensors", weights)
+    wanted = base_shapes(SIZES)
+    read = load_params(hugging_face / "weights/base.safetensors", wanted)
+    jax.tree.map(np.testing.assert_array_equal, read, {name: weights.base[name].read() for name in wanted})
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN])
+def test_narrow_weights_go_there_and_back(hub, dtype):
+    """From torch to here to torch, in the dtype they came in."""
+    narrow = BASE.in_dtype(dtype)
+    assert str(narrow.base["ln_vision/scale"].dtype) == "float32"
+    write_blip2(hub / "hf", narrow)
+    there = open_tensors(hub / "hf")
+    assert there["language_model.lm_head.weight"].dtype == dtype
+    write_base(hub / "base.safetensors", open_sources(parse_sources(f"hf:{hub / 'hf'},bert:{hub / 'bert'}"), SIZES))
+    write_blip2(hub / "again", open_sources(parse_sources(f"base:{hub / 'base.safetensors'}"), SIZES))
+    assert_same(open_tensors(hub / "again"), there)
+    assert json.loads((hub / "again/config.json").read_text())["dtype"] == str(dtype)
+
+
+RUN = validate(get_config("shapes,stage=1"))
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """The original's checkpoint, and a base file."""
+    pytest.importorskip("torch")
+    write_checkpoint(tmp_path / "stage1.pth", TUNED)
+    write_safetensors(tmp_path / "base.safetensors", BASE.base)
+    return tmp_path
+
+
+def test_checkpoint_of_the_original_there_and_back(checkpoint):
+    sources = f"base:{checkpoint / 'base.safetensors'},calce:{checkpoint / 'stage1.pth'}"
+    weights = open_sources(parse_sources(sources), SIZES)
+    assert_same(weights.trained, TUNED.trained)
+    assert_same(weights.base, BASE.base)
+    write_run(checkpoint / "run", weights, RUN)
+    again = open_sources(parse_sources(f"orbax:{checkpoint / 'run'}"), SIZES)
+    assert_same(again.trained, TUNED.trained)
+    write_checkpoint(checkpoint / "again.pth", again)
+    there, back = (open_tensors(checkpoint / name) for name in ("stage1.pth", "again.pth"))
+    assert there.keys() == back.keys()
+    assert_same(back, there)
+
+
+def test_second_names_share_their_numbers(checkpoint):
+    torch = pytest.importorskip("torch")
+    model = torch.load(checkpoint / "stage1.pth", weights_only=True)["model"]
+    first, second = (model[f"{calce.PEFT}{tower}.embed_tokens.weight"] for tower in t5.TOWERS)
+    assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    np.testing.assert_array_equal(first.numpy(), BASE.base["t5/shared/embedding"].read())
+    assert model["Qformer.bert.embeddings.position_ids"].tolist() == [list(range(9))]
+
+
+def test_what_the_original_saves_besides_is_ignored(checkpoint):
+    torch = pytest.importorskip("torch")
+    content = torch.load(checkpoint / "stage1.pth", weights_only=True)
+    for name in list(content["model"]):
+        if "lora_" not in name and not name.startswith(("ln_vision", "query_proj", "t5_proj")):
+            content["model"][name] = torch.full_like(content["model"][name], 9)
+    optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]}
+    torch.save(content | {"optimizer": optimizer, "scaler": {}, "epoch": 3, "config": {"a": [1]}}, checkpoint / "x.pth")
+    sources = f"base:{checkpoint / 'base.safetensors'},calce:{checkpoint / 'x.pth'}"
+    weights = open_sources(parse_sources(sources), SIZES)
+    assert_same(weights.trained, TUNED.trained)
+    assert_same(weights.base, BASE.base)
+
+
+def test_mr_blip_has_no_query_proj(checkpoint):
+    tensors = state_dict(calce.checkpoint(query_proj=False), TUNED.trained)
+    path = save_pth(checkpoint / "mr.pth", tensors, epoch=1)
+    weights = open_sources(parse_sources(f"base:{checkpoint / 'base.safetensors'},mrblip:{path}"), SIZES)
+    names = {name for name in TRAINED if not name.startswith("query_proj/")}
+    assert weights.trained.keys() == names
+    assert_same(weights.all_trained(), TUNED.trained, names)
+    assert_same(weights.all_trained(), BASE.base, TRAINED.keys() - names)
+    with pytest.raises(ConversionError, match=r"mrblip:\S+: query_proj\.weight \(2, 4\): matches no row"):
+        open_sources([("base", checkpoint / "base.safetensors"), ("mrblip", checkpoint / "stage1.pth")], SIZES)
+
+
+def test_folder_of_a_run(checkpoint):
+    base = checkpoint / "base.safetensors"
+    weights = open_sources([("base", base), ("calce", checkpoint / "stage1.pth")], SIZES)
+    write_run(checkpoint / "run", weights, RUN)
+    config = json.loads((checkpoint / "run/config.json").read_text())
+    assert config["weights"] == {"base": str(base), "start": ""}
+    assert sorted(path.name for path in (checkpoint / "run").iterdir()) == ["checkpoints", "config.json"]
+    assert starting_point(checkpoint / "new", given=str(checkpoint / "run")).kind == "given"
+
+
+def test_folder_of_a_run_with_its_own_base(hugging_face, checkpoint):
+    sources = f"hf:{hugging_face / 'hf'},bert:{hugging_face / 'bert'},calce:{checkpoint / 'stage1.pth'}"
+    write_run(checkpoint / "run", open_sources(parse_sources(sources), SIZES), RUN)
+    (checkpoint / "run").rename(checkpoint / "moved")
+    again = open_sources(parse_sources(f"orbax:{checkpoint / 'moved'}"), SIZES)
+    # The base is as before training, whatever was trained since.
+    assert_same(again.base, BASE.base, NOT_DRAWN)
+    assert_same(again.trained, TUNED.trained)
+    write_run(checkpoint / "base", open_sources(parse_sources(sources.rsplit(",", 1)[0]), SIZES), RUN)
+    assert not open_sources([("orbax", checkpoint / "base")], SIZES).trained
+
+
+def test_training_goes_on_from_a_converted_run(checkpoint):
+    write_run(checkpoint / "run", TUNED, RUN)
+    model = nnx.eval_shape(lambda: Calce(SIZES, rngs=nnx.Rngs(0)))
+    state = nnx.state(model, lambda path, _: label(tuple(map(str, path))) == "trainable")
+    like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), state)
+    start = named_leaves(trainables_of(checkpoint / "run", like))
+    assert start.keys() == TUNED.trained.keys()
+    for name, leaf in TUNED.trained.items():
+        np.testing.assert_array_equal(start[name], leaf.read())
+
+
+def test_adapters_are_wanted_where_they_are_due(hub):
+    for kind in ("calce", "peft"):
+        target, path = parse_target(f"{kind}:{hub / 'out'}")
+        with pytest.raises(ConversionError, match="the sources hold no adapters; add calce:PATH, mrblip:PATH"):
+            target.write(path, BASE, RUN)
+    assert not list(hub.glob("out*"))
+
+
+def test_all_that_is_wrong_in_all_sources_is_said_at_once(hub):
+    words = {name: tensor for name, tensor in state_dict(bert.table(), BASE.base).items() if "layer.1." not in name}
+    words["bert.embeddings.position_embeddings.weight"] = held(np.zeros((9, 8), np.int8))
+    write_safetensors(hub / "words.safetensors", words | extra("stray"))
+    eyes = state_dict(EVA, BASE.base)
+    eyes["blocks.0.norm1.weight"] = held(np.zeros(7, np.float32))
+    write_safetensors(hub / "eyes.safetensors", eyes)
+    with pytest.raises(ConversionError) as caught:
+        open_sources(
+            parse_sources(f"bert:{hub / 'words.safetensors'},eva:{hub / 'eyes.safetensors'},t5:{hub / 'bert'}"), SIZES
+        )
+    said = "\n".join(caught.value.problems)
+    assert f"bert:{hub / 'words.safetensors'}: stray (3,): matches no row" in said
+    assert "position_embeddings.weight: has dtype int8, the model needs one of float32" in said
+    assert "bert.encoder.layer.1.intermediate.dense.weight or" in said
+    assert "blocks.0.norm1.weight: has shape (7,), the model needs (8,)" in said
+    assert f"t5:{hub / 'bert'}: this is not Flan-T5, from the Hugging Face hub: it has none of its names" in said
+
+
+def test_missing_weights_are_named_with_who_has_them(hub):
+    with pytest.raises(ConversionError) as caught:
+        open_sources([("t5", hub / "t5")], SIZES)
+    said = caught.value.problems
+    assert "vit/class_token: in no source; add eva:PATH or hf:PATH" in said
+    assert "qformer/words: in no source; add bert:PATH" in said
+    assert "t5_proj/bias: in no source; add lavis:PATH or hf:PATH" in said
+    assert len(said) == len([name for name in NOT_DRAWN if not name.startswith("t5/")])
+
+
+def test_base_of_another_size(hub):
+    other = replace(SIZES, t5=replace(SIZES.t5, width=6))
+    write_safetensors(hub / "base.safetensors", drawn(base_shapes(other), 0))
+    with pytest.raises(ConversionError, match=r"t5_proj/bias: has shape \(6,\), the model needs \(8,\)"):
+        open_sources([("base", hub / "base.safetensors")], SIZES)
+
+
+@pytest.mark.parametrize("text", ["hf", "hf:", "clip:x", "bert:a,"])
+def test_sources_are_kinds_and_paths(text):
+    with pytest.raises(ValueError, match=r"is none of\n  lavis:PATH  LAVIS's blip2"):
+        parse_sources(text)
+
+
+def test_targets_are_kinds_and_paths():
+    with pytest.raises(ValueError, match=r"--target: 'onnx:x' is none of\n  base:PATH  FILE\.safetensors"):
+        parse_target("onnx:x")
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [("", "no base weights"), ("gone.safetensors", "names gone.safetensors, and there is no such file")],
+)
+def test_a_run_whose_base_is_not_there(tmp_path, base, said):
+    config = plain(replace(RUN, weights=WeightsConfig(base=base, start="")))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsFileError, match=said):
+        open_sources([("orbax", tmp_path)], SIZES)
+
+
+def test_command_from_end_to_end(tmp_path):
+    """A run of the tiny size, out to the hub's formats and in again."""
+    tiny = sizes_of(RUN)
+    write_safetensors(tmp_path / "base.safetensors", drawn(base_shapes(tiny), 3))
+    weights = open_sources([("base", tmp_path / "base.safetensors")], tiny)
+    write_run(tmp_path / "run", replace(weights, trained=drawn(trained_shapes(tiny), 4)), RUN)
+    config = get_config("shapes")
+    said = convert(f"orbax:{tmp_path / 'run'}", f"hf:{tmp_path / 'hf'}", config, dtype="bfloat16")
+    assert re.fullmatch(r"\S+hf: a folder that transformers loads, adapters merged; \d\.\d MB from orbax:\S+run", said)
+    frozen = [tensor for name, tensor in open_tensors(tmp_path / "hf").items() if ".block." in name]
+    assert {tensor.dtype for tensor in frozen} == {BRAIN}
+    convert(f"orbax:{tmp_path / 'run'}", f"peft:{tmp_path / 'adapter'}", config)
+    convert(f"orbax:{tmp_path / 'run'},hf:{tmp_path / 'hf'}", f"base:{tmp_path / 'merged.safetensors'}", config)
+    merged = open_tensors(tmp_path / "merged.safetensors")
+    words = open_tensors(tmp_path / "base.safetensors")
+    assert_same(merged, words, ["qformer/words"])
+    assert merged["t5/lm_head/kernel"].dtype == BRAIN
+
+
+def test_whisper_under_our_names(tmp_path):
+    config = {
+        "model_type": "whisper",
+        "d_model": 8,
+        **{f"{tower}_{field}": 2 for tower in ("encoder", "decoder") for field in ("attention_heads", "layers")},
+        **{f"{tower}_ffn_dim": 12 for tower in ("encoder", "decoder")},
+        **{"vocab_size": 11, "num_mel_bins": 5, "max_source_positions": 6, "max_target_positions": 7},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    sizes = WhisperConfig.from_hugging_face(config)
+    shapes = named_leaves(nnx.state(nnx.eval_shape(lambda: Whisper(sizes, rngs=nnx.Rngs(0))), nnx.Param))
+    weights = drawn(shapes, 6)
+    write_safetensors(tmp_path / "model.safetensors", torch_parameters(whisper.TABLE, weights))
+    source, target = f"whisper:{tmp_path}", f"base:{tmp_path / 'ours.safetensors'}"
+    convert(source, target, get_config("shapes"))
+    assert_same(open_tensors(tmp_path / "ours.safetensors"), weights)
+    for wrong in ((f"{source},bert:x", target), (source, f"hf:{tmp_path / 'hf'}")):
+        with pytest.raises(ValueError, match="whisper:PATH goes alone and to base:FILE"):
+            convert(*wrong, get_config("shapes"))
+    with pytest.raises(WeightsFileError, match=r"gone/config\.json: .*No such file"):
+        convert(f"whisper:{tmp_path / 'gone'}", target, get_config("shapes"))

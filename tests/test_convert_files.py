@@ -1,0 +1,249 @@
+"""Files of tensors: read lazily, refused when they are not to be trusted, written as a whole or not at all."""
+
+import json
+import pickle
+import resource
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from calce_jax.convert import writer
+from calce_jax.convert.reader import WeightsFileError, open_tensors
+from calce_jax.convert.table import Lazy
+from calce_jax.convert.weights import held
+from calce_jax.convert.writer import cast, whole_folder, write_safetensors, write_shards
+
+ARRAYS = {
+    "wide": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "half": np.array([1.5, -2.0], np.float16),
+    "brain": np.array([[0.1], [3.0]], ml_dtypes.bfloat16),
+    "count": np.arange(4)[None],
+    "one": np.array(7.0, np.float32),
+}
+
+
+def lazily(arrays):
+    return {name: held(array) for name, array in arrays.items()}
+
+
+def assert_same(opened, arrays):
+    assert opened.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert (opened[name].shape, opened[name].dtype) == (array.shape, array.dtype)
+        np.testing.assert_array_equal(opened[name].read(), array)
+
+
+def shards(folder, at_most=24):
+    folder.mkdir()
+    write_shards(folder, lazily(ARRAYS), shard_bytes=at_most)
+    return folder / "model.safetensors.index.json"
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+def as_torch(torch, arrays):
+    return {
+        name: torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        if array.dtype == ml_dtypes.bfloat16
+        else torch.from_numpy(array.copy())
+        for name, array in arrays.items()
+    }
+
+
+def test_safetensors_there_and_back(tmp_path):
+    path = tmp_path / "new/weights.safetensors"
+    write_safetensors(path, lazily(ARRAYS), {"origin": "here"})
+    assert_same(open_tensors(path), ARRAYS)
+    for name, array in load_file(path).items():  # as the library itself reads it
+        np.testing.assert_array_equal(array, ARRAYS[name])
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_by_the_library_itself(tmp_path):
+    save_file(ARRAYS, tmp_path / "model.safetensors")
+    assert_same(open_tensors(tmp_path), ARRAYS)
+
+
+def test_shards_and_their_index(tmp_path):
+    index = shards(tmp_path / "hub")
+    assert len(list(index.parent.glob("model-0000?-of-00004.safetensors"))) == 4
+    assert_same(open_tensors(index), ARRAYS)
+    assert_same(open_tensors(index.parent), ARRAYS)
+    content = json.loads(index.read_text())
+    assert content["metadata"]["total_size"] == sum(array.nbytes for array in ARRAYS.values())
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("nested", [True, False])
+def test_pth(tmp_path, torch, zipped, nested):
+    tensors = as_torch(torch, ARRAYS)
+    content = {"model": tensors, "optimizer": {"state": {0: tensors}}, "epoch": 3} if nested else tensors
+    path = tmp_path / "checkpoint.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    assert_same(open_tensors(path), ARRAYS)
+
+
+def test_pth_is_opened_anew_now_and_then(tmp_path, torch, monkeypatch):
+    monkeypatch.setattr("calce_jax.convert.reader.REOPEN_AFTER", 10)
+    torch.save(as_torch(torch, ARRAYS), tmp_path / "pytorch_model.bin")
+    assert_same(open_tensors(tmp_path), ARRAYS)
+
+
+class Code:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, torch, form):
+    mark, path = tmp_path / "ran", tmp_path / "checkpoint.pth"
+    content = {"model": as_torch(torch, ARRAYS), "config": Code(mark)}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(Code(mark), protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(WeightsFileError, match=r"checkpoint\.pth was not opened: it holds more than tensors"):
+        open_tensors(path)
+    assert not mark.exists()
+    if form == "pickle":
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert mark.exists()  # it would have run
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "legacy.pth"])
+def test_truncated(tmp_path, torch, kind, keep):
+    path = tmp_path / f"weights.{kind}"
+    if kind == "safetensors":
+        save_file(ARRAYS, path)
+    else:
+        torch.save(as_torch(torch, ARRAYS), path, _use_new_zipfile_serialization=kind == "pth")
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    with pytest.raises(WeightsFileError, match=r"weights\.\S+ (cannot be read: it is truncated|was not opened)"):
+        {name: tensor.read() for name, tensor in open_tensors(path).items()}
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth", "x.index.json"])
+def test_something_else_under_that_name(tmp_path, name, torch):
+    (tmp_path / name).write_bytes(b"<html>Too many requests</html>" * 9)
+    with pytest.raises(WeightsFileError, match=name):
+        open_tensors(tmp_path / name)
+
+
+def test_missing_shards_are_all_named(tmp_path):
+    index = shards(tmp_path / "hub")
+    gone = sorted(index.parent.glob("model-*"))[1:]
+    for path in gone:
+        path.unlink()
+    with pytest.raises(
+        WeightsFileError, match=f"3 of 4 shards are missing; get them: {', '.join(path.name for path in gone)}"
+    ):
+        open_tensors(index.parent)
+
+
+def test_index_that_promises_more_than_there_is(tmp_path):
+    index = shards(tmp_path / "hub")
+    content = json.loads(index.read_text())
+    content["weight_map"]["more"] = content["weight_map"]["wide"]
+    index.write_text(json.dumps(content))
+    with pytest.raises(WeightsFileError, match=r"not in their shards; .*: more \(model-00001-of-00004.safetensors\)"):
+        open_tensors(index)
+
+
+def test_not_there(tmp_path, torch):
+    with pytest.raises(WeightsFileError, match="no such file; get it"):
+        open_tensors(tmp_path / "gone.pth")
+    with pytest.raises(WeightsFileError, match=r"holds none of model\.safetensors\.index\.json"):
+        open_tensors(tmp_path)
+    (tmp_path / "weights.npz").touch()
+    with pytest.raises(WeightsFileError, match=r"weights\.npz: weights are read from \.safetensors"):
+        open_tensors(tmp_path / "weights.npz")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(WeightsFileError, match="holds a list, no state dict"):
+        open_tensors(tmp_path / "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "epoch.pth")
+    with pytest.raises(WeightsFileError, match="these are no tensors: epoch"):
+        open_tensors(tmp_path / "epoch.pth")
+
+
+def test_cast_spares_what_is_no_weight(tmp_path):
+    narrow = cast(lazily(ARRAYS), np.dtype(ml_dtypes.bfloat16))
+    assert {name: str(tensor.dtype) for name, tensor in narrow.items()} == dict.fromkeys(ARRAYS, "bfloat16") | {
+        "count": "int64"
+    }
+    assert all(tensor.read().dtype == tensor.dtype for tensor in narrow.values())
+
+
+def broken():
+    def read():
+        raise WeightsFileError("damaged")
+
+    return {"good": held(np.ones(100, np.float32)), "bad": Lazy((3,), np.dtype(np.float32), read)}
+
+
+@pytest.fixture
+def full_disk():
+    """Let no file grow beyond a few bytes, as a disk that fills up half-way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+BIG = {name: held(np.ones(200, np.float32)) for name in "abc"}
+
+
+def test_nothing_half_written_is_left(tmp_path, full_disk):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"before")
+    with pytest.raises(OSError, match=r"cannot write .*weights\.safetensors \(.*\); make room"):
+        write_safetensors(path, BIG)
+    with pytest.raises(WeightsFileError, match="damaged"):
+        write_safetensors(path, broken())
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def write_folder(path, tensors):
+    with whole_folder(path) as part:
+        write_shards(part, tensors, shard_bytes=500)
+
+
+def test_nothing_half_written_is_left_of_a_folder(tmp_path, full_disk):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (900, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    write_folder(tmp_path / "small", {"a": held(np.ones(9, np.float32))})
+    with pytest.raises(OSError, match="make room"):
+        write_folder(tmp_path / "big", {"a": BIG["a"], "b": held(np.ones(300, np.float32))})
+    with pytest.raises(WeightsFileError):
+        write_folder(tmp_path / "broken", broken())
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_no_room_from_the_start(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"weights\.safetensors \(it takes 0\.0 MB and 0\.0 MB are free\); make room"):
+        write_safetensors(tmp_path / "weights.safetensors", BIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_way_is_kept(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/notes.txt").touch()
+    with pytest.raises(FileExistsError, match="run exists already; remove it"):
+        write_folder(tmp_path / "run", BIG)
+    assert (tmp_path / "run/notes.txt").exists()

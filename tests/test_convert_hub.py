@@ -1,0 +1,140 @@
+"""What is written for transformers and for peft computes there what it computes here."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from calce_jax.convert import bert
+from calce_jax.convert.hub import write_adapter, write_blip2
+from calce_jax.convert.rows import rows_of
+from calce_jax.convert.table import check
+from calce_jax.convert.weights import Weights, base_shapes, held, trained_shapes
+from calce_jax.models.calce import Calce, CalceConfig
+from calce_jax.models.lora import LoraConfig
+from calce_jax.models.qformer import QFormerConfig
+from calce_jax.models.t5 import T5Config
+from calce_jax.models.vit import VitConfig
+from calce_jax.paths import named_leaves, with_leaves
+
+SIZES = CalceConfig(
+    VitConfig(image_size=8, patch=4, width=8, depth=2, heads=2, mlp_width=12),
+    QFormerConfig(width=12, depth=3, heads=2, ffn_width=20, queries=3, image_width=8, vocab=11, positions=9),
+    T5Config(width=16, heads=2, head_width=4, mlp_width=24, encoder_depth=2, decoder_depth=3, vocab=19),
+    LoraConfig(rank=2, alpha=4.0),
+    compressed=2,
+)
+IMAGE, START = 18, 0
+# float32 sums in another order, through eleven layers and a head whose sums cancel.
+CLOSE = {"rtol": 1e-5, "atol": 2e-5}
+
+
+def drawn(shapes, seed):
+    draw = np.random.default_rng(seed)
+    return {name: held((0.3 * draw.normal(size=leaf.shape)).astype(np.float32)) for name, leaf in shapes.items()}
+
+
+WEIGHTS = Weights(drawn(base_shapes(SIZES), 1), drawn(trained_shapes(SIZES), 2), SIZES, "chance")
+DRAW = np.random.default_rng(5)
+PIXELS = DRAW.normal(size=(2, 8, 8, 3)).astype(np.float32)
+TEXT = DRAW.integers(2, IMAGE, (2, 5)).astype(np.int32)
+ANSWER = np.array([[START, 4, 9], [START, 7, 3]], np.int32)
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def ours():
+    """The model with its adapters beside the frozen layers."""
+    model = nnx.eval_shape(lambda: Calce(SIZES, rngs=nnx.Rngs(0)))
+    weights = {**WEIGHTS.base, **WEIGHTS.trained}
+    leaves = {name: jnp.asarray(weights[name.replace("/base/", "/")].read()) for name in named_leaves(nnx.state(model))}
+    nnx.update(model, with_leaves(nnx.state(model), leaves))
+    return model
+
+
+@nnx.jit
+def image(model, pixels):
+    """Return what of an image enters T5."""
+    return model.t5_proj(model.qformer.visual(model.ln_vision(model.vit(pixels))))
+
+
+@nnx.jit
+def logits(t5, prompt, answer):
+    mask = jnp.ones(prompt.shape[:2], bool)
+    return t5.decode(answer, t5.encode(prompt, mask), mask)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_transformers_computes_the_same(tmp_path, torch, ours, dtype):
+    transformers = pytest.importorskip("transformers")
+    weights = WEIGHTS if dtype == "float32" else WEIGHTS.in_dtype(np.dtype(jnp.bfloat16))
+    write_blip2(tmp_path / "hf", weights)
+    theirs, info = transformers.Blip2ForConditionalGeneration.from_pretrained(
+        tmp_path / "hf", output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(info.values()), info
+    ids = np.concatenate([np.full((2, 3), IMAGE), TEXT], axis=1)
+
+    def ask():
+        with torch.no_grad():
+            return theirs.eval()(
+                pixel_values=torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy()),
+                input_ids=torch.from_numpy(ids).long(),
+                attention_mask=torch.ones(2, 8).long(),
+                decoder_input_ids=torch.from_numpy(ANSWER).long(),
+            ).logits.numpy()
+
+    prompt = jnp.concatenate([image(ours, PIXELS), ours.t5.shared(jnp.asarray(TEXT))], axis=1)
+    expected = logits(ours.t5, prompt, ANSWER)
+    assert np.abs(expected).max() > 0.5
+    if dtype == "bfloat16":  # frozen weights rounded to 8 bits
+        np.testing.assert_allclose(ask(), expected, atol=0.1 * float(np.abs(expected).max()))
+        return
+    # All norms of its vision tower have one epsilon; the last of them has another here.
+    np.testing.assert_allclose(ask(), expected, rtol=1e-3, atol=1e-3)
+    theirs.vision_model.post_layernorm.eps = 1e-5
+    np.testing.assert_allclose(ask(), expected, **CLOSE)
+
+
+# It warns that the head is tied to the embedding. It is not: transformers says so of every T5.
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:`is_gradient_checkpointing`")
+def test_peft_puts_the_adapter_on(tmp_path, torch, ours):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    write_adapter(tmp_path / "adapter", WEIGHTS, "full")
+    write_blip2(tmp_path / "hf", replace(WEIGHTS, trained={}))
+    plain = transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path / "hf").language_model
+    prompt = DRAW.normal(size=(2, 6, 16)).astype(np.float32)
+    asked = {
+        "inputs_embeds": torch.from_numpy(prompt),
+        "attention_mask": torch.ones(2, 6).long(),
+        "decoder_input_ids": torch.from_numpy(ANSWER).long(),
+    }
+    with torch.no_grad():
+        before = plain.eval()(**asked).logits.numpy()
+        tuned = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+        after = tuned(**asked).logits.numpy()
+    config = tuned.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.base_model_name_or_path) == (2, 4.0, "google/flan-t5-xl")
+    np.testing.assert_allclose(after, logits(ours.t5, prompt, ANSWER), **CLOSE)
+    assert np.abs(after - before).max() > 0.1
+
+
+def test_bert_names_are_those_of_transformers(torch):
+    """At full size, by the class that publishes them."""
+    transformers = pytest.importorskip("transformers")
+    with torch.device("meta"):
+        model = transformers.BertForPreTraining(transformers.BertConfig())
+    tensors = {
+        name: jax.ShapeDtypeStruct(tuple(tensor.shape), np.dtype(np.float32))
+        for name, tensor in model.state_dict().items()
+    }
+    parts = {part for row in rows_of(bert.table()) for part in row.parts}
+    full = base_shapes(CalceConfig.full())
+    check(bert.table(), tensors, {part: leaf for part, leaf in full.items() if part in parts})
