@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from calce_jax.outputs import write_output
 from calce_jax.speech.audio import NoSound, SoundError
-from calce_jax.speech.transcribe import Sound, Transcriber
+from calce_jax.speech.model import Dtype, open_whisper
+from calce_jax.speech.transcribe import Options, Sound, Transcriber
 from calce_jax.text_row import Caption
 
 # What is looked for in a folder; a file that is named itself may be called anything.
