@@ -1,0 +1,102 @@
+"""Memory that converting the full size takes: `python benchmarks/convert_memory.py --out=DIR`.
+
+Writes BLIP-2 with Flan-T5-XL, in the hub's layout, and the text half of BERT, both of random bfloat16 numbers, below
+DIR: 8.1 GB. `launch/convert.py` then makes base weights of them in a process of its own, whose peak memory (resident
+set, as the kernel counts it) is printed, with the times. One parameter is compared bit by bit with what was written.
+All of it is deleted at the end; twice the room must be free.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from calce_jax.convert import bert, blip2
+from calce_jax.convert.reader import open_tensors
+from calce_jax.convert.rows import Table, rows_of
+from calce_jax.convert.table import Lazy, torch_parameters
+from calce_jax.convert.weights import base_shapes
+from calce_jax.convert.writer import write_shards
+from calce_jax.models.calce import CalceConfig
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+COMPARED = "t5/decoder/blocks/mlp/wo/kernel", "language_model.decoder.block.23.layer.2.DenseReluDense.wo.weight"
+
+
+def main() -> None:
+    """Write, convert, compare, print, delete."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder below which everything is written")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="convert_memory_", dir=given.out))
+    try:
+        print(json.dumps(measured(folder), indent=2))
+    finally:
+        shutil.rmtree(folder)
+
+
+def measured(folder: Path) -> dict[str, object]:
+    """Return what was measured, and on what."""
+    shapes = base_shapes(CalceConfig.full())
+    started = time.perf_counter()
+    for kind, table in (("hf", blip2.hugging_face()), ("bert", bert.table())):
+        (folder / kind).mkdir()
+        write_shards(folder / kind, random_tensors(table, shapes))
+    written, target = time.perf_counter(), folder / "base.safetensors"
+    source = f"--source=hf:{folder / 'hf'},bert:{folder / 'bert'}"
+    subprocess.run([sys.executable, "launch/convert.py", source, f"--target=base:{target}"], check=True)
+    done = time.perf_counter()
+    ours, theirs = COMPARED
+    converted, original = open_tensors(target)[ours].read()[-1].T, open_tensors(folder / "hf")[theirs].read()
+    np.testing.assert_array_equal(converted.view(np.uint16), original.view(np.uint16))
+    return {
+        "parameters": sum(int(np.prod(leaf.shape)) for leaf in shapes.values()),
+        "checkpoint GB": round(size(folder / "hf") + size(folder / "bert"), 2),
+        "base weights GB": round(target.stat().st_size / 1e9, 2),
+        "peak memory of converting GB": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, 2),
+        "seconds to write": round(written - started),
+        "seconds to convert": round(done - written),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+    }
+
+
+def random_tensors(table: Table, shapes: dict[str, object]) -> dict[str, Lazy]:
+    """Return the tensors of a checkpoint, random bits each, drawn when they are asked for."""
+    parts = {part for row in rows_of(table) for part in row.parts}
+    leaves = {name: leaf for name, leaf in shapes.items() if name in parts}
+    tensors = torch_parameters(rows_of(table), leaves, tied=False)
+    return {name: random_tensor(number, name, tensor.shape) for number, (name, tensor) in enumerate(tensors.items())}
+
+
+def random_tensor(seed: int, name: str, shape: tuple[int, ...]) -> Lazy:
+    """Return random bits that are numbers below 2; no bias on the keys, which the model has not."""
+
+    def read() -> np.ndarray:
+        count = int(np.prod(shape))
+        # Without the exponent's highest bit nothing is infinite or no number.
+        bits = np.frombuffer(np.random.default_rng(seed).bytes(2 * count), np.uint16) & np.uint16(0xBFFF)
+        if name.endswith("qkv.bias"):
+            bits.reshape(3, -1)[1] = 0
+        return bits.view(BFLOAT16).reshape(shape)
+
+    return Lazy(shape, BFLOAT16, read)
+
+
+def size(folder: Path) -> float:
+    """Return the size of a folder's files in GB."""
+    return sum(file.stat().st_size for file in folder.iterdir()) / 1e9
+
+
+if __name__ == "__main__":
+    main()
