@@ -1,0 +1,111 @@
+"""Gradients of the whole road, frame to loss, against torch's own through `transformers`' BLIP-2 with the same weights.
+
+What the parts compute is compared in their own tests: the towers in test_vit, test_qformer and test_t5, all of BLIP-2
+with its checkpoint in test_convert_hub, the search in test_fidelity.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from calce_jax.convert.calce import table
+from calce_jax.convert.hub import write_blip2
+from calce_jax.convert.table import to_torch
+from calce_jax.models.calce import Calce, answer_loss, shifted, split
+from calce_jax.paths import named_leaves, with_leaves
+from tests.test_convert_hub import IMAGE, PIXELS, SIZES, TEXT, WEIGHTS
+
+ANSWER = np.array([[4, 9, 1], [7, 1, 0]], np.int32)
+PREFIX = "t5_model.base_model.model."
+# float32 sums in another order, forwards and back, relative to the largest entry of each gradient.
+CLOSE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """The loss of transformers' model, adapters merged, and the gradient of each of its weights."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("blip2") / "hf"
+    write_blip2(folder, WEIGHTS)
+    model = transformers.Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model.vision_model.post_layernorm.eps = 1e-5
+    ids = np.concatenate([np.full((2, SIZES.qformer.queries), IMAGE), TEXT], axis=1)
+    logits = model(
+        pixel_values=torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy()),
+        input_ids=torch.from_numpy(ids).long(),
+        attention_mask=torch.ones(ids.shape).long(),
+        decoder_input_ids=torch.from_numpy(np.asarray(shifted(jnp.asarray(ANSWER)))).long(),
+    ).logits
+    asked = torch.from_numpy(np.where(ANSWER == 0, -100, ANSWER)).long()
+    each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), asked, reduction="none")
+    loss = (each.sum(dim=1) / (asked >= 0).sum(dim=1)).mean()
+    loss.backward()
+    gradients = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+    return float(loss.detach()), gradients
+
+
+@pytest.fixture(scope="module")
+def ours():
+    """Our loss, the gradient of each trained parameter under the original's names, and the parameters themselves."""
+    model = nnx.eval_shape(lambda: Calce(SIZES, rngs=nnx.Rngs(0)))
+    weights = {**WEIGHTS.base, **WEIGHTS.trained}
+    leaves = {name: jnp.asarray(weights[name.replace("/base/", "/")].read()) for name in named_leaves(nnx.state(model))}
+    nnx.update(model, with_leaves(nnx.state(model), leaves))
+    graph, trainable, frozen = split(model, "float32")
+    text, answer = jnp.asarray(TEXT), jnp.asarray(ANSWER)
+
+    def loss(trainable):
+        model = nnx.merge(graph, trainable, frozen)
+        image = model.t5_proj(model.qformer.visual(model.ln_vision(model.vit(jnp.asarray(PIXELS)))))
+        prompt = jnp.concatenate([image, model.t5.shared(text)], axis=1)
+        mask = jnp.ones(prompt.shape[:2], bool)
+        return answer_loss(model.t5.decode(shifted(answer), model.t5.encode(prompt, mask), mask), answer).mean()
+
+    value, slopes = jax.jit(jax.value_and_grad(loss))(trainable)
+    state = nnx.state(model)
+    zeros = {name: np.zeros(leaf.shape, np.float32) for name, leaf in named_leaves(state).items()}
+    filled = {name: np.asarray(leaf) for name, leaf in named_leaves(slopes).items()}
+    names = table(lora=True)
+    gradients = to_torch(names, with_leaves(state, zeros | filled))
+    return float(value), gradients, to_torch(names, state)
+
+
+def deviation(a, b):
+    assert a.shape == b.shape
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+def test_the_loss_is_the_same(ours, theirs):
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("our_name", "their_name"),
+    [
+        ("ln_vision.weight", "vision_model.post_layernorm.weight"),
+        ("ln_vision.bias", "vision_model.post_layernorm.bias"),
+        ("t5_proj.weight", "language_projection.weight"),
+        ("t5_proj.bias", "language_projection.bias"),
+    ],
+)
+def test_gradients_through_the_frozen_q_former(ours, theirs, our_name, their_name):
+    expected = next(g for name, g in theirs[1].items() if name.endswith(their_name))
+    assert deviation(ours[1][our_name], expected) < CLOSE
+
+
+def test_gradients_of_every_adapter(ours, theirs):
+    """From the gradient G of a merged matrix W + s B A follow those of its adapter: s G A' and s B' G."""
+    _, gradients, weights = ours
+    scale, seen = SIZES.lora.alpha / SIZES.lora.rank, 0
+    for name in [name for name in weights if name.endswith("lora_A.default.weight")]:
+        stem = name.removesuffix("lora_A.default.weight")
+        whole = f"{stem.removeprefix(PREFIX)}weight"
+        expected = next(g for theirs_, g in theirs[1].items() if theirs_.endswith(f"language_model.{whole}"))
+        a, b = weights[name], weights[f"{stem}lora_B.default.weight"]
+        assert deviation(gradients[f"{stem}lora_B.default.weight"], scale * expected @ a.T) < CLOSE, stem
+        assert deviation(gradients[name], scale * b.T @ expected) < CLOSE, stem
+        seen += 1
+    # q k v o and three of the feed-forward in the encoder, four more in the decoder, and the head.
+    assert seen == 7 * SIZES.t5.encoder_depth + 11 * SIZES.t5.decoder_depth + 1
