@@ -23,7 +23,7 @@ COMMANDS = {
         quiet=True,
     ),
     "web": Command("the same in a browser", "calce web --checkpoint runs/demo", quiet=True),
-    "fetch": Command("bring weights, annotations and videos", "calce fetch --help"),
+    "fetch": Command("bring weights, annotations and videos", "calce fetch --what=bert --out=downloads/bert"),
     "prepare": Command(
         "decode the videos of a dataset once, and write the tables that training reads",
         "calce prepare --dataset=shapes --videos=videos --srts=srts --annotations=train.jsonl --out=prepared",
@@ -44,7 +44,10 @@ COMMANDS = {
     "evaluate": Command(
         "score predictions", "calce evaluate --predictions=val.jsonl --annotations=val.json --out=scores.json"
     ),
-    "convert": Command("turn published weights into ours, and back", "calce convert --help"),
+    "convert": Command(
+        "turn published weights into ours, and back",
+        "calce convert --source=hf:blip2,bert:bert --target=base:full.safetensors",
+    ),
 }
 
 

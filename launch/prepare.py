@@ -2,7 +2,8 @@
 
 Decodes every annotated video once and writes the tables that training reads. The same command goes on where it stopped.
 What is broken or missing is listed at the end and in OUT/failures.jsonl; the exit code is 1 only if nothing worked.
-With --whisper, videos without an .srt are captioned first, as `launch/caption.py` does it.
+With --whisper, videos without an .srt are captioned first, as `launch/caption.py` does it. With --check nothing is
+written: it tells what is wrong with annotations, videos and captions, and the exit code is 1 if anything is.
 """
 
 from typing import cast
@@ -10,6 +11,7 @@ from typing import cast
 from absl import app, flags, logging
 
 from calce_jax.text_row import Behaviour
+from data.check import Checked, check
 from data.prepare import PrepareError, caption_missing, failure_table, prepare, read_splits
 from data.prepared import Settings
 
@@ -29,7 +31,9 @@ IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "height and width of a fram
 BEHAVIOUR = flags.DEFINE_enum("behaviour", "default", ["default", "reference"], "reference reads as the original does")
 OUT = flags.DEFINE_string("out", None, "where the prepared videos and tables go")
 WORKERS = flags.DEFINE_integer("workers", None, "processes; all cores unless given", lower_bound=1)
-flags.mark_flags_as_required(["dataset", "videos", "annotations", "out"])
+CHECK = flags.DEFINE_bool("check", False, "only look for faults, and write nothing")
+flags.mark_flags_as_required(["dataset", "videos", "annotations"])
+flags.register_multi_flags_validator(["out", "check"], lambda given: given["out"] or given["check"], "--out is missing")
 
 
 def main(argv: list[str]) -> None:
@@ -39,6 +43,9 @@ def main(argv: list[str]) -> None:
     try:
         settings = Settings(FRAMES.value, IMAGE_SIZE.value, behaviour=cast(Behaviour, BEHAVIOUR.value))
         splits = read_splits(ANNOTATIONS.value or [], ITEMS.value)
+        if CHECK.value:
+            tell(check(splits, str(VIDEOS.value), SRTS.value))
+            return
         srts = SRTS.value
         if WHISPER.value:
             srts = srts or f"{OUT.value}/captions"
@@ -62,6 +69,15 @@ def main(argv: list[str]) -> None:
     print(f"{done.ready} videos are ready, {done.decoded} of them decoded now")
     if not done.queries:
         raise SystemExit(f"{PrepareError.__name__}: no query has a usable video; see the table above")
+
+
+def tell(checked: Checked) -> None:
+    """Print what was found."""
+    if checked.faults:
+        print(failure_table(checked.faults))
+    print("\n".join(checked.lines()))
+    if checked.faults:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

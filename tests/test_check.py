@@ -1,0 +1,69 @@
+"""Annotations held against their videos: every fault is named, and nothing is written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from calce_jax.annotations import read_annotations
+from data.check import check
+from tests.clips import write_clip
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Four videos of 10 s, three of which something is wrong with; the annotations by split."""
+    rows = {"train": [], "val": []}
+    for split, video, window, duration in (
+        ("train", "fine", [1, 4], 10),
+        ("train", "late", [12, 14], 20),
+        ("train", "both", [0, 2], 10),
+        ("val", "both", [0, 2], 10),
+        ("val", "gone", [0, 2], 10),
+    ):
+        row = {"qid": f"{split}_{video}", "query": "A cat.", "vid": video, "duration": duration}
+        rows[split].append(row | {"relevant_windows": [window]})
+        if video != "gone":
+            write_clip(tmp_path / "videos" / f"{video}.mp4", frames=20, rate=2)
+            (tmp_path / "videos" / f"{video}.srt").write_text("")
+    (tmp_path / "videos/fine.srt").write_text("1\n00:00:30,000 --> 00:00:31,000\nafter the end\n")
+    (tmp_path / "videos/late.srt").write_text("1\nno times\nwords\n")
+    for split, each in rows.items():
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each))
+    return tmp_path
+
+
+def test_every_fault_is_named_with_its_remedy(dataset):
+    splits = {split: read_annotations(dataset / f"{split}.jsonl") for split in ("train", "val")}
+    found = check(splits, dataset / "videos", dataset / "videos")
+    reasons = {(fault.video, fault.reason.split(":")[0].split(" (")[0]) for fault in found.faults}
+    assert len(found.faults) == 6, found.faults
+    by_video = {video: [fault.reason for fault in found.faults if fault.video == video] for video, _ in reasons}
+    assert by_video["both"] == ["it is in train and in val"]
+    assert "there is no" in by_video["gone"][0]
+    assert by_video["late"][:2] == [
+        "query train_late: annotated with 20 s, and the file lasts 10.0 s",
+        "query train_late: window [12, 14] begins after the video's end at 10.0 s",
+    ]
+    assert "late.srt, line 1" in by_video["late"][2]
+    assert "1 captions in" in by_video["fine"][0]
+    assert all(fault.remedy for fault in found.faults)
+    assert (found.videos, found.windows, found.without_items) == (4, 5, 5)
+    assert found.longest == pytest.approx(10.0)
+
+
+def test_the_command_tells_and_writes_nothing(dataset):
+    before = sorted(dataset.rglob("*"))
+    given = [f"--videos={dataset}/videos", "--dataset=shapes", "--check"]
+    given += [f"--annotations=train={dataset}/train.jsonl,val={dataset}/val.jsonl"]
+    command = [sys.executable, str(ROOT / "launch/prepare.py"), *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    assert done.returncode == 1
+    assert "4 videos, 0.01 hours" in done.stdout
+    assert "it is in train and in val" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert sorted(dataset.rglob("*")) == before
