@@ -5,7 +5,6 @@ Those of one function are tested with that function; docs/deviations.md lists al
 
 import dataclasses
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +15,15 @@ from flax import nnx
 from calce_jax.keyframes.chance import draw_chance
 from calce_jax.models.calce import Selection
 from calce_jax.step import StepConfig, chance_of
-from calce_jax.training.config import OptimizerConfig
+from calce_jax.tokenizers import load_t5
+from calce_jax.training.config import OptimizerConfig, validate
 from calce_jax.training.material import answer_tokens
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import apply_gradients, new_state
 from configs.calce import get_config
+from data import tokenizers as small
+from data.moments import Query
 from tests import minute
 from tests.test_schedule import QVH1
 
@@ -160,11 +162,13 @@ def test_gradients_left_over_at_the_end_of_an_epoch_enter_the_next_ones_first_st
 
 
 def test_answers_end_after_70_tokens_under_reference_alone():
-    def tokens(text, **_):
-        return {"input_ids": list(text)}
-
-    queries = [SimpleNamespace(duration=150), SimpleNamespace(duration=30)]
-    lengths = {b: answer_tokens(SimpleNamespace(behaviour=b), queries, tokens) for b in BEHAVIOURS}
+    t5 = load_t5(f"{small.__path__[0]}/tiny_t5")
+    queries = [
+        Query(qid, "v", 0, "a red circle", (), duration, np.zeros((0, 2)), None, None)
+        for qid, duration in enumerate((150.0, 30.0))
+    ]
+    configs = {b: validate(get_config(f"qvh,stage=1,behaviour={b}")) for b in BEHAVIOURS}
+    lengths = {b: answer_tokens(config, queries, t5) for b, config in configs.items()}
     assert lengths["reference"] == 70
     assert lengths["default"] > 141, "the longest annotated answer"
 

@@ -15,8 +15,8 @@ from calce_jax.keyframes.compress import random_draws
 class Chance:
     """Numbers in [0, 1); see `dpc_knn` and `compress` for what they decide."""
 
-    noise: Float[Data, "B 2 T"]  # of stage 2's two clusterings; stage 1 takes the first
-    draws: Float[Data, "B E 2"]
+    noise: Float[Data, "*B 2 T"]  # of stage 2's two clusterings; stage 1 takes the first
+    draws: Float[Data, "*B E 2"]
 
 
 def draw_chance(key: PRNGKeyArray, rows: Int[Array, " B"], frames: int) -> Chance:
