@@ -6,7 +6,6 @@ Everything goes through the same functions as the full-size run's commands.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -79,8 +78,7 @@ def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) 
     with announced("6 of 7: scoring on held-out videos"):
         fine = open_trained(out / "stage2")
         test = answer_split(fine, "test", out / "predictions" / "stage2_test.jsonl")
-        deaf = replace(fine, config=replace(fine.config, data=replace(fine.config.data, use_captions=False)))
-        withheld = answer_split(deaf, "test", out / "predictions" / "stage2_test_without_captions.jsonl")
+        withheld = answer_without_captions(out, splits, answers)
         results = score(splits["test"], untrained, answers["test"], test, withheld)
     with announced("7 of 7: the page"):
         write_report(out, {"stage 1": coarse, "stage 2": fine}, results)
@@ -133,6 +131,26 @@ def merge_splits(out: Path, splits: Mapping[str, list[Annotation]], answers: Map
     for split, rows in merged.items():
         write_annotations(out / "shapes_stage2" / f"{split}.jsonl", rows)
     rebuild_queries(out / "prepared", "shapes", merged)
+
+
+def answer_without_captions(
+    out: Path, splits: Mapping[str, list[Annotation]], answers: Mapping[str, list[Prediction]]
+) -> list[Prediction]:
+    """Ask both stages about the test split without captions, so that stage 1's windows tell stage 2 nothing of them."""
+    coarse = answer_split(
+        open_trained(out / "stage1", use_captions=False),
+        "test",
+        out / "predictions" / "stage1_test_without_captions.jsonl",
+    )
+    merge_splits(out, splits, {**answers, "test": coarse})
+    fine = answer_split(
+        open_trained(out / "stage2", use_captions=False),
+        "test",
+        out / "predictions" / "stage2_test_without_captions.jsonl",
+    )
+    # The tables get back what they are to hold; a run that is stopped before merges anew when it goes on.
+    merge_splits(out, splits, answers)
+    return fine
 
 
 def score(

@@ -135,7 +135,8 @@ def shapes(stage: int, size: Size) -> Part:
             directory="runs/demo/prepared",
             train_split="train",
             eval_split="val",
-            frames=20 if first else 40,
+            # Far enough apart that stage 2 has something to find.
+            frames=10 if first else 40,
             captions=8,
             batch=8,
             eval_batch=16,
@@ -143,8 +144,10 @@ def shapes(stage: int, size: Size) -> Part:
             augment=False,
             use_captions=True,
         ),
-        keyframes=KeyframesConfig(mode="cluster", clusters=6, bias1=0 if first else 1, bias2=0 if first else 1),
-        schedule=schedule(3, 1e-4, 5e-6, 20) if first else schedule(3, 1e-4, 5e-6, 10),
+        keyframes=KeyframesConfig(
+            mode="cluster", clusters=4 if first else 6, bias1=0 if first else 1, bias2=0 if first else 1
+        ),
+        schedule=schedule(3, 3e-4, 1e-5, 20) if first else schedule(3, 2e-4, 1e-5, 10),
         accumulate=1,
         weights=WeightsConfig(
             base="data/shapes/base.safetensors" if size == "tiny" else "", start="" if first else "runs/demo/stage1"
