@@ -7,7 +7,7 @@ export JAX_PLATFORMS ?= cpu
 
 GOLDEN ?= ../shared/golden
 
-.PHONY: demo test check fidelity format base clean help
+.PHONY: demo test check fidelity aot format base clean help
 
 help:  ## What can be made.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ check: $(VENV)/dev  ## Lint, format, types and the tests: before each commit.
 fidelity: $(VENV)/dev  ## Compare with the recordings of the original in GOLDEN, and rewrite the table of docs/fidelity.md.
 	$(BIN)/python -m tests.fidelity --golden=$(GOLDEN) --page=docs/fidelity.md
 
+aot: $(VENV)/aot  ## Compile the full-size programs for GPUs and TPUs that are not here; write RUNS/aot.json.
+	$(BIN)/python launch/aot.py --out=$(RUNS)/aot.json
+
 format: $(VENV)/dev  ## Let ruff format and mend.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -41,6 +44,10 @@ $(VENV)/core: pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,oracle]'
+	touch $@
+
+$(VENV)/aot: $(VENV)/core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[aot]'
 	touch $@
 
 clean:  ## Remove runs and caches; the environment stays.

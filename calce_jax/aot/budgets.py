@@ -1,0 +1,41 @@
+"""What has to fit where: every program of every run on every target, with the most bytes that it may take of a chip."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from calce_jax.aot.targets import GIB, TARGETS
+
+RUNS = ("qvh,stage=1", "qvh,stage=2", "charades,stage=1", "charades,stage=2")
+ON_FOUR = ("train_step", "vision_encode", "generate")
+# Half of the card: the original needs all of it for this.
+TIGHTER = {("a100x4", "qvh,stage=1", "train_step"): 40 * GIB}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One program to compile.
+
+    Fields:
+      target: a key of `TARGETS`.
+      run: the argument of `configs/calce.py`.
+      program: a key of `PROGRAMS`.
+      budget: the most bytes of one chip; that of its memory, unless less was promised.
+    """
+
+    target: str
+    run: str
+    program: str
+    budget: int
+
+    @property
+    def name(self) -> str:
+        """As it stands in the report."""
+        return f"{self.run.replace(',stage=', '/stage')}/{self.program}"
+
+
+def cases() -> Iterator[Case]:
+    """Return all cases: training and inference on four chips, and inference on one GPU of 24 GiB."""
+    for target in TARGETS.values():
+        for run in RUNS:
+            for program in ON_FOUR if target.chips > 1 else ON_FOUR[1:]:
+                yield Case(target.name, run, program, TIGHTER.get((target.name, run, program), target.memory))

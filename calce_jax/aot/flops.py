@@ -1,0 +1,43 @@
+"""How many floating-point operations a traced program takes, counted where nearly all of them are: matrix products.
+
+XLA's own count takes the body of a loop once, whatever the number of its turns; here a scan counts as often as it runs.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jax.extend import core
+
+
+def count_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, turns: int = 1) -> int:
+    """Return the operations of all matrix products, a multiplication and an addition being two.
+
+    Args:
+      jaxpr: of a traced program, over all devices together.
+      turns: how often a loop runs whose end depends on its values; the search for an answer is one.
+
+    Returns:
+      The most that the program may take: of the branches of a switch, the longest counts.
+    """
+    body = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+    return sum(_of_equation(equation, turns) for equation in body.eqns)
+
+
+def _of_equation(equation: Any, turns: int) -> int:
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return 2 * int(np.prod([left[axis] for axis in contracted])) * int(np.prod(equation.outvars[0].aval.shape))
+    inner = [count_flops(each, turns) for each in _inside(equation.params)]
+    if equation.primitive.name == "cond":
+        return max(inner)
+    times = {"scan": equation.params.get("length", 1), "while": turns}.get(equation.primitive.name, 1)
+    return times * sum(inner)
+
+
+def _inside(params: dict[str, Any]) -> Iterator[core.ClosedJaxpr | core.Jaxpr]:
+    for value in params.values():
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(each, core.ClosedJaxpr | core.Jaxpr):
+                yield each

@@ -1,0 +1,87 @@
+"""The programs of a run, lowered from shapes alone."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from calce_jax.input_pipeline import abstract_batch
+from calce_jax.models.calce import Calce, CalceConfig, split
+from calce_jax.models.lora import LoraConfig
+from calce_jax.sharding import BATCH, abstract_like, shard_params
+from calce_jax.step import compile_predict, compile_train_step, make_predict, make_train_step
+from calce_jax.training.config import RunConfig
+from calce_jax.training.material import input_config
+from calce_jax.training.optimizer import make_optimizer
+from calce_jax.training.run import step_config
+from calce_jax.training.schedule import learning_rate
+from calce_jax.training.state import new_state
+
+# The vocabularies of Flan-T5 and of BERT; the sizes with published weights have them built in.
+T5_VOCAB, BERT_VOCAB = 32128, 30522
+
+
+class Shapes:
+    """A run's model, state and batches as shapes with places, on a mesh."""
+
+    def __init__(self, config: RunConfig, mesh: Mesh):
+        self.config, self.mesh = config, mesh
+        lora = LoraConfig(rank=config.lora.rank, alpha=config.lora.alpha, drop=config.lora.dropout)
+        self.sizes = CalceConfig.named(
+            config.model.size, lora, config.model.compute_dtype, t5_vocab=T5_VOCAB, bert_vocab=BERT_VOCAB
+        )
+        make = partial(Calce, self.sizes)
+        self.graph = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+        weights = jax.eval_shape(lambda: split(make(rngs=nnx.Rngs(0)), config.model.frozen_dtype)[1:])
+        self.trainable, self.frozen = self._placed(weights)
+        self.optimizer = make_optimizer(config.optimizer, config.behaviour)
+        self.state = self._placed(jax.eval_shape(partial(new_state, optimizer=self.optimizer), self.trainable))
+        self.steps = step_config(config, config.text.answer_tokens)
+
+    def batch(self, *, training: bool) -> Any:
+        """Return a batch's shapes, split over the mesh."""
+        inputs = input_config(self.config, self.config.data.train_split, self.sizes, training=training)
+        shapes = abstract_batch(inputs)
+        return abstract_like(shapes, jax.tree.map(lambda _: NamedSharding(self.mesh, P(BATCH)), shapes))
+
+    def _placed(self, tree: Any) -> Any:
+        return abstract_like(tree, shard_params(tree, self.mesh))
+
+
+def train_step(shapes: Shapes) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """One micro-step, as `training.run` compiles it."""
+    schedule = shapes.config.schedule
+    rate = partial(
+        learning_rate,
+        steps_per_epoch=1000,
+        epochs=schedule.epochs,
+        peak=schedule.peak,
+        floor=schedule.floor,
+        warmup_steps=schedule.warmup_steps,
+    )
+    step = make_train_step(shapes.graph, shapes.steps, shapes.optimizer, rate)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(shapes.mesh, P()))
+    return compile_train_step(step, shapes.state), (shapes.state, shapes.frozen, shapes.batch(training=True), key)
+
+
+def vision_encode(shapes: Shapes) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The vision tower over the frames of a batch."""
+
+    def see(trainable: nnx.State, frozen: nnx.State, frames: jax.Array) -> jax.Array:
+        return nnx.merge(shapes.graph, trainable, frozen).see(frames)
+
+    return jax.jit(see), (shapes.trainable, shapes.frozen, shapes.batch(training=False).frames)
+
+
+def generate(shapes: Shapes) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """All of inference: from the frames of a batch to its answers, beam search included."""
+    predict = compile_predict(make_predict(shapes.graph, shapes.steps), shapes.mesh)
+    return predict, (shapes.trainable, shapes.frozen, shapes.batch(training=False))
+
+
+PROGRAMS = {"train_step": train_step, "vision_encode": vision_encode, "generate": generate}

@@ -1,0 +1,62 @@
+"""All cases compiled, each target's in a process of its own: a compiler that crashes or hangs fails one row."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+
+from calce_jax.aot.budgets import Case
+from calce_jax.aot.measure import Row, failed, measure
+from calce_jax.training.config import RunConfig
+
+Configs = Callable[[str], RunConfig]
+# The compilers' own log, most of which says that there is no such device here.
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
+
+
+def compile_cases(cases: Sequence[Case], configs: Configs, timeout: float) -> Iterator[Row]:
+    """Compile cases one after the other, in another process.
+
+    Args:
+      cases: what to compile.
+      configs: returns the config of a case's run; it travels to the process.
+      timeout: seconds that one case may take; a new process then goes on with the next.
+
+    Returns:
+      A row for each case, in order, as they are ready.
+    """
+    todo = list(cases)
+    context = multiprocessing.get_context("spawn")
+    for name, value in {"JAX_PLATFORMS": "cpu", **_QUIET}.items():
+        os.environ.setdefault(name, value)
+    while todo:
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=_serve, args=(there, todo, configs), daemon=True)
+        process.start()
+        there.close()
+        reason = ""
+        while todo and not reason:
+            if not here.poll(timeout):
+                reason = f"not compiled within {timeout:g} s"
+                continue
+            try:
+                row: Row = here.recv()
+            except EOFError:
+                process.join()
+                reason = f"the compiler's process ended with code {process.exitcode}"
+                continue
+            yield row
+            todo.pop(0)
+        process.kill()
+        process.join()
+        if reason:
+            yield failed(todo.pop(0), reason)
+
+
+def _serve(pipe: Connection, cases: Sequence[Case], configs: Configs) -> None:
+    for case in cases:
+        try:
+            row = measure(case, configs(case.run))
+        except Exception as error:
+            row = failed(case, f"{type(error).__name__}: {error}".splitlines()[0])
+        pipe.send(row)

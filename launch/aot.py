@@ -1,0 +1,61 @@
+"""Compile the full-size programs for TPUs and GPUs that are not here: `launch/aot.py --out=runs/aot.json`.
+
+Says of each how much of a chip's memory it takes, and leaves with 1 if one does not compile or exceeds its budget.
+"""
+
+import dataclasses
+import json
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+
+from absl import app, flags
+
+from calce_jax.aot.budgets import RUNS, Case, cases
+from calce_jax.aot.measure import Row
+from calce_jax.aot.programs import PROGRAMS
+from calce_jax.aot.run import compile_cases
+from calce_jax.aot.targets import TARGETS
+from calce_jax.outputs import write_output
+from calce_jax.training.config import RunConfig, validate
+from configs.calce import get_config
+
+OUT = flags.DEFINE_string("out", "runs/aot.json", "the report")
+TARGET = flags.DEFINE_multi_enum("target", list(TARGETS), list(TARGETS), "only these; may be repeated")
+RUN = flags.DEFINE_multi_enum("run", list(RUNS), list(RUNS), "only these; may be repeated")
+PROGRAM = flags.DEFINE_multi_enum("program", list(PROGRAMS), list(PROGRAMS), "only these; may be repeated")
+JOBS = flags.DEFINE_integer("jobs", 2, "targets that are compiled for at a time", lower_bound=1)
+TIMEOUT = flags.DEFINE_float("timeout", 600, "seconds that one program may take", lower_bound=1)
+
+
+def full_size(run: str) -> RunConfig:
+    """Return the config of a run, as training reads it."""
+    return validate(get_config(run))
+
+
+def main(argv: list[str]) -> None:
+    """Compile target by target; print rows as they come, write them all in the end."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument: {argv[1]}")
+    wanted: dict[str, list[Case]] = defaultdict(list)
+    for case in cases():
+        if case.target in TARGET.value and case.run in RUN.value and case.program in PROGRAM.value:
+            wanted[case.target].append(case)
+    timeout: float = TIMEOUT.value
+
+    def compiled(asked: list[Case]) -> list[Row]:
+        rows = []
+        for row in compile_cases(asked, full_size, timeout):
+            print(row.line(), flush=True)
+            rows.append(row)
+        return rows
+
+    with ThreadPoolExecutor(JOBS.value) as pool:
+        rows = [row for part in pool.map(compiled, wanted.values()) for row in part]
+    write_output(str(OUT.value), json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    bad = sum(not row.ok for row in rows)
+    print(f"{len(rows)} programs, {bad} failed or over budget; wrote {OUT.value}")
+    raise SystemExit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    app.run(main)
