@@ -99,8 +99,9 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
 def test_the_road_of_commands_leads_to_scores_and_moments(road):
     out, printed = road
     assert "val: 4 of 4 queries are in" in printed["prepare"]
-    assert "3 videos are ready, 3 of them decoded now" in printed["prepare"]
-    assert "0 of them decoded now" in printed["prepare again"]
+    videos = len({row.video for split in ("train", "val") for row in read_annotations(out / f"{split}.jsonl")})
+    assert f"{videos} videos are ready, {videos} of them decoded now" in printed["prepare"]
+    assert f"{videos} videos are ready, 0 of them decoded now" in printed["prepare again"]
     for split in ("train", "val"):
         assert "4 queries answered" in printed[f"stage1_{split}"]
         merged = read_annotations(out / f"merged/{split}.jsonl")
