@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -71,7 +73,7 @@ def measured(folder: Path) -> dict[str, object]:
     }
 
 
-def random_tensors(table: Table, shapes: dict[str, object]) -> dict[str, Lazy]:
+def random_tensors(table: Table, shapes: Mapping[str, Any]) -> dict[str, Lazy]:
     """Return the tensors of a checkpoint, random bits each, drawn when they are asked for."""
     parts = {part for row in rows_of(table) for part in row.parts}
     leaves = {name: leaf for name, leaf in shapes.items() if name in parts}

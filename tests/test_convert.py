@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 from dataclasses import replace
 
 import jax
@@ -260,6 +261,23 @@ def test_folder_of_a_run(checkpoint):
     assert config["weights"] == {"base": str(base), "start": ""}
     assert sorted(path.name for path in (checkpoint / "run").iterdir()) == ["checkpoints", "config.json"]
     assert starting_point(checkpoint / "new", given=str(checkpoint / "run")).kind == "given"
+
+
+# Orbax writes arrays at once; those still under way when one fails find its event loop closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_disk_full_at_the_checkpoint_of_a_run(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    write_safetensors(tmp_path / "base.safetensors", BASE.base)
+    many = {name: held(np.random.default_rng(0).normal(size=(100, 100))) for name in TUNED.trained}
+    weights = replace(TUNED, trained=many, file=tmp_path / "base.safetensors")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*run \(.*\); make room, or choose another place"):
+            write_run(tmp_path / "run", weights, RUN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [path.name for path in tmp_path.iterdir()] == ["base.safetensors"]
 
 
 def test_folder_of_a_run_with_its_own_base(hugging_face, checkpoint):

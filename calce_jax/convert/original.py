@@ -11,7 +11,8 @@ from calce_jax.convert.reader import WeightsFileError
 from calce_jax.convert.rows import rows_of
 from calce_jax.convert.table import Lazy, torch_parameters
 from calce_jax.convert.weights import FLOAT32, Weights, held
-from calce_jax.convert.writer import cast, whole_file
+from calce_jax.convert.writer import cast, check_room
+from calce_jax.outputs import replacing
 
 
 def checkpoint_tensors(weights: Weights) -> dict[str, Lazy]:
@@ -52,7 +53,8 @@ def write_checkpoint(path: Path, weights: Weights) -> None:
         if id(lazy) not in read:
             read[id(lazy)] = torch.from_numpy(np.array(lazy.read()))
     model = {name: read[id(lazy)] for name, lazy in tensors.items()}
-    with whole_file(path, needed=sum(tensor.nbytes for tensor in read.values())) as part:
+    check_room(path, sum(tensor.nbytes for tensor in read.values()))
+    with replacing(path) as part:
         try:
             torch.save({"model": model}, part)
         except RuntimeError as error:

@@ -1,5 +1,6 @@
 """Where weights go: base weights, the folder of a run, the original's checkpoint, Hugging Face's BLIP-2, an adapter."""
 
+import errno
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -44,8 +45,8 @@ def write_run(path: Path, weights: Weights, run: RunConfig) -> None:
     Raises:
       OSError: it cannot be written; nothing of it is left.
     """
-    needed = 0 if weights.file else sum(leaf.nbytes for leaf in weights.base.values())
-    with whole_folder(path, needed=needed) as part:
+    written = [*weights.trained.values(), *(() if weights.file else weights.base.values())]
+    with whole_folder(path, needed=sum(leaf.nbytes for leaf in written)) as part:
         here = weights.file or part / "base.safetensors"
         if weights.file is None:
             write_base(here, weights)
@@ -92,15 +93,19 @@ def parse_target(text: str) -> tuple[Target, Path]:
 
 
 def _save_trained(workdir: Path, trained: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
-    """Save checkpoint 0, without an optimizer's state and a place in the data."""
+    """Save checkpoint 0, without an optimizer's state and a place in the data.
+
+    Raises:
+      OSError: it cannot be written.
+    """
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
-    manager = ocp.CheckpointManager(workdir.absolute() / FOLDER, item_handlers=handlers)
     leaves = {PART + name: array for name, array in trained.items()}
-    manager.save(
-        0,
-        args=ocp.args.Composite(
-            state=ocp.args.PyTreeSave(leaves),  # pyright: ignore[reportCallIssue]
-            record=ocp.args.JsonSave(dict(record)),  # pyright: ignore[reportCallIssue]
-        ),
+    items = ocp.args.Composite(
+        state=ocp.args.PyTreeSave(leaves),  # pyright: ignore[reportCallIssue]
+        record=ocp.args.JsonSave(dict(record)),  # pyright: ignore[reportCallIssue]
     )
-    manager.close()
+    try:
+        with ocp.CheckpointManager(workdir.absolute() / FOLDER, item_handlers=handlers) as manager:
+            manager.save(0, args=items)
+    except Exception as error:  # the layers below have many, for a full disk alone
+        raise OSError(getattr(error, "errno", None) or errno.EIO, str(error).split("\n", 1)[0]) from error

@@ -16,6 +16,7 @@ import numpy as np
 
 from calce_jax.convert.reader import DTYPES
 from calce_jax.convert.table import WEIGHT_DTYPES, Lazy
+from calce_jax.outputs import replacing
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 SHARD_BYTES = 5_000_000_000
@@ -50,7 +51,8 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Lazy], about: Mapp
         header[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with whole_file(path, needed=end) as part, part.open("wb") as file:
+    check_room(path, end)
+    with replacing(path) as part, part.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             array = np.ascontiguousarray(tensor.read())
@@ -88,29 +90,6 @@ def write_shards(
 
 
 @contextmanager
-def whole_file(path: str | Path, *, needed: int = 0) -> Iterator[Path]:
-    """Give a name to write a file under; it gets its own name if all goes well, and else is removed.
-
-    Args:
-      path: the file; one that exists is replaced.
-      needed: bytes that must be free before anything is written.
-
-    Raises:
-      OSError: it cannot be written, with the file and the remedy.
-    """
-    path, part = Path(path), Path(f"{path}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(path, needed)
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        raise _with_remedy(path, error) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
 def whole_folder(path: str | Path, *, needed: int = 0) -> Iterator[Path]:
     """Give a folder to write into; it gets its name if all goes well, and else is removed.
 
@@ -125,25 +104,26 @@ def whole_folder(path: str | Path, *, needed: int = 0) -> Iterator[Path]:
     part = path.with_name(f"{path.name}.part")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(errno.EEXIST, f"{path} exists already; remove it, or choose another place")
+    check_room(path, needed)
     try:
         shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
         part.mkdir(parents=True)
-        _check_space(part, needed)
         yield part
         os.replace(part, path)
     except OSError as error:
-        raise _with_remedy(path, error) from error
+        if "make room" in str(error.strerror):
+            raise  # the file that failed has said so itself
+        raise OSError(
+            error.errno, f"cannot write {path} ({error.strerror}); make room, or choose another place"
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _check_space(path: Path, needed: int) -> None:
-    free = shutil.disk_usage(path.parent).free
+def check_room(path: str | Path, needed: int) -> None:
+    """Raise an OSError, with the remedy, if fewer bytes are free than a file or folder will take."""
+    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(errno.ENOSPC, f"it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free")
-
-
-def _with_remedy(path: Path, error: OSError) -> OSError:
-    if str(path) in str(error.strerror):
-        return error  # the file that failed has said so itself
-    return OSError(error.errno, f"cannot write {path} ({error.strerror}); make room, or choose another place")
+        short = f"it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free"
+        raise OSError(errno.ENOSPC, f"cannot write {path} ({short}); make room, or choose another place")
