@@ -74,14 +74,10 @@ def prompts(folder: Folder) -> Iterator[Group]:
                 if text is None:
                     raise RuntimeError("no prompt was written")
                 plan = _plan(case["key_frame_idx"][i], case["non_key_frame_idx"][i], frames)
-                batch = (
-                    plan,
-                    jnp.asarray(text.tokens[None]),
-                    jnp.asarray(text.spans[None]),
-                    _choice(case, i, used, captions),
-                )
-                needed = int(measures(plan, batch[2], choice)[0])
-                packed = jax.tree.map(lambda a: np.asarray(a[0]), packs(*batch))
+                choice = _choice(case, i, used, captions)
+                tokens, spans = jnp.asarray(text.tokens[None]), jnp.asarray(text.spans[None])
+                needed = int(measures(plan, spans, choice)[0])
+                packed = jax.tree.map(lambda a: np.asarray(a[0]), packs(plan, tokens, spans, choice))
                 _compare_positions(compared, packed, needed, np.asarray(plan.index)[0], case, i)
 
     numbers = Group("07_prompts/numbers")
