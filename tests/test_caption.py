@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import jax
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from calce_jax.captions import read_srt
 from calce_jax.outputs import write_output
 from calce_jax.speech.audio import RATE
 from calce_jax.speech.captioning import CaptioningError, caption_videos, captions_for, compose, find_videos, opener
-from calce_jax.speech.transcribe import Options
+from calce_jax.speech.transcribe import Options, Transcriber, Transcript
 from calce_jax.text_row import Caption
 from tests.clips import write_clip
 from tests.sounds import music, tone, write_sound
@@ -37,8 +38,8 @@ def run(*command, **variables):
     return done.stdout
 
 
-class Silent:
-    """A transcriber that hears nothing, however often it is asked."""
+class Silent(Transcriber):
+    """A transcriber without a model, in whose ears every video says its own name."""
 
     def __init__(self):
         self.options, self.opened, self.heard = Options(batch_size=2), 0, []
@@ -52,8 +53,6 @@ class Silent:
         return path
 
     def transcribe(self, sounds):
-        from calce_jax.speech.transcribe import Transcript  # noqa: PLC0415
-
         for video, _ in sounds:
             yield video, Transcript([Caption(0.0, 1.0, video.stem)], "en", 2.0)
 
@@ -142,8 +141,6 @@ def test_broken_files_are_counted_and_the_others_go_on(tmp_path, shared, weights
 
 @pytest.mark.slow
 def test_5_1_and_8_khz_are_understood(tmp_path, shared, weights):
-    import av  # noqa: PLC0415
-
     source = shared / "media" / "speech" / "jfk.flac"
     with av.open(str(source)) as container:
         mixer = av.AudioResampler("flt", "mono", 48000)
