@@ -34,7 +34,7 @@ format: $(VENV)/dev  ## Let ruff format and mend.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-base: $(VENV)/core  ## Make the tiny base checkpoint anew (data/shapes/base.safetensors); takes about an hour on 2 cores.
+base: $(VENV)/core  ## Make the tiny base checkpoint anew (data/shapes/base.safetensors); took 25 minutes on 2 busy cores.
 	$(BIN)/python launch/make_base.py --out=data/shapes/base.safetensors
 
 $(VENV)/core: pyproject.toml constraints.txt
