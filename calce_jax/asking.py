@@ -1,6 +1,6 @@
 """Asking a trained run about examples that are in no table: first what is seen in each video, then each query.
 
-Programs are compiled for few sizes of batches, so that a second question, or the next video, finds them compiled.
+Programs are compiled for two sizes of batches, so that a second question, or the next video, finds them compiled.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +78,8 @@ class Asker:
           looked: what is seen in the video of each.
         """
         answers: list[Answer] = []
-        size = min(self.most, 1 << (len(examples) - 1).bit_length())
+        # One of two sizes: a short video and a sentence is the common case, and every other size would be compiled anew.
+        size = 1 if len(examples) == 1 else self.most
         size = -(-size // self._devices) * self._devices
         for first in range(0, len(examples), size):
             rows = [self._make(example, n, None) for n, example in enumerate(examples[first : first + size], first)]

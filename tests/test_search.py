@@ -159,7 +159,7 @@ def searcher(stages, tmp_path, monkeypatch):
 
     def text(_, ids):
         start = int(np.sum(ids)) % 7
-        return f"[[{start}, {start + 2}]]"
+        return f"[[0, 1], [{start}, {start + 2}]]"
 
     monkeypatch.setattr("calce_jax.inference.answer_text", text)
     return Searcher(stages, Cache(tmp_path / "cache"), LONGEST)
