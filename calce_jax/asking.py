@@ -78,7 +78,7 @@ class Asker:
           looked: what is seen in the video of each.
         """
         answers: list[Answer] = []
-        # One of two sizes: a short video and a sentence is the common case, and every other size would be compiled anew.
+        # One of two sizes: a short video and a sentence is the common case, and any other would be compiled anew.
         size = 1 if len(examples) == 1 else self.most
         size = -(-size // self._devices) * self._devices
         for first in range(0, len(examples), size):
