@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from calce_jax.cache import LIMIT_GB, Cache, default_folder
 from calce_jax.checkpoints import CheckpointError
 from calce_jax.findings import Ranked, claim_folder, ranked, told_apart, write_findings
+from calce_jax.hearing import hear
 from calce_jax.pieces import length_of
 from calce_jax.search import (
     MOST_MOMENTS,
@@ -28,7 +29,6 @@ from calce_jax.search import (
     open_stages,
     videos_in,
 )
-from calce_jax.speech.captioning import captions_for
 
 T = TypeVar("T")
 TINY = (
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
         if CHECKPOINT.value is None:
             print(TINY, file=sys.stderr)
         keep_programs(cache.folder)
-        heard = captions_for(readable, out / "captions", WHISPER.value) if WHISPER.value and SRT.value == "auto" else {}
+        heard = hear(readable, out / "captions", WHISPER.value, cache) if WHISPER.value and SRT.value == "auto" else {}
         searcher = Searcher(open_stages(CHECKPOINT.value), cache, PIECE.value)
         srts = [heard.get(video, str(SRT.value)) for video in readable]
         searched = [found for each in zip(readable, srts, strict=True) if (found := tried(search, searcher, *each))]

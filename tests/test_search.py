@@ -16,6 +16,7 @@ from calce_jax.asking import Asker
 from calce_jax.cache import Cache, content_of, key_of
 from calce_jax.clips import cut, pictures_at
 from calce_jax.findings import claim_folder, ranked, told_apart, write_findings
+from calce_jax.hearing import hear
 from calce_jax.moments import Beam
 from calce_jax.pieces import Piece, Sampling, captions_in, footage, length_of, pieces_of
 from calce_jax.prompt import Caption
@@ -281,6 +282,33 @@ def test_captions_come_from_where_they_are_said_to(tmp_path):
     assert captions_of(video, "none") == []
     with pytest.raises(FileNotFoundError):
         captions_of(video, tmp_path / "gone.srt")
+
+
+def test_what_was_heard_is_kept_by_content_and_not_by_name(tmp_path, monkeypatch):
+    asked = []
+
+    def caption(videos, folder, whisper):
+        found = {video: Path(folder) / f"{video.stem}.srt" for video in videos}
+        for video, srt in found.items():
+            if not srt.exists():
+                asked.append(video)
+                srt.parent.mkdir(exist_ok=True)
+                srt.write_text(f"said in {video.read_text()} by {whisper}")
+        return found
+
+    monkeypatch.setattr("calce_jax.hearing.captions_for", caption)
+    cache, out = Cache(tmp_path / "cache"), tmp_path / "out"
+    first, same, other = (tmp_path / folder / "a.mp4" for folder in ("x", "y", "z"))
+    for video, content in ((first, "1"), (same, "1"), (other, "2")):
+        video.parent.mkdir()
+        video.write_text(content)
+    for video in (first, same, other, first):
+        assert hear([video], out, "tiny", cache)[video].read_text() == f"said in {video.read_text()} by tiny"
+    assert asked == [first, other]
+    with pytest.raises(SearchError, match="same name"):
+        hear([first, other], out, "tiny", cache)
+    first.with_suffix(".srt").touch()
+    assert hear([first], out, "tiny", cache) == {}
 
 
 def test_folders_are_looked_through_for_videos(tmp_path):
