@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,12 +28,13 @@ SHORT = (
     "--config.loop.log_every=1",
 )
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
+# A program that runs for a second need not be compiled well.
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def run(script: str, *arguments: object, compiled: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a launch script on one device; programs that another has compiled are taken from there."""
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": QUICKLY, "JAX_PLATFORMS": "cpu"}
     if compiled:
         environment |= {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, str(ROOT / "launch" / f"{script}.py"), *map(str, arguments)]
