@@ -327,8 +327,10 @@ def test_a_broken_video_is_told_of_in_a_line_and_the_others_are_searched(
     whole = write_clip(tmp_path / "videos/b.mp4", frames=20, rate=5)
     (tmp_path / "videos/a.mp4").write_text("a text file")
     with av.open(str(tmp_path / "videos/c.mp4"), "w") as container:
-        voice = container.add_stream("aac", rate=8000)
-        container.mux(voice.encode(None))
+        voice = container.add_stream("aac", rate=8000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
+        silence.rate = 8000
+        container.mux([*voice.encode(silence), *voice.encode(None)])
     write_clip(tmp_path / "videos/d.mp4", frames=2, rate=1, ticks=[0, 36_000])
     monkeypatch.setattr(command, "open_stages", lambda _: stages)
     monkeypatch.setattr(command, "keep_programs", lambda _: None)
@@ -341,7 +343,7 @@ def test_a_broken_video_is_told_of_in_a_line_and_the_others_are_searched(
     errors = [line for line in printed.err.splitlines() if "Error" in line]
     assert len(errors) == 3
     assert "a.mp4: it is not a video" in errors[0]
-    assert "c.mp4: " in errors[1]
+    assert "c.mp4: it has no video stream" in errors[1]
     assert "d.mp4: it lasts 10.0 hours" in errors[2]
     assert "b.mp4" in printed.out
     (entry,) = json.loads((tmp_path / "out/moments.json").read_text())
