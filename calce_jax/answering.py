@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -43,12 +44,27 @@ def answer_split(trained: Trained, split: str, out: str | Path) -> list[Predicti
     # All hosts know all answers; one writes them down.
     with part.open("a", encoding="utf-8") if is_first() else open(os.devnull, "w", encoding="utf-8") as file:
         for answer in _shown(answers, split, done, len(opened.queries)):
-            file.write(json.dumps(prediction_row(predicted(opened.queries[answer.row], answer))) + "\n")
-            file.flush()
+            write_line(file, json.dumps(prediction_row(predicted(opened.queries[answer.row], answer))))
     if is_first():
         os.replace(part, out)
     meet("answered")
     return read_predictions(out)
+
+
+def write_line(file: TextIO, line: str) -> None:
+    """Write a line so that it is there whatever comes after it.
+
+    Raises:
+      OSError: it cannot be written; names the file and the remedy.
+    """
+    try:
+        file.write(line + "\n")
+        file.flush()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write {file.name} ({error.strerror}); make room and run again: it goes on from there",
+        ) from error
 
 
 def predicted(query: Query, answer: Answer) -> Prediction:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from calce_jax.answering import write_line
 from calce_jax.outputs import write_output
 
 
@@ -49,3 +50,10 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot write .*file/under \(.*\); make room, or choose another place"):
         write_output(tmp_path / "file/under", "text")
+
+
+def test_a_full_disk_while_answers_are_written_is_told_with_what_to_do():
+    # The outer error is that of closing: what could not be written is still in the file's buffer.
+    with pytest.raises(OSError, match="No space"), Path("/dev/full").open("w", encoding="utf-8") as file:
+        with pytest.raises(OSError, match=r"cannot write /dev/full \(No space left on device\); make room and run"):
+            write_line(file, "{}")
