@@ -53,7 +53,11 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
 
 
 def test_a_full_disk_while_answers_are_written_is_told_with_what_to_do():
+    told = r"cannot write /dev/full \(No space left on device\); make room and run"
     # The outer error is that of closing: what could not be written is still in the file's buffer.
-    with pytest.raises(OSError, match="No space"), Path("/dev/full").open("w", encoding="utf-8") as file:
-        with pytest.raises(OSError, match=r"cannot write /dev/full \(No space left on device\); make room and run"):
-            write_line(file, "{}")
+    with (
+        pytest.raises(OSError, match="No space"),
+        Path("/dev/full").open("w", encoding="utf-8") as file,
+        pytest.raises(OSError, match=told),
+    ):
+        write_line(file, "{}")
