@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
 from absl import app, flags
 
@@ -33,7 +34,7 @@ def full_size(run: str) -> RunConfig:
 
 
 def main(argv: list[str]) -> None:
-    """Compile target by target; print rows as they come, write them all in the end."""
+    """Compile target by target; print rows as they come, and write down all there are."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument: {argv[1]}")
     wanted: dict[str, list[Case]] = defaultdict(list)
@@ -42,16 +43,19 @@ def main(argv: list[str]) -> None:
             wanted[case.target].append(case)
     timeout: float = TIMEOUT.value
 
-    def compiled(asked: list[Case]) -> list[Row]:
-        rows = []
+    rows: list[Row] = []
+    writing = Lock()
+
+    def compile_for_target(asked: list[Case]) -> None:
         for row in compile_cases(asked, full_size, timeout):
-            print(row.line(), flush=True)
-            rows.append(row)
-        return rows
+            with writing:
+                print(row.line(), flush=True)
+                rows.append(row)
+                rows.sort(key=lambda row: list(TARGETS).index(row.target))
+                write_output(str(OUT.value), json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
 
     with ThreadPoolExecutor(JOBS.value) as pool:
-        rows = [row for part in pool.map(compiled, wanted.values()) for row in part]
-    write_output(str(OUT.value), json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+        list(pool.map(compile_for_target, wanted.values()))
     bad = sum(not row.ok for row in rows)
     print(f"{len(rows)} programs, {bad} failed or over budget; wrote {OUT.value}")
     raise SystemExit(1 if bad else 0)

@@ -56,6 +56,7 @@ def test_batches_are_shared_by_the_chips_there_are():
     run = config("qvh,stage=1")
     assert [fitted(run, chips).data.batch for chips in (1, 4, 16)] == [1, 4, 16]
     assert fitted(run, 1).data.eval_batch == 1
+    assert fitted(run, 4).text.buckets == (max(run.text.buckets),)
 
 
 def test_a_target_whose_compiler_is_missing_says_what_to_install(monkeypatch):
