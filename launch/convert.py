@@ -23,7 +23,7 @@ TARGET = flags.DEFINE_string(
 )
 SIZE = flags.DEFINE_enum("size", "full", list(SIZES), "of the model; with orbax:DIR as a source, its own")
 RUN = flags.DEFINE_string(
-    "run", "qvh", "the run that --target=orbax is for, as in configs/calce.py:RUN; charades,stage=2"
+    "run", "qvh", "what the model is for, in the words of configs/calce.py:RUN, such as charades,stage=2"
 )
 DTYPE = flags.DEFINE_enum("dtype", "as stored", list(DTYPES), "of the frozen weights in what is written")
 flags.mark_flags_as_required(["source", "target"])

@@ -49,7 +49,8 @@ def convert(source: str, target: str, config: Any, *, dtype: str = "as stored") 
     if (wanted := DTYPES[dtype]) is not None:
         weights = weights.in_dtype(wanted)
     kind.write(path, weights, run)
-    return f"{path}: {kind.about}; {_size(path) / 1e6:.1f} MB from {weights.origin}"
+    left_out = "; adapters are left out" if weights.trained and kind is TARGETS["base"] else ""
+    return f"{path}: {_size(path) / 1e6:.1f} MB from {weights.origin}{left_out}"
 
 
 def sizes_of(run: RunConfig) -> CalceConfig:
@@ -68,7 +69,7 @@ def _convert_whisper(source: str, target: str, dtype: np.dtype | None) -> str:
         raise ValueError(f"whisper:PATH goes alone and to base:FILE, not {source} to {target}")
     weights = open_whisper(folder)
     write_safetensors(path, weights if dtype is None else cast(weights, dtype), {"converted from": source})
-    return f"{path}: a Whisper; {_size(path) / 1e6:.1f} MB from {source}"
+    return f"{path}: {_size(path) / 1e6:.1f} MB from {source}"
 
 
 def _size(path: Path) -> int:
