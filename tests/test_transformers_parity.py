@@ -36,7 +36,7 @@ def theirs(tmp_path_factory):
         pixel_values=torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy()),
         input_ids=torch.from_numpy(ids).long(),
         attention_mask=torch.ones(ids.shape).long(),
-        decoder_input_ids=torch.from_numpy(np.asarray(shifted(jnp.asarray(ANSWER)))).long(),
+        decoder_input_ids=torch.from_numpy(np.array(shifted(jnp.asarray(ANSWER)))).long(),
     ).logits
     asked = torch.from_numpy(np.where(ANSWER == 0, -100, ANSWER)).long()
     each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), asked, reduction="none")
