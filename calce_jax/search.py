@@ -238,7 +238,7 @@ def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = N
       SearchError: there is no query; one is empty, longer than 60 words, or has no word that the tokenizer can write.
     """
     if not queries:
-        raise SearchError('no query; say in a sentence what to look for: --query "a dog catches a ball"')
+        raise SearchError("no query; say in a sentence what to look for")
     for number, query in enumerate(queries, 1):
         if not query.strip():
             raise SearchError(f"query {number} is empty; say in a sentence what to look for")

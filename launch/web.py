@@ -4,6 +4,8 @@ It listens on this machine alone unless told otherwise with --host. Without --ch
 comes with the package, which knows nothing but the world of shapes; videos of it are there to try.
 """
 
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -51,6 +53,8 @@ def main(argv: list[str]) -> None:
         with tempfile.TemporaryDirectory(prefix="calce_web_") as folder:
             about = TRAINED.format(CHECKPOINT.value) if CHECKPOINT.value else TINY
             served = make_app(searcher, Path(folder), draw_samples(Path(folder) / "samples"), about, limits)
+            # Uvicorn shuts down and then passes the signal on; the folder is to go all the same.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             print(f"open http://{host}:{port}", flush=True)
             uvicorn.run(served, host=host, port=port, log_level="warning")
     except (CheckpointError, OSError, ValueError) as error:

@@ -9,6 +9,7 @@ import pytest
 
 from calce_jax.cache import Cache
 from calce_jax.search import Searcher
+from calce_jax.web.samples import draw_samples
 from calce_jax.web.visitors import COOKIE, Results, visitor_of
 from tests.clips import write_clip
 from tests.searching import LONGEST, make_stages
@@ -50,6 +51,13 @@ def test_a_port_in_use_is_named():
         port = taken.getsockname()[1]
         with pytest.raises(app.WebError, match=rf"port {port} of 127\.0\.0\.1: .*; choose another with --port"):
             app.check_port("127.0.0.1", port)
+
+
+def test_samples_are_drawn_with_captions_beside_them_and_queries(tmp_path):
+    for sample in draw_samples(tmp_path, count=1):
+        assert sample.video.is_file()
+        assert sample.video.with_suffix(".srt").is_file()
+        assert all(sample.queries)
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ class _Search:
         """
         visitor = visitor_of(request.headers.get("cookie", ""))
         if not visitor:
-            raise gr.Error("this page needs its cookie to show your results to you alone; allow it, and reload")
+            raise _told("this page needs its cookie to show your results to you alone; allow it, and reload")
         name, folder = self.results.make(visitor)
         try:
             video = self._video(upload, sample, folder)
@@ -112,9 +112,9 @@ class _Search:
             searched = self.searcher.search(video, queries, captions)
             write_findings(folder, told_apart([searched]), top=MOST_MOMENTS, clips=True)
         except VideoError as error:
-            raise gr.Error(f"{error.path.name}: {error.reason}; {error.remedy}", duration=None) from error
+            raise _told(f"{error.path.name}: {error.reason}; {error.remedy}") from error
         except (OSError, ValueError) as error:
-            raise gr.Error(str(error).replace(f"{folder}/", ""), duration=None) from error
+            raise _told(str(error).replace(f"{folder}/", "")) from error
         return _frame(f"/found/{name}")
 
     def _video(self, upload: str | None, sample: str | None, folder: Path) -> Path:
@@ -165,6 +165,11 @@ def _form(search: _Search, samples: Sequence[Sample], about: str, limits: Limits
         for event in (button.click, query.submit):
             event(search, asked, result, api_visibility="private", concurrency_id="search", trigger_mode="once")
     return form
+
+
+def _told(message: str) -> gr.Error:
+    """Return what is shown until the visitor closes it; the program's own log is not for a visitor's mistakes."""
+    return gr.Error(message, duration=None, print_exception=False)
 
 
 def _frame(address: str) -> str:
