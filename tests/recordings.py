@@ -231,6 +231,7 @@ def _transformers_t5(weights: dict[str, np.ndarray]) -> Any:
         num_decoder_layers=T5_SIZE.decoder_depth,
         num_heads=T5_SIZE.heads,
         feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
         decoder_start_token_id=0,
         pad_token_id=0,
         eos_token_id=1,

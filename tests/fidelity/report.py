@@ -124,14 +124,16 @@ class Group:
         worst = [
             max((getattr(case, name) for _, case in self.cases), default=0.0) for name in ("worst_abs", "worst_rel")
         ]
+        absolute, relative = (x if math.isfinite(x) else None for x in worst)
         return Row(
-            self.name,
-            len(self.cases),
-            len(self.cases) - len(failed),
-            *(x if math.isfinite(x) else None for x in worst),
-            self.tolerance,
-            bool(self.cases) and not failed,
-            ". ".join([*notes, *self.remarks]),
+            group=self.name,
+            cases=len(self.cases),
+            equal=len(self.cases) - len(failed),
+            worst_abs=absolute,
+            worst_rel=relative,
+            tolerance=self.tolerance,
+            ok=bool(self.cases) and not failed,
+            note=". ".join([*notes, *self.remarks]),
         )
 
 

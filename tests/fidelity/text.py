@@ -6,11 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from calce_jax import windows_reference
 from calce_jax.captions import CaptionError, clean, clean_text, read_srt, spoken_intervals
@@ -34,7 +36,9 @@ from tests.fidelity.report import Case, Group
 
 # Cosines of float32 states that went through all layers.
 COSINES = 1e-5
+Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
 Pairs = Iterator[tuple[Any, Any]]
+POSITIONS = ("attention_mask", "kind", "token_id", "frame_idx", "key_frame_idx")
 WORDS, ANSWER = 64, 256  # room enough: the original has 200 for either
 
 
@@ -77,8 +81,10 @@ def prompts(folder: Folder) -> Iterator[Group]:
                 choice = _choice(case, i, used, captions)
                 tokens, spans = jnp.asarray(text.tokens[None]), jnp.asarray(text.spans[None])
                 needed = int(measures(plan, spans, choice)[0])
-                packed = jax.tree.map(lambda a: np.asarray(a[0]), packs(plan, tokens, spans, choice))
-                _compare_positions(compared, packed, needed, np.asarray(plan.index)[0], case, i)
+                arrays = vars(packs(plan, tokens, spans, choice))
+                packed = SimpleNamespace(**{name: np.asarray(array)[0] for name, array in arrays.items()})
+                wanted = {name: case[name][i] for name in POSITIONS}
+                _compare_positions(compared, packed, needed, np.asarray(plan.index)[0], wanted)
 
     numbers = Group("07_prompts/numbers")
     yield numbers
@@ -140,9 +146,11 @@ def _choice(case: dict[str, Any], i: int, most: int, captions: int) -> Choice:
     return Choice(jnp.asarray(padded), jnp.asarray(np.arange(most)[None] < len(order)), jnp.asarray(room))
 
 
-def _compare_positions(compared: Case, packed: Any, needed: int, index: np.ndarray, case: dict, i: int) -> None:  # noqa: PLR0917
-    real = np.array(case["attention_mask"][i]) != 0
-    kind, token, frame = (np.array(case[name][i])[real] for name in ("kind", "token_id", "frame_idx"))
+def _compare_positions(
+    compared: Case, packed: SimpleNamespace, needed: int, index: np.ndarray, wanted: dict[str, Any]
+) -> None:
+    real = np.array(wanted["attention_mask"]) != 0
+    kind, token, frame = (np.array(wanted[name])[real] for name in ("kind", "token_id", "frame_idx"))
     compared.same(needed, len(kind), "length")
     compared.same(packed.mask.sum(), len(kind), "mask")
     n = len(kind)
@@ -151,7 +159,7 @@ def _compare_positions(compared: Case, packed: Any, needed: int, index: np.ndarr
     compared.same(packed.token[:n][text], token[kind == 1], "tokens")
     slot = packed.slot[:n][~text]
     compared.same(index[slot], frame[kind == 2], "frames")
-    compared.same(packed.key[:n][~text], np.isin(frame[kind == 2], case["key_frame_idx"][i]), "key frames")
+    compared.same(packed.key[:n][~text], np.isin(frame[kind == 2], wanted["key_frame_idx"]), "key frames")
     # Within a frame the query tokens come in order, each once.
     sizes = Counter(frame[kind == 2].tolist())
     expected = [query for each in dict.fromkeys(frame[kind == 2].tolist()) for query in range(sizes[each])]
@@ -161,7 +169,7 @@ def _compare_positions(compared: Case, packed: Any, needed: int, index: np.ndarr
 class _Numbers:
     """How numbers, signs and answers become tokens and come back; each method gives pairs of ours and theirs."""
 
-    def __init__(self, tokenizers: Any, extras: dict[str, Any]):
+    def __init__(self, tokenizers: Tokenizers, extras: dict[str, Any]):
         sizes = TextSizes(frames=1, captions=1, words=WORDS, text_tokens=600, answer_tokens=ANSWER)
         self.t5 = tokenizers[0]
         self.writer = PromptWriter(*tokenizers, sizes, stage=1, behaviour="reference")
@@ -221,7 +229,7 @@ class _Numbers:
         return self.t5(str(second), add_special_tokens=False)["input_ids"]
 
 
-def _compare_extras(group: Group, extras: dict[str, Any], tokenizers: Any) -> None:
+def _compare_extras(group: Group, extras: dict[str, Any], tokenizers: Tokenizers) -> None:
     numbers = _Numbers(tokenizers, extras)
     known: dict[str, Callable[..., Pairs]] = {
         "replacement_dict": numbers.replacements,

@@ -29,8 +29,8 @@ OURS = "qformer_freeze_lora_item"
 def rates_and_groups(folder: Folder) -> Iterator[Group]:
     """Compare the rate of every recorded micro-step, also after a resumption, and the groups of parameters."""
     recorded = folder.json("12_lr_optim")
-    rates, resumed = Group("12_lr_optim/rates", RATES), Group("12_lr_optim/resumed rates", RATES)
-    yield from (rates, resumed)
+    rates = Group("12_lr_optim/rates", RATES)
+    yield rates
     for name, wanted in recorded["lr"].items():
         run, per_epoch = wanted["run"], wanted["iters_per_epoch_4gpu"]
         how = {
@@ -51,7 +51,7 @@ def rates_and_groups(folder: Folder) -> Iterator[Group]:
             _compare_rates(case, learning_rate(np.array(steps), **how), theirs)
         for key in wanted:
             if found := re.fullmatch(r"fresh_scheduler_resumed_at_epoch(\d+)", key):
-                with resumed.case(f"{name}, epoch {found[1]}") as case:
+                with rates.case(f"{name}, resumed at epoch {found[1]}") as case:
                     steps = [epoch * per_epoch + within for epoch, within, _ in wanted[key]]
                     ours = learning_rate(np.array(steps), **how, first_epoch=int(found[1]))
                     _compare_rates(case, ours, [rate for *_, rate in wanted[key]])

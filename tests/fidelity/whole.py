@@ -35,6 +35,7 @@ from tests.fidelity.folder import Arrays, Folder
 from tests.fidelity.language import as_sequences, written
 from tests.fidelity.report import Group
 from tests.fidelity.selection import as_draws, chosen
+from tests.fidelity.text import Tokenizers
 
 # float32 sums in another order, through all three towers.
 ACTIVATIONS, LOGITS, SCORES = 2e-5, 1e-4, 2e-5
@@ -118,7 +119,7 @@ def load(tensors: dict[str, np.ndarray], settings: Mapping[str, Any]) -> Calce:
 
 
 def batch_of(
-    meta: dict[str, Any], times: np.ndarray, *, answer: int, stage: int, tokenizers: Any, model: Calce
+    meta: dict[str, Any], times: np.ndarray, *, answer: int, stage: int, tokenizers: Tokenizers, model: Calce
 ) -> Batch:
     """Return the recorded samples as a batch with room for answers of so many tokens.
 
