@@ -72,7 +72,7 @@ def changed(**fields):
         ({"text__buckets": [512, 256]}, r"config.text.buckets: \(512, 256\) should be one or more rising lengths"),
         ({"text__buckets": [1.5]}, r"config.text.buckets: \(1.5,\) should be a tuple of int"),
         ({"schedule__floor": 1.0}, "config.schedule.floor: 1.0 exceeds"),
-        ({"keyframes__clusters": 21}, "config.keyframes.clusters: 21 exceeds the 20 of config.data.frames"),
+        ({"keyframes__clusters": 21}, "config.keyframes.clusters: 21 exceeds the 10 of config.data.frames"),
         ({"keyframes__bias2": 1}, "config.keyframes.bias2: 1 in stage 1"),
         ({"stage": 2, "keyframes__mode": "none"}, "config.keyframes.mode: 'none' in stage 2"),
     ],
@@ -125,5 +125,5 @@ def test_differences_pass_over_what_is_harmless():
     )
     there = json.loads(json.dumps(plain(one)))
     assert differences(there, plain(one)) == []
-    assert differences(there, plain(two)) == ["data.frames: 20 there, 40 here", "seed: 42 there, 7 here"]
+    assert differences(there, plain(two)) == ["data.frames: 10 there, 40 here", "seed: 42 there, 7 here"]
     assert isinstance(two, RunConfig)
