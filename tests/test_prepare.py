@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import shutil
@@ -13,8 +14,8 @@ from data import prepare as module
 from data.moments import open_tables
 from data.prepare import Failure, PrepareError, failure_table, prepare, read_splits
 from data.prepared import LONGEST_ID, Settings, UnusableVideo, find_job, load_video
-from launch import prepare as launch
 from tests.clips import GREY, write_clip
+from tests.scripts import script
 
 SETTINGS = Settings(frames=6, image_size=32)
 SRT = "1\n00:00:00,500 --> 00:00:01,250\n<i>Look</i>, a lighthouse!\n"
@@ -286,13 +287,12 @@ def test_table_has_columns_and_an_end():
 def command(films, tmp_path):
     """Run the launch script on an annotation of each video."""
 
-    def command(*videos):
+    def run(launch, *videos):
         rows = [
             {"qid": number, "query": "A cat.", "vid": video, "duration": 3, "relevant_windows": [[0, 1]]}
             for number, video in enumerate(videos)
         ]
         (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        launch.flags.FLAGS.unparse_flags()
         launch.flags.FLAGS(
             [
                 "prepare",
@@ -308,9 +308,8 @@ def command(films, tmp_path):
         )
         launch.main(["prepare"])
 
-    yield command
-    for flag in launch.flags.FLAGS.get_flags_for_module(launch.__name__):
-        flag.unparse()
+    with script("prepare") as launch:
+        yield functools.partial(run, launch)
 
 
 def test_command(command, capsys, tmp_path):

@@ -8,8 +8,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from calce_jax import search as searching
 from calce_jax.asking import Asker
@@ -24,8 +22,8 @@ from calce_jax.ranking import SAME, Moment, moments_of, together
 from calce_jax.search import Searcher, SearchError, captions_of, check_queries, videos_in
 from calce_jax.tokenizers import load_t5
 from calce_jax.video import VideoError, decode_jpeg, duration_of, frames_at, read_frames
-from launch import search as command
 from tests.clips import write_clip
+from tests.scripts import script
 from tests.searching import LONGEST, make_stages
 
 QUERY = "a red circle moves to the left"
@@ -150,12 +148,13 @@ def test_equal_scores_are_told_apart_across_videos():
 
 
 @pytest.fixture(scope="module")
-def stages():
-    return make_stages()
+def compiled():
+    """Serves all tests, which makes it compile once."""
+    return Searcher(make_stages(), Cache(""), LONGEST)
 
 
 @pytest.fixture
-def searcher(stages, tmp_path, monkeypatch):
+def searcher(compiled, tmp_path, monkeypatch):
     """Its weights are random and write no windows, so each of their answers stands for one."""
 
     def text(_, ids):
@@ -163,7 +162,8 @@ def searcher(stages, tmp_path, monkeypatch):
         return f"[[0, 1], [{start}, {start + 2}]]"
 
     monkeypatch.setattr("calce_jax.inference.answer_text", text)
-    return Searcher(stages, Cache(tmp_path / "cache"), LONGEST)
+    compiled.cache = Cache(tmp_path / "cache")
+    return compiled
 
 
 @pytest.mark.slow
@@ -321,9 +321,7 @@ def test_folders_are_looked_through_for_videos(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_broken_video_is_told_of_in_a_line_and_the_others_are_searched(
-    searcher, stages, tmp_path, monkeypatch, capsys
-):
+def test_a_broken_video_is_told_of_in_a_line_and_the_others_are_searched(searcher, tmp_path, monkeypatch, capsys):
     whole = write_clip(tmp_path / "videos/b.mp4", frames=20, rate=5)
     (tmp_path / "videos/a.mp4").write_text("a text file")
     with av.open(str(tmp_path / "videos/c.mp4"), "w") as container:
@@ -332,12 +330,11 @@ def test_a_broken_video_is_told_of_in_a_line_and_the_others_are_searched(
         silence.rate = 8000
         container.mux([*voice.encode(silence), *voice.encode(None)])
     write_clip(tmp_path / "videos/d.mp4", frames=2, rate=1, ticks=[0, 36_000])
-    monkeypatch.setattr(command, "open_stages", lambda _: stages)
-    monkeypatch.setattr(command, "keep_programs", lambda _: None)
-    flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(
-        query=[QUERY], out=str(tmp_path / "out"), cache=str(tmp_path / "cache"), piece_seconds=LONGEST
-    ):
+    with script("search") as command:
+        monkeypatch.setattr(command, "open_stages", lambda _: None)
+        monkeypatch.setattr(command, "Searcher", lambda *_: searcher)
+        monkeypatch.setattr(command, "keep_programs", lambda _: None)
+        command.flags.FLAGS(["search", f"--query={QUERY}", f"--out={tmp_path / 'out'}"])
         command.main(["search", str(tmp_path / "videos")])
     printed = capsys.readouterr()
     errors = [line for line in printed.err.splitlines() if "Error" in line]

@@ -1,0 +1,206 @@
+"""Two hosts with two devices each do what one host with four does. Both are processes here, and talk over localhost."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from calce_jax.annotations import Annotation
+from calce_jax.checkpoints import steps_in
+from calce_jax.hosts import HostError, agreed, is_first, join_hosts, this_host, told_to_stop
+from calce_jax.paths import named_leaves
+from calce_jax.trained import open_trained
+from calce_jax.video import encode_jpeg
+from data.tables import VideoRecord, build_tables
+
+ROOT = Path(__file__).parents[1]
+FRAMES, SIZE, TRAIN, VAL = 6, 56, 8, 6
+EPOCHS, STEPS = 15, 30
+CONFIG = (
+    "--config=configs/calce.py:shapes,stage=1",
+    "--config.mesh=a100x4",
+    f"--config.data.frames={FRAMES}",
+    "--config.data.captions=2",
+    "--config.data.batch=4",
+    "--config.data.eval_batch=4",
+    "--config.data.augment",
+    "--config.keyframes.clusters=3",
+    f"--config.schedule.epochs={EPOCHS}",
+    "--config.schedule.warmup_steps=2",
+    "--config.schedule.peak=1e-4",
+    "--config.schedule.floor=1e-5",
+    "--config.text.buckets=(192,)",
+    "--config.generation.beams=2",
+    "--config.weights.base=",
+    "--config.loop.log_every=1",
+    f"--config.loop.eval_every={EPOCHS}",
+    "--config.loop.samples=1",
+)
+
+
+def video(name):
+    rng = np.random.default_rng(int(name))
+    frames = rng.integers(0, 256, (FRAMES, SIZE, SIZE, 3), np.uint8)
+    return VideoRecord(
+        name,
+        FRAMES,
+        1.0,
+        float(FRAMES),
+        np.arange(FRAMES, dtype=np.int32),
+        np.arange(FRAMES, dtype=np.float32),
+        encode_jpeg(frames),
+        [(1.0, 2.0, "we found the lighthouse")],
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Tables of noise; the queries of `val` are no multiple of a batch."""
+
+    def queries(count):
+        return [
+            Annotation(f"q{i}", str(i // 2), f"a red circle {i}", ["red circle"], float(FRAMES), [[1.0, 2.0 + i % 4]])
+            for i in range(count)
+        ]
+
+    folder = tmp_path_factory.mktemp("prepared")
+    build_tables(folder, "shapes", {"train": queries(TRAIN), "val": queries(VAL)}, video)
+    return folder
+
+
+class Hosts:
+    """The processes that run a command together."""
+
+    def __init__(self, count, cache):
+        self.count = count
+        self._environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            # Compiling is most of the work here, and what is compiled runs for a second.
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count} --xla_backend_optimization_level=0",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "2",
+        }
+
+    def start(self, *command):
+        joined = []
+        if self.count > 1:
+            with socket.socket() as free:
+                free.bind(("localhost", 0))
+                joined = [f"--coordinator=localhost:{free.getsockname()[1]}", f"--hosts={self.count}"]
+        return [
+            subprocess.Popen(
+                [sys.executable, *command, *joined, *([f"--host={host}"] if joined else [])],
+                cwd=ROOT,
+                env=self._environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for host in range(self.count)
+        ]
+
+    def run(self, *command):
+        """Return what each wrote to stdout and to stderr."""
+        return finished(self.start(*command))
+
+
+def finished(processes):
+    try:
+        said = [process.communicate(timeout=600) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, said, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return said
+
+
+def wait_for_checkpoint(workdir, processes):
+    while not steps_in(workdir):
+        for process in processes:
+            if process.poll() is not None:
+                finished(processes)
+                raise AssertionError("the run ended before its first checkpoint")
+        time.sleep(0.1)
+
+
+def losses(workdir):
+    events = EventAccumulator(str(workdir)).Reload()
+    return {event.step: event.value for event in events.Scalars("train/loss")}
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_one_host_needs_no_others():
+    join_hosts("")
+    assert this_host() == {"process_index": 0, "process_count": 1}
+    assert is_first()
+    assert agreed(7) == 7
+    assert not told_to_stop(3)
+
+
+@pytest.mark.parametrize(
+    ("description", "named"),
+    [
+        (("", 2, 0), "--coordinator: missing"),
+        (("localhost:1", 2, None), "needs --hosts .* and --host"),
+        (("localhost:1", 2, 2), "--host=2: there are hosts 0 to 1"),
+    ],
+)
+def test_hosts_described_in_part_are_refused(description, named):
+    with pytest.raises(HostError, match=named):
+        join_hosts(*description)
+
+
+@pytest.mark.slow
+def test_two_hosts_train_stop_go_on_and_infer_as_one(prepared, tmp_path):
+    two, one = Hosts(2, tmp_path / "cache"), Hosts(1, tmp_path / "cache")
+    train = ("launch/train.py", *CONFIG, f"--config.data.directory={prepared}")
+    together, alone = tmp_path / "together", tmp_path / "alone"
+
+    # One is told to stop; both do, at the same step.
+    processes = two.start(*train, f"--workdir={together}")
+    wait_for_checkpoint(together, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    said = finished(processes)
+    stopped = steps_in(together)[-1]
+    assert 0 < stopped < STEPS
+    for _, errors in said:
+        assert f"stopped by SIGTERM after step {stopped} of {STEPS}" in errors
+
+    two.run(*train, f"--workdir={together}")
+    one.run(*train, f"--workdir={alone}")
+    assert steps_in(together)[-1] == steps_in(alone)[-1] == STEPS
+    here, there = losses(together), losses(alone)
+    assert len(list(together.glob("events.out.tfevents*"))) == 2, "one writer for each of the two parts"
+    assert set(here) <= set(there) | {stopped}
+    assert len(here) > STEPS / 2
+    for step in set(here) & set(there):
+        # float32 sums in another order, through as many steps.
+        np.testing.assert_allclose(here[step], there[step], rtol=1e-4)
+    mine, theirs = (
+        named_leaves(open_trained(workdir, which="latest", mesh="single").trainable) for workdir in (together, alone)
+    )
+    for name, leaf in mine.items():
+        np.testing.assert_allclose(leaf, theirs[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+    infer = ("launch/infer.py", "--split=val", "--checkpoint=latest")
+    (first, _), (second, _) = two.run(*infer, f"--workdir={together}", f"--out={tmp_path / 'together.jsonl'}")
+    assert first.startswith(f"{VAL} queries answered")
+    assert second == ""
+    one.run(*infer, f"--workdir={together}", f"--out={tmp_path / 'alone.jsonl'}")
+    answers, expected = read(tmp_path / "together.jsonl"), read(tmp_path / "alone.jsonl")
+    assert [answer["qid"] for answer in answers] == [f"q{i}" for i in range(VAL)]
+    for answer, other in zip(answers, expected, strict=True):
+        assert answer["raw"] == other["raw"]
+        np.testing.assert_allclose(answer["pred_relevant_windows"], other["pred_relevant_windows"], atol=1e-4)
