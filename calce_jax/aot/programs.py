@@ -33,7 +33,7 @@ class Shapes:
         lora = LoraConfig(rank=config.lora.rank, alpha=config.lora.alpha, drop=config.lora.dropout)
         self.sizes = CalceConfig.named(
             config.model.size, lora, config.model.compute_dtype, t5_vocab=T5_VOCAB, bert_vocab=BERT_VOCAB
-        )
+        ).attending(config.model.attention)
         make = partial(Calce, self.sizes)
         self.graph = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
         weights = jax.eval_shape(lambda: split(make(rngs=nnx.Rngs(0)), config.model.frozen_dtype)[1:])

@@ -29,6 +29,7 @@ from calce_jax.keyframes.coarse import select_coarse
 from calce_jax.keyframes.fine import select_fine
 from calce_jax.keyframes.plan import Plan
 from calce_jax.models import lora
+from calce_jax.models.attention import Implementation
 from calce_jax.models.layers import Key, Keys, LayerNorm, Linear, Remat
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.qformer import QFormer, QFormerConfig
@@ -85,6 +86,11 @@ class CalceConfig:
             return replace(CalceConfig.tiny(t5_vocab, bert_vocab, lora), dtype=dtype)
         makers = {"full": CalceConfig.full, "full_xxl": CalceConfig.full_xxl, "small": CalceConfig.small}
         return replace(makers[size](lora), dtype=dtype)
+
+    def attending(self, implementation: Implementation) -> "CalceConfig":
+        """Return the same sizes with another implementation of attention in every tower."""
+        vit, qformer, t5 = (replace(part, attention=implementation) for part in (self.vit, self.qformer, self.t5))
+        return replace(self, vit=vit, qformer=qformer, t5=t5)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from calce_jax.models.attention import attention, join_heads, split_heads
+from calce_jax.models.attention import Implementation, attention, join_heads, split_heads
 from calce_jax.models.layers import Key, Keys, LayerNorm, Linear, Remat, dropout, gelu, scan, stack
 
 PAD = 0  # BERT's id of [PAD]
@@ -37,6 +37,7 @@ class QFormerConfig:
     positions: int = 512
     drop: float = 0.1
     eps: float = 1e-12
+    attention: Implementation = "xla"
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -69,6 +70,7 @@ class BertAttention(nnx.Module):
         self.norm = LayerNorm(config.width, eps=config.eps)
         self.heads, self.drop = config.heads, config.drop
         self.scale = (config.width // config.heads) ** -0.5
+        self.implementation: Implementation = config.attention
 
     def __call__(
         self,
@@ -81,7 +83,16 @@ class BertAttention(nnx.Module):
         """Let `x` look at `memory`."""
         query = split_heads(self.q(x), self.heads)
         key, value = split_heads(self.k(memory), self.heads), split_heads(self.v(memory), self.heads)
-        seen = attention(query, key, value, scale=self.scale, mask=mask, drop=self.drop, drop_key=keys())
+        seen = attention(
+            query,
+            key,
+            value,
+            scale=self.scale,
+            mask=mask,
+            drop=self.drop,
+            drop_key=keys(),
+            implementation=self.implementation,
+        )
         return self.norm(x + dropout(self.o(join_heads(seen)), self.drop, keys()))
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
-from calce_jax.models.attention import attention, join_heads, split_heads
+from calce_jax.models.attention import Implementation, attention, join_heads, split_heads
 from calce_jax.models.layers import Key, Keys, Linear, Remat, RMSNorm, dropout, gelu, scan, stack
 
 BUCKETS, FARTHEST = 32, 128
@@ -33,6 +33,7 @@ class T5Config:
     vocab: int = 32128
     drop: float = 0.1
     eps: float = 1e-6
+    attention: Implementation = "xla"
 
     @staticmethod
     def flan_xl() -> "T5Config":
@@ -89,6 +90,7 @@ class T5Attention(nnx.Module):
         self.v = Linear(config.width, inner, bias=False, rngs=rngs)
         self.o = Linear(inner, config.width, bias=False, rngs=rngs)
         self.heads, self.drop = config.heads, config.drop
+        self.implementation: Implementation = config.attention
 
     def keys_values(
         self, memory: Float[Array, "B L D"], keys: Keys
@@ -111,7 +113,16 @@ class T5Attention(nnx.Module):
     ) -> Float[Array, "B Q D"]:
         """Attend from `x` to projected keys and values."""
         query = split_heads(self.q(x, key=keys()), self.heads)
-        seen = attention(query, key, value, bias=bias, mask=mask, drop=self.drop, drop_key=keys())
+        seen = attention(
+            query,
+            key,
+            value,
+            bias=bias,
+            mask=mask,
+            drop=self.drop,
+            drop_key=keys(),
+            implementation=self.implementation,
+        )
         return self.o(join_heads(seen), key=keys())
 
 

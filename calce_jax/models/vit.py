@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from calce_jax.models.attention import attention, join_heads, split_heads
+from calce_jax.models.attention import Implementation, attention, join_heads, split_heads
 from calce_jax.models.layers import Key, LayerNorm, Linear, Remat, along_last, gelu, scan, stack
 
 # The mean and spread of CLIP's training images, red, green, blue.
@@ -33,6 +33,7 @@ class VitConfig:
     heads: int
     mlp_width: int
     eps: float = 1e-6
+    attention: Implementation = "xla"
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch:
@@ -75,11 +76,13 @@ class VitAttention(nnx.Module):
         self.v = Linear(config.width, config.width, rngs=rngs)
         self.o = Linear(config.width, config.width, rngs=rngs)
         self.heads, self.scale = config.heads, (config.width // config.heads) ** -0.5
+        self.implementation: Implementation = config.attention
 
     def __call__(self, x: Float[Array, "F S D"]) -> Float[Array, "F S D"]:
         """Let every token look at every token of its frame."""
         query, key, value = (split_heads(project(x), self.heads) for project in (self.q, self.k, self.v))
-        return self.o(join_heads(attention(query, key, value, scale=self.scale)))
+        seen = attention(query, key, value, scale=self.scale, implementation=self.implementation)
+        return self.o(join_heads(seen))
 
 
 class VitMlp(nnx.Module):

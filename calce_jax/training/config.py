@@ -57,12 +57,16 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The named size of all towers, and the precision they compute in."""
+    """The named size of all towers, the precision they compute in, and what computes attention.
+
+    Fields with a value here came later than the first runs, whose configs lack them.
+    """
 
     size: Size
     frozen_dtype: Literal["float32", "bfloat16"]
     compute_dtype: Literal["float32", "bfloat16"]
     remat: Literal["none", "dots", "full"]
+    attention: Literal["xla", "dpa", "flash"] = "xla"  # see `calce_jax.models.attention`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +170,7 @@ class RunConfig:
 
 
 # These change neither the numbers of a run nor what its checkpoints hold, so a workdir goes on when they differ.
-HARMLESS = ("mesh", "data.directory", "data.eval_batch", "model.remat", "loop", "weights.start")
+HARMLESS = ("mesh", "data.directory", "data.eval_batch", "model.remat", "model.attention", "loop", "weights.start")
 
 
 def validate(config: Any) -> RunConfig:
@@ -248,8 +252,11 @@ def _read(kind: Any, values: Any, name: str, wrong: list[str]) -> Any:
         guess = f"did you mean {near[0]!r}? " if near else ""
         wrong.append(f"{name}.{unknown}: no such field; {guess}there are {', '.join(hints)}")
     read = {}
+    later = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
     for field, hint in hints.items():
         here = f"{name}.{field}"
+        if field not in values and field in later:
+            continue
         if field not in values:
             wrong.append(f"{here}: missing; it should be {_expected(hint)}")
         elif dataclasses.is_dataclass(hint):

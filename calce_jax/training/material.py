@@ -125,7 +125,7 @@ def calce_config(config: RunConfig, tokenizers: Tokenizers) -> CalceConfig:
         config.model.compute_dtype,
         t5_vocab=len(tokenizers.t5),
         bert_vocab=len(tokenizers.bert),
-    )
+    ).attending(config.model.attention)
 
 
 def input_config(config: RunConfig, split: str, sizes: CalceConfig, *, training: bool) -> InputConfig:
