@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from calce_jax.paths import named_leaves
 from calce_jax.trained import open_trained
 from calce_jax.video import encode_jpeg
 from data.tables import VideoRecord, build_tables
+from tests.scripts import call
 
 ROOT = Path(__file__).parents[1]
 FRAMES, SIZE, TRAIN, VAL = 6, 56, 8, 6
@@ -76,50 +78,47 @@ def prepared(tmp_path_factory):
     return folder
 
 
-class Hosts:
-    """The processes that run a command together."""
-
-    def __init__(self, count, cache):
-        self.count = count
-        self._environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            # Compiling is most of the work here, and what is compiled runs for a second.
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count} --xla_backend_optimization_level=0",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "2",
-        }
-
-    def start(self, *command):
-        joined = []
-        if self.count > 1:
-            with socket.socket() as free:
-                free.bind(("localhost", 0))
-                joined = [f"--coordinator=localhost:{free.getsockname()[1]}", f"--hosts={self.count}"]
-        return [
-            subprocess.Popen(
-                [sys.executable, *command, *joined, *([f"--host={host}"] if joined else [])],
-                cwd=ROOT,
-                env=self._environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for host in range(self.count)
-        ]
-
-    def run(self, *command):
-        """Return what each wrote to stdout and to stderr."""
-        return finished(self.start(*command))
+def start(*command):
+    """Start a launch script on both hosts."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    return [
+        Host(
+            [sys.executable, *command, f"--coordinator={address}", "--hosts=2", f"--host={host}"],
+            os.environ | {"XLA_FLAGS": flags},
+        )
+        for host in range(2)
+    ]
 
 
-def finished(processes):
-    try:
-        said = [process.communicate(timeout=600) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, errors) in zip(processes, said, strict=True):
-        assert process.returncode == 0, errors[-3000:]
+class Host(subprocess.Popen):
+    """A process that is never kept waiting for somebody to read what it says."""
+
+    def __init__(self, command, environment):
+        self._said = stdout, stderr = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
+        super().__init__(command, cwd=ROOT, env=environment, stdout=stdout, stderr=stderr)
+
+    def said(self):
+        texts = []
+        for file in self._said:
+            file.seek(0)
+            texts.append(file.read())
+            file.close()
+        return tuple(texts)
+
+
+def finished(hosts):
+    """Return what each said. One that failed leaves the others waiting for it, so they are not waited for."""
+    deadline = time.monotonic() + 400
+    while None in (codes := [host.poll() for host in hosts]) and not any(codes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for host in hosts:
+        host.kill()
+        host.wait()
+    said = [host.said() for host in hosts]
+    assert codes == [0] * len(hosts), "\n\n".join(errors[-3000:] for _, errors in said)
     return said
 
 
@@ -163,29 +162,31 @@ def test_hosts_described_in_part_are_refused(description, named):
 
 
 @pytest.mark.slow
+# ml_collections reads a config's file in a way that Python 3.11 calls old.
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_two_hosts_train_stop_go_on_and_infer_as_one(prepared, tmp_path):
-    two, one = Hosts(2, tmp_path / "cache"), Hosts(1, tmp_path / "cache")
-    train = ("launch/train.py", *CONFIG, f"--config.data.directory={prepared}")
+    train = (*CONFIG, f"--config.data.directory={prepared}")
     together, alone = tmp_path / "together", tmp_path / "alone"
 
     # One is told to stop; both do, at the same step.
-    processes = two.start(*train, f"--workdir={together}")
-    wait_for_checkpoint(together, processes)
-    processes[1].send_signal(signal.SIGTERM)
-    said = finished(processes)
+    hosts = start("launch/train.py", *train, f"--workdir={together}")
+    wait_for_checkpoint(together, hosts)
+    hosts[1].send_signal(signal.SIGTERM)
+    said = finished(hosts)
     stopped = steps_in(together)[-1]
     assert 0 < stopped < STEPS
     for _, errors in said:
         assert f"stopped by SIGTERM after step {stopped} of {STEPS}" in errors
 
-    two.run(*train, f"--workdir={together}")
-    one.run(*train, f"--workdir={alone}")
+    finished(start("launch/train.py", *train, f"--workdir={together}"))
+    call("train", *train, f"--workdir={alone}")
     assert steps_in(together)[-1] == steps_in(alone)[-1] == STEPS
-    here, there = losses(together), losses(alone)
     assert len(list(together.glob("events.out.tfevents*"))) == 2, "one writer for each of the two parts"
-    assert set(here) <= set(there) | {stopped}
-    assert len(here) > STEPS / 2
-    for step in set(here) & set(there):
+    here, there = losses(together), losses(alone)
+    # Measurements are written when they have arrived, so not of every step.
+    both = here.keys() & there.keys()
+    assert min(both) <= stopped < max(both) == STEPS
+    for step in both:
         # float32 sums in another order, through as many steps.
         np.testing.assert_allclose(here[step], there[step], rtol=1e-4)
     mine, theirs = (
@@ -194,11 +195,11 @@ def test_two_hosts_train_stop_go_on_and_infer_as_one(prepared, tmp_path):
     for name, leaf in mine.items():
         np.testing.assert_allclose(leaf, theirs[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
-    infer = ("launch/infer.py", "--split=val", "--checkpoint=latest")
-    (first, _), (second, _) = two.run(*infer, f"--workdir={together}", f"--out={tmp_path / 'together.jsonl'}")
-    assert first.startswith(f"{VAL} queries answered")
-    assert second == ""
-    one.run(*infer, f"--workdir={together}", f"--out={tmp_path / 'alone.jsonl'}")
+    infer = ("--split=val", "--checkpoint=latest", f"--workdir={together}")
+    (first, _), (second, _) = finished(start("launch/infer.py", *infer, f"--out={tmp_path / 'together.jsonl'}"))
+    assert f"{VAL} queries answered" in first
+    assert "answered" not in second
+    call("infer", *infer, f"--out={tmp_path / 'alone.jsonl'}")
     answers, expected = read(tmp_path / "together.jsonl"), read(tmp_path / "alone.jsonl")
     assert [answer["qid"] for answer in answers] == [f"q{i}" for i in range(VAL)]
     for answer, other in zip(answers, expected, strict=True):

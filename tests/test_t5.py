@@ -115,7 +115,7 @@ def test_forty_answers_as_each_version_of_transformers_gives_them(models, shared
     mask = jnp.ones(x.shape[:2], bool)
     answers = written(t5, encode(t5, x, mask), mask, beams=5, length=30, behaviour=behaviour)
     np.testing.assert_array_equal(answers.tokens[:, 0], cases[f"seq_transformers_{version}"][:, 1:])
-    np.testing.assert_allclose(answers.score[:, 0], cases[f"score_{version}"], rtol=1e-5)
+    np.testing.assert_allclose(answers.score[:, 0], cases[f"score_{version}"], rtol=2e-5)  # float32 sums over 30 steps
 
 
 def test_relative_buckets_as_recorded(recorded):

@@ -9,11 +9,9 @@ import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import tensorboardX
-from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from calce_jax.hosts import is_first
 
@@ -32,14 +30,18 @@ class TensorBoardWriter(MetricWriter):
     """Writes event files; names such as "train/loss" are grouped by what stands before the slash."""
 
     def __init__(self, folder: Path):
-        self._events = tensorboardX.SummaryWriter(str(folder))
-        self._file = cast(tensorboardX.writer.FileWriter, self._events.file_writer)
+        # It imports torch where there is one: seconds that only a run that writes has to wait.
+        from tensorboardX import SummaryWriter  # noqa: PLC0415
+        from tensorboardX.proto.summary_pb2 import Summary  # noqa: PLC0415  # pyright: ignore
+
+        self._events, self._summary = SummaryWriter(str(folder)), Summary
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Write numbers."""
         # Not by `add_scalar`, which turns the "@" of "R1@0.5" into "_".
-        values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in scalars.items()]
-        self._file.add_summary(Summary(value=values), step)
+        summary = self._summary(value=[{"tag": tag, "simple_value": float(value)} for tag, value in scalars.items()])
+        assert self._events.file_writer is not None
+        self._events.file_writer.add_summary(summary, step)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
         """Write uint8 RGB images of shape (H, W, 3), or several of one size as (N, H, W, 3)."""
