@@ -7,7 +7,7 @@ export JAX_PLATFORMS ?= cpu
 
 GOLDEN ?= ../shared/golden
 
-.PHONY: demo test check fidelity aot format base clean help
+.PHONY: demo test check fidelity aot bench format base clean help
 
 help:  ## What can be made.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ fidelity: $(VENV)/dev  ## Compare with the recordings of the original in GOLDEN,
 
 aot: $(VENV)/aot  ## Compile the full-size programs for GPUs and TPUs that are not here; write RUNS/aot.json.
 	$(BIN)/python launch/aot.py --out=$(RUNS)/aot.json
+
+bench: $(VENV)/dev  ## Compare speed with torch, peft and codecs, on this machine; BENCH gives options (docs/benchmarks.md).
+	$(BIN)/python -m benchmarks --out=$(RUNS)/bench $(BENCH)
 
 format: $(VENV)/dev  ## Let ruff format and mend.
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,92 @@
+"""Pictures and videos decoded beside what else decodes them: `python -m benchmarks.decoding`.
+
+JPEG beside Pillow: the 75 frames of a prepared video. Video beside a plain loop with PyAV and Pillow, and beside decord
+where it is installed: 75 frames of a minute of H.264 at 640 x 360, resized to 224 pixels. torchvision reads videos no
+more and decodes JPEG with the library that ours uses, too.
+"""
+
+import importlib.util
+import io
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from benchmarks.material import pictures, write_video
+from benchmarks.paired import Row, Setting, arguments, compare, report
+from calce_jax.video import decode_jpeg, encode_jpeg, head_indices, read_frames
+
+FRAMES, SIZE = 75, 224
+
+
+def main() -> None:
+    """Measure and write it down."""
+    setting, given = arguments(__doc__, seconds={"type": int, "default": 60})
+    rows = [jpeg(setting)]
+    with tempfile.TemporaryDirectory() as folder:
+        video = Path(folder) / "video.mp4"
+        write_video(video, given.seconds)
+        others: dict[str, Callable[[], np.ndarray]] = {"PyAV and Pillow": partial(plain_loop, video, setting.threads)}
+        if importlib.util.find_spec("decord"):
+            others["decord"] = partial(in_decord, video, setting.threads)
+        rows += [videos(setting, video, name, theirs) for name, theirs in others.items()]
+    report(setting, "decoding", rows)
+
+
+def jpeg(setting: Setting) -> Row:
+    """Compare decoders of pictures, on one core: neither has threads."""
+    frames = encode_jpeg(pictures(FRAMES, SIZE, SIZE))
+    return compare(
+        setting,
+        f"{FRAMES} JPEG pictures of {SIZE} pixels",
+        lambda: np.stack([decode_jpeg(frame) for frame in frames]),
+        lambda: np.stack([np.asarray(Image.open(io.BytesIO(frame))) for frame in frames]),
+        other="Pillow",
+        agreement=grey_levels,
+        frames=FRAMES,
+        notes={"kB a picture": sum(map(len, frames)) / FRAMES / 1e3},
+    )
+
+
+def videos(setting: Setting, video: Path, name: str, theirs: Callable[[], np.ndarray]) -> Row:
+    """Compare readers of one video."""
+    return compare(
+        setting,
+        f"{FRAMES} frames of a video, {setting.threads} threads",
+        lambda: read_frames(video, FRAMES, SIZE, threads=setting.threads).frames,
+        theirs,
+        other=name,
+        agreement=grey_levels,
+        notes={"MB of video": video.stat().st_size / 1e6},
+    )
+
+
+def plain_loop(video: Path, threads: int) -> np.ndarray:
+    """Decode every picture in order and keep some."""
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
+        wanted = set(head_indices(stream.frames, FRAMES).tolist())
+        kept = [frame.to_image() for number, frame in enumerate(container.decode(stream)) if number in wanted]
+    return np.stack([np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for image in kept])
+
+
+def in_decord(video: Path, threads: int) -> np.ndarray:
+    """Let decord find, decode and resize them."""
+    import decord  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+    reader = decord.VideoReader(str(video), width=SIZE, height=SIZE, num_threads=threads)
+    return reader.get_batch(head_indices(len(reader), FRAMES).tolist()).asnumpy()
+
+
+def grey_levels(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """Say how far the pictures are apart: Pillow blurs what it makes smaller, so not every pair is the same."""
+    return f"pictures {np.abs(ours.astype(np.int16) - theirs).mean():.2f} of 255 grey levels apart on average"
+
+
+if __name__ == "__main__":
+    main()

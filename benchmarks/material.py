@@ -1,0 +1,66 @@
+"""Pictures, a video and a question about it, made up: what benchmarks of reading and of whole inference are given."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from calce_jax.outputs import replacing
+from calce_jax.video import encode_jpeg
+from data.moments import Example
+
+SECONDS_A_FRAME = 2.0
+QUERY = "a woman in a red coat walks her dog along the river before it starts to rain"
+SAID = "and this is where we stopped to look at the old bridge"
+
+
+def pictures(count: int, height: int, width: int) -> np.ndarray:
+    """Return uint8 (count, height, width, 3): clouds of noise of every coarseness, drifting to the left.
+
+    They take about as much room as photographs: a tenth of their pixels as JPEG of quality 95.
+    """
+    rng, clouds = np.random.default_rng(0), np.zeros((height, 2 * width, 3), np.float32)
+    for level in range(8):
+        cells = (-(-height // 2**level), -(-2 * width // 2**level), 3)
+        coarse = rng.standard_normal(cells, np.float32).repeat(2**level, 0).repeat(2**level, 1)
+        clouds += coarse[:height, : 2 * width] * 1.3**level
+    clouds = (128 + 12 * clouds).clip(0, 255).astype(np.uint8)
+    step = max(width // count, 1)
+    return np.stack([np.roll(clouds, -number * step, axis=1)[:, :width] for number in range(count)])
+
+
+def example(frames: int, size: int, captions: int) -> Example:
+    """Return a query about a video of so many frames."""
+    duration = frames * SECONDS_A_FRAME
+    said = [(start, start + 4.0, f"{SAID} {start:.0f}") for start in np.linspace(0.0, duration - 5.0, captions)]
+    return Example(
+        qid="q0",
+        video="v0",
+        row=0,
+        query=QUERY,
+        items=["woman", "red coat", "dog", "river"],
+        duration=duration,
+        windows=np.array([[10.0, 24.0]]),
+        stage1_windows=None,
+        kind=None,
+        keyframes=encode_jpeg(pictures(frames, size, size)),
+        indices=np.arange(frames, dtype=np.int32),
+        times=np.arange(frames, dtype=np.float32) * SECONDS_A_FRAME,
+        total=frames,
+        rate=1 / SECONDS_A_FRAME,
+        captions=said,
+    )
+
+
+def write_video(path: Path, seconds: int, *, rate: int = 25, height: int = 360, width: int = 640) -> None:
+    """Write an H.264 video as the usual encoder makes it, of the drifting clouds."""
+    drift = pictures(rate, height, width)
+    with replacing(path) as part, av.open(str(part), "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(seconds * rate):
+            frame = av.VideoFrame.from_ndarray(drift[number % rate], "rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, rate)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))

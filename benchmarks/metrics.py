@@ -1,0 +1,108 @@
+"""Scores of a whole split beside a loop over its queries: `python -m benchmarks.metrics`.
+
+The official protocol of QVHighlights, with 1,550 queries like those of its validation split. The loop does what the
+protocol says query by query, threshold by threshold, in plain Python with numpy for the sums.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.paired import Row, Setting, arguments, compare, report
+from calce_jax.metrics import PROTOCOLS, Case
+from calce_jax.metrics.official import RANGES, WINDOW_LIMIT
+from calce_jax.metrics.overlap import THRESHOLDS
+
+Window = Sequence[int | float]
+
+
+def main() -> None:
+    """Measure and write it down."""
+    setting, given = arguments(__doc__, queries={"type": int, "default": 1550})
+    report(setting, "metrics", [metrics(setting, given.queries)])
+
+
+def metrics(setting: Setting, queries: int) -> Row:
+    """Compare the scores of made-up predictions."""
+    cases = made_up(queries)
+    return compare(
+        setting,
+        f"official protocol, {queries} queries",
+        lambda: numbers(PROTOCOLS["official"](cases)),
+        lambda: looped(cases),
+        other="a loop",
+        agreement=lambda a, b: f"scores {np.abs(np.subtract(a, b)).max():.2f} apart at most",
+    )
+
+
+def made_up(queries: int) -> list[Case]:
+    """Return queries of one to four true windows and one to twelve predicted ones, on whole seconds."""
+    rng = np.random.default_rng(0)
+
+    def windows(count: int) -> list[list[float]]:
+        start = rng.integers(0, 140, count)
+        return np.stack([start, np.minimum(start + rng.integers(2, 60, count), 150)], axis=1).tolist()
+
+    return [
+        Case(number, windows(int(rng.integers(1, 13))), windows(int(rng.integers(1, 5)))) for number in range(queries)
+    ]
+
+
+def numbers(scores: dict) -> list[float]:
+    """Return what both sides compute: R1, mIoU and mAP, then R1@0.5 and mAP of each range of lengths."""
+    found = [scores["R1@0.5"], scores["R1@0.7"], scores["mIoU"], scores["mAP"]]
+    for name in RANGES:
+        part = scores["detail"]["ranges"][name]
+        found += [part["R1"]["0.5"], part["mAP"]["average"]]
+    return found
+
+
+def looped(cases: Sequence[Case]) -> list[float]:
+    """Return the same, computed query by query."""
+    first = [overlap_of_first(case.predicted[0], case.truth) for case in cases]
+    found = [np.mean([value >= threshold for value in first]) for threshold in (0.5, 0.7)]
+    found += [np.mean(first), mean_precision([(case.predicted, case.truth) for case in cases])]
+    for above, up_to in RANGES.values():
+        kept = [(c.predicted, [w for w in c.truth if above < w[1] - w[0] <= up_to]) for c in cases]
+        kept = [(predicted, truth) for predicted, truth in kept if truth]
+        hits = [overlap_of_first(predicted[0], truth) >= 0.5 for predicted, truth in kept]
+        found += [np.mean(hits), mean_precision(kept)]
+    return [100 * float(value) for value in found]
+
+
+def overlap(a: Window, b: Window) -> float:
+    """Return intersection over union."""
+    shared = max(min(a[1], b[1]) - max(a[0], b[0]), 0)
+    union = (a[1] - a[0]) + (b[1] - b[0]) - shared
+    return shared / union if union else 0.0
+
+
+def overlap_of_first(window: Window, truth: Sequence[Window]) -> float:
+    """Return the overlap with the nearest true window, over the hull of both."""
+    nearest = max(truth, key=lambda true: overlap(window, true))
+    shared = max(min(window[1], nearest[1]) - max(window[0], nearest[0]), 0)
+    return shared / (max(window[1], nearest[1]) - min(window[0], nearest[0]))
+
+
+def mean_precision(pairs: Sequence[tuple[Sequence[Window], Sequence[Window]]]) -> float:
+    """Return the mean over queries and thresholds of the average precision of the first windows."""
+    return float(
+        np.mean([precision(p[:WINDOW_LIMIT], truth, threshold) for p, truth in pairs for threshold in THRESHOLDS])
+    )
+
+
+def precision(predicted: Sequence[Window], truth: Sequence[Window], threshold: float) -> float:
+    """Return one query's interpolated average precision at one threshold."""
+    free, hits = list(range(len(truth))), []
+    for window in predicted:
+        near = [(overlap(window, truth[number]), number) for number in free]
+        near = [pair for pair in near if pair[0] >= threshold]
+        if near:
+            free.remove(max(near)[1])
+        hits.append(bool(near))
+    exact = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    return float(np.sum(np.maximum.accumulate(exact[::-1])[::-1] * hits) / len(truth))
+
+
+if __name__ == "__main__":
+    main()

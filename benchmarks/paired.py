@@ -1,0 +1,239 @@
+"""Two ways of doing one thing, timed in turns.
+
+Ours and theirs run one after the other, in one process, on the same cores, in an order that changes every round, so
+that a machine which is busy now and then is busy for both. Both have run before the first round that counts, and what
+compiling took is said apart. A ratio is the median over the rounds of their time over ours: above 1 we are faster.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from calce_jax.outputs import write_output
+
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "peft", "simplejpeg", "pillow", "av", "decord")
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides run on.
+
+    Fields:
+      device: "gpu" stands for an NVIDIA GPU.
+      dtype: that both compute in.
+      threads: cores that both have.
+      rounds: turns of each side that count.
+      out: folder for the results.
+      peak: of the device, TFLOP/s in `dtype`; 0 where it is not known.
+    """
+
+    device: Literal["cpu", "gpu"]
+    dtype: Literal["float32", "bfloat16"]
+    threads: int
+    rounds: int
+    out: Path
+    peak: float
+
+    @property
+    def torch_device(self) -> str:
+        """The device as torch calls it."""
+        return "cuda" if self.device == "gpu" else "cpu"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a comparison gave.
+
+    Fields:
+      name: what was done.
+      ours, theirs: seconds, medians.
+      ratio: median over the rounds of theirs / ours; `lowest` and `highest` of the rounds.
+      compile_s: seconds that ours took to compile.
+      other: what the other side is.
+      agreement: how far the two results are apart, in words.
+      tflop: 10^12 floating-point operations of ours, where counted.
+      notes: further numbers.
+    """
+
+    name: str
+    ours: float
+    theirs: float
+    ratio: float
+    lowest: float
+    highest: float
+    compile_s: float
+    other: str
+    agreement: str
+    tflop: float = 0.0
+    notes: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def line(self) -> str:
+        """Return the row for people."""
+        notes = "".join(f"; {name} {value:.4g}" for name, value in self.notes.items())
+        return (
+            f"{self.name}: {1e3 * self.ours:.1f} ms, {self.other} {1e3 * self.theirs:.1f} ms: {self.ratio:.2f}x "
+            f"({self.lowest:.2f} to {self.highest:.2f}); compiled in {self.compile_s:.1f} s; {self.agreement}{notes}"
+        )
+
+
+def arguments(
+    description: str | None, *, threads: int = os.cpu_count() or 1, **own: dict[str, Any]
+) -> tuple[Setting, argparse.Namespace]:
+    """Read the command line, take the cores it grants and choose the device.
+
+    Args:
+      description: of the benchmark.
+      threads: what `--threads` is by default.
+      own: further options of it, as `argparse` takes them.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="by default float32 on cpu, bfloat16 on gpu")
+    parser.add_argument("--threads", type=int, default=threads, help="cores for both sides")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for the JSON")
+    parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s the device can do, to tell a share of it")
+    for name, options in own.items():
+        parser.add_argument(f"--{name}", **options)
+    given = parser.parse_args()
+    dtype = given.dtype or ("float32" if given.device == "cpu" else "bfloat16")
+    # XLA makes as many threads as it may run on cores when the first array is made; torch is told.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch lives on the same GPU
+    jax.config.update("jax_platforms", "cuda" if given.device == "gpu" else "cpu")
+    setting = Setting(given.device, dtype, given.threads, given.rounds, given.out, given.peak)
+    return setting, given
+
+
+def compiled(function: Callable[..., Any], *inputs: Any, **options: Any) -> tuple[Any, float]:
+    """Return a function's program for these inputs, and the seconds that tracing and compiling took."""
+    start = time.perf_counter()
+    program = jax.jit(function, **options).lower(*inputs).compile()
+    return program, time.perf_counter() - start
+
+
+def compare(
+    setting: Setting,
+    name: str,
+    ours: Run,
+    theirs: Run,
+    *,
+    other: str,
+    agreement: Callable[[Any, Any], str],
+    compile_s: float = 0.0,
+    tflop: float = 0.0,
+    frames: int = 0,
+    notes: dict[str, float] | None = None,
+) -> Row:
+    """Time two ways of doing one thing in turns, and print the row.
+
+    Args:
+      setting: rounds and device.
+      name, other, compile_s, tflop, notes: see `Row`.
+      frames: how many are read, to tell how many a second.
+      ours, theirs: do it once and return the result; jax's may still be under way, torch's on a GPU too.
+      agreement: tells how far the two first results are apart; raises where they are not the same thing.
+    """
+    sides = {"ours": ours, "theirs": theirs}
+    # The first run warms up, the second also fills what the first made room for.
+    results = {side: _timed(run, setting)[1] for side, run in sides.items()}
+    agreed = agreement(results["ours"], results["theirs"])
+    del results
+    for run in sides.values():
+        _timed(run, setting)
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(setting.rounds):
+        for side in list(sides) if number % 2 else reversed(list(sides)):
+            times[side].append(_timed(sides[side], setting)[0])
+    ratios = [theirs / ours for ours, theirs in zip(times["ours"], times["theirs"], strict=True)]
+    notes = dict(notes or {})
+    seconds, other_seconds = (statistics.median(times[side]) for side in sides)
+    if tflop:
+        notes |= {"TFLOP/s": tflop / seconds, "theirs": tflop / other_seconds}
+        if setting.peak:
+            notes["share of peak"] = tflop / seconds / setting.peak
+    if frames:
+        notes |= {"frames a second": frames / seconds, "theirs": frames / other_seconds}
+    row = Row(
+        name=name,
+        ours=seconds,
+        theirs=other_seconds,
+        ratio=statistics.median(ratios),
+        lowest=min(ratios),
+        highest=max(ratios),
+        compile_s=compile_s,
+        other=other,
+        agreement=agreed,
+        tflop=tflop,
+        notes=notes,
+    )
+    print(row.line(), flush=True)
+    return row
+
+
+def apart(ours: Any, theirs: Any, *, most: float) -> str:
+    """Say how far jax's and torch's array are apart at most, relative to the largest entry.
+
+    Raises:
+      ValueError: further than `most`: then it was not the same computation.
+    """
+    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs.float().cpu())
+    distance = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    if not distance <= most:
+        raise ValueError(f"results are {distance:.1e} apart, more than {most:.1e}: nothing to compare")
+    return f"results {distance:.0e} apart"
+
+
+def report(setting: Setting, subject: str, rows: Sequence[Row]) -> None:
+    """Write the rows, and what they were measured on, to `out`/`subject`.json."""
+    load = os.getloadavg()[0]
+    about = {
+        "subject": subject,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{_processor()}, {setting.threads} of {os.cpu_count()} cores",
+        "device": jax.devices()[0].device_kind,
+        "load": round(load, 2),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "setting": {**dataclasses.asdict(setting), "out": str(setting.out)},
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    setting.out.mkdir(parents=True, exist_ok=True)
+    write_output(setting.out / f"{subject}.json", json.dumps(about, indent=1) + "\n")
+    print(f"load {load:.1f}, {about['machine']}, {about['device']}; {setting.out / subject}.json")
+
+
+def _timed(run: Run, setting: Setting) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = jax.block_until_ready(run())
+    if setting.device == "gpu":
+        import torch  # noqa: PLC0415
+
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

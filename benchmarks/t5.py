@@ -1,0 +1,172 @@
+"""T5 beside `transformers` (torch): its encoder, and a training step of its adapters beside `peft`'s.
+
+    python -m benchmarks.t5 [--size=small|full] [--length=1024] [--answer=40] [--attention=xla]
+
+A step is the loss of an answer with dropout as in training, the gradient of every adapter, and AdamW.
+"""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from benchmarks.models import in_jax, in_torch, random_weights, sizes_of
+from benchmarks.paired import Row, Setting, apart, arguments, compare, compiled, report
+from calce_jax.aot.flops import count_flops
+from calce_jax.convert.hub import write_adapter
+from calce_jax.convert.weights import Weights
+from calce_jax.models.attention import Implementation
+from calce_jax.models.calce import CalceConfig, answer_loss, shifted
+from calce_jax.models.lora import LoraConfig
+from calce_jax.models.t5 import T5Config
+
+T5S = {"small": T5Config.flan_small, "full": T5Config.flan_xl}
+RATE, BETAS, EPS, DECAY = 1e-4, (0.9, 0.999), 1e-8, 0.05
+
+
+def main() -> None:
+    """Measure and write it down."""
+    setting, given = arguments(
+        __doc__,
+        size={"choices": tuple(T5S)},
+        length={"type": int, "default": 1024},
+        answer={"type": int, "default": 40},
+        attention={"choices": ("xla", "dpa", "flash"), "default": "xla"},
+    )
+    size = given.size or ("small" if setting.device == "cpu" else "full")
+    rows = [
+        encoder(setting, size, given.length, given.attention),
+        train_step(setting, size, given.length, given.answer, given.attention),
+    ]
+    report(setting, "t5", rows)
+
+
+def encoder(setting: Setting, size: str, length: int, attention: Implementation) -> Row:
+    """Compare the encoder on one prompt."""
+    import torch  # noqa: PLC0415
+
+    sizes = sizes_of(t5=T5S[size]()).attending(attention)
+    weights = random_weights(sizes)
+    prompt = _prompt(sizes, length)
+    graph, params = nnx.split(in_jax(weights, setting).t5)
+    given = jnp.asarray(prompt, setting.dtype)
+
+    def encode(params: nnx.State, x: jax.Array) -> jax.Array:
+        return nnx.merge(graph, params).encode(x, jnp.ones(x.shape[:2], bool))
+
+    program, seconds = compiled(encode, params, given)
+    tower = in_torch(weights, setting).language_model.encoder
+    embeddings = torch.from_numpy(prompt).to(setting.torch_device, tower.dtype)
+    mask = torch.ones(prompt.shape[:2], device=setting.torch_device).long()
+
+    @torch.no_grad()
+    def theirs() -> torch.Tensor:
+        return tower(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+
+    return compare(
+        setting,
+        f"T5 encoder, size {size}, {length} tokens, {setting.dtype}, attention {attention}",
+        lambda: program(params, given),
+        theirs,
+        other=f"transformers ({tower.config._attn_implementation})",
+        agreement=lambda a, b: apart(a, b, most=1e-4 if setting.dtype == "float32" else 0.1),
+        compile_s=seconds,
+        tflop=count_flops(jax.make_jaxpr(encode)(params, given)) / 1e12,
+    )
+
+
+def train_step(setting: Setting, size: str, length: int, answer: int, attention: Implementation) -> Row:
+    """Compare steps that start alike and then drop different things."""
+    sizes = sizes_of(t5=T5S[size](), lora=LoraConfig()).attending(attention)
+    weights = random_weights(sizes)
+    prompt = _prompt(sizes, length)
+    labels = np.random.default_rng(1).integers(2, sizes.t5.vocab, (1, answer)).astype(np.int32)
+    ours, seconds, tflop = _our_step(weights, setting, prompt, labels)
+    theirs = _their_step(weights, setting, prompt, labels)
+
+    def agreement(loss: Any, other: Any) -> str:
+        # What is dropped differs, so the losses do.
+        return apart(loss, other, most=0.1)
+
+    return compare(
+        setting,
+        f"T5 train step with LoRA, size {size}, {length} tokens, answer of {answer}, {setting.dtype}",
+        ours,
+        theirs,
+        other="transformers + peft",
+        agreement=agreement,
+        compile_s=seconds,
+        tflop=tflop,
+    )
+
+
+def _our_step(weights: Weights, setting: Setting, prompt: np.ndarray, labels: np.ndarray) -> tuple[Any, float, float]:
+    def adapter(path: tuple[Any, ...], _: object) -> bool:
+        return path[-1] in ("a", "b")
+
+    graph, adapters, frozen = nnx.split(in_jax(weights, setting).t5, adapter, ...)
+    optimizer = optax.adamw(RATE, *BETAS, EPS, weight_decay=DECAY)
+    x, answer = jnp.asarray(prompt, setting.dtype), jnp.asarray(labels)
+    mask = jnp.ones(prompt.shape[:2], bool)
+
+    def step(adapters: nnx.State, moments: Any, frozen: nnx.State, key: jax.Array) -> tuple[Any, Any, jax.Array]:
+        def loss(adapters: nnx.State) -> jax.Array:
+            t5 = nnx.merge(graph, adapters, frozen)
+            encode_key, decode_key = jax.random.split(key)
+            memory = t5.encode(x, mask, key=encode_key)
+            return answer_loss(t5.decode(shifted(answer), memory, mask, key=decode_key), answer).mean()
+
+        value, gradients = jax.value_and_grad(loss)(adapters)
+        updates, moments = optimizer.update(gradients, moments, adapters)
+        return optax.apply_updates(adapters, updates), moments, value
+
+    state, key = [adapters, optimizer.init(adapters)], jax.random.key(0)
+    program, seconds = compiled(step, *state, frozen, key, donate_argnums=(0, 1))
+    flops = count_flops(jax.make_jaxpr(step)(*state, frozen, key))
+    turns = iter(range(10**6))
+
+    def run() -> jax.Array:
+        *state[:], loss = program(*state, frozen, jax.random.fold_in(key, next(turns)))
+        jax.block_until_ready(state)
+        return loss
+
+    return run, seconds, flops / 1e12
+
+
+def _their_step(weights: Weights, setting: Setting, prompt: np.ndarray, labels: np.ndarray) -> Any:
+    import peft  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    plain = in_torch(replace(weights, trained={}), setting).language_model
+    with tempfile.TemporaryDirectory() as folder:
+        write_adapter(Path(folder) / "adapter", weights, "small")
+        model = peft.PeftModel.from_pretrained(plain, Path(folder) / "adapter", is_trainable=True)
+    model = model.to(setting.torch_device).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, RATE, BETAS, EPS, DECAY)
+    inputs = torch.from_numpy(prompt).to(setting.torch_device, plain.dtype)
+    mask = torch.ones(prompt.shape[:2], device=setting.torch_device).long()
+    answer = torch.from_numpy(labels).long().to(setting.torch_device)
+
+    def run() -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(inputs_embeds=inputs, attention_mask=mask, labels=answer).loss
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return run
+
+
+def _prompt(sizes: CalceConfig, length: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((1, length, sizes.t5.width), np.float32)
+
+
+if __name__ == "__main__":
+    main()
