@@ -1,7 +1,7 @@
 """What the host hands to the device: one batch of queries about videos, every array of a fixed shape.
 
-Dimensions: B queries, T frames, Y X pixels, M text tokens, I spans, C captions, U words (BERT tokens), W windows,
-A answer tokens.
+Dimensions: B queries, T frames, Y X pixels, P tokens of a frame, D their width, G scales of a token, M text tokens,
+I spans, C captions, U words (BERT tokens), W windows, A answer tokens.
 
 All the text that may enter a prompt lies end to end in `tokens`; `spans` says where each piece starts and how long it
 is. Which pieces enter, and in what order, is decided on the device (`calce_jax.packing`), where the key frames and the
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int, Shaped, UInt8
 from numpy import ndarray
 
 # numpy on the host, jax on the device, shapes alone where a program is compiled ahead; a type checker need not know.
@@ -33,10 +33,18 @@ SPANS_BESIDE_FRAMES_AND_CAPTIONS = 4
 
 
 @struct.dataclass
+class Features:
+    """What the vision tower gives of frames, as it is stored (`calce_jax.features`)."""
+
+    values: Shaped[Data, "B T P D"]  # float32, bfloat16 or int8; 0 where there is no frame
+    scale: Float32[Data, "B T P G"] | None = None  # of int8 alone: what the values of D // G channels are multiples of
+
+
+@struct.dataclass
 class Batch:
     """A batch, on the host as numpy and on the device as jax arrays."""
 
-    frames: UInt8[Data, "B T Y X 3"]  # RGB
+    frames: UInt8[Data, "B T Y X 3"]  # RGB; of no pixels where there are features
     present: Bool[Data, "B T"]  # a real frame; videos shorter than T frames leave the last ones empty
     times: Float[Data, "B T"]  # seconds
     duration: Float[Data, " B"]  # seconds
@@ -52,7 +60,8 @@ class Batch:
     valid: Bool[Data, " B"]  # False for the rows that fill up the last batch of an evaluation
     row: Int[Data, " B"]  # row of the queries table
     notes: Int[Data, " B"]  # bits of `calce_jax.prompt.Note`: what of the row did not fit, or was mended
+    features: Features | None = None  # what the tower gave of the frames before, in their place
 
     def without_frames(self) -> "Batch":
-        """Return the same with frames of no pixels, which are nearly all of its bytes."""
-        return replace(self, frames=self.frames[:, :, :0, :0])
+        """Return the same with frames of no pixels and no features, which are nearly all of its bytes."""
+        return replace(self, frames=self.frames[:, :, :0, :0], features=None)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from calce_jax.batch import Batch
+from calce_jax.features import seen_in
 from calce_jax.generate import Answers, beam_search
 from calce_jax.keyframes.chance import Chance, draw_chance
 from calce_jax.models.calce import Calce, Reading, Selection
@@ -97,7 +98,7 @@ def make_train_step(
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         keys = Keys(jax.random.fold_in(key, state.step))
         model: Calce = nnx.merge(graph, state.trainable, frozen)
-        seen = model.see(batch.frames)
+        seen = seen_in(model, batch)
         drop_key, loss_key = keys(), keys()
         reading = model.read(seen, batch, config.selection, key=drop_key, chance=chance_of(config, batch, keys()))
         count = jnp.maximum(batch.valid.sum(), 1).astype(jnp.float32)
@@ -155,7 +156,7 @@ def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.Sta
 
     def predict(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> Prediction:
         model: Calce = nnx.merge(graph, trainable, frozen)
-        seen = model.see(batch.frames)
+        seen = seen_in(model, batch)
         reading = model.read(seen, batch, config.selection, chance=chance_of(config, batch))
 
         def run(length: int) -> Answers:

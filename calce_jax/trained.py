@@ -56,13 +56,14 @@ def open_trained(
     directory: str | None = None,
     mesh: str | None = None,
     use_captions: bool | None = None,
+    features: str | None = None,
 ) -> Trained:
     """Open the run in a workdir.
 
     Args:
       workdir: what `launch/train.py --workdir` wrote.
       which: its checkpoint.
-      directory, mesh, use_captions: in place of the config's.
+      directory, mesh, use_captions, features: in place of the config's.
 
     Raises:
       ConfigError: there is no run in the workdir, or its config is damaged.
@@ -74,6 +75,7 @@ def open_trained(
         config.data,
         directory=config.data.directory if directory is None else directory,
         use_captions=config.data.use_captions if use_captions is None else use_captions,
+        features=config.data.features if features is None else features,
     )
     base = open_base(replace(config, data=data, mesh=config.mesh if mesh is None else mesh))
     with jax.set_mesh(base.mesh):

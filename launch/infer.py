@@ -18,6 +18,9 @@ SPLIT = flags.DEFINE_enum("split", None, ["train", "val", "test"], "whose querie
 OUT = flags.DEFINE_string("out", None, "the JSONL file of predictions")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "of the run")
 DATA = flags.DEFINE_string("data", None, "prepared folder, in place of the one in the run's config")
+FEATURES = flags.DEFINE_string(
+    "features", None, "folder of launch/cache_features.py, or empty for frames; in place of the one in the run's config"
+)
 MESH = flags.DEFINE_string("mesh", None, "in place of the one in the run's config")
 CAPTIONS = flags.DEFINE_bool(
     "captions", None, "--nocaptions withholds what is said; as in the run's config unless given"
@@ -37,6 +40,7 @@ def main(argv: list[str]) -> None:
             directory=DATA.value,
             mesh=MESH.value,
             use_captions=CAPTIONS.value,
+            features=FEATURES.value,
         )
         predictions = answer_split(trained, str(SPLIT.value), str(OUT.value))
     except (CheckpointError, OSError, ValueError) as error:

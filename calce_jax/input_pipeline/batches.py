@@ -15,13 +15,14 @@ import numpy as np
 from absl import flags
 from transformers import PreTrainedTokenizerBase
 
-from calce_jax.batch import Batch
+from calce_jax.batch import Batch, Features
 from calce_jax.input_pipeline.rows import InputError, RowMaker, as_batch
 from calce_jax.prompt import PromptWriter
 from calce_jax.text_row import Behaviour, TextSizes
+from data.features import FeatureFolder
 from data.moments import Example, open_tables
 
-# Batches that each process has ready beyond the one in use. One of full size takes 30 MB a video.
+# Batches that each process has ready beyond the one in use. One of full size takes 30 MB a video, features 54 to 109.
 AHEAD = 2
 
 
@@ -46,6 +47,8 @@ class InputConfig:
       workers: processes that read; 0 reads in threads of this one.
       use_captions: False withholds what is said; Charades has no sound.
       behaviour: "reference" does as the original, see `calce_jax.prompt` and `calce_jax.input_pipeline.crops`.
+      features: folder of what the tower gives of the frames, read in place of them (`data.features`); these know no
+        crops, so `augment` must be False.
     """
 
     folder: str
@@ -68,6 +71,7 @@ class InputConfig:
     workers: int = 0
     use_captions: bool = True
     behaviour: Behaviour = "default"
+    features: str = ""
 
 
 def text_sizes(config: InputConfig) -> TextSizes:
@@ -91,10 +95,15 @@ def batches_an_epoch(queries: int, config: InputConfig) -> int:
 def abstract_batch(config: InputConfig) -> Batch:
     """Return the shapes and dtypes of a batch, over all hosts."""
 
-    def array(dtype: type[np.generic] | type[bool], *shape: int) -> jax.ShapeDtypeStruct:
+    def array(dtype: type[np.generic] | type[bool] | np.dtype, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
 
-    t, s, w = config.frames, config.image_size, config.windows
+    t, w = config.frames, config.windows
+    s, features = config.image_size, None
+    if config.features:
+        made, s = FeatureFolder(config.features).made, 0
+        values = array(made.dtype, t, made.tokens, made.width)
+        features = Features(values, array(np.float32, t, made.tokens, made.scales) if made.scales else None)
     return Batch(
         frames=array(np.uint8, t, s, s, 3),
         present=array(bool, t),
@@ -112,6 +121,7 @@ def abstract_batch(config: InputConfig) -> Batch:
         valid=array(bool),
         row=array(np.int32),
         notes=array(np.int32),
+        features=features,
     )
 
 
@@ -135,9 +145,10 @@ def make_iterator(
       process_index, process_count: of this host; it gets its part of each batch, B // process_count rows in a row.
 
     Raises:
-      InputError: B is no multiple of the hosts, or a split is too small for a batch. While iterating also: an example
-        that cannot become a row.
+      InputError: B is no multiple of the hosts, or a split is too small for a batch, or crops are wanted of features.
+        While iterating also: an example that cannot become a row.
       TablesError: there is no such split.
+      FeaturesError: there is no such folder of features.
     """
     if examples is None:
         examples = open_tables(config.folder, config.split)
@@ -150,6 +161,8 @@ def make_iterator(
             f"split {config.split} of {config.folder} has {len(examples)} queries, too few for a batch of "
             f"{config.batch_size}; lower batch_size"
         )
+    if config.features and config.augment:
+        raise InputError(f"augment: the features in {config.features} know no crops; set it to False")
     order = grain.MapDataset.range(len(examples))
     if config.shuffle:
         order = order.shuffle(seed=config.seed)
@@ -181,7 +194,11 @@ class _Load:
     ):
         writer = PromptWriter(t5, bert, text_sizes(config), stage=config.stage, behaviour=config.behaviour)
         self._make = RowMaker(
-            writer, image_size=config.image_size, windows=config.windows, use_captions=config.use_captions
+            writer,
+            image_size=config.image_size,
+            windows=config.windows,
+            use_captions=config.use_captions,
+            features=FeatureFolder(config.features) if config.features else None,
         )
         self._config, self._examples, self._part = config, examples, part
 
@@ -202,4 +219,5 @@ class _Load:
 
 
 def _batch(fields: dict[str, Any]) -> Batch:
-    return Batch(**fields)
+    features = fields.pop("features", None)
+    return Batch(**fields, features=features and Features(**features))

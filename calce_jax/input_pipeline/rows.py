@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import UInt8
 
 from calce_jax.captions import clean, spoken_intervals
 from calce_jax.input_pipeline.crops import crop_and_resize, draw_crop
@@ -11,9 +13,11 @@ from calce_jax.keyframes.spoken import spoken_frames
 from calce_jax.prompt import PromptWriter, about_talking, stage1_windows
 from calce_jax.text_row import Behaviour, Caption, Note
 from calce_jax.video import decode_jpeg, head_indices
+from data.features import Clip, FeatureFolder, sums_of
 from data.moments import Example
 
-Row = Mapping[str, np.ndarray | np.generic]
+# The fields of a `Batch`; those of `Features` are a mapping of their own.
+Row = Mapping[str, Any]
 
 
 class InputError(ValueError):
@@ -29,11 +33,21 @@ class RowMaker:
       windows: W, of stage 1.
       use_captions: without them nothing is heard: no caption enters a prompt, and no frame is spoken.
       pixels: False leaves frames without any, for a video that has been seen before (`calce_jax.looked`).
+      features: what the tower gave of the frames, which is read in place of their pixels.
     """
 
-    def __init__(self, writer: PromptWriter, *, image_size: int, windows: int, use_captions: bool, pixels: bool = True):
+    def __init__(
+        self,
+        writer: PromptWriter,
+        *,
+        image_size: int,
+        windows: int,
+        use_captions: bool,
+        pixels: bool = True,
+        features: FeatureFolder | None = None,
+    ):
         self.writer, self.image_size, self.windows, self.use_captions = writer, image_size, windows, use_captions
-        self.pixels = pixels
+        self.pixels, self.features = pixels and features is None, features
 
     def __call__(self, example: Example, number: int, augment: np.random.Generator | None) -> Row:
         """Make the row of one example.
@@ -44,7 +58,8 @@ class RowMaker:
           augment: draws the crop; None shows the frames as they are.
 
         Raises:
-          InputError: frames that are not stored, of another size or broken; a text that cannot be written.
+          InputError: frames that are not stored, of another size or broken, or without features; a text that cannot
+            be written.
         """
         try:
             return self._row(example, number, augment)
@@ -53,16 +68,17 @@ class RowMaker:
 
     def filler(self, like: Row) -> Row:
         """Return a row that stands for nothing, shaped as another: not valid, of no query (-1)."""
-        return {**{name: np.zeros_like(array) for name, array in like.items()}, "row": np.int32(-1)}
+        return {**jax.tree.map(np.zeros_like, dict(like)), "row": np.int32(-1)}
 
     def _row(self, example: Example, number: int, augment: np.random.Generator | None) -> Row:
         writer, sizes = self.writer, self.writer.sizes
         behaviour: Behaviour = writer.behaviour
-        stored = self._stored(example)
+        stored = places_of(example.total, example.indices, sizes.frames)
         times = np.asarray(example.times, np.float32)[stored]
         if behaviour == "reference" and writer.stage == 2:
             times = np.round(times, 2)
-        frames = self._frames([example.keyframes[i] for i in stored], augment)
+        jpegs = [example.keyframes[i] for i in stored]
+        frames = self._frames(jpegs, augment)
 
         said = [Caption(*caption) for caption in example.captions] if self.use_captions else []
         spoken = spoken_frames(spoken_intervals(said, behaviour), example.duration, len(stored))
@@ -82,7 +98,7 @@ class RowMaker:
             answer=example.windows,
             reference_windows=windows,
         )
-        return {
+        row = {
             "frames": _padded(frames, sizes.frames),
             "present": np.arange(sizes.frames) < len(stored),
             "times": _padded(times, sizes.frames),
@@ -100,47 +116,71 @@ class RowMaker:
             "row": np.int32(number),
             "notes": np.int32(text.notes | windows_note),
         }
+        if self.features is None:
+            return row
+        clip = Clip(example.video, [int(example.indices[i]) for i in stored], sums_of(jpegs))
+        return row | {
+            "features": {name: _padded(array, sizes.frames) for name, array in self.features.read(clip).items()}
+        }
 
-    def _stored(self, example: Example) -> list[int]:
-        """Return where among the stored frames the wanted ones are; more may be stored than are wanted."""
-        wanted = head_indices(example.total, self.writer.sizes.frames).tolist()
-        place = {index: place for place, index in enumerate(np.asarray(example.indices).tolist())}
-        missing = [index for index in wanted if index not in place]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} of its {len(wanted)} frames are not among the {len(place)} stored; "
-                f"prepare the videos with --frames={self.writer.sizes.frames}"
-            )
-        return [place[index] for index in wanted]
-
-    def _frames(self, keyframes: Sequence[bytes], augment: np.random.Generator | None) -> np.ndarray:
+    def _frames(self, jpegs: Sequence[bytes], augment: np.random.Generator | None) -> np.ndarray:
         if not self.pixels:
-            return np.zeros((len(keyframes), 0, 0, 3), np.uint8)
-        size = self.image_size
-        frames = []
-        for number, keyframe in enumerate(keyframes):
-            try:
-                frame = decode_jpeg(keyframe)
-            except ValueError as error:
-                raise ValueError(f"frame {number} is no JPEG ({error}); prepare the video again") from None
-            if frame.shape != (size, size, 3):
-                height, width = frame.shape[:2]
-                raise ValueError(
-                    f"its frames are stored with {width} x {height} pixels, and the model sees {size} x {size}; "
-                    f"prepare the videos with --image_size={size}"
-                )
-            frames.append(frame)
-        if not frames:
-            raise ValueError("it has no frames; prepare the video again")
-        clip = np.stack(frames)
+            return np.zeros((len(jpegs), 0, 0, 3), np.uint8)
+        clip, size = decoded(jpegs, self.image_size), self.image_size
         if augment is None:
             return clip
         return crop_and_resize(clip, draw_crop(augment, size, size), size, self.writer.behaviour)
 
 
+def places_of(total: int, indices: Sequence[int] | np.ndarray, frames: int) -> list[int]:
+    """Return where among a video's stored frames the wanted ones are; more may be stored than are wanted.
+
+    Args:
+      total: frames in the file.
+      indices: of the stored ones in the file.
+      frames: how many are wanted, unless the video has fewer.
+
+    Raises:
+      ValueError: some are not stored.
+    """
+    wanted = head_indices(total, frames).tolist()
+    place = {index: place for place, index in enumerate(np.asarray(indices).tolist())}
+    missing = [index for index in wanted if index not in place]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of its {len(wanted)} frames are not among the {len(place)} stored; "
+            f"prepare the videos with --frames={frames}"
+        )
+    return [place[index] for index in wanted]
+
+
+def decoded(jpegs: Sequence[bytes], size: int) -> UInt8[np.ndarray, "T Y X 3"]:
+    """Decode the frames of a video, which are Y = X = `size` pixels high and wide.
+
+    Raises:
+      ValueError: there are none, or one is broken or of another size.
+    """
+    frames = []
+    for number, jpeg in enumerate(jpegs):
+        try:
+            frame = decode_jpeg(jpeg)
+        except ValueError as error:
+            raise ValueError(f"frame {number} is no JPEG ({error}); prepare the video again") from None
+        if frame.shape != (size, size, 3):
+            height, width = frame.shape[:2]
+            raise ValueError(
+                f"its frames are stored with {width} x {height} pixels, and the model sees {size} x {size}; "
+                f"prepare the videos with --image_size={size}"
+            )
+        frames.append(frame)
+    if not frames:
+        raise ValueError("it has no frames; prepare the video again")
+    return np.stack(frames)
+
+
 def as_batch(rows: Sequence[Row]) -> dict[str, Any]:
     """Stack rows into the fields of a batch."""
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *map(dict, rows))
 
 
 def _padded(array: np.ndarray, size: int) -> np.ndarray:

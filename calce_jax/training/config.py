@@ -53,6 +53,7 @@ class DataConfig:
     workers: Annotated[int, Range(0)]  # processes that read; 0 reads in this one
     augment: bool  # crop training clips at random
     use_captions: bool  # False withholds what is said
+    features: str = ""  # what `launch/cache_features.py --out` wrote; read in place of frames, unless empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +207,7 @@ def field_names(kind: Any = RunConfig, prefix: str = "") -> Iterator[str]:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """List the fields in which two plain configs differ, but for the harmless ones: "seed: 1 there, 2 here"."""
-    left, right = dict(flat(there)), dict(flat(here))
+    left, right = (_later() | dict(flat(side)) for side in (there, here))
     listed = []
     for name in sorted(left | right):
         harmless = any(name == field or name.startswith(field + ".") for field in HARMLESS)
@@ -214,6 +215,17 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         if a != b and not harmless:
             listed.append(f"{name}: {a} there, {b} here")
     return listed
+
+
+def _later(kind: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Return the values of the fields that the configs of earlier runs lack, by full name."""
+    hints, found = typing.get_type_hints(kind), {}
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            found |= _later(hints[field.name], f"{prefix}{field.name}.")
+        elif field.default is not dataclasses.MISSING:
+            found[prefix + field.name] = field.default
+    return found
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -228,6 +240,11 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def _contradictions(run: RunConfig) -> Iterator[str]:
     if run.mesh not in MESHES:
         yield f"config.mesh: {run.mesh!r} is none of {', '.join(MESHES)}"
+    if run.data.features and run.data.augment:
+        yield (
+            f"config.data.augment: True with config.data.features={run.data.features}, which know no crops; "
+            "it should be False (--config.data.augment=False)"
+        )
     if run.keyframes.clusters > run.data.frames:
         yield f"config.keyframes.clusters: {run.keyframes.clusters} exceeds the {run.data.frames} of config.data.frames"
     if run.schedule.floor > run.schedule.peak:

@@ -23,6 +23,7 @@ from calce_jax.step import Prediction
 from calce_jax.tokenizers import load_bert, load_t5
 from calce_jax.training.config import RunConfig
 from calce_jax.training.loop import Evaluation
+from calce_jax.training.vision import check_features, check_videos
 from calce_jax.video import decode_jpeg
 from data.moments import Query, Tables, open_tables
 
@@ -83,13 +84,16 @@ def open_material(config: RunConfig) -> Material:
       TablesError: there is no such prepared folder or split.
       TokenizerError: a tokenizer is missing.
       InputError: a split is too small for a batch.
+      FeaturesError: features are wanted, and are not those of this run, or not of all videos.
     """
     tokenizers = open_tokenizers(config)
     sizes = calce_config(config, tokenizers)
     train = open_tables(config.data.directory, config.data.train_split)
     train_input = input_config(config, config.data.train_split, sizes, training=True)
     judged = open_split(config, config.data.eval_split, tokenizers, sizes)
-    ids = [str(query.qid) for query in train.queries()]
+    asked = list(train.queries())
+    check_videos(config, config.data.train_split, [query.video for query in asked])
+    ids = [str(query.qid) for query in asked]
     return Material(
         iterator=make_iterator(train_input, tokenizers.t5, tokenizers.bert, examples=train, **this_host()),
         steps_per_epoch=batches_an_epoch(len(train), train_input),
@@ -106,14 +110,22 @@ def open_tokenizers(config: RunConfig) -> Tokenizers:
 
 
 def open_split(config: RunConfig, split: str, tokenizers: Tokenizers, sizes: CalceConfig) -> Split:
-    """Open one split for asking all its queries once."""
+    """Open one split for asking all its queries once.
+
+    Raises:
+      TablesError: there is no such prepared folder or split.
+      FeaturesError: features are wanted, and are not those of this run, or not of all videos.
+    """
     tables = open_tables(config.data.directory, split)
+    queries = list(tables.queries())
+    check_features(config, sizes)
+    check_videos(config, split, [query.video for query in queries])
     inputs = input_config(config, split, sizes, training=False)
 
     def batches(first: int) -> Iterable[Batch]:
         return make_iterator(inputs, tokenizers.t5, tokenizers.bert, examples=tables, first_batch=first, **this_host())
 
-    return Split(tables, list(tables.queries()), batches)
+    return Split(tables, queries, batches)
 
 
 def calce_config(config: RunConfig, tokenizers: Tokenizers) -> CalceConfig:
@@ -151,6 +163,7 @@ def input_config(config: RunConfig, split: str, sizes: CalceConfig, *, training:
         workers=config.data.workers if training else 0,
         use_captions=config.data.use_captions,
         behaviour=config.behaviour,
+        features=config.data.features,
     )
 
 

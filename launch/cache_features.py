@@ -1,0 +1,64 @@
+"""See every video once: `launch/cache_features.py --config=configs/calce.py:qvh,stage=2 --out=DIR`.
+
+The vision tower is frozen, so what it gives of a frame can be kept. Runs it over every video of the prepared folder
+that the config names (`--config.data.directory`), and writes what `launch/train.py --config.data.features=DIR` reads in
+place of frames; docs/features.md says how much that is, what it saves and what it costs. One folder serves both stages
+if it is made with the config of stage 2, which has the most frames. The same command goes on where it stopped. What
+cannot be seen is listed at the end and in DIR/failures-of-host-0.jsonl; the exit code is 1 only if nothing worked.
+"""
+
+from typing import cast
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from calce_jax.checkpoints import CheckpointError
+from calce_jax.features import Store
+from calce_jax.seeing import Footage, keep_features
+from calce_jax.trained import open_base
+from calce_jax.training.config import validate
+from data.prepare import failure_table
+from launch.config import parse
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "configs/calce.py:DATASET,stage=1|2", lock_config=True)
+OUT = flags.DEFINE_string("out", None, "folder of the features")
+STORE = flags.DEFINE_enum(
+    "store", "bfloat16", ["float32", "bfloat16", "int8"], "in which numbers; int8 takes half the room of bfloat16"
+)
+SPLITS = flags.DEFINE_list("splits", [], "whose videos: train,val for instance; of all splits unless given")
+HOST = flags.DEFINE_integer("host", 0, "which of several machines this is, from 0", lower_bound=0)
+HOSTS = flags.DEFINE_integer("hosts", 1, "how many machines share the videos, and DIR", lower_bound=1)
+flags.mark_flags_as_required(["config", "out"])
+
+
+def main(argv: list[str]) -> None:
+    """See the videos, and say what it took and what was lost."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument: {argv[1]}; fields are set with --config.FIELD=VALUE")
+    try:
+        config = validate(CONFIG.value)
+        footage = Footage(config.data.directory, SPLITS.value or ())
+        kept = keep_features(
+            open_base(config),
+            footage,
+            str(OUT.value),
+            store=cast(Store, STORE.value),
+            host=int(HOST.value or 0),
+            hosts=int(HOSTS.value or 1),
+        )
+    except (CheckpointError, OSError, ValueError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    if kept.failures:
+        print(failure_table(kept.failures))
+    print(
+        f"{kept.seen} videos seen now ({kept.frames} frames of {kept.bytes_a_frame:,} bytes), {kept.there} were there, "
+        f"{len(kept.failures)} failed"
+    )
+    print(
+        f"{STORE.value} is {100 * kept.error:.3g} % off what the tower gives, {100 * kept.normed_error:.3g} % after "
+        "ln_vision (relative L2)"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
