@@ -18,14 +18,14 @@ SAID = "and this is where we stopped to look at the old bridge"
 def pictures(count: int, height: int, width: int) -> np.ndarray:
     """Return uint8 (count, height, width, 3): clouds of noise of every coarseness, drifting to the left.
 
-    They take about as much room as photographs: a tenth of their pixels as JPEG of quality 95.
+    As JPEG of quality 95 they take about as much of their size as frames of films do, 12 %.
     """
     rng, clouds = np.random.default_rng(0), np.zeros((height, 2 * width, 3), np.float32)
     for level in range(8):
         cells = (-(-height // 2**level), -(-2 * width // 2**level), 3)
         coarse = rng.standard_normal(cells, np.float32).repeat(2**level, 0).repeat(2**level, 1)
-        clouds += coarse[:height, : 2 * width] * 1.3**level
-    clouds = (128 + 12 * clouds).clip(0, 255).astype(np.uint8)
+        clouds += coarse[:height, : 2 * width] * 1.7**level
+    clouds = (128 + 45 / clouds.std() * clouds).clip(0, 255).astype(np.uint8)
     step = max(width // count, 1)
     return np.stack([np.roll(clouds, -number * step, axis=1)[:, :width] for number in range(count)])
 

@@ -163,11 +163,11 @@ def compare(
     notes = dict(notes or {})
     seconds, other_seconds = (statistics.median(times[side]) for side in sides)
     if tflop:
-        notes |= {"TFLOP/s": tflop / seconds, "theirs": tflop / other_seconds}
+        notes |= {"TFLOP/s": tflop / seconds, "their TFLOP/s": tflop / other_seconds}
         if setting.peak:
             notes["share of peak"] = tflop / seconds / setting.peak
     if frames:
-        notes |= {"frames a second": frames / seconds, "theirs": frames / other_seconds}
+        notes |= {"frames a second": frames / seconds, "their frames a second": frames / other_seconds}
     row = Row(
         name=name,
         ours=seconds,
