@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +30,10 @@ COMMANDS = {
     ),
     "caption": Command(
         "write down what is said in videos, as .srt", "calce caption --videos=videos --out=srts --model=tiny.en"
+    ),
+    "cache_features": Command(
+        "see every video once, and keep what the frozen vision tower gives for training",
+        "calce cache_features --config=configs/calce.py:qvh,stage=2 --out=data/features/qvh",
     ),
     "train": Command("train one stage", "calce train --config=configs/calce.py:qvh,stage=1 --workdir=runs/qvh_stage1"),
     "infer": Command(
@@ -65,12 +68,13 @@ def main(argv: list[str] | None = None) -> None:
     if set(rest) & {"-h", "--help"}:
         print(help_of(name, script))
         return
-    run(script.main, name, rest)
+    run(script, name, rest)
 
 
 def overview() -> str:
     """Return what there is, an example first."""
-    rows = "\n".join(f"  {name:<10}{command.does}" for name, command in COMMANDS.items())
+    width = max(map(len, COMMANDS)) + 2
+    rows = "\n".join(f"  {name:<{width}}{command.does}" for name, command in COMMANDS.items())
     return f"Example:\n  {COMMANDS['search'].example}\n\n{rows}\n\n`calce NAME --help` shows an example and all flags."
 
 
@@ -81,12 +85,13 @@ def help_of(name: str, script: Any) -> str:
     return f"Example:\n  {COMMANDS[name].example}\n\n{(script.__doc__ or '').strip()}\n\nFlags:\n{listed.rstrip()}"
 
 
-def run(script: Callable[[list[str]], None], name: str, arguments: list[str]) -> None:
+def run(script: Any, name: str, arguments: list[str]) -> None:
     """Parse the flags as the script itself would, and run it."""
     app, logging = (importlib.import_module(f"absl.{module}") for module in ("app", "logging"))
     if COMMANDS[name].quiet:
         logging.set_verbosity(logging.WARNING)
-    app.run(script, argv=[f"calce {name}", *arguments])
+    parser = {"flags_parser": script.parse} if hasattr(script, "parse") else {}
+    app.run(script.main, argv=[f"calce {name}", *arguments], **parser)
 
 
 if __name__ == "__main__":
