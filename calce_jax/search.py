@@ -100,6 +100,7 @@ class Searcher:
         self.sampling = Sampling(longest or TRAINED_ON[last.data.dataset], frames, stages[0].sizes.vit.image_size)
         self.cache = cache
         self._t5 = stages[0].tokenizers.t5
+        self._phrases = last.data.dataset == "shapes"  # how the items looked that the runs were trained with
         self._askers = {f"stage {each.config.stage}": Asker(each, self.sampling.longest) for each in stages}
         self._weights = {name: _fingerprint(asker.trained) for name, asker in self._askers.items()}
 
@@ -134,10 +135,11 @@ class Searcher:
         self, group: Sequence[Footage], content: str, queries: Sequence[str], captions: Sequence[Caption]
     ) -> list["_Part"]:
         heard = [captions_in(captions, each.piece) for each in group]
+        named = [items_of(query, phrases=self._phrases) for query in queries]
         examples = [
-            _example(number, query, each, said)
+            _example(number, query, items, each, said)
             for each, said in zip(group, heard, strict=True)
-            for number, query in enumerate(queries)
+            for number, (query, items) in enumerate(zip(queries, named, strict=True))
         ]
         answers: dict[str, list[Answer]] = {}
         for name, asker in self._askers.items():
@@ -306,13 +308,13 @@ def _norm(trained: Trained) -> dict[str, jax.Array]:
     }
 
 
-def _example(number: int, query: str, footage: Footage, captions: Sequence[Caption]) -> Example:
+def _example(number: int, query: str, items: list[str], footage: Footage, captions: Sequence[Caption]) -> Example:
     return Example(
         qid=number,
         video="",
         row=0,
         query=query.strip(),
-        items=items_of(query),
+        items=items,
         duration=footage.piece.duration,
         windows=np.zeros((0, 2)),
         stage1_windows=None,
