@@ -34,6 +34,7 @@ COMMANDS = {
     "cache_features": Command(
         "see every video once, and keep what the frozen vision tower gives for training",
         "calce cache_features --config=configs/calce.py:qvh,stage=2 --out=data/features/qvh",
+        quiet=True,
     ),
     "train": Command("train one stage", "calce train --config=configs/calce.py:qvh,stage=1 --workdir=runs/qvh_stage1"),
     "infer": Command(

@@ -9,7 +9,7 @@ cannot be seen is listed at the end and in DIR/failures-of-host-0.jsonl; the exi
 
 from typing import cast
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from calce_jax.checkpoints import CheckpointError
@@ -61,4 +61,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # TFDS tells of every file it reads; --verbosity=0 shows that.
+    logging.set_verbosity(logging.WARNING)
     app.run(main, flags_parser=parse)
