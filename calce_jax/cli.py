@@ -12,21 +12,18 @@ class Command:
 
     does: str
     example: str
-    quiet: bool = False
 
 
 COMMANDS = {
     "search": Command(
         "find moments in videos, and write a page that plays them",
         'calce search holiday.mp4 --query "a dog catches a ball" --out found',
-        quiet=True,
     ),
-    "web": Command("the same in a browser", "calce web --checkpoint runs/demo", quiet=True),
+    "web": Command("the same in a browser", "calce web --checkpoint runs/demo"),
     "fetch": Command("bring weights, annotations and videos", "calce fetch --what=bert --out=downloads/bert"),
     "prepare": Command(
         "decode the videos of a dataset once, and write the tables that training reads",
         "calce prepare --dataset=shapes --videos=videos --srts=srts --annotations=train.jsonl --out=prepared",
-        quiet=True,
     ),
     "caption": Command(
         "write down what is said in videos, as .srt", "calce caption --videos=videos --out=srts --model=tiny.en"
@@ -34,7 +31,6 @@ COMMANDS = {
     "cache_features": Command(
         "see every video once, and keep what the frozen vision tower gives for training",
         "calce cache_features --config=configs/calce.py:qvh,stage=2 --out=data/features/qvh",
-        quiet=True,
     ),
     "train": Command("train one stage", "calce train --config=configs/calce.py:qvh,stage=1 --workdir=runs/qvh_stage1"),
     "infer": Command(
@@ -89,8 +85,8 @@ def help_of(name: str, script: Any) -> str:
 def run(script: Any, name: str, arguments: list[str]) -> None:
     """Parse the flags as the script itself would, and run it."""
     app, logging = (importlib.import_module(f"absl.{module}") for module in ("app", "logging"))
-    if COMMANDS[name].quiet:
-        logging.set_verbosity(logging.WARNING)
+    # The libraries tell of every file; --verbosity=0 shows that.
+    logging.set_verbosity(logging.WARNING)
     parser = {"flags_parser": script.parse} if hasattr(script, "parse") else {}
     app.run(script.main, argv=[f"calce {name}", *arguments], **parser)
 

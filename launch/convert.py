@@ -3,7 +3,7 @@
 More of it, command by command, is in docs/conversion.md.
 """
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from calce_jax.checkpoints import CheckpointError
 from calce_jax.convert.program import DTYPES, convert
@@ -41,4 +41,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Orbax tells of every step it takes; --verbosity=0 shows that.
+    logging.set_verbosity(logging.WARNING)
     app.run(main)

@@ -5,7 +5,7 @@ The same command goes on where an interrupted one stopped. Several hosts can sha
 
 from typing import Literal, cast
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from calce_jax.answering import answer_split
 from calce_jax.checkpoints import CheckpointError
@@ -52,4 +52,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Orbax tells of every step it takes; --verbosity=0 shows that.
+    logging.set_verbosity(logging.WARNING)
     app.run(main)

@@ -55,4 +55,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Orbax tells of every step it takes; --verbosity=0 shows that.
+    logging.set_verbosity(logging.WARNING)
     app.run(main, flags_parser=parse)
