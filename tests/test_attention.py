@@ -54,14 +54,14 @@ def test_dpa(bias, mask):
     compare(results(5, 5, "dpa", bias=bias, mask=mask), expected)
 
 
-@pytest.mark.parametrize(("bias", "mask"), [(True, "keys"), (False, "none")])
-def test_flash(monkeypatch, bias, mask):
+@pytest.mark.parametrize(("bias", "mask", "scale"), [(True, "keys", 0.3), (True, "none", 1.0), (False, "keys", 0.3)])
+def test_flash(monkeypatch, bias, mask, scale):
     """Two blocks of queries and of keys, neither of them full."""
     monkeypatch.setattr(module, "SHORTEST", 128)
     monkeypatch.setattr(module, "BLOCK", 128)
-    expected = results(130, 140, "xla", bias=bias, mask=mask)
+    expected = results(130, 140, "xla", bias=bias, mask=mask, scale=scale)
     with pltpu.force_tpu_interpret_mode():
-        compare(results(130, 140, "flash", bias=bias, mask=mask), expected)
+        compare(results(130, 140, "flash", bias=bias, mask=mask, scale=scale), expected)
 
 
 def test_flash_leaves_what_it_cannot_do_to_xla():

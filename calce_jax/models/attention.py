@@ -138,8 +138,9 @@ def _flash_on_device(
         for x, beyond in ((query, beyond_q), (key, beyond_k), (value, beyond_k))
     )
     if bias is not None:
-        # The kernel scales after it has added the bias.
-        bias = jnp.pad(bias.astype(jnp.float32) / scale, ((0, 0), (0, 0), (0, beyond_q), (0, beyond_k)))
+        # The kernel scales after it has added the bias. T5's needs none of that, and stays as narrow as it is.
+        bias = bias if scale == 1.0 else bias.astype(jnp.float32) / scale
+        bias = jnp.pad(bias, ((0, 0), (0, 0), (0, beyond_q), (0, beyond_k)))
         bias = jnp.broadcast_to(bias, (batch, *bias.shape[1:]))
     segments = kernel.SegmentIds(
         q=jnp.ones((batch, query.shape[2]), jnp.int32),
