@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Command:
-    """One script: what it does, an example that can be typed, and whether it tells warnings only."""
+    """One script: what it does, and an example that can be typed."""
 
     does: str
     example: str
