@@ -15,8 +15,8 @@ from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.sharding import mesh_of
 from tests.minute import SIZES, make_model
 
-# float32 sums in another order.
-CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+# float32 sums in another order; of blocks, each scaled anew when a larger score is met, of gradients of up to 10.
+CLOSE, IN_BLOCKS = 1e-6, 2e-5
 B, N, H = 2, 2, 8
 
 
@@ -43,9 +43,9 @@ def results(queries, keys, implementation, *, bias, mask, scale=0.3):
     return found, *gradients
 
 
-def compare(found, expected):
+def compare(found, expected, atol=CLOSE):
     for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, **CLOSE)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=atol)
 
 
 @pytest.mark.parametrize(("bias", "mask"), [(False, "none"), (True, "keys"), (True, "causal")])
@@ -61,7 +61,7 @@ def test_flash(monkeypatch, bias, mask, scale):
     monkeypatch.setattr(module, "BLOCK", 128)
     expected = results(130, 140, "xla", bias=bias, mask=mask, scale=scale)
     with pltpu.force_tpu_interpret_mode():
-        compare(results(130, 140, "flash", bias=bias, mask=mask, scale=scale), expected)
+        compare(results(130, 140, "flash", bias=bias, mask=mask, scale=scale), expected, IN_BLOCKS)
 
 
 def test_flash_leaves_what_it_cannot_do_to_xla():
