@@ -1,7 +1,7 @@
 """A run that was trained, opened to answer queries."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 
 from calce_jax.batch import Batch
 from calce_jax.models.calce import CalceConfig
-from calce_jax.sharding import make_mesh, put_batch
+from calce_jax.sharding import make_mesh
 from calce_jax.step import Prediction, compile_predict, make_predict
 from calce_jax.training.config import ConfigError, RunConfig, validate
+from calce_jax.training.grouping import Grouper, predict_all
 from calce_jax.training.material import Tokenizers, calce_config, open_tokenizers
 from calce_jax.training.run import build_model, step_config, trainables_of
 
@@ -38,13 +39,21 @@ class Trained:
     trainable: nnx.State
     frozen: nnx.State
 
-    def predictor(self, answer_tokens: int) -> Callable[[Batch], Prediction]:
-        """Compile the prediction for answers of at most so many tokens; it takes this host's part of a batch."""
-        predict = compile_predict(make_predict(self.graph, step_config(self.config, answer_tokens)), self.mesh)
+    def predictor(self, answer_tokens: int) -> Callable[[Iterable[Batch]], Iterator[Prediction]]:
+        """Compile the prediction for answers of at most so many tokens; it takes this host's parts of batches."""
+        programs, window = step_config(self.config, answer_tokens), self.config.data.group
+        grouper = Grouper(self.graph, programs, self.mesh) if window > 1 else None
+        predict = compile_predict(make_predict(self.graph, programs), self.mesh)
+        every = predict_all(predict, self.mesh, grouper, window)
 
-        def run(batch: Batch) -> Prediction:
-            with jax.set_mesh(self.mesh):
-                return jax.device_get(predict(self.trainable, self.frozen, put_batch(batch, self.mesh)))
+        def run(batches: Iterable[Batch]) -> Iterator[Prediction]:
+            predictions = every(self.trainable, self.frozen, batches)
+            while True:
+                with jax.set_mesh(self.mesh):
+                    prediction = next(predictions, None)
+                if prediction is None:
+                    return
+                yield prediction
 
         return run
 

@@ -5,6 +5,7 @@ The argument is a dataset (qvh, charades or shapes), then any of `stage=1|2`, `s
 `calce_jax.training.config` says what each field means and what it may be.
 """
 
+from dataclasses import replace
 from typing import cast
 
 from ml_collections import ConfigDict
@@ -35,6 +36,8 @@ def get_config(argument: str = "") -> ConfigDict:
     stage, behaviour = int(options.get("stage", "1")), options.get("behaviour", "default")
     size = cast(Size, options.get("size", "tiny" if dataset == "shapes" else "full"))
     part = DATASETS[dataset](stage, size)
+    if behaviour == "reference":
+        part = replace(part, data=replace(part.data, group=1))  # the original's order
     run = RunConfig(
         stage=stage,  # pyright: ignore[reportArgumentType]
         behaviour=behaviour,  # pyright: ignore[reportArgumentType]

@@ -82,9 +82,9 @@ def run(workdir, step_fn=toy_step, evaluate=score, plan=PLAN, iterator=None):
             return train(
                 state,
                 iterator,
+                lambda state: (batch := next(iterator), jax.tree.map(jnp.asarray, batch)),
                 plan=plan,
                 step_fn=step_fn,
-                put=lambda batch: jax.tree.map(jnp.asarray, batch),
                 evaluate=evaluate,
                 checkpoints=checkpoints,
                 record={"seed": 42},

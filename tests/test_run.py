@@ -78,7 +78,7 @@ def material(stop_after_first_evaluation=False):
     data = grain.MapDataset.range(8).shuffle(seed=3).repeat(None).to_iter_dataset().batch(B, batch_fn=make_batch)
 
     def evaluate(predict):
-        prediction = predict(make_batch(range(B)))
+        (prediction,) = predict([make_batch(range(B))])
         assert prediction.answers.tokens.shape == (B, 2, ANSWER)
         if stop_after_first_evaluation:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -137,7 +137,7 @@ def test_base_weights_fill_all_but_the_adapters(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path):
-    config = tiny_config()
+    config = tiny_config(data={"group": 2})
     with pytest.raises(SystemExit):
         train_run(config, tmp_path / "stopped", material(stop_after_first_evaluation=True))
     assert steps_in(tmp_path / "stopped") == [2]

@@ -53,6 +53,7 @@ class DataConfig:
     workers: Annotated[int, Range(0)]  # processes that read; 0 reads in this one
     augment: bool  # crop training clips at random
     use_captions: bool  # False withholds what is said
+    group: Count = 1  # batches that are seen together and dealt anew by the length of their prompts; 1 leaves them
     features: str = ""  # what `launch/cache_features.py --out` wrote; read in place of frames, unless empty
 
 

@@ -77,10 +77,10 @@ class Plan:
 def train(
     state: TrainState,
     iterator: grain.DatasetIterator,
+    draw: Callable[[TrainState], tuple[Any, Any]],
     *,
     plan: Plan,
     step_fn: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, jax.Array]]],
-    put: Callable[[Any], Any],
     evaluate: Callable[[TrainState], Evaluation],
     checkpoints: Checkpoints,
     record: Mapping[str, Any],
@@ -91,11 +91,12 @@ def train(
 
     Args:
       state: fresh, or restored together with the iterator.
-      iterator: gives host batches without end, from the one that follows the state's last.
+      iterator: stands after the state's last batch.
+      draw: takes the next batch from it; gives what this host is told of it (its `row`, `notes` and `present`), and the
+        batch on the devices.
       plan: how long, how often.
       step_fn: compiled; `(state, device batch) -> (state, float32 scalars)`, among them "loss", "learning_rate",
         "gradient_norm", "tokens" and "padding". It may donate the state.
-      put: moves a host batch to the devices.
       evaluate: scores a state.
       checkpoints: of the workdir; a record in it with "evaluation_due" makes a resumed run evaluate first.
       record: what is kept with each checkpoint.
@@ -144,14 +145,14 @@ def train(
 
             # 3. One micro-step. Nothing here waits for the device.
             try:
-                batch = next(iterator)
+                told, batch = draw(state)
             except StopIteration:
                 raise TrainingError(
                     f"the data end before step {step} of {plan.steps}; the iterator should repeat without end"
                 ) from None
-            state, measured = step_fn(state, put(batch))
+            state, measured = step_fn(state, batch)
             step += 1
-            log.add(step, batch, measured)
+            log.add(step, told, measured)
             bar.update()
 
             # 4. Log what is ready.
@@ -185,13 +186,13 @@ class _Log:
         self._frames = 0
         self._since, self._steps = time.perf_counter(), 0
 
-    def add(self, step: int, batch: Any, measured: Mapping[str, jax.Array]) -> None:
+    def add(self, step: int, told: Any, measured: Mapping[str, jax.Array]) -> None:
         """Take in a step that is under way."""
-        self._waiting.append((step, np.asarray(batch.row), measured))
-        self._notes.add(np.asarray(batch.row), np.asarray(batch.notes))
-        self._frames += int(np.sum(batch.present)) * jax.process_count()
-        self._samples += len(batch.row)
-        self._mended += int(np.count_nonzero(batch.notes))
+        self._waiting.append((step, np.asarray(told.row), measured))
+        self._notes.add(np.asarray(told.row), np.asarray(told.notes))
+        self._frames += int(np.sum(told.present)) * jax.process_count()
+        self._samples += len(told.row)
+        self._mended += int(np.count_nonzero(told.notes))
         self._steps += 1
 
     def write(self, step: int) -> dict[str, str]:

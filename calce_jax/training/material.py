@@ -27,7 +27,8 @@ from calce_jax.training.vision import check_features, check_videos
 from calce_jax.video import decode_jpeg
 from data.moments import Query, Tables, open_tables
 
-Predict = Callable[[Batch], Prediction]
+# Gives the predictions of batches in their order.
+Predict = Callable[[Iterable[Batch]], Iterator[Prediction]]
 # What the original generates at most, whatever the video's length.
 REFERENCE_ANSWER_TOKENS = 70
 SHOWN_FRAMES = 10
@@ -179,8 +180,7 @@ def ask(
 ) -> Iterator[Answer]:
     """Ask every query of a split, from batch `first` on; log what did not fit the shapes of a batch."""
     notes = NoteCounter()
-    for batch in split.batches(first):
-        prediction = predict(batch)
+    for prediction in predict(split.batches(first)):
         notes.add(np.asarray(prediction.about.row), np.asarray(prediction.about.notes))
         yield from read_answers(prediction, t5, by=config.generation.rank, behaviour=config.behaviour)
     for line in notes.lines(lambda rows: [str(split.queries[int(row)].qid) for row in rows]):

@@ -20,13 +20,14 @@ from calce_jax.checkpoints import (
     load_params,
     starting_point,
 )
-from calce_jax.hosts import is_first
+from calce_jax.hosts import is_first, this_host
 from calce_jax.models.calce import Calce, CalceConfig, Selection, count, split
 from calce_jax.outputs import write_output
 from calce_jax.paths import named_leaves, with_leaves
-from calce_jax.sharding import abstract_like, make_mesh, put_batch, shard_params
+from calce_jax.sharding import abstract_like, make_mesh, shard_params
 from calce_jax.step import StepConfig, compile_predict, compile_train_step, make_predict, make_train_step
 from calce_jax.training.config import ConfigError, RunConfig, differences, flat, plain
+from calce_jax.training.grouping import Grouped, Grouper, in_groups, in_order, predict_all
 from calce_jax.training.loop import Plan, train
 from calce_jax.training.material import Material
 from calce_jax.training.optimizer import make_optimizer
@@ -58,16 +59,30 @@ def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainStat
         if start.kind == "given" and start.path:
             trainable = trainables_of(start.path, trainable)
 
-        # 3. The optimizer and its state; all of it anew from the checkpoint when this run goes on.
+        # 3. The data, and the optimizer and its state; all of it anew from the checkpoint when this run goes on.
+        steps_per_epoch, programs = material.steps_per_epoch, step_config(config, material.answer_tokens)
+        grouper = Grouper(graph, programs, mesh) if config.data.group > 1 else None
+        feed = in_order(material.iterator, mesh)
+        if grouper is not None:
+            feed = in_groups(
+                Grouped(
+                    material.iterator,
+                    grouper,
+                    frozen,
+                    window=config.data.group,
+                    epoch=steps_per_epoch,
+                    seed=config.seed,
+                    **this_host(),
+                )
+            )
         optimizer = make_optimizer(config.optimizer, config.behaviour)
         state = place_state(trainable, optimizer, mesh)
         if start.kind == "resumed" and checkpoints.latest is not None:
             abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
-            state = checkpoints.restore(checkpoints.latest, abstract, material.iterator)
+            state = checkpoints.restore(checkpoints.latest, abstract, feed.iterator)
         logging.info("%s start at step %d from %s", start.kind, int(state.step), start.path or "a random model")
 
         # 4. The two programs.
-        steps_per_epoch, programs = material.steps_per_epoch, step_config(config, material.answer_tokens)
         rate = partial(
             learning_rate,
             steps_per_epoch=steps_per_epoch,
@@ -80,22 +95,19 @@ def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainStat
             first_epoch=int(state.step) // steps_per_epoch,
         )
         step = compile_train_step(make_train_step(graph, programs, optimizer, rate), state)
-        predict = compile_predict(make_predict(graph, programs), mesh)
+        predict = predict_all(compile_predict(make_predict(graph, programs), mesh), mesh, grouper, config.data.group)
         key = jax.random.key(config.seed)
-        put = partial(put_batch, mesh=mesh)
 
         # 5. The loop.
         writer.write_hparams(dict(flat(plain(config))))
         try:
             return train(
                 state,
-                material.iterator,
+                feed.iterator,
+                feed.draw,
                 plan=Plan(steps_per_epoch, config.schedule.epochs, config.loop.log_every, config.loop.eval_every),
                 step_fn=lambda state, batch: step(state, frozen, batch, key),
-                put=put,
-                evaluate=lambda state: material.evaluate(
-                    lambda batch: jax.device_get(predict(state.trainable, frozen, put(batch)))
-                ),
+                evaluate=lambda state: material.evaluate(partial(predict, state.trainable, frozen)),
                 checkpoints=checkpoints,
                 record=make_record(config, start),
                 writer=writer,

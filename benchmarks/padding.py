@@ -1,0 +1,204 @@
+"""The share of prompts that is padding: `python -m benchmarks.padding --annotations=DIR --tokenizers=DIR --out=DIR`.
+
+Lengths of prompts are simulated for the queries of QVHighlights and Charades-STA, for both stages. Text, times and
+stage-1 windows are those of the annotations (DIR/qvh/train_stage2.json, ..., in the original's format), written by our
+own `PromptWriter`. Key frames are chosen by our own selection with the dataset's settings, in the demo's videos as the
+demo's model sees them: every query is given one at random, for training with a random crop. No captions come with
+annotations: a query of QVHighlights is given none to five of 18 tokens each, all equally likely.
+
+Prints a table, a row for each split and stage, and writes DIR/padding.json.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from calce_jax import packing
+from calce_jax.annotations import Annotation, read_annotations
+from calce_jax.captions import read_srt, spoken_intervals
+from calce_jax.demo import stage_config
+from calce_jax.input_pipeline.crops import crop_and_resize, draw_crop
+from calce_jax.keyframes.coarse import select_coarse
+from calce_jax.keyframes.fine import select_fine
+from calce_jax.keyframes.spoken import spoken_frames
+from calce_jax.looked import make_look
+from calce_jax.models.calce import unit_rows
+from calce_jax.outputs import write_output
+from calce_jax.prompt import PromptWriter, about_talking, stage1_windows
+from calce_jax.text_row import TextSizes
+from calce_jax.tokenizers import load_bert, load_t5
+from calce_jax.trained import open_base
+from calce_jax.training.config import RunConfig, validate
+from calce_jax.video import read_frames
+from configs.calce import get_config
+from configs.datasets import DATASETS
+from configs.sizes import TOKENS, buckets
+from data.shapes.write import write_shapes
+
+SPLITS = {"qvh": ("train", "val"), "charades": ("train", "test")}
+CAPTIONS, CAPTION_TOKENS = 5, 18
+LOOKED = 150  # frames that are seen of a video; both datasets and stages take theirs from these
+BEFORE = 4  # lengths that were compiled before there were groups
+CHUNK = 50
+
+
+@dataclass(frozen=True)
+class Films:
+    """What the demo's model sees in N of the demo's videos, whole and cropped, and when somebody talks in them."""
+
+    means: np.ndarray  # (2, N, LOOKED, D)
+    queries: np.ndarray  # (2, N, LOOKED, Q * W), rows of each query token of norm 1
+    spoken: np.ndarray  # (N, LOOKED)
+
+
+def main() -> None:
+    """Simulate, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--annotations", type=Path, required=True, help="folder of qvh/ and charades/")
+    parser.add_argument("--tokenizers", type=Path, required=True, help="folder of t5/ and bert/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the demo's videos and the table")
+    parser.add_argument("--videos", type=int, default=60, help="of the demo, to take key frames from")
+    parser.add_argument("--queries", type=int, default=2000, help="of each split, at most; drawn at random")
+    given = parser.parse_args()
+    films, rows = look_at(given.out, given.videos), []
+    tokenizers = load_t5(given.tokenizers / "t5"), load_bert(given.tokenizers / "bert")
+    print("| split | stage | tokens: mean, 5 to 95 % | batch | 4 lengths | 8 lengths | 8, grouped | lengths in use |")
+    print("|---|---|---|---|---|---|---|---|")
+    for dataset, splits in SPLITS.items():
+        for split in splits:
+            read = read_annotations(given.annotations / dataset / f"{split}_stage2.json")
+            drawn = np.random.default_rng(0).permutation(len(read))[: given.queries]
+            for stage in (1, 2):
+                run = validate(get_config(f"{dataset},stage={stage}"))
+                lengths = simulated(run, [read[i] for i in drawn], films, tokenizers, training=split == "train")
+                for batch in (run.data.batch,) if split == "train" else (run.data.eval_batch, 16):
+                    row = wasted(run, lengths, batch) | {"dataset": dataset, "split": split, "stage": stage}
+                    rows.append(row)
+                    print(line(row), flush=True)
+    write_output(given.out / "padding.json", json.dumps(rows, indent=2) + "\n")
+
+
+def look_at(out: Path, videos: int) -> Films:
+    """Write some of the demo's videos and look at them, unless that was done."""
+    kept = out / f"films_{videos}.npz"
+    if not kept.exists():
+        write_shapes(out / "shapes", {"train": videos}, 0)
+        base = open_base(replace(stage_config(out, 1), mesh="single"))
+        look, size = jax.jit(make_look(base.graph)), base.sizes.vit.image_size
+        rng = np.random.default_rng(0)
+        means, queries, spoken = [], [], []
+        for path in tqdm(sorted((out / "shapes" / "videos").iterdir())[:videos], desc="look", unit="video"):
+            video = read_frames(path, LOOKED, size)
+            cropped = crop_and_resize(video.frames, draw_crop(rng, size, size), size)
+            with jax.set_mesh(base.mesh):
+                seen = [
+                    jax.device_get(look(base.trainable, base.frozen, clip[None])) for clip in (video.frames, cropped)
+                ]
+            means.append([each.means[0] for each in seen])
+            queries.append([np.asarray(unit_rows(jnp.asarray(each.queries)))[0] for each in seen])
+            said = read_srt(out / "shapes" / "srts" / f"{path.stem}.srt")
+            spoken.append(spoken_frames(spoken_intervals(said), video.duration, LOOKED))
+        content = io.BytesIO()
+        np.savez(content, means=np.swapaxes(means, 0, 1), queries=np.swapaxes(queries, 0, 1), spoken=np.array(spoken))
+        write_output(kept, content.getvalue())
+    with np.load(kept) as stored:
+        return Films(**stored)
+
+
+def simulated(
+    run: RunConfig, rows: Sequence[Annotation], films: Films, tokenizers: Any, *, training: bool
+) -> np.ndarray:
+    """Return the tokens of the prompt of every query, (N,)."""
+    data, count = run.data, len(rows)
+    sizes = TextSizes(data.frames, 1, run.text.words, run.text.text_tokens, run.text.answer_tokens)
+    writer = PromptWriter(*tokenizers, sizes, stage=run.stage)
+    rng = np.random.default_rng(1)
+    film = rng.integers(len(films.spoken), size=count)
+    frames = (np.arange(data.frames) * LOOKED) // data.frames
+    view = films.means[int(training)] if run.stage == 1 else films.queries[int(training)]
+    spans, times = [], np.zeros((count, data.frames), np.float32)
+    windows = np.zeros((count, run.text.windows, 2), np.float32)
+    valid = np.zeros((count, run.text.windows), bool)
+    for n, row in enumerate(rows):
+        times[n] = np.arange(data.frames) * (row.duration / data.frames)
+        asked, _ = stage1_windows(row.stage1_windows, row.duration)
+        asked = asked[: run.text.windows]
+        windows[n, : len(asked)], valid[n, : len(asked)] = asked, True
+        spans.append(writer.write(row.query, row.items, times[n], row.duration, reference_windows=asked).spans)
+    talk = np.array([data.use_captions and about_talking(row.query) for row in rows])
+    told = {"times": times, "windows": windows, "valid": valid, "talk": talk, "spans": np.array(spans)}
+    needed, parts = jax.jit(partial(tokens, run)), []
+    for start in range(0, count, CHUNK):
+        here = slice(start, start + CHUNK)
+        shown = {"features": view[film[here]][:, frames], "spoken": films.spoken[film[here]][:, frames]}
+        parts.append(needed(**shown, **{name: array[here] for name, array in told.items()}))
+    said = rng.integers(CAPTIONS + 1, size=count) * CAPTION_TOKENS if data.use_captions else 0
+    return np.concatenate(parts) + said
+
+
+def tokens(
+    run: RunConfig, *, features: Any, times: Any, windows: Any, valid: Any, talk: Any, spoken: Any, spans: Any
+) -> Any:
+    """Return the tokens of some prompts, no captions included."""
+    present = jnp.ones(times.shape, bool)
+    chosen = {"clusters": run.keyframes.clusters, "dilation": run.keyframes.bias1, "talk": talk, "spoken": spoken}
+    if run.stage == 1:
+        plan = select_coarse(features, present, mode=run.keyframes.mode, **chosen)
+    else:
+        plan = select_fine(features, times, present, windows, valid, filter_dilation=run.keyframes.bias2, **chosen)
+    unused = jnp.zeros((len(times), 1), bool)
+    choice = packing.Choice(order=unused.astype(jnp.int32), used=unused, similarity=unused.astype(jnp.float32))
+    full, compressed = TOKENS[run.model.size]
+    return packing.lengths(plan, spans, choice, full=full, compressed=compressed)
+
+
+def wasted(run: RunConfig, lengths: np.ndarray, batch: int) -> dict[str, Any]:
+    """Return the share of padding, as a training step reports it, with fewer lengths, without and with groups."""
+    part = DATASETS[run.data.dataset](run.stage, run.model.size)
+    before = buckets(run.model.size, run.data.frames, run.stage, text=part.prompt_text, lengths=BEFORE)
+    shuffled = lengths[: len(lengths) // batch * batch]
+    windows = [shuffled[at : at + batch * run.data.group] for at in range(0, len(shuffled), batch * run.data.group)]
+    grouped = np.concatenate([np.sort(window) for window in windows])
+    padding, used = share(grouped, batch, run.text.buckets)
+    return {
+        "mean": lengths.mean(),
+        "low": np.percentile(lengths, 5),
+        "high": np.percentile(lengths, 95),
+        "batch": batch,
+        "before": share(shuffled, batch, before)[0],
+        "lengths": share(shuffled, batch, run.text.buckets)[0],
+        "grouped": padding,
+        "compiled": len(run.text.buckets),
+        "used": used,
+    }
+
+
+def share(lengths: np.ndarray, batch: int, compiled: Sequence[int]) -> tuple[float, int]:
+    """Return the share of padding of batches in a row, and how many of the compiled lengths they take."""
+    batches = lengths.reshape(-1, batch)
+    place = np.minimum(np.searchsorted(compiled, batches.max(axis=1)), len(compiled) - 1)
+    taken = np.array(compiled)[place]
+    return 1 - np.minimum(batches, taken[:, None]).sum() / (taken.sum() * batch), len(set(place.tolist()))
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return a row of the table, in Markdown."""
+    name = f"{row['dataset']} {row['split']}"
+    size = f"{row['mean']:.0f}, {row['low']:.0f} to {row['high']:.0f}"
+    parts = (f"{100 * row[field]:.1f} %" for field in ("before", "lengths", "grouped"))
+    used = f"{row['used']} of {row['compiled']}"
+    return f"| {name} | {row['stage']} | {size} | {row['batch']} | {' | '.join(parts)} | {used} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Batches grouped by the length of their prompts: the same queries, the same numbers, in another company."""
+
+import json
+from dataclasses import replace
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+from calce_jax.sharding import mesh_of
+from calce_jax.step import compile_predict, make_predict
+from calce_jax.training.grouping import Grouped, Grouper, predict_all
+from tests.minute import STEPS, make_batch, make_model
+
+ROWS, B, EPOCH, WINDOW = 20, 4, 5, 3
+TABLE = make_batch([3 + row * 7 % 6 for row in range(ROWS)])
+GRAPH, TRAINABLE, FROZEN = make_model()
+MESH = mesh_of((2, 2, 1), jax.devices())
+
+
+def batch_of(number):
+    rows = slice(number * B, (number + 1) * B)
+    return jax.tree.map(lambda leaf: leaf[rows], TABLE)
+
+
+def in_order(epochs=None):
+    return iter(grain.MapDataset.range(EPOCH).map(batch_of).repeat(epochs).to_iter_dataset())
+
+
+@pytest.fixture(scope="module")
+def grouper():
+    return Grouper(GRAPH, STEPS[1], MESH)
+
+
+def grouped(grouper, state=None, **changes):
+    batches = Grouped(in_order(), grouper, FROZEN, **{"window": WINDOW, "epoch": EPOCH, "seed": 0, **changes})
+    batches.trainable = TRAINABLE
+    if state is not None:
+        batches.set_state(json.loads(json.dumps(state)))
+    return batches
+
+
+def assert_same(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_epoch_holds_every_query_once_and_a_window_is_sorted(grouper):
+    batches = grouped(grouper)
+    for epoch in range(2):
+        told = [next(batches)[0] for _ in range(EPOCH)]
+        assert sorted(np.concatenate([each.row for each in told]).tolist()) == list(range(ROWS)), epoch
+        for window, rows in ((told[:WINDOW], range(WINDOW * B)), (told[WINDOW:], range(WINDOW * B, ROWS))):
+            assert set(np.concatenate([each.row for each in window]).tolist()) == set(rows)
+            lengths = np.concatenate(sorted((np.sort(each.needed) for each in window), key=lambda n: n.tolist()))
+            assert (np.diff(lengths) >= 0).all()
+
+
+def test_the_device_gets_what_the_host_is_told_of(grouper):
+    told, batch = next(grouped(grouper))
+    np.testing.assert_array_equal(batch.row, told.row)
+    np.testing.assert_array_equal(batch.present.sum(axis=1), told.present)
+    np.testing.assert_array_equal(batch.tokens, TABLE.tokens[told.row])
+    assert batch.frames.size == 0
+    hosts = [next(grouped(grouper, process_index=host, process_count=2))[0].row for host in range(2)]
+    np.testing.assert_array_equal(np.concatenate(hosts), told.row)
+
+
+def test_goes_on_in_the_middle_of_a_window(grouper):
+    whole, states, taken = grouped(grouper), [], []
+    for _ in range(EPOCH + WINDOW):
+        states.append(whole.get_state())
+        taken.append(next(whole))
+    for at in (0, 1, WINDOW, EPOCH - 1, EPOCH):
+        again = grouped(grouper, states[at])
+        assert again.get_state() == states[at]
+        for expected in taken[at : at + 2]:
+            assert_same(next(again), expected)
+
+
+def test_the_order_of_turns_follows_the_seed(grouper):
+    def rows(seed):
+        batches = grouped(grouper, seed=seed)
+        return [next(batches)[0].row.tolist() for _ in range(EPOCH)]
+
+    assert rows(0) == rows(0)
+    assert len({str(rows(seed)) for seed in range(4)}) > 1
+
+
+def test_the_data_may_end(grouper):
+    batches = Grouped(in_order(1), grouper, FROZEN, window=WINDOW, epoch=EPOCH, seed=0)
+    batches.trainable = TRAINABLE
+    assert len(list(batches)) == EPOCH
+
+
+def test_predictions_come_in_the_order_of_the_data(grouper):
+    """Rows do not see each other, so only the matrix products of another batch differ, in the last bits."""
+    predict = compile_predict(make_predict(GRAPH, replace(STEPS[1], buckets=(96,))), MESH)
+    found, plain = (
+        list(predict_all(predict, MESH, grouper, window)(TRAINABLE, FROZEN, in_order(1))) for window in (WINDOW, 1)
+    )
+    assert len(found) == EPOCH
+    for prediction, alone in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(prediction.about.row, alone.about.row)
+        np.testing.assert_array_equal(prediction.reading.needed, alone.reading.needed)
+        np.testing.assert_array_equal(prediction.answers.tokens, alone.answers.tokens)
+        np.testing.assert_allclose(prediction.answers.log_probability, alone.answers.log_probability, atol=2e-6)
