@@ -1,13 +1,14 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Both share one virtual environment.
 PYTHON ?= python3
-VENV ?= .venv
+# Another Python has an environment of its own: make test PYTHON=python3.12.
+VENV ?= .venv$(addprefix -,$(filter-out python3,$(notdir $(PYTHON))))
 BIN := $(VENV)/bin
 RUNS ?= runs
 export JAX_PLATFORMS ?= cpu
 
 GOLDEN ?= ../shared/golden
 
-.PHONY: demo test check fidelity aot bench format base clean help
+.PHONY: demo test check fidelity aot beam bench format base clean help
 
 help:  ## What can be made.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,7 +29,10 @@ fidelity: $(VENV)/dev  ## Compare with the recordings of the original in GOLDEN,
 	$(BIN)/python -m tests.fidelity --golden=$(GOLDEN) --page=docs/fidelity.md
 
 aot: $(VENV)/aot  ## Compile the full-size programs for GPUs and TPUs that are not here; write RUNS/aot.json.
-	$(BIN)/python launch/aot.py --out=$(RUNS)/aot.json
+	PYTHONPATH=$(abspath $(VENV)/compilers) $(BIN)/python launch/aot.py --out=$(RUNS)/aot.json
+
+beam: $(VENV)-beam/done  ## Set up an environment with Apache Beam, and run the tests of its pipelines there.
+	$(VENV)-beam/bin/python -m pytest tests/test_beam.py
 
 bench: $(VENV)/dev  ## Compare speed with torch, peft and codecs, on this machine; BENCH gives options (docs/benchmarks.md).
 	$(BIN)/python -m benchmarks --out=$(RUNS)/bench $(BENCH)
@@ -45,12 +49,26 @@ $(VENV)/core: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/dev: $(VENV)/core
+# Compiles for GPUs that are not here; on Linux alone. It stands apart: jax would look for a GPU at every start, and complain.
+$(VENV)/compilers: $(VENV)/core
+	mkdir -p $@
+	version=$$($(BIN)/python -c 'import jax; print(jax.__version__)'); $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check --no-deps --upgrade --target $@ jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version \
+		|| echo "no compiler for GPUs; its tests skip"
+	touch $@
+
+$(VENV)/dev: $(VENV)/core $(VENV)/compilers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,oracle]'
 	touch $@
 
-$(VENV)/aot: $(VENV)/core
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[aot]'
+$(VENV)/aot: $(VENV)/core $(VENV)/compilers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[tpu]'
+	touch $@
+
+$(VENV)-beam/done: pyproject.toml constraints-beam.txt
+	test -x $(VENV)-beam/bin/python || $(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-beam.txt \
+		--editable '.[beam]' pytest
 	touch $@
 
 clean:  ## Remove runs and caches; the environment stays.
