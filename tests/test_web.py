@@ -1,5 +1,6 @@
 """The app: what it refuses, who may read what, and a real browser that uploads, asks and looks."""
 
+import re
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from calce_jax.search import Searcher
 from calce_jax.web.samples import draw_samples
 from calce_jax.web.visitors import COOKIE, Results, visitor_of
 from tests.clips import write_clip
+from tests.scripts import call
 from tests.searching import LONGEST, make_stages
 
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
@@ -43,14 +45,15 @@ def test_the_cookie_is_read_among_others():
     assert visitor_of("") == ""
 
 
-def test_a_port_in_use_is_named():
-    app = pytest.importorskip("calce_jax.web.app", reason="gradio is absent: pip install 'calce_jax[web]'")
+def test_a_port_in_use_is_told_in_one_line():
+    pytest.importorskip("gradio", reason="gradio is absent: pip install 'calce_jax[web]'")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(app.WebError, match=rf"port {port} of 127\.0\.0\.1: .*; choose another with --port"):
-            app.check_port("127.0.0.1", port)
+        with pytest.raises(SystemExit) as told:
+            call("web", f"--port={port}")
+    assert re.fullmatch(rf"WebError: port {port} of 127\.0\.0\.1: .*; choose another with --port", str(told.value))
 
 
 def test_samples_are_drawn_with_captions_beside_them_and_queries(tmp_path):

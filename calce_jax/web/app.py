@@ -146,7 +146,7 @@ def _form(search: _Search, samples: Sequence[Sample], about: str, limits: Limits
                     file_types=sorted(SUFFIXES),
                     elem_id="upload",
                 )
-                srt = gr.File(label="Its captions (.srt), if there are any", file_types=[".srt"], height=90)
+                srt = gr.File(label="Its captions (.srt), if there are any", file_types=[".srt"], height=150)
             with gr.Column():
                 sample = gr.Dropdown(
                     [each.name for each in samples], value=None, label="Or one of ours", elem_id="sample"
