@@ -107,7 +107,6 @@ def keep_features(
     _check_room(out, len(before.without([footage.names[n] for n in mine])) * made.frames * made.bytes_a_frame, store)
 
     there, seen, frames, failures = 0, 0, 0, []
-    writer = _Writer(out, host, hosts, videos_a_shard)
     ahead = grain.ReadOptions(num_threads=DECODED, prefetch_buffer_size=DECODED)
     loaded = grain.MapDataset.source(mine).map(lambda number: footage.load(number, before)).to_iter_dataset(ahead)
     with tqdm(total=len(mine), desc="see", unit="video", dynamic_ncols=True, disable=host > 0) as bar:
@@ -118,12 +117,14 @@ def keep_features(
                 if video.frames is not None:
                     yield video.clip, video.frames
                     continue
-                there += video.failure is None
-                failures.extend([video.failure] if video.failure else [])
                 bar.update()
-                bar.set_postfix(failed=len(failures), refresh=False)
+                if video.failure is None:
+                    there += 1
+                else:
+                    failures.append(video.failure)
+                    bar.set_postfix(failed=len(failures), refresh=False)
 
-        with writer:
+        with _Writer(out, host, videos_a_shard) as writer:
             for clip, records, squares in _seen(base, store, todo()):
                 writer.add(clip, records, squares)
                 seen, frames = seen + 1, frames + len(records)
@@ -227,7 +228,7 @@ class Footage:
 class _Writer:
     """Writes shards of so many videos, each named when it is whole; the last when all is written."""
 
-    def __init__(self, folder: Path, host: int, hosts: int, videos_a_shard: int):
+    def __init__(self, folder: Path, host: int, videos_a_shard: int):
         self._folder, self._host, self._most = folder, host, videos_a_shard
         self._number = next_number(folder)
         self._shard: Shard | None = None
