@@ -1,0 +1,188 @@
+"""What the docs tell people to type: the commands of README, docs/ and `calce --help`, and how each can be checked.
+
+A command is parsed by the program's own flags and goes no further, so that no flag, no field of a config and no value
+that is documented can be wrong. Where "..." stands for something, what has to be given is not asked for.
+"""
+
+import argparse
+import importlib
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from unittest.mock import patch
+
+from absl import flags
+
+from calce_jax.cli import COMMANDS
+from calce_jax.convert.sources import parse_sources
+from calce_jax.convert.targets import parse_target
+from calce_jax.training.config import validate
+from configs.calce import get_config
+from tests.scripts import script
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TYPED = re.compile(r"(\S*/bin/)?(calce|python|pip|make|tensorboard|ffmpeg|taskset) |launch/\w+\.py\b")
+# Programs of others, which are looked at no further.
+FOREIGN = {"tensorboard", "ffmpeg"}
+SEVERAL_FILES = {"search"}  # take files beside flags
+EXTRA = {"web": "gradio"}  # packages that a script cannot be read without
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of a page: where it stands, its words, and whether it is there in full."""
+
+    where: str
+    words: tuple[str, ...]
+    full: bool
+
+    def __str__(self) -> str:
+        return f"{self.where} {' '.join(self.words)}"
+
+
+def commands() -> Iterator[Command]:
+    """Return the commands of all pages, and the examples that `calce` shows."""
+    for page in PAGES:
+        name = page.name
+        for number, text in code_lines(page.read_text(encoding="utf-8")):
+            if TYPED.match(text):
+                yield command(f"{name}:{number}", text, full=True)
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+            for text in re.findall(r"(?<!`)`([^`]+)`", line) if not line.startswith("    ") else ():
+                if TYPED.match(text):
+                    yield command(f"{name}:{number}", text, full=False)
+    for name, about in COMMANDS.items():
+        yield command(f"calce {name} --help", about.example, full=True)
+
+
+def code_lines(page: str) -> Iterator[tuple[int, str]]:
+    """Return (number, text) of the lines of a page's blocks of code; what goes on after a backslash is one line."""
+    fenced, joined, first = False, "", 0
+    for number, line in enumerate(page.splitlines(), 1):
+        if line.strip().startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    ") or joined:
+            first = first if joined else number
+            joined += line.strip().removesuffix("\\") + " "
+            if not line.endswith("\\"):
+                yield first, joined.strip()
+                joined = ""
+
+
+def command(where: str, text: str, *, full: bool) -> Command:
+    """Return a command, without what stands before the program, and without comments."""
+    words = shlex.split(text, comments=True)
+    while words[0] == "taskset" or re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[3:] if words[0] == "taskset" else words[1:]
+    full &= not any("..." in word or word.startswith("[") for word in words)
+    program, *rest = (word.strip("[]") if word.startswith("[") else word for word in words)
+    return Command(where, (Path(program).name if "/bin/" in program else program, *rest), full)
+
+
+def check(command: Command) -> None:
+    """Refuse what the program would not understand.
+
+    Raises:
+      AssertionError, SystemExit, flags.Error: it would not.
+      ImportError: the program needs a package that is absent.
+    """
+    program, *rest = command.words
+    if program in FOREIGN:
+        return
+    if program == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert {word for word in rest if "=" not in word} <= set(targets)
+    elif program == "pip":
+        check_pip(rest)
+    elif program == "calce":
+        assert rest[0] in COMMANDS
+        check_script(rest[0], rest[1:], full=command.full)
+    elif program.startswith("launch/"):
+        check_script(Path(program).stem, rest, full=command.full)
+    elif rest[0] == "-c":
+        compile(rest[1], command.where, "exec")
+    elif rest[0].startswith("launch/"):
+        check_script(Path(rest[0]).stem, rest[1:], full=command.full)
+    else:
+        module, arguments = (rest[1], rest[2:]) if rest[0] == "-m" else (rest[0], rest[1:])
+        check_module(module.removesuffix(".py").replace("/", "."), arguments)
+
+
+def check_pip(words: list[str]) -> None:
+    """Refuse files and extras that do not exist."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert words[0] == "install"
+    for before, word in pairwise(words):
+        assert before != "-c" or (ROOT / word).is_file()
+        assert set(re.findall(r"\w+", (re.findall(r"\[(.*)", word) or [""])[0])) <= extras.keys()
+
+
+def check_script(name: str, arguments: list[str], *, full: bool) -> None:
+    """Refuse what `launch/<name>.py` would not take."""
+    assert (ROOT / "launch" / f"{name}.py").is_file()
+    if not arguments:
+        return
+    if name in EXTRA:
+        importlib.import_module(EXTRA[name])
+    left_open = [word for word in arguments if re.fullmatch(r"(--\w+=)?\.\.\.", word)]
+    argv = [name, *(word for word in arguments if word not in left_open)]
+    with script(name) as module, patch.object(sys, "argv", argv):
+        assert {word[2:-4] for word in left_open} <= {"", *flags.FLAGS}
+        try:
+            beside = getattr(module, "parse", flags.FLAGS)(argv)[1:]
+        except (flags.Error, SystemExit) as error:
+            if full or "must have a value other than None" not in str(error):
+                raise
+            return
+        assert not beside or name in SEVERAL_FILES or "--" in arguments, f"{beside}: not taken"
+        given = {flag: flags.FLAGS[flag].value for flag in flags.FLAGS}
+        if given.get("config") is not None:
+            validate(given["config"])
+        if name == "convert" and full:
+            get_config(f"{given['run']},size={given['size']}")
+            parse_sources(given["source"])
+            parse_target(given["target"])
+
+
+class Parsed(Exception):
+    """The command line was understood; the program need not go on."""
+
+
+def check_module(name: str, arguments: list[str]) -> None:
+    """Refuse what a program outside of `launch/` would not take.
+
+    Raises:
+      ImportError: it needs a package that is absent.
+    """
+    before = set(flags.FLAGS)
+    parse = argparse.ArgumentParser.parse_args
+
+    def parsed(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        parse(parser, arguments)
+        raise Parsed
+
+    def flags_parsed(*_: object, **__: object) -> None:
+        flags.FLAGS([name, *arguments])
+        raise Parsed
+
+    try:
+        module = importlib.import_module(name)
+        if not hasattr(module, "main"):
+            module = importlib.import_module(f"{name}.__main__")
+        if set(flags.FLAGS) > before:
+            flags_parsed()
+        with patch.object(argparse.ArgumentParser, "parse_args", parsed):
+            module.main()
+    except Parsed:
+        return
+    finally:
+        flags.FLAGS.unparse_flags()
+        for flag in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, flag)
+    raise AssertionError(f"{name} reads no arguments")
