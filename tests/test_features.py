@@ -316,6 +316,15 @@ def test_a_video_that_cannot_be_seen_is_named(base, tmp_path, monkeypatch):
         keep(one, tmp_path / "full")
 
 
+def test_a_full_disk_leaves_no_shard_and_says_what_to_do(tmp_path):
+    (tmp_path / "features-00000-of-host-0.array_record.part").symlink_to("/dev/full")
+    shard = Shard(tmp_path, 0, 0)
+    with pytest.raises(OSError, match=r"cannot write .*features-00000.* make room and run the same command again"):
+        shard.add(Clip("a", [0, 1], [0, 0]), [bytes(2**22)] * 2, {})
+    shard.drop()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_int8_is_off_by_half_a_step_of_its_group():
     tokens = jax.random.normal(jax.random.key(0), (2, 3, 5, 256)).at[:, :, :, 7].mul(1000).at[0, 0, 0].set(0)
     features = stored(tokens, "int8")
