@@ -5,16 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from calce_jax.training.config import field_names
 from tests.documented import PAGES, ROOT, Command, check, code_lines, commands
+from tests.scripts import call
 
 # Which test runs a program, on data that it makes; the full-size data of the docs are nobody's to ship.
 RUN_BY = {
     "cache_features": "test_features.py",
     "caption": "test_caption.py",
-    "convert": "test_convert_hub.py",
+    "convert": "test_docs.py",
     "evaluate": "test_commands.py",
     "fetch": "test_fetch.py",
     "infer": "test_commands.py",
@@ -42,7 +45,8 @@ def test_every_script_is_run_by_a_test_or_by_make():
     scripts = {path.stem for path in (ROOT / "launch").glob("*.py") if "app.run(" in path.read_text(encoding="utf-8")}
     assert scripts == RUN_BY.keys() | MAKES_IT_ITSELF
     for name, test in RUN_BY.items():
-        assert re.search(rf"\b{name}\b", (ROOT / "tests" / test).read_text(encoding="utf-8"))
+        text = (ROOT / "tests" / test).read_text(encoding="utf-8")
+        assert re.search(rf'(\w\(|, |^ +)"{name}",|script\("{name}"\)|launch/{name}\.py', text, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -96,6 +100,18 @@ def test_the_pages_build(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site/search/index.html").is_file()
+
+
+def test_weights_are_converted_as_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    base = ROOT / "data/shapes/base.safetensors"
+    tiny = ("--size=tiny", "--run=shapes")
+    call("convert", f"--source=base:{base}", f"--target=base:{tmp_path / 'again.safetensors'}", *tiny)
+    assert str(tmp_path / "again.safetensors") in capsys.readouterr().out
+    before, after = load_file(base), load_file(tmp_path / "again.safetensors")
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    with pytest.raises(SystemExit, match=r"^ValueError: --source: 'nothing:x' is none of"):
+        call("convert", "--source=nothing:x", f"--target=base:{tmp_path / 'b.safetensors'}", *tiny)
 
 
 def test_calce_says_what_there_is():
