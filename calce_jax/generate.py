@@ -1,8 +1,10 @@
 """Beam search: the most probable answers, found on the device in one loop.
 
 The encoder's keys and values are kept once a sample; a token costs one decoder step for all beams together, with a
-cache. The rules are those of beam search in Hugging Face `transformers` (the original's decoder, early stopping off):
-an answer that ends scores its summed log-probability divided by its length, and a sample is done when it has as many
+cache in which nothing is moved: a beam remembers where its tokens were written.
+
+The rules are those of beam search in Hugging Face `transformers` (the original's decoder, early stopping off): an
+answer that ends scores its summed log-probability divided by its length, and a sample is done when it has as many
 ended answers as beams and none of the running ones, at its present length, would beat the worst of them.
 
 Dimensions: B batch, K beams, M longest answer, V vocabulary, L encoder positions.
@@ -17,7 +19,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.batch import Data
-from calce_jax.models.t5 import T5, Cache
+from calce_jax.models.t5 import T5, LayerCache
 
 START, END = 0, 1
 NEVER = -1e9
@@ -39,7 +41,8 @@ class _Search:
     at: Int[Array, ""]
     tokens: Int[Array, "B K M"]
     log_probability: Float[Array, "B K"]
-    cache: Cache
+    cache: tuple[LayerCache, ...]
+    rows: Int[Array, "B K M"]  # of the cache, see `T5.step`
     found: Answers
     done: Bool[Array, " B"]
 
@@ -69,7 +72,7 @@ def beam_search(
     Returns:
       The answers of every sample, the same whatever else is in the batch.
     """
-    batch = memory.shape[0]
+    batch, blocks = memory.shape[0], t5.decoder_blocks()
     none = jnp.full((batch, beams), NEVER, jnp.float32)
     blank = jnp.zeros((batch, beams, length), jnp.int32)
     found = Answers(
@@ -84,7 +87,8 @@ def beam_search(
         tokens=blank,
         # All beams start alike: only the first may be continued, or they would stay alike.
         log_probability=none.at[:, 0].set(0.0),
-        cache=t5.start(memory, beams, length),
+        cache=t5.start(blocks, memory, beams, length),
+        rows=blank,
         found=found,
         done=jnp.zeros((batch,), bool),
     )
@@ -99,8 +103,9 @@ def beam_search(
     def advance(search: _Search) -> _Search:
         last = jnp.take(search.tokens, jnp.maximum(search.at - 1, 0), axis=2)
         ids = jnp.where(search.at == 0, START, last)
-        logits, cache = t5.step(ids, search.cache, search.at, mask)
-        return _advance(search, logits, cache, shortest, extra)
+        rows = search.rows.at[:, :, search.at].set(jnp.arange(beams))
+        logits, cache = t5.step(blocks, ids, search.cache, search.at, rows=rows, mask=mask)
+        return _advance(replace(search, cache=cache, rows=rows), logits, shortest, extra)
 
     search = jax.lax.while_loop(going_on, advance, search)
     cut = jnp.maximum(search.at + extra, 1).astype(jnp.float32)
@@ -114,7 +119,7 @@ def beam_search(
     return replace(_best(search.found, running, beams), steps=search.at)
 
 
-def _advance(search: _Search, logits: Float[Array, "B K V"], cache: Cache, shortest: int, extra: int) -> _Search:
+def _advance(search: _Search, logits: Float[Array, "B K V"], shortest: int, extra: int) -> _Search:
     batch, beams, vocab = logits.shape
     log_probability = search.log_probability[:, :, None] + jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     if shortest > 1:
@@ -145,17 +150,11 @@ def _advance(search: _Search, logits: Float[Array, "B K V"], cache: Cache, short
         at=search.at + 1,
         tokens=jnp.take_along_axis(tokens, rank[:, :, None], axis=1),
         log_probability=value,
-        cache=_reordered(cache, beam),
+        cache=search.cache,
+        rows=jnp.take_along_axis(search.rows, beam[:, :, None], axis=1),
         found=found,
         done=done,
     )
-
-
-def _reordered(cache: Cache, beam: Int[Array, "B K"]) -> Cache:
-    def pick(own: Float[Array, "Z B K M N H"]) -> Float[Array, "Z B K M N H"]:
-        return jnp.take_along_axis(own, beam[None, :, :, None, None, None], axis=2)
-
-    return replace(cache, self_key=pick(cache.self_key), self_value=pick(cache.self_value))
 
 
 def _best(first: Answers, second: Answers, beams: int) -> Answers:

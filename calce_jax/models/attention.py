@@ -86,12 +86,14 @@ def _dot_product(
     mask: Bool[Array, "#B #Q L"] | None,
 ) -> Float[Array, "B Q N H"]:
     fused = jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16)
+    # It makes a bias of the mask, and does not stretch a bias along the queries (jax issue 28974).
+    pairs = query.shape[1], key.shape[1]
     if bias is not None:
         # cuDNN wants the bias in the dtype of the rest; a wider one made its gradients infinite (jax issue 32242).
         bias = bias.astype(query.dtype if fused else jnp.float32)
+        bias = jnp.broadcast_to(bias, (*bias.shape[:2], *pairs))
     if mask is not None:
-        # It makes a bias of the mask, and does not stretch a bias along the queries (jax issue 28974).
-        mask = jnp.broadcast_to(mask, (mask.shape[0], query.shape[1], mask.shape[2]))[:, None]
+        mask = jnp.broadcast_to(mask, (mask.shape[0], *pairs))[:, None]
     return jax.nn.dot_product_attention(
         query, key, value, bias, mask, scale=scale, implementation="cudnn" if fused else "xla"
     )

@@ -3,10 +3,11 @@
 Source: Raffel et al. 2020 (T5), Shazeer 2020 (gated GELU), in the sizes of Flan-T5. As in CALCE the gate is the exact
 (erf) GELU and the head is not tied to the embedding.
 
-Dimensions: B batch, L encoder positions, A answer positions, K beams, M cache length, D width, N heads, H head width,
-F feed-forward width, V vocabulary, R relative-position buckets.
+Dimensions: B batch, L encoder positions, A answer positions, K beams, M longest answer, J = M K positions of a cache,
+D width, N heads, H head width, F feed-forward width, V vocabulary, R relative-position buckets.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -16,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.models.attention import Implementation, attention, join_heads, split_heads
 from calce_jax.models.layers import Key, Keys, Linear, Remat, RMSNorm, dropout, gelu, scan, stack
+from calce_jax.sharding import constrain_batch
 
 BUCKETS, FARTHEST = 32, 128
 
@@ -59,13 +61,18 @@ class T5Config:
 
 
 @struct.dataclass
-class Cache:
-    """What need not be computed again. The encoder's keys and values are kept once a sample, not once a beam."""
+class LayerCache:
+    """What one decoder block need not compute again. Heads come before positions, as the products want them.
 
-    cross_key: Float[Array, "*Z B L N H"]  # Z decoder blocks; none for the slice of one
-    cross_value: Float[Array, "*Z B L N H"]
-    self_key: Float[Array, "*Z B K M N H"]
-    self_value: Float[Array, "*Z B K M N H"]
+    The encoder's keys and values are kept once a sample, not once a beam. Those of the answers stay where they were
+    written, token by token, K beams each; which of them belong to a beam is said by a mask, so nothing is moved when
+    beams are dropped and doubled.
+    """
+
+    cross_key: Float[Array, "B N L H"]
+    cross_value: Float[Array, "B N L H"]
+    self_key: Float[Array, "B N J H"]
+    self_value: Float[Array, "B N J H"]
 
 
 class Embedding(nnx.Module):
@@ -108,7 +115,7 @@ class T5Attention(nnx.Module):
         value: Float[Array, "B L N H"],
         keys: Keys,
         *,
-        bias: Float[Array, "1 N Q L"] | None = None,
+        bias: Float[Array, "1 N #Q L"] | None = None,
         mask: Bool[Array, "#B #Q L"] | None = None,
     ) -> Float[Array, "B Q D"]:
         """Attend from `x` to projected keys and values."""
@@ -200,30 +207,29 @@ class DecoderBlock(nnx.Module):
     def step(
         self,
         x: Float[Array, "B K D"],
-        layer: Cache,
+        layer: LayerCache,
         at: Int[Array, ""],
-        bias: Float[Array, "1 N 1 M"],
+        *,
+        bias: Float[Array, "1 N 1 J"],
+        past: Bool[Array, "B K J"],
         mask: Bool[Array, "B 1 L"],
-    ) -> tuple[Float[Array, "B K D"], tuple[Float[Array, "B K M N H"], Float[Array, "B K M N H"]]]:
-        """Advance every beam by one token; `layer` is this block's slice of the cache."""
-        keys, (b, k, d) = Keys(None), x.shape
-        flat = self.self_norm(x).reshape(b * k, 1, d)
-        new_key, new_value = self.self_attention.keys_values(flat, keys)
-        own_key = jax.lax.dynamic_update_slice_in_dim(
-            layer.self_key, new_key.reshape(b, k, 1, *new_key.shape[2:]), at, axis=2
+    ) -> tuple[Float[Array, "B K D"], LayerCache]:
+        """Advance every beam by one token.
+
+        The beams of a sample are query positions, so what it keeps is read once for all of them.
+        """
+        keys, normed = Keys(None), self.self_norm(x)
+        new = self.self_attention.keys_values(normed, keys)
+        own_key, own_value = (
+            jax.lax.dynamic_update_slice_in_dim(kept, _heads_first(part), at * x.shape[1], axis=2)
+            for kept, part in zip((layer.self_key, layer.self_value), new, strict=True)
         )
-        own_value = jax.lax.dynamic_update_slice_in_dim(
-            layer.self_value, new_value.reshape(b, k, 1, *new_value.shape[2:]), at, axis=2
-        )
-        past = (jnp.arange(own_key.shape[2]) <= at)[None, None]
-        merged = (b * k, *own_key.shape[2:])
-        seen = self.self_attention.look(
-            flat, own_key.reshape(merged), own_value.reshape(merged), keys, bias=bias, mask=past
-        )
-        x = x + seen.reshape(b, k, d)
-        # The beams of a sample are query positions here, so its keys and values are read once for all of them.
-        x = x + self.cross_attention.look(self.cross_norm(x), layer.cross_key, layer.cross_value, keys, mask=mask)
-        return x + self.mlp(self.mlp_norm(x), keys), (own_key, own_value)
+        # `attention` puts heads first itself; swapped twice is not swapped at all once compiled.
+        own = _heads_first(own_key), _heads_first(own_value)
+        x = x + self.self_attention.look(normed, *own, keys, bias=bias, mask=past)
+        memory = _heads_first(layer.cross_key), _heads_first(layer.cross_value)
+        x = x + self.cross_attention.look(self.cross_norm(x), *memory, keys, mask=mask)
+        return x + self.mlp(self.mlp_norm(x), keys), replace(layer, self_key=own_key, self_value=own_value)
 
 
 class Encoder(nnx.Module):
@@ -287,30 +293,59 @@ class T5(nnx.Module):
         x, _ = scan(self.decoder.blocks, body, x, key=keys(), remat=remat)
         return self.lm_head(dropout(self.decoder.final_norm(x), drop, keys()), key=keys())
 
-    def start(self, memory: Float[Array, "B L D"], beams: int, length: int) -> Cache:
+    def decoder_blocks(self) -> list[DecoderBlock]:
+        """Return the decoder's blocks one by one.
+
+        A token's step reads each weight once, so it is as slow as what is copied on the way. Sliced here, before the
+        loop over tokens, weights and caches are read where they are; a scan inside the loop copies both at every token.
+        """
+        graph, params = nnx.split(self.decoder.blocks)
+        depth = self.config.decoder_depth
+        return [nnx.merge(graph, jax.tree.map(lambda leaf, n=n: leaf[n], params)) for n in range(depth)]
+
+    def start(
+        self, blocks: Sequence[DecoderBlock], memory: Float[Array, "B L D"], beams: int, length: int
+    ) -> tuple[LayerCache, ...]:
         """Return a cache for `beams` answers of at most `length` tokens about each encoded sample."""
-
-        def body(block: DecoderBlock, carry: None, _: None, key: Key) -> tuple[None, tuple[Array, Array]]:
-            return None, block.cross_attention.keys_values(memory, Keys(None))
-
-        _, (key, value) = scan(self.decoder.blocks, body, None)
-        own = jnp.zeros((*key.shape[:2], beams, length, *key.shape[3:]), key.dtype)
-        return Cache(cross_key=key, cross_value=value, self_key=own, self_value=own)
+        caches = []
+        for block in blocks:
+            key, value = (_heads_first(part) for part in block.cross_attention.keys_values(memory, Keys(None)))
+            own = jnp.zeros((*key.shape[:2], length * beams, key.shape[3]), key.dtype)
+            caches.append(LayerCache(cross_key=key, cross_value=value, self_key=own, self_value=own))
+        return tuple(caches)
 
     def step(
-        self, ids: Int[Array, "B K"], cache: Cache, at: Int[Array, ""], mask: Bool[Array, "B L"]
-    ) -> tuple[Float[Array, "B K V"], Cache]:
-        """Return the logits after token number `at` of every beam, and the cache with that token in it."""
-        length = cache.self_key.shape[3]
-        distance = jnp.arange(length)[None] - at
-        bias = self._looked_up(self.decoder.relative_bias, distance, cache.self_key.dtype, both_ways=False)
+        self,
+        blocks: Sequence[DecoderBlock],
+        ids: Int[Array, "B K"],
+        cache: tuple[LayerCache, ...],
+        at: Int[Array, ""],
+        *,
+        rows: Int[Array, "B K M"],
+        mask: Bool[Array, "B L"],
+    ) -> tuple[Float[Array, "B K V"], tuple[LayerCache, ...]]:
+        """Return the logits after token number `at` of every beam, and the cache with that token in it.
 
-        def body(block: DecoderBlock, x: Array, layer: Cache, key: Key) -> tuple[Array, tuple[Array, Array]]:
-            return block.step(x, layer, at, bias, mask[:, None])
-
-        x = self.shared(ids).astype(cache.self_key.dtype)
-        x, (own_key, own_value) = scan(self.decoder.blocks, body, x, cache)
-        return self.lm_head(self.decoder.final_norm(x)), replace(cache, self_key=own_key, self_value=own_value)
+        Args:
+          blocks: from `decoder_blocks`.
+          ids: the tokens before.
+          cache: from `start` or the call before.
+          at: number of the token.
+          rows: which beam each beam's tokens were written by; at `at` each its own.
+          mask: which positions of the encoder count.
+        """
+        dtype, (batch, beams, length) = cache[0].self_key.dtype, rows.shape
+        numbers = jnp.arange(length)
+        bias = self._looked_up(self.decoder.relative_bias, numbers[None] - at, dtype, both_ways=False)
+        bias = jnp.repeat(bias, beams, axis=-1)
+        past = (numbers <= at)[None, None, :, None] & (rows[..., None] == jnp.arange(beams)[None, None, None])
+        past = past.reshape(batch, beams, length * beams)
+        x, caches = self.shared(ids).astype(dtype), []
+        for block, layer in zip(blocks, cache, strict=True):
+            x, layer = block.step(x, layer, at, bias=bias, past=past, mask=mask[:, None])  # noqa: PLW2901
+            x = constrain_batch(x)
+            caches.append(layer)
+        return self.lm_head(self.decoder.final_norm(x)), tuple(caches)
 
     def _bias(self, table: Embedding, length: int, dtype: jnp.dtype, *, both_ways: bool) -> Float[Array, "1 N L L"]:
         at = jnp.arange(length)
@@ -321,6 +356,11 @@ class T5(nnx.Module):
     ) -> Float[Array, "1 N Q L"]:
         buckets = relative_bucket(distance, both_ways=both_ways)
         return table(buckets).astype(dtype).transpose(2, 0, 1)[None]
+
+
+def _heads_first(x: Float[Array, "B L N H"]) -> Float[Array, "B N L H"]:
+    """Swap heads and positions; twice, and all is as before."""
+    return jnp.swapaxes(x, 1, 2)
 
 
 def relative_bucket(distance: Int[Array, "Q L"], *, both_ways: bool) -> Int[Array, "Q L"]:
