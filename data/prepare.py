@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -100,6 +100,13 @@ def _split_of(file: str) -> tuple[str, str]:
     return named[0], file
 
 
+def annotated_videos(splits: Mapping[str, Sequence[Annotation]], videos: str | Path) -> list[Path]:
+    """Return the files of annotated videos in a folder: of several files of one video, that which `prepare` takes."""
+    ids = {row.video for rows in splits.values() for row in rows}
+    there = [path for suffix in SUFFIXES for path in sorted(Path(videos).glob(f"*{suffix}")) if path.stem in ids]
+    return list({path.stem: path for path in reversed(there)}.values())
+
+
 def caption_missing(
     splits: Mapping[str, Sequence[Annotation]], videos: str | Path, srts: str | Path, whisper: str
 ) -> None:
@@ -119,10 +126,7 @@ def caption_missing(
     from calce_jax.speech.captioning import caption_videos, opener  # noqa: PLC0415
 
     Path(srts).mkdir(parents=True, exist_ok=True)
-    ids = {row.video for rows in splits.values() for row in rows}
-    there = [path for suffix in SUFFIXES for path in sorted(Path(videos).glob(f"*{suffix}")) if path.stem in ids]
-    # Of several files of one video, the first is the one that `find_job` takes.
-    caption_videos(list({path.stem: path for path in reversed(there)}.values()), srts, opener(whisper), host=0, hosts=1)
+    caption_videos(annotated_videos(splits, videos), srts, opener(whisper), host=0, hosts=1)
 
 
 def prepare(
@@ -134,6 +138,7 @@ def prepare(
     out: str | Path,
     settings: Settings,
     workers: int | None = None,
+    decode: Callable[[Sequence[Job]], list[Failure]] | None = None,
 ) -> Preparation:
     """Prepare every annotated video once and build the tables; where all videos are in them, that of the queries only.
 
@@ -145,6 +150,7 @@ def prepare(
       out: gets `videos/<video id>.npz`, `tables/` and `failures.jsonl`.
       settings: how. Results made in another way, or of files that changed since, are made again.
       workers: processes; all cores unless given. One means this process itself.
+      decode: prepares the videos that are not, in place of this machine, and returns those that could not be.
 
     Raises:
       PrepareError: a folder is missing, there is not enough room, or a result cannot be written.
@@ -169,7 +175,7 @@ def prepare(
     if todo:
         # The tables hold the videos a second time.
         _check_room(out, (len(todo) + len(jobs)) * settings.bytes_per_video)
-        broken = _prepare_all(todo, len(jobs), workers or os.cpu_count() or 1)
+        broken = decode(todo) if decode else _prepare_all(todo, len(jobs), workers or os.cpu_count() or 1)
     ready = {job.video for job in jobs} - {failure.video for failure in broken}
     durations = {video: load_duration(folder, video) for video in sorted(ready)}
     usable, outside = _usable(splits, durations)
@@ -237,7 +243,7 @@ def _prepare_all(todo: Sequence[Job], total: int, workers: int) -> list[Failure]
     """Prepare videos behind a progress bar; return those that could not be."""
     failures = []
     with tqdm(desc="prepare", total=total, initial=total - len(todo), unit="video", smoothing=0.05) as bar:
-        outcomes = map(_attempt, todo) if workers == 1 else _elsewhere(todo, workers)
+        outcomes = map(_attempt, todo) if workers == 1 else in_processes(todo, workers)
         try:
             for failure in outcomes:
                 bar.update()
@@ -257,8 +263,12 @@ def _attempt(job: Job) -> Failure | None:
     return None
 
 
-def _elsewhere(jobs: Sequence[Job], workers: int) -> Iterator[Failure | None]:
-    """Prepare videos in processes, a few ahead; a video that takes its process with it is found and left out."""
+def in_processes(jobs: Sequence[Job], workers: int) -> Iterator[Failure | None]:
+    """Prepare videos in processes, a few ahead; a video that takes its process with it is found and left out.
+
+    Raises:
+      OSError: a result cannot be written.
+    """
     # Spawned, not forked: the parent may have threads, of JAX for instance.
     context = get_context("spawn")
     waiting = iter(jobs)

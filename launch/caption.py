@@ -3,6 +3,7 @@
 Writes DIR/<video's name>.srt for every video that has none there; the same command goes on where it stopped, and the
 folder is what `launch/prepare.py --srts` takes. What is broken is listed at the end and in DIR/failures.jsonl; the exit
 code is 1 only if nothing worked. `--model` may also be a size: tiny.en, base, small, medium, large-v3, turbo.
+With --runner=DirectRunner, or another of Apache Beam's, a pipeline does it; Beam's own flags follow after --.
 """
 
 from typing import cast
@@ -12,6 +13,7 @@ from absl import app, flags
 from calce_jax.speech.captioning import CaptioningError, caption_videos, find_videos, opener
 from calce_jax.speech.model import Dtype
 from calce_jax.speech.transcribe import Options
+from launch.beam import beam, pipeline_options
 
 VIDEOS = flags.DEFINE_string("videos", None, "a video, or a folder of videos; sound alone will do")
 OUT = flags.DEFINE_string("out", None, "folder of the .srt files")
@@ -28,8 +30,7 @@ flags.mark_flags_as_required(["videos", "out", "model"])
 
 def main(argv: list[str]) -> None:
     """Caption, and say what is missing."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument: {argv[1]}")
+    pipeline = pipeline_options(argv)
     try:
         options = Options(
             language=LANGUAGE.value,
@@ -38,8 +39,11 @@ def main(argv: list[str]) -> None:
             only_voices=bool(ONLY_VOICES.value),
         )
         videos = find_videos(str(VIDEOS.value))
-        whisper = opener(str(MODEL.value), options, cast(Dtype, DTYPE.value))
-        done = caption_videos(videos, str(OUT.value), whisper, host=HOST.value, hosts=HOSTS.value)
+        out, model, dtype = str(OUT.value), str(MODEL.value), cast(Dtype, DTYPE.value)
+        if pipeline is None:
+            done = caption_videos(videos, out, opener(model, options, dtype), host=HOST.value, hosts=HOSTS.value)
+        else:
+            done = beam().caption_videos(videos, out, model, pipeline, choices=options, dtype=dtype)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
     for failure in done.failures:

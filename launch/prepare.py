@@ -3,17 +3,20 @@
 Decodes every annotated video once and writes the tables that training reads. The same command goes on where it stopped.
 What is broken or missing is listed at the end and in OUT/failures.jsonl; the exit code is 1 only if nothing worked.
 With --whisper, videos without an .srt are captioned first, as `launch/caption.py` does it. With --check nothing is
-written: it tells what is wrong with annotations, videos and captions, and the exit code is 1 if anything is.
+written: it tells what is wrong with annotations, videos and captions, and the exit code is 1 if anything is. With
+--runner=DirectRunner, or another of Apache Beam's, a pipeline decodes and captions; Beam's own flags follow after --.
 """
 
+from pathlib import Path
 from typing import cast
 
 from absl import app, flags, logging
 
 from calce_jax.text_row import Behaviour
 from data.check import Checked, check
-from data.prepare import PrepareError, caption_missing, failure_table, prepare, read_splits
+from data.prepare import PrepareError, annotated_videos, caption_missing, failure_table, prepare, read_splits
 from data.prepared import Settings
+from launch.beam import beam, pipeline_options
 
 # By the names of the flag, those of the configs.
 DATASETS = {"qvhighlights": "qvh", "charades_sta": "charades", "shapes": "shapes"}
@@ -38,8 +41,7 @@ flags.register_multi_flags_validator(["out", "check"], lambda given: given["out"
 
 def main(argv: list[str]) -> None:
     """Prepare, build the tables, say what is missing."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument: {argv[1]}")
+    pipeline = pipeline_options(argv)
     try:
         settings = Settings(FRAMES.value, IMAGE_SIZE.value, behaviour=cast(Behaviour, BEHAVIOUR.value))
         splits = read_splits(ANNOTATIONS.value or [], ITEMS.value)
@@ -49,7 +51,10 @@ def main(argv: list[str]) -> None:
         srts = SRTS.value
         if WHISPER.value:
             srts = srts or f"{OUT.value}/captions"
-            caption_missing(splits, str(VIDEOS.value), srts, WHISPER.value)
+            if pipeline is None:
+                caption_missing(splits, str(VIDEOS.value), srts, WHISPER.value)
+            else:
+                beam().caption_videos(annotated_videos(splits, str(VIDEOS.value)), srts, WHISPER.value, pipeline)
         done = prepare(
             DATASETS[str(DATASET.value)],
             splits,
@@ -58,6 +63,7 @@ def main(argv: list[str]) -> None:
             out=str(OUT.value),
             settings=settings,
             workers=WORKERS.value,
+            decode=pipeline and beam().prepare_with(pipeline, Path(str(OUT.value))),
         )
     except (OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None

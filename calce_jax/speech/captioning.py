@@ -62,6 +62,13 @@ class Captioned:
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
 
+    def list_failures(self, path: Path) -> None:
+        """Write one line a failure; where there is none, see that no list is there."""
+        if self.failures:
+            write_output(path, "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in self.failures))
+        else:
+            path.unlink(missing_ok=True)
+
 
 def find_videos(place: str | Path) -> list[Path]:
     """Return a file, or the media files of a folder by name.
@@ -101,21 +108,30 @@ def caption_videos(
     """
     out = Path(out)
     host, hosts = jax.process_index() if host is None else host, jax.process_count() if hosts is None else hosts
-    done, taken = Captioned(), {}
+    named, alike = distinct(videos)
+    done = caption_each(named[host::hosts], out, transcriber)
+    done.failures = alike + done.failures
+    done.list_failures(out / ("failures.jsonl" if hosts == 1 else f"failures-{host + 1}-of-{hosts}.jsonl"))
+    return done
+
+
+def distinct(videos: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
+    """Return the first video of every name, whose captions its .srt holds, and of the others that they are left out."""
+    taken: dict[str, Path] = {}
+    failures = []
     for video in videos:
         if (first := taken.setdefault(video.stem, video)) != video:
             reason = f"{video}: {first.name} has the same name, and its captions are in {video.stem}.srt"
-            done.failures.append(Failure(str(video), reason, "rename one of them"))
-    mine = list(taken.values())[host::hosts]
-    done.there = [_target(out, video) for video in mine if _target(out, video).is_file()]
-    todo = [video for video in mine if not _target(out, video).is_file()]
+            failures.append(Failure(str(video), reason, "rename one of them"))
+    return list(taken.values()), failures
+
+
+def caption_each(videos: Sequence[Path], out: Path, transcriber: Callable[[], Transcriber]) -> Captioned:
+    """Write `<video's name>.srt` for those of these videos that have none there yet; see `caption_videos`."""
+    done = Captioned(there=[_target(out, video) for video in videos if _target(out, video).is_file()])
+    todo = [video for video in videos if not _target(out, video).is_file()]
     if todo:
         _caption(todo, out, transcriber(), done)
-    name = "failures.jsonl" if hosts == 1 else f"failures-{host + 1}-of-{hosts}.jsonl"
-    if done.failures:
-        write_output(out / name, "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in done.failures))
-    else:
-        (out / name).unlink(missing_ok=True)
     return done
 
 
