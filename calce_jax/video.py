@@ -201,13 +201,27 @@ def encode_jpeg(frames: UInt8[np.ndarray, "n H W 3"], quality: int = 95) -> list
     ]
 
 
-def decode_jpeg(content: bytes) -> UInt8[np.ndarray, "H W 3"]:
+def jpeg_size(content: bytes) -> tuple[int, int]:
+    """Return height and width in pixels, without decoding.
+
+    Raises:
+      ValueError: these bytes are no JPEG.
+    """
+    height, width, *_ = simplejpeg.decode_jpeg_header(content)
+    return height, width
+
+
+def decode_jpeg(content: bytes, into: UInt8[np.ndarray, "H W 3"] | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Return the RGB picture.
+
+    Args:
+      content: of a file.
+      into: an array of the picture's size, whole in memory, to put it in; by default a new one.
 
     Raises:
       ValueError: these bytes are not a whole JPEG.
     """
-    return simplejpeg.decode_jpeg(content, colorspace="RGB")
+    return simplejpeg.decode_jpeg(content, colorspace="RGB", buffer=into)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from calce_jax.input_pipeline.crops import crop_and_resize, draw_crop
 from calce_jax.keyframes.spoken import spoken_frames
 from calce_jax.prompt import PromptWriter, about_talking, stage1_windows
 from calce_jax.text_row import Behaviour, Caption, Note
-from calce_jax.video import decode_jpeg, head_indices
+from calce_jax.video import decode_jpeg, head_indices, jpeg_size
 from data.features import Clip, FeatureFolder, sums_of
 from data.moments import Example
 
@@ -160,22 +160,22 @@ def decoded(jpegs: Sequence[bytes], size: int) -> UInt8[np.ndarray, "T Y X 3"]:
     Raises:
       ValueError: there are none, or one is broken or of another size.
     """
-    frames = []
-    for number, jpeg in enumerate(jpegs):
+    if not jpegs:
+        raise ValueError("it has no frames; prepare the video again")
+    clip = np.empty((len(jpegs), size, size, 3), np.uint8)
+    for number, (jpeg, place) in enumerate(zip(jpegs, clip, strict=True)):
         try:
-            frame = decode_jpeg(jpeg)
+            height, width = jpeg_size(jpeg)
+            if (height, width) == (size, size):
+                decode_jpeg(jpeg, into=place)
         except ValueError as error:
             raise ValueError(f"frame {number} is no JPEG ({error}); prepare the video again") from None
-        if frame.shape != (size, size, 3):
-            height, width = frame.shape[:2]
+        if (height, width) != (size, size):
             raise ValueError(
                 f"its frames are stored with {width} x {height} pixels, and the model sees {size} x {size}; "
                 f"prepare the videos with --image_size={size}"
             )
-        frames.append(frame)
-    if not frames:
-        raise ValueError("it has no frames; prepare the video again")
-    return np.stack(frames)
+    return clip
 
 
 def as_batch(rows: Sequence[Row]) -> dict[str, Any]:
@@ -184,5 +184,7 @@ def as_batch(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _padded(array: np.ndarray, size: int) -> np.ndarray:
-    """Add zeros at the end of the first axis."""
+    """Add zeros at the end of the first axis, where any are missing."""
+    if len(array) == size:
+        return array
     return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
