@@ -42,10 +42,11 @@ def main() -> None:
     """Count, measure and write it down."""
     setting, given = arguments(
         __doc__,
+        counted={"choices": COUNTED, "nargs": "*", "default": COUNTED},
         size={"choices": tuple(TIMED), "nargs": "*", "default": list(TIMED)},
         store={"choices": STORES, "default": "bfloat16"},
     )
-    for argument in COUNTED:
+    for argument in given.counted:
         print(counted(validate(get_config(argument))), flush=True)
     report(setting, "features", [step(setting, size, given.store) for size in given.size])
 
