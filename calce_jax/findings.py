@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from calce_jax.annotations import Annotation
 from calce_jax.clips import cut, pictures_at
 from calce_jax.outputs import replacing, write_output
 from calce_jax.ranking import Moment, together
@@ -26,6 +27,7 @@ from calce_jax.report.search_page import BarView, FindingView, PictureView, Vide
 from calce_jax.search import Found, Searched
 
 PICTURES = 48  # of a video on the page
+Truth = Mapping[tuple[str, str], Sequence[Sequence[int | float]]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,14 @@ def told_apart(searched: Sequence[Searched]) -> list[Searched]:
     ]
 
 
-def write_findings(out: str | Path, searched: Sequence[Searched], *, top: int, clips: bool = False) -> None:
+def truth_in(annotations: Iterable[Annotation]) -> Truth:
+    """Return the true windows by video and query, those that lie in the video."""
+    return {(each.video, each.query.strip()): each.clamped for each in annotations}
+
+
+def write_findings(
+    out: str | Path, searched: Sequence[Searched], *, top: int, clips: bool = False, truth: Truth | None = None
+) -> None:
     """Write everything.
 
     Args:
@@ -81,6 +90,7 @@ def write_findings(out: str | Path, searched: Sequence[Searched], *, top: int, c
       searched: from `told_apart`.
       top: moments of a query that head the page.
       clips: whether to cut every moment out.
+      truth: true windows, which the page shows beside the moments; by the video's name without its suffix, and query.
 
     Raises:
       OSError: something cannot be written.
@@ -92,7 +102,7 @@ def write_findings(out: str | Path, searched: Sequence[Searched], *, top: int, c
         bring(each.video, out / "videos" / name)
         cut_to = _cut_all(each, out, Path(name).stem) if clips else {}
         entries.append(entry(each, cut_to))
-        views.append(video_view(each, name, cut_to))
+        views.append(video_view(each, name, cut_to, truth or {}))
     write_output(out / "moments.json", json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
     write_search_page(out / "index.html", views, top=top)
 
@@ -126,7 +136,7 @@ def entry(searched: Searched, clips: dict[tuple[int, int], str] | None = None) -
     }
 
 
-def video_view(searched: Searched, name: str, clips: dict[tuple[int, int], str]) -> VideoView:
+def video_view(searched: Searched, name: str, clips: dict[tuple[int, int], str], truth: Truth) -> VideoView:
     """Return what the page shows of a video, which lies beside it in `videos/`."""
     seconds = np.linspace(0.0, searched.duration, PICTURES, endpoint=False).tolist()
     pictures = pictures_at(searched.video, seconds)
@@ -144,6 +154,7 @@ def video_view(searched: Searched, name: str, clips: dict[tuple[int, int], str])
                 },
                 captions=[BarView(c.start, c.end, c.similarity, text=c.text) for c in found.captions],
                 treatments=[_treatment(found, second) for second in seconds],
+                truth=[(start, end) for start, end in truth.get((searched.video.stem, found.query), [])],
             )
             for q, found in enumerate(searched.found)
         ],

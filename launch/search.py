@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
+from calce_jax.annotations import read_annotations
 from calce_jax.cache import LIMIT_GB, Cache, default_folder
 from calce_jax.checkpoints import CheckpointError
-from calce_jax.findings import Ranked, claim_folder, ranked, told_apart, write_findings
+from calce_jax.findings import Ranked, claim_folder, ranked, told_apart, truth_in, write_findings
 from calce_jax.hearing import hear
 from calce_jax.pieces import length_of
 from calce_jax.search import (
@@ -44,6 +45,7 @@ WHISPER = flags.DEFINE_string(
     "whisper", None, "a Whisper's folder, name or size: writes OUT/captions where auto finds none"
 )
 TOP = flags.DEFINE_integer("top", MOST_MOMENTS, "moments a query, in a video and in the table", lower_bound=1)
+ANNOTATIONS = flags.DEFINE_string("annotations", None, "true moments of some of the videos, for the page")
 CLIPS = flags.DEFINE_bool("clips", False, "also cut every moment out, as DIR/clips/*.mp4")
 PIECE = flags.DEFINE_float("piece_seconds", None, "length of videos the model was trained on; known for ours", 1.0)
 CACHE = flags.DEFINE_string("cache", None, "folder for what a second search uses again; safe to delete")
@@ -56,6 +58,7 @@ def main(argv: list[str]) -> None:
     began = time.monotonic()
     try:
         check_queries(list(QUERY.value or []))
+        truth = truth_in(read_annotations(ANNOTATIONS.value)) if ANNOTATIONS.value else None
         videos = videos_in(argv[1:])
         readable = [video for video in videos if tried(length_of, video) is not None]
         if not readable:
@@ -74,7 +77,7 @@ def main(argv: list[str]) -> None:
         if not searched:
             raise SearchError("no video could be searched; see above")
         searched = told_apart(searched)
-        write_findings(out, searched, top=TOP.value, clips=CLIPS.value)
+        write_findings(out, searched, top=TOP.value, clips=CLIPS.value, truth=truth)
     except (CheckpointError, OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
     show(ranked(searched, TOP.value))

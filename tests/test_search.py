@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from calce_jax import search as searching
+from calce_jax.annotations import Annotation
 from calce_jax.asking import Asker
 from calce_jax.cache import Cache, content_of, key_of
 from calce_jax.clips import cut, pictures_at
-from calce_jax.findings import claim_folder, ranked, told_apart, write_findings
+from calce_jax.findings import claim_folder, ranked, told_apart, truth_in, write_findings
 from calce_jax.hearing import hear
 from calce_jax.moments import Beam
 from calce_jax.pieces import Piece, Sampling, captions_in, footage, length_of, pieces_of
@@ -194,7 +195,10 @@ def test_a_second_query_looks_at_nothing_again(searcher, tmp_path, monkeypatch):
 def test_findings_are_written_and_the_folder_can_be_moved(searcher, tmp_path):
     videos = [write_clip(tmp_path / n / "a&b.mp4", frames=40, rate=5, sound=True) for n in ("x", "y")]
     searched = told_apart([searcher.search(video, [QUERY]) for video in videos])
-    write_findings(tmp_path / "out", searched, top=3, clips=True)
+    truth = truth_in(
+        [Annotation("1", "a&b", QUERY, [], 8.0, [[1, 2], [7, 9]]), Annotation("2", "b", QUERY, [], 8.0, [[0, 1]])]
+    )
+    write_findings(tmp_path / "out", searched, top=3, clips=True, truth=truth)
     entries = json.loads((tmp_path / "out/moments.json").read_text())
     assert [entry["video"] for entry in entries] == list(map(str, videos))
     scores = []
@@ -212,6 +216,7 @@ def test_findings_are_written_and_the_folder_can_be_moved(searcher, tmp_path):
     assert all(a.moment.score > b.moment.score for a, b in pairwise(rows))
     page = (tmp_path / "out/index.html").read_text()
     assert page.count("<video") == 2
+    assert page.count("true moment, 1 s to 2 s") == page.count("true moment, 7 s to 8 s") == 4  # title and label
     assert "http" not in page
     for name in ("a_b.mp4", "a_b_2.mp4"):
         assert f'src="videos/{name}"' in page

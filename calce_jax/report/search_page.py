@@ -39,12 +39,16 @@ class PictureView:
 
 @dataclass(frozen=True)
 class FindingView:
-    """One query in one video: moments by stage, best first; captions used; the treatment of each picture."""
+    """One query in one video: moments by stage, best first; captions used; the treatment of each picture; the truth.
+
+    The true moments are (start, end) in seconds; none where nobody knows them.
+    """
 
     query: str
     stages: Mapping[str, Sequence[BarView]]
     captions: Sequence[BarView]
     treatments: Sequence[str]
+    truth: Sequence[tuple[Seconds, Seconds]] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ def search_page(videos: Sequence[VideoView], *, top: int) -> str:
         rankings=_rankings(videos, top),
         stages=list(videos[0].findings[0].stages),
         treatments=TREATMENTS,
+        has_truth=any(finding.truth for video in videos for finding in video.findings),
     )
 
 
@@ -128,6 +133,7 @@ def _card(number: int, video: VideoView) -> dict[str, Any]:
             {
                 "view": finding,
                 "stages": {name: [_bar(bar, video.duration) for bar in bars] for name, bars in finding.stages.items()},
+                "truth": [_bar(BarView(*window, 1), video.duration) for window in finding.truth],
                 "captions": [_bar(bar, video.duration) for bar in finding.captions],
             }
             for finding in video.findings
