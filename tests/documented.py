@@ -101,8 +101,9 @@ def check(command: Command) -> None:
     elif program == "pip":
         check_pip(rest)
     elif program == "calce":
-        assert rest[0] in COMMANDS
-        check_script(rest[0], rest[1:], full=command.full)
+        if rest != ["--help"]:
+            assert rest[0] in COMMANDS
+            check_script(rest[0], rest[1:], full=command.full)
     elif program.startswith("launch/"):
         check_script(Path(program).stem, rest, full=command.full)
     elif rest[0] == "-c":
