@@ -317,10 +317,14 @@ def test_a_video_that_cannot_be_seen_is_named(base, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_no_shard_and_says_what_to_do(tmp_path):
+    def write(shard):
+        shard.add(Clip("a", [0, 1], [0, 0]), [bytes(2**20)] * 2, {})
+        shard.close()
+
     (tmp_path / "features-00000-of-host-0.array_record.part").symlink_to("/dev/full")
     shard = Shard(tmp_path, 0, 0)
     with pytest.raises(OSError, match=r"cannot write .*features-00000.* make room and run the same command again"):
-        shard.add(Clip("a", [0, 1], [0, 0]), [bytes(2**22)] * 2, {})
+        write(shard)
     shard.drop()
     assert list(tmp_path.iterdir()) == []
 
