@@ -18,7 +18,7 @@ from calce_jax.aot.programs import Shapes, train_step
 from calce_jax.batch import Batch, Features
 from calce_jax.features import Store, scales, stored
 from calce_jax.input_pipeline import make_iterator
-from calce_jax.models.calce import Calce, CalceConfig
+from calce_jax.models.calce import CalceConfig
 from calce_jax.sharding import make_mesh
 from calce_jax.step import make_train_step
 from calce_jax.tokenizers import load_bert, load_t5
@@ -94,7 +94,7 @@ def step(setting: Setting, size: str, store: Store) -> Row:
     sizes = calce_config(run, held)
     graph, trainable, frozen = build_model(sizes, run, make_mesh("single"))
     batch = one_batch(run, sizes, held)
-    with_features = replace(batch.without_frames(), features=seen(nnx.merge(graph, trainable, frozen), batch, store))
+    with_features = replace(batch.without_frames(), features=seen(graph, (trainable, frozen), batch, store))
 
     optimizer = make_optimizer(run.optimizer)
     programs = replace(step_config(run, run.text.answer_tokens), buckets=run.text.buckets[-1:])
@@ -128,9 +128,10 @@ def one_batch(run: RunConfig, sizes: CalceConfig, held: Tokenizers) -> Batch:
     return next(make_iterator(inputs, held.t5, held.bert, examples=asked))
 
 
-def seen(model: Calce, batch: Batch, store: Store) -> Features:
+def seen(graph: nnx.GraphDef, weights: tuple[nnx.State, nnx.State], batch: Batch, store: Store) -> Features:
     """Return what is stored of a batch's frames, on the host."""
-    return jax.device_get(jax.jit(lambda frames: stored(model.see(frames), store))(batch.frames))
+    see = jax.jit(lambda weights, frames: stored(nnx.merge(graph, *weights).see(frames), store))
+    return jax.device_get(see(weights, batch.frames))
 
 
 if __name__ == "__main__":
