@@ -1,9 +1,9 @@
 """All of stage 1 for one video beside `transformers`' BLIP-2 doing the same: `python -m benchmarks.stage1`.
 
-From the pixels of 75 frames in memory to the five best answers, with the settings of QVHighlights. The other side is
-its vision tower, Q-Former, projections and `generate` (torch). It is told which frames are key frames, which captions
-are used and what stands where in the prompt, as ours found out, and pays nothing for it: neither clustering nor the
-comparison of captions. Adapters are merged on both sides.
+From the pixels of a video's frames in memory to the five best answers, with the settings of QVHighlights. The other
+side is its vision tower, Q-Former, projections and `generate` (torch). It is told which frames are key frames, which
+captions are used and what stands where in the prompt, as ours found out, and pays nothing for it: neither clustering
+nor the comparison of captions. Adapters are merged on both sides.
 """
 
 from collections.abc import Callable
@@ -41,15 +41,17 @@ def main() -> None:
     setting, given = arguments(
         __doc__,
         size={"choices": ("small", "full")},
+        frames={"type": int, "default": 75},
         attention={"choices": ("xla", "dpa", "flash"), "default": "xla"},
     )
     size = given.size or ("small" if setting.device == "cpu" else "full")
-    report(setting, "stage1", [stage1(setting, size, given.attention)])
+    report(setting, "stage1", [stage1(setting, size, given.frames, given.attention)])
 
 
-def stage1(setting: Setting, size: str, attention: Implementation) -> Row:
+def stage1(setting: Setting, size: str, frames: int, attention: Implementation) -> Row:
     """Compare the answers to one query."""
     run = validate(get_config(f"qvh,stage=1,size={size}"))
+    run = replace(run, data=replace(run.data, frames=frames))
     sizes = CalceConfig.named(size, None, setting.dtype, t5_vocab=0, bert_vocab=0).attending(attention)
     weights = random_weights(sizes)
     batch = one_query(run, sizes)
@@ -73,7 +75,7 @@ def stage1(setting: Setting, size: str, attention: Implementation) -> Row:
 
     return compare(
         setting,
-        f"stage 1 of one video, size {size}, {setting.dtype}, attention {attention}",
+        f"stage 1 of one video of {frames} frames, size {size}, {setting.dtype}, attention {attention}",
         ours,
         their_way(weights, setting, batch, layout(model, batch, found)),
         other="transformers' BLIP-2",
