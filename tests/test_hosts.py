@@ -83,12 +83,13 @@ def start(*command):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+        # A host that finds its programs compiled would wait for the other, and only half a minute.
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
     return [
-        Host(
-            [sys.executable, *command, f"--coordinator={address}", "--hosts=2", f"--host={host}"],
-            os.environ | {"XLA_FLAGS": flags},
-        )
+        Host([sys.executable, *command, f"--coordinator={address}", "--hosts=2", f"--host={host}"], environment)
         for host in range(2)
     ]
 
