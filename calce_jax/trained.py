@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,8 +114,20 @@ def read_config(workdir: str | Path) -> RunConfig:
     """
     path = Path(workdir) / "config.json"
     try:
-        return validate(json.loads(path.read_text(encoding="utf-8")))
+        config = validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; give the workdir of a run that launch/train.py trained") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is no JSON ({error}); restore it from a checkpoint's record") from error
+    text = replace(
+        config.text,
+        t5_tokenizer=_wherever(config.text.t5_tokenizer),
+        bert_tokenizer=_wherever(config.text.bert_tokenizer),
+    )
+    return replace(config, text=text, weights=replace(config.weights, base=_wherever(config.weights.base)))
+
+
+def _wherever(path: str) -> str:
+    """Return where a file that comes with the project lies, if it is named as seen from a checkout and this is none."""
+    shipped = Path(str(files("data"))).parent / path
+    return str(shipped) if path.startswith("data/") and not Path(path).exists() and shipped.exists() else path

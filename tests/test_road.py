@@ -15,6 +15,7 @@ from calce_jax.predictions import read_predictions
 from calce_jax.search import Searcher, SearchError, captions_of, open_stages
 from calce_jax.trained import open_trained, read_config
 from calce_jax.training.config import ConfigError, plain, validate
+from configs.calce import get_config
 from data.moments import open_tables
 
 
@@ -104,6 +105,14 @@ def test_trained_runs_search_a_video_with_its_captions(road, tmp_path):
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.json: no such file"):
         read_config(tmp_path)
+
+
+def test_what_comes_with_the_project_is_found_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(plain(validate(get_config("shapes,stage=1")))))
+    monkeypatch.chdir(tmp_path)
+    config = read_config(tmp_path)
+    for path in (config.text.t5_tokenizer, config.text.bert_tokenizer, config.weights.base):
+        assert Path(path).exists()
 
 
 def test_frames_that_no_slot_holds_are_dropped():
