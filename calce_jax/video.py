@@ -208,7 +208,7 @@ def jpeg_size(content: bytes) -> tuple[int, int]:
       ValueError: these bytes are no JPEG.
     """
     height, width, *_ = simplejpeg.decode_jpeg_header(content)
-    return height, width
+    return int(height), int(width)
 
 
 def decode_jpeg(content: bytes, into: UInt8[np.ndarray, "H W 3"] | None = None) -> UInt8[np.ndarray, "H W 3"]:

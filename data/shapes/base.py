@@ -112,4 +112,5 @@ def words_of(t5: PreTrainedTokenizerBase) -> tuple[int, ...]:
         raise ValueError(
             "The tokenizer splits the name of a colour or a shape; make it anew (data/tokenizers/make.py)."
         )
-    return (t5.unk_token_id, *(ids[0] for ids in words))
+    nothing: Any = t5.unk_token_id
+    return (nothing, *(ids[0] for ids in words))

@@ -33,11 +33,11 @@ def look_through(model: Calce, pool: Pool, selections: Mapping[int, Selection]) 
     """See every frame, choose for every query."""
     both = nnx.jit(_looked_at)
     side = model.config.vit.image_size
-    looks = [jax.device_get(both(model, pool.drawn(i, side)[None])) for i in range(len(pool.scenes))]
+    looks = [jax.device_get(both(model, jnp.asarray(pool.drawn(i, side)[None]))) for i in range(len(pool.scenes))]
     means, queries = (np.concatenate(each) for each in zip(*looks, strict=True))
     features = (means[:, ::2], np.asarray(unit_rows(jnp.asarray(queries))))
-    readings = tuple(_readings(model, pool, features[stage - 1], stage, selections[stage]) for stage in (1, 2))
-    return Seen(queries=queries, readings=readings)
+    first, second = (_readings(model, pool, features[stage - 1], stage, selections[stage]) for stage in (1, 2))
+    return Seen(queries=queries, readings=(first, second))
 
 
 def _looked_at(model: Calce, frames: UInt8[Array, "B T Y X 3"]) -> tuple[Array, Array]:
@@ -74,7 +74,7 @@ def judge(
     overlaps: dict[str, list[float]] = {}
     for first in range(0, len(pool.asked) - batch + 1, batch):
         queries, task = asked_about(pool, seen, np.arange(first, first + batch), stage)
-        written = jax.device_get(_answer(model, queries, task, length))
+        written = jax.device_get(_answer(model, jnp.asarray(queries), task, length))
         for row, ids in zip(pool.asked[first : first + batch], written, strict=True):
             overlaps.setdefault(row.query.kind, []).append(_overlap(pool, row, answer_text(t5, ids)))
     every = [value for values in overlaps.values() for value in values]

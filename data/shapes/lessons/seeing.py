@@ -75,7 +75,7 @@ def looked(rng: np.random.Generator, pool: Pool, count: int, side: int) -> tuple
 def named(model: Calce, teller: Teller, pool: Pool, *, count: int = 256) -> float:
     """Return how many of the words that query tokens of unseen frames are nearest to are right, in percent."""
     frames, said, _ = looked(np.random.default_rng(0), pool, count, model.config.vit.image_size)
-    described = model.t5_proj(nnx.jit(queries_of)(model, frames))
+    described = model.t5_proj(nnx.jit(queries_of)(model, jnp.asarray(frames)))
     words = model.t5.shared(jnp.asarray(teller.words))
     # A place moves a word along one direction; what is said is told by the others.
     along = teller.place[...] / jnp.linalg.norm(teller.place[...])
