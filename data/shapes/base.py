@@ -8,6 +8,7 @@ outside: scenes, tokenizers and weights are all made here, from seeds.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from absl import logging
 from flax import nnx
