@@ -143,7 +143,7 @@ def train(
                     save(None)
                 break
 
-            # 3. One micro-step. Nothing here waits for the device.
+            # 3. One micro-step. Nothing here waits for the device, but batches dealt by length, once a window.
             try:
                 told, batch = draw(state)
             except StopIteration:
