@@ -143,6 +143,8 @@ class PromptWriter:
         self._border, self._end = _id(t5, BORDER), _id(t5, END)
         self._time = lru_cache(maxsize=4096)(self._time_ids)
         self._open, self._close, self._until = (self._without_borders(sign) for sign in "[]>")
+        self._keyed, self._told = self._ids("<extra_id_0>"), self._ids("<extra_id_1>")
+        self._nothing = self._caption(Caption(-1, -1, NO_CAPTION), self._ids(NO_CAPTION))[0]
 
     def __getstate__(self):
         # The cache cannot travel to worker processes; each makes its own.
@@ -183,13 +185,14 @@ class PromptWriter:
             raise ValueError(f"{len(times)} frames, in a batch of {sizes.frames} a video; prepare with --frames=")
         head = [self._time(second) for second in self._seconds_of_frames(times)]
         head += [[]] * (sizes.frames - len(head))
-        head.append([*self._until, *self._time(round(float(duration))), *self._ids("<extra_id_0>")])
-        nothing = self._caption(Caption(-1, -1, NO_CAPTION))[0]
+        head.append([*self._until, *self._time(round(float(duration))), *self._keyed])
         text, cut = self._text(query, items, reference_windows)
         notes |= cut
-        tail = [nothing, self._ids("<extra_id_1>"), text]
+        tail = [self._nothing, self._told, text]
 
-        words = [self._words(query), *(self._words(caption.text) for caption in captions)]
+        # A call takes a tokenizer longer than a caption does, so all captions go in one.
+        texts = [caption.text for caption in captions[: sizes.captions]]
+        query_words, *caption_words = self._bert([query, *texts])["input_ids"]
         spoken, cuts = [], []
         room = sizes.text_tokens - sum(map(len, [*head, *tail]))
         if room < 0:
@@ -197,15 +200,16 @@ class PromptWriter:
                 f"a prompt without captions takes {sizes.text_tokens - room} text tokens of the {sizes.text_tokens} "
                 f"a row has; raise text_tokens"
             )
-        for caption in captions[: sizes.captions]:
-            piece, was_cut = self._caption(caption)
+        written = self._t5(texts, add_special_tokens=False)["input_ids"] if texts else []
+        for caption, ids in zip(captions, written, strict=False):
+            piece, was_cut = self._caption(caption, ids)
             room -= len(piece)
             if room < 0:
                 break
             spoken.append(piece)
             cuts.append(was_cut)
         notes |= Note.CAPTIONS_LEFT_OUT if len(spoken) < len(captions) else Note(0)
-        query_words, *caption_words = words[: len(spoken) + 1]
+        caption_words = caption_words[: len(spoken)]
         notes |= Note.QUERY_CUT if len(query_words) > sizes.words else Note(0)
         notes |= Note.CAPTION_CUT if any(cuts) or any(len(w) > sizes.words for w in caption_words) else Note(0)
 
@@ -282,10 +286,10 @@ class PromptWriter:
             raise ValueError(f"max_text: {limit} tokens do not even hold the task, which takes {len(attempt(0, 0, 0))}")
         return some, Note.QUERY_CUT
 
-    def _caption(self, caption: Caption) -> tuple[list[int], bool]:
+    def _caption(self, caption: Caption, text: list[int]) -> tuple[list[int], bool]:
         """Return the ids of "[", start, text, end, "]", and whether the text was cut."""
         start, end = (self._time(round(float(second))) for second in (caption.start, caption.end))
-        text, limit = self._ids(caption.text), self.sizes.max_text
+        limit = self.sizes.max_text
         return [*self._open, *start, *text[:limit], *end, *self._close], len(text) > limit
 
     def _labels(self, windows: Windows, duration: Number) -> tuple[list[int], Note]:
@@ -302,9 +306,6 @@ class PromptWriter:
         if kept is None or len(kept) == len([*self._ids("[]"), self._end]):
             raise ValueError(f"answer_tokens: {most} do not hold one window; raise it")
         return kept, notes
-
-    def _words(self, text: str) -> list[int]:
-        return self._bert(text)["input_ids"]
 
     def _padded_words(self, ids: list[int]) -> np.ndarray:
         """Cut to U words, the last of which stays [SEP]; pad."""

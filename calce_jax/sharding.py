@@ -23,6 +23,7 @@ MESHES: dict[str, tuple[int, int, int]] = {
     "single": (1, 1, 1),
     "data": (-1, 1, 1),
     "a100x4": (1, 4, 1),
+    "a100x8": (-1, 8, 1),  # machines of eight: what they split, each of them has whole
     "tpu": (-1, 4, 1),
 }
 
@@ -30,7 +31,7 @@ Rules = Sequence[tuple[str, P]]
 
 # The first pattern found in a parameter's name decides. A partition speaks of the last axes, so the leading depth axis
 # of stacked blocks is never split. Adapters follow the kernel they adapt: `a` its input, `b` its output.
-_IN = r"(q|k|v|wi|wi_0|wi_1|lm_head|patches)"
+_IN = r"(q|k|v|wi|wi_0|wi_1|lm_head)"
 _OUT = r"(o|wo|t5_proj|query_proj)"
 RULES: Rules = (
     (r"(^|/)(bias|scale)$", P()),
@@ -41,8 +42,8 @@ RULES: Rules = (
     (rf"(^|/){_OUT}/a$", P("tensor", None)),
     (rf"(^|/){_OUT}/b$", P(None, "fsdp")),
     (r"(^|/)relative_bias/embedding$", P()),
-    # Vocabularies need not divide by the devices (BERT's 30522 does not); widths do.
-    (r"(^|/)(shared/embedding|words)$", P(None, "fsdp")),
+    # Vocabularies and patches need not divide by the devices (BERT's 30522, ViT-g's 588 do not); widths do.
+    (r"(^|/)(shared/embedding|words|patches/kernel)$", P(None, "fsdp")),
     (r"(^|/)(class_token|positions|queries)$", P()),
 )
 

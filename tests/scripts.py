@@ -1,6 +1,7 @@
 """Launch scripts inside the tests' process. Two may define flags of one name, so each is there for one test alone."""
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,11 @@ from types import ModuleType
 from unittest.mock import patch
 
 from absl import flags
+
+
+def compiling_quickly(devices: int) -> str:
+    """Return XLA's flags for a process of its own: those of the tests (conftest.py), with so many devices."""
+    return os.environ["XLA_FLAGS"].replace("device_count=4", f"device_count={devices}")
 
 
 @contextmanager

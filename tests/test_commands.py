@@ -11,7 +11,7 @@ import pytest
 
 from calce_jax.annotations import read_annotations
 from data.shapes.write import write_shapes
-from tests.scripts import call
+from tests.scripts import call, compiling_quickly
 
 # ml_collections reads a config's file in a way that Python 3.11 calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -32,13 +32,10 @@ SHORT = (
     "--config.loop.log_every=1",
 )
 
-# A program that runs for a second need not be compiled well.
-QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a launch script on one device."""
-    environment = os.environ | {"XLA_FLAGS": QUICKLY, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = os.environ | {"XLA_FLAGS": compiling_quickly(1), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, str(ROOT / "launch" / f"{script}.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=900)
 

@@ -21,7 +21,7 @@ from calce_jax.paths import named_leaves
 from calce_jax.trained import open_trained
 from calce_jax.video import encode_jpeg
 from data.tables import VideoRecord, build_tables
-from tests.scripts import call
+from tests.scripts import call, compiling_quickly
 
 ROOT = Path(__file__).parents[1]
 FRAMES, SIZE, TRAIN, VAL = 6, 56, 8, 6
@@ -34,6 +34,7 @@ CONFIG = (
     "--config.data.batch=4",
     "--config.data.eval_batch=4",
     "--config.data.augment",
+    "--config.data.group=2",
     "--config.keyframes.clusters=3",
     f"--config.schedule.epochs={EPOCHS}",
     "--config.schedule.warmup_steps=2",
@@ -84,7 +85,7 @@ def start(*command):
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": compiling_quickly(2),
         # A host that finds its programs compiled would wait for the other, and only half a minute.
         "JAX_ENABLE_COMPILATION_CACHE": "false",
     }

@@ -5,8 +5,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 
+import jax
+
 from calce_jax.aot.budgets import Case
 from calce_jax.aot.measure import Row, failed, measure
+from calce_jax.aot.targets import TARGETS
 from calce_jax.training.config import RunConfig
 
 Configs = Callable[[str], RunConfig]
@@ -55,6 +58,7 @@ def compile_cases(cases: Sequence[Case], configs: Configs, timeout: float) -> It
 
 def _serve(pipe: Connection, cases: Sequence[Case], configs: Configs) -> None:
     for case in cases:
+        jax.config.update("jax_exec_time_optimization_effort", TARGETS[case.target].effort)
         try:
             row = measure(case, configs(case.run))
         except Exception as error:

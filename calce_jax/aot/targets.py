@@ -17,6 +17,9 @@ from calce_jax.sharding import mesh_of
 GIB = 2**30
 # Triton's kernels are tuned on the device itself, and there is none.
 NO_TRITON = (("xla_gpu_enable_triton_gemm", False),)
+# How hard the compiler for TPUs tries to make programs fast, from -1 to 1. What they hold hardly depends on it
+# (docs/scaling.md), and at 0 it takes four times as long.
+LEAST_EFFORT = -1.0
 
 
 class MissingCompiler(RuntimeError):
@@ -34,6 +37,7 @@ class Target:
       memory: bytes of one chip.
       mesh: chips along `calce_jax.sharding.AXES`.
       options: of the compiler.
+      effort: of the compiler, see `LEAST_EFFORT`; 0 is what a run has.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Target:
     memory: int
     mesh: tuple[int, int, int] = (1, 4, 1)
     options: tuple[tuple[str, bool], ...] = ()
+    effort: float = 0.0
 
     @property
     def chips(self) -> int:
@@ -53,10 +58,14 @@ TARGETS = {
     target.name: target
     for target in (
         Target("a100x4", "cuda", "1x1x4", 80 * GIB, options=NO_TRITON),
+        Target("a100x1", "cuda", "1x1x1", 80 * GIB, mesh=(1, 1, 1), options=NO_TRITON),
+        # As the mesh "a100x8": parameters are split within a machine of eight.
+        Target("a100x16", "cuda", "2x1x8", 80 * GIB, mesh=(2, 8, 1), options=NO_TRITON),
+        Target("a100x256", "cuda", "32x1x8", 80 * GIB, mesh=(32, 8, 1), options=NO_TRITON),
         Target("gpu24", "cuda", "1x1x1", 24 * GIB, mesh=(1, 1, 1), options=NO_TRITON),
-        Target("v5e-2x2", "tpu", "v5e:2x2", 16 * GIB),
-        Target("v5p-2x2x1", "tpu", "v5p:2x2x1", 95 * GIB),
-        Target("v6e-2x2", "tpu", "v6e:2x2", 32 * GIB),
+        Target("v5e-2x2", "tpu", "v5e:2x2", 16 * GIB, effort=LEAST_EFFORT),
+        Target("v5p-2x2x1", "tpu", "v5p:2x2x1", 95 * GIB, effort=LEAST_EFFORT),
+        Target("v6e-2x2", "tpu", "v6e:2x2", 32 * GIB, effort=LEAST_EFFORT),
     )
 }
 _COMPILERS = {"cuda": "jax_plugins.xla_cuda12", "tpu": "libtpu"}
@@ -83,5 +92,7 @@ def mesh_for(target: Target) -> Mesh:
     else:
         # libtpu would otherwise ask the cloud's metadata server which TPU this is.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        # There is no chip that two processes could quarrel about.
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         topology = topologies.get_topology_desc(target.topology, "tpu")
     return mesh_of(target.mesh, topology.devices)

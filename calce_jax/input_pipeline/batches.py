@@ -203,19 +203,24 @@ class _Load:
         self._config, self._examples, self._part = config, examples, part
 
     def __call__(self, place: int, numbers: np.ndarray) -> dict[str, Any]:
-        epoch = place // batches_an_epoch(len(self._examples), self._config)
-        loaded = [self._row(epoch, int(number)) for number in numbers[self._part]]
-        share = self._part.stop - self._part.start
+        config, first = self._config, numbers[0]
+        epoch = place // batches_an_epoch(len(self._examples), config)
+        numbers, share = numbers[self._part], self._part.stop - self._part.start
+        # Most of a batch by far; every frame is decoded to where it stays.
+        size = 0 if config.features else config.image_size
+        frames = np.empty((share, config.frames, size, size, 3), np.uint8)
+        loaded = [self._row(epoch, int(number), into) for number, into in zip(numbers, frames, strict=False)]
         if len(loaded) < share:
             # A host may have fillers alone; they are shaped like any row.
-            filler = self._make.filler(loaded[0] if loaded else self._row(epoch, int(numbers[0])))
+            filler = self._make.filler(loaded[0] if loaded else self._row(epoch, int(first), frames[0]))
+            frames[len(loaded) :] = 0
             loaded += [filler] * (share - len(loaded))
-        return as_batch(loaded)
+        return as_batch(loaded, frames)
 
-    def _row(self, epoch: int, number: int) -> Any:
+    def _row(self, epoch: int, number: int, into: np.ndarray) -> Any:
         config = self._config
         rng = np.random.default_rng((config.seed, epoch, number)) if config.augment else None
-        return self._make(self._examples[number], number, rng)
+        return self._make(self._examples[number], number, rng, into)
 
 
 def _batch(fields: dict[str, Any]) -> Batch:

@@ -49,20 +49,27 @@ class RowMaker:
         self.writer, self.image_size, self.windows, self.use_captions = writer, image_size, windows, use_captions
         self.pixels, self.features = pixels and features is None, features
 
-    def __call__(self, example: Example, number: int, augment: np.random.Generator | None) -> Row:
+    def __call__(
+        self,
+        example: Example,
+        number: int,
+        augment: np.random.Generator | None,
+        into: UInt8[np.ndarray, "T Y X 3"] | None = None,
+    ) -> Row:
         """Make the row of one example.
 
         Args:
           example: read from the tables.
           number: its row in the queries table.
           augment: draws the crop; None shows the frames as they are.
+          into: where the frames are put, such as a part of a batch; by default they get memory of their own.
 
         Raises:
           InputError: frames that are not stored, of another size or broken, or without features; a text that cannot
             be written.
         """
         try:
-            return self._row(example, number, augment)
+            return self._row(example, number, augment, into)
         except ValueError as error:
             raise InputError(f"query {example.qid} of video {example.video}: {error}") from error
 
@@ -70,7 +77,7 @@ class RowMaker:
         """Return a row that stands for nothing, shaped as another: not valid, of no query (-1)."""
         return {**jax.tree.map(np.zeros_like, dict(like)), "row": np.int32(-1)}
 
-    def _row(self, example: Example, number: int, augment: np.random.Generator | None) -> Row:
+    def _row(self, example: Example, number: int, augment: np.random.Generator | None, into: np.ndarray | None) -> Row:
         writer, sizes = self.writer, self.writer.sizes
         behaviour: Behaviour = writer.behaviour
         stored = places_of(example.total, example.indices, sizes.frames)
@@ -78,7 +85,7 @@ class RowMaker:
         if behaviour == "reference" and writer.stage == 2:
             times = np.round(times, 2)
         jpegs = [example.keyframes[i] for i in stored]
-        frames = self._frames(jpegs, augment)
+        frames = self._frames(jpegs, augment, into)
 
         said = [Caption(*caption) for caption in example.captions] if self.use_captions else []
         spoken = spoken_frames(spoken_intervals(said, behaviour), example.duration, len(stored))
@@ -99,7 +106,7 @@ class RowMaker:
             reference_windows=windows,
         )
         row = {
-            "frames": _padded(frames, sizes.frames),
+            "frames": frames,
             "present": np.arange(sizes.frames) < len(stored),
             "times": _padded(times, sizes.frames),
             "duration": np.float32(example.duration),
@@ -123,13 +130,20 @@ class RowMaker:
             "features": {name: _padded(array, sizes.frames) for name, array in self.features.read(clip).items()}
         }
 
-    def _frames(self, jpegs: Sequence[bytes], augment: np.random.Generator | None) -> np.ndarray:
+    def _frames(
+        self, jpegs: Sequence[bytes], augment: np.random.Generator | None, into: np.ndarray | None
+    ) -> UInt8[np.ndarray, "T Y X 3"]:
+        frames, size = self.writer.sizes.frames, self.image_size
         if not self.pixels:
-            return np.zeros((len(jpegs), 0, 0, 3), np.uint8)
-        clip, size = decoded(jpegs, self.image_size), self.image_size
-        if augment is None:
-            return clip
-        return crop_and_resize(clip, draw_crop(augment, size, size), size, self.writer.behaviour)
+            return np.zeros((frames, 0, 0, 3), np.uint8)
+        if into is None:
+            into = np.empty((frames, size, size, 3), np.uint8)
+        clip, rest = into[: len(jpegs)], into[len(jpegs) :]
+        decode(jpegs, clip)
+        rest[...] = 0
+        if augment is not None:
+            clip[...] = crop_and_resize(clip, draw_crop(augment, size, size), size, self.writer.behaviour)
+        return into
 
 
 def places_of(total: int, indices: Sequence[int] | np.ndarray, frames: int) -> list[int]:
@@ -158,11 +172,22 @@ def decoded(jpegs: Sequence[bytes], size: int) -> UInt8[np.ndarray, "T Y X 3"]:
     """Decode the frames of a video, which are Y = X = `size` pixels high and wide.
 
     Raises:
+      ValueError: as `decode`.
+    """
+    clip = np.empty((len(jpegs), size, size, 3), np.uint8)
+    decode(jpegs, clip)
+    return clip
+
+
+def decode(jpegs: Sequence[bytes], clip: UInt8[np.ndarray, "T Y X 3"]) -> None:
+    """Decode the frames of a video into `clip`, which has their size.
+
+    Raises:
       ValueError: there are none, or one is broken or of another size.
     """
     if not jpegs:
         raise ValueError("it has no frames; prepare the video again")
-    clip = np.empty((len(jpegs), size, size, 3), np.uint8)
+    size = clip.shape[1]
     for number, (jpeg, place) in enumerate(zip(jpegs, clip, strict=True)):
         try:
             height, width = jpeg_size(jpeg)
@@ -175,12 +200,19 @@ def decoded(jpegs: Sequence[bytes], size: int) -> UInt8[np.ndarray, "T Y X 3"]:
                 f"its frames are stored with {width} x {height} pixels, and the model sees {size} x {size}; "
                 f"prepare the videos with --image_size={size}"
             )
-    return clip
 
 
-def as_batch(rows: Sequence[Row]) -> dict[str, Any]:
-    """Stack rows into the fields of a batch."""
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *map(dict, rows))
+def as_batch(rows: Sequence[Row], frames: UInt8[np.ndarray, "B T Y X 3"] | None = None) -> dict[str, Any]:
+    """Stack rows into the fields of a batch.
+
+    Args:
+      rows: of a batch.
+      frames: of all rows, if these were made `into` it; by default they are copied from the rows.
+    """
+    if frames is None:
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *map(dict, rows))
+    others = [{name: array for name, array in row.items() if name != "frames"} for row in rows]
+    return {"frames": frames} | jax.tree.map(lambda *arrays: np.stack(arrays), *others)
 
 
 def _padded(array: np.ndarray, size: int) -> np.ndarray:

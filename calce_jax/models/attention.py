@@ -61,8 +61,9 @@ def attention(
     if bias is not None:
         scores = scores + bias.astype(jnp.float32)
     if mask is not None:
-        scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
-    weights = dropout(jax.nn.softmax(scores, axis=-1), drop, drop_key).astype(value.dtype)
+        # Added, not put in their place, so that the gradient need not keep the mask of every pair. The sum is the same.
+        scores = scores + jnp.where(mask[:, None], 0.0, jnp.finfo(jnp.float32).min)
+    weights = dropout(_softmax(scores), drop, drop_key).astype(value.dtype)
     return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, value), 1, 2)
 
 
@@ -74,6 +75,18 @@ def split_heads(x: Float[Array, "B L D"], heads: int) -> Float[Array, "B L N H"]
 def join_heads(x: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
     """Undo `split_heads`."""
     return x.reshape(*x.shape[:2], -1)
+
+
+@jax.custom_jvp
+def _softmax(scores: Float[Array, "B N Q L"]) -> Float[Array, "B N Q L"]:
+    """Softmax over the keys. Its gradient keeps the result alone; that of `jax.nn.softmax` keeps two such arrays."""
+    return jax.nn.softmax(scores, axis=-1)
+
+
+@_softmax.defjvp
+def _softmax_slope(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    weights, change = _softmax(primals[0]), tangents[0]
+    return weights, weights * (change - (weights * change).sum(-1, keepdims=True))
 
 
 def _dot_product(

@@ -42,8 +42,9 @@ class LoraLinear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"], *, key: Key = None) -> Float[Array, "... E"]:
         """Return the frozen layer's result plus the adapter's."""
-        low = dropout(x, self.drop, key) @ self.a[...].astype(x.dtype)
-        return self.base(x) + low @ self.b[...].astype(x.dtype) * self.scale
+        # Plain products of two axes, as in `Linear`.
+        low = dropout(x, self.drop, key).reshape(-1, x.shape[-1]) @ self.a[...].astype(x.dtype)
+        return self.base(x) + (_widen(low, self.b[...].astype(x.dtype)) * self.scale).reshape(*x.shape[:-1], -1)
 
     def fused(self) -> Linear:
         """Return one linear layer that computes the same (without dropout)."""
@@ -51,6 +52,28 @@ class LoraLinear(nnx.Module):
         product = self.a[...] @ self.b[...] * self.scale
         self.base.kernel[...] = (kernel.astype(jnp.float32) + product).astype(kernel.dtype)
         return self.base
+
+
+@jax.custom_vjp
+def _widen(low: Float[Array, "L R"], b: Float[Array, "R E"]) -> Float[Array, "L E"]:
+    """Return `low @ b`.
+
+    In jax's own gradient of `b` the slope comes first, and on a CPU what comes first is transposed: a copy of a wide
+    array. Here `low` comes first.
+    """
+    return low @ b
+
+
+def _widen_forward(low: Float[Array, "L R"], b: Float[Array, "R E"]) -> tuple[Float[Array, "L E"], tuple[Array, Array]]:
+    return low @ b, (low, b)
+
+
+def _widen_back(kept: tuple[Array, Array], slope: Float[Array, "L E"]) -> tuple[Array, Array]:
+    low, b = kept
+    return slope @ b.T, low.T @ slope
+
+
+_widen.defvjp(_widen_forward, _widen_back)
 
 
 def attach(model: nnx.Module, config: LoraConfig, *, rngs: nnx.Rngs) -> None:
