@@ -84,11 +84,7 @@ def start(*command):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {
-        "XLA_FLAGS": compiling_quickly(2),
-        # A host that finds its programs compiled would wait for the other, and only half a minute.
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-    }
+    environment = os.environ | {"XLA_FLAGS": compiling_quickly(2)}
     return [
         Host([sys.executable, *command, f"--coordinator={address}", "--hosts=2", f"--host={host}"], environment)
         for host in range(2)
