@@ -6,7 +6,7 @@ where they are used; `tensor` splits the width of single layers.
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,6 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from calce_jax.paths import named_leaves, with_leaves
+
+Tree = TypeVar("Tree")
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
@@ -151,3 +153,12 @@ def constrain_batch(x: Any) -> Any:
     if mesh.empty or mesh.manual_axes:
         return x
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, P(BATCH)), x)
+
+
+def settled(tree: Tree) -> Tree:
+    """Wait for a program's results on a CPU, and nowhere else.
+
+    A CPU that plays several devices hangs now and then when two programs are under way that both exchange data, neither
+    of which waits for the other. Devices of their own take programs in the order in which they are told.
+    """
+    return jax.block_until_ready(tree) if jax.default_backend() == "cpu" and jax.device_count() > 1 else tree

@@ -25,7 +25,7 @@ from jaxtyping import Array, Int
 from calce_jax.batch import Batch, Data, Features
 from calce_jax.features import seen_in
 from calce_jax.models.calce import Calce
-from calce_jax.sharding import BATCH, put_batch
+from calce_jax.sharding import BATCH, put_batch, settled
 from calce_jax.step import Prediction, StepConfig
 from calce_jax.training.state import TrainState
 
@@ -104,15 +104,15 @@ class Grouper:
 
     def see(self, trainable: nnx.State, frozen: nnx.State, batches: Iterable[Batch]) -> Window:
         """See this host's parts of V batches; waits until the devices have."""
-        seen, told = zip(
-            *(self._look(trainable, frozen, put_batch(batch, self._mesh)) for batch in batches), strict=True
-        )
+        settled(trainable)
+        looks = [settled(self._look(trainable, frozen, put_batch(batch, self._mesh))) for batch in batches]
+        seen, told = zip(*looks, strict=True)
         told = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(told))
-        return Window(self._stack(seen), jax.tree.structure(seen[0]), told)
+        return Window(settled(self._stack(seen)), jax.tree.structure(seen[0]), told)
 
     def pick(self, window: Window, rows: Int[np.ndarray, " B"]) -> Batch:
         """Take rows of a window, by their numbers, together."""
-        return jax.tree.unflatten(window.tree, self._pick(window.leaves, rows.astype(np.int32)))
+        return jax.tree.unflatten(window.tree, settled(self._pick(window.leaves, rows.astype(np.int32))))
 
 
 class Grouped(grain.DatasetIterator[tuple[Told, Batch]]):
@@ -167,6 +167,7 @@ class Grouped(grain.DatasetIterator[tuple[Told, Batch]]):
             order = self._window.by_length()
             np.random.default_rng((self._seed, self._before)).shuffle(order)
             self._order = order.tolist()
+        settled(self.trainable)
         rows = np.array(self._order[self._taken], np.int32)
         share = len(rows) // self._hosts
         mine = rows[self._host * share : (self._host + 1) * share]
@@ -256,7 +257,7 @@ def predict_all(
         while some := list(islice(waiting, window)):
             seen = grouper.see(trainable, frozen, some)
             order = seen.by_length()
-            parts = [predict(trainable, frozen, grouper.pick(seen, rows)) for rows in order]
+            parts = [settled(predict(trainable, frozen, grouper.pick(seen, rows))) for rows in order]
             whole = jax.tree.map(_together, *jax.device_get(parts))
             for rows in np.split(np.argsort(order.ravel()), len(some)):
                 yield jax.tree.map(lambda leaf, rows=rows: leaf[rows] if leaf.ndim else leaf, whole)
