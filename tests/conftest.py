@@ -13,6 +13,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=4",
         "--xla_backend_optimization_level=0",
         "--xla_cpu_parallel_codegen_split_count=1",
+        # One thing after the other: hosts that exchange two things at once may each begin with another one.
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false",
         # A device that waits for the others ends the process, after half a minute; a busy machine takes longer.
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
         "--xla_cpu_collective_timeout_seconds=600",
