@@ -29,7 +29,7 @@ What did not fit, or had to be mended, is told by the `Note`s of a row.
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -88,11 +88,10 @@ def replaced_numbers(t5: PreTrainedTokenizerBase, below: int = SINGLE_NUMBERS) -
     A number is split if it has several pieces and the first is not the lone word border, which is dropped.
     """
 
-    def split(number: int) -> bool:
-        pieces = t5.tokenize(str(number))
-        return len(pieces) > 1 and pieces[0] != BORDER
-
-    whole = [number for number in range(2 * below) if not split(number)]
+    border = _id(t5, BORDER)
+    # One call for all: a call takes a tokenizer longer than a number does.
+    pieces = t5([str(number) for number in range(2 * below)], add_special_tokens=False)["input_ids"]
+    whole = [number for number, ids in enumerate(pieces) if len(ids) == 1 or ids[0] == border]
     return {n: min(whole, key=lambda w: (abs(w - n), -w)) for n in sorted(set(range(below)) - set(whole))}
 
 
@@ -141,18 +140,12 @@ class PromptWriter:
         self._t5, self._bert = t5, bert
         self._replaced = replaced_numbers(t5)
         self._border, self._end = _id(t5, BORDER), _id(t5, END)
-        self._time = lru_cache(maxsize=4096)(self._time_ids)
+        self._times: dict[int, list[int]] = {}  # ids of the seconds written so far
         self._open, self._close, self._until = (self._without_borders(sign) for sign in "[]>")
         self._keyed, self._told = self._ids("<extra_id_0>"), self._ids("<extra_id_1>")
-        self._nothing = self._caption(Caption(-1, -1, NO_CAPTION), self._ids(NO_CAPTION))[0]
-
-    def __getstate__(self):
-        # The cache cannot travel to worker processes; each makes its own.
-        return {name: value for name, value in self.__dict__.items() if name != "_time"}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self._time = lru_cache(maxsize=4096)(self._time_ids)
+        nothing = Caption(-1, -1, NO_CAPTION)
+        self._learn(_rounded(nothing))
+        self._nothing = self._caption(nothing, self._ids(NO_CAPTION))[0]
 
     def write(
         self,
@@ -183,9 +176,12 @@ class PromptWriter:
         sizes, notes = self.sizes, Note(0)
         if len(times) > sizes.frames:
             raise ValueError(f"{len(times)} frames, in a batch of {sizes.frames} a video; prepare with --frames=")
-        head = [self._time(second) for second in self._seconds_of_frames(times)]
+        shown = self._seconds_of_frames(times)
+        spoken_at = chain.from_iterable(map(_rounded, captions[: sizes.captions]))
+        self._learn([*shown, round(float(duration)), *spoken_at])
+        head = [self._times[second] for second in shown]
         head += [[]] * (sizes.frames - len(head))
-        head.append([*self._until, *self._time(round(float(duration))), *self._keyed])
+        head.append([*self._until, *self._times[round(float(duration))], *self._keyed])
         text, cut = self._text(query, items, reference_windows)
         notes |= cut
         tail = [self._nothing, self._told, text]
@@ -288,7 +284,7 @@ class PromptWriter:
 
     def _caption(self, caption: Caption, text: list[int]) -> tuple[list[int], bool]:
         """Return the ids of "[", start, text, end, "]", and whether the text was cut."""
-        start, end = (self._time(round(float(second))) for second in (caption.start, caption.end))
+        start, end = (self._times[second] for second in _rounded(caption))
         limit = self.sizes.max_text
         return [*self._open, *start, *text[:limit], *end, *self._close], len(text) > limit
 
@@ -318,16 +314,24 @@ class PromptWriter:
     def _without_borders(self, text: str) -> list[int]:
         return [i for i in self._ids(text) if i != self._border]
 
-    def _time_ids(self, second: int) -> list[int]:
-        """Return a whole second's ids; like a sign, it stands without the border of a word."""
-        ids = self._ids(str(self._replaced.get(second, second)))
-        return ids[1:] if ids[0] == self._border else ids
+    def _learn(self, seconds: Iterable[int]) -> None:
+        """See that whole seconds have their ids; like a sign, a second stands without the border of a word."""
+        new = sorted(set(seconds) - self._times.keys())
+        if not new:
+            return
+        written = self._t5([str(self._replaced.get(second, second)) for second in new], add_special_tokens=False)
+        for second, ids in zip(new, written["input_ids"], strict=True):
+            self._times[second] = ids[1:] if ids[0] == self._border else ids
 
 
 def _id(t5: PreTrainedTokenizerBase, piece: str) -> int:
     found = t5.convert_tokens_to_ids(piece)
     assert isinstance(found, int), "one piece has one id"
     return found
+
+
+def _rounded(caption: Caption) -> tuple[int, int]:
+    return round(float(caption.start)), round(float(caption.end))
 
 
 def _listed(windows: Windows) -> list[list[int | float]]:
