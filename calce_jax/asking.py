@@ -14,7 +14,8 @@ from calce_jax.batch import Batch
 from calce_jax.inference import Answer, read_answers
 from calce_jax.input_pipeline import text_sizes
 from calce_jax.input_pipeline.rows import Row, RowMaker, as_batch
-from calce_jax.looked import Looked, make_answer, make_look
+from calce_jax.looked import make_answer, make_look
+from calce_jax.models.seen import Looked
 from calce_jax.prompt import PromptWriter, longest_answer
 from calce_jax.sharding import put_batch
 from calce_jax.step import Prediction

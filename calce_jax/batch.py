@@ -1,7 +1,7 @@
 """What the host hands to the device: one batch of queries about videos, every array of a fixed shape.
 
-Dimensions: B queries, T frames, Y X pixels, P tokens of a frame, D their width, G scales of a token, M text tokens,
-I spans, C captions, U words (BERT tokens), W windows, A answer tokens.
+Dimensions: B queries, T frames, Y X pixels, P tokens of a frame, D their width, G scales of a token, F width of
+the tower, M text tokens, I spans, C captions, U words (BERT tokens), W windows, A answer tokens.
 
 All the text that may enter a prompt lies end to end in `tokens`; `spans` says where each piece starts and how long it
 is. Which pieces enter, and in what order, is decided on the device (`calce_jax.packing`), where the key frames and the
@@ -34,10 +34,11 @@ SPANS_BESIDE_FRAMES_AND_CAPTIONS = 4
 
 @struct.dataclass
 class Features:
-    """What the vision tower gives of frames, as it is stored (`calce_jax.features`)."""
+    """What the vision tower gives of frames, or the Q-Former says of them, as it is stored (`calce_jax.features`)."""
 
     values: Shaped[Data, "B T P D"]  # float32, bfloat16 or int8; 0 where there is no frame
     scale: Float32[Data, "B T P G"] | None = None  # of int8 alone: what the values of D // G channels are multiples of
+    means: Float32[Data, "B T F"] | None = None  # of the Q-Former alone, which has Q tokens: see `Looked.means`
 
 
 @struct.dataclass

@@ -1,14 +1,15 @@
-"""What the vision tower gives, made small enough to keep, and back.
+"""What is seen of frames, made small enough to keep, and back.
 
-The tower is frozen: what it gives of a frame is the same in every epoch. `stored` and `restored` are the two ends of
-keeping it (`data.features`). float32 and bfloat16 are the numbers themselves; int8 has a scale for every 128 channels
-of a token, so that a channel that is far larger than the rest, as vision transformers have them, spoils no more than
-its neighbours.
+The vision tower is frozen: what it gives of a frame is the same in every epoch. So is what the Q-Former says of that,
+in a run that leaves `ln_vision` frozen too. `stored` and `restored` are the two ends of keeping either, in the files of
+`data.features`. float32 and bfloat16 are the numbers themselves; int8 has a scale for every 128 channels of a token, so
+that a channel that is far larger than the rest, as vision transformers have them, spoils no more than its neighbours.
 
 Dimensions: B videos, T frames, P tokens of a frame, D width, G scales of a token, E of D // G channels each.
 """
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax
@@ -18,8 +19,11 @@ from jaxtyping import Array, Float
 
 from calce_jax.batch import Batch, Features
 from calce_jax.models.calce import Calce
+from calce_jax.models.seen import Looked, Seen
 
 Store = Literal["float32", "bfloat16", "int8"]
+# What the vision tower gives, or what the Q-Former says of it.
+Of = Literal["vit", "qformer"]
 
 # Channels that share a scale, where the width divides.
 TOGETHER = 128
@@ -31,32 +35,42 @@ def scales(width: int) -> int:
     return width // math.gcd(width, TOGETHER)
 
 
-def stored(tokens: Float[Array, "B T P D"], store: Store) -> Features:
-    """Turn what the tower gives into what is kept.
+def stored(seen: Seen, store: Store) -> Features:
+    """Turn what is seen into what is kept; means, of which a frame has but one, are kept whole.
 
     Each value of int8 is off by half a step at most, a step being a 127th of the largest value that shares its scale.
     """
+    if isinstance(seen, Looked):
+        return replace(stored(seen.queries, store), means=seen.means)
     if store != "int8":
-        return Features(values=tokens.astype(jnp.dtype(store)))
-    grouped = _grouped(tokens.astype(jnp.float32), scales(tokens.shape[-1]))
+        return Features(values=seen.astype(jnp.dtype(store)))
+    grouped = _grouped(seen.astype(jnp.float32), scales(seen.shape[-1]))
     scale = jnp.abs(grouped).max(axis=-1) / STEPS
     steps = jnp.rint(grouped / jnp.where(scale > 0, scale, 1.0)[..., None])
-    return Features(values=steps.astype(jnp.int8).reshape(tokens.shape), scale=scale)
+    return Features(values=steps.astype(jnp.int8).reshape(seen.shape), scale=scale)
 
 
-def restored(features: Features, dtype: DTypeLike) -> Float[Array, "B T P D"]:
-    """Turn what is kept into tokens."""
-    if features.scale is None:
-        return features.values.astype(dtype)
-    grouped = _grouped(features.values.astype(jnp.float32), features.scale.shape[-1])
-    return (grouped * features.scale[..., None]).reshape(features.values.shape).astype(dtype)
+def restored(features: Features, dtype: DTypeLike) -> Seen:
+    """Turn what is kept into what is seen."""
+    tokens = features.values.astype(jnp.float32 if features.scale is not None else dtype)
+    if features.scale is not None:
+        grouped = _grouped(tokens, features.scale.shape[-1])
+        tokens = (grouped * features.scale[..., None]).reshape(tokens.shape).astype(dtype)
+    return tokens if features.means is None else Looked(means=features.means, queries=tokens)
 
 
-def seen_in(model: Calce, batch: Batch) -> Float[Array, "B T P D"]:
-    """Return what the tower gives of a batch's frames: kept, where the batch brings that, or else computed."""
+def seen_in(model: Calce, batch: Batch) -> Seen:
+    """Return what is seen in a batch's frames: kept, where the batch brings that, or else computed.
+
+    A model whose `ln_vision` is frozen looks at them with its Q-Former at once, which never says anything else.
+    """
     if batch.features is None:
-        return model.see(batch.frames)
-    return jax.lax.stop_gradient(restored(batch.features, model.config.dtype))
+        seen = model.see(batch.frames)
+    else:
+        seen = jax.lax.stop_gradient(restored(batch.features, model.config.dtype))
+    if isinstance(seen, Looked) or model.config.ln_vision == "trained":
+        return seen
+    return model.look(seen)
 
 
 def _grouped(tokens: Any, groups: int) -> Float[Array, "B T P G E"]:

@@ -20,7 +20,7 @@ from calce_jax.cache import Cache, content_of, key_of
 from calce_jax.captions import clean, read_srt
 from calce_jax.inference import Answer
 from calce_jax.items import items_of
-from calce_jax.looked import Looked
+from calce_jax.models.seen import Looked
 from calce_jax.pieces import Footage, Piece, Sampling, captions_in, footage
 from calce_jax.prompt import BORDER, Caption
 from calce_jax.ranking import Moment, moments_of

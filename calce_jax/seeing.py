@@ -1,4 +1,4 @@
-"""The frozen vision tower over every video of a prepared folder, once; what it gives is kept (`data.features`).
+"""The frozen vision tower over every video of a prepared folder, once; what is seen is kept (`data.features`).
 
 Frames of several videos share a batch, so shapes are fixed whatever the videos' lengths. While the device sees a batch
 the host decodes the next ones and writes the last one.
@@ -25,9 +25,10 @@ from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
 from calce_jax.batch import Data, Features
-from calce_jax.features import Store, restored, stored
+from calce_jax.features import Of, Store, restored, stored
 from calce_jax.input_pipeline.rows import decoded, places_of
 from calce_jax.models.calce import Calce
+from calce_jax.models.seen import Looked
 from calce_jax.outputs import write_output
 from calce_jax.sharding import put_batch
 from calce_jax.trained import Trained
@@ -48,8 +49,8 @@ class Squares:
 
     changed: Float[Data, " F"]
     tokens: Float[Data, " F"]
-    changed_normed: Float[Data, " F"]  # after `ln_vision` as it is before training, which is how the rest reads them
-    normed: Float[Data, " F"]
+    changed_read: Float[Data, " F"]  # as what comes next reads them, see `Kept`
+    read: Float[Data, " F"]
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ class Kept:
       seen: videos seen now.
       there: videos whose features were there.
       failures: videos that cannot be seen.
-      error, normed_error: relative L2 distance between what the tower gave and what is stored, over the whole folder;
-        of the tokens, and of the tokens after `ln_vision`.
+      error, read_error: relative L2 distance between what was seen and what is stored, over the whole folder; of the
+        tokens, and of the tokens as what comes next reads them before training: the tower's after `ln_vision`, the
+        Q-Former's after `t5_proj`.
       bytes_a_frame: of a record.
       frames: seen now.
     """
@@ -70,7 +72,7 @@ class Kept:
     there: int
     failures: list[Failure]
     error: float
-    normed_error: float
+    read_error: float
     bytes_a_frame: int
     frames: int
 
@@ -81,6 +83,7 @@ def keep_features(
     out: str | Path,
     *,
     store: Store,
+    of: Of = "vit",
     host: int = 0,
     hosts: int = 1,
     videos_a_shard: int = VIDEOS_A_SHARD,
@@ -92,6 +95,7 @@ def keep_features(
       footage: the videos.
       out: the folder of features.
       store: in which numbers.
+      of: the tower's tokens, or what the Q-Former says of these.
       host, hosts: which of several machines this is, and how many share the videos and `out`; each has its own devices.
       videos_a_shard: see `VIDEOS_A_SHARD`.
 
@@ -100,7 +104,7 @@ def keep_features(
       OSError: a file cannot be written. The same call goes on from the last whole shard.
     """
     out = Path(out)
-    made = made_by(base.config, base.sizes, store)
+    made = made_by(base.config, base.sizes, store, of)
     mine = range(host, len(footage), hosts)
     claim_features(out, made, host)
     before = FeatureFolder(out)
@@ -125,7 +129,7 @@ def keep_features(
                     bar.set_postfix(failed=len(failures), refresh=False)
 
         with _Writer(out, host, videos_a_shard) as writer:
-            for clip, records, squares in _seen(base, store, todo()):
+            for clip, records, squares in _seen(base, (store, of), todo()):
                 writer.add(clip, records, squares)
                 seen, frames = seen + 1, frames + len(records)
                 bar.update()
@@ -141,28 +145,32 @@ def keep_features(
         there,
         failures,
         error=_relative(total, "changed", "tokens"),
-        normed_error=_relative(total, "changed_normed", "normed"),
+        read_error=_relative(total, "changed_read", "read"),
         bytes_a_frame=made.bytes_a_frame,
         frames=frames,
     )
 
 
 def make_keep(
-    graph: Any, store: Store
+    graph: Any, store: Store, of: Of = "vit"
 ) -> Callable[[nnx.State, nnx.State, UInt8[Array, "F 1 Y X 3"]], tuple[Features, Squares]]:
     """Build `keep(trainable, frozen, frames) -> (features, squares)`, to be jitted; a frame is a video of its own."""
 
     def keep(trainable: nnx.State, frozen: nnx.State, frames: UInt8[Array, "F 1 Y X 3"]) -> tuple[Features, Squares]:
         model: Calce = nnx.merge(graph, trainable, frozen)
-        tokens = model.see(frames)
-        features = stored(tokens, store)
-        again = restored(features, tokens.dtype)
-        normed, normed_again = model.ln_vision(tokens), model.ln_vision(again)
+        seen = model.see(frames) if of == "vit" else model.look(model.see(frames))
+        features = stored(seen, store)
+        tokens, again = (
+            each.queries if isinstance(each, Looked) else each
+            for each in (seen, restored(features, model.config.dtype))
+        )
+        reader = model.ln_vision if of == "vit" else model.t5_proj
+        read, read_again = reader(tokens), reader(again)
         return features, Squares(
             changed=_squares(tokens, again),
             tokens=_squares(tokens),
-            changed_normed=_squares(normed, normed_again),
-            normed=_squares(normed),
+            changed_read=_squares(read, read_again),
+            read=_squares(read),
         )
 
     return keep
@@ -255,10 +263,10 @@ class _Writer:
 
 
 def _seen(
-    base: Trained, store: Store, clips: Iterator[tuple[Clip, UInt8[np.ndarray, "T Y X 3"]]]
+    base: Trained, kind: tuple[Store, Of], clips: Iterator[tuple[Clip, UInt8[np.ndarray, "T Y X 3"]]]
 ) -> Iterator[tuple[Clip, list[bytes], dict[str, float]]]:
     """Give every clip with the records of its frames and their squares added up, in order."""
-    for _, group in groupby(_seen_frames(base, store, clips), key=lambda each: each[0].video):
+    for _, group in groupby(_seen_frames(base, kind, clips), key=lambda each: each[0].video):
         frames = list(group)
         totals: dict[str, float] = {}
         for _, _, squares in frames:
@@ -268,10 +276,10 @@ def _seen(
 
 
 def _seen_frames(
-    base: Trained, store: Store, clips: Iterator[tuple[Clip, UInt8[np.ndarray, "T Y X 3"]]]
+    base: Trained, kind: tuple[Store, Of], clips: Iterator[tuple[Clip, UInt8[np.ndarray, "T Y X 3"]]]
 ) -> Iterator[tuple[Clip, bytes, dict[str, float]]]:
     """Give every frame with its clip, record and squares. The host runs ahead of the device."""
-    keep = jax.jit(make_keep(base.graph, store))
+    keep = jax.jit(make_keep(base.graph, *kind))
     size = base.config.data.eval_batch * base.config.data.frames
     frames = ((clip, frame) for clip, of_clip in clips for frame in of_clip)
     under_way: deque[tuple[list[Clip], Any]] = deque()

@@ -22,6 +22,7 @@ from calce_jax.generate import Answers, beam_search
 from calce_jax.keyframes.chance import Chance, draw_chance
 from calce_jax.models.calce import Calce, Reading, Selection
 from calce_jax.models.layers import Key, Keys, Remat
+from calce_jax.models.seen import Seen
 from calce_jax.training.state import TrainState, apply_gradients
 
 
@@ -156,20 +157,24 @@ def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.Sta
 
     def predict(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> Prediction:
         model: Calce = nnx.merge(graph, trainable, frozen)
-        seen = seen_in(model, batch)
-        reading = model.read(seen, batch, config.selection, chance=chance_of(config, batch))
-
-        def run(length: int) -> Answers:
-            x, mask = model.embed(seen, batch, reading, length)
-            memory = model.t5.encode(x, mask)
-            return beam_search(
-                model.t5, memory, mask, beams=config.beams, length=config.answer_length, behaviour=config.behaviour
-            )
-
-        answers, _ = at_bucket(config.buckets, reading.needed, run)
-        return Prediction(answers=answers, reading=reading, about=batch.without_frames())
+        return predicted(model, config, seen_in(model, batch), batch)
 
     return predict
+
+
+def predicted(model: Calce, config: StepConfig, seen: Seen, batch: Batch) -> Prediction:
+    """Answer the queries of a batch about what was seen; its frames are not read."""
+    reading = model.read(seen, batch, config.selection, chance=chance_of(config, batch))
+
+    def run(length: int) -> Answers:
+        x, mask = model.embed(seen, batch, reading, length)
+        memory = model.t5.encode(x, mask)
+        return beam_search(
+            model.t5, memory, mask, beams=config.beams, length=config.answer_length, behaviour=config.behaviour
+        )
+
+    answers, _ = at_bucket(config.buckets, reading.needed, run)
+    return Prediction(answers=answers, reading=reading, about=batch.without_frames())
 
 
 def compile_predict(predict: Callable[..., Prediction], mesh: Mesh) -> Callable[..., Prediction]:

@@ -1,4 +1,4 @@
-"""A folder of stored features: what the vision tower gave of every frame of a prepared folder's videos.
+"""A folder of stored features: what was seen of every frame of a prepared folder's videos.
 
     DIR/features.json                        what made them (`Made`)
     DIR/features-00000-of-host-0.array_record   one record a frame, all frames of a video together, then the contents
@@ -6,7 +6,7 @@
 The contents, a shard's last record, say which frames of which videos the others are, as JSON. A shard gets its name
 when it is whole. Where two shards know a frame, because its video was prepared anew, the later one counts.
 
-Dimensions: T frames, P tokens of a frame, D width, G scales of a token.
+Dimensions: T frames, P tokens of a frame, D width, G scales of a token, F width of means.
 """
 
 import errno
@@ -43,12 +43,14 @@ class Made:
     """What made the features of a folder, and their shapes.
 
     Fields:
-      vision: names the tower's weights.
+      vision: names the weights of what saw them.
       size, frozen_dtype, compute_dtype: of the model.
       image_size: pixels of a frame's side.
       frames: of a video.
       store: "float32", "bfloat16" or "int8".
       tokens, width, scales: P, D and G; without int8 there are no scales.
+      of: "vit", the tower's tokens; or "qformer", what the Q-Former says of these through the base's `ln_vision`.
+      means: F, for the Q-Former alone: the width of what stage 1 tells frames apart by, float32, one a frame.
       base, git, jax: for people: the file of the weights, the revision of the code, the version of jax.
     """
 
@@ -65,6 +67,8 @@ class Made:
     base: str
     git: str
     jax: str
+    of: str = "vit"
+    means: int = 0
     version: int = VERSION
 
     @property
@@ -75,7 +79,7 @@ class Made:
     @property
     def bytes_a_frame(self) -> int:
         """Return the size of a record."""
-        return self.tokens * (self.width * self.dtype.itemsize + self.scales * 4)
+        return self.tokens * (self.width * self.dtype.itemsize + self.scales * 4) + self.means * 4
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class FeatureFolder:
         self.folder, self.made = Path(folder), read_made(folder)
 
     def read(self, clip: Clip) -> dict[str, np.ndarray]:
-        """Return the values (T, P, D) and, of int8, the scales (T, P, G) of a clip's frames.
+        """Return the values (T, P, D), of int8 the scales (T, P, G), and of a Q-Former the means (T, F) of a clip.
 
         Raises:
           FeaturesError: some are not there, or are those of other pictures.
@@ -134,10 +138,14 @@ class FeatureFolder:
             )
         values = np.empty((len(places), made.tokens, made.width), made.dtype)
         scales = np.empty((len(places), made.tokens, made.scales), np.float32)
+        means = np.empty((len(places), made.means), np.float32)
         for row, record in enumerate(self._records(places)):
-            values[row].reshape(-1).view(np.uint8)[:] = np.frombuffer(record, np.uint8, values[row].nbytes)
-            scales[row] = np.frombuffer(record, np.float32, offset=values[row].nbytes).reshape(scales[row].shape)
-        return {"values": values} | ({"scale": scales} if made.scales else {})
+            at = 0
+            for part in (values[row], scales[row], means[row]):
+                part.reshape(-1).view(np.uint8)[:] = np.frombuffer(record, np.uint8, part.nbytes, at)
+                at += part.nbytes
+        found = {"values": values, "scale": scales, "means": means}
+        return {name: array for name, array in found.items() if array.shape[-1]}
 
     def holds(self, clip: Clip) -> bool:
         """Tell whether all of a clip's frames are there, as they are."""
@@ -219,7 +227,7 @@ class Shard:
 
         Args:
           clip: its frames.
-          records: of each; values, then scales.
+          records: of each; values, then scales, then means.
           squares: sums of squares by name, which tell together what storing changed; they are added up.
         """
         for record in records:

@@ -1,6 +1,7 @@
 """See every video once: `launch/cache_features.py --config=configs/calce.py:qvh,stage=2 --out=DIR`.
 
-The vision tower is frozen, so what it gives of a frame can be kept. Runs it over every video of the prepared folder
+The vision tower is frozen, so what it gives of a frame can be kept; or a thirteenth of that, what the Q-Former says of
+it (`--of=qformer`), for runs with `--config.model.ln_vision=frozen`. Runs it over every video of the prepared folder
 that the config names (`--config.data.directory`), and writes what `launch/train.py --config.data.features=DIR` reads in
 place of frames; docs/features.md says how much that is, what it saves and what it costs. One folder serves both stages
 if it is made with the config of stage 2, which has the most frames. The same command goes on where it stopped. What
@@ -13,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from calce_jax.checkpoints import CheckpointError
-from calce_jax.features import Store
+from calce_jax.features import Of, Store
 from calce_jax.seeing import Footage, keep_features
 from calce_jax.trained import open_base
 from calce_jax.training.config import validate
@@ -24,6 +25,12 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "configs/calce.py:DATAS
 OUT = flags.DEFINE_string("out", None, "folder of the features")
 STORE = flags.DEFINE_enum(
     "store", "bfloat16", ["float32", "bfloat16", "int8"], "in which numbers; int8 takes half the room of bfloat16"
+)
+OF = flags.DEFINE_enum(
+    "of",
+    "vit",
+    ["vit", "qformer"],
+    "the vision tower's tokens, or what the Q-Former says of them if ln_vision is frozen",
 )
 SPLITS = flags.DEFINE_list("splits", [], "whose videos: train,val for instance; of all splits unless given")
 HOST = flags.DEFINE_integer("host", 0, "which of several machines this is, from 0", lower_bound=0)
@@ -43,6 +50,7 @@ def main(argv: list[str]) -> None:
             footage,
             str(OUT.value),
             store=cast(Store, STORE.value),
+            of=cast(Of, OF.value),
             host=int(HOST.value or 0),
             hosts=int(HOSTS.value or 1),
         )
@@ -54,9 +62,10 @@ def main(argv: list[str]) -> None:
         f"{kept.seen} videos seen now ({kept.frames} frames of {kept.bytes_a_frame:,} bytes), {kept.there} were there, "
         f"{len(kept.failures)} failed"
     )
+    told, read = ("the tower gives", "ln_vision") if OF.value == "vit" else ("the Q-Former says", "t5_proj")
     print(
-        f"{STORE.value} is {100 * kept.error:.3g} % off what the tower gives, {100 * kept.normed_error:.3g} % after "
-        "ln_vision (relative L2)"
+        f"{STORE.value} is {100 * kept.error:.3g} % off what {told}, {100 * kept.read_error:.3g} % after {read} "
+        "(relative L2)"
     )
 
 

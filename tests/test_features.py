@@ -357,7 +357,7 @@ def test_the_error_that_is_told_is_that_of_the_folder(base, kept):
         values = found["values"].astype(np.float32) * found.get("scale", 1)
         error = np.linalg.norm(values - true) / np.linalg.norm(true)
         assert error == pytest.approx(told[store], rel=0.15), "one video's is about that of all"
-        assert kept[store][1].normed_error == pytest.approx(told[store], rel=0.5)
+        assert kept[store][1].read_error == pytest.approx(told[store], rel=0.5)
 
 
 # ml_collections reads a config's file in a way that Python 3.11 calls old.

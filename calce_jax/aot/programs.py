@@ -1,6 +1,7 @@
 """The programs of a run, lowered from shapes alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,9 +32,10 @@ class Shapes:
     def __init__(self, config: RunConfig, mesh: Mesh):
         self.config, self.mesh = config, mesh
         lora = LoraConfig(rank=config.lora.rank, alpha=config.lora.alpha, drop=config.lora.dropout)
-        self.sizes = CalceConfig.named(
+        named = CalceConfig.named(
             config.model.size, lora, config.model.compute_dtype, t5_vocab=T5_VOCAB, bert_vocab=BERT_VOCAB
-        ).attending(config.model.attention)
+        )
+        self.sizes = replace(named.attending(config.model.attention), ln_vision=config.model.ln_vision)
         make = partial(Calce, self.sizes)
         self.graph = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
         weights = jax.eval_shape(lambda: split(make(rngs=nnx.Rngs(0)), config.model.frozen_dtype)[1:])

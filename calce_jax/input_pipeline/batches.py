@@ -47,7 +47,7 @@ class InputConfig:
       workers: processes that read; 0 reads in threads of this one.
       use_captions: False withholds what is said; Charades has no sound.
       behaviour: "reference" does as the original, see `calce_jax.prompt` and `calce_jax.input_pipeline.crops`.
-      features: folder of what the tower gives of the frames, read in place of them (`data.features`); these know no
+      features: folder of what is seen in the frames, read in place of them (`data.features`); these know no
         crops, so `augment` must be False.
     """
 
@@ -103,7 +103,8 @@ def abstract_batch(config: InputConfig) -> Batch:
     if config.features:
         made, s = FeatureFolder(config.features).made, 0
         values = array(made.dtype, t, made.tokens, made.width)
-        features = Features(values, array(np.float32, t, made.tokens, made.scales) if made.scales else None)
+        scale = array(np.float32, t, made.tokens, made.scales) if made.scales else None
+        features = Features(values, scale, array(np.float32, t, made.means) if made.means else None)
     return Batch(
         frames=array(np.uint8, t, s, s, 3),
         present=array(bool, t),

@@ -4,6 +4,7 @@ One model serves both stages. They differ in how key frames are chosen (`Selecti
 
     frames u8 (B T Y X 3)
       -> see      ViT, frozen                                   (B T P D)
+      [  look     ln_vision, Q-Former, if these are frozen too  Looked    ]
       -> read     key frames (Plan) and captions (Choice)       no gradient
       -> embed    ln_vision, Q-Former, projections, packing     (B L E), L from a bucket
       -> t5       encode, then the loss of an answer or beam search for one
@@ -33,6 +34,7 @@ from calce_jax.models.attention import Implementation
 from calce_jax.models.layers import Key, Keys, LayerNorm, Linear, Remat
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.qformer import QFormer, QFormerConfig
+from calce_jax.models.seen import Looked, Seen
 from calce_jax.models.t5 import T5, T5Config
 from calce_jax.models.vit import Vit, VitConfig, normalise
 from calce_jax.packing import Choice
@@ -50,6 +52,7 @@ class CalceConfig:
     t5: T5Config
     lora: LoraConfig | None
     compressed: int = 8  # query tokens that a frame which is no key frame is compressed to
+    ln_vision: Literal["trained", "frozen"] = "trained"  # frozen, what the Q-Former says of a frame never changes
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @staticmethod
@@ -137,9 +140,13 @@ class Calce(nnx.Module):
         seen = self.vit(flat, remat=remat)
         return jax.lax.stop_gradient(seen.reshape(*frames.shape[:2], *seen.shape[1:]))
 
+    def look(self, seen: Float[Array, "B T P D"]) -> Looked:
+        """Let the Q-Former say of every frame what it can. Nothing here is differentiated."""
+        return jax.lax.stop_gradient(Looked(means=self.means(seen), queries=self.queries(seen)))
+
     def read(
         self,
-        seen: Float[Array, "B T P D"],
+        seen: Seen,
         batch: Batch,
         selection: Selection,
         *,
@@ -152,7 +159,10 @@ class Calce(nnx.Module):
         it selects, in evaluation too. Only "reference" heeds them.
         """
         keys = Keys(key if selection.behaviour == "reference" else None)
-        features = self.means(seen) if selection.stage == 1 else unit_rows(self.queries(seen, keys()))
+        if isinstance(seen, Looked):
+            features = seen.means if selection.stage == 1 else unit_rows(seen.queries)
+        else:
+            features = self.means(seen) if selection.stage == 1 else unit_rows(self.queries(seen, keys()))
         return self.choose(features, batch, selection, key=keys(), chance=chance)
 
     def means(self, seen: Float[Array, "B T P D"]) -> Float[Array, "B T D"]:
@@ -220,7 +230,7 @@ class Calce(nnx.Module):
 
     def embed(
         self,
-        seen: Float[Array, "B T P D"],
+        seen: Seen,
         batch: Batch,
         reading: Reading,
         length: int,
@@ -229,8 +239,10 @@ class Calce(nnx.Module):
         remat: Remat = "none",
     ) -> tuple[Float[Array, "B L E"], Bool[Array, "B L"]]:
         """Lay out the prompts: embeddings, and which positions hold any."""
-        slots = jnp.take_along_axis(seen, reading.plan.index[:, :, None, None], axis=1)
-        return self.lay_out(self.described(self.queries(slots, key, remat=remat)), batch, reading, length)
+        looked = isinstance(seen, Looked)
+        slots = jnp.take_along_axis(seen.queries if looked else seen, reading.plan.index[:, :, None, None], axis=1)
+        queries = slots if looked else self.queries(slots, key, remat=remat)
+        return self.lay_out(self.described(queries), batch, reading, length)
 
     def described(self, queries: Float[Array, "B S Q W"]) -> Float[Array, "B S J E"]:
         """Project what the Q-Former says of frames: all its query tokens, then those that a compressed frame keeps."""
@@ -264,7 +276,7 @@ class Calce(nnx.Module):
 
     def loss(
         self,
-        seen: Float[Array, "B T P D"],
+        seen: Seen,
         batch: Batch,
         reading: Reading,
         length: int,
@@ -316,7 +328,11 @@ TRAINED_PARTS = ("ln_vision", "query_proj", "t5_proj")
 
 
 def label(path: tuple[str, ...]) -> Literal["trainable", "frozen"]:
-    """Say whether the parameter at `path` is trained: adapters, both projections and `ln_vision`."""
+    """Say whether the parameter at `path` is trained: adapters, both projections and `ln_vision`.
+
+    `CalceConfig.ln_vision` "frozen" changes nothing here: `ln_vision` keeps its place among what is trained, and gets
+    no gradient there. It has no weight decay either, so it stays as it is.
+    """
     return "trainable" if path[0] in TRAINED_PARTS or path[-1] in ("a", "b") else "frozen"
 
 

@@ -69,6 +69,7 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16"]
     remat: Literal["none", "dots", "full"]
     attention: Literal["xla", "dpa", "flash"] = "xla"  # see `calce_jax.models.attention`
+    ln_vision: Literal["trained", "frozen"] = "trained"  # "frozen": so are the Q-Former's words about a frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +247,8 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
             f"config.data.augment: True with config.data.features={run.data.features}, which know no crops; "
             "it should be False (--config.data.augment=False)"
         )
+    if run.model.ln_vision == "frozen" and run.behaviour == "reference":
+        yield "config.model.ln_vision: 'frozen', which config.behaviour='reference' trains; it should be 'trained'"
     if run.keyframes.clusters > run.data.frames:
         yield f"config.keyframes.clusters: {run.keyframes.clusters} exceeds the {run.data.frames} of config.data.frames"
     if run.schedule.floor > run.schedule.peak:

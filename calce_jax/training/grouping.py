@@ -25,6 +25,7 @@ from jaxtyping import Array, Int
 from calce_jax.batch import Batch, Data, Features
 from calce_jax.features import seen_in
 from calce_jax.models.calce import Calce
+from calce_jax.models.seen import Looked
 from calce_jax.sharding import BATCH, put_batch, settled
 from calce_jax.step import Prediction, StepConfig
 from calce_jax.training.state import TrainState
@@ -87,7 +88,12 @@ class Grouper:
                 notes=batch.notes,
                 present=batch.present.sum(axis=1),
             )
-            features = Features(values=seen) if batch.features is None else batch.features
+            # What was stored may be narrower than what is seen.
+            features = batch.features
+            if isinstance(seen, Looked):
+                features = Features(values=seen.queries, means=seen.means)
+            elif features is None:
+                features = Features(values=seen)
             return replace(batch.without_frames(), features=features), told
 
         def stack(batches: Sequence[Batch]) -> list[Array]:

@@ -1,7 +1,7 @@
 """What a run learns from and is scored on: a prepared folder, opened as its config says."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -132,13 +132,14 @@ def open_split(config: RunConfig, split: str, tokenizers: Tokenizers, sizes: Cal
 def calce_config(config: RunConfig, tokenizers: Tokenizers) -> CalceConfig:
     """Return the sizes of the model that a config names."""
     lora = LoraConfig(rank=config.lora.rank, alpha=config.lora.alpha, drop=config.lora.dropout)
-    return CalceConfig.named(
+    named = CalceConfig.named(
         config.model.size,
         lora,
         config.model.compute_dtype,
         t5_vocab=len(tokenizers.t5),
         bert_vocab=len(tokenizers.bert),
-    ).attending(config.model.attention)
+    )
+    return replace(named.attending(config.model.attention), ln_vision=config.model.ln_vision)
 
 
 def input_config(config: RunConfig, split: str, sizes: CalceConfig, *, training: bool) -> InputConfig:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 from absl import logging
 from flax import nnx
@@ -57,7 +58,10 @@ def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainStat
         graph, trainable, frozen = build_model(material.sizes, config, mesh)
         logging.info("%d parameters are trainable, %d are frozen", count(trainable), count(frozen))
         if start.kind == "given" and start.path:
-            trainable = trainables_of(start.path, trainable)
+            given = trainables_of(start.path, trainable)
+            if config.model.ln_vision == "frozen":
+                check_frozen(trainable, given, start.path)
+            trainable = given
 
         # 3. The data, and the optimizer and its state; all of it anew from the checkpoint when this run goes on.
         steps_per_epoch, programs = material.steps_per_epoch, step_config(config, material.answer_tokens)
@@ -205,6 +209,20 @@ def trainables_of(workdir: Path, like: nnx.State, which: Literal["best", "latest
         return checkpoints.restore_trainable(step, abstract)
     finally:
         checkpoints.close()
+
+
+def check_frozen(base: nnx.State, given: nnx.State, path: Path) -> None:
+    """See that another run left `ln_vision` as it is in the base weights, as a run that keeps it frozen wants it.
+
+    Raises:
+      ConfigError: it was trained.
+    """
+    same = jax.jit(lambda *both: jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda a, b: (a == b).all(), *both)))
+    if not same(base["ln_vision"], given["ln_vision"]):
+        raise ConfigError(
+            f"config.weights.start: {path} trained ln_vision, and config.model.ln_vision='frozen' keeps that of "
+            "config.weights.base; start from a run that left it frozen, or train it (--config.model.ln_vision=trained)"
+        )
 
 
 def place_state(trainable: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -1,52 +1,62 @@
-"""Which vision tower a run has, and whether stored features are what it would give."""
+"""What sees the frames of a run, and whether stored features are what it would see."""
 
 import hashlib
 import json
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import jax
 
 from calce_jax.checkpoints import git_revision
-from calce_jax.features import Store, scales
+from calce_jax.features import Of, Store, scales
 from calce_jax.models.calce import CalceConfig
 from calce_jax.training.config import RunConfig
 from data.features import FeatureFolder, FeaturesError, Made, differences
 
-PART = "vit/"
+# The weights that decide what is seen.
+PARTS: dict[Of, tuple[str, ...]] = {"vit": ("vit/",), "qformer": ("vit/", "ln_vision/", "qformer/")}
 CHUNK = 2**24
 SHOWN = 5
 
 
-def made_by(config: RunConfig, sizes: CalceConfig, store: Store) -> Made:
-    """Return what features of a run's tower are made by.
+def made_by(config: RunConfig, sizes: CalceConfig, store: Store, of: Of = "vit") -> Made:
+    """Return what features of a run's tower are made by, or of its Q-Former.
 
     Raises:
-      FeaturesError: the base weights cannot be read.
+      FeaturesError: the base weights cannot be read, or the Q-Former's words change as the run learns.
     """
     base, vit = config.weights.base, sizes.vit
+    if of == "qformer" and config.model.ln_vision == "trained":
+        raise FeaturesError(
+            "config.model.ln_vision: 'trained', so what the Q-Former says of a frame changes at every step; leave it "
+            "frozen (--config.model.ln_vision=frozen), or keep what the tower gives (--of=vit)"
+        )
+    tokens, width = (vit.tokens, vit.width) if of == "vit" else (sizes.qformer.queries, sizes.qformer.width)
     return Made(
-        vision=weights_hash(base) if base else f"drawn from seed {config.seed}",
+        vision=weights_hash(base, of) if base else f"drawn from seed {config.seed}",
         size=config.model.size,
         frozen_dtype=config.model.frozen_dtype,
         compute_dtype=config.model.compute_dtype,
         image_size=vit.image_size,
         frames=config.data.frames,
         store=store,
-        tokens=vit.tokens,
-        width=vit.width,
-        scales=scales(vit.width) if store == "int8" else 0,
+        tokens=tokens,
+        width=width,
+        scales=scales(width) if store == "int8" else 0,
+        of=of,
+        means=vit.width if of == "qformer" else 0,
         base=base,
         git=git_revision(),
         jax=jax.__version__,
     )
 
 
-def weights_hash(path: str | Path) -> str:
-    """Return the SHA-256 of the vision tower in a safetensors file: names, dtypes, shapes and bytes.
+def weights_hash(path: str | Path, of: Of = "vit") -> str:
+    """Return the SHA-256 of the vision tower in a safetensors file, or of all that it and the Q-Former have.
 
-    Another file with the same tower has the same.
+    Names, dtypes, shapes and bytes count, so another file with the same weights has the same.
 
     Raises:
       FeaturesError: there is no such file, or it has no tower.
@@ -56,9 +66,9 @@ def weights_hash(path: str | Path) -> str:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
-            if not any(name.startswith(PART) for name in header):
+            if not any(name.startswith(PARTS["vit"]) for name in header):
                 raise FeaturesError(f"config.weights.base: {path} has no vision tower; give the whole model's weights")
-            for name in sorted(name for name in header if name.startswith(PART)):
+            for name in sorted(name for name in header if name.startswith(PARTS[of])):
                 about = header[name]
                 digest.update(json.dumps([name, about["dtype"], about["shape"]]).encode())
                 begin, end = about["data_offsets"]
@@ -81,7 +91,7 @@ def check_features(config: RunConfig, sizes: CalceConfig) -> None:
     if not config.data.features:
         return
     there = FeatureFolder(config.data.features).made
-    here = made_by(config, sizes, "float32")
+    here = made_by(config, sizes, "float32", cast(Of, there.of))
     wrong = differences(there, here)
     if there.frames < here.frames:
         wrong.append(f"frames: {there.frames} there, {here.frames} here")

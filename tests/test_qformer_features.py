@@ -1,0 +1,225 @@
+"""A run whose `ln_vision` is frozen: what the Q-Former says of a frame stays as it is, and may be kept."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from calce_jax.aot.flops import count_flops
+from calce_jax.checkpoints import save_params
+from calce_jax.features import restored, seen_in, stored
+from calce_jax.models.seen import Looked
+from calce_jax.paths import named_leaves
+from calce_jax.seeing import Footage, keep_features
+from calce_jax.sharding import mesh_of
+from calce_jax.step import make_predict, make_train_step
+from calce_jax.training.config import ConfigError, plain, validate
+from calce_jax.training.grouping import Grouper, predict_all
+from calce_jax.training.optimizer import make_optimizer
+from calce_jax.training.run import check_frozen, step_config
+from calce_jax.training.state import new_state
+from calce_jax.training.vision import check_features, made_by, weights_hash
+from data.features import FeatureFolder, FeaturesError
+from data.tables import build_tables
+from tests.minute import FRAMES, SIZES, STEPS, make_batch, make_model
+from tests.scripts import call
+from tests.searching import make_stages
+from tests.test_features import TRAIN, VAL, batches, clip_of, film, reading
+
+FROZEN_SIZES = replace(SIZES, ln_vision="frozen")
+PARTS = make_model(SIZES)
+# The same weights; a model's structure says what is frozen.
+FROZEN_PARTS = (make_model(FROZEN_SIZES)[0], *PARTS[1:])
+BATCH = make_batch([FRAMES, FRAMES - 3])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    build_tables(folder, "shapes", {"train": TRAIN, "val": VAL}, film)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(prepared):
+    """The minute model of stage 1, its `ln_vision` frozen."""
+    stage, _ = make_stages()
+    data = replace(stage.config.data, directory=str(prepared), frames=4, batch=2, eval_batch=2)
+    config = replace(stage.config, data=data, model=replace(stage.config.model, ln_vision="frozen"))
+    sizes = replace(stage.sizes, ln_vision="frozen")
+    return replace(stage, config=config, sizes=sizes, graph=make_model(sizes)[0])
+
+
+@pytest.fixture(scope="module")
+def kept(base, tmp_path_factory):
+    """Every store of what the Q-Former says of the same videos: the folder, and what came of it."""
+    return {
+        store: (
+            out := tmp_path_factory.mktemp(store),
+            keep_features(base, Footage(base.config.data.directory), out, store=store, of="qformer"),
+        )
+        for store in ("float32", "bfloat16", "int8")
+    }
+
+
+@partial(jax.jit, static_argnames=("graph", "config"))
+def loss_and_gradients(graph, config, trainable, frozen, batch):
+    def loss(trainable):
+        model = nnx.merge(graph, trainable, frozen)
+        seen = seen_in(model, batch)
+        return model.loss(seen, batch, model.read(seen, batch, config.selection), config.buckets[-1]).mean()
+
+    return jax.value_and_grad(loss)(trainable)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_only_ln_vision_learns_nothing(stage):
+    """What is differentiated or not decides which product XLA takes first: 1e-6 is the order of sums."""
+    whole, gradients = loss_and_gradients(PARTS[0], STEPS[stage], *PARTS[1:], BATCH)
+    loss, found = loss_and_gradients(FROZEN_PARTS[0], STEPS[stage], *FROZEN_PARTS[1:], BATCH)
+    np.testing.assert_allclose(loss, whole, rtol=1e-6)
+    expected = named_leaves(gradients)
+    for name, gradient in named_leaves(found).items():
+        if name.startswith("ln_vision/"):
+            assert not np.any(gradient), name
+            assert np.any(expected[name]), name
+        else:
+            np.testing.assert_allclose(gradient, expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_steps_leave_ln_vision_bit_for_bit(base):
+    """Also its decay: AdamW moves what has no gradient, unless it does not decay."""
+    optimizer = make_optimizer(replace(base.config.optimizer, weight_decay=0.5, accumulate=1))
+    step = jax.jit(make_train_step(FROZEN_PARTS[0], STEPS[1], optimizer, lambda step: jnp.float32(1e-2)))
+    state = new_state(PARTS[1], optimizer)
+    for _ in range(3):
+        state, _ = step(state, PARTS[2], BATCH, jax.random.key(0))
+    before = named_leaves(PARTS[1])
+    for name, leaf in named_leaves(state.trainable).items():
+        assert np.array_equal(leaf, before[name]) == name.startswith("ln_vision/"), name
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_answers_are_those_of_a_run_that_trains_it(stage):
+    told, found = (jax.jit(make_predict(parts[0], STEPS[stage]))(*parts[1:], BATCH) for parts in (PARTS, FROZEN_PARTS))
+    np.testing.assert_array_equal(found.answers.tokens, told.answers.tokens)
+    np.testing.assert_array_equal(found.reading.plan.index, told.reading.plan.index)
+    np.testing.assert_allclose(found.answers.score, told.answers.score, rtol=1e-5, atol=1e-6)
+
+
+def test_a_window_keeps_what_was_said_in_place_of_frames():
+    mesh = mesh_of((2, 1, 1), jax.devices()[:2])
+    grouper, table = Grouper(FROZEN_PARTS[0], STEPS[1], mesh), make_batch([3, 8, 5, 4])
+    halves = [jax.tree.map(lambda leaf, n=n: leaf[n : n + 2], table) for n in (0, 2)]
+    picked = grouper.pick(grouper.see(*PARTS[1:], halves), np.array([1, 2]))
+    assert picked.features.values.shape == (2, FRAMES, SIZES.qformer.queries, SIZES.qformer.width)
+    predict = jax.jit(make_predict(FROZEN_PARTS[0], STEPS[1]))
+    found, plain = (list(predict_all(predict, mesh, grouper, window)(*PARTS[1:], halves)) for window in (2, 1))
+    for grouped, alone in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(grouped.answers.tokens, alone.answers.tokens)
+        np.testing.assert_array_equal(grouped.about.row, alone.about.row)
+
+
+# As for the tower's tokens; a run reads these from batches of another size.
+@pytest.mark.parametrize(("store", "off"), [("float32", 1e-6), ("bfloat16", 4e-3), ("int8", 1e-2)])
+def test_loss_and_gradients_from_what_was_said_are_those_from_frames(base, kept, store, off):
+    def learnt(config):
+        batch = batches(base, config)[0]
+        made = loss_and_gradients(base.graph, step_config(base.config, 8), base.trainable, base.frozen, batch)
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(made)])
+
+    true, found = learnt(base.config), learnt(reading(base, kept[store][0]))
+    assert np.linalg.norm(found - true) < off * np.linalg.norm(true)
+    assert abs(found[0] - true[0]) < off * true[0]
+
+
+def test_a_step_leaves_out_the_tower_and_the_qformer_over_frames(base, kept):
+    config, optimizer = step_config(base.config, 8), make_optimizer(base.config.optimizer)
+    step = make_train_step(base.graph, config, optimizer, lambda step: jnp.float32(1e-3))
+    frames, said = (batches(base, source)[0] for source in (base.config, reading(base, kept["bfloat16"][0])))
+    state = jax.eval_shape(partial(new_state, optimizer=optimizer), base.trainable)
+
+    def flops(program, *given):
+        return count_flops(jax.make_jaxpr(program)(*given))
+
+    def look(frames, *weights):
+        model = nnx.merge(base.graph, *weights)
+        return model.look(model.see(frames))
+
+    saved = flops(step, state, base.frozen, frames, jax.random.key(0)) - flops(
+        step, state, base.frozen, said, jax.random.key(0)
+    )
+    assert saved == flops(look, frames.frames, base.trainable, base.frozen) > 0
+
+
+def test_what_is_read_is_what_was_said(base, kept):
+    out, done = kept["float32"]
+    assert (done.seen, done.frames, done.error, done.read_error) == (4, 3 * 4 + 3, 0, 0)
+    assert done.bytes_a_frame == 4 * (SIZES.qformer.queries * SIZES.qformer.width + SIZES.vit.width)
+    batch = batches(base, base.config)[0]
+    model = nnx.merge(base.graph, base.trainable, base.frozen)
+    looked = jax.jit(lambda frames: model.look(model.see(frames)))(batch.frames)
+    found = batches(base, reading(base, out))[0].features
+    there = np.asarray(batch.present)
+    np.testing.assert_allclose(found.values[there], looked.queries[there], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.means[there], looked.means[there], rtol=1e-5, atol=1e-5)
+    narrow = FeatureFolder(kept["int8"][0]).read(clip_of("a"))
+    np.testing.assert_array_equal(narrow["means"], FeatureFolder(out).read(clip_of("a"))["means"])
+    assert 2**-10 < kept["int8"][1].error < 2**-6
+    assert kept["int8"][1].read_error == pytest.approx(kept["int8"][1].error, rel=0.7)
+
+
+def test_means_are_kept_whole():
+    looked = Looked(means=jnp.full((1, 2, 3), 1 / 3), queries=jax.random.normal(jax.random.key(0), (1, 2, 4, 16)))
+    for store in ("float32", "bfloat16", "int8"):
+        again = restored(stored(looked, store), "float32")
+        np.testing.assert_array_equal(again.means, looked.means)
+        np.testing.assert_allclose(again.queries, looked.queries, atol=2e-2)
+
+
+def test_it_is_refused_where_the_qformer_says_something_else(base, kept, tmp_path):
+    out, _ = kept["float32"]
+    check_features(reading(base, out), base.sizes)
+    learning = replace(base.config, model=replace(base.config.model, ln_vision="trained"))
+    with pytest.raises(FeaturesError, match=r"config.model.ln_vision: 'trained', so what .* or keep what the tower gi"):
+        made_by(learning, base.sizes, "float32", "qformer")
+    with pytest.raises(FeaturesError, match=r"config.model.ln_vision: 'trained', so what the Q-Former says"):
+        check_features(reading(replace(base, config=learning), out), base.sizes)
+    with pytest.raises(FeaturesError, match=r"choose another --out, .*(\n|.)*\n  of: qformer there, vit here"):
+        keep_features(base, Footage(base.config.data.directory), out, store="float32")
+    wrong = plain(replace(base.config, behaviour="reference"))
+    with pytest.raises(ConfigError, match=r"config.model.ln_vision: 'frozen', which .*'reference' trains"):
+        validate(wrong)
+    check_frozen(base.trainable, base.trainable, tmp_path)
+    moved = jax.tree.map(lambda leaf: leaf + 1, base.trainable)
+    with pytest.raises(ConfigError, match=rf"config.weights.start: {tmp_path} trained ln_vision, .* left it frozen"):
+        check_frozen(base.trainable, moved, tmp_path)
+
+
+def test_all_that_decides_what_is_said_names_it(tmp_path):
+    one = {name: {"w": np.ones(2, np.float32)} for name in ("vit", "ln_vision", "qformer", "t5")}
+    names = []
+    for changed in (None, "t5", "qformer", "ln_vision", "vit"):
+        save_params(
+            tmp_path / str(changed), one if changed is None else one | {changed: {"w": np.zeros(2, np.float32)}}
+        )
+        names.append([weights_hash(tmp_path / str(changed), of) for of in ("vit", "qformer")])
+    towers, said = zip(*names, strict=True)
+    assert towers[0] == towers[1] == towers[2] == towers[3] != towers[4]
+    assert said[0] == said[1]
+    assert len(set(said)) == 4
+
+
+# ml_collections reads a config's file in a way that Python 3.11 calls old.
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_the_command_keeps_it(base, prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("calce_jax.trained.open_base", lambda config: base)
+    asked = ["--config=configs/calce.py:shapes,stage=1", f"--config.data.directory={prepared}", f"--out={tmp_path}"]
+    call("cache_features", *asked, "--of=qformer", "--splits=val")
+    assert "bfloat16 is 0.1" in (told := capsys.readouterr().out)
+    assert "off what the Q-Former says, " in told
+    assert FeatureFolder(tmp_path).made.of == "qformer"
