@@ -1,11 +1,12 @@
 """A training step from stored features beside one that sees its frames: `python -m benchmarks.features`.
 
 Both are the step that `launch/train.py` compiles, from a batch on the host, at the longest length of prompts alone.
-Before that, what depends on no machine is counted: for every run at full size the bytes of a video, and the matrix
-products of a step.
+With `--of=qformer` both leave `ln_vision` frozen. Before that, what depends on no machine is counted: for every run at
+full size the bytes of a video, and the matrix products of a step.
 """
 
 from dataclasses import replace
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,9 @@ from benchmarks.paired import Row, Setting, arguments, compare, compiled, report
 from calce_jax.aot.flops import count_flops
 from calce_jax.aot.programs import Shapes, train_step
 from calce_jax.batch import Batch, Features
-from calce_jax.features import Store, scales, stored
+from calce_jax.features import Of, Store, stored
 from calce_jax.input_pipeline import make_iterator
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.sharding import make_mesh
 from calce_jax.step import make_train_step
 from calce_jax.tokenizers import load_bert, load_t5
@@ -27,9 +28,11 @@ from calce_jax.training.material import Tokenizers, calce_config, input_config
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.run import build_model, step_config
 from calce_jax.training.state import new_state
+from calce_jax.training.vision import made_by
 from configs.calce import get_config
 from data import tokenizers
 
+NORM = {"vit": "trained", "qformer": "frozen"}
 STORES: tuple[Store, ...] = ("float32", "bfloat16", "int8")
 COUNTED = tuple(f"{dataset},stage={stage},size=full" for dataset in ("qvh", "charades") for stage in (1, 2))
 # By size: the run, and the videos of a batch.
@@ -45,26 +48,34 @@ def main() -> None:
         counted={"choices": COUNTED, "nargs": "*", "default": COUNTED},
         size={"choices": tuple(TIMED), "nargs": "*", "default": list(TIMED)},
         store={"choices": STORES, "default": "bfloat16"},
+        of={"choices": get_args(Of), "default": "vit"},
     )
     for argument in given.counted:
-        print(counted(validate(get_config(argument))), flush=True)
-    report(setting, "features", [step(setting, size, given.store) for size in given.size])
+        print(counted(validate(get_config(argument)), given.of), flush=True)
+    name = "features" if given.of == "vit" else "features-qformer"
+    report(setting, name, [step(setting, size, given.store, given.of) for size in given.size])
 
 
-def counted(config: RunConfig) -> str:
+def counted(config: RunConfig, of: Of) -> str:
     """Say what the features of a video take, and which products a step from them leaves out."""
-    config = replace(config, data=replace(config.data, batch=1))
+    config = replace(
+        config,
+        data=replace(config.data, batch=1),
+        model=replace(config.model, ln_vision=NORM[of]),
+        weights=replace(config.weights, base=""),
+    )
     mesh = make_mesh("single")
     with jax.set_mesh(mesh):
         shapes = Shapes(config, mesh)
         program, (state, frozen, batch, key) = train_step(shapes)
-        vit, frames = shapes.sizes.vit, config.data.frames
+        frames, made = config.data.frames, made_by(config, shapes.sizes, "bfloat16", of)
         pixels = jax.ShapeDtypeStruct((1, frames, 0, 0, 3), jnp.uint8)
-        seen = Features(jax.ShapeDtypeStruct((1, frames, vit.tokens, vit.width), jnp.bfloat16))
+        means = jax.ShapeDtypeStruct((1, frames, made.means), jnp.float32) if made.means else None
+        seen = Features(jax.ShapeDtypeStruct((1, frames, made.tokens, made.width), jnp.bfloat16), means=means)
         without = replace(batch, frames=pixels, features=seen)
         whole, rest = (count_flops(program.trace(state, frozen, each, key).jaxpr) / 1e12 for each in (batch, without))
     sizes = ", ".join(
-        f"{frames * vit.tokens * size / 1e6:.1f} MB in {store}" for store, size in bytes_a_token(vit.width).items()
+        f"{frames * made_by(config, shapes.sizes, store, of).bytes_a_frame / 1e6:.1f} MB in {store}" for store in STORES
     )
     return (
         f"{config.data.dataset}, stage {config.stage}, full: {frames} frames take {sizes}; a step of one video "
@@ -72,12 +83,7 @@ def counted(config: RunConfig) -> str:
     )
 
 
-def bytes_a_token(width: int) -> dict[Store, int]:
-    """Return the bytes of one of the tower's tokens, by how it is stored."""
-    return {"float32": 4 * width, "bfloat16": 2 * width, "int8": width + 4 * scales(width)}
-
-
-def step(setting: Setting, size: str, store: Store) -> Row:
+def step(setting: Setting, size: str, store: Store, of: Of) -> Row:
     """Compare the steps of a batch."""
     argument, videos = TIMED[size]
     config = get_config(argument)
@@ -85,7 +91,7 @@ def step(setting: Setting, size: str, store: Store) -> Row:
         {
             "mesh": "single",
             "data": {"augment": False, "workers": 0, "batch": videos},
-            "model": {"compute_dtype": setting.dtype, "frozen_dtype": setting.dtype},
+            "model": {"compute_dtype": setting.dtype, "frozen_dtype": setting.dtype, "ln_vision": NORM[of]},
             "weights": {"base": ""},
         }
     )
@@ -94,7 +100,7 @@ def step(setting: Setting, size: str, store: Store) -> Row:
     sizes = calce_config(run, held)
     graph, trainable, frozen = build_model(sizes, run, make_mesh("single"))
     batch = one_batch(run, sizes, held)
-    with_features = replace(batch.without_frames(), features=seen(graph, (trainable, frozen), batch, store))
+    with_features = replace(batch.without_frames(), features=seen(graph, (trainable, frozen), batch, store, of))
 
     optimizer = make_optimizer(run.optimizer)
     programs = replace(step_config(run, run.text.answer_tokens), buckets=run.text.buckets[-1:])
@@ -111,13 +117,13 @@ def step(setting: Setting, size: str, store: Store) -> Row:
 
     return compare(
         setting,
-        f"step of {videos} x {run.data.frames} frames, size {size}, {setting.dtype}, features in {store}",
+        f"step of {videos} x {run.data.frames} frames, size {size}, {setting.dtype}, features of {of} in {store}",
         lambda: ours(state, frozen, with_features, key),
         lambda: theirs(state, frozen, batch, key),
         other="from frames",
         agreement=losses_apart,
         compile_s=seconds,
-        notes={"MB a video": run.data.frames * sizes.vit.tokens * bytes_a_token(sizes.vit.width)[store] / 1e6},
+        notes={"MB a video": run.data.frames * made_by(run, sizes, store, of).bytes_a_frame / 1e6},
     )
 
 
@@ -128,9 +134,15 @@ def one_batch(run: RunConfig, sizes: CalceConfig, held: Tokenizers) -> Batch:
     return next(make_iterator(inputs, held.t5, held.bert, examples=asked))
 
 
-def seen(graph: nnx.GraphDef, weights: tuple[nnx.State, nnx.State], batch: Batch, store: Store) -> Features:
+def seen(graph: nnx.GraphDef, weights: tuple[nnx.State, nnx.State], batch: Batch, store: Store, of: Of) -> Features:
     """Return what is stored of a batch's frames, on the host."""
-    see = jax.jit(lambda weights, frames: stored(nnx.merge(graph, *weights).see(frames), store))
+
+    @jax.jit
+    def see(weights: tuple[nnx.State, nnx.State], frames: jax.Array) -> Features:
+        model: Calce = nnx.merge(graph, *weights)
+        tokens = model.see(frames)
+        return stored(tokens if of == "vit" else model.look(tokens), store)
+
     return jax.device_get(see(weights, batch.frames))
 
 

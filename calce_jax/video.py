@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
@@ -312,7 +312,8 @@ def _decode(path: str | os.PathLike[str], indices: np.ndarray, size: int, thread
     return _Decoded(frames, shown, lasts or (1 / rate if rate else None), rate, promised)
 
 
-def _seconds(ticks: int | None, base: Fraction | None) -> float | None:
+def _seconds(ticks: int | None, base: Any) -> float | None:
+    """Return how long so many ticks are. A time base is a `Fraction`, since PyAV 19 of a class of its own, or unknown."""
     return None if ticks is None or base is None else float(ticks * base)
 
 

@@ -58,7 +58,7 @@ def compile_cases(cases: Sequence[Case], configs: Configs, timeout: float) -> It
 
 def _serve(pipe: Connection, cases: Sequence[Case], configs: Configs) -> None:
     for case in cases:
-        jax.config.update("jax_exec_time_optimization_effort", TARGETS[case.target].effort)
+        jax.config.update("jax_optimization_level", TARGETS[case.target].effort)
         try:
             row = measure(case, configs(case.run))
         except Exception as error:

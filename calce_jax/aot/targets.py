@@ -17,9 +17,9 @@ from calce_jax.sharding import mesh_of
 GIB = 2**30
 # Triton's kernels are tuned on the device itself, and there is none.
 NO_TRITON = (("xla_gpu_enable_triton_gemm", False),)
-# How hard the compiler for TPUs tries to make programs fast, from -1 to 1. What they hold hardly depends on it
-# (docs/scaling.md), and at 0 it takes four times as long.
-LEAST_EFFORT = -1.0
+# How hard the compiler for TPUs tries to make programs fast. What they hold hardly depends on it (docs/scaling.md), and
+# left to itself it takes four times as long.
+LEAST_EFFORT = "O0"
 
 
 class MissingCompiler(RuntimeError):
@@ -37,7 +37,7 @@ class Target:
       memory: bytes of one chip.
       mesh: chips along `calce_jax.sharding.AXES`.
       options: of the compiler.
-      effort: of the compiler, see `LEAST_EFFORT`; 0 is what a run has.
+      effort: of the compiler, see `LEAST_EFFORT`; "UNKNOWN" is what a run has.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Target:
     memory: int
     mesh: tuple[int, int, int] = (1, 4, 1)
     options: tuple[tuple[str, bool], ...] = ()
-    effort: float = 0.0
+    effort: str = "UNKNOWN"
 
     @property
     def chips(self) -> int:

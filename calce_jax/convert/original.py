@@ -43,11 +43,11 @@ def write_checkpoint(path: Path, weights: Weights) -> None:
       WeightsFileError: PyTorch is missing.
       OSError: it cannot be written; nothing of it is left.
     """
+    tensors = checkpoint_tensors(weights)
     try:
         import torch  # noqa: PLC0415  (only for this target, and only if installed)
     except ImportError as error:
         raise WeightsFileError("a .pth is written by PyTorch: pip install 'calce_jax[convert]'") from error
-    tensors = checkpoint_tensors(weights)
     read: dict[int, Any] = {}  # second names share their numbers, as in the original's files
     for lazy in tensors.values():
         if id(lazy) not in read:
