@@ -313,7 +313,7 @@ def _decode(path: str | os.PathLike[str], indices: np.ndarray, size: int, thread
 
 
 def _seconds(ticks: int | None, base: Any) -> float | None:
-    """Return how long so many ticks are. A time base is a `Fraction`, since PyAV 19 of a class of its own, or unknown."""
+    """Return how long so many ticks are. A time base is a `Fraction`, or what PyAV has had for it since 19."""
     return None if ticks is None or base is None else float(ticks * base)
 
 
