@@ -71,6 +71,7 @@ def generation(setting: Setting, size: str, length: int, answer: int, beams: int
         other="transformers.generate",
         agreement=same_answers,
         compile_s=seconds,
+        program=program,
     )
 
 

@@ -135,6 +135,7 @@ def compare(
     other: str,
     agreement: Callable[[Any, Any], str],
     compile_s: float = 0.0,
+    program: Any = None,
     tflop: float = 0.0,
     frames: int = 0,
     notes: dict[str, float] | None = None,
@@ -144,6 +145,7 @@ def compare(
     Args:
       setting: rounds and device.
       name, other, compile_s, tflop, notes: see `Row`.
+      program: ours, compiled, to tell what it holds; what torch holds can be told on a GPU alone.
       frames: how many are read, to tell how many a second.
       ours, theirs: do it once and return the result; jax's may still be under way, torch's on a GPU too.
       agreement: tells how far the two first results are apart; raises where they are not the same thing.
@@ -153,14 +155,18 @@ def compare(
     results = {side: _timed(run, setting)[1] for side, run in sides.items()}
     agreed = agreement(results["ours"], results["theirs"])
     del results
+    notes = dict(notes or {})
+    if program is not None:
+        notes["GiB"] = held(program) / 2**30
     for run in sides.values():
         _timed(run, setting)
+    if program is not None and setting.device == "gpu":
+        notes["their GiB"] = _held_by_torch(theirs, setting) / 2**30
     times: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(setting.rounds):
         for side in list(sides) if number % 2 else reversed(list(sides)):
             times[side].append(_timed(sides[side], setting)[0])
     ratios = [theirs / ours for ours, theirs in zip(times["ours"], times["theirs"], strict=True)]
-    notes = dict(notes or {})
     seconds, other_seconds = (statistics.median(times[side]) for side in sides)
     if tflop:
         notes |= {"TFLOP/s": tflop / seconds, "their TFLOP/s": tflop / other_seconds}
@@ -215,6 +221,22 @@ def report(setting: Setting, subject: str, rows: Sequence[Row]) -> None:
     setting.out.mkdir(parents=True, exist_ok=True)
     write_output(setting.out / f"{subject}.json", json.dumps(about, indent=1) + "\n")
     print(f"load {load:.1f}, {about['machine']}, {about['device']}; {setting.out / subject}.json")
+
+
+def held(program: Any) -> int:
+    """Return the bytes of a compiled program: what it is given, what it returns elsewhere, what it needs in between."""
+    memory = program.memory_analysis()
+    given = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return given + memory.temp_size_in_bytes
+
+
+def _held_by_torch(run: Run, setting: Setting) -> int:
+    """Return the most bytes that torch has on the GPU in a run, the weights among them."""
+    import torch  # noqa: PLC0415
+
+    torch.cuda.reset_peak_memory_stats()
+    _timed(run, setting)
+    return torch.cuda.max_memory_allocated()
 
 
 def _timed(run: Run, setting: Setting) -> tuple[float, Any]:

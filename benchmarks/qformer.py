@@ -60,6 +60,7 @@ def qformer(setting: Setting, count: int, attention: Implementation) -> Row:
         other=f"transformers ({reader.config._attn_implementation})",
         agreement=lambda a, b: apart(a, b, most=1e-4 if setting.dtype == "float32" else 0.1),
         compile_s=seconds,
+        program=program,
         tflop=count_flops(jax.make_jaxpr(read)(params, given)) / 1e12,
     )
 

@@ -81,6 +81,7 @@ def stage1(setting: Setting, size: str, frames: int, attention: Implementation) 
         other="transformers' BLIP-2",
         agreement=same_answers,
         compile_s=seconds,
+        program=program,
         notes={"prompt tokens": float(found.reading.needed[0]), "prompt length": float(length)},
     )
 

@@ -8,7 +8,7 @@ A step is the loss of an answer with dropout as in training, the gradient of eve
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 
 from benchmarks.models import in_jax, in_torch, random_weights, sizes_of
-from benchmarks.paired import Row, Setting, apart, arguments, compare, compiled, report
+from benchmarks.paired import Row, Run, Setting, apart, arguments, compare, compiled, report
 from calce_jax.aot.flops import count_flops
 from calce_jax.convert.hub import write_adapter
 from calce_jax.convert.weights import Weights
@@ -77,6 +77,7 @@ def encoder(setting: Setting, size: str, length: int, attention: Implementation)
         other=f"transformers ({tower.config._attn_implementation})",
         agreement=lambda a, b: apart(a, b, most=1e-4 if setting.dtype == "float32" else 0.1),
         compile_s=seconds,
+        program=program,
         tflop=count_flops(jax.make_jaxpr(encode)(params, given)) / 1e12,
     )
 
@@ -87,7 +88,7 @@ def train_step(setting: Setting, size: str, length: int, answer: int, attention:
     weights = random_weights(sizes)
     prompt = _prompt(sizes, length)
     labels = np.random.default_rng(1).integers(2, sizes.t5.vocab, (1, answer)).astype(np.int32)
-    ours, seconds, tflop = _our_step(weights, setting, prompt, labels)
+    ours = our_step(weights, setting, prompt, labels)
     theirs = _their_step(weights, setting, prompt, labels)
 
     def agreement(loss: Any, other: Any) -> str:
@@ -97,16 +98,28 @@ def train_step(setting: Setting, size: str, length: int, answer: int, attention:
     return compare(
         setting,
         f"T5 train step with LoRA, size {size}, {length} tokens, answer of {answer}, {setting.dtype}",
-        ours,
+        ours.run,
         theirs,
         other="transformers + peft",
         agreement=agreement,
-        compile_s=seconds,
-        tflop=tflop,
+        compile_s=ours.compile_s,
+        program=ours.program,
+        tflop=ours.tflop,
     )
 
 
-def _our_step(weights: Weights, setting: Setting, prompt: np.ndarray, labels: np.ndarray) -> tuple[Any, float, float]:
+class Step(NamedTuple):
+    """What makes a step and gives its loss, and its program."""
+
+    run: Run
+    program: Any
+    compile_s: float
+    tflop: float
+
+
+def our_step(weights: Weights, setting: Setting, prompt: np.ndarray, labels: np.ndarray) -> Step:
+    """Return our side: every step goes on from the one before."""
+
     def adapter(path: tuple[Any, ...], _: object) -> bool:
         return path[-1] in ("a", "b")
 
@@ -136,7 +149,7 @@ def _our_step(weights: Weights, setting: Setting, prompt: np.ndarray, labels: np
         jax.block_until_ready(state)
         return loss
 
-    return run, seconds, flops / 1e12
+    return Step(run, program, seconds, flops / 1e12)
 
 
 def _their_step(weights: Weights, setting: Setting, prompt: np.ndarray, labels: np.ndarray) -> Any:

@@ -61,6 +61,7 @@ def vision(setting: Setting, blocks: int, count: int, attention: Implementation)
         other=f"transformers ({tower.config._attn_implementation})",
         agreement=lambda a, b: apart(a, b, most=1e-4 if setting.dtype == "float32" else 0.1),
         compile_s=seconds,
+        program=program,
         tflop=count_flops(jax.make_jaxpr(see)(params, given)) / 1e12,
     )
 

@@ -9,7 +9,7 @@ from benchmarks import paired
 from benchmarks.__main__ import table
 from benchmarks.material import pictures
 from benchmarks.metrics import looped, made_up, numbers
-from benchmarks.paired import Setting, apart, compare, report
+from benchmarks.paired import Setting, apart, compare, compiled, held, report
 from calce_jax.metrics import PROTOCOLS
 
 
@@ -63,6 +63,14 @@ def test_turns_and_medians(setting, clock, capsys):
         "their frames a second": 2.5,
     }
     assert "work: 2000.0 ms, torch 4000.0 ms: 3.00x (1.00 to 5.00)" in capsys.readouterr().out
+
+
+def test_what_a_program_holds(setting, clock):
+    program, _ = compiled(lambda x: (x @ x, x.sum()), np.ones((256, 256), np.float32))
+    assert 2 * 2**18 + 4 <= held(program) < 4 * 2**18
+    ours, theirs, _ = sides(clock, [1] * 5, [2] * 5)
+    row = compare(setting, "work", ours, theirs, other="torch", agreement=lambda a, b: "same", program=program)
+    assert row.notes == {"GiB": held(program) / 2**30}
 
 
 def test_results_are_written_down_and_tabled(setting, clock):
