@@ -107,6 +107,17 @@ def stack(make: Callable[[nnx.Rngs], Any], depth: int, rngs: nnx.Rngs) -> Any:
     return nnx.split_rngs(splits=depth)(nnx.vmap(make, in_axes=0, out_axes=0))(rngs)
 
 
+def unstack(blocks: Any) -> list[Any]:
+    """Return stacked blocks one by one, to be gone through at every token of an answer.
+
+    A token's step reads each weight once, so it is as slow as what is copied on the way. Sliced before the loop over
+    tokens, weights and caches are read where they are; a scan inside the loop copies both at every token.
+    """
+    graph, params = nnx.split(blocks)
+    depth = jax.tree.leaves(params)[0].shape[0]
+    return [nnx.merge(graph, jax.tree.map(lambda leaf, n=n: leaf[n], params)) for n in range(depth)]
+
+
 def scan(
     blocks: Any,
     body: Callable[..., tuple[Any, Any]],

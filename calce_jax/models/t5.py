@@ -16,7 +16,7 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.models.attention import Implementation, attention, join_heads, split_heads
-from calce_jax.models.layers import Key, Keys, Linear, Remat, RMSNorm, dropout, gelu, scan, stack
+from calce_jax.models.layers import Key, Keys, Linear, Remat, RMSNorm, dropout, gelu, scan, stack, unstack
 from calce_jax.sharding import constrain_batch
 
 BUCKETS, FARTHEST = 32, 128
@@ -294,14 +294,8 @@ class T5(nnx.Module):
         return self.lm_head(dropout(self.decoder.final_norm(x), drop, keys()), key=keys())
 
     def decoder_blocks(self) -> list[DecoderBlock]:
-        """Return the decoder's blocks one by one.
-
-        A token's step reads each weight once, so it is as slow as what is copied on the way. Sliced here, before the
-        loop over tokens, weights and caches are read where they are; a scan inside the loop copies both at every token.
-        """
-        graph, params = nnx.split(self.decoder.blocks)
-        depth = self.config.decoder_depth
-        return [nnx.merge(graph, jax.tree.map(lambda leaf, n=n: leaf[n], params)) for n in range(depth)]
+        """Return the decoder's blocks one by one, for `step`."""
+        return unstack(self.decoder.blocks)
 
     def start(
         self, blocks: Sequence[DecoderBlock], memory: Float[Array, "B L D"], beams: int, length: int
