@@ -55,7 +55,8 @@ def main(argv: list[str]) -> None:
                 write_output(str(OUT.value), json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
 
     with ThreadPoolExecutor(JOBS.value) as pool:
-        list(pool.map(compile_for_target, wanted.values()))
+        # Those with the most programs first, so that none of these is left alone at the end.
+        list(pool.map(compile_for_target, sorted(wanted.values(), key=len, reverse=True)))
     bad = sum(not row.ok for row in rows)
     print(f"{len(rows)} programs, {bad} failed or over budget; wrote {OUT.value}")
     raise SystemExit(1 if bad else 0)

@@ -9,12 +9,14 @@ import jax
 
 from calce_jax.aot.budgets import Case
 from calce_jax.aot.measure import Row, failed, measure
-from calce_jax.aot.targets import TARGETS
 from calce_jax.training.config import RunConfig
 
 Configs = Callable[[str], RunConfig]
 # The compilers' own log, most of which says that there is no such device here.
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
+# How hard compilers try to make programs fast. What these hold hardly depends on it (docs/scaling.md), and the compiler
+# for TPUs, left to itself, takes four times as long.
+LEAST_EFFORT = "O0"
 
 
 def compile_cases(cases: Sequence[Case], configs: Configs, timeout: float) -> Iterator[Row]:
@@ -57,8 +59,8 @@ def compile_cases(cases: Sequence[Case], configs: Configs, timeout: float) -> It
 
 
 def _serve(pipe: Connection, cases: Sequence[Case], configs: Configs) -> None:
+    jax.config.update("jax_optimization_level", LEAST_EFFORT)
     for case in cases:
-        jax.config.update("jax_optimization_level", TARGETS[case.target].effort)
         try:
             row = measure(case, configs(case.run))
         except Exception as error:

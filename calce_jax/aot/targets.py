@@ -17,9 +17,6 @@ from calce_jax.sharding import mesh_of
 GIB = 2**30
 # Triton's kernels are tuned on the device itself, and there is none.
 NO_TRITON = (("xla_gpu_enable_triton_gemm", False),)
-# How hard the compiler for TPUs tries to make programs fast. What they hold hardly depends on it (docs/scaling.md), and
-# left to itself it takes four times as long.
-LEAST_EFFORT = "O0"
 
 
 class MissingCompiler(RuntimeError):
@@ -37,7 +34,6 @@ class Target:
       memory: bytes of one chip.
       mesh: chips along `calce_jax.sharding.AXES`.
       options: of the compiler.
-      effort: of the compiler, see `LEAST_EFFORT`; "UNKNOWN" is what a run has.
     """
 
     name: str
@@ -46,7 +42,6 @@ class Target:
     memory: int
     mesh: tuple[int, int, int] = (1, 4, 1)
     options: tuple[tuple[str, bool], ...] = ()
-    effort: str = "UNKNOWN"
 
     @property
     def chips(self) -> int:
@@ -63,9 +58,9 @@ TARGETS = {
         Target("a100x16", "cuda", "2x1x8", 80 * GIB, mesh=(2, 8, 1), options=NO_TRITON),
         Target("a100x256", "cuda", "32x1x8", 80 * GIB, mesh=(32, 8, 1), options=NO_TRITON),
         Target("gpu24", "cuda", "1x1x1", 24 * GIB, mesh=(1, 1, 1), options=NO_TRITON),
-        Target("v5e-2x2", "tpu", "v5e:2x2", 16 * GIB, effort=LEAST_EFFORT),
-        Target("v5p-2x2x1", "tpu", "v5p:2x2x1", 95 * GIB, effort=LEAST_EFFORT),
-        Target("v6e-2x2", "tpu", "v6e:2x2", 32 * GIB, effort=LEAST_EFFORT),
+        Target("v5e-2x2", "tpu", "v5e:2x2", 16 * GIB),
+        Target("v5p-2x2x1", "tpu", "v5p:2x2x1", 95 * GIB),
+        Target("v6e-2x2", "tpu", "v6e:2x2", 32 * GIB),
     )
 }
 _COMPILERS = {"cuda": "jax_plugins.xla_cuda12", "tpu": "libtpu"}
