@@ -28,8 +28,8 @@ check: $(VENV)/dev  ## Lint, format, types and the tests: before each commit.
 fidelity: $(VENV)/dev  ## Compare with the recordings of the original in GOLDEN, and rewrite the table of docs/fidelity.md.
 	$(BIN)/python -m tests.fidelity --golden=$(GOLDEN) --page=docs/fidelity.md
 
-aot: $(VENV)/aot  ## Compile the full-size programs for GPUs and TPUs that are not here; write RUNS/aot.json.
-	PYTHONPATH=$(abspath $(VENV)/compilers) $(BIN)/python launch/aot.py --out=$(RUNS)/aot.json
+aot: $(VENV)/aot  ## Compile the full-size programs for GPUs and TPUs that are not here; write RUNS/aot.json. AOT gives options.
+	PYTHONPATH=$(abspath $(VENV)/compilers) $(BIN)/python launch/aot.py --out=$(RUNS)/aot.json $(AOT)
 
 beam: $(VENV)-beam/done  ## Set up an environment with Apache Beam, and run the tests of its pipelines there.
 	$(VENV)-beam/bin/python -m pytest tests/test_beam.py

@@ -1,5 +1,8 @@
 """Compile the full-size programs for TPUs and GPUs that are not here: `launch/aot.py --out=runs/aot.json`.
 
+    launch/aot.py --target=a100x1 --target=a100x16 --target=a100x256    # how memory changes with the number of chips
+    launch/aot.py --target=v5e-2x2 --run=qvh,stage=1 --program=train_step
+
 Says of each how much of a chip's memory it takes, and leaves with 1 if one does not compile or exceeds its budget.
 """
 
@@ -11,7 +14,7 @@ from threading import Lock
 
 from absl import app, flags
 
-from calce_jax.aot.budgets import RUNS, Case, cases
+from calce_jax.aot.budgets import GROWN, RUNS, Case, cases
 from calce_jax.aot.measure import Row
 from calce_jax.aot.programs import PROGRAMS
 from calce_jax.aot.run import compile_cases
@@ -21,7 +24,9 @@ from calce_jax.training.config import RunConfig, validate
 from configs.calce import get_config
 
 OUT = flags.DEFINE_string("out", "runs/aot.json", "the report")
-TARGET = flags.DEFINE_multi_enum("target", list(TARGETS), list(TARGETS), "only these; may be repeated")
+TARGET = flags.DEFINE_multi_enum(
+    "target", [name for name in TARGETS if name not in GROWN], list(TARGETS), "only these; may be repeated"
+)
 RUN = flags.DEFINE_multi_enum("run", list(RUNS), list(RUNS), "only these; may be repeated")
 PROGRAM = flags.DEFINE_multi_enum("program", list(PROGRAMS), list(PROGRAMS), "only these; may be repeated")
 JOBS = flags.DEFINE_integer("jobs", 2, "targets that are compiled for at a time", lower_bound=1)

@@ -7,7 +7,7 @@ from calce_jax.aot.targets import GIB, TARGETS
 
 RUNS = ("qvh,stage=1", "qvh,stage=2", "charades,stage=1", "charades,stage=2")
 ON_FOUR = ("train_step", "vision_encode", "generate")
-# How memory changes with the number of chips; one run tells.
+# How memory changes with the number of chips; one run tells. Compiled when asked for.
 GROWN = ("a100x1", "a100x16", "a100x256")
 # Half of the card: the original needs all of it for this.
 TIGHTER = {("a100x4", "qvh,stage=1", "train_step"): 40 * GIB}

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from calce_jax.sharding import mesh_of
 
 GIB = 2**30
-# Triton's kernels are tuned on the device itself, and there is none.
-NO_TRITON = (("xla_gpu_enable_triton_gemm", False),)
+# Triton's kernels are tuned on the device itself, and there is none. Memory is settled before kernels are made fast.
+GPU: tuple[tuple[str, bool | int], ...] = (("xla_gpu_enable_triton_gemm", False), ("xla_backend_optimization_level", 0))
 
 
 class MissingCompiler(RuntimeError):
@@ -41,7 +41,7 @@ class Target:
     topology: str
     memory: int
     mesh: tuple[int, int, int] = (1, 4, 1)
-    options: tuple[tuple[str, bool], ...] = ()
+    options: tuple[tuple[str, bool | int], ...] = ()
 
     @property
     def chips(self) -> int:
@@ -52,12 +52,12 @@ class Target:
 TARGETS = {
     target.name: target
     for target in (
-        Target("a100x4", "cuda", "1x1x4", 80 * GIB, options=NO_TRITON),
-        Target("a100x1", "cuda", "1x1x1", 80 * GIB, mesh=(1, 1, 1), options=NO_TRITON),
+        Target("a100x4", "cuda", "1x1x4", 80 * GIB, options=GPU),
+        Target("a100x1", "cuda", "1x1x1", 80 * GIB, mesh=(1, 1, 1), options=GPU),
         # As the mesh "a100x8": parameters are split within a machine of eight.
-        Target("a100x16", "cuda", "2x1x8", 80 * GIB, mesh=(2, 8, 1), options=NO_TRITON),
-        Target("a100x256", "cuda", "32x1x8", 80 * GIB, mesh=(32, 8, 1), options=NO_TRITON),
-        Target("gpu24", "cuda", "1x1x1", 24 * GIB, mesh=(1, 1, 1), options=NO_TRITON),
+        Target("a100x16", "cuda", "2x1x8", 80 * GIB, mesh=(2, 8, 1), options=GPU),
+        Target("a100x256", "cuda", "32x1x8", 80 * GIB, mesh=(32, 8, 1), options=GPU),
+        Target("gpu24", "cuda", "1x1x1", 24 * GIB, mesh=(1, 1, 1), options=GPU),
         Target("v5e-2x2", "tpu", "v5e:2x2", 16 * GIB),
         Target("v5p-2x2x1", "tpu", "v5p:2x2x1", 95 * GIB),
         Target("v6e-2x2", "tpu", "v6e:2x2", 32 * GIB),
