@@ -19,7 +19,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.batch import Data
-from calce_jax.models.t5 import T5, LayerCache
+from calce_jax.models.kept import LayerCache
+from calce_jax.models.t5 import T5
 
 START, END = 0, 1
 NEVER = -1e9

@@ -205,7 +205,7 @@ def test_step_by_step_as_all_at_once(minute):
     ids = jnp.array([[[0, 3, 7], [0, 5, 5]], [[0, 1, 2], [0, 18, 4]]])  # two beams about each of two prompts
     blocks = t5.decoder_blocks()
     cache = t5.start(blocks, memory, 2, 3)
-    assert cache[0].cross_key.shape[0] == 2, "kept once a prompt, not once a beam"
+    assert cache[0].cross.key.shape[0] == 2, "kept once a prompt, not once a beam"
     rows = jnp.broadcast_to(jnp.arange(2)[None, :, None], (2, 2, 3))
     step = jax.jit(lambda ids, cache, at: t5.step(blocks, ids, cache, at, rows=rows, mask=mask))
     stepped = []

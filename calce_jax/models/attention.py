@@ -58,13 +58,22 @@ def attention(
     # Heads before positions: the layout in which every backend has a fast batched product.
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     scores = jnp.einsum("bnqh,bnlh->bnql", query, key, preferred_element_type=jnp.float32) * scale
+    weights = dropout(weigh(scores, bias, mask), drop, drop_key).astype(value.dtype)
+    return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, value), 1, 2)
+
+
+def weigh(
+    scores: Float[Array, "B N Q L"],
+    bias: Float[Array, "#B #N #Q L"] | None,
+    mask: Bool[Array, "#B #Q L"] | None,
+) -> Float[Array, "B N Q L"]:
+    """Return the weights of attention, in float32."""
     if bias is not None:
         scores = scores + bias.astype(jnp.float32)
     if mask is not None:
         # Added, not put in their place, so that the gradient need not keep the mask of every pair. The sum is the same.
         scores = scores + jnp.where(mask[:, None], 0.0, jnp.finfo(jnp.float32).min)
-    weights = dropout(_softmax(scores), drop, drop_key).astype(value.dtype)
-    return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, value), 1, 2)
+    return _softmax(scores)
 
 
 def split_heads(x: Float[Array, "B L D"], heads: int) -> Float[Array, "B L N H"]:

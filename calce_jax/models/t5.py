@@ -8,14 +8,15 @@ D width, N heads, H head width, F feed-forward width, V vocabulary, R relative-p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.models.attention import Implementation, attention, join_heads, split_heads
+from calce_jax.models.kept import Kept, LayerCache, attention_to
 from calce_jax.models.layers import Key, Keys, Linear, Remat, RMSNorm, dropout, gelu, scan, stack, unstack
 from calce_jax.sharding import constrain_batch
 
@@ -58,21 +59,6 @@ class T5Config:
         return T5Config(
             width=64, heads=4, head_width=16, mlp_width=128, encoder_depth=3, decoder_depth=2, vocab=vocab, drop=0.05
         )
-
-
-@struct.dataclass
-class LayerCache:
-    """What one decoder block need not compute again. Heads come before positions, as the products want them.
-
-    The encoder's keys and values are kept once a sample, not once a beam. Those of the answers stay where they were
-    written, token by token, K beams each; which of them belong to a beam is said by a mask, so nothing is moved when
-    beams are dropped and doubled.
-    """
-
-    cross_key: Float[Array, "B N L H"]
-    cross_value: Float[Array, "B N L H"]
-    self_key: Float[Array, "B N J H"]
-    self_value: Float[Array, "B N J H"]
 
 
 class Embedding(nnx.Module):
@@ -131,6 +117,18 @@ class T5Attention(nnx.Module):
             implementation=self.implementation,
         )
         return self.o(join_heads(seen), key=keys())
+
+    def look_back(
+        self,
+        x: Float[Array, "B Q D"],
+        kept: Kept,
+        *,
+        bias: Float[Array, "1 N #Q L"] | None = None,
+        mask: Bool[Array, "#B #Q L"] | None = None,
+    ) -> Float[Array, "B Q D"]:
+        """Attend from `x` to what is kept."""
+        query = split_heads(self.q(x), self.heads)
+        return self.o(join_heads(attention_to(kept, query, bias=bias, mask=mask)))
 
 
 class T5Mlp(nnx.Module):
@@ -218,18 +216,12 @@ class DecoderBlock(nnx.Module):
 
         The beams of a sample are query positions, so what it keeps is read once for all of them.
         """
-        keys, normed = Keys(None), self.self_norm(x)
-        new = self.self_attention.keys_values(normed, keys)
-        own_key, own_value = (
-            jax.lax.dynamic_update_slice_in_dim(kept, _heads_first(part), at * x.shape[1], axis=2)
-            for kept, part in zip((layer.self_key, layer.self_value), new, strict=True)
-        )
-        # `attention` puts heads first itself; swapped twice is not swapped at all once compiled.
-        own = _heads_first(own_key), _heads_first(own_value)
-        x = x + self.self_attention.look(normed, *own, keys, bias=bias, mask=past)
-        memory = _heads_first(layer.cross_key), _heads_first(layer.cross_value)
-        x = x + self.cross_attention.look(self.cross_norm(x), *memory, keys, mask=mask)
-        return x + self.mlp(self.mlp_norm(x), keys), replace(layer, self_key=own_key, self_value=own_value)
+        normed = self.self_norm(x)
+        new = self.self_attention.keys_values(normed, Keys(None))
+        layer = layer.with_own(*new, at * x.shape[1])
+        x = x + self.self_attention.look_back(normed, layer.own, bias=bias, mask=past)
+        x = x + self.cross_attention.look_back(self.cross_norm(x), layer.cross, mask=mask)
+        return x + self.mlp(self.mlp_norm(x), Keys(None)), layer
 
 
 class Encoder(nnx.Module):
@@ -300,13 +292,14 @@ class T5(nnx.Module):
     def start(
         self, blocks: Sequence[DecoderBlock], memory: Float[Array, "B L D"], beams: int, length: int
     ) -> tuple[LayerCache, ...]:
-        """Return a cache for `beams` answers of at most `length` tokens about each encoded sample."""
-        caches = []
-        for block in blocks:
-            key, value = (_heads_first(part) for part in block.cross_attention.keys_values(memory, Keys(None)))
-            own = jnp.zeros((*key.shape[:2], length * beams, key.shape[3]), key.dtype)
-            caches.append(LayerCache(cross_key=key, cross_value=value, self_key=own, self_value=own))
-        return tuple(caches)
+        """Return a cache for `beams` answers of at most `length` tokens about each encoded sample.
+
+        The encoder's keys and values are kept once a sample, not once a beam. Those of the answers stay where they were
+        written, token by token, K beams each; which of them belong to a beam is said by a mask, so nothing is moved
+        when beams are dropped and doubled.
+        """
+        crosses = [Kept.of(*block.cross_attention.keys_values(memory, Keys(None))) for block in blocks]
+        return tuple(LayerCache(cross, cross.room(length * beams)) for cross in crosses)
 
     def step(
         self,
@@ -328,7 +321,7 @@ class T5(nnx.Module):
           rows: which beam each beam's tokens were written by; at `at` each its own.
           mask: which positions of the encoder count.
         """
-        dtype, (batch, beams, length) = cache[0].self_key.dtype, rows.shape
+        dtype, (batch, beams, length) = cache[0].own.key.dtype, rows.shape
         numbers = jnp.arange(length)
         bias = self._looked_up(self.decoder.relative_bias, numbers[None] - at, dtype, both_ways=False)
         bias = jnp.repeat(bias, beams, axis=-1)
@@ -350,11 +343,6 @@ class T5(nnx.Module):
     ) -> Float[Array, "1 N Q L"]:
         buckets = relative_bucket(distance, both_ways=both_ways)
         return table(buckets).astype(dtype).transpose(2, 0, 1)[None]
-
-
-def _heads_first(x: Float[Array, "B L N H"]) -> Float[Array, "B N L H"]:
-    """Swap heads and positions; twice, and all is as before."""
-    return jnp.swapaxes(x, 1, 2)
 
 
 def relative_bucket(distance: Int[Array, "Q L"], *, both_ways: bool) -> Int[Array, "Q L"]:

@@ -7,15 +7,16 @@ length, D width, N heads, H head width, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.models.attention import attention, join_heads, split_heads
+from calce_jax.models.kept import Kept, LayerCache, attention_to
 from calce_jax.models.layers import Key, LayerNorm, Linear, gelu, scan, stack, unstack
 
 # Queries that look at all positions at once: a few hundred, so that their scores stay in a CPU's cache.
@@ -113,16 +114,6 @@ class WhisperConfig:
         return WhisperConfig(**{ours: int(config[name]) for ours, name in fields.items()})
 
 
-@struct.dataclass
-class LayerCache:
-    """What one decoder block need not compute again. Heads come before positions, as the products want them."""
-
-    cross_key: Float[Array, "B N S H"]
-    cross_value: Float[Array, "B N S H"]
-    self_key: Float[Array, "B N M H"]
-    self_value: Float[Array, "B N M H"]
-
-
 class WhisperAttention(nnx.Module):
     """Projections of one attention; keys have no bias."""
 
@@ -133,24 +124,16 @@ class WhisperAttention(nnx.Module):
         self.o = Linear(width, width, rngs=rngs)
         self.heads, self.scale = heads, (width // heads) ** -0.5
 
-    def keys_values(self, memory: Float[Array, "B S D"]) -> tuple[Float[Array, "B N S H"], Float[Array, "B N S H"]]:
-        """Project what is looked at, heads first."""
-        key, value = (jnp.swapaxes(split_heads(part(memory), self.heads), 1, 2) for part in (self.k, self.v))
-        return key, value
+    def keys_values(self, memory: Float[Array, "B S D"]) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
+        """Project what is looked at."""
+        return split_heads(self.k(memory), self.heads), split_heads(self.v(memory), self.heads)
 
-    def look(
-        self,
-        x: Float[Array, "B A D"],
-        key: Float[Array, "B N L H"],
-        value: Float[Array, "B N L H"],
-        *,
-        mask: Bool[Array, "B A L"] | None = None,
+    def look_back(
+        self, x: Float[Array, "B A D"], kept: Kept, *, mask: Bool[Array, "B A L"] | None = None
     ) -> Float[Array, "B A D"]:
-        """Attend from `x` to projected keys and values."""
+        """Attend from `x` to what is kept."""
         query = split_heads(self.q(x), self.heads)
-        # `attention` puts heads first itself; swapped twice is not swapped at all once compiled.
-        key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
-        return self.o(join_heads(attention(query, key, value, scale=self.scale, mask=mask)))
+        return self.o(join_heads(attention_to(kept, query, scale=self.scale, mask=mask)))
 
     def look_around(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """Attend from every position to all, a block of queries at a time."""
@@ -161,7 +144,7 @@ class WhisperAttention(nnx.Module):
         query = jnp.swapaxes(query.reshape(batch, length // block, block, *query.shape[2:]), 0, 1)
 
         def some(query: Float[Array, "B A N H"]) -> Float[Array, "B A N H"]:
-            return attention(query, jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2), scale=self.scale)
+            return attention(query, key, value, scale=self.scale)
 
         seen = jnp.swapaxes(jax.lax.map(some, query), 0, 1)
         return self.o(join_heads(seen.reshape(batch, length, *seen.shape[3:])))
@@ -210,14 +193,9 @@ class DecoderBlock(nnx.Module):
     ) -> tuple[Float[Array, "B A D"], LayerCache]:
         """Read tokens `at` .. `at` + A, and put their keys and values into the cache."""
         normed = self.self_norm(x)
-        key, value = self.self_attention.keys_values(normed)
-        cache = replace(
-            cache,
-            self_key=jax.lax.dynamic_update_slice_in_dim(cache.self_key, key, at, axis=2),
-            self_value=jax.lax.dynamic_update_slice_in_dim(cache.self_value, value, at, axis=2),
-        )
-        x = x + self.self_attention.look(normed, cache.self_key, cache.self_value, mask=mask)
-        x = x + self.cross_attention.look(self.cross_norm(x), cache.cross_key, cache.cross_value)
+        cache = cache.with_own(*self.self_attention.keys_values(normed), at)
+        x = x + self.self_attention.look_back(normed, cache.own, mask=mask)
+        x = x + self.cross_attention.look_back(self.cross_norm(x), cache.cross)
         return x + self.mlp(self.mlp_norm(x)), cache
 
 
@@ -285,12 +263,8 @@ class Whisper(nnx.Module):
         self, blocks: Sequence[DecoderBlock], memory: Float[Array, "B S D"], length: int
     ) -> tuple[LayerCache, ...]:
         """Return a cache for texts of `length` tokens, prompt included, about encoded windows."""
-        caches = []
-        for block in blocks:
-            key, value = block.cross_attention.keys_values(memory)
-            own = jnp.zeros((*key.shape[:2], length, key.shape[3]), key.dtype)
-            caches.append(LayerCache(cross_key=key, cross_value=value, self_key=own, self_value=own))
-        return tuple(caches)
+        crosses = [Kept.of(*block.cross_attention.keys_values(memory)) for block in blocks]
+        return tuple(LayerCache(cross, cross.room(length)) for cross in crosses)
 
     def advance(
         self,
@@ -313,7 +287,7 @@ class Whisper(nnx.Module):
         Returns:
           What `logits` reads after each of the tokens, and the cache with them in it.
         """
-        dtype, length = cache[0].self_key.dtype, cache[0].self_key.shape[2]
+        dtype, length = cache[0].own.key.dtype, cache[0].own.key.shape[3]
         places = at + jnp.arange(ids.shape[1])
         position = jnp.maximum(places[None] - first[:, None], 0)
         x = jnp.take(self.decoder.tokens[...], ids, axis=0).astype(dtype)
