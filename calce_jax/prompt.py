@@ -33,9 +33,11 @@ from itertools import chain
 from typing import Literal
 
 import numpy as np
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.text_row import Behaviour, Caption, Note, Number, TextRow, TextSizes, Windows
+from calce_jax.tokenizers import bare
 
 TASK = "Given the video and the subtitle and the query, find the query relevant windows.\nRelevant windows: "
 NO_CAPTION = "*None*"
@@ -137,7 +139,7 @@ class PromptWriter:
     ):
         self.sizes, self.stage = sizes, stage
         self.behaviour: Behaviour = behaviour
-        self._t5, self._bert = t5, bert
+        self._t5, self._bert = bare(t5), bare(bert)
         self._replaced = replaced_numbers(t5)
         self._border, self._end = _id(t5, BORDER), _id(t5, END)
         self._times: dict[int, list[int]] = {}  # ids of the seconds written so far
@@ -188,7 +190,7 @@ class PromptWriter:
 
         # A call takes a tokenizer longer than a caption does, so all captions go in one.
         texts = [caption.text for caption in captions[: sizes.captions]]
-        query_words, *caption_words = self._bert([query, *texts])["input_ids"]
+        query_words, *caption_words = _all_ids(self._bert, [query, *texts], ends=True)
         spoken, cuts = [], []
         room = sizes.text_tokens - sum(map(len, [*head, *tail]))
         if room < 0:
@@ -196,7 +198,7 @@ class PromptWriter:
                 f"a prompt without captions takes {sizes.text_tokens - room} text tokens of the {sizes.text_tokens} "
                 f"a row has; raise text_tokens"
             )
-        written = self._t5(texts, add_special_tokens=False)["input_ids"] if texts else []
+        written = _all_ids(self._t5, texts)
         for caption, ids in zip(captions, written, strict=False):
             piece, was_cut = self._caption(caption, ids)
             room -= len(piece)
@@ -309,7 +311,7 @@ class PromptWriter:
         return _padded(ids if len(ids) <= most else [*ids[: most - 1], ids[-1]], most)
 
     def _ids(self, text: str) -> list[int]:
-        return self._t5(text, add_special_tokens=False)["input_ids"]
+        return _all_ids(self._t5, [text])[0]
 
     def _without_borders(self, text: str) -> list[int]:
         return [i for i in self._ids(text) if i != self._border]
@@ -319,9 +321,14 @@ class PromptWriter:
         new = sorted(set(seconds) - self._times.keys())
         if not new:
             return
-        written = self._t5([str(self._replaced.get(second, second)) for second in new], add_special_tokens=False)
-        for second, ids in zip(new, written["input_ids"], strict=True):
+        written = _all_ids(self._t5, [str(self._replaced.get(second, second)) for second in new])
+        for second, ids in zip(new, written, strict=True):
             self._times[second] = ids[1:] if ids[0] == self._border else ids
+
+
+def _all_ids(tokenizer: Tokenizer, texts: list[str], *, ends: bool = False) -> list[list[int]]:
+    """Tokenize texts; with BERT's [CLS] and [SEP] at the `ends`."""
+    return [encoded.ids for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=ends)]
 
 
 def _id(t5: PreTrainedTokenizerBase, piece: str) -> int:

@@ -1,0 +1,59 @@
+"""Memory that is lent is taken back when nobody refers to it, and not before."""
+
+import pickle
+
+import jax
+import numpy as np
+
+from calce_jax.input_pipeline.room import Room
+
+SHAPE = (2, 300, 7)
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def test_memory_is_used_again_once_nobody_refers_to_it():
+    room = Room()
+    first = room.array(SHAPE)
+    assert (first.shape, first.dtype, first.flags.c_contiguous, first.flags.writeable) == (SHAPE, np.uint8, True, True)
+    place = address(first)
+    del first
+    assert address(room.array(SHAPE)) == place
+
+
+def test_a_view_keeps_its_memory():
+    room = Room()
+    first = room.array(SHAPE)
+    place, row = address(first), first[1][::2]
+    row[:] = 7
+    del first
+    second = room.array(SHAPE)
+    assert address(second) != place
+    second[:] = 0
+    assert (row == 7).all()
+    del row
+    assert address(room.array(SHAPE)) == place
+
+
+def test_what_was_put_on_a_device_stays_as_it_was():
+    room = Room()
+    array = room.array((64, 1024))
+    array[:] = 5
+    there = jax.device_put(array)
+    del array
+    later = [room.array((64, 1024)) for _ in range(3)]
+    for other in later:
+        other[:] = 9
+    assert (np.asarray(there) == 5).all()
+
+
+def test_another_process_has_its_own_and_nothing_is_lent_for_no_bytes():
+    room = Room()
+    kept = room.array(SHAPE)
+    kept[:] = 3
+    other = pickle.loads(pickle.dumps(room)).array(SHAPE)
+    other[:] = 4
+    assert (kept == 3).all()
+    assert room.array((4, 0, 0, 3)).shape == (4, 0, 0, 3)
