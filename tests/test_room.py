@@ -1,9 +1,14 @@
 """Memory that is lent is taken back when nobody refers to it, and not before."""
 
+import ctypes
 import pickle
+import resource
+import subprocess
+import sys
 
 import jax
 import numpy as np
+import pytest
 
 from calce_jax.input_pipeline.room import Room
 
@@ -57,3 +62,22 @@ def test_another_process_has_its_own_and_nothing_is_lent_for_no_bytes():
     other[:] = 4
     assert (kept == 3).all()
     assert room.array((4, 0, 0, 3)).shape == (4, 0, 0, 3)
+
+
+ALLOCATE = """
+import resource
+from calce_jax.input_pipeline.room import keep_freed
+keep_freed()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    blocks = [b"x" * (8 << 20) for _ in range(3)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_what_was_freed_is_kept_by_the_process():
+    done = subprocess.run([sys.executable, "-c", ALLOCATE], capture_output=True, text=True, check=True)
+    # As many pages as one turn has; without, the kernel clears them in each of the twenty.
+    assert int(done.stdout) < 2 * 3 * (8 << 20) // resource.getpagesize()
