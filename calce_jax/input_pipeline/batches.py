@@ -204,15 +204,16 @@ class _Load:
             use_captions=config.use_captions,
             features=FeatureFolder(config.features) if config.features else None,
         )
-        self._config, self._examples, self._part, self._room = config, examples, part, Room()
+        self._config, self._examples, self._part = config, examples, part
+        # Most of a batch by far; every frame is decoded to where it stays.
+        size = 0 if config.features else config.image_size
+        self._room = Room((part.stop - part.start, config.frames, size, size, 3))
 
     def __call__(self, place: int, numbers: np.ndarray) -> dict[str, Any]:
         config, first = self._config, numbers[0]
         epoch = place // batches_an_epoch(len(self._examples), config)
         numbers, share = numbers[self._part], self._part.stop - self._part.start
-        # Most of a batch by far; every frame is decoded to where it stays.
-        size = 0 if config.features else config.image_size
-        frames = self._room.array((share, config.frames, size, size, 3))
+        frames = self._room.array()
         loaded = [self._row(epoch, int(number), into) for number, into in zip(numbers, frames, strict=False)]
         if len(loaded) < share:
             # A host may have fillers alone; they are shaped like any row.

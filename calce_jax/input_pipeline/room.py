@@ -19,24 +19,25 @@ M_TRIM_THRESHOLD, MOST_KEPT = -1, 256 << 20
 
 
 class Room:
-    """Lends memory for arrays of one size, and takes it back when nobody refers to an array or a part of it any more.
+    """Lends memory for arrays of one shape, and takes it back when nobody refers to an array or a part of it any more.
 
     Nobody has to say so: it is known from the references. Who copies an array in the background, as jax does to a
-    device, holds one until the copy is there. There is as much memory as was ever lent at a time.
+    device, holds one until the copy is there. There is as much memory as was ever lent at a time. Whoever has a room
+    reads, so making one calls `keep_freed`, in a worker process too.
     """
 
-    def __init__(self):
-        self._free: list[UInt8[np.ndarray, " size"]] = []
+    def __init__(self, shape: tuple[int, ...]):
+        self._shape, self._free = shape, list[UInt8[np.ndarray, " size"]]()
         keep_freed()
 
-    def __reduce__(self) -> tuple[type["Room"], tuple[()]]:
-        return Room, ()  # another process has memory of its own
+    def __reduce__(self) -> tuple[type["Room"], tuple[tuple[int, ...]]]:
+        return Room, (self._shape,)  # another process has memory of its own
 
-    def array(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+    def array(self) -> UInt8[np.ndarray, "..."]:
         """Return an array with anything in it."""
-        size = math.prod(shape)
+        size = math.prod(self._shape)
         if not size:
-            return np.empty(shape, np.uint8)
+            return np.empty(self._shape, np.uint8)
         # Several threads ask; `pop` and `append` are one step each.
         try:
             memory = self._free.pop()
@@ -45,7 +46,7 @@ class Room:
         # Views of an array refer to what owns its memory, past all views in between; so the owner has to be new.
         owner = (ctypes.c_uint8 * size).from_buffer(memory.data)
         weakref.finalize(owner, self._free.append, memory).atexit = False
-        return np.ctypeslib.as_array(owner).reshape(shape)
+        return np.ctypeslib.as_array(owner).reshape(self._shape)
 
 
 @functools.cache

@@ -5,7 +5,8 @@
     "flash"  Pallas' flash attention for TPUs, where scores never leave the chip
 
 Scores and softmax are float32 in all of them. A fused kernel does not do everything; "xla" does what is left: weights
-that drop, and for "flash" queries with masks of their own and short sequences.
+that drop, and for "flash" queries with masks of their own and short sequences. A token's few queries about what a
+decoder keeps are a matter of layout, and in `models.kept`, whatever is chosen here.
 
 Dimensions: B batch, Q query positions, L key positions, N heads, H head width.
 """

@@ -28,7 +28,7 @@ class Kept:
         """Keep projections."""
         return Kept(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3))
 
-    def room(self, length: int) -> "Kept":
+    def empty(self, length: int) -> "Kept":
         """Return room for other positions of the same sample: zeros."""
         key = jnp.zeros((*self.key.shape[:3], length), self.key.dtype)
         return Kept(key, jnp.swapaxes(key, 2, 3))

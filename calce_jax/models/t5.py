@@ -299,7 +299,7 @@ class T5(nnx.Module):
         when beams are dropped and doubled.
         """
         crosses = [Kept.of(*block.cross_attention.keys_values(memory, Keys(None))) for block in blocks]
-        return tuple(LayerCache(cross, cross.room(length * beams)) for cross in crosses)
+        return tuple(LayerCache(cross, cross.empty(length * beams)) for cross in crosses)
 
     def step(
         self,

@@ -264,7 +264,7 @@ class Whisper(nnx.Module):
     ) -> tuple[LayerCache, ...]:
         """Return a cache for texts of `length` tokens, prompt included, about encoded windows."""
         crosses = [Kept.of(*block.cross_attention.keys_values(memory)) for block in blocks]
-        return tuple(LayerCache(cross, cross.room(length)) for cross in crosses)
+        return tuple(LayerCache(cross, cross.empty(length)) for cross in crosses)
 
     def advance(
         self,
