@@ -41,8 +41,8 @@ format: $(VENV)/dev  ## Let ruff format and mend.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-base: $(VENV)/core  ## Make the tiny base checkpoint anew (data/shapes/base.safetensors); took 25 minutes on 2 busy cores.
-	$(BIN)/python launch/make_base.py --out=data/shapes/base.safetensors
+base: $(VENV)/core  ## Make the tiny base checkpoint anew (calce_jax/assets/tiny/base.safetensors); took 25 minutes on 2 busy cores.
+	$(BIN)/python launch/make_base.py --out=calce_jax/assets/tiny/base.safetensors
 
 $(VENV)/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -23,12 +23,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from calce_jax.convert import bert, blip2
-from calce_jax.convert.reader import open_tensors
-from calce_jax.convert.rows import Table, rows_of
-from calce_jax.convert.table import Lazy, torch_parameters
-from calce_jax.convert.weights import base_shapes
-from calce_jax.convert.writer import write_shards
+from calce_jax.checkpoints.convert import bert, blip2
+from calce_jax.checkpoints.convert.mapping import Table, rows_of
+from calce_jax.checkpoints.convert.reader import open_tensors
+from calce_jax.checkpoints.convert.state_dict import Lazy, torch_parameters
+from calce_jax.checkpoints.convert.weights import base_shapes
+from calce_jax.checkpoints.convert.writer import write_shards
 from calce_jax.models.calce import CalceConfig
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.material import pictures, write_video
 from benchmarks.paired import Row, Setting, arguments, compare, report
-from calce_jax.video import decode_jpeg, encode_jpeg, head_indices, read_frames
+from calce_jax.video.decode import decode_jpeg, encode_jpeg, head_indices, read_frames
 
 FRAMES, SIZE = 75, 224
 

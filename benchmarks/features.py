@@ -12,23 +12,24 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from benchmarks.aot.flops import count_flops
+from benchmarks.aot.programs import Shapes, train_step
 from benchmarks.material import example
 from benchmarks.paired import Row, Setting, arguments, compare, compiled, report
-from calce_jax.aot.flops import count_flops
-from calce_jax.aot.programs import Shapes, train_step
 from calce_jax.batch import Batch, Features
-from calce_jax.features import Of, Store, stored
+from calce_jax.checkpoints.restore import build_model, calce_config
+from calce_jax.config import RunConfig, validate
+from calce_jax.distributed.sharding import make_mesh
+from calce_jax.inference.predict_step import step_config
 from calce_jax.input_pipeline import make_iterator
+from calce_jax.input_pipeline.batches import input_config
+from calce_jax.input_pipeline.feature_fingerprint import made_by
 from calce_jax.models.calce import Calce, CalceConfig
-from calce_jax.sharding import make_mesh
-from calce_jax.step import make_train_step
-from calce_jax.tokenizers import load_bert, load_t5
-from calce_jax.training.config import RunConfig, validate
-from calce_jax.training.material import Tokenizers, calce_config, input_config
+from calce_jax.models.feature_codec import Of, Store, stored
+from calce_jax.text.tokenizers import Tokenizers, load_bert, load_t5
 from calce_jax.training.optimizer import make_optimizer
-from calce_jax.training.run import build_model, step_config
 from calce_jax.training.state import new_state
-from calce_jax.training.vision import made_by
+from calce_jax.training.train_step import make_train_step
 from configs.calce import get_config
 from data import tokenizers
 

@@ -15,7 +15,7 @@ from flax import nnx
 from benchmarks.models import in_jax, in_torch, random_weights, sizes_of
 from benchmarks.paired import Row, Setting, arguments, compare, compiled, report
 from benchmarks.t5 import T5S
-from calce_jax.generate import beam_search
+from calce_jax.models.beam_search import beam_search
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from calce_jax.items import ADJECTIVE, NO_THINGS, NOUN, tagged, things
+from calce_jax.text.nouns import ADJECTIVE, NO_THINGS, NOUN, tagged, things
 
 Tagger = Callable[[str], list[tuple[str, str]]]
 Row = tuple[str, list[str]]

@@ -6,9 +6,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from calce_jax.outputs import replacing
-from calce_jax.video import encode_jpeg
-from data.moments import Example
+from calce_jax.input_pipeline.dataset import Example
+from calce_jax.storage.atomic_files import replacing
+from calce_jax.video.decode import encode_jpeg
 
 SECONDS_A_FRAME = 2.0
 QUERY = "a woman in a red coat walks her dog along the river before it starts to rain"

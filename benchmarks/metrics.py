@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.paired import Row, Setting, arguments, compare, report
-from calce_jax.metrics import PROTOCOLS, Case
-from calce_jax.metrics.official import RANGES, WINDOW_LIMIT
-from calce_jax.metrics.overlap import THRESHOLDS
+from calce_jax.moments.metrics import PROTOCOLS, Case
+from calce_jax.moments.metrics.average_precision import THRESHOLDS
+from calce_jax.moments.metrics.protocols import RANGES, WINDOW_LIMIT
 
 Window = Sequence[int | float]
 

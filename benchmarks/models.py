@@ -12,14 +12,14 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.paired import Setting
-from calce_jax.convert.hub import write_blip2
-from calce_jax.convert.table import Lazy
-from calce_jax.convert.weights import Weights, base_shapes, trained_shapes
+from calce_jax.checkpoints.convert.huggingface import write_blip2
+from calce_jax.checkpoints.convert.state_dict import Lazy
+from calce_jax.checkpoints.convert.weights import Weights, base_shapes, trained_shapes
 from calce_jax.models.calce import Calce, CalceConfig
+from calce_jax.models.param_names import named_leaves, with_leaves
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
-from calce_jax.paths import named_leaves, with_leaves
 
 # The parts that a benchmark does not run, as small as they get.
 NO_VIT = VitConfig(image_size=28, patch=14, width=16, depth=1, heads=2, mlp_width=16)

@@ -23,26 +23,26 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from calce_jax import packing
-from calce_jax.annotations import Annotation, read_annotations
-from calce_jax.captions import read_srt, spoken_intervals
-from calce_jax.demo import stage_config
-from calce_jax.input_pipeline.crops import crop_and_resize, draw_crop
-from calce_jax.keyframes.coarse import select_coarse
-from calce_jax.keyframes.fine import select_fine
-from calce_jax.keyframes.spoken import spoken_frames
-from calce_jax.looked import make_look
+from calce_jax.config import RunConfig, validate
+from calce_jax.inference.predict_step import make_look
+from calce_jax.inference.trained_run import open_base
+from calce_jax.input_pipeline.augment import crop_and_resize, draw_crop
+from calce_jax.input_pipeline.speech_mask import spoken_frames
+from calce_jax.models import prompt_packing as packing
 from calce_jax.models.calce import unit_rows
-from calce_jax.outputs import write_output
-from calce_jax.prompt import PromptWriter, about_talking, stage1_windows
-from calce_jax.text_row import TextSizes
-from calce_jax.tokenizers import load_bert, load_t5
-from calce_jax.trained import open_base
-from calce_jax.training.config import RunConfig, validate
-from calce_jax.video import read_frames
+from calce_jax.models.keyframes.coarse import select_coarse
+from calce_jax.models.keyframes.fine import select_fine
+from calce_jax.moments.annotations import Annotation, read_annotations
+from calce_jax.presets.datasets import DATASETS
+from calce_jax.presets.sizes import TOKENS, buckets
+from calce_jax.storage.atomic_files import write_output
+from calce_jax.text.captions import read_srt, spoken_intervals
+from calce_jax.text.prompt import PromptWriter, about_talking, stage1_windows
+from calce_jax.text.text_row import TextSizes
+from calce_jax.text.tokenizers import load_bert, load_t5
+from calce_jax.video.decode import read_frames
 from configs.calce import get_config
-from configs.datasets import DATASETS
-from configs.sizes import TOKENS, buckets
+from data.shapes.demo_pipeline import stage_config
 from data.shapes.write import write_shapes
 
 SPLITS = {"qvh": ("train", "val"), "charades": ("train", "test")}

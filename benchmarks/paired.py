@@ -22,7 +22,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from calce_jax.outputs import write_output
+from calce_jax.storage.atomic_files import write_output
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "peft", "simplejpeg", "pillow", "av", "decord")
 Run = Callable[[], Any]

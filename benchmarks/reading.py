@@ -14,12 +14,12 @@ import simplejpeg
 
 from benchmarks.material import QUERY, example
 from benchmarks.paired import Row, Setting, arguments, compare, report
-from calce_jax.annotations import Annotation
+from calce_jax.datasets.tables import VideoRecord, build_tables
 from calce_jax.input_pipeline import InputConfig, make_iterator
-from calce_jax.tokenizers import load_bert, load_t5
+from calce_jax.input_pipeline.dataset import Example, open_tables
+from calce_jax.moments.annotations import Annotation
+from calce_jax.text.tokenizers import load_bert, load_t5
 from data import tokenizers
-from data.moments import Example, open_tables
-from data.tables import VideoRecord, build_tables
 
 FRAMES, SIZE, CAPTIONS = 75, 224, 16
 

@@ -20,9 +20,9 @@ import av
 import jax
 import numpy as np
 
-from calce_jax.cache import Cache
-from calce_jax.outputs import replacing, write_output
-from calce_jax.search import Searcher, keep_programs, open_stages
+from calce_jax.search.searcher import Searcher, keep_programs, open_stages
+from calce_jax.storage.atomic_files import replacing, write_output
+from calce_jax.storage.disk_cache import Cache
 
 SIZE, RATE = (160, 120), 5
 FIRST, SECOND = "a red circle moves to the left", "a blue square appears"

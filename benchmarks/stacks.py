@@ -18,7 +18,7 @@ from flax import nnx
 from benchmarks.models import in_jax, random_weights, sizes_of
 from benchmarks.paired import Setting, arguments, compare, report
 from benchmarks.t5 import our_step
-from calce_jax.generate import beam_search
+from calce_jax.models.beam_search import beam_search
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig

@@ -19,16 +19,15 @@ from benchmarks.material import example
 from benchmarks.models import in_jax, in_torch, random_weights
 from benchmarks.paired import Row, Setting, arguments, compare, compiled, report
 from calce_jax.batch import Batch
-from calce_jax.convert.weights import Weights
+from calce_jax.checkpoints.convert.weights import Weights
+from calce_jax.config import RunConfig, validate
+from calce_jax.inference.predict_step import Prediction, make_predict, step_config
 from calce_jax.input_pipeline import make_iterator
+from calce_jax.input_pipeline.batches import input_config
 from calce_jax.models.attention import Implementation
 from calce_jax.models.calce import Calce, CalceConfig, split
 from calce_jax.models.vit import MEAN, STD
-from calce_jax.step import Prediction, make_predict
-from calce_jax.tokenizers import load_bert, load_t5
-from calce_jax.training.config import RunConfig, validate
-from calce_jax.training.material import input_config
-from calce_jax.training.run import step_config
+from calce_jax.text.tokenizers import load_bert, load_t5
 from configs.calce import get_config
 from data import tokenizers
 

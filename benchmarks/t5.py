@@ -16,11 +16,11 @@ import numpy as np
 import optax
 from flax import nnx
 
+from benchmarks.aot.flops import count_flops
 from benchmarks.models import in_jax, in_torch, random_weights, sizes_of
 from benchmarks.paired import Row, Run, Setting, apart, arguments, compare, compiled, report
-from calce_jax.aot.flops import count_flops
-from calce_jax.convert.hub import write_adapter
-from calce_jax.convert.weights import Weights
+from calce_jax.checkpoints.convert.huggingface import write_adapter
+from calce_jax.checkpoints.convert.weights import Weights
 from calce_jax.models.attention import Implementation
 from calce_jax.models.calce import CalceConfig, answer_loss, shifted
 from calce_jax.models.lora import LoraConfig

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks.aot.flops import count_flops
 from benchmarks.models import in_jax, in_torch, random_weights, sizes_of
 from benchmarks.paired import Row, Setting, apart, arguments, compare, compiled, report
-from calce_jax.aot.flops import count_flops
 from calce_jax.models.attention import Implementation
 from calce_jax.models.vit import VitConfig
 

@@ -42,8 +42,8 @@ Transcribe = Callable[[list[np.ndarray]], list[str]]
 def ours(batch_size: int) -> Transcribe:
     """Open calce_jax's."""
     from calce_jax.speech.mel import log_mel  # noqa: PLC0415
-    from calce_jax.speech.model import open_whisper  # noqa: PLC0415
     from calce_jax.speech.transcribe import Options, Sound, Transcriber  # noqa: PLC0415
+    from calce_jax.speech.whisper_model import open_whisper  # noqa: PLC0415
 
     model = open_whisper(MODEL.value)
     options = Options(batch_size=batch_size, temperatures=(0.0,), only_voices=False, language="en")

@@ -4,7 +4,7 @@ Dimensions: B queries, T frames, Y X pixels, P tokens of a frame, D their width,
 the tower, M text tokens, I spans, C captions, U words (BERT tokens), W windows, A answer tokens.
 
 All the text that may enter a prompt lies end to end in `tokens`; `spans` says where each piece starts and how long it
-is. Which pieces enter, and in what order, is decided on the device (`calce_jax.packing`), where the key frames and the
+is. Which pieces enter, and in what order, is decided on the device (`calce_jax.models.prompt_packing`), where the key frames and the
 captions that resemble the query are known. The I = T + C + 4 spans are, in order:
 
     T   the time of each frame
@@ -34,7 +34,7 @@ SPANS_BESIDE_FRAMES_AND_CAPTIONS = 4
 
 @struct.dataclass
 class Features:
-    """What the vision tower gives of frames, or the Q-Former says of them, as it is stored (`calce_jax.features`)."""
+    """What the vision tower gives of frames, or the Q-Former says of them, as it is stored (`calce_jax.models.feature_codec`)."""
 
     values: Shaped[Data, "B T P D"]  # float32, bfloat16 or int8; 0 where there is no frame
     scale: Float32[Data, "B T P G"] | None = None  # of int8 alone: what the values of D // G channels are multiples of
@@ -60,7 +60,7 @@ class Batch:
     labels: Int[Data, "B A"]  # T5 ids of the answer, 0 where padded
     valid: Bool[Data, " B"]  # False for the rows that fill up the last batch of an evaluation
     row: Int[Data, " B"]  # row of the queries table
-    notes: Int[Data, " B"]  # bits of `calce_jax.prompt.Note`: what of the row did not fit, or was mended
+    notes: Int[Data, " B"]  # bits of `calce_jax.text.prompt.Note`: what of the row did not fit, or was mended
     features: Features | None = None  # what the tower gave of the frames before, in their place
 
     def without_frames(self) -> "Batch":

@@ -6,12 +6,16 @@ wrong value is answered with the field's name and what would be right, all wrong
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from calce_jax.sharding import MESHES
+from calce_jax.distributed.sharding import MESHES
 
 Behaviour = Literal["default", "reference"]
 Dataset = Literal["qvh", "charades", "shapes"]
@@ -316,3 +320,30 @@ def _expected(hint: Any) -> str:
 
 def _show(config: Mapping[str, Any], name: str) -> str:
     return repr(config[name]) if name in config else "nothing"
+
+
+def read_config(workdir: str | Path) -> RunConfig:
+    """Read what a run was trained by.
+
+    Raises:
+      ConfigError: there is no such file, or it is damaged.
+    """
+    path = Path(workdir) / "config.json"
+    try:
+        config = validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; give the workdir of a run that launch/train.py trained") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is no JSON ({error}); restore it from a checkpoint's record") from error
+    text = replace(
+        config.text,
+        t5_tokenizer=_wherever(config.text.t5_tokenizer),
+        bert_tokenizer=_wherever(config.text.bert_tokenizer),
+    )
+    return replace(config, text=text, weights=replace(config.weights, base=_wherever(config.weights.base)))
+
+
+def _wherever(path: str) -> str:
+    """Return where a file that comes with the project lies, if it is named as seen from a checkout and this is none."""
+    shipped = Path(str(files("data"))).parent / path
+    return str(shipped) if path.startswith("data/") and not Path(path).exists() and shipped.exists() else path

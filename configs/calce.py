@@ -2,7 +2,7 @@
 
 The argument is a dataset (qvh, charades or shapes), then any of `stage=1|2`, `size=full|full_xxl|small|tiny` and
 `behaviour=default|reference`. Any field can be changed after that: `--config.schedule.epochs=20`.
-`calce_jax.training.config` says what each field means and what it may be.
+`calce_jax.config` says what each field means and what it may be.
 """
 
 from dataclasses import replace
@@ -10,18 +10,10 @@ from typing import cast
 
 from ml_collections import ConfigDict
 
-from calce_jax.training.config import (
-    ConfigError,
-    GenerationConfig,
-    LoopConfig,
-    OptimizerConfig,
-    RunConfig,
-    Size,
-    plain,
-)
-from calce_jax.windows import BEST_SUPPORTED_RANK
-from configs.datasets import DATASETS
-from configs.sizes import LORA, MESH, SIZES, buckets
+from calce_jax.config import ConfigError, GenerationConfig, LoopConfig, OptimizerConfig, RunConfig, Size, plain
+from calce_jax.moments.windows import BEST_SUPPORTED_RANK
+from calce_jax.presets.datasets import DATASETS
+from calce_jax.presets.sizes import LORA, MESH, SIZES, buckets
 
 CHOICES = {"stage": ("1", "2"), "size": tuple(SIZES), "behaviour": ("default", "reference")}
 

@@ -14,8 +14,8 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={1 <
 
 from absl import app, flags, logging
 
-from calce_jax.checkpoints import CheckpointError
-from calce_jax.demo import VIDEOS, run_demo, text_table
+from calce_jax.checkpoints.manager import CheckpointError
+from data.shapes.demo_pipeline import VIDEOS, run_demo, text_table
 
 OUT = flags.DEFINE_string("out", "runs/demo", "folder of the run")
 TRAIN, VAL, TEST = (

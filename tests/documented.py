@@ -18,10 +18,10 @@ from unittest.mock import patch
 
 from absl import flags
 
-from calce_jax.cli import COMMANDS
-from calce_jax.convert.sources import parse_sources
-from calce_jax.convert.targets import parse_target
-from calce_jax.training.config import validate
+from calce_jax.checkpoints.convert.sources import parse_sources
+from calce_jax.checkpoints.convert.targets import parse_target
+from calce_jax.commands.cli import COMMANDS
+from calce_jax.config import validate
 from configs.calce import get_config
 from tests.scripts import script
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from calce_jax.convert.table import Row, Table, to_flax, to_torch
+from calce_jax.checkpoints.convert.state_dict import Row, Table, to_flax, to_torch
 
 
 def recorded(shared: Path, group: str) -> dict[str, np.ndarray]:

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from calce_jax.convert import qformer as qformer_names
-from calce_jax.convert import t5 as t5_names
-from calce_jax.convert.table import to_torch
-from calce_jax.convert.vit import TABLE as VIT_NAMES
+from calce_jax.checkpoints.convert import qformer as qformer_names
+from calce_jax.checkpoints.convert import t5 as t5_names
+from calce_jax.checkpoints.convert.state_dict import to_torch
+from calce_jax.checkpoints.convert.vit import TABLE as VIT_NAMES
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.t5 import T5, T5Config
 from calce_jax.models.vit import Vit, VitConfig
-from calce_jax.tokenizers import load_bert
+from calce_jax.text.tokenizers import load_bert
 from data import tokenizers as small
 from tests import golden
 from tests.test_qformer import transformers_text, transformers_visual

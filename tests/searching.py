@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from calce_jax.search import tiny_config
-from calce_jax.sharding import make_mesh
-from calce_jax.trained import Trained
-from calce_jax.training.material import open_tokenizers
+from calce_jax.distributed.sharding import make_mesh
+from calce_jax.inference.trained_run import Trained
+from calce_jax.presets.tiny import tiny_config
+from calce_jax.text.tokenizers import open_tokenizers
 from tests.minute import SIZES, make_model
 
 LONGEST = 10.0  # seconds of a piece

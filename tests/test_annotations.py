@@ -6,7 +6,7 @@ import json
 import pytest
 from absl import logging
 
-from calce_jax.annotations import Annotation, AnnotationError, read_annotations, write_annotations
+from calce_jax.moments.annotations import Annotation, AnnotationError, read_annotations, write_annotations
 
 ROW = {"qid": 1, "query": "A dog runs.", "vid": "v", "duration": 150, "relevant_windows": [[0, 10], [20, 30]]}
 

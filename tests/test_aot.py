@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from calce_jax.aot.budgets import RUNS, Case, cases
-from calce_jax.aot.flops import count_flops
-from calce_jax.aot.measure import fitted
-from calce_jax.aot.run import compile_cases
-from calce_jax.aot.targets import GIB, TARGETS, MissingCompiler, Target, mesh_for, missing_compiler
-from calce_jax.training.config import ConfigError, validate
+from benchmarks.aot.budgets import RUNS, Case, cases
+from benchmarks.aot.flops import count_flops
+from benchmarks.aot.measure import fitted
+from benchmarks.aot.run import compile_cases
+from benchmarks.aot.targets import GIB, TARGETS, MissingCompiler, Target, mesh_for, missing_compiler
+from calce_jax.config import ConfigError, validate
 from configs.calce import get_config
 
 

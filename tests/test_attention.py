@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
 
+from calce_jax.distributed.sharding import mesh_of
 from calce_jax.models import attention as module
 from calce_jax.models.attention import attention
 from calce_jax.models.calce import Calce, CalceConfig
-from calce_jax.sharding import mesh_of
 from tests.minute import SIZES, make_model
 
 # float32 sums in another order; of blocks, each scaled anew when a larger score is met, of gradients of up to 10.

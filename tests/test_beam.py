@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.moments import open_tables
+from calce_jax.input_pipeline.dataset import open_tables
 from tests.clips import write_clip
 from tests.sounds import tone, write_sound
 
@@ -91,7 +91,7 @@ def test_captioned_by_several_processes_as_by_one(shared, tmp_path):
 
 @pytest.mark.filterwarnings("default")
 def test_a_share_is_tried_again(monkeypatch):
-    from data import beam  # noqa: PLC0415
+    from calce_jax.datasets import beam  # noqa: PLC0415
 
     monkeypatch.setattr(beam, "PAUSE", 0.0)
     tries = []

@@ -10,7 +10,7 @@ from benchmarks.__main__ import table
 from benchmarks.material import pictures
 from benchmarks.metrics import looped, made_up, numbers
 from benchmarks.paired import Setting, apart, compare, compiled, held, report
-from calce_jax.metrics import PROTOCOLS
+from calce_jax.moments.metrics import PROTOCOLS
 
 
 @pytest.fixture

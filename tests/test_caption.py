@@ -11,12 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from calce_jax.captions import read_srt
-from calce_jax.outputs import write_output
 from calce_jax.speech.audio import RATE
 from calce_jax.speech.captioning import CaptioningError, caption_videos, captions_for, compose, find_videos, opener
 from calce_jax.speech.transcribe import Options, Transcriber, Transcript
-from calce_jax.text_row import Caption
+from calce_jax.storage.atomic_files import write_output
+from calce_jax.text.captions import read_srt
+from calce_jax.text.text_row import Caption
 from tests.clips import write_clip
 from tests.sounds import music, tone, write_sound
 

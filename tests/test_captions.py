@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from calce_jax.captions import Caption, CaptionError, clean, clean_text, read_srt, spoken_intervals
+from calce_jax.text.captions import Caption, CaptionError, clean, clean_text, read_srt, spoken_intervals
 
 GOOD = "1\n00:00:00,000 --> 00:00:03,000\nhello there\n\n2\n00:00:04,000 --> 00:00:05,500\ngoodbye\n"
 

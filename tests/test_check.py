@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from calce_jax.annotations import read_annotations
-from data.check import check
+from calce_jax.datasets.validate import check
+from calce_jax.moments.annotations import read_annotations
 from tests.clips import write_clip
 
 ROOT = Path(__file__).parents[1]

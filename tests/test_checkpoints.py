@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from calce_jax import checkpoints
-from calce_jax.checkpoints import (
+from calce_jax.checkpoints import manager as checkpoints
+from calce_jax.checkpoints.manager import (
     CheckpointError,
     Checkpoints,
-    file_hash,
     load_params,
     save_params,
     starting_point,
     steps_in,
 )
-from calce_jax.sharding import abstract_like, make_mesh, shard_params
+from calce_jax.distributed.sharding import abstract_like, make_mesh, shard_params
+from calce_jax.storage.provenance import file_hash
 from calce_jax.training.state import TrainState
 
 RULES = (("kernel$", P("fsdp", None)), ("", P()))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from calce_jax.keyframes.cluster import dpc_knn
+from calce_jax.models.keyframes.dpc_knn import dpc_knn
 
 # A pair, a triple, a loner and another pair on a line.
 LINE = np.array([0.0, 0.1, 5.0, 5.1, 5.3, 9.0, 20.0, 20.4], np.float32)[:, None]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from calce_jax.annotations import read_annotations
+from calce_jax.moments.annotations import read_annotations
 from data.shapes.write import write_shapes
 from tests.scripts import call, compiling_quickly
 

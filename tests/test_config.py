@@ -4,7 +4,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from calce_jax.training.config import ConfigError, RunConfig, differences, plain, validate
+from calce_jax.config import ConfigError, RunConfig, differences, plain, validate
 from configs.calce import get_config
 
 

@@ -12,27 +12,27 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.checkpoints import load_params, starting_point
-from calce_jax.convert import bert, blip2, calce, t5, vit, whisper
-from calce_jax.convert.hub import write_blip2
-from calce_jax.convert.original import write_checkpoint
-from calce_jax.convert.program import convert, sizes_of
-from calce_jax.convert.reader import WeightsFileError, open_tensors
-from calce_jax.convert.rows import prefixed, rows_of
-from calce_jax.convert.sources import open_sources, parse_sources
-from calce_jax.convert.table import ConversionError, torch_parameters
-from calce_jax.convert.targets import parse_target, write_base, write_run
-from calce_jax.convert.weights import Weights, base_shapes, held, trained_shapes
-from calce_jax.convert.writer import cast, write_safetensors, write_shards
+from calce_jax.checkpoints.convert import bert, blip2, calce, t5, vit, whisper
+from calce_jax.checkpoints.convert.calce_pth import write_checkpoint
+from calce_jax.checkpoints.convert.convert import convert, sizes_of
+from calce_jax.checkpoints.convert.huggingface import write_blip2
+from calce_jax.checkpoints.convert.mapping import prefixed, rows_of
+from calce_jax.checkpoints.convert.reader import WeightsFileError, open_tensors
+from calce_jax.checkpoints.convert.sources import open_sources, parse_sources
+from calce_jax.checkpoints.convert.state_dict import ConversionError, torch_parameters
+from calce_jax.checkpoints.convert.targets import parse_target, write_base, write_run
+from calce_jax.checkpoints.convert.weights import Weights, base_shapes, held, trained_shapes
+from calce_jax.checkpoints.convert.writer import cast, write_safetensors, write_shards
+from calce_jax.checkpoints.manager import load_params, starting_point
+from calce_jax.checkpoints.restore import trainables_of
+from calce_jax.config import WeightsConfig, plain, validate
 from calce_jax.models.calce import Calce, CalceConfig, label
 from calce_jax.models.lora import LoraConfig
+from calce_jax.models.param_names import named_leaves
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
 from calce_jax.models.whisper import Whisper, WhisperConfig
-from calce_jax.paths import named_leaves
-from calce_jax.training.config import WeightsConfig, plain, validate
-from calce_jax.training.run import trainables_of
 from configs.calce import get_config
 
 SIZES = CalceConfig(

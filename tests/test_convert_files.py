@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from calce_jax.convert import writer
-from calce_jax.convert.reader import WeightsFileError, open_tensors
-from calce_jax.convert.table import Lazy
-from calce_jax.convert.weights import held
-from calce_jax.convert.writer import cast, whole_folder, write_safetensors, write_shards
+from calce_jax.checkpoints.convert import writer
+from calce_jax.checkpoints.convert.reader import WeightsFileError, open_tensors
+from calce_jax.checkpoints.convert.state_dict import Lazy
+from calce_jax.checkpoints.convert.weights import held
+from calce_jax.checkpoints.convert.writer import cast, whole_folder, write_safetensors, write_shards
 
 ARRAYS = {
     "wide": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -91,7 +91,7 @@ def test_pth(tmp_path, torch, zipped, nested):
 
 
 def test_pth_is_opened_anew_now_and_then(tmp_path, torch, monkeypatch):
-    monkeypatch.setattr("calce_jax.convert.reader.REOPEN_AFTER", 10)
+    monkeypatch.setattr("calce_jax.checkpoints.convert.reader.REOPEN_AFTER", 10)
     torch.save(as_torch(torch, ARRAYS), tmp_path / "pytorch_model.bin")
     assert_same(open_tensors(tmp_path), ARRAYS)
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.convert import bert
-from calce_jax.convert.hub import write_adapter, write_blip2
-from calce_jax.convert.rows import rows_of
-from calce_jax.convert.table import check
-from calce_jax.convert.weights import Weights, base_shapes, held, trained_shapes
+from calce_jax.checkpoints.convert import bert
+from calce_jax.checkpoints.convert.huggingface import write_adapter, write_blip2
+from calce_jax.checkpoints.convert.mapping import rows_of
+from calce_jax.checkpoints.convert.state_dict import check
+from calce_jax.checkpoints.convert.weights import Weights, base_shapes, held, trained_shapes
 from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.models.lora import LoraConfig
+from calce_jax.models.param_names import named_leaves, with_leaves
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
-from calce_jax.paths import named_leaves, with_leaves
 
 SIZES = CalceConfig(
     VitConfig(image_size=8, patch=4, width=8, depth=2, heads=2, mlp_width=12),

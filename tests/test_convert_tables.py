@@ -9,20 +9,28 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.convert import blip2, calce, qformer, t5, vit, whisper
-from calce_jax.convert.original import checkpoint_tensors
-from calce_jax.convert.rows import Ignored, Row, prefixed, rows_of, split_rows
-from calce_jax.convert.sources import KINDS
-from calce_jax.convert.table import ConversionError, Lazy, check, to_flax, to_torch, torch_parameters, torch_tensors
-from calce_jax.convert.weights import Weights, base_shapes, trained_shapes
+from calce_jax.checkpoints.convert import blip2, calce, qformer, t5, vit, whisper
+from calce_jax.checkpoints.convert.calce_pth import checkpoint_tensors
+from calce_jax.checkpoints.convert.mapping import Ignored, Row, prefixed, rows_of, split_rows
+from calce_jax.checkpoints.convert.sources import KINDS
+from calce_jax.checkpoints.convert.state_dict import (
+    ConversionError,
+    Lazy,
+    check,
+    to_flax,
+    to_torch,
+    torch_parameters,
+    torch_tensors,
+)
+from calce_jax.checkpoints.convert.weights import Weights, base_shapes, trained_shapes
 from calce_jax.models import lora
 from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.models.lora import LoraConfig
+from calce_jax.models.param_names import named_leaves
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.t5 import T5, T5Config
 from calce_jax.models.vit import Vit, VitConfig
 from calce_jax.models.whisper import Whisper, WhisperConfig
-from calce_jax.paths import named_leaves
 from tests import golden
 from tests.manifests import manifest
 

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.keyframes.chance import draw_chance
+from calce_jax.config import OptimizerConfig, validate
+from calce_jax.inference.predict_step import StepConfig, chance_of
+from calce_jax.input_pipeline.dataset import Query
 from calce_jax.models.calce import Selection
-from calce_jax.step import StepConfig, chance_of
-from calce_jax.tokenizers import load_t5
-from calce_jax.training.config import OptimizerConfig, validate
-from calce_jax.training.material import answer_tokens
+from calce_jax.models.keyframes.reference_noise import draw_chance
+from calce_jax.text.prompt import answer_tokens
+from calce_jax.text.tokenizers import load_t5
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import apply_gradients, new_state
 from configs.calce import get_config
 from data import tokenizers as small
-from data.moments import Query
 from tests import minute
 from tests.test_schedule import QVH1
 

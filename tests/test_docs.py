@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from calce_jax.training.config import field_names
+from calce_jax.config import field_names
 from tests.documented import PAGES, ROOT, Command, check, code_lines, commands
 from tests.scripts import call
 
@@ -103,7 +103,7 @@ def test_the_pages_build(tmp_path: Path):
 
 
 def test_weights_are_converted_as_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    base = ROOT / "data/shapes/base.safetensors"
+    base = ROOT / "calce_jax/assets/tiny/base.safetensors"
     tiny = ("--size=tiny", "--run=shapes")
     call("convert", f"--source=base:{base}", f"--target=base:{tmp_path / 'again.safetensors'}", *tiny)
     assert str(tmp_path / "again.safetensors") in capsys.readouterr().out

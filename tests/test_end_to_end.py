@@ -11,18 +11,18 @@ import pytest
 from flax import nnx
 
 from calce_jax.batch import Batch
-from calce_jax.captions import clean, spoken_intervals
-from calce_jax.convert.calce import table
-from calce_jax.generate import beam_search
-from calce_jax.keyframes.spoken import spoken_frames
+from calce_jax.checkpoints.convert.calce import table
+from calce_jax.input_pipeline.speech_mask import spoken_frames
+from calce_jax.models.beam_search import beam_search
 from calce_jax.models.calce import Calce, CalceConfig, Selection
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
-from calce_jax.prompt import PromptWriter, about_talking
-from calce_jax.text_row import Caption, TextSizes
-from calce_jax.tokenizers import load_bert, load_t5
+from calce_jax.text.captions import clean, spoken_intervals
+from calce_jax.text.prompt import PromptWriter, about_talking
+from calce_jax.text.text_row import Caption, TextSizes
+from calce_jax.text.tokenizers import load_bert, load_t5
 from tests import golden
 
 FRAMES, LENGTH = 12, 192

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from calce_jax.metrics.evaluation import evaluate_files
+from calce_jax.moments.metrics.evaluate import evaluate_files
 
 ROOT = Path(__file__).parents[1]
 HEADLINES = ("R1@0.5", "R1@0.7", "mIoU", "mAP@0.5", "mAP@0.75")

@@ -12,23 +12,24 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax import seeing
-from calce_jax.annotations import Annotation
-from calce_jax.aot.flops import count_flops
-from calce_jax.checkpoints import save_params
-from calce_jax.features import restored, seen_in, stored
+from benchmarks.aot.flops import count_flops
+from calce_jax.checkpoints.manager import save_params
+from calce_jax.config import ConfigError, differences, plain, validate
+from calce_jax.datasets.tables import VideoRecord, build_tables
+from calce_jax.inference import extract_features as seeing
+from calce_jax.inference.extract_features import Footage, keep_features
+from calce_jax.inference.predict_split import open_split
+from calce_jax.inference.predict_step import make_predict, step_config
 from calce_jax.input_pipeline import InputError, abstract_batch, make_iterator
-from calce_jax.seeing import Footage, keep_features
-from calce_jax.step import make_predict, make_train_step
-from calce_jax.training.config import ConfigError, differences, plain, validate
-from calce_jax.training.material import input_config, open_split
+from calce_jax.input_pipeline.batches import input_config
+from calce_jax.input_pipeline.feature_fingerprint import check_features, weights_hash
+from calce_jax.input_pipeline.feature_store import Clip, FeatureFolder, FeaturesError, Shard, sums_of
+from calce_jax.models.feature_codec import restored, seen_in, stored
+from calce_jax.moments.annotations import Annotation
 from calce_jax.training.optimizer import make_optimizer
-from calce_jax.training.run import step_config
 from calce_jax.training.state import new_state
-from calce_jax.training.vision import check_features, weights_hash
-from calce_jax.video import encode_jpeg
-from data.features import Clip, FeatureFolder, FeaturesError, Shard, sums_of
-from data.tables import VideoRecord, build_tables
+from calce_jax.training.train_step import make_train_step
+from calce_jax.video.decode import encode_jpeg
 from tests.minute import SIDE
 from tests.scripts import call
 from tests.searching import make_stages
@@ -363,7 +364,7 @@ def test_the_error_that_is_told_is_that_of_the_folder(base, kept):
 # ml_collections reads a config's file in a way that Python 3.11 calls old.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_the_command_says_what_it_kept_and_what_is_wrong(base, prepared, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("calce_jax.trained.open_base", lambda config: base)
+    monkeypatch.setattr("calce_jax.inference.trained_run.open_base", lambda config: base)
     asked = ["--config=configs/calce.py:shapes,stage=1", f"--out={tmp_path}", "--store=int8", "--splits=val"]
     command = partial(call, "cache_features", *asked)
     command(f"--config.data.directory={prepared}")
@@ -392,4 +393,6 @@ def test_runs_from_before_features_go_on(base):
     del earlier["data"]["features"]
     assert validate(earlier) == base.config
     assert differences(earlier, plain(base.config)) == []
-    assert differences(earlier, plain(reading(base, "f"))) == ["data.features: '' there, 'f' here"]
+    assert differences(earlier, plain(reading(base, "f"))) == [
+        "calce_jax.input_pipeline.feature_store: '' there, 'f' here"
+    ]

@@ -19,8 +19,8 @@ import huggingface_hub
 import pytest
 import requests
 
-from calce_jax.fetch import RECORD, NoNetworkError, fetch
-from calce_jax.published import PUBLISHED, DriveFile, DriveFolder, HubRepo, Publication
+from calce_jax.datasets.download import RECORD, NoNetworkError, fetch
+from calce_jax.datasets.sources import PUBLISHED, DriveFile, DriveFolder, HubRepo, Publication
 from tests.published_server import COMMIT, serving
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.generate import END, Answers, beam_search
+from calce_jax.models.beam_search import END, Answers, beam_search
 from calce_jax.models.t5 import T5, T5Config
 
 VOCAB, LENGTH = 5, 4

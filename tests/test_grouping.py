@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from calce_jax.sharding import mesh_of
-from calce_jax.step import compile_predict, make_predict
-from calce_jax.training.grouping import Grouped, Grouper, predict_all
+from calce_jax.distributed.sharding import mesh_of
+from calce_jax.inference.length_grouping import Grouper, predict_all
+from calce_jax.inference.predict_step import compile_predict, make_predict
+from calce_jax.training.feed import Grouped
 from tests.minute import STEPS, make_batch, make_model
 
 ROWS, B, EPOCH, WINDOW = 20, 4, 5, 3

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from calce_jax.annotations import Annotation
-from calce_jax.checkpoints import steps_in
-from calce_jax.hosts import HostError, agreed, is_first, join_hosts, this_host, told_to_stop
-from calce_jax.paths import named_leaves
-from calce_jax.trained import open_trained
+from calce_jax.checkpoints.manager import steps_in
+from calce_jax.datasets.tables import VideoRecord, build_tables
+from calce_jax.distributed.multihost import HostError, agreed, is_first, join_hosts, this_host, told_to_stop
+from calce_jax.inference.trained_run import open_trained
+from calce_jax.models.param_names import named_leaves
+from calce_jax.moments.annotations import Annotation
 from calce_jax.training.loop import LAG
-from calce_jax.video import encode_jpeg
-from data.tables import VideoRecord, build_tables
+from calce_jax.video.decode import encode_jpeg
 from tests.scripts import call, compiling_quickly
 
 ROOT = Path(__file__).parents[1]

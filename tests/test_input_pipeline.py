@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from calce_jax.annotations import Annotation
+from calce_jax.datasets.tables import VideoRecord, build_tables
 from calce_jax.input_pipeline import (
     InputConfig,
     InputError,
@@ -17,14 +17,14 @@ from calce_jax.input_pipeline import (
     batches_an_epoch,
     make_iterator,
 )
-from calce_jax.input_pipeline.crops import Crop, crop_and_resize, draw_crop, resize, weights
-from calce_jax.prompt import answer_text
-from calce_jax.text_row import Note
-from calce_jax.tokenizers import load_bert, load_t5
-from calce_jax.video import encode_jpeg
+from calce_jax.input_pipeline.augment import Crop, crop_and_resize, draw_crop, resize, weights
+from calce_jax.input_pipeline.dataset import Example
+from calce_jax.moments.annotations import Annotation
+from calce_jax.text.prompt import answer_text
+from calce_jax.text.text_row import Note
+from calce_jax.text.tokenizers import load_bert, load_t5
+from calce_jax.video.decode import encode_jpeg
 from data import tokenizers as small
-from data.moments import Example
-from data.tables import VideoRecord, build_tables
 from tests.golden import recorded
 
 TOKENIZERS = load_t5(f"{small.__path__[0]}/tiny_t5"), load_bert(f"{small.__path__[0]}/tiny_bert")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.items import score
-from calce_jax.items import items_of
+from calce_jax.text.nouns import items_of
 
 
 @pytest.mark.parametrize(

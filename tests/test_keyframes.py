@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from calce_jax.keyframes.borders import borders, dilate
-from calce_jax.keyframes.coarse import select_coarse
-from calce_jax.keyframes.compress import compress, random_draws
-from calce_jax.keyframes.fine import select_fine
-from calce_jax.keyframes.spoken import spoken_frames
+from calce_jax.input_pipeline.speech_mask import spoken_frames
+from calce_jax.models.keyframes.borders import borders, dilate
+from calce_jax.models.keyframes.coarse import select_coarse
+from calce_jax.models.keyframes.compress import compress, random_draws
+from calce_jax.models.keyframes.fine import select_fine
 
 coarse_compiled = jax.jit(select_coarse, static_argnames=("mode", "clusters", "dilation", "behaviour"))
 fine_compiled = jax.jit(select_fine, static_argnames=("clusters", "dilation", "filter_dilation", "behaviour"))

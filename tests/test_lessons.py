@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.keyframes.plan import Plan
 from calce_jax.models.calce import Calce, CalceConfig, Reading
-from calce_jax.packing import Choice
-from calce_jax.prompt import PromptWriter, TextSizes, answer_text
-from calce_jax.tokenizers import load_bert, load_t5
-from data.shapes.base import words_of
-from data.shapes.lessons.pointer import Truth, inside, mean_where
-from data.shapes.lessons.reading import Teller, prepare_to_read, told
-from data.shapes.pool import Pool, said_at
+from calce_jax.models.keyframes.plan import Plan
+from calce_jax.models.prompt_packing import Choice
+from calce_jax.text.prompt import PromptWriter, TextSizes, answer_text
+from calce_jax.text.tokenizers import load_bert, load_t5
+from data.shapes.batches import Pool, said_at
+from data.shapes.pretrain.pointing_loss import Truth, inside, mean_where
+from data.shapes.pretrain.pretrain import words_of
+from data.shapes.pretrain.text_stage import Teller, prepare_to_read, told
 from data.shapes.scene import COLOURS, SHAPES, make_scene
 
 TOKENIZERS = Path(__file__).parents[1] / "data" / "tokenizers"

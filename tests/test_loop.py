@@ -9,13 +9,13 @@ import pytest
 from flax import struct
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from calce_jax.checkpoints import Checkpoints, steps_in
-from calce_jax.text_row import Note
-from calce_jax.training.config import OptimizerConfig
+from calce_jax.checkpoints.manager import Checkpoints, steps_in
+from calce_jax.config import OptimizerConfig
+from calce_jax.text.text_row import Note
 from calce_jax.training.loop import Evaluation, Plan, TrainingError, train
+from calce_jax.training.metric_writer import open_writer
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import apply_gradients, new_state
-from calce_jax.training.writer import open_writer
 
 PLAN = Plan(steps_per_epoch=5, epochs=3, log_every=2, eval_every=1)
 OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from calce_jax.annotations import AnnotationError, read_annotations, write_annotations
-from calce_jax.merging import merge
-from calce_jax.predictions import Prediction, write_predictions
+from calce_jax.moments.annotations import AnnotationError, read_annotations, write_annotations
+from calce_jax.moments.merge import merge
+from calce_jax.moments.predictions import Prediction, write_predictions
 
 ROOT = Path(__file__).parents[1]
 ROWS = [

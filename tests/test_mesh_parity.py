@@ -8,14 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from calce_jax.checkpoints import Checkpoints
-from calce_jax.paths import named_leaves
-from calce_jax.sharding import abstract_like, make_mesh, mesh_of, put_batch, shard_params
-from calce_jax.step import compile_train_step, make_predict, make_train_step
-from calce_jax.training.config import OptimizerConfig
+from calce_jax.checkpoints.manager import Checkpoints
+from calce_jax.config import OptimizerConfig
+from calce_jax.distributed.sharding import abstract_like, make_mesh, mesh_of, put_batch, shard_params
+from calce_jax.inference.predict_step import make_predict
+from calce_jax.models.param_names import named_leaves
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import TrainState, new_state
+from calce_jax.training.train_step import compile_train_step, make_train_step
 from tests import minute
 from tests.minute import BUCKETS
 

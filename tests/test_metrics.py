@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from calce_jax.metrics import Case, evaluate, official, reference, table
-from calce_jax.metrics.average_precision import average_precision
+from calce_jax.moments.metrics import Case, evaluate, table
+from calce_jax.moments.metrics import protocols as official
+from calce_jax.moments.metrics import protocols as reference
+from calce_jax.moments.metrics.average_precision import average_precision
 
 FILES = {
     "qvh_val_stage1": "qvh/val_stage2.json",

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from calce_jax.moments import Beam, expected_overlap, moments
+from calce_jax.moments.scoring import Beam, expected_overlap, moments
 
 
 def test_a_window_that_every_answer_has_scores_one():

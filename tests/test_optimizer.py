@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from calce_jax.training.config import OptimizerConfig
+from calce_jax.config import OptimizerConfig
 from calce_jax.training.optimizer import decays, make_optimizer
 from calce_jax.training.state import apply_gradients, new_state
 

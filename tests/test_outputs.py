@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from calce_jax.answering import write_line
-from calce_jax.outputs import write_output
+from calce_jax.inference.predict_split import write_line
+from calce_jax.storage.atomic_files import write_output
 
 
 def test_text_and_bytes_arrive_and_folders_are_made(tmp_path):

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from calce_jax.keyframes.plan import Plan
-from calce_jax.packing import Choice, choose_captions, lengths, pack
-from calce_jax.prompt import NO_CAPTION, PromptWriter
-from calce_jax.text_row import Caption, TextSizes
-from calce_jax.tokenizers import load_bert, load_t5
+from calce_jax.models.keyframes.plan import Plan
+from calce_jax.models.prompt_packing import Choice, choose_captions, lengths, pack
+from calce_jax.text.prompt import NO_CAPTION, PromptWriter
+from calce_jax.text.text_row import Caption, TextSizes
+from calce_jax.text.tokenizers import load_bert, load_t5
 
 FULL, COMPRESSED = 32, 8
 FRAMES, CAPTIONS, LENGTH = 150, 12, 3072

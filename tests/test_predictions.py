@@ -5,8 +5,7 @@ import zipfile
 
 import pytest
 
-from calce_jax import outputs
-from calce_jax.predictions import (
+from calce_jax.moments.predictions import (
     Prediction,
     PredictionError,
     ranked,
@@ -14,6 +13,7 @@ from calce_jax.predictions import (
     write_predictions,
     write_submission,
 )
+from calce_jax.storage import atomic_files as outputs
 
 FIRST = Prediction(2579, "A girl cooks.", "NUsG_0_150", [[0, 24.5, 0.75], [30, 40, 0.25]], "[[0, 24.5", "repaired", 150)
 SECOND = Prediction("QVHighlight_7", "A man talks.", "XYZ_0_150", [])

@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calce_jax.annotations import Annotation, AnnotationError
-from calce_jax.video import decode_jpeg, read_frames
-from data import prepare as module
-from data.moments import open_tables
-from data.prepare import Failure, PrepareError, failure_table, prepare, read_splits
-from data.prepared import LONGEST_ID, Settings, UnusableVideo, find_job, load_video
+from calce_jax.datasets import prepare as module
+from calce_jax.datasets.prepare import PrepareError, prepare, read_splits
+from calce_jax.datasets.prepared_video import LONGEST_ID, Settings, UnusableVideo, find_job, load_video
+from calce_jax.input_pipeline.dataset import open_tables
+from calce_jax.moments.annotations import Annotation, AnnotationError
+from calce_jax.storage.failures import Failure, failure_table
+from calce_jax.video.decode import decode_jpeg, read_frames
 from tests.clips import GREY, write_clip
 from tests.scripts import script
 

@@ -6,9 +6,9 @@ import pickle
 import numpy as np
 import pytest
 
-from calce_jax.prompt import PromptWriter, about_talking, answer_text, replaced_numbers, stage1_windows
-from calce_jax.text_row import Caption, Note, TextSizes
-from calce_jax.tokenizers import load_bert, load_t5
+from calce_jax.text.prompt import PromptWriter, about_talking, answer_text, replaced_numbers, stage1_windows
+from calce_jax.text.text_row import Caption, Note, TextSizes
+from calce_jax.text.tokenizers import load_bert, load_t5
 from data import tokenizers as small
 
 SIZES = TextSizes(frames=4, captions=3, words=16, text_tokens=400, answer_tokens=24)

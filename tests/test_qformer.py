@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.convert.qformer import table
+from calce_jax.checkpoints.convert.qformer import table
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from tests import golden
 

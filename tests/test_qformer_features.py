@@ -9,22 +9,23 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.aot.flops import count_flops
-from calce_jax.checkpoints import save_params
-from calce_jax.features import restored, seen_in, stored
-from calce_jax.models.seen import Looked
-from calce_jax.paths import named_leaves
-from calce_jax.seeing import Footage, keep_features
-from calce_jax.sharding import mesh_of
-from calce_jax.step import make_predict, make_train_step
-from calce_jax.training.config import ConfigError, plain, validate
-from calce_jax.training.grouping import Grouper, predict_all
+from benchmarks.aot.flops import count_flops
+from calce_jax.checkpoints.manager import save_params
+from calce_jax.checkpoints.restore import check_frozen
+from calce_jax.config import ConfigError, plain, validate
+from calce_jax.datasets.tables import build_tables
+from calce_jax.distributed.sharding import mesh_of
+from calce_jax.inference.extract_features import Footage, keep_features
+from calce_jax.inference.length_grouping import Grouper, predict_all
+from calce_jax.inference.predict_step import make_predict, step_config
+from calce_jax.input_pipeline.feature_fingerprint import check_features, made_by, weights_hash
+from calce_jax.input_pipeline.feature_store import FeatureFolder, FeaturesError
+from calce_jax.models.feature_codec import restored, seen_in, stored
+from calce_jax.models.param_names import named_leaves
+from calce_jax.models.vision_features import Looked
 from calce_jax.training.optimizer import make_optimizer
-from calce_jax.training.run import check_frozen, step_config
 from calce_jax.training.state import new_state
-from calce_jax.training.vision import check_features, made_by, weights_hash
-from data.features import FeatureFolder, FeaturesError
-from data.tables import build_tables
+from calce_jax.training.train_step import make_train_step
 from tests.minute import FRAMES, SIZES, STEPS, make_batch, make_model
 from tests.scripts import call
 from tests.searching import make_stages
@@ -217,7 +218,7 @@ def test_all_that_decides_what_is_said_names_it(tmp_path):
 # ml_collections reads a config's file in a way that Python 3.11 calls old.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_the_command_keeps_it(base, prepared, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("calce_jax.trained.open_base", lambda config: base)
+    monkeypatch.setattr("calce_jax.inference.trained_run.open_base", lambda config: base)
     asked = ["--config=configs/calce.py:shapes,stage=1", f"--config.data.directory={prepared}", f"--out={tmp_path}"]
     call("cache_features", *asked, "--of=qformer", "--splits=val")
     assert "bfloat16 is 0.1" in (told := capsys.readouterr().out)

@@ -6,17 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calce_jax import demo
-from calce_jax.answering import answer_split
-from calce_jax.cache import Cache
-from calce_jax.findings import told_apart, write_findings
-from calce_jax.inference import treatments
-from calce_jax.predictions import read_predictions
-from calce_jax.search import Searcher, SearchError, captions_of, open_stages
-from calce_jax.trained import open_trained, read_config
-from calce_jax.training.config import ConfigError, plain, validate
+from calce_jax.config import ConfigError, plain, read_config, validate
+from calce_jax.inference.answers import treatments
+from calce_jax.inference.predict_split import answer_split
+from calce_jax.inference.trained_run import open_trained
+from calce_jax.input_pipeline.dataset import open_tables
+from calce_jax.moments.predictions import read_predictions
+from calce_jax.search.inputs import SearchError, captions_of
+from calce_jax.search.results import told_apart, write_findings
+from calce_jax.search.searcher import Searcher, open_stages
+from calce_jax.storage.disk_cache import Cache
 from configs.calce import get_config
-from data.moments import open_tables
+from data.shapes import demo_pipeline as demo
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from calce_jax.input_pipeline.room import Room
+from calce_jax.input_pipeline.buffer_pool import Room
 
 SHAPE = (2, 300, 7)
 

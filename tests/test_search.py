@@ -9,20 +9,21 @@ import av
 import numpy as np
 import pytest
 
-from calce_jax import search as searching
-from calce_jax.annotations import Annotation
-from calce_jax.asking import Asker
-from calce_jax.cache import Cache, content_of, key_of
-from calce_jax.clips import cut, pictures_at
-from calce_jax.findings import claim_folder, ranked, told_apart, truth_in, write_findings
-from calce_jax.hearing import hear
-from calce_jax.moments import Beam
-from calce_jax.pieces import Piece, Sampling, captions_in, footage, length_of, pieces_of
-from calce_jax.prompt import Caption
-from calce_jax.ranking import SAME, Moment, moments_of, together
-from calce_jax.search import Searcher, SearchError, captions_of, check_queries, videos_in
-from calce_jax.tokenizers import load_t5
-from calce_jax.video import VideoError, decode_jpeg, duration_of, frames_at, read_frames
+from calce_jax.inference.predictor import Asker
+from calce_jax.moments.annotations import Annotation
+from calce_jax.moments.scoring import Beam
+from calce_jax.search import searcher as searching
+from calce_jax.search.captions import hear
+from calce_jax.search.inputs import SearchError, captions_of, check_queries, videos_in
+from calce_jax.search.ranking import SAME, Moment, moments_of, together
+from calce_jax.search.results import claim_folder, ranked, told_apart, truth_in, write_findings
+from calce_jax.search.searcher import Searcher
+from calce_jax.search.segments import Piece, Sampling, captions_in, footage, length_of, pieces_of
+from calce_jax.storage.disk_cache import Cache, content_of, key_of
+from calce_jax.text.prompt import Caption
+from calce_jax.text.tokenizers import load_t5
+from calce_jax.video.clips import cut, pictures_at
+from calce_jax.video.decode import VideoError, decode_jpeg, duration_of, frames_at, read_frames
 from tests.clips import write_clip
 from tests.scripts import script
 from tests.searching import LONGEST, make_stages
@@ -162,7 +163,7 @@ def searcher(compiled, tmp_path, monkeypatch):
         start = int(np.sum(ids)) % 7
         return f"[[0, 1], [{start}, {start + 2}]]"
 
-    monkeypatch.setattr("calce_jax.inference.answer_text", text)
+    monkeypatch.setattr("calce_jax.inference.answers.answer_text", text)
     compiled.cache = Cache(tmp_path / "cache")
     return compiled
 
@@ -186,7 +187,7 @@ def test_a_second_query_looks_at_nothing_again(searcher, tmp_path, monkeypatch):
     video = write_clip(tmp_path / "a.mp4", frames=100, rate=5)
     first = searcher.search(video, [QUERY])
     monkeypatch.setattr(Asker, "look", lambda *_: pytest.fail("looked again"))
-    monkeypatch.setattr("calce_jax.pieces.frames_at", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("calce_jax.search.segments.frames_at", lambda *_: pytest.fail("decoded again"))
     assert searcher.search(video, [QUERY]) == first
     searcher.search(video, ["someone talks about a museum"])
 
@@ -258,7 +259,7 @@ def test_pictures_are_those_of_their_times_wherever_key_frames_are(tmp_path):
     ],
 )
 def test_queries_that_cannot_be_asked(query, says):
-    t5 = load_t5(Path(__file__).parents[1] / "data/tokenizers/tiny_t5")
+    t5 = load_t5(Path(__file__).parents[1] / "calce_jax/assets/tiny/t5")
     with pytest.raises(SearchError, match=says):
         check_queries([query], t5)
     check_queries(["a red circle 🎉 moves"], t5)
@@ -301,7 +302,7 @@ def test_what_was_heard_is_kept_by_content_and_not_by_name(tmp_path, monkeypatch
                 srt.write_text(f"said in {video.read_text()} by {whisper}")
         return found
 
-    monkeypatch.setattr("calce_jax.hearing.captions_for", caption)
+    monkeypatch.setattr("calce_jax.search.captions.captions_for", caption)
     cache, out = Cache(tmp_path / "cache"), tmp_path / "out"
     first, same, other = (tmp_path / folder / "a.mp4" for folder in ("x", "y", "z"))
     for video, content in ((first, "1"), (same, "1"), (other, "2")):

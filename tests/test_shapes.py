@@ -10,9 +10,9 @@ import av
 import numpy as np
 import pytest
 
-from calce_jax.annotations import read_annotations
-from calce_jax.captions import read_srt
-from calce_jax.video import duration_of, read_frames
+from calce_jax.moments.annotations import read_annotations
+from calce_jax.text.captions import read_srt
+from calce_jax.video.decode import duration_of, read_frames
 from data.shapes.render import PAINT, render_frame
 from data.shapes.scene import RATES, SIZES, make_scene
 from data.shapes.write import (

@@ -6,12 +6,8 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from calce_jax.models import lora
-from calce_jax.models.qformer import QFormer, QFormerConfig
-from calce_jax.models.t5 import T5, T5Config
-from calce_jax.models.vit import Vit, VitConfig
-from calce_jax.paths import named_leaves
-from calce_jax.sharding import (
+from calce_jax.config import OptimizerConfig
+from calce_jax.distributed.sharding import (
     ShardingError,
     abstract_like,
     constrain_batch,
@@ -19,7 +15,11 @@ from calce_jax.sharding import (
     put_batch,
     shard_params,
 )
-from calce_jax.training.config import OptimizerConfig
+from calce_jax.models import lora
+from calce_jax.models.param_names import named_leaves
+from calce_jax.models.qformer import QFormer, QFormerConfig
+from calce_jax.models.t5 import T5, T5Config
+from calce_jax.models.vit import Vit, VitConfig
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import new_state
 

@@ -8,11 +8,11 @@ from safetensors.numpy import load_file, save_file
 
 from calce_jax.speech.audio import RATE, NoSound, SoundError, read_sound
 from calce_jax.speech.mel import log_mel
-from calce_jax.speech.model import SpeechModelError, open_whisper
 from calce_jax.speech.segments import Segment, cut, repetitiveness
 from calce_jax.speech.transcribe import Options, OptionsError, Sound, Transcriber
-from calce_jax.speech.voice import CHUNK_S, Voices, spoken
-from calce_jax.text_row import Caption
+from calce_jax.speech.vad import CHUNK_S, Voices, spoken
+from calce_jax.speech.whisper_model import SpeechModelError, open_whisper
+from calce_jax.text.text_row import Caption
 from tests import golden
 from tests.clips import write_clip
 from tests.sounds import music, tone, write_sound

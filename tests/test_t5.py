@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.convert.t5 import table
-from calce_jax.generate import beam_search
+from calce_jax.checkpoints.convert.t5 import table
 from calce_jax.models import lora
+from calce_jax.models.beam_search import beam_search
 from calce_jax.models.calce import answer_loss, shifted
 from calce_jax.models.layers import gelu
 from calce_jax.models.lora import LoraConfig

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from calce_jax.annotations import Annotation
-from data import builder, tables
-from data.builder import TablesError
-from data.moments import open_tables
-from data.tables import LeftOut, VideoRecord, build_tables, rebuild_queries
+from calce_jax.datasets import builder, tables
+from calce_jax.datasets.tables import LeftOut, VideoRecord, build_tables, rebuild_queries
+from calce_jax.input_pipeline.dataset import TablesError, open_tables
+from calce_jax.moments.annotations import Annotation
 
 ROOT = Path(__file__).parents[1]
 TRAIN = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from calce_jax.tokenizers import TokenizerError, load_bert, load_t5
+from calce_jax.text.tokenizers import TokenizerError, load_bert, load_t5
 from data.shapes.scene import make_scene
 from data.tokenizers import make
 

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from calce_jax.video import VideoError, decode_jpeg, duration_of, encode_jpeg, head_indices, read_frames
+from calce_jax.video.decode import VideoError, decode_jpeg, duration_of, encode_jpeg, head_indices, read_frames
 from tests.clips import GREY, write_clip
 
 # Made by decord 0.6.0: crc32 of VideoReader(path, width=224, height=224).get_batch(head indices of 10 frames).

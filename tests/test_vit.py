@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.convert import qformer as qformer_names
-from calce_jax.convert.rows import prefixed
-from calce_jax.convert.vit import TABLE, interpolate_positions
+from calce_jax.checkpoints.convert import qformer as qformer_names
+from calce_jax.checkpoints.convert.mapping import prefixed
+from calce_jax.checkpoints.convert.vit import TABLE, interpolate_positions
 from calce_jax.models.layers import LayerNorm
 from calce_jax.models.vit import MEAN, STD, Vit, VitConfig, normalise
 from tests import golden

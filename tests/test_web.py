@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from calce_jax.cache import Cache
-from calce_jax.search import Searcher
-from calce_jax.web.samples import draw_samples
-from calce_jax.web.visitors import COOKIE, Results, visitor_of
+from calce_jax.search.searcher import Searcher
+from calce_jax.search.web.app import draw_samples
+from calce_jax.search.web.visitors import COOKIE, Results, visitor_of
+from calce_jax.storage.disk_cache import Cache
 from tests.clips import write_clip
 from tests.scripts import call
 from tests.searching import LONGEST, make_stages
@@ -67,13 +67,13 @@ def test_samples_are_drawn_with_captions_beside_them_and_queries(tmp_path):
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """A server with the app, whose models answer something about anything."""
-    web = pytest.importorskip("calce_jax.web.app", reason="gradio is absent: pip install 'calce_jax[web]'")
+    web = pytest.importorskip("calce_jax.search.web.app", reason="gradio is absent: pip install 'calce_jax[web]'")
     uvicorn = pytest.importorskip("uvicorn", reason="gradio is absent: pip install 'calce_jax[web]'")
     folder = tmp_path_factory.mktemp("web")
     sample = web.Sample("ours", write_clip(folder / "ours.mp4", frames=15, rate=5), ["a red circle moves"])
     limits = web.Limits(megabytes=1.0, minutes=0.5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calce_jax.inference.answer_text", lambda *_: "[[0, 2]]")
+        patch.setattr("calce_jax.inference.answers.answer_text", lambda *_: "[[0, 2]]")
         searcher = Searcher(make_stages(), Cache(folder / "cache"), LONGEST)
         app = web.make_app(searcher, folder / "app", [sample], "A model for tests.", limits)
         with socket.socket() as free:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.convert.table import check, to_torch
-from calce_jax.convert.whisper import TABLE
+from calce_jax.checkpoints.convert.state_dict import check, to_torch
+from calce_jax.checkpoints.convert.whisper import TABLE
 from calce_jax.models.whisper import SIZES, Whisper, WhisperConfig
 from calce_jax.speech.decode import Windows, allowed, detect_language, transcribe_windows
-from calce_jax.speech.model import open_whisper
-from calce_jax.speech.vocabulary import Vocabulary
+from calce_jax.speech.special_tokens import Vocabulary
+from calce_jax.speech.whisper_model import open_whisper
 from tests import golden
 
 # float32 sums in another order, through three layers.

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from calce_jax.training.writer import open_writer
+from calce_jax.training.metric_writer import open_writer
 
 
 def test_tensorboard_reads_what_was_written(tmp_path):
@@ -28,5 +28,5 @@ def test_tensorboard_reads_what_was_written(tmp_path):
 
 
 def test_tensorflow_is_not_imported():
-    check = "import sys, calce_jax.training.writer; sys.exit('tensorflow' in sys.modules)"
+    check = "import sys, calce_jax.training.metric_writer; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -14,13 +14,13 @@ from threading import Lock
 
 from absl import app, flags
 
-from calce_jax.aot.budgets import GROWN, RUNS, Case, cases
-from calce_jax.aot.measure import Row
-from calce_jax.aot.programs import PROGRAMS
-from calce_jax.aot.run import compile_cases
-from calce_jax.aot.targets import TARGETS
-from calce_jax.outputs import write_output
-from calce_jax.training.config import RunConfig, validate
+from benchmarks.aot.budgets import GROWN, RUNS, Case, cases
+from benchmarks.aot.measure import Row
+from benchmarks.aot.programs import PROGRAMS
+from benchmarks.aot.run import compile_cases
+from benchmarks.aot.targets import TARGETS
+from calce_jax.config import RunConfig, validate
+from calce_jax.storage.atomic_files import write_output
 from configs.calce import get_config
 
 OUT = flags.DEFINE_string("out", "runs/aot.json", "the report")

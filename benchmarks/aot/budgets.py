@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from calce_jax.aot.targets import GIB, TARGETS
+from benchmarks.aot.targets import GIB, TARGETS
 
 RUNS = ("qvh,stage=1", "qvh,stage=2", "charades,stage=1", "charades,stage=2")
 ON_FOUR = ("train_step", "vision_encode", "generate")

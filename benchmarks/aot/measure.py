@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import jax
 
-from calce_jax.aot.budgets import Case
-from calce_jax.aot.flops import count_flops
-from calce_jax.aot.programs import PROGRAMS, Shapes
-from calce_jax.aot.targets import TARGETS, mesh_for
-from calce_jax.training.config import RunConfig
+from benchmarks.aot.budgets import Case
+from benchmarks.aot.flops import count_flops
+from benchmarks.aot.programs import PROGRAMS, Shapes
+from benchmarks.aot.targets import TARGETS, mesh_for
+from calce_jax.config import RunConfig
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from calce_jax.config import RunConfig
+from calce_jax.distributed.sharding import BATCH, abstract_like, shard_params
+from calce_jax.inference.predict_step import compile_predict, make_predict, step_config
 from calce_jax.input_pipeline import abstract_batch
+from calce_jax.input_pipeline.batches import input_config
 from calce_jax.models.calce import Calce, CalceConfig, split
 from calce_jax.models.lora import LoraConfig
-from calce_jax.sharding import BATCH, abstract_like, shard_params
-from calce_jax.step import compile_predict, compile_train_step, make_predict, make_train_step
-from calce_jax.training.config import RunConfig
-from calce_jax.training.material import input_config
 from calce_jax.training.optimizer import make_optimizer
-from calce_jax.training.run import step_config
 from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import new_state
+from calce_jax.training.train_step import compile_train_step, make_train_step
 
 # The vocabularies of Flan-T5 and of BERT; the sizes with published weights have them built in.
 T5_VOCAB, BERT_VOCAB = 32128, 30522

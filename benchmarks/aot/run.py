@@ -7,9 +7,9 @@ from multiprocessing.connection import Connection
 
 import jax
 
-from calce_jax.aot.budgets import Case
-from calce_jax.aot.measure import Row, failed, measure
-from calce_jax.training.config import RunConfig
+from benchmarks.aot.budgets import Case
+from benchmarks.aot.measure import Row, failed, measure
+from calce_jax.config import RunConfig
 
 Configs = Callable[[str], RunConfig]
 # The compilers' own log, most of which says that there is no such device here.

@@ -12,7 +12,7 @@ from pathlib import Path
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from calce_jax.sharding import mesh_of
+from calce_jax.distributed.sharding import mesh_of
 
 GIB = 2**30
 # Triton's kernels are tuned on the device itself, and there is none. Memory is settled before kernels are made fast.
@@ -32,7 +32,7 @@ class Target:
       platform: "cuda" or "tpu".
       topology: how many chips and how they are joined, as jax writes it for that platform.
       memory: bytes of one chip.
-      mesh: chips along `calce_jax.sharding.AXES`.
+      mesh: chips along `calce_jax.distributed.sharding.AXES`.
       options: of the compiler.
     """
 

@@ -7,10 +7,8 @@ Two steps are kept, the latest and the best by R1_avg. Whole models and adapters
 
 import dataclasses
 import errno
-import hashlib
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +21,7 @@ import orbax.checkpoint as ocp
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
-from calce_jax.paths import named_leaves, with_leaves
+from calce_jax.models.param_names import named_leaves, with_leaves
 
 FOLDER = "checkpoints"
 CRITERION = "R1_avg"
@@ -269,25 +267,6 @@ def _placed(array: jax.Array, sharding: Any) -> jax.Array:
         return array
     host = np.asarray(array)
     return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def git_revision() -> str:
-    """Return the revision of the code, with "+" where files differ from it; "unknown" outside a repository."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        revision = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return revision + ("+" if changed.stdout.strip() else "")
 
 
 def _merit(metrics: Mapping[str, float]) -> Any:

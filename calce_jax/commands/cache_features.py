@@ -13,13 +13,13 @@ from typing import cast
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from calce_jax.checkpoints import CheckpointError
-from calce_jax.features import Of, Store
-from calce_jax.seeing import Footage, keep_features
-from calce_jax.trained import open_base
-from calce_jax.training.config import validate
-from data.prepare import failure_table
-from launch.config import parse
+from calce_jax.checkpoints.manager import CheckpointError
+from calce_jax.commands.flags.config import parse
+from calce_jax.config import validate
+from calce_jax.inference.extract_features import Footage, keep_features
+from calce_jax.inference.trained_run import open_base
+from calce_jax.models.feature_codec import Of, Store
+from calce_jax.storage.failures import failure_table
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/calce.py:DATASET,stage=1|2", lock_config=True)
 OUT = flags.DEFINE_string("out", None, "folder of the features")

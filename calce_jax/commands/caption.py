@@ -10,10 +10,10 @@ from typing import cast
 
 from absl import app, flags
 
+from calce_jax.commands.flags.beam import beam, pipeline_options
 from calce_jax.speech.captioning import CaptioningError, caption_videos, find_videos, opener
-from calce_jax.speech.model import Dtype
 from calce_jax.speech.transcribe import Options
-from launch.beam import beam, pipeline_options
+from calce_jax.speech.whisper_model import Dtype
 
 VIDEOS = flags.DEFINE_string("videos", None, "a video, or a folder of videos; sound alone will do")
 OUT = flags.DEFINE_string("out", None, "folder of the .srt files")

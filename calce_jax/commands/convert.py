@@ -5,12 +5,12 @@ More of it, command by command, is in docs/conversion.md.
 
 from absl import app, flags, logging
 
-from calce_jax.checkpoints import CheckpointError
-from calce_jax.convert.program import DTYPES, convert
-from calce_jax.convert.sources import kinds_with_help
-from calce_jax.convert.targets import TARGETS
+from calce_jax.checkpoints.convert.convert import DTYPES, convert
+from calce_jax.checkpoints.convert.sources import kinds_with_help
+from calce_jax.checkpoints.convert.targets import TARGETS
+from calce_jax.checkpoints.manager import CheckpointError
+from calce_jax.presets.sizes import SIZES
 from configs.calce import get_config
-from configs.sizes import SIZES
 
 SOURCE = flags.DEFINE_string(
     "source",

@@ -8,11 +8,11 @@ from typing import cast
 
 from absl import app, flags
 
-from calce_jax.metrics import table
-from calce_jax.metrics.evaluation import evaluate_files
-from calce_jax.outputs import write_output
-from calce_jax.predictions import Split, write_submission
-from calce_jax.windows import RankBy
+from calce_jax.moments.metrics import table
+from calce_jax.moments.metrics.evaluate import evaluate_files
+from calce_jax.moments.predictions import Split, write_submission
+from calce_jax.moments.windows import RankBy
+from calce_jax.storage.atomic_files import write_output
 
 PREDICTIONS = flags.DEFINE_string("predictions", None, "ours or the official JSONL, or JSON with stage1_result")
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "the queries with their true windows, in either format")

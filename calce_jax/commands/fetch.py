@@ -6,10 +6,10 @@ what is there. `$HF_ENDPOINT` names a mirror of the Hugging Face hub.
 
 from absl import app, flags
 
-from calce_jax.fetch import NoNetworkError, fetch
-from calce_jax.published import PUBLISHED
+from calce_jax.datasets.download import NoNetworkError, fetch
+from calce_jax.datasets.sources import PUBLISHED
 
-WHAT = flags.DEFINE_enum("what", None, list(PUBLISHED), "what to fetch, see calce_jax/published.py")
+WHAT = flags.DEFINE_enum("what", None, list(PUBLISHED), "what to fetch, see calce_jax/datasets/sources.py")
 OUT = flags.DEFINE_string("out", None, "the folder it goes to; nothing is written elsewhere")
 flags.mark_flags_as_required(["what", "out"])
 

@@ -1,17 +1,17 @@
 """Ask every query of a split: `launch/infer.py --workdir=DIR --split=train|val|test --out=FILE.jsonl`.
 
-The same command goes on where an interrupted one stopped. Several hosts can share the work, see `launch.hosts`.
+The same command goes on where an interrupted one stopped. Several hosts can share the work, see `calce_jax.commands.flags.hosts`.
 """
 
 from typing import Literal, cast
 
 from absl import app, flags, logging
 
-from calce_jax.answering import answer_split
-from calce_jax.checkpoints import CheckpointError
-from calce_jax.hosts import is_first
-from calce_jax.trained import open_trained
-from launch.hosts import join_from_flags
+from calce_jax.checkpoints.manager import CheckpointError
+from calce_jax.commands.flags.hosts import join_from_flags
+from calce_jax.distributed.multihost import is_first
+from calce_jax.inference.predict_split import answer_split
+from calce_jax.inference.trained_run import open_trained
 
 WORKDIR = flags.DEFINE_string("workdir", None, "of the trained run")
 SPLIT = flags.DEFINE_enum("split", None, ["train", "val", "test"], "whose queries are asked")

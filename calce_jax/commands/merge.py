@@ -5,9 +5,9 @@ Names every query for which stage 1 has no window; stage 2 looks at the whole vi
 
 from absl import app, flags
 
-from calce_jax.annotations import read_annotations, write_annotations
-from calce_jax.merging import merge
-from calce_jax.predictions import read_predictions
+from calce_jax.moments.annotations import read_annotations, write_annotations
+from calce_jax.moments.merge import merge
+from calce_jax.moments.predictions import read_predictions
 
 PREDICTIONS = flags.DEFINE_string("predictions", None, "stage 1's predictions, as launch/infer.py writes them")
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "the queries of the same split, in either format")

@@ -12,11 +12,12 @@ from typing import cast
 
 from absl import app, flags, logging
 
-from calce_jax.text_row import Behaviour
-from data.check import Checked, check
-from data.prepare import PrepareError, annotated_videos, caption_missing, failure_table, prepare, read_splits
-from data.prepared import Settings
-from launch.beam import beam, pipeline_options
+from calce_jax.commands.flags.beam import beam, pipeline_options
+from calce_jax.datasets.prepare import PrepareError, annotated_videos, caption_missing, prepare, read_splits
+from calce_jax.datasets.prepared_video import Settings
+from calce_jax.datasets.validate import Checked, check
+from calce_jax.storage.failures import failure_table
+from calce_jax.text.text_row import Behaviour
 
 # By the names of the flag, those of the configs.
 DATASETS = {"qvhighlights": "qvh", "charades_sta": "charades", "shapes": "shapes"}

@@ -13,23 +13,14 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from calce_jax.annotations import read_annotations
-from calce_jax.cache import LIMIT_GB, Cache, default_folder
-from calce_jax.checkpoints import CheckpointError
-from calce_jax.findings import Ranked, claim_folder, ranked, told_apart, truth_in, write_findings
-from calce_jax.hearing import hear
-from calce_jax.pieces import length_of
-from calce_jax.search import (
-    MOST_MOMENTS,
-    Searched,
-    Searcher,
-    SearchError,
-    captions_of,
-    check_queries,
-    keep_programs,
-    open_stages,
-    videos_in,
-)
+from calce_jax.checkpoints.manager import CheckpointError
+from calce_jax.moments.annotations import read_annotations
+from calce_jax.search.captions import hear
+from calce_jax.search.inputs import SearchError, captions_of, check_queries, videos_in
+from calce_jax.search.results import Ranked, claim_folder, ranked, told_apart, truth_in, write_findings
+from calce_jax.search.searcher import MOST_MOMENTS, Searched, Searcher, keep_programs, open_stages
+from calce_jax.search.segments import length_of
+from calce_jax.storage.disk_cache import LIMIT_GB, Cache, default_folder
 
 T = TypeVar("T")
 TINY = (

@@ -1,7 +1,7 @@
 """Train one stage: `launch/train.py --config=configs/calce.py:shapes,stage=1 --workdir=DIR`.
 
 The same command goes on where the workdir stands; SIGTERM stops it with a checkpoint. Several hosts can train together,
-see `launch.hosts`.
+see `calce_jax.commands.flags.hosts`.
 """
 
 from pathlib import Path
@@ -9,19 +9,19 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from calce_jax.checkpoints import CheckpointError
-from calce_jax.hosts import HostError
+from calce_jax.checkpoints.manager import CheckpointError
+from calce_jax.commands.flags.config import parse
+from calce_jax.commands.flags.hosts import join_from_flags
+from calce_jax.config import ConfigError, validate
+from calce_jax.distributed.multihost import HostError
+from calce_jax.distributed.sharding import ShardingError
+from calce_jax.input_pipeline.dataset import TablesError
+from calce_jax.input_pipeline.feature_store import FeaturesError
 from calce_jax.input_pipeline.rows import InputError
-from calce_jax.sharding import ShardingError
-from calce_jax.tokenizers import TokenizerError
-from calce_jax.training.config import ConfigError, validate
+from calce_jax.text.tokenizers import TokenizerError
 from calce_jax.training.loop import TrainingError
-from calce_jax.training.material import open_material
 from calce_jax.training.run import train_run
-from data.builder import TablesError
-from data.features import FeaturesError
-from launch.config import parse
-from launch.hosts import join_from_flags
+from calce_jax.training.run_data import open_material
 
 FAULTS = (
     ConfigError,

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from calce_jax.cache import LIMIT_GB, Cache, default_folder
-from calce_jax.checkpoints import CheckpointError
-from calce_jax.search import Searcher, keep_programs, open_stages
-from calce_jax.web.samples import draw_samples
+from calce_jax.checkpoints.manager import CheckpointError
+from calce_jax.search.searcher import Searcher, keep_programs, open_stages
+from calce_jax.search.web.app import draw_samples
+from calce_jax.storage.disk_cache import LIMIT_GB, Cache, default_folder
 
 try:
     import uvicorn
 
-    from calce_jax.web.app import Limits, check_port, make_app
+    from calce_jax.search.web.app import Limits, check_port, make_app
 except ImportError as error:
     raise SystemExit(f"{error}; install the extra: pip install 'calce_jax[web]'") from None
 

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from calce_jax.datasets import prepare
+from calce_jax.datasets.prepared_video import Job, is_prepared
 from calce_jax.speech.captioning import Captioned, Failure, caption_each, distinct
-from calce_jax.speech.model import Dtype, open_whisper
 from calce_jax.speech.transcribe import Options, Transcriber
-from data import prepare
-from data.prepared import Job, is_prepared
+from calce_jax.speech.whisper_model import Dtype, open_whisper
 
 # Videos that a worker takes at a time at most, enough for a process, or a model, to pay; and the shares of a small set.
 JOBS_A_SHARE, CAPTIONED_A_SHARE = 16, 64
@@ -40,7 +40,7 @@ def beam_options(runner: str, arguments: Sequence[str]) -> PipelineOptions:
 
 
 def prepare_with(options: PipelineOptions, out: Path) -> Callable[[Sequence[Job]], list[prepare.Failure]]:
-    """Return what prepares videos by a pipeline, for `data.prepare.prepare`.
+    """Return what prepares videos by a pipeline, for `calce_jax.datasets.prepare.prepare`.
 
     Args:
       options: from `beam_options`.

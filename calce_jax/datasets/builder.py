@@ -10,14 +10,14 @@ were annotated.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-Table = Literal["videos", "queries"]
+from calce_jax.input_pipeline.dataset import VERSION, Table
+
 Rows = Iterator[dict[str, Any]]
-VERSION = "1.0.0"
 
 
 def _numbers(shape: tuple[int | None, ...], dtype: type[np.generic], doc: str) -> tfds.features.Tensor:
@@ -54,10 +54,6 @@ def _features(table: Table) -> tfds.features.FeaturesDict:
             "kind": text(doc="What kind of query it is; empty where unknown."),
         }
     )
-
-
-class TablesError(ValueError):
-    """Tables that cannot be built or read; the message names the folder or split and the remedy."""
 
 
 class TableBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -114,22 +110,3 @@ class TableBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 def pairs(windows: Sequence[Sequence[float]]) -> np.ndarray:
     """Return windows as float64 (n, 2), also where there are none."""
     return np.asarray(windows, np.float64).reshape(-1, 2)
-
-
-def open_table(folder: str | Path, table: Table) -> tfds.core.DatasetBuilder:
-    """Open a table of a prepared folder.
-
-    Raises:
-      TablesError: it is not there, or of another version.
-    """
-    place = Path(folder) / "tables" / table
-    if not (place / "dataset_info.json").is_file():
-        raise TablesError(
-            f"there are no tables in {folder}: {place} is missing; run launch/prepare.py with --out={folder}"
-        )
-    builder = tfds.builder_from_directory(place)
-    if str(builder.version) != VERSION:
-        raise TablesError(
-            f"{place} has version {builder.version}, this program reads {VERSION}; run launch/prepare.py again"
-        )
-    return builder

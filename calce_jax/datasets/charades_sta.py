@@ -1,6 +1,6 @@
 """Charades-STA: videos of people at home, about 30 seconds long, each query with one moment."""
 
-from data.builder import TableBuilder
+from calce_jax.datasets.builder import TableBuilder
 
 
 class CharadesSta(TableBuilder):

@@ -28,8 +28,8 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoSibling
 
-from calce_jax.outputs import write_output
-from calce_jax.published import DriveFile, DriveFolder, HubRepo, Publication
+from calce_jax.datasets.sources import DriveFile, DriveFolder, HubRepo, Publication
+from calce_jax.storage.atomic_files import write_output
 
 # The base of what the hub's HTTP library raises; which library that is changes with the hub's version.
 HubNetworkError = cast(type[Exception], HfHubHTTPError.__mro__[1])
@@ -73,7 +73,7 @@ def fetch(
     """Fetch all parts; one that a source refuses does not stop the others.
 
     Args:
-      publication: what, see `calce_jax.published`.
+      publication: what, see `calce_jax.datasets.sources`.
       out: the folder; files that are there and whole are not fetched again.
       endpoint: of the hub; `$HF_ENDPOINT`, or https://huggingface.co, unless given.
       say: is told of each file that is there.

@@ -16,9 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from calce_jax.annotations import Annotation, read_annotations
-from calce_jax.outputs import write_output
-from data.prepared import (
+from calce_jax.datasets.prepared_video import (
     SUFFIXES,
     Job,
     Settings,
@@ -30,24 +28,16 @@ from data.prepared import (
     prepare_video,
     prepared_path,
 )
-from data.tables import LeftOut, build_tables, holds_videos, rebuild_queries
+from calce_jax.datasets.tables import LeftOut, build_tables, holds_videos, rebuild_queries
+from calce_jax.moments.annotations import Annotation, read_annotations
+from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.failures import Failure
 
 SPLITS = ("train", "val", "test")
-# More rows than this help no one; failures.jsonl has them all.
-SHOWN_FAILURES = 40
 
 
 class PrepareError(ValueError):
     """Nothing can be prepared; the message says what is wrong and the remedy."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A video, or one query about it, that was left out."""
-
-    video: str
-    reason: str
-    remedy: str
 
 
 @dataclass(frozen=True)
@@ -116,7 +106,7 @@ def caption_missing(
       splits: the annotated queries by split.
       videos: folder of the videos.
       srts: folder of the .srt files; made if it is not there.
-      whisper: as for `calce_jax.speech.model.open_whisper`, which says what it raises.
+      whisper: as for `calce_jax.speech.whisper_model.open_whisper`, which says what it raises.
 
     Raises:
       SpeechModelError: the model cannot be opened.
@@ -208,16 +198,6 @@ def _failure(video: str, message: str) -> Failure:
 def _write_failures(out: Path, failures: Sequence[Failure]) -> None:
     rows = sorted(failures, key=lambda failure: failure.video)
     write_output(out / "failures.jsonl", "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
-
-
-def failure_table(failures: Sequence[Failure]) -> str:
-    """Return the failures as a table for people, in columns."""
-    rows = [("video", "what is wrong", "what to do")]
-    rows += [(failure.video, failure.reason, failure.remedy) for failure in failures[:SHOWN_FAILURES]]
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    lines = [f"{video:<{widths[0]}}  {reason:<{widths[1]}}  {remedy}" for video, reason, remedy in rows]
-    more = len(failures) - SHOWN_FAILURES
-    return "\n".join([*lines, f"... and {more} more, in failures.jsonl"] if more > 0 else lines)
 
 
 def _newest(folder: Path, videos: Iterable[str]) -> float:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from calce_jax.captions import CaptionError, read_srt
-from calce_jax.outputs import write_output
-from calce_jax.text_row import Behaviour
-from calce_jax.video import VideoError, encode_jpeg, read_frames
-from data.tables import VideoRecord
+from calce_jax.datasets.tables import VideoRecord
+from calce_jax.storage.atomic_files import write_output
+from calce_jax.text.captions import CaptionError, read_srt
+from calce_jax.text.text_row import Behaviour
+from calce_jax.video.decode import VideoError, encode_jpeg, read_frames
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 # File systems take names of 255 bytes; what is being written has a longer one.

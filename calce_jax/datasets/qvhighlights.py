@@ -1,6 +1,6 @@
 """QVHighlights: YouTube videos of up to 150 seconds, with queries that have one or several moments."""
 
-from data.builder import TableBuilder
+from calce_jax.datasets.builder import TableBuilder
 
 
 class QVHighlights(TableBuilder):

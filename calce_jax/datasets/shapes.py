@@ -1,6 +1,6 @@
 """The shapes world as a dataset."""
 
-from data.builder import TableBuilder
+from calce_jax.datasets.builder import TableBuilder
 
 
 class Shapes(TableBuilder):

@@ -17,11 +17,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from calce_jax.annotations import Annotation
-from data.builder import Rows, Table, TableBuilder, TablesError, open_table, pairs
-from data.charades_sta import CharadesSta
-from data.qvhighlights import QVHighlights
-from data.shapes.builder import Shapes
+from calce_jax.datasets.builder import Rows, TableBuilder, pairs
+from calce_jax.datasets.charades_sta import CharadesSta
+from calce_jax.datasets.qvhighlights import QVHighlights
+from calce_jax.datasets.shapes import Shapes
+from calce_jax.input_pipeline.dataset import Table, TablesError, open_table
+from calce_jax.moments.annotations import Annotation
 
 # By the names configs give them.
 BUILDERS: dict[str, type[TableBuilder]] = {"qvh": QVHighlights, "charades": CharadesSta, "shapes": Shapes}

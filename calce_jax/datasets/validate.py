@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from calce_jax.annotations import Annotation
-from calce_jax.captions import CaptionError, clean, read_srt
-from calce_jax.video import VideoError, duration_of
-from data.prepare import Failure
-from data.prepared import Settings, UnusableVideo, find_job
+from calce_jax.datasets.prepared_video import Settings, UnusableVideo, find_job
+from calce_jax.moments.annotations import Annotation
+from calce_jax.storage.failures import Failure
+from calce_jax.text.captions import CaptionError, clean, read_srt
+from calce_jax.video.decode import VideoError, duration_of
 
 # Annotated and real durations may differ by this much: annotations are rounded, headers too.
 ROUNDING_S = 1.0

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from calce_jax.keyframes.plan import Behaviour
-from calce_jax.moments import Moments, moments
-from calce_jax.prompt import answer_text
-from calce_jax.report.page import Treatment
-from calce_jax.step import Prediction
-from calce_jax.windows import RankBy
+from calce_jax.inference.predict_step import Prediction
+from calce_jax.models.keyframes.plan import Behaviour, Treatment
+from calce_jax.moments.scoring import Moments, moments
+from calce_jax.moments.windows import RankBy
+from calce_jax.text.prompt import answer_text
 
 
 class InferenceError(ValueError):
@@ -53,7 +52,7 @@ def read_answers(
       prediction: on the host, as numpy.
       t5: the tokenizer the answers are written in.
       by: the order of the windows of an answer.
-      behaviour: see `calce_jax.moments`.
+      behaviour: see `calce_jax.moments.scoring`.
 
     Raises:
       InferenceError: under "reference", for a query on which the original stops.

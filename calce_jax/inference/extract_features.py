@@ -1,4 +1,4 @@
-"""The frozen vision tower over every video of a prepared folder, once; what is seen is kept (`data.features`).
+"""The frozen vision tower over every video of a prepared folder, once; what is seen is kept (`calce_jax.input_pipeline.feature_store`).
 
 Frames of several videos share a batch, so shapes are fixed whatever the videos' lengths. While the device sees a batch
 the host decodes the next ones and writes the last one.
@@ -25,17 +25,25 @@ from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
 from calce_jax.batch import Data, Features
-from calce_jax.features import Of, Store, restored, stored
+from calce_jax.distributed.sharding import put_batch
+from calce_jax.inference.trained_run import Trained
+from calce_jax.input_pipeline.dataset import TablesError, open_table
+from calce_jax.input_pipeline.feature_fingerprint import made_by
+from calce_jax.input_pipeline.feature_store import (
+    Clip,
+    FeatureFolder,
+    FeaturesError,
+    Shard,
+    claim_features,
+    next_number,
+    sums_of,
+)
 from calce_jax.input_pipeline.rows import decoded, places_of
 from calce_jax.models.calce import Calce
-from calce_jax.models.seen import Looked
-from calce_jax.outputs import write_output
-from calce_jax.sharding import put_batch
-from calce_jax.trained import Trained
-from calce_jax.training.vision import made_by
-from data.builder import TablesError, open_table
-from data.features import Clip, FeatureFolder, FeaturesError, Shard, claim_features, next_number, sums_of
-from data.prepare import Failure
+from calce_jax.models.feature_codec import Of, Store, restored, stored
+from calce_jax.models.vision_features import Looked
+from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.failures import Failure
 
 # Videos of which nothing is kept when a run is interrupted: a shard is whole or it is not there.
 VIDEOS_A_SHARD = 32
@@ -91,7 +99,7 @@ def keep_features(
     """See every video of a prepared folder, unless it was seen before.
 
     Args:
-      base: a config and its weights, from `calce_jax.trained.open_base`.
+      base: a config and its weights, from `calce_jax.inference.trained_run.open_base`.
       footage: the videos.
       out: the folder of features.
       store: in which numbers.

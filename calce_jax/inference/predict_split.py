@@ -2,18 +2,30 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
+from absl import logging
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
-from calce_jax.hosts import agreed, is_first, meet
-from calce_jax.inference import Answer
-from calce_jax.predictions import Prediction, prediction_row, read_predictions
-from calce_jax.trained import Trained
-from calce_jax.training.material import answer_tokens, ask, open_split
-from data.moments import Query
+from calce_jax.batch import Batch
+from calce_jax.config import RunConfig
+from calce_jax.distributed.multihost import agreed, is_first, meet, this_host
+from calce_jax.inference.answers import Answer, read_answers
+from calce_jax.inference.predict_step import Prediction
+from calce_jax.inference.trained_run import Trained
+from calce_jax.input_pipeline import NoteCounter, make_iterator
+from calce_jax.input_pipeline.dataset import Query, Tables, open_tables
+from calce_jax.input_pipeline.feature_fingerprint import check_features, check_videos
+from calce_jax.models.calce import CalceConfig
+from calce_jax.moments.metrics import Case
+from calce_jax.moments.predictions import Prediction, prediction_row, read_predictions
+from calce_jax.text.prompt import answer_tokens
+from calce_jax.training.run_data import Tokenizers, input_config
 
 
 def answer_split(trained: Trained, split: str, out: str | Path) -> list[Prediction]:
@@ -96,3 +108,58 @@ def _whole_batches(part: Path, batch: int) -> int:
     whole = len(lines) - len(lines) % batch if lines and lines[-1].endswith("\n") else (len(lines) - 1) // batch * batch
     part.write_text("".join(lines[:whole]), encoding="utf-8")
     return whole
+
+
+# Gives the predictions of batches in their order.
+Predict = Callable[[Iterable[Batch]], Iterator[Prediction]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The queries of one split, and the batches that ask them once, in order.
+
+    Fields:
+      tables: queries with their videos.
+      queries: the queries alone.
+      batches: makes a fresh iterator, from the given batch on.
+    """
+
+    tables: Tables
+    queries: Sequence[Query]
+    batches: Callable[[int], Iterable[Batch]]
+
+
+def open_split(config: RunConfig, split: str, tokenizers: Tokenizers, sizes: CalceConfig) -> Split:
+    """Open one split for asking all its queries once.
+
+    Raises:
+      TablesError: there is no such prepared folder or split.
+      FeaturesError: features are wanted, and are not those of this run, or not of all videos.
+    """
+    tables = open_tables(config.data.directory, split)
+    queries = list(tables.queries())
+    check_features(config, sizes)
+    check_videos(config, split, [query.video for query in queries])
+    inputs = input_config(config, split, sizes, training=False)
+
+    def batches(first: int) -> Iterable[Batch]:
+        return make_iterator(inputs, tokenizers.t5, tokenizers.bert, examples=tables, first_batch=first, **this_host())
+
+    return Split(tables, queries, batches)
+
+
+def ask(
+    config: RunConfig, split: Split, t5: PreTrainedTokenizerBase, predict: Predict, first: int = 0
+) -> Iterator[Answer]:
+    """Ask every query of a split, from batch `first` on; log what did not fit the shapes of a batch."""
+    notes = NoteCounter()
+    for prediction in predict(split.batches(first)):
+        notes.add(np.asarray(prediction.about.row), np.asarray(prediction.about.notes))
+        yield from read_answers(prediction, t5, by=config.generation.rank, behaviour=config.behaviour)
+    for line in notes.lines(lambda rows: [str(split.queries[int(row)].qid) for row in rows]):
+        logging.warning("%s: %s", split.tables.split, line)
+
+
+def case_of(query: Query, answer: Answer) -> Case:
+    """Return an answer beside the truth."""
+    return Case(query.qid, answer.moments.windows, query.windows.tolist(), malformed=answer.moments.status != "exact")

@@ -11,19 +11,18 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx, struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Int, UInt8
 
 from calce_jax.batch import Batch
-from calce_jax.features import seen_in
-from calce_jax.generate import Answers, beam_search
-from calce_jax.keyframes.chance import Chance, draw_chance
+from calce_jax.config import RunConfig
+from calce_jax.models.beam_search import Answers, beam_search
 from calce_jax.models.calce import Calce, Reading, Selection
-from calce_jax.models.layers import Key, Keys, Remat
-from calce_jax.models.seen import Seen
-from calce_jax.training.state import TrainState, apply_gradients
+from calce_jax.models.feature_codec import seen_in
+from calce_jax.models.keyframes.reference_noise import Chance, draw_chance
+from calce_jax.models.layers import Key, Remat
+from calce_jax.models.vision_features import Looked, Seen
 
 
 @dataclass(frozen=True)
@@ -76,82 +75,6 @@ def chance_of(config: StepConfig, batch: Batch, key: Key = None) -> Chance | Non
     return draw_chance(jax.random.key(0) if key is None else key, batch.row, batch.present.shape[1])
 
 
-def make_train_step(
-    graph: Any,
-    config: StepConfig,
-    optimizer: optax.GradientTransformationExtraArgs,
-    learning_rate: Callable[[Int[Array, ""]], Float[Array, ""]],
-) -> Callable[[TrainState, nnx.State, Batch, PRNGKeyArray], tuple[TrainState, dict[str, Float[Array, ""]]]]:
-    """Build `step(state, frozen, batch, key) -> (state, metrics)`, to be jitted with `state` donated.
-
-    Args:
-      graph: the model's structure, from `calce.split`.
-      config: buckets, selection, remat.
-      optimizer: from `make_optimizer`.
-      learning_rate: of the micro-step.
-
-    Metrics are float32 scalars: loss, learning_rate, gradient_norm, tokens (of all prompts), padding (the share of
-    prompt positions that hold nothing), cut (prompts longer than the last bucket), key_frames (a sample).
-    """
-
-    def step(
-        state: TrainState, frozen: nnx.State, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        keys = Keys(jax.random.fold_in(key, state.step))
-        model: Calce = nnx.merge(graph, state.trainable, frozen)
-        seen = seen_in(model, batch)
-        drop_key, loss_key = keys(), keys()
-        reading = model.read(seen, batch, config.selection, key=drop_key, chance=chance_of(config, batch, keys()))
-        count = jnp.maximum(batch.valid.sum(), 1).astype(jnp.float32)
-
-        def run(length: int) -> tuple[Array, nnx.State]:
-            def mean_loss(trainable: nnx.State) -> Float[Array, ""]:
-                model: Calce = nnx.merge(graph, trainable, frozen)
-                each = model.loss(
-                    seen,
-                    batch,
-                    reading,
-                    length,
-                    key=loss_key,
-                    remat=config.remat,
-                    behaviour=config.behaviour,
-                )
-                return jnp.where(batch.valid, each, 0.0).sum() / count
-
-            return jax.value_and_grad(mean_loss)(state.trainable)
-
-        # The gradient is taken inside the switch: taken outside, every bucket's residuals would be kept.
-        (loss, gradients), length = at_bucket(config.buckets, reading.needed, run)
-        rate = learning_rate(state.step)
-        tokens = jnp.minimum(reading.needed, length).sum().astype(jnp.float32)
-        metrics = {
-            "loss": loss,
-            "learning_rate": rate,
-            "gradient_norm": optax.tree.norm(gradients),
-            "tokens": tokens,
-            "padding": 1.0 - tokens / (length * reading.needed.shape[0]).astype(jnp.float32),
-            "cut": (reading.needed > length).sum().astype(jnp.float32),
-            "key_frames": (reading.plan.key & reading.plan.kept).sum().astype(jnp.float32) / count,
-        }
-        return apply_gradients(state, gradients, optimizer, rate), metrics
-
-    return step
-
-
-def compile_train_step(
-    step: Callable[..., tuple[TrainState, dict[str, Float[Array, ""]]]], state: TrainState
-) -> Callable[..., tuple[TrainState, dict[str, Float[Array, ""]]]]:
-    """Jit what `make_train_step` built; the new state takes the place of the old one, and lives where it lived.
-
-    Args:
-      step: from `make_train_step`.
-      state: whose shardings the new one gets; arrays, or `jax.ShapeDtypeStruct`s with shardings.
-    """
-    # Left to itself XLA lays the new state out in its own way, and the second step is compiled again.
-    places = jax.tree.map(lambda a: a.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
-
-
 def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.State, Batch], Prediction]:
     """Build `predict(trainable, frozen, batch) -> Prediction`, to be jitted. The same rows get the same answers."""
 
@@ -180,3 +103,40 @@ def predicted(model: Calce, config: StepConfig, seen: Seen, batch: Batch) -> Pre
 def compile_predict(predict: Callable[..., Prediction], mesh: Mesh) -> Callable[..., Prediction]:
     """Jit what `make_predict` built, so that every host gets the predictions of all of them."""
     return jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def step_config(config: RunConfig, answer_tokens: int) -> StepConfig:
+    """Return what the two programs need to know; answers may have `answer_tokens`."""
+    return StepConfig(
+        selection=Selection(
+            stage=config.stage,
+            mode=config.keyframes.mode,
+            clusters=config.keyframes.clusters,
+            dilation=config.keyframes.bias1,
+            filter_dilation=config.keyframes.bias2,
+            behaviour=config.behaviour,
+        ),
+        buckets=config.text.buckets,
+        remat=config.model.remat,
+        beams=config.generation.beams,
+        answer_length=answer_tokens,
+    )
+
+
+def make_look(graph: Any) -> Callable[[nnx.State, nnx.State, UInt8[Array, "B T Y X 3"]], Looked]:
+    """Build `look(trainable, frozen, frames) -> Looked`, to be jitted."""
+
+    def look(trainable: nnx.State, frozen: nnx.State, frames: UInt8[Array, "B T Y X 3"]) -> Looked:
+        model: Calce = nnx.merge(graph, trainable, frozen)
+        return model.look(model.see(frames))
+
+    return look
+
+
+def make_answer(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.State, Looked, Batch], Prediction]:
+    """Build `answer(trainable, frozen, looked, batch) -> Prediction`, to be jitted. It does not read `batch.frames`."""
+
+    def answer(trainable: nnx.State, frozen: nnx.State, looked: Looked, batch: Batch) -> Prediction:
+        return predicted(nnx.merge(graph, trainable, frozen), config, looked, batch)
+
+    return answer

@@ -11,18 +11,16 @@ import jax
 import numpy as np
 
 from calce_jax.batch import Batch
-from calce_jax.inference import Answer, read_answers
+from calce_jax.distributed.sharding import put_batch
+from calce_jax.inference.answers import Answer, read_answers
+from calce_jax.inference.predict_step import Prediction, make_answer, make_look, step_config
+from calce_jax.inference.trained_run import Trained
 from calce_jax.input_pipeline import text_sizes
+from calce_jax.input_pipeline.batches import input_config
+from calce_jax.input_pipeline.dataset import Example
 from calce_jax.input_pipeline.rows import Row, RowMaker, as_batch
-from calce_jax.looked import make_answer, make_look
-from calce_jax.models.seen import Looked
-from calce_jax.prompt import PromptWriter, longest_answer
-from calce_jax.sharding import put_batch
-from calce_jax.step import Prediction
-from calce_jax.trained import Trained
-from calce_jax.training.material import input_config
-from calce_jax.training.run import step_config
-from data.moments import Example
+from calce_jax.models.vision_features import Looked
+from calce_jax.text.prompt import PromptWriter, longest_answer
 
 
 def ask(trained: Trained, examples: Sequence[Example]) -> list[Answer]:

@@ -1,9 +1,7 @@
 """A run that was trained, opened to answer queries."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +10,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from calce_jax.batch import Batch
+from calce_jax.checkpoints.restore import build_model, calce_config, trainables_of
+from calce_jax.config import RunConfig, read_config
+from calce_jax.distributed.sharding import make_mesh
+from calce_jax.inference.length_grouping import Grouper, predict_all
+from calce_jax.inference.predict_step import Prediction, compile_predict, make_predict, step_config
 from calce_jax.models.calce import CalceConfig
-from calce_jax.sharding import make_mesh
-from calce_jax.step import Prediction, compile_predict, make_predict
-from calce_jax.training.config import ConfigError, RunConfig, validate
-from calce_jax.training.grouping import Grouper, predict_all
-from calce_jax.training.material import Tokenizers, calce_config, open_tokenizers
-from calce_jax.training.run import build_model, step_config, trainables_of
+from calce_jax.text.tokenizers import Tokenizers, open_tokenizers
 
 
 @dataclass(frozen=True)
@@ -104,30 +102,3 @@ def open_base(config: RunConfig) -> Trained:
     with jax.set_mesh(devices):
         graph, trainable, frozen = build_model(sizes, config, devices)
     return Trained(config, sizes, tokenizers, devices, graph, trainable, frozen)
-
-
-def read_config(workdir: str | Path) -> RunConfig:
-    """Read what a run was trained by.
-
-    Raises:
-      ConfigError: there is no such file, or it is damaged.
-    """
-    path = Path(workdir) / "config.json"
-    try:
-        config = validate(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; give the workdir of a run that launch/train.py trained") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is no JSON ({error}); restore it from a checkpoint's record") from error
-    text = replace(
-        config.text,
-        t5_tokenizer=_wherever(config.text.t5_tokenizer),
-        bert_tokenizer=_wherever(config.text.bert_tokenizer),
-    )
-    return replace(config, text=text, weights=replace(config.weights, base=_wherever(config.weights.base)))
-
-
-def _wherever(path: str) -> str:
-    """Return where a file that comes with the project lies, if it is named as seen from a checkout and this is none."""
-    shipped = Path(str(files("data"))).parent / path
-    return str(shipped) if path.startswith("data/") and not Path(path).exists() and shipped.exists() else path

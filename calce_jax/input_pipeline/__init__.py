@@ -8,7 +8,7 @@ from calce_jax.input_pipeline.batches import (
     make_iterator,
     text_sizes,
 )
-from calce_jax.input_pipeline.notes import NoteCounter
+from calce_jax.input_pipeline.row_flags import NoteCounter
 
 __all__ = [
     "InputConfig",

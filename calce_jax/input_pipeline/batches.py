@@ -17,12 +17,15 @@ from absl import flags
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch, Features
-from calce_jax.input_pipeline.room import Room
+from calce_jax.config import RunConfig
+from calce_jax.input_pipeline import InputConfig, batches_an_epoch, make_iterator
+from calce_jax.input_pipeline.buffer_pool import Room
+from calce_jax.input_pipeline.dataset import Example, open_tables
+from calce_jax.input_pipeline.feature_store import FeatureFolder
 from calce_jax.input_pipeline.rows import InputError, RowMaker, as_batch
-from calce_jax.prompt import PromptWriter
-from calce_jax.text_row import Behaviour, TextSizes
-from data.features import FeatureFolder
-from data.moments import Example, open_tables
+from calce_jax.models.calce import CalceConfig
+from calce_jax.text.prompt import PromptWriter
+from calce_jax.text.text_row import Behaviour, TextSizes
 
 # Batches that each process has ready beyond the one in use. One of full size takes 30 MB a video, features 54 to 109.
 AHEAD = 2
@@ -48,8 +51,8 @@ class InputConfig:
       seed: of the order and the crops.
       workers: processes that read; 0 reads in threads of this one.
       use_captions: False withholds what is said; Charades has no sound.
-      behaviour: "reference" does as the original, see `calce_jax.prompt` and `calce_jax.input_pipeline.crops`.
-      features: folder of what is seen in the frames, read in place of them (`data.features`); these know no
+      behaviour: "reference" does as the original, see `calce_jax.text.prompt` and `calce_jax.input_pipeline.augment`.
+      features: folder of what is seen in the frames, read in place of them (`calce_jax.input_pipeline.feature_store`); these know no
         crops, so `augment` must be False.
     """
 
@@ -142,7 +145,7 @@ def make_iterator(
 
     Args:
       config: what is read.
-      t5, bert: tokenizers, from `calce_jax.tokenizers`.
+      t5, bert: tokenizers, from `calce_jax.text.tokenizers`.
       examples: the split; by default it is opened. It travels to worker processes.
       first_batch: number of the batch to begin with, for an inference that goes on; of one epoch.
       process_index, process_count: of this host; it gets its part of each batch, B // process_count rows in a row.
@@ -236,3 +239,30 @@ def _cores() -> int:
 def _batch(fields: dict[str, Any]) -> Batch:
     features = fields.pop("features", None)
     return Batch(**fields, features=features and Features(**features))
+
+
+def input_config(config: RunConfig, split: str, sizes: CalceConfig, *, training: bool) -> InputConfig:
+    """Return how a split is read: shuffled, repeated and cropped for training; once, in order and whole otherwise."""
+    return InputConfig(
+        folder=config.data.directory,
+        split=split,
+        stage=config.stage,
+        frames=config.data.frames,
+        image_size=sizes.vit.image_size,
+        batch_size=config.data.batch if training else config.data.eval_batch,
+        captions=config.data.captions,
+        words=config.text.words,
+        text_tokens=config.text.text_tokens,
+        windows=config.text.windows,
+        answer_tokens=config.text.answer_tokens,
+        max_text=config.text.max_text,
+        augment=training and config.data.augment,
+        shuffle=training,
+        remainder="drop" if training else "fill",
+        epochs=None if training else 1,
+        seed=config.seed,
+        workers=config.data.workers if training else 0,
+        use_captions=config.data.use_captions,
+        behaviour=config.behaviour,
+        features=config.data.features,
+    )

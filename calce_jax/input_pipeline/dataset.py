@@ -1,6 +1,6 @@
 """Moments on disk, read query by query.
 
-A prepared folder holds `tables/videos` and `tables/queries` (written by `data.tables`). Whatever reads them gets an
+A prepared folder holds `tables/videos` and `tables/queries` (written by `calce_jax.datasets.tables`). Whatever reads them gets an
 `Example`, a query joined with its video; key frames stay JPEG.
 """
 
@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-
-from data.builder import Table, TablesError, open_table
+import tensorflow_datasets as tfds
 
 
 @dataclass(frozen=True)
@@ -153,3 +152,32 @@ def _query(row: dict[str, Any]) -> Query:
         stage1_windows=row["stage1_windows"] if row["stage1_known"] else None,
         kind=row["kind"].decode() or None,
     )
+
+
+Table = Literal["videos", "queries"]
+
+
+VERSION = "1.0.0"
+
+
+class TablesError(ValueError):
+    """Tables that cannot be built or read; the message names the folder or split and the remedy."""
+
+
+def open_table(folder: str | Path, table: Table) -> tfds.core.DatasetBuilder:
+    """Open a table of a prepared folder.
+
+    Raises:
+      TablesError: it is not there, or of another version.
+    """
+    place = Path(folder) / "tables" / table
+    if not (place / "dataset_info.json").is_file():
+        raise TablesError(
+            f"there are no tables in {folder}: {place} is missing; run launch/prepare.py with --out={folder}"
+        )
+    builder = tfds.builder_from_directory(place)
+    if str(builder.version) != VERSION:
+        raise TablesError(
+            f"{place} has version {builder.version}, this program reads {VERSION}; run launch/prepare.py again"
+        )
+    return builder

@@ -9,11 +9,11 @@ from typing import cast
 
 import jax
 
-from calce_jax.checkpoints import git_revision
-from calce_jax.features import Of, Store, scales
+from calce_jax.config import RunConfig
+from calce_jax.input_pipeline.feature_store import FeatureFolder, FeaturesError, Made, differences
 from calce_jax.models.calce import CalceConfig
-from calce_jax.training.config import RunConfig
-from data.features import FeatureFolder, FeaturesError, Made, differences
+from calce_jax.models.feature_codec import Of, Store, scales
+from calce_jax.storage.provenance import git_revision
 
 # The weights that decide what is seen.
 PARTS: dict[Of, tuple[str, ...]] = {"vit": ("vit/",), "qformer": ("vit/", "ln_vision/", "qformer/")}

@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 from array_record.python import array_record_module as array_record  # pyright: ignore[reportAttributeAccessIssue]
 
-from calce_jax.outputs import write_output
+from calce_jax.storage.atomic_files import write_output
 
 VERSION = 1
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int
 
-from calce_jax.text_row import Note
+from calce_jax.text.text_row import Note
 
 SHOWN = 5
 

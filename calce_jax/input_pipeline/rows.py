@@ -7,14 +7,14 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from calce_jax.captions import clean, spoken_intervals
-from calce_jax.input_pipeline.crops import crop_and_resize, draw_crop
-from calce_jax.keyframes.spoken import spoken_frames
-from calce_jax.prompt import PromptWriter, about_talking, stage1_windows
-from calce_jax.text_row import Behaviour, Caption, Note
-from calce_jax.video import decode_jpeg, head_indices, jpeg_size
-from data.features import Clip, FeatureFolder, sums_of
-from data.moments import Example
+from calce_jax.input_pipeline.augment import crop_and_resize, draw_crop
+from calce_jax.input_pipeline.dataset import Example
+from calce_jax.input_pipeline.feature_store import Clip, FeatureFolder, sums_of
+from calce_jax.input_pipeline.speech_mask import spoken_frames
+from calce_jax.text.captions import clean, spoken_intervals
+from calce_jax.text.prompt import PromptWriter, about_talking, stage1_windows
+from calce_jax.text.text_row import Behaviour, Caption, Note
+from calce_jax.video.decode import decode_jpeg, head_indices, jpeg_size
 
 # The fields of a `Batch`; those of `Features` are a mapping of their own.
 Row = Mapping[str, Any]
@@ -32,7 +32,7 @@ class RowMaker:
       image_size: pixels of a side; that of the stored frames.
       windows: W, of stage 1.
       use_captions: without them nothing is heard: no caption enters a prompt, and no frame is spoken.
-      pixels: False leaves frames without any, for a video that has been seen before (`calce_jax.looked`).
+      pixels: False leaves frames without any, for a video that has been seen before (`calce_jax.inference.predict_step`).
       features: what the tower gave of the frames, which is read in place of their pixels.
     """
 

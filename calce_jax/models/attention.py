@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
+from calce_jax.distributed.sharding import BATCH
 from calce_jax.models.layers import Key, dropout
-from calce_jax.sharding import BATCH
 
 Implementation = Literal["xla", "dpa", "flash"]
 

@@ -19,7 +19,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.batch import Data
-from calce_jax.models.kept import LayerCache
+from calce_jax.models.kv_cache import LayerCache
 from calce_jax.models.t5 import T5
 
 START, END = 0, 1

@@ -23,21 +23,21 @@ import numpy as np
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from calce_jax import packing
 from calce_jax.batch import Batch, Data
-from calce_jax.keyframes.chance import Chance
-from calce_jax.keyframes.coarse import select_coarse
-from calce_jax.keyframes.fine import select_fine
-from calce_jax.keyframes.plan import Plan
 from calce_jax.models import lora
+from calce_jax.models import prompt_packing as packing
 from calce_jax.models.attention import Implementation
+from calce_jax.models.keyframes.coarse import select_coarse
+from calce_jax.models.keyframes.fine import select_fine
+from calce_jax.models.keyframes.plan import Plan
+from calce_jax.models.keyframes.reference_noise import Chance
 from calce_jax.models.layers import Key, Keys, LayerNorm, Linear, Remat
 from calce_jax.models.lora import LoraConfig
+from calce_jax.models.prompt_packing import Choice
 from calce_jax.models.qformer import QFormer, QFormerConfig
-from calce_jax.models.seen import Looked, Seen
 from calce_jax.models.t5 import T5, T5Config
+from calce_jax.models.vision_features import Looked, Seen
 from calce_jax.models.vit import Vit, VitConfig, normalise
-from calce_jax.packing import Choice
 
 START = 0
 LORA = LoraConfig()

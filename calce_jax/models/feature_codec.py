@@ -2,7 +2,7 @@
 
 The vision tower is frozen: what it gives of a frame is the same in every epoch. So is what the Q-Former says of that,
 in a run that leaves `ln_vision` frozen too. `stored` and `restored` are the two ends of keeping either, in the files of
-`data.features`. float32 and bfloat16 are the numbers themselves; int8 has a scale for every 128 channels of a token, so
+`calce_jax.input_pipeline.feature_store`. float32 and bfloat16 are the numbers themselves; int8 has a scale for every 128 channels of a token, so
 that a channel that is far larger than the rest, as vision transformers have them, spoils no more than its neighbours.
 
 Dimensions: B videos, T frames, P tokens of a frame, D width, G scales of a token, E of D // G channels each.
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from calce_jax.batch import Batch, Features
 from calce_jax.models.calce import Calce
-from calce_jax.models.seen import Looked, Seen
+from calce_jax.models.vision_features import Looked, Seen
 
 Store = Literal["float32", "bfloat16", "int8"]
 # What the vision tower gives, or what the Q-Former says of it.

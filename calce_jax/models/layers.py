@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from calce_jax.sharding import constrain_batch
+from calce_jax.distributed.sharding import constrain_batch
 
 Key = PRNGKeyArray | None
 Remat = Literal["none", "dots", "full"]

@@ -15,7 +15,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.batch import Data
-from calce_jax.keyframes.plan import Plan
+from calce_jax.models.keyframes.plan import Plan
 
 
 @struct.dataclass

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from calce_jax.distributed.sharding import constrain_batch
 from calce_jax.models.attention import Implementation, attention, join_heads, split_heads
-from calce_jax.models.kept import Kept, LayerCache, attention_to
+from calce_jax.models.kv_cache import Kept, LayerCache, attention_to
 from calce_jax.models.layers import Key, Keys, Linear, Remat, RMSNorm, dropout, gelu, scan, stack, unstack
-from calce_jax.sharding import constrain_batch
 
 BUCKETS, FARTHEST = 32, 128
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.models.attention import attention, join_heads, split_heads
-from calce_jax.models.kept import Kept, LayerCache, attention_to
+from calce_jax.models.kv_cache import Kept, LayerCache, attention_to
 from calce_jax.models.layers import Key, LayerNorm, Linear, gelu, scan, stack, unstack
 
 # Queries that look at all positions at once: a few hundred, so that their scores stay in a CPU's cache.

@@ -18,9 +18,9 @@ from typing import Any, TypeGuard
 
 from absl import logging
 
-from calce_jax.outputs import write_output
-from calce_jax.predictions import same_query
-from calce_jax.windows import Seconds
+from calce_jax.moments.predictions import same_query
+from calce_jax.moments.windows import Seconds
+from calce_jax.storage.atomic_files import write_output
 
 WINDOW_FIELDS = ("stage1_windows", "stage1_result")
 # A file can be wrong in every line; more than these help no one.

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
-from calce_jax.annotations import Annotation, AnnotationError
-from calce_jax.predictions import Prediction, same_query
-from calce_jax.windows import Seconds
+from calce_jax.moments.annotations import Annotation, AnnotationError
+from calce_jax.moments.predictions import Prediction, same_query
+from calce_jax.moments.windows import Seconds
 
 
 @dataclasses.dataclass(frozen=True)

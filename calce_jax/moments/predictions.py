@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from calce_jax.outputs import write_output
-from calce_jax.windows import RankBy, Seconds, Status, rank
+from calce_jax.moments.windows import RankBy, Seconds, Status, rank
+from calce_jax.storage.atomic_files import write_output
 
 Split = Literal["val", "test"]
 QVHIGHLIGHTS_PREFIX = "QVHighlight_"

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from calce_jax.windows import RankBy, Seconds, Status, Window, iou_matrix, parse_windows, rank
+from calce_jax.moments.windows import RankBy, Seconds, Status, Window, iou_matrix, parse_windows, rank
 
 
 @dataclasses.dataclass(frozen=True)

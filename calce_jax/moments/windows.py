@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Num
 
-from calce_jax import windows_reference
+from calce_jax.moments import windows_reference
 
 Seconds = int | float
 Window = list[Seconds]
@@ -64,7 +64,7 @@ def parse_windows(
     Args:
       text: the answer, e.g. "[[82, 150]]"; decimals are allowed.
       duration: the video's length in seconds.
-      behaviour: "reference" mends the text as the original does (see `calce_jax.windows_reference`): unreadable text
+      behaviour: "reference" mends the text as the original does (see `calce_jax.moments.windows_reference`): unreadable text
         becomes the whole video, and windows may lie outside it.
 
     Raises:

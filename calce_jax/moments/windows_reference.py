@@ -1,7 +1,7 @@
 """How the original mends the text of an answer, its oddities included.
 
 Published scores went through these rules, so a comparison with them has to as well; everything else reads answers with
-`calce_jax.windows`. All windows are [start, end] in seconds.
+`calce_jax.moments.windows`. All windows are [start, end] in seconds.
 """
 
 import ast

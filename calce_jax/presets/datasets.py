@@ -6,14 +6,7 @@ The schedules of QVHighlights and Charades-STA are the paper's: four devices wit
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from calce_jax.training.config import (
-    DataConfig,
-    KeyframesConfig,
-    ScheduleConfig,
-    Size,
-    TextConfig,
-    WeightsConfig,
-)
+from calce_jax.config import DataConfig, KeyframesConfig, ScheduleConfig, Size, TextConfig, WeightsConfig
 
 WARMUP_FROM = 1e-8
 # More stage-1 windows than any published prediction has.
@@ -154,10 +147,11 @@ def shapes(stage: int, size: Size) -> Part:
         schedule=schedule(3, 3e-4, 1e-5, 20) if first else schedule(3, 2e-4, 1e-5, 10),
         accumulate=1,
         weights=WeightsConfig(
-            base="data/shapes/base.safetensors" if size == "tiny" else "", start="" if first else "runs/demo/stage1"
+            base="calce_jax/assets/tiny/base.safetensors" if size == "tiny" else "",
+            start="" if first else "runs/demo/stage1",
         ),
-        t5_tokenizer="data/tokenizers/tiny_t5",
-        bert_tokenizer="data/tokenizers/tiny_bert",
+        t5_tokenizer="calce_jax/assets/tiny/t5",
+        bert_tokenizer="calce_jax/assets/tiny/bert",
         text_tokens=320,
         prompt_text=96,
         prompt_lengths=2,

@@ -1,6 +1,6 @@
 """What depends on the size of the model: precision, adapters, mesh, prompt lengths."""
 
-from calce_jax.training.config import LoraConfig, ModelConfig, Size
+from calce_jax.config import LoraConfig, ModelConfig, Size
 
 SIZES: dict[Size, ModelConfig] = {
     "full": ModelConfig(size="full", frozen_dtype="bfloat16", compute_dtype="bfloat16", remat="full"),

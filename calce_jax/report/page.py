@@ -12,16 +12,16 @@ import itertools
 import mimetypes
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 import numpy as np
 from PIL import Image
 
-from calce_jax.outputs import write_output
-from calce_jax.windows import iou
+from calce_jax.models.keyframes.plan import Treatment
+from calce_jax.moments.windows import iou
+from calce_jax.storage.atomic_files import write_output
 
-Treatment = Literal["full", "compressed", "dropped"]
 Seconds = int | float
 
 TREATMENTS: dict[Treatment, str] = {

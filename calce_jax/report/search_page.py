@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 import jinja2
 
-from calce_jax.outputs import write_output
 from calce_jax.report.page import TREATMENTS, ticks
+from calce_jax.storage.atomic_files import write_output
 
 Seconds = int | float
 

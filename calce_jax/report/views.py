@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from calce_jax.captions import clean
-from calce_jax.inference import Answer
+from calce_jax.inference.answers import Answer
+from calce_jax.input_pipeline.dataset import Example
 from calce_jax.report.page import CaptionView, FrameView, MomentView, QueryView, StageView
-from calce_jax.text_row import Caption
-from data.moments import Example
+from calce_jax.text.captions import clean
+from calce_jax.text.text_row import Caption
 
 
 def query_view(

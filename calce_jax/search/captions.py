@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from calce_jax.cache import Cache, content_of, key_of
-from calce_jax.outputs import write_output
-from calce_jax.search import SearchError
+from calce_jax.search.inputs import SearchError
 from calce_jax.speech.captioning import captions_for
+from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.disk_cache import Cache, content_of, key_of
 
 
 def hear(videos: Sequence[Path], folder: str | Path, whisper: str, cache: Cache) -> dict[Path, Path]:
@@ -15,7 +15,7 @@ def hear(videos: Sequence[Path], folder: str | Path, whisper: str, cache: Cache)
     Args:
       videos: the files.
       folder: of the new .srt files, called like their videos; what it has of other videos is replaced.
-      whisper: as for `calce_jax.speech.model.open_whisper`, which says what it raises.
+      whisper: as for `calce_jax.speech.whisper_model.open_whisper`, which says what it raises.
       cache: what was heard before is taken from there.
 
     Returns:

@@ -1,6 +1,6 @@
 """From what a model answers about overlapping pieces of videos to one ranked list of moments.
 
-A piece's answers are a probability over a few sets of windows (`calce_jax.moments.Beam`). The score of a window is how
+A piece's answers are a probability over a few sets of windows (`calce_jax.moments.scoring.Beam`). The score of a window is how
 much of it the model is sure of: the expected overlap (IoU) with the nearest window of an answer, averaged over the
 pieces that show at least half of the window, and there with the part that they show. So it is 1 where every answer
 about every piece that could know names this very window, and means the same in every piece and every file.
@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from calce_jax.moments import Beam, expected_overlap
-from calce_jax.pieces import Piece
+from calce_jax.moments.scoring import Beam, expected_overlap
+from calce_jax.search.segments import Piece
 
 SAME = 0.5  # the share of the shorter one, above which two windows are one moment
 SHOWN = 0.5  # the share of a window that a piece must show to have a say in it

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from calce_jax.annotations import Annotation
-from calce_jax.clips import cut, pictures_at
-from calce_jax.outputs import replacing, write_output
-from calce_jax.ranking import Moment, together
+from calce_jax.moments.annotations import Annotation
 from calce_jax.report.search_page import BarView, FindingView, PictureView, VideoView, write_search_page
-from calce_jax.search import Found, Searched
+from calce_jax.search.ranking import Moment, together
+from calce_jax.search.searcher import Found, Searched
+from calce_jax.storage.atomic_files import replacing, write_output
+from calce_jax.video.clips import cut, pictures_at
 
 PICTURES = 48  # of a video on the page
 Truth = Mapping[tuple[str, str], Sequence[Sequence[int | float]]]

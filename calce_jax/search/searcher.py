@@ -1,45 +1,38 @@
 """Both stages on any videos: files and sentences in, ranked moments out.
 
-A long video is searched piece by piece (`calce_jax.pieces`), and what is seen of a piece is computed once for all
-queries and kept (`calce_jax.looked`, `calce_jax.cache`). What the pieces answer becomes one list (`calce_jax.ranking`).
+A long video is searched piece by piece (`calce_jax.search.segments`), and what is seen of a piece is computed once for all
+queries and kept (`calce_jax.inference.predict_step`, `calce_jax.storage.disk_cache`). What the pieces answer becomes one list (`calce_jax.search.ranking`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 
 import jax
 import numpy as np
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
-from calce_jax.asking import Asker
-from calce_jax.cache import Cache, content_of, key_of
-from calce_jax.captions import clean, read_srt
-from calce_jax.inference import Answer
-from calce_jax.items import items_of
-from calce_jax.models.seen import Looked
-from calce_jax.pieces import Footage, Piece, Sampling, captions_in, footage
-from calce_jax.prompt import BORDER, Caption
-from calce_jax.ranking import Moment, moments_of
-from calce_jax.report.page import Treatment
-from calce_jax.trained import Trained, open_base, open_trained
-from calce_jax.training.config import Dataset, RunConfig, validate
-from configs.calce import get_config
-from data.moments import Example
+from calce_jax.config import Dataset
+from calce_jax.inference.answers import Answer
+from calce_jax.inference.predictor import Asker
+from calce_jax.inference.trained_run import Trained, open_base, open_trained
+from calce_jax.input_pipeline.dataset import Example
+from calce_jax.models.keyframes.plan import Treatment
+from calce_jax.models.vision_features import Looked
+from calce_jax.presets.tiny import tiny_config
+from calce_jax.search.inputs import SearchError, check_queries
+from calce_jax.search.ranking import Moment, moments_of
+from calce_jax.search.segments import Footage, Piece, Sampling, captions_in, footage
+from calce_jax.storage.disk_cache import Cache, content_of, key_of
+from calce_jax.text.captions import clean
+from calce_jax.text.nouns import items_of
+from calce_jax.text.prompt import Caption
 
 # Seconds of the videos of each dataset: all of QVHighlights', all of shapes', 99 of 100 of Charades'.
 TRAINED_ON: dict[Dataset, float] = {"qvh": 150.0, "charades": 60.0, "shapes": 40.0}
-SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv"})
-MOST_WORDS = 60  # of a query; more would push each other out of the prompt
 MOST_MOMENTS = 5
 DETAIL: dict[Treatment, int] = {"dropped": 0, "compressed": 1, "full": 2}
-
-
-class SearchError(ValueError):
-    """A search cannot be made; the message says what is missing and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -206,88 +199,10 @@ def open_stages(checkpoint: str | Path | None = None) -> list[Trained]:
     return [first, second]
 
 
-def tiny_config(stage: int) -> RunConfig:
-    """Return the config of the tiny model that comes with the package, its files wherever they are installed."""
-    here = Path(str(files("data")))
-    config = get_config(f"shapes,stage={stage}")
-    config.update(
-        {
-            "mesh": "single",
-            "weights": {"base": str(here / "shapes" / "base.safetensors"), "start": ""},
-            "text": {name: str(here / "tokenizers" / f"tiny_{name.split('_')[0]}") for name in _TOKENIZERS},
-        }
-    )
-    return validate(config)
-
-
-_TOKENIZERS = ("t5_tokenizer", "bert_tokenizer")
-
-
 def keep_programs(folder: str | Path, limit: int = 10**9) -> None:
     """Keep compiled programs in a folder, too, up to so many bytes; those unused for longest go first."""
     jax.config.update("jax_compilation_cache_dir", str(Path(folder).absolute() / "programs"))
     jax.config.update("jax_compilation_cache_max_size", limit)
-
-
-def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = None) -> None:
-    """Refuse what no model here can be asked.
-
-    Args:
-      queries: sentences.
-      t5: the model's tokenizer; without it, whether the words are known is not looked at.
-
-    Raises:
-      SearchError: there is no query; one is empty, longer than 60 words, or has no word that the tokenizer can write.
-    """
-    if not queries:
-        raise SearchError("no query; say in a sentence what to look for")
-    for number, query in enumerate(queries, 1):
-        if not query.strip():
-            raise SearchError(f"query {number} is empty; say in a sentence what to look for")
-        if (words := len(query.split())) > MOST_WORDS:
-            raise SearchError(f"query {number} has {words:,} words; say it in {MOST_WORDS} or fewer")
-        if t5 and not any(piece.strip(BORDER).isalnum() for piece in _pieces(query, t5)):
-            raise SearchError(f"query {number} ({query.strip()[:40]}) has no word that the model knows; ask in English")
-
-
-def _pieces(text: str, t5: PreTrainedTokenizerBase) -> list[str]:
-    """Return what the tokenizer makes of a text, without what it does not know."""
-    ids = [int(i) for i in t5(text, add_special_tokens=False)["input_ids"]]
-    return [str(t5.convert_ids_to_tokens(i)) for i in ids if i != t5.unk_token_id]
-
-
-def captions_of(video: str | Path, srt: str | Path) -> list[Caption]:
-    """Return what is said in a video.
-
-    Args:
-      video: the file.
-      srt: "none" for nothing; "auto" for the .srt file beside the video, where there is one; otherwise a file, or a
-        folder of files called like their videos.
-
-    Raises:
-      CaptionError, FileNotFoundError: the captions cannot be read.
-    """
-    beside = Path(video).with_suffix(".srt")
-    if srt == "none" or (srt == "auto" and not beside.is_file()):
-        return []
-    if srt == "auto":
-        return read_srt(beside)
-    return read_srt(Path(srt) / beside.name if Path(srt).is_dir() else srt)
-
-
-def videos_in(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the files, and those in the folders that are called like videos, each once.
-
-    Raises:
-      SearchError: there is none.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        found += [each for each in inside if each not in found]
-    if not found:
-        raise SearchError(f"no video among {', '.join(map(str, paths))}; they end in {', '.join(sorted(SUFFIXES))}")
-    return found
 
 
 def _fingerprint(trained: Trained) -> str:

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from calce_jax.cache import Cache, key_of
-from calce_jax.prompt import Caption
-from calce_jax.video import VideoError, duration_of, encode_jpeg, frames_at, read_frames
+from calce_jax.storage.disk_cache import Cache, key_of
+from calce_jax.text.prompt import Caption
+from calce_jax.video.decode import VideoError, duration_of, encode_jpeg, frames_at, read_frames
 
 LONGEST_HOURS = 4.0
 # Longer by so much, a video is still one piece: 150.02 s are the 150 s that were annotated.
@@ -51,7 +51,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Footage:
-    """The key frames of a piece, as `data.moments.Example` has them; times count from the piece's start.
+    """The key frames of a piece, as `calce_jax.input_pipeline.dataset.Example` has them; times count from the piece's start.
 
     Attributes:
       piece: which.
@@ -98,7 +98,7 @@ def footage(
 
     Args:
       video: the file.
-      content: what names it in the cache, from `calce_jax.cache.content_of`.
+      content: what names it in the cache, from `calce_jax.storage.disk_cache.content_of`.
       sampling: how it is looked at.
       cache: where frames are kept.
 

@@ -16,7 +16,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from jaxtyping import Float
 
-from calce_jax.video import FETCH_AGAIN, FORMATS, SHORTFALL
+from calce_jax.video.decode import FETCH_AGAIN, FORMATS, SHORTFALL
 
 RATE = 16_000
 # Containers of sound alone, beside those of video.

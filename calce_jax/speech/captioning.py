@@ -16,11 +16,11 @@ import srt
 from absl import logging
 from tqdm import tqdm
 
-from calce_jax.outputs import write_output
 from calce_jax.speech.audio import NoSound, SoundError
-from calce_jax.speech.model import Dtype, open_whisper
 from calce_jax.speech.transcribe import Options, Sound, Transcriber
-from calce_jax.text_row import Caption
+from calce_jax.speech.whisper_model import Dtype, open_whisper
+from calce_jax.storage.atomic_files import write_output
+from calce_jax.text.text_row import Caption
 
 # What is looked for in a folder; a file that is named itself may be called anything.
 PICTURES = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv"))

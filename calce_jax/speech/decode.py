@@ -13,9 +13,9 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from calce_jax.batch import Data
-from calce_jax.models.kept import LayerCache
+from calce_jax.models.kv_cache import LayerCache
 from calce_jax.models.whisper import Whisper
-from calce_jax.speech.vocabulary import Vocabulary
+from calce_jax.speech.special_tokens import Vocabulary
 
 
 @struct.dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from calce_jax.speech.mel import FRAMES_PER_S
-from calce_jax.speech.vocabulary import TIME_STEP_S
+from calce_jax.speech.special_tokens import TIME_STEP_S
 
 # Mel frames between two times that can be written.
 FRAMES_PER_STEP = round(TIME_STEP_S * FRAMES_PER_S)

@@ -23,10 +23,10 @@ from calce_jax.models.whisper import Whisper
 from calce_jax.speech.audio import read_sound
 from calce_jax.speech.decode import Texts, Windows, detect_language, transcribe_windows
 from calce_jax.speech.mel import FRAMES_PER_S, log_mel
-from calce_jax.speech.model import SpeechModel
 from calce_jax.speech.segments import Segment, cut, repetitiveness
-from calce_jax.speech.voice import Voices
-from calce_jax.text_row import Caption
+from calce_jax.speech.vad import Voices
+from calce_jax.speech.whisper_model import SpeechModel
+from calce_jax.text.text_row import Caption
 
 # A silence this long ahead of a window is jumped over: a window's first time is at most a second after its begin.
 SILENCE_S = 2.5

@@ -13,11 +13,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from calce_jax.convert.reader import WeightsFileError, open_tensors
-from calce_jax.convert.table import ConversionError, to_flax
-from calce_jax.convert.whisper import TABLE
+from calce_jax.checkpoints.convert.reader import WeightsFileError, open_tensors
+from calce_jax.checkpoints.convert.state_dict import ConversionError, to_flax
+from calce_jax.checkpoints.convert.whisper import TABLE
 from calce_jax.models.whisper import SIZES, Whisper, WhisperConfig
-from calce_jax.speech.vocabulary import Vocabulary
+from calce_jax.speech.special_tokens import Vocabulary
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"

@@ -17,7 +17,7 @@ from absl import logging
 from safetensors.flax import load as load_arrays
 from safetensors.flax import save as save_arrays
 
-from calce_jax.outputs import write_output
+from calce_jax.storage.atomic_files import write_output
 
 Kind = Literal["frames", "captions", "features"]
 LIMIT_GB = 10.0

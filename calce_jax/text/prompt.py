@@ -36,8 +36,10 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from calce_jax.text_row import Behaviour, Caption, Note, Number, TextRow, TextSizes, Windows
-from calce_jax.tokenizers import bare
+from calce_jax.config import RunConfig
+from calce_jax.input_pipeline.dataset import Query
+from calce_jax.text.text_row import Behaviour, Caption, Note, Number, TextRow, TextSizes, Windows
+from calce_jax.text.tokenizers import bare
 
 TASK = "Given the video and the subtitle and the query, find the query relevant windows.\nRelevant windows: "
 NO_CAPTION = "*None*"
@@ -122,7 +124,7 @@ class PromptWriter:
     """Writes the text of examples.
 
     Args:
-      t5, bert: tokenizers, from `calce_jax.tokenizers`.
+      t5, bert: tokenizers, from `calce_jax.text.tokenizers`.
       sizes: what rows are padded to.
       stage: in stage 2 the prompt names the stage-1 windows.
       behaviour: see the module.
@@ -394,3 +396,14 @@ def _padded(ids: Sequence[int], size: int) -> np.ndarray:
     padded = np.zeros(size, np.int32)
     padded[: len(ids)] = ids
     return padded
+
+
+# What the original generates at most, whatever the video's length.
+REFERENCE_ANSWER_TOKENS = 70
+
+
+def answer_tokens(config: RunConfig, queries: Sequence[Query], t5: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens an answer may have: what the longest video allows; under "reference" always 70."""
+    if config.behaviour == "reference":
+        return REFERENCE_ANSWER_TOKENS
+    return longest_answer(t5, max(query.duration for query in queries))

@@ -4,11 +4,14 @@ transformers makes a tokenizer that knows only "unknown" when it is handed a voc
 without one, and says nothing. So the files are looked for first, and what was loaded is tried.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 from transformers import BertTokenizer, PreTrainedTokenizerBase, T5Tokenizer
+
+from calce_jax.config import RunConfig
 
 T5_FILES = ("tokenizer.json", "spiece.model")
 BERT_FILES = ("tokenizer.json", "vocab.txt")
@@ -85,3 +88,16 @@ def _tried(tokenizer: T, source: str | Path) -> T:
     if all(piece == tokenizer.unk_token_id for piece in ids):
         raise TokenizerError(f"{source}: every word is unknown to this tokenizer; its vocabulary file is damaged")
     return tokenizer
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """T5's and BERT's."""
+
+    t5: PreTrainedTokenizerBase
+    bert: PreTrainedTokenizerBase
+
+
+def open_tokenizers(config: RunConfig) -> Tokenizers:
+    """Load the tokenizers that a config names."""
+    return Tokenizers(load_t5(config.text.t5_tokenizer), load_bert(config.text.bert_tokenizer))

@@ -21,11 +21,11 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from calce_jax.checkpoints import CRITERION, Checkpoints
-from calce_jax.hosts import told_to_stop
+from calce_jax.checkpoints.manager import CRITERION, Checkpoints
+from calce_jax.distributed.multihost import told_to_stop
 from calce_jax.input_pipeline import NoteCounter
+from calce_jax.training.metric_writer import MetricWriter
 from calce_jax.training.state import TrainState
-from calce_jax.training.writer import MetricWriter
 
 # Steps whose measurements are left on the device at a log, so that reading the others does not wait.
 LAG = 2

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from calce_jax.hosts import is_first
+from calce_jax.distributed.multihost import is_first
 
 _PLACE = "clu.metric_writers.summary_writer"
 if _PLACE not in sys.modules:

@@ -3,38 +3,32 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 
-from calce_jax.checkpoints import (
-    CheckpointError,
-    Checkpoints,
-    Start,
-    file_hash,
-    git_revision,
-    load_params,
-    starting_point,
-)
-from calce_jax.hosts import is_first, this_host
-from calce_jax.models.calce import Calce, CalceConfig, Selection, count, split
-from calce_jax.outputs import write_output
-from calce_jax.paths import named_leaves, with_leaves
-from calce_jax.sharding import abstract_like, make_mesh, shard_params
-from calce_jax.step import StepConfig, compile_predict, compile_train_step, make_predict, make_train_step
-from calce_jax.training.config import ConfigError, RunConfig, differences, flat, plain
-from calce_jax.training.grouping import Grouped, Grouper, in_groups, in_order, predict_all
+from calce_jax.checkpoints.manager import Checkpoints, Start, starting_point
+from calce_jax.checkpoints.restore import build_model, check_frozen, trainables_of
+from calce_jax.config import ConfigError, RunConfig, differences, flat, plain
+from calce_jax.distributed.multihost import is_first, this_host
+from calce_jax.distributed.sharding import make_mesh, shard_params
+from calce_jax.inference.length_grouping import Grouper, predict_all
+from calce_jax.inference.predict_step import compile_predict, make_predict, step_config
+from calce_jax.models.calce import count
+from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.provenance import file_hash, git_revision
+from calce_jax.training.feed import Grouped, in_groups, in_order
 from calce_jax.training.loop import Plan, train
-from calce_jax.training.material import Material
+from calce_jax.training.metric_writer import open_writer
 from calce_jax.training.optimizer import make_optimizer
+from calce_jax.training.run_data import Material
 from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import TrainState, new_state
-from calce_jax.training.writer import open_writer
+from calce_jax.training.train_step import compile_train_step, make_train_step
 
 
 def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainState:
@@ -155,83 +149,8 @@ def make_record(config: RunConfig, start: Start) -> dict[str, Any]:
     }
 
 
-def step_config(config: RunConfig, answer_tokens: int) -> StepConfig:
-    """Return what the two programs need to know; answers may have `answer_tokens`."""
-    return StepConfig(
-        selection=Selection(
-            stage=config.stage,
-            mode=config.keyframes.mode,
-            clusters=config.keyframes.clusters,
-            dilation=config.keyframes.bias1,
-            filter_dilation=config.keyframes.bias2,
-            behaviour=config.behaviour,
-        ),
-        buckets=config.text.buckets,
-        remat=config.model.remat,
-        beams=config.generation.beams,
-        answer_length=answer_tokens,
-    )
-
-
-def build_model(sizes: CalceConfig, config: RunConfig, mesh: Mesh) -> tuple[Any, nnx.State, nnx.State]:
-    """Make the model on the mesh: structure, trainables (float32), frozen weights (`config.model.frozen_dtype`).
-
-    With base weights only the adapters are drawn at random; the file holds the model as it is without adapters.
-    """
-
-    def make() -> tuple[nnx.State, nnx.State]:
-        model = Calce(sizes, rngs=nnx.Rngs(config.seed))
-        return split(model, config.model.frozen_dtype)[1:]
-
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Calce(sizes, rngs=nnx.Rngs(config.seed))))
-    abstract = jax.eval_shape(make)
-    shardings = shard_params(abstract, mesh)
-    if not config.weights.base:
-        return graph, *jax.jit(make, out_shardings=shardings)()
-
-    drawn = jax.jit(lambda: make()[0], out_shardings=shardings[0])()
-    places = named_leaves(abstract_like(abstract, shardings))
-    in_file = {name: _name_in_base(name) for name in places if name.split("/")[-1] not in ("a", "b")}
-    loaded = load_params(Path(config.weights.base), {base: places[name] for name, base in in_file.items()})
-    weights = {f"0/{name}": leaf for name, leaf in named_leaves(drawn).items()}
-    weights |= {name: loaded[base] for name, base in in_file.items()}
-    return graph, *with_leaves(abstract, weights)
-
-
-def trainables_of(workdir: Path, like: nnx.State, which: Literal["best", "latest"] = "best") -> nnx.State:
-    """Return the trainables of another run: the best, or the latest, also where none was scored."""
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.best[0] if checkpoints.best and which == "best" else checkpoints.latest
-    if step is None:
-        raise CheckpointError(f"no checkpoint in {checkpoints.folder}; give the workdir of a run that trained")
-    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
-    try:
-        return checkpoints.restore_trainable(step, abstract)
-    finally:
-        checkpoints.close()
-
-
-def check_frozen(base: nnx.State, given: nnx.State, path: Path) -> None:
-    """See that another run left `ln_vision` as it is in the base weights, as a run that keeps it frozen wants it.
-
-    Raises:
-      ConfigError: it was trained.
-    """
-    same = jax.jit(lambda *both: jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda a, b: (a == b).all(), *both)))
-    if not same(base["ln_vision"], given["ln_vision"]):
-        raise ConfigError(
-            f"config.weights.start: {path} trained ln_vision, and config.model.ln_vision='frozen' keeps that of "
-            "config.weights.base; start from a run that left it frozen, or train it (--config.model.ln_vision=trained)"
-        )
-
-
 def place_state(trainable: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Return the first state, the optimizer's part laid out as the parameters are."""
     make = partial(new_state, optimizer=optimizer)
     shardings = shard_params(jax.eval_shape(make, trainable), mesh)
     return jax.jit(make, out_shardings=shardings)(trainable)
-
-
-def _name_in_base(name: str) -> str:
-    """Return a weight's name in a model without adapters: that of "1/t5/lm_head/base/kernel" is "t5/lm_head/kernel"."""
-    return name.split("/", 1)[1].replace("/base/", "/")

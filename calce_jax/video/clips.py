@@ -12,8 +12,8 @@ from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
-from calce_jax.outputs import replacing
-from calce_jax.video import FORMATS, ROUNDING, VideoError, encode_jpeg
+from calce_jax.storage.atomic_files import replacing
+from calce_jax.video.decode import FORMATS, ROUNDING, VideoError, encode_jpeg
 
 # Decoding on is quicker than looking for the place, up to about one group of pictures.
 NEAR_S = 10.0
@@ -24,7 +24,7 @@ def pictures_at(video: str | Path, seconds: Sequence[float], height: int = 112) 
     """Return JPEG pictures of about these times, in the video's aspect; decoded from the nearest key frames.
 
     Args:
-      video: a file that `calce_jax.video` reads.
+      video: a file that `calce_jax.video.decode` reads.
       seconds: from the first frame, rising.
       height: of the pictures, pixels.
 

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from calce_jax.batch import Batch
-from calce_jax.captions import Caption, clean, spoken_intervals
-from calce_jax.keyframes.spoken import spoken_frames
-from calce_jax.prompt import PromptWriter, TextRow, about_talking
+from calce_jax.input_pipeline.speech_mask import spoken_frames
+from calce_jax.text.captions import Caption, clean, spoken_intervals
+from calce_jax.text.prompt import PromptWriter, TextRow, about_talking
 from data.shapes.render import DIAMETER, position, render_frame
 from data.shapes.scene import COLOURS, LANES, SHAPES, Scene, SceneQuery, make_scene
 

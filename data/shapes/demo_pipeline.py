@@ -13,28 +13,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from calce_jax.annotations import Annotation, write_annotations
-from calce_jax.answering import answer_split
-from calce_jax.asking import ask
-from calce_jax.inference import Answer
-from calce_jax.merging import merge
-from calce_jax.metrics import Case, evaluate, table
-from calce_jax.metrics.evaluation import evaluate_predictions
-from calce_jax.outputs import write_output
-from calce_jax.predictions import Prediction
+from calce_jax.config import RunConfig, validate
+from calce_jax.datasets.prepare import prepare, read_splits
+from calce_jax.datasets.prepared_video import Settings
+from calce_jax.datasets.tables import rebuild_queries
+from calce_jax.inference.answers import Answer
+from calce_jax.inference.predict_split import answer_split
+from calce_jax.inference.predictor import ask
+from calce_jax.inference.trained_run import Trained, open_base, open_trained
+from calce_jax.input_pipeline.dataset import Tables, open_tables
+from calce_jax.moments.annotations import Annotation, write_annotations
+from calce_jax.moments.merge import merge
+from calce_jax.moments.metrics import Case, evaluate, table
+from calce_jax.moments.metrics.evaluate import evaluate_predictions
+from calce_jax.moments.predictions import Prediction
 from calce_jax.report.page import QueryView, SummaryTable, embedded_video, write_page
 from calce_jax.report.views import query_view
-from calce_jax.trained import Trained, open_base, open_trained
-from calce_jax.training.config import RunConfig, validate
-from calce_jax.training.material import open_material
+from calce_jax.storage.atomic_files import write_output
 from calce_jax.training.run import train_run
-from calce_jax.video import encode_jpeg, read_frames
+from calce_jax.training.run_data import open_material
+from calce_jax.video.decode import encode_jpeg, read_frames
 from configs.calce import get_config
-from data.moments import Tables, open_tables
-from data.prepare import prepare, read_splits
-from data.prepared import Settings
 from data.shapes.write import write_shapes
-from data.tables import rebuild_queries
 
 VIDEOS = {"train": 160, "val": 24, "test": 60}
 KINDS = ("visual", "caption", "several")

@@ -28,8 +28,8 @@ from av.container import OutputContainer
 from av.video.stream import VideoStream
 from tqdm import tqdm
 
-from calce_jax.annotations import Annotation, write_annotations
-from calce_jax.outputs import write_output
+from calce_jax.moments.annotations import Annotation, write_annotations
+from calce_jax.storage.atomic_files import write_output
 from data.shapes.render import render_frame
 from data.shapes.scene import Scene, make_scene
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from calce_jax.input_pipeline.crops import Crop, crop_and_resize, draw_crop, resize
+from calce_jax.input_pipeline.augment import Crop, crop_and_resize, draw_crop, resize
 from calce_jax.models.vit import MEAN, STD, normalise
-from calce_jax.video import head_indices
+from calce_jax.video.decode import head_indices
 from tests.fidelity.folder import Folder
 from tests.fidelity.report import Group
 

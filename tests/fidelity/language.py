@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from calce_jax.convert import qformer as qformer_names
-from calce_jax.convert import t5 as t5_names
-from calce_jax.convert.table import to_torch
-from calce_jax.generate import Answers, beam_search
+from calce_jax.checkpoints.convert import qformer as qformer_names
+from calce_jax.checkpoints.convert import t5 as t5_names
+from calce_jax.checkpoints.convert.state_dict import to_torch
 from calce_jax.models import lora
+from calce_jax.models.beam_search import Answers, beam_search
 from calce_jax.models.calce import answer_loss, shifted
 from calce_jax.models.layers import gelu
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.t5 import T5, relative_bucket
-from calce_jax.tokenizers import load_bert
+from calce_jax.text.tokenizers import load_bert
 from tests import golden
 from tests.fidelity import sizes
 from tests.fidelity.folder import Arrays, Folder

@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from calce_jax.metrics import Case as Query
-from calce_jax.metrics import official, reference
+from calce_jax.moments.metrics import Case as Query
+from calce_jax.moments.metrics import protocols as official
+from calce_jax.moments.metrics import protocols as reference
 from tests.fidelity.folder import Folder
 from tests.fidelity.report import Case, Group
 

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from calce_jax.keyframes.borders import dilate
-from calce_jax.keyframes.cluster import dpc_knn
-from calce_jax.keyframes.coarse import select_coarse
-from calce_jax.keyframes.compress import compress
-from calce_jax.keyframes.fine import select_fine
-from calce_jax.keyframes.plan import Plan
-from calce_jax.keyframes.spoken import spoken_frames
-from calce_jax.prompt import about_talking
+from calce_jax.input_pipeline.speech_mask import spoken_frames
+from calce_jax.models.keyframes.borders import dilate
+from calce_jax.models.keyframes.coarse import select_coarse
+from calce_jax.models.keyframes.compress import compress
+from calce_jax.models.keyframes.dpc_knn import dpc_knn
+from calce_jax.models.keyframes.fine import select_fine
+from calce_jax.models.keyframes.plan import Plan
+from calce_jax.text.prompt import about_talking
 from tests.fidelity.folder import Folder
 from tests.fidelity.report import Group
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from calce_jax.models.whisper import Whisper
 from calce_jax.speech.decode import Windows, transcribe_windows
-from calce_jax.speech.model import SpeechModel, open_whisper
+from calce_jax.speech.whisper_model import SpeechModel, open_whisper
 from tests.fidelity.folder import Arrays, Folder
 from tests.fidelity.report import Group
 

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from calce_jax import windows_reference
-from calce_jax.captions import CaptionError, clean, clean_text, read_srt, spoken_intervals
-from calce_jax.keyframes.plan import Plan
-from calce_jax.packing import Choice, choose_captions, lengths, pack
-from calce_jax.prompt import (
+from calce_jax.models.keyframes.plan import Plan
+from calce_jax.models.prompt_packing import Choice, choose_captions, lengths, pack
+from calce_jax.moments import windows_reference
+from calce_jax.text.captions import CaptionError, clean, clean_text, read_srt, spoken_intervals
+from calce_jax.text.prompt import (
     BORDER,
     NO_CAPTION,
     SINGLE_NUMBERS,
@@ -29,7 +29,7 @@ from calce_jax.prompt import (
     answer_text,
     replaced_numbers,
 )
-from calce_jax.tokenizers import load_bert, load_t5
+from calce_jax.text.tokenizers import load_bert, load_t5
 from tests.fidelity.folder import Folder
 from tests.fidelity.language import load_qformer
 from tests.fidelity.report import Case, Group

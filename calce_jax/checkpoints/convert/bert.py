@@ -1,7 +1,7 @@
 """Names of bert-base-uncased, from which the Q-Former's text half comes."""
 
-from calce_jax.convert import qformer
-from calce_jax.convert.rows import Ignored, Table, also_spelled, prefixed, renamed
+from calce_jax.checkpoints.convert import qformer
+from calce_jax.checkpoints.convert.mapping import Ignored, Table, also_spelled, prefixed, renamed
 
 
 def _old(name: str) -> str:

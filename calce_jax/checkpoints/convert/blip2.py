@@ -2,8 +2,18 @@
 
 import numpy as np
 
-from calce_jax.convert import calce, qformer, t5, vit
-from calce_jax.convert.rows import Ignored, Operation, Parts, Row, Table, also_spelled, prefixed, renamed, rows_of
+from calce_jax.checkpoints.convert import calce, qformer, t5, vit
+from calce_jax.checkpoints.convert.mapping import (
+    Ignored,
+    Operation,
+    Parts,
+    Row,
+    Table,
+    also_spelled,
+    prefixed,
+    renamed,
+    rows_of,
+)
 
 # In this order; what the original and Hugging Face call the same is not here.
 HUGGING_FACE = (

@@ -1,7 +1,7 @@
 """Names of the whole model as the original's state dict has them, and of what the original saves of it."""
 
-from calce_jax.convert import qformer, t5, vit
-from calce_jax.convert.rows import TRANSPOSE, Ignored, Row, Table, prefixed, rows_of
+from calce_jax.checkpoints.convert import qformer, t5, vit
+from calce_jax.checkpoints.convert.mapping import TRANSPOSE, Ignored, Row, Table, prefixed, rows_of
 
 PEFT = "t5_model.base_model.model."
 QUERY_PROJ: Table = (

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from calce_jax.convert import calce, qformer, t5
-from calce_jax.convert.reader import WeightsFileError
-from calce_jax.convert.rows import rows_of
-from calce_jax.convert.table import Lazy, torch_parameters
-from calce_jax.convert.weights import FLOAT32, Weights, held
-from calce_jax.convert.writer import cast, check_room
-from calce_jax.outputs import replacing
+from calce_jax.checkpoints.convert import calce, qformer, t5
+from calce_jax.checkpoints.convert.mapping import rows_of
+from calce_jax.checkpoints.convert.reader import WeightsFileError
+from calce_jax.checkpoints.convert.state_dict import Lazy, torch_parameters
+from calce_jax.checkpoints.convert.weights import FLOAT32, Weights, held
+from calce_jax.checkpoints.convert.writer import cast, check_room
+from calce_jax.storage.atomic_files import replacing
 
 
 def checkpoint_tensors(weights: Weights) -> dict[str, Lazy]:

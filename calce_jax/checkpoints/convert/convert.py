@@ -6,14 +6,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from calce_jax.convert.sources import open_sources, open_whisper, parse_sources
-from calce_jax.convert.targets import TARGETS, parse_target
-from calce_jax.convert.writer import cast, write_safetensors
+from calce_jax.checkpoints.convert.sources import open_sources, open_whisper, parse_sources
+from calce_jax.checkpoints.convert.targets import TARGETS, parse_target
+from calce_jax.checkpoints.convert.writer import cast, write_safetensors
+from calce_jax.checkpoints.restore import calce_config
+from calce_jax.config import RunConfig, read_config, validate
 from calce_jax.models.calce import CalceConfig
 from calce_jax.models.lora import LoraConfig
-from calce_jax.trained import read_config
-from calce_jax.training.config import RunConfig, validate
-from calce_jax.training.material import calce_config, open_tokenizers
+from calce_jax.text.tokenizers import open_tokenizers
 
 DTYPES = {
     "as stored": None,

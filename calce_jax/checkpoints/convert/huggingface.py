@@ -6,11 +6,11 @@ from typing import Any
 
 from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, T5Config
 
-from calce_jax.convert import blip2, calce
-from calce_jax.convert.rows import prefixed, renamed, rows_of
-from calce_jax.convert.table import Lazy, torch_parameters
-from calce_jax.convert.weights import Weights
-from calce_jax.convert.writer import whole_folder, write_safetensors, write_shards
+from calce_jax.checkpoints.convert import blip2, calce
+from calce_jax.checkpoints.convert.mapping import prefixed, renamed, rows_of
+from calce_jax.checkpoints.convert.state_dict import Lazy, torch_parameters
+from calce_jax.checkpoints.convert.weights import Weights
+from calce_jax.checkpoints.convert.writer import whole_folder, write_safetensors, write_shards
 from calce_jax.models.calce import CalceConfig
 
 FLAN = {"full": "google/flan-t5-xl", "full_xxl": "google/flan-t5-xxl", "small": "google/flan-t5-small"}

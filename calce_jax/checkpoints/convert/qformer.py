@@ -1,6 +1,6 @@
 """Names of the Q-Former in BLIP-2's checkpoint, of its queries, and of the norm before it."""
 
-from calce_jax.convert.rows import COPY, TRANSPOSE, Ignored, Row, Table, without_leading
+from calce_jax.checkpoints.convert.mapping import COPY, TRANSPOSE, Ignored, Row, Table, without_leading
 
 BERT = "Qformer.bert"
 LAYERS = f"{BERT}.encoder.layer.{{layer}}"

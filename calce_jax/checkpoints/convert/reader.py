@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from calce_jax.convert.table import Lazy
+from calce_jax.checkpoints.convert.state_dict import Lazy
 
 DTYPES: dict[str, np.dtype] = {
     code: np.dtype(kind)

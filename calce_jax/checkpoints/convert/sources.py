@@ -9,17 +9,17 @@ import jax
 import numpy as np
 from flax import nnx
 
-from calce_jax.checkpoints import CheckpointError, Checkpoints
-from calce_jax.convert import bert, blip2, calce, t5, vit, whisper
-from calce_jax.convert.reader import WeightsFileError, open_tensors
-from calce_jax.convert.rows import Table, prefixed, rows_of
-from calce_jax.convert.table import WEIGHT_DTYPES, ConversionError, Lazy, Shaped, fits, parameters
-from calce_jax.convert.weights import Weights, base_shapes, held, trained_shapes
+from calce_jax.checkpoints.convert import bert, blip2, calce, t5, vit, whisper
+from calce_jax.checkpoints.convert.mapping import Table, prefixed, rows_of
+from calce_jax.checkpoints.convert.reader import WeightsFileError, open_tensors
+from calce_jax.checkpoints.convert.state_dict import WEIGHT_DTYPES, ConversionError, Lazy, Shaped, fits, parameters
+from calce_jax.checkpoints.convert.weights import Weights, base_shapes, held, trained_shapes
+from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
+from calce_jax.config import read_config
 from calce_jax.models.calce import CalceConfig
 from calce_jax.models.layers import Linear
+from calce_jax.models.param_names import named_leaves
 from calce_jax.models.whisper import Whisper, WhisperConfig
-from calce_jax.paths import named_leaves
-from calce_jax.trained import read_config
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from calce_jax.convert.rows import TRANSPOSE, Ignored, Row, Table
+from calce_jax.checkpoints.convert.mapping import TRANSPOSE, Ignored, Row, Table
 
 Peft = Literal["0.5", "0.9"]
 TOWERS = ("encoder", "decoder")

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from calce_jax.checkpoints import FOLDER, PART, file_hash, git_revision
-from calce_jax.convert.hub import write_adapter, write_blip2
-from calce_jax.convert.original import write_checkpoint
-from calce_jax.convert.weights import Weights
-from calce_jax.convert.writer import whole_folder, write_safetensors
-from calce_jax.training.config import RunConfig, WeightsConfig, plain
+from calce_jax.checkpoints.convert.calce_pth import write_checkpoint
+from calce_jax.checkpoints.convert.huggingface import write_adapter, write_blip2
+from calce_jax.checkpoints.convert.weights import Weights
+from calce_jax.checkpoints.convert.writer import whole_folder, write_safetensors
+from calce_jax.checkpoints.manager import FOLDER, PART
+from calce_jax.config import RunConfig, WeightsConfig, plain
+from calce_jax.storage.provenance import file_hash, git_revision
 
 
 @dataclass(frozen=True)

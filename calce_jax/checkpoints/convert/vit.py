@@ -2,7 +2,16 @@
 
 import numpy as np
 
-from calce_jax.convert.rows import TRANSPOSE, Ignored, Operation, Parts, Row, Table, split_rows, without_leading
+from calce_jax.checkpoints.convert.mapping import (
+    TRANSPOSE,
+    Ignored,
+    Operation,
+    Parts,
+    Row,
+    Table,
+    split_rows,
+    without_leading,
+)
 
 
 def _patches_to_flax(kernel: np.ndarray) -> Parts:

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from calce_jax.convert.table import ConversionError, Lazy
-from calce_jax.convert.writer import cast
+from calce_jax.checkpoints.convert.state_dict import ConversionError, Lazy
+from calce_jax.checkpoints.convert.writer import cast
 from calce_jax.models.calce import Calce, CalceConfig, label
-from calce_jax.paths import named_leaves
+from calce_jax.models.param_names import named_leaves
 
 FLOAT32 = np.dtype(np.float32)
 

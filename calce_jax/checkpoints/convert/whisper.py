@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from calce_jax.convert.rows import TRANSPOSE, Operation, Parts, Row, Table
+from calce_jax.checkpoints.convert.mapping import TRANSPOSE, Operation, Parts, Row, Table
 
 
 def _frames_to_flax(kernel: np.ndarray) -> Parts:

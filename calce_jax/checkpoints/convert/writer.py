@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from calce_jax.convert.reader import DTYPES
-from calce_jax.convert.table import WEIGHT_DTYPES, Lazy
-from calce_jax.outputs import replacing
+from calce_jax.checkpoints.convert.reader import DTYPES
+from calce_jax.checkpoints.convert.state_dict import WEIGHT_DTYPES, Lazy
+from calce_jax.storage.atomic_files import replacing
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 SHARD_BYTES = 5_000_000_000

@@ -32,13 +32,13 @@ def pipeline_options(argv: list[str]) -> "PipelineOptions | None":
 
 
 def beam() -> ModuleType:
-    """Return `data.beam`, which alone needs Apache Beam.
+    """Return `calce_jax.datasets.beam`, which alone needs Apache Beam.
 
     Raises:
       SystemExit: Beam is not installed.
     """
     try:
-        return import_module("data.beam")
+        return import_module("calce_jax.datasets.beam")
     except ModuleNotFoundError as error:
         if error.name != "apache_beam":
             raise

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import flags
 
-from calce_jax.training.config import field_names
+from calce_jax.config import field_names
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -19,7 +19,7 @@ def parse(argv: list[str]) -> list[str]:
             raise SystemExit(f"ConfigError: --config: there is no file {file}; give configs/calce.py:DATASET,stage=1|2")
         if given.startswith("--config.") and given not in names:
             near = difflib.get_close_matches(given, names, n=1)
-            guess = f"did you mean {near[0]}?" if near else "calce_jax/training/config.py has all fields"
+            guess = f"did you mean {near[0]}?" if near else "calce_jax/config.py has all fields"
             raise SystemExit(f"ConfigError: {given}: no such field; {guess}")
     try:
         return flags.FLAGS(argv)

@@ -9,7 +9,7 @@ import os
 
 from absl import flags
 
-from calce_jax.hosts import HostError, join_hosts
+from calce_jax.distributed.multihost import HostError, join_hosts
 
 COORDINATOR = flags.DEFINE_string(
     "coordinator", os.environ.get("CALCE_COORDINATOR", ""), "HOST:PORT of the first host, or auto; alone if empty"

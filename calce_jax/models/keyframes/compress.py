@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from calce_jax.keyframes.borders import place_in_run
+from calce_jax.models.keyframes.borders import place_in_run
 
 # The original tosses a coin for one frame of each kind in turn; these are the chances that it is removed.
 CHANCE_OTHER, CHANCE_KEY = 0.7, 0.3

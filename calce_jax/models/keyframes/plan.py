@@ -57,3 +57,6 @@ def lay_out(
     index = jnp.nonzero(chosen, size=slots, fill_value=0)[0].astype(jnp.int32)
     kept = jnp.arange(slots) < chosen.sum()
     return Plan(index=index, kept=kept, key=kept & key[index], cluster=cluster, error=error)
+
+
+Treatment = Literal["full", "compressed", "dropped"]

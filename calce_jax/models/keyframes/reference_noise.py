@@ -8,7 +8,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from calce_jax.batch import Data
-from calce_jax.keyframes.compress import random_draws
+from calce_jax.models.keyframes.compress import random_draws
 
 
 @struct.dataclass

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from calce_jax.annotations import Annotation, read_annotations
-from calce_jax.metrics.matching import Matched, match
-from calce_jax.metrics.protocols import evaluate
-from calce_jax.predictions import Prediction, ranked, read_predictions, same_query
-from calce_jax.windows import RankBy
+from calce_jax.moments.annotations import Annotation, read_annotations
+from calce_jax.moments.metrics.pairing import Matched, match
+from calce_jax.moments.metrics.protocols import evaluate
+from calce_jax.moments.predictions import Prediction, ranked, read_predictions, same_query
+from calce_jax.moments.windows import RankBy
 
 _NAMED = 5
 
@@ -53,8 +53,8 @@ def evaluate_files(predictions: str | Path, annotations: str | Path, rank: RankB
     """Score a file of predictions against a file of annotations, each in any format its reader knows.
 
     Args:
-      predictions: see `calce_jax.predictions.read_predictions`.
-      annotations: see `calce_jax.annotations.read_annotations`.
+      predictions: see `calce_jax.moments.predictions.read_predictions`.
+      annotations: see `calce_jax.moments.annotations.read_annotations`.
       rank: the order of each query's windows.
 
     Raises:

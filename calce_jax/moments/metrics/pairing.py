@@ -3,9 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from calce_jax.annotations import Annotation
-from calce_jax.metrics.cases import Case
-from calce_jax.predictions import Prediction, same_query
+from calce_jax.moments.annotations import Annotation
+from calce_jax.moments.predictions import Prediction, same_query
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,3 +44,41 @@ def match(predictions: Sequence[Prediction], annotations: Sequence[Annotation]) 
             without_truth.append(annotation.qid)
     unknown = [prediction.qid for prediction in predictions if same_query(prediction.qid) not in annotated]
     return Matched(cases, unanswered, unknown, without_truth)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A query to score.
+
+    Attributes:
+      qid: the query's id.
+      predicted: [start, end] or [start, end, score], best first; seconds.
+      truth: the true windows [start, end]; seconds, at least one.
+      malformed: whether the answer that the windows were read from could not be used as it stood.
+    """
+
+    qid: str | int
+    predicted: Sequence[Sequence[int | float]]
+    truth: Sequence[Sequence[int | float]]
+    malformed: bool = False
+
+
+def by_query(cases: Sequence[Case]) -> list[Case]:
+    """Return one case an id, the last where it repeats, at the place of the first."""
+    return list({case.qid: case for case in cases}.values())
+
+
+def joined_by_query(cases: Sequence[Case]) -> list[Case]:
+    """Return one case an id, with the windows of all its cases, predicted and true, one after the other."""
+    grouped: dict[str | int, list[Case]] = {}
+    for case in cases:
+        grouped.setdefault(case.qid, []).append(case)
+    return [
+        Case(
+            qid,
+            [window for case in group for window in case.predicted],
+            [window for case in group for window in case.truth],
+            malformed=group[-1].malformed,
+        )
+        for qid, group in grouped.items()
+    ]

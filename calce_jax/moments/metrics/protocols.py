@@ -1,10 +1,16 @@
 """The protocols by name, and their results as a table."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from calce_jax.metrics import official, reference
-from calce_jax.metrics.cases import Case
+import numpy as np
+
+from calce_jax.moments.metrics import protocols as official
+from calce_jax.moments.metrics import protocols as reference
+from calce_jax.moments.metrics.average_precision import THRESHOLDS, average_precision, first_overlap
+from calce_jax.moments.metrics.pairing import Case, by_query, joined_by_query
 
 PROTOCOLS: dict[str, Callable[[Sequence[Case]], dict[str, Any]]] = {
     "reference": reference.score,
@@ -31,3 +37,121 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     for name, scores in results.items():
         lines.append(f"{name:<{width}}" + "".join(f"{scores[key]:10.2f}" for key in HEADLINES))
     return "\n".join(lines)
+
+
+WINDOW_LIMIT = 10
+
+
+# Lengths of true windows in seconds: above the first number, up to the second. The release has none above 150.
+RANGES = {"short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, math.inf)}
+
+
+def score(cases: Sequence[Case], behaviour: Behaviour = "default") -> dict:
+    """Return R1, mIoU and mAP in percent (see `calce_jax.moments.metrics.protocols.summary` for the keys).
+
+    R1 goes by the first window of the list; mAP by the first ten, those of highest score first, equals in the given
+    order, windows without a score as 1. `detail["ranges"]` scores the true windows of one range of lengths at a time,
+    over the queries that have any, against all predicted windows; `None` where no query has one.
+
+    Args:
+      cases: the queries, at least one.
+      behaviour: as in `calce_jax.moments.metrics.protocols.score`.
+
+    Raises:
+      TypeError: under "reference", a query without a predicted window.
+    """
+    by_score = [dataclasses.replace(case, predicted=_by_score(case.predicted[:WINDOW_LIMIT])) for case in cases]
+    recall, mean_iou = recall_at_one(cases, behaviour)
+    result = summary(cases, recall, mean_iou, mean_average_precision(by_score, behaviour))
+    result["detail"]["ranges"] = {
+        name: _range_scores(_within(cases, *limits), _within(by_score, *limits), behaviour)
+        for name, limits in RANGES.items()
+    }
+    return result
+
+
+def _range_scores(cases: list[Case], by_score: list[Case], behaviour: Behaviour) -> dict | None:
+    if not cases:
+        return None
+    recall, _ = recall_at_one(cases, behaviour)
+    return {"queries": len(cases), "R1": recall, "mAP": mean_average_precision(by_score, behaviour)}
+
+
+def _by_score(windows: Sequence[Sequence[int | float]]) -> list[Sequence[int | float]]:
+    return sorted(windows, key=lambda window: -(window[2] if len(window) > 2 else 1.0))
+
+
+def _within(cases: Sequence[Case], above: float, up_to: float) -> list[Case]:
+    """Return the cases with only those true windows whose length is in the range; none without any."""
+    kept = (
+        dataclasses.replace(case, truth=[window for window in case.truth if above < window[1] - window[0] <= up_to])
+        for case in cases
+    )
+    return [case for case in kept if case.truth]
+
+
+def score(cases: Sequence[Case], behaviour: Behaviour = "default") -> dict:
+    """Return R1, mIoU and mAP in percent (see `calce_jax.moments.metrics.protocols.summary` for the keys).
+
+    "invalid" counts queries whose first window contains -1, the original's mark of an unreadable answer.
+
+    Args:
+      cases: the queries, at least one.
+      behaviour: by default a query without a predicted window is a miss; "reference" does in every case what the
+        original does: it stops there, and counts windows without length that meet as hits in mAP.
+
+    Raises:
+      TypeError: under "reference", a query without a predicted window.
+    """
+    recall, mean_iou = recall_at_one(cases, behaviour)
+    return summary(cases, recall, mean_iou, mean_average_precision(cases, behaviour))
+
+
+Behaviour = Literal["default", "reference"]
+
+
+def percent(fraction: float) -> float:
+    """Return a fraction in percent with two decimals."""
+    return float(f"{fraction * 100:.2f}")
+
+
+def recall_at_one(cases: Sequence[Case], behaviour: Behaviour) -> tuple[dict[str, float], float]:
+    """Return R1 (percent) by threshold, and mIoU as a fraction.
+
+    A query that repeats counts once, with its last windows.
+    """
+    cases = by_query(cases)
+    overlap = first_overlap([case.predicted for case in cases], [case.truth for case in cases], behaviour)
+    recall = {str(threshold): percent(np.mean(overlap >= threshold)) for threshold in THRESHOLDS.tolist()}
+    return recall, float(np.mean(overlap))
+
+
+def mean_average_precision(cases: Sequence[Case], behaviour: Behaviour) -> dict[str, float]:
+    """Return mAP (percent) by threshold, and their "average".
+
+    Predicted and true windows of a query that repeats are scored together, as one query.
+    """
+    cases = joined_by_query(cases)
+    precision = average_precision([case.predicted for case in cases], [case.truth for case in cases], behaviour)
+    by_threshold = precision.mean(axis=0)
+    names = map(str, THRESHOLDS.tolist())
+    scores = {name: percent(score) for name, score in zip(names, by_threshold, strict=True)}
+    return {**scores, "average": percent(by_threshold.mean())}
+
+
+def summary(cases: Sequence[Case], recall: dict[str, float], mean_iou: float, precision: dict[str, float]) -> dict:
+    """Return the keys that every protocol reports; `detail` holds all thresholds and mIoU as an unrounded fraction."""
+    detail: dict[str, Any] = {"R1": recall, "mAP": precision, "mIoU": mean_iou}
+    return {
+        "R1@0.5": recall["0.5"],
+        "R1@0.7": recall["0.7"],
+        "R1_avg": float(np.mean(list(recall.values()))),
+        "mIoU": percent(mean_iou),
+        "mAP@0.5": precision["0.5"],
+        "mAP@0.75": precision["0.75"],
+        "mAP": precision["average"],
+        "queries": len(by_query(cases)),
+        "malformed": sum(case.malformed for case in by_query(cases)),
+        "invalid": sum(bool(case.predicted) and -1 in case.predicted[0][:2] for case in by_query(cases)),
+        "detail": detail,
+    }

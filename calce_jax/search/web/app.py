@@ -1,6 +1,7 @@
 """The app: a form of Gradio's, a search at a time, and the page of the result in a frame below it."""
 
 import html
+import json
 import os
 import shutil
 import socket
@@ -8,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from data.shapes.write import write_shapes
 
 # Before Gradio is imported: nothing is told to anybody.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -17,12 +20,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response
 from gradio.themes import Base
 
-from calce_jax.findings import told_apart, write_findings
-from calce_jax.pieces import length_of
-from calce_jax.search import MOST_MOMENTS, SUFFIXES, Searcher, SearchError, captions_of
-from calce_jax.video import VideoError
-from calce_jax.web.samples import Sample
-from calce_jax.web.visitors import COOKIE, KnowVisitors, Results, visitor_of
+from calce_jax.search.inputs import SUFFIXES, SearchError, captions_of
+from calce_jax.search.results import told_apart, write_findings
+from calce_jax.search.searcher import MOST_MOMENTS, Searcher
+from calce_jax.search.segments import length_of
+from calce_jax.search.web.visitors import COOKIE, KnowVisitors, Results, visitor_of
+from calce_jax.video.decode import VideoError
 
 TITLE = "Moments in videos"
 WAITING = 20  # searches at most
@@ -195,3 +198,27 @@ def check_port(host: str, port: int) -> None:
             tried.bind((host, port))
         except OSError as error:
             raise WebError(f"port {port} of {host}: {error.strerror}; choose another with --port") from error
+
+
+SEED = 31  # of scenes that no model was trained on
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A video: its name, its file with captions beside it, and queries about it."""
+
+    name: str
+    video: Path
+    queries: Sequence[str]
+
+
+def draw_samples(folder: Path, count: int = 2) -> list[Sample]:
+    """Draw so many videos into a folder."""
+    write_shapes(folder, {"test": count}, seed=SEED)
+    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    samples = []
+    for number, name in enumerate(dict.fromkeys(row["vid"] for row in rows), 1):
+        video = folder / "videos" / f"{name}.mp4"
+        (folder / "srts" / f"{name}.srt").rename(video.with_suffix(".srt"))
+        samples.append(Sample(f"shapes {number}", video, [row["query"] for row in rows if row["vid"] == name]))
+    return samples

@@ -1,1 +1,1 @@
-"""How the tiny base model is taught: see `data.shapes.base`."""
+"""How the tiny base model is taught: see `data.shapes.pretrain.pretrain`."""

@@ -1,4 +1,4 @@
-"""Make the tiny base checkpoint from nothing: `launch/make_base.py --out=data/shapes/base.safetensors`.
+"""Make the tiny base checkpoint from nothing: `launch/make_base.py --out=calce_jax/assets/tiny/base.safetensors`.
 
 It is what the demo's LoRA starts from, as the full-size run starts from BLIP-2 and Flan-T5.
 """
@@ -9,7 +9,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-# Before jax is imported: a simulated device for each core, see `data.shapes.base`.
+# Before jax is imported: a simulated device for each core, see `data.shapes.pretrain.pretrain`.
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count()}")
 
 import jax
@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from flax import nnx
 
-from calce_jax.checkpoints import save_params
+from calce_jax.checkpoints.manager import save_params
 from calce_jax.models.calce import CalceConfig
-from calce_jax.tokenizers import load_bert, load_t5
-from data.shapes.base import Lessons, make_base
+from calce_jax.text.tokenizers import load_bert, load_t5
+from data.shapes.pretrain.pretrain import Lessons, make_base
 
-OUT = flags.DEFINE_string("out", "data/shapes/base.safetensors", "the file to write")
+OUT = flags.DEFINE_string("out", "calce_jax/assets/tiny/base.safetensors", "the file to write")
 SCENES = flags.DEFINE_integer("scenes", Lessons.scenes, "scenes to learn from")
 SEEING = flags.DEFINE_integer("seeing_steps", Lessons.seeing_steps, "steps of the second lesson")
 READING = flags.DEFINE_float("reading", 1.0, "how many times as long the courses of the first lesson are")

@@ -10,13 +10,13 @@ from flax import nnx, struct
 from jaxtyping import Array, UInt8
 from transformers import PreTrainedTokenizerBase
 
-from calce_jax.generate import beam_search
+from calce_jax.models.beam_search import beam_search
 from calce_jax.models.calce import Calce, Reading, Selection, unit_rows
-from calce_jax.prompt import answer_text
-from calce_jax.windows import iou, parse_windows
-from data.shapes.lessons.pointer import Task
-from data.shapes.lessons.reading import truth_of
-from data.shapes.pool import Asked, Pool
+from calce_jax.moments.windows import iou, parse_windows
+from calce_jax.text.prompt import answer_text
+from data.shapes.batches import Asked, Pool
+from data.shapes.pretrain.pointing_loss import Task
+from data.shapes.pretrain.text_stage import truth_of
 
 ROWS = 64  # whose key frames are chosen together
 

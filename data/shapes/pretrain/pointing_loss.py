@@ -10,11 +10,11 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float
 
 from calce_jax.batch import Batch, Data
-from calce_jax.keyframes.plan import Plan
 from calce_jax.models.calce import Calce, Reading, answer_loss, shifted
+from calce_jax.models.keyframes.plan import Plan
 from calce_jax.models.layers import Linear
+from calce_jax.models.prompt_packing import Packed
 from calce_jax.models.t5 import T5Config
-from calce_jax.packing import Packed
 
 
 @struct.dataclass

@@ -15,12 +15,12 @@ from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.models.calce import Calce, CalceConfig, Selection
-from calce_jax.prompt import PromptWriter, TextSizes
-from data.shapes.lessons.judging import judge, look_through
-from data.shapes.lessons.pointer import Pointer
-from data.shapes.lessons.reading import Course, Teller, learn_to_read, prepare_to_read
-from data.shapes.lessons.seeing import learn_to_see, named
-from data.shapes.pool import Pool
+from calce_jax.text.prompt import PromptWriter, TextSizes
+from data.shapes.batches import Pool
+from data.shapes.pretrain.evaluate import judge, look_through
+from data.shapes.pretrain.pointing_loss import Pointer
+from data.shapes.pretrain.text_stage import Course, Teller, learn_to_read, prepare_to_read
+from data.shapes.pretrain.vision_stage import learn_to_see, named
 from data.shapes.scene import COLOURS, SHAPES
 
 # Scenes of the demo have small seeds.
@@ -107,7 +107,7 @@ def make_base(
 
 
 def words_of(t5: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the T5 ids of nothing, of the colours and of the shapes, in the order of `data.shapes.pool.said_at`."""
+    """Return the T5 ids of nothing, of the colours and of the shapes, in the order of `data.shapes.batches.said_at`."""
     words = [t5(word, add_special_tokens=False)["input_ids"] for word in (*COLOURS, *SHAPES)]
     if any(len(ids) != 1 for ids in words):
         raise ValueError(

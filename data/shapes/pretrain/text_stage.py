@@ -17,12 +17,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from calce_jax.keyframes.plan import Plan
 from calce_jax.models.calce import Calce, Reading
-from calce_jax.packing import Choice
-from data.shapes.lessons.learn import learn
-from data.shapes.lessons.pointer import Pointer, Task, Truth, prompt_loss
-from data.shapes.pool import Asked, Pool
+from calce_jax.models.keyframes.plan import Plan
+from calce_jax.models.prompt_packing import Choice
+from data.shapes.batches import Asked, Pool
+from data.shapes.pretrain.fit import learn
+from data.shapes.pretrain.pointing_loss import Pointer, Task, Truth, prompt_loss
 
 KEY = 0.4  # share of the frames that are told in full
 

@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, UInt8
 from calce_jax.batch import Batch
 from calce_jax.models.calce import Calce, Selection
 from calce_jax.models.vit import normalise
-from data.shapes.lessons.learn import learn
-from data.shapes.lessons.reading import Teller
-from data.shapes.pool import Pool, draw, said_at
+from data.shapes.batches import Pool, draw, said_at
+from data.shapes.pretrain.fit import learn
+from data.shapes.pretrain.text_stage import Teller
 
 SHARPNESS = 20.0  # of the step from unlike to alike, around the cosine that decides whether a caption is used
 NOISE = 3.0  # grey levels, about what a codec adds

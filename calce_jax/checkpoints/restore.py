@@ -1,0 +1,88 @@
+"""The model of a run: its sizes, its weights placed on a mesh, the trained parameters of another run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from calce_jax.checkpoints.manager import CheckpointError, Checkpoints, load_params
+from calce_jax.config import ConfigError, RunConfig
+from calce_jax.distributed.sharding import abstract_like, shard_params
+from calce_jax.models.calce import Calce, CalceConfig, split
+from calce_jax.models.lora import LoraConfig
+from calce_jax.models.param_names import named_leaves, with_leaves
+from calce_jax.training.run_data import Tokenizers
+
+
+def calce_config(config: RunConfig, tokenizers: Tokenizers) -> CalceConfig:
+    """Return the sizes of the model that a config names."""
+    lora = LoraConfig(rank=config.lora.rank, alpha=config.lora.alpha, drop=config.lora.dropout)
+    named = CalceConfig.named(
+        config.model.size,
+        lora,
+        config.model.compute_dtype,
+        t5_vocab=len(tokenizers.t5),
+        bert_vocab=len(tokenizers.bert),
+    )
+    return replace(named.attending(config.model.attention), ln_vision=config.model.ln_vision)
+
+
+def build_model(sizes: CalceConfig, config: RunConfig, mesh: Mesh) -> tuple[Any, nnx.State, nnx.State]:
+    """Make the model on the mesh: structure, trainables (float32), frozen weights (`config.model.frozen_dtype`).
+
+    With base weights only the adapters are drawn at random; the file holds the model as it is without adapters.
+    """
+
+    def make() -> tuple[nnx.State, nnx.State]:
+        model = Calce(sizes, rngs=nnx.Rngs(config.seed))
+        return split(model, config.model.frozen_dtype)[1:]
+
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Calce(sizes, rngs=nnx.Rngs(config.seed))))
+    abstract = jax.eval_shape(make)
+    shardings = shard_params(abstract, mesh)
+    if not config.weights.base:
+        return graph, *jax.jit(make, out_shardings=shardings)()
+
+    drawn = jax.jit(lambda: make()[0], out_shardings=shardings[0])()
+    places = named_leaves(abstract_like(abstract, shardings))
+    in_file = {name: _name_in_base(name) for name in places if name.split("/")[-1] not in ("a", "b")}
+    loaded = load_params(Path(config.weights.base), {base: places[name] for name, base in in_file.items()})
+    weights = {f"0/{name}": leaf for name, leaf in named_leaves(drawn).items()}
+    weights |= {name: loaded[base] for name, base in in_file.items()}
+    return graph, *with_leaves(abstract, weights)
+
+
+def trainables_of(workdir: Path, like: nnx.State, which: Literal["best", "latest"] = "best") -> nnx.State:
+    """Return the trainables of another run: the best, or the latest, also where none was scored."""
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.best[0] if checkpoints.best and which == "best" else checkpoints.latest
+    if step is None:
+        raise CheckpointError(f"no checkpoint in {checkpoints.folder}; give the workdir of a run that trained")
+    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
+    try:
+        return checkpoints.restore_trainable(step, abstract)
+    finally:
+        checkpoints.close()
+
+
+def check_frozen(base: nnx.State, given: nnx.State, path: Path) -> None:
+    """See that another run left `ln_vision` as it is in the base weights, as a run that keeps it frozen wants it.
+
+    Raises:
+      ConfigError: it was trained.
+    """
+    same = jax.jit(lambda *both: jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda a, b: (a == b).all(), *both)))
+    if not same(base["ln_vision"], given["ln_vision"]):
+        raise ConfigError(
+            f"config.weights.start: {path} trained ln_vision, and config.model.ln_vision='frozen' keeps that of "
+            "config.weights.base; start from a run that left it frozen, or train it (--config.model.ln_vision=trained)"
+        )
+
+
+def _name_in_base(name: str) -> str:
+    """Return a weight's name in a model without adapters: that of "1/t5/lm_head/base/kernel" is "t5/lm_head/kernel"."""
+    return name.split("/", 1)[1].replace("/base/", "/")

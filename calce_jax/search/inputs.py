@@ -1,0 +1,79 @@
+"""Check what a search is given: videos, captions, queries."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from calce_jax.text.captions import read_srt
+from calce_jax.text.prompt import BORDER, Caption
+
+SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv"})
+
+
+MOST_WORDS = 60  # of a query; more would push each other out of the prompt
+
+
+class SearchError(ValueError):
+    """A search cannot be made; the message says what is missing and the remedy."""
+
+
+def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = None) -> None:
+    """Refuse what no model here can be asked.
+
+    Args:
+      queries: sentences.
+      t5: the model's tokenizer; without it, whether the words are known is not looked at.
+
+    Raises:
+      SearchError: there is no query; one is empty, longer than 60 words, or has no word that the tokenizer can write.
+    """
+    if not queries:
+        raise SearchError("no query; say in a sentence what to look for")
+    for number, query in enumerate(queries, 1):
+        if not query.strip():
+            raise SearchError(f"query {number} is empty; say in a sentence what to look for")
+        if (words := len(query.split())) > MOST_WORDS:
+            raise SearchError(f"query {number} has {words:,} words; say it in {MOST_WORDS} or fewer")
+        if t5 and not any(piece.strip(BORDER).isalnum() for piece in _pieces(query, t5)):
+            raise SearchError(f"query {number} ({query.strip()[:40]}) has no word that the model knows; ask in English")
+
+
+def _pieces(text: str, t5: PreTrainedTokenizerBase) -> list[str]:
+    """Return what the tokenizer makes of a text, without what it does not know."""
+    ids = [int(i) for i in t5(text, add_special_tokens=False)["input_ids"]]
+    return [str(t5.convert_ids_to_tokens(i)) for i in ids if i != t5.unk_token_id]
+
+
+def captions_of(video: str | Path, srt: str | Path) -> list[Caption]:
+    """Return what is said in a video.
+
+    Args:
+      video: the file.
+      srt: "none" for nothing; "auto" for the .srt file beside the video, where there is one; otherwise a file, or a
+        folder of files called like their videos.
+
+    Raises:
+      CaptionError, FileNotFoundError: the captions cannot be read.
+    """
+    beside = Path(video).with_suffix(".srt")
+    if srt == "none" or (srt == "auto" and not beside.is_file()):
+        return []
+    if srt == "auto":
+        return read_srt(beside)
+    return read_srt(Path(srt) / beside.name if Path(srt).is_dir() else srt)
+
+
+def videos_in(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the files, and those in the folders that are called like videos, each once.
+
+    Raises:
+      SearchError: there is none.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        found += [each for each in inside if each not in found]
+    if not found:
+        raise SearchError(f"no video among {', '.join(map(str, paths))}; they end in {', '.join(sorted(SUFFIXES))}")
+    return found
