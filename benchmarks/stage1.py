@@ -21,7 +21,7 @@ from benchmarks.paired import Row, Setting, arguments, compare, compiled, report
 from calce_jax.batch import Batch
 from calce_jax.checkpoints.convert.weights import Weights
 from calce_jax.config import RunConfig, validate
-from calce_jax.inference.predict_step import Prediction, make_predict, step_config
+from calce_jax.inference.predict_step import BatchPrediction, make_predict, step_config
 from calce_jax.input_pipeline import make_iterator
 from calce_jax.input_pipeline.batches import input_config
 from calce_jax.models.attention import Implementation
@@ -67,7 +67,7 @@ def stage1(setting: Setting, size: str, frames: int, attention: Implementation) 
     length = next(length for length in steps.buckets if length >= int(needed(trainable, frozen, batch)[0]))
     predict = make_predict(graph, replace(steps, buckets=(length,)))
     program, seconds = compiled(predict, trainable, frozen, batch)
-    found: Prediction = program(trainable, frozen, batch)
+    found: BatchPrediction = program(trainable, frozen, batch)
 
     def ours() -> jax.Array:
         return program(trainable, frozen, batch).answers.tokens
@@ -94,7 +94,7 @@ def one_query(run: RunConfig, sizes: CalceConfig) -> Batch:
     return next(make_iterator(inputs, load_t5(f"{folder}/tiny_t5"), load_bert(f"{folder}/tiny_bert"), examples=asked))
 
 
-def layout(model: Calce, batch: Batch, found: Prediction) -> dict[str, np.ndarray]:
+def layout(model: Calce, batch: Batch, found: BatchPrediction) -> dict[str, np.ndarray]:
     """Return what stands at each position of the prompt: its token, or its place among the described frames."""
     needed, queries = int(found.reading.needed[0]), model.config.qformer.queries
     packed = jax.tree.map(np.asarray, jax.jit(lambda: model.packed(batch, found.reading, needed))())

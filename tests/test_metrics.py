@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from calce_jax.moments.metrics import Case, evaluate, table
-from calce_jax.moments.metrics import protocols as official
-from calce_jax.moments.metrics import protocols as reference
+from calce_jax.moments.metrics.protocols import RANGES, official_scores, reference_scores
 from calce_jax.moments.metrics.average_precision import average_precision
 
 FILES = {
@@ -31,7 +30,7 @@ def as_recorded(result):
 @pytest.mark.parametrize("name", FILES)
 def test_published_predictions_score_as_recorded(shared, name):
     recorded = json.loads((shared / "golden/10_metrics_annotations.json").read_text())[name]
-    result = reference.score(read_cases(shared / "annotations/calce" / FILES[name]), behaviour="reference")
+    result = reference_scores(read_cases(shared / "annotations/calce" / FILES[name]), behaviour="reference")
     assert as_recorded(result) == recorded["mr"]["full"]
     assert result["mAP@0.75"] == recorded["brief"]["MR-full-mAP@0.75"]
 
@@ -45,9 +44,9 @@ def test_synthetic_cases_score_as_recorded(shared):
         ]
         if record["error"]:
             with pytest.raises(TypeError, match="no predicted window"):
-                reference.score(cases, behaviour="reference")
+                reference_scores(cases, behaviour="reference")
         else:
-            assert as_recorded(reference.score(cases, behaviour="reference")) == record["result"]["full"], record[
+            assert as_recorded(reference_scores(cases, behaviour="reference")) == record["result"]["full"], record[
                 "name"
             ]
 
@@ -63,7 +62,7 @@ def test_official_sample_scores_as_shipped(shared):
     truth = [json.loads(line) for line in (folder / "highlight_val_release.jsonl").read_text().splitlines()]
     truth = {row["qid"]: row["relevant_windows"] for row in truth}
     shipped = json.loads((folder / "sample_val_preds_metrics_raw.json").read_text())
-    result = official.score([Case(row["qid"], row["pred_relevant_windows"], truth[row["qid"]]) for row in rows])
+    result = official_scores([Case(row["qid"], row["pred_relevant_windows"], truth[row["qid"]]) for row in rows])
     scores = official_scores(result)
     assert scores == {name: shipped[name] for name in scores}
     brief = {name.removeprefix("MR-full-"): value for name, value in shipped["brief"].items() if "MR-full" in name}
@@ -72,7 +71,7 @@ def test_official_sample_scores_as_shipped(shared):
 
 def test_official_scores_of_published_predictions(shared):
     recorded = json.loads((shared / "golden/10_metrics_standalone.json").read_text())["stage1_result_score1"]
-    result = official.score(read_cases(shared / "annotations/calce/qvh/val_stage2.json"), behaviour="reference")
+    result = official_scores(read_cases(shared / "annotations/calce/qvh/val_stage2.json"), behaviour="reference")
     assert official_scores(result) == recorded
 
 
@@ -84,25 +83,25 @@ def test_no_prediction_is_a_miss():
 
 
 def test_windows_without_length_do_not_meet_by_default():
-    assert reference.score([Case("a", [[5, 5]], [[5, 5]])])["mAP"] == 0
+    assert reference_scores([Case("a", [[5, 5]], [[5, 5]])])["mAP"] == 0
 
 
 def test_scores_decide_only_the_official_precision():
     cases = [Case("a", [[50, 60, 0.1], [0, 10, 0.9]], [[0, 10]])]
-    assert reference.score(cases)["mAP"] == 50
-    assert official.score(cases)["mAP"] == 100
-    assert official.score(cases)["R1@0.5"] == 0
+    assert reference_scores(cases)["mAP"] == 50
+    assert official_scores(cases)["mAP"] == 100
+    assert official_scores(cases)["R1@0.5"] == 0
 
 
 def test_official_looks_at_ten_windows():
     windows = [[100 + second, 101 + second] for second in range(10)]
     cases = [Case("a", [*windows, [0, 10]], [[0, 10]])]
-    assert official.score(cases)["mAP"] == 0
-    assert reference.score(cases)["mAP"] == 9.09
+    assert official_scores(cases)["mAP"] == 0
+    assert reference_scores(cases)["mAP"] == 9.09
 
 
 def test_ranges_keep_only_their_true_windows():
-    ranges = official.score([Case("a", [[0, 40], [50, 55]], [[0, 40], [50, 55]])])["detail"]["ranges"]
+    ranges = official_scores([Case("a", [[0, 40], [50, 55]], [[0, 40], [50, 55]])])["detail"]["ranges"]
     assert ranges["middle"] is None
     assert (ranges["short"]["R1"]["0.5"], ranges["short"]["mAP"]["average"]) == (0, 50)
     assert (ranges["long"]["R1"]["0.5"], ranges["long"]["mAP"]["average"]) == (100, 100)

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
-from calce_jax.models.param_names import named_leaves, with_leaves
+from calce_jax.distributed.param_names import named_leaves, with_leaves
 
 FOLDER = "checkpoints"
 CRITERION = "R1_avg"

@@ -14,8 +14,8 @@ from calce_jax.config import ConfigError, RunConfig
 from calce_jax.distributed.sharding import abstract_like, shard_params
 from calce_jax.models.calce import Calce, CalceConfig, split
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.param_names import named_leaves, with_leaves
-from calce_jax.training.run_data import Tokenizers
+from calce_jax.distributed.param_names import named_leaves, with_leaves
+from calce_jax.text.tokenizers import Tokenizers
 
 
 def calce_config(config: RunConfig, tokenizers: Tokenizers) -> CalceConfig:

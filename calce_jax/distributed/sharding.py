@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from calce_jax.models.param_names import named_leaves, with_leaves
+from calce_jax.distributed.param_names import named_leaves, with_leaves
 
 Tree = TypeVar("Tree")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from calce_jax.inference.predict_step import Prediction
+from calce_jax.inference.predict_step import BatchPrediction
 from calce_jax.models.keyframes.plan import Behaviour, Treatment
 from calce_jax.moments.scoring import Moments, moments
 from calce_jax.moments.windows import RankBy
@@ -40,7 +40,7 @@ class Answer:
 
 
 def read_answers(
-    prediction: Prediction,
+    prediction: BatchPrediction,
     t5: PreTrainedTokenizerBase,
     *,
     by: RankBy,

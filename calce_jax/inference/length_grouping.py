@@ -15,7 +15,7 @@ from jaxtyping import Array, Int
 
 from calce_jax.batch import Batch, Data, Features
 from calce_jax.distributed.sharding import BATCH, put_batch, settled
-from calce_jax.inference.predict_step import Prediction, StepConfig
+from calce_jax.inference.predict_step import BatchPrediction, StepConfig
 from calce_jax.models.calce import Calce
 from calce_jax.models.feature_codec import seen_in
 from calce_jax.models.vision_features import Looked
@@ -112,11 +112,11 @@ class Grouper:
 
 
 def predict_all(
-    predict: Callable[[nnx.State, nnx.State, Batch], Prediction],
+    predict: Callable[[nnx.State, nnx.State, Batch], BatchPrediction],
     mesh: Mesh,
     grouper: Grouper | None = None,
     window: int = 1,
-) -> Callable[[nnx.State, nnx.State, Iterable[Batch]], Iterator[Prediction]]:
+) -> Callable[[nnx.State, nnx.State, Iterable[Batch]], Iterator[BatchPrediction]]:
     """Return what predicts batch after batch, grouped by a window at a time on the way where there is a grouper.
 
     Args:
@@ -130,7 +130,7 @@ def predict_all(
       hosts, on the host, in the order in which the batches came, whatever the company they were asked in.
     """
 
-    def run(trainable: nnx.State, frozen: nnx.State, batches: Iterable[Batch]) -> Iterator[Prediction]:
+    def run(trainable: nnx.State, frozen: nnx.State, batches: Iterable[Batch]) -> Iterator[BatchPrediction]:
         if grouper is None:
             for batch in batches:
                 yield jax.device_get(predict(trainable, frozen, put_batch(batch, mesh)))

@@ -16,7 +16,7 @@ from calce_jax.batch import Batch
 from calce_jax.config import RunConfig
 from calce_jax.distributed.multihost import agreed, is_first, meet, this_host
 from calce_jax.inference.answers import Answer, read_answers
-from calce_jax.inference.predict_step import Prediction
+from calce_jax.inference.predict_step import BatchPrediction
 from calce_jax.inference.trained_run import Trained
 from calce_jax.input_pipeline import NoteCounter, make_iterator
 from calce_jax.input_pipeline.dataset import Query, Tables, open_tables
@@ -25,7 +25,8 @@ from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import Case
 from calce_jax.moments.predictions import Prediction, prediction_row, read_predictions
 from calce_jax.text.prompt import answer_tokens
-from calce_jax.training.run_data import Tokenizers, input_config
+from calce_jax.input_pipeline.batches import input_config
+from calce_jax.text.tokenizers import Tokenizers
 
 
 def answer_split(trained: Trained, split: str, out: str | Path) -> list[Prediction]:
@@ -51,7 +52,8 @@ def answer_split(trained: Trained, split: str, out: str | Path) -> list[Predicti
     part = out.with_name(out.name + ".part")
     out.parent.mkdir(parents=True, exist_ok=True)
     done = agreed(_whole_batches(part, config.data.eval_batch) if is_first() else 0)
-    predict = trained.predictor(answer_tokens(config, opened.queries, trained.tokenizers.t5))
+    max_duration = max(query.duration for query in opened.queries)
+    predict = trained.predictor(answer_tokens(trained.tokenizers.t5, max_duration, config.behaviour))
     answers = ask(config, opened, trained.tokenizers.t5, predict, first=done // config.data.eval_batch)
     # All hosts know all answers; one writes them down.
     with part.open("a", encoding="utf-8") if is_first() else open(os.devnull, "w", encoding="utf-8") as file:
@@ -111,7 +113,7 @@ def _whole_batches(part: Path, batch: int) -> int:
 
 
 # Gives the predictions of batches in their order.
-Predict = Callable[[Iterable[Batch]], Iterator[Prediction]]
+Predict = Callable[[Iterable[Batch]], Iterator[BatchPrediction]]
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class StepConfig:
 
 
 @struct.dataclass
-class Prediction:
+class BatchPrediction:
     """What is brought back for each sample of a batch: to every host for all of them, wherever they were read."""
 
     answers: Answers
@@ -75,17 +75,17 @@ def chance_of(config: StepConfig, batch: Batch, key: Key = None) -> Chance | Non
     return draw_chance(jax.random.key(0) if key is None else key, batch.row, batch.present.shape[1])
 
 
-def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.State, Batch], Prediction]:
-    """Build `predict(trainable, frozen, batch) -> Prediction`, to be jitted. The same rows get the same answers."""
+def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.State, Batch], BatchPrediction]:
+    """Build `predict(trainable, frozen, batch) -> BatchPrediction`, to be jitted. The same rows get the same answers."""
 
-    def predict(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> Prediction:
+    def predict(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> BatchPrediction:
         model: Calce = nnx.merge(graph, trainable, frozen)
         return predicted(model, config, seen_in(model, batch), batch)
 
     return predict
 
 
-def predicted(model: Calce, config: StepConfig, seen: Seen, batch: Batch) -> Prediction:
+def predicted(model: Calce, config: StepConfig, seen: Seen, batch: Batch) -> BatchPrediction:
     """Answer the queries of a batch about what was seen; its frames are not read."""
     reading = model.read(seen, batch, config.selection, chance=chance_of(config, batch))
 
@@ -97,10 +97,10 @@ def predicted(model: Calce, config: StepConfig, seen: Seen, batch: Batch) -> Pre
         )
 
     answers, _ = at_bucket(config.buckets, reading.needed, run)
-    return Prediction(answers=answers, reading=reading, about=batch.without_frames())
+    return BatchPrediction(answers=answers, reading=reading, about=batch.without_frames())
 
 
-def compile_predict(predict: Callable[..., Prediction], mesh: Mesh) -> Callable[..., Prediction]:
+def compile_predict(predict: Callable[..., BatchPrediction], mesh: Mesh) -> Callable[..., BatchPrediction]:
     """Jit what `make_predict` built, so that every host gets the predictions of all of them."""
     return jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
@@ -133,10 +133,10 @@ def make_look(graph: Any) -> Callable[[nnx.State, nnx.State, UInt8[Array, "B T Y
     return look
 
 
-def make_answer(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.State, Looked, Batch], Prediction]:
-    """Build `answer(trainable, frozen, looked, batch) -> Prediction`, to be jitted. It does not read `batch.frames`."""
+def make_answer(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.State, Looked, Batch], BatchPrediction]:
+    """Build `answer(trainable, frozen, looked, batch) -> BatchPrediction`, to be jitted. It does not read `batch.frames`."""
 
-    def answer(trainable: nnx.State, frozen: nnx.State, looked: Looked, batch: Batch) -> Prediction:
+    def answer(trainable: nnx.State, frozen: nnx.State, looked: Looked, batch: Batch) -> BatchPrediction:
         return predicted(nnx.merge(graph, trainable, frozen), config, looked, batch)
 
     return answer

@@ -13,7 +13,7 @@ import numpy as np
 from calce_jax.batch import Batch
 from calce_jax.distributed.sharding import put_batch
 from calce_jax.inference.answers import Answer, read_answers
-from calce_jax.inference.predict_step import Prediction, make_answer, make_look, step_config
+from calce_jax.inference.predict_step import BatchPrediction, make_answer, make_look, step_config
 from calce_jax.inference.trained_run import Trained
 from calce_jax.input_pipeline import text_sizes
 from calce_jax.input_pipeline.batches import input_config
@@ -86,7 +86,7 @@ class Asker:
             seen = list(looked[first : first + size])
             seen += [seen[0]] * (size - len(seen))
             together = jax.tree.map(lambda *arrays: np.concatenate(arrays), *seen)
-            prediction: Prediction = self._run(self._answer, together, batch)
+            prediction: BatchPrediction = self._run(self._answer, together, batch)
             config = self.trained.config
             answers += read_answers(
                 prediction, self.trained.tokenizers.t5, by=config.generation.rank, behaviour=config.behaviour
@@ -107,5 +107,5 @@ class Asker:
         return jax.jit(make_look(self.trained.graph))
 
     @cached_property
-    def _answer(self) -> Callable[..., Prediction]:
+    def _answer(self) -> Callable[..., BatchPrediction]:
         return jax.jit(make_answer(self.trained.graph, step_config(self.trained.config, self._answer_tokens)))

@@ -14,7 +14,7 @@ from calce_jax.checkpoints.restore import build_model, calce_config, trainables_
 from calce_jax.config import RunConfig, read_config
 from calce_jax.distributed.sharding import make_mesh
 from calce_jax.inference.length_grouping import Grouper, predict_all
-from calce_jax.inference.predict_step import Prediction, compile_predict, make_predict, step_config
+from calce_jax.inference.predict_step import BatchPrediction, compile_predict, make_predict, step_config
 from calce_jax.models.calce import CalceConfig
 from calce_jax.text.tokenizers import Tokenizers, open_tokenizers
 
@@ -38,14 +38,14 @@ class Trained:
     trainable: nnx.State
     frozen: nnx.State
 
-    def predictor(self, answer_tokens: int) -> Callable[[Iterable[Batch]], Iterator[Prediction]]:
+    def predictor(self, answer_tokens: int) -> Callable[[Iterable[Batch]], Iterator[BatchPrediction]]:
         """Compile the prediction for answers of at most so many tokens; it takes this host's parts of batches."""
         programs, window = step_config(self.config, answer_tokens), self.config.data.group
         grouper = Grouper(self.graph, programs, self.mesh) if window > 1 else None
         predict = compile_predict(make_predict(self.graph, programs), self.mesh)
         every = predict_all(predict, self.mesh, grouper, window)
 
-        def run(batches: Iterable[Batch]) -> Iterator[Prediction]:
+        def run(batches: Iterable[Batch]) -> Iterator[BatchPrediction]:
             predictions = every(self.trainable, self.frozen, batches)
             while True:
                 with jax.set_mesh(self.mesh):

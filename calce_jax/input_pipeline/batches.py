@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch, Features
 from calce_jax.config import RunConfig
-from calce_jax.input_pipeline import InputConfig, batches_an_epoch, make_iterator
 from calce_jax.input_pipeline.buffer_pool import Room
 from calce_jax.input_pipeline.dataset import Example, open_tables
 from calce_jax.input_pipeline.feature_store import FeatureFolder

@@ -37,7 +37,6 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.config import RunConfig
-from calce_jax.input_pipeline.dataset import Query
 from calce_jax.text.text_row import Behaviour, Caption, Note, Number, TextRow, TextSizes, Windows
 from calce_jax.text.tokenizers import bare
 
@@ -402,8 +401,12 @@ def _padded(ids: Sequence[int], size: int) -> np.ndarray:
 REFERENCE_ANSWER_TOKENS = 70
 
 
-def answer_tokens(config: RunConfig, queries: Sequence[Query], t5: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens an answer may have: what the longest video allows; under "reference" always 70."""
-    if config.behaviour == "reference":
-        return REFERENCE_ANSWER_TOKENS
-    return longest_answer(t5, max(query.duration for query in queries))
+def answer_tokens(t5: PreTrainedTokenizerBase, max_duration: float, behaviour: Behaviour = "default") -> int:
+    """Return how many tokens an answer may have: what the longest video needs; under "reference" always 70.
+
+    Args:
+      t5: the tokenizer.
+      max_duration: of the videos, seconds.
+      behaviour: the run's.
+    """
+    return REFERENCE_ANSWER_TOKENS if behaviour == "reference" else longest_answer(t5, max_duration)

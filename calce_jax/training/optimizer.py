@@ -6,7 +6,7 @@ import jax
 import optax
 
 from calce_jax.config import OptimizerConfig
-from calce_jax.models.param_names import path_of
+from calce_jax.distributed.param_names import path_of
 from calce_jax.training.schedule import Behaviour
 
 EXEMPT = ("bias", "scale")

@@ -73,7 +73,7 @@ def open_material(config: RunConfig) -> Material:
         query_ids=lambda rows: [ids[int(row)] for row in rows],
         evaluate=partial(evaluate_split, config, judged, tokenizers.t5),
         sizes=sizes,
-        answer_tokens=answer_tokens(config, judged.queries, tokenizers.t5),
+        answer_tokens=answer_tokens(tokenizers.t5, max(query.duration for query in judged.queries), config.behaviour),
     )
 
 

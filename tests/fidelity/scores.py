@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from calce_jax.moments.metrics import Case as Query
-from calce_jax.moments.metrics import protocols as official
-from calce_jax.moments.metrics import protocols as reference
+from calce_jax.moments.metrics.protocols import official_scores, reference_scores
 from tests.fidelity.folder import Folder
 from tests.fidelity.report import Case, Group
 
@@ -21,7 +20,7 @@ def published(folder: Folder) -> Iterator[Group]:
     yield group
     for name, wanted in folder.json("10_metrics_annotations").items():
         with group.case(name) as case:
-            result = reference.score(_annotated(folder, name), behaviour="reference")
+            result = reference_scores(_annotated(folder, name), behaviour="reference")
             _compare(case, result, wanted["mr"]["full"])
             brief = {key: result["detail"]["mAP"][key.split("@")[1]] for key in ("mAP@0.5", "mAP@0.75")}
             case.same(brief, {key: wanted["brief"][f"MR-full-{key}"] for key in brief})
@@ -39,7 +38,7 @@ def synthetic(folder: Folder) -> Iterator[Group]:
                 Query(row["qid"], row["pred_relevant_windows"], row["relevant_windows"]) for row in wanted["submission"]
             ]
             try:
-                result = reference.score(queries, behaviour="reference")
+                result = reference_scores(queries, behaviour="reference")
             except TypeError as error:
                 case.same(type(error).__name__, (wanted["error"] or "none").split(":")[0], "error")
                 continue
@@ -58,11 +57,11 @@ def standalone(folder: Folder) -> Iterator[Group]:
     for name, wanted in folder.json("10_metrics_standalone").items():
         if name.startswith("sample_val_preds"):
             with group.case(name) as case:
-                _compare_ranges(case, official.score(_official_sample(folder)), wanted)
+                _compare_ranges(case, official_scores(_official_sample(folder)), wanted)
         elif name.startswith("stage1_result"):
             with group.case(name) as case:
                 queries = _annotated(folder, "qvh_val_stage1")
-                _compare_ranges(case, official.score(queries, behaviour="reference"), wanted)
+                _compare_ranges(case, official_scores(queries, behaviour="reference"), wanted)
         elif name not in ("note", "sample_equals_shipped"):
             with group.case(name):
                 raise NotImplementedError("which predictions these are is not known")

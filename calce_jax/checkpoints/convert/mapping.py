@@ -44,7 +44,7 @@ class Row:
 
     Attributes:
       torch: the name; `{layer}` in it stands for a number, and the parameter then has a leading axis of layers.
-      ours: names of parameters, as `calce_jax.models.param_names.named_leaves` gives them.
+      ours: names of parameters, as `calce_jax.distributed.param_names.named_leaves` gives them.
       operation: how the numbers of one layer go over.
       every: only each `every`-th layer has this parameter; layer i is row i / every of the leading axis.
       also: other spellings that are read but not written.

@@ -18,7 +18,7 @@ from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
 from calce_jax.config import read_config
 from calce_jax.models.calce import CalceConfig
 from calce_jax.models.layers import Linear
-from calce_jax.models.param_names import named_leaves
+from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.whisper import Whisper, WhisperConfig
 
 

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from calce_jax.checkpoints.convert.mapping import LAYER, Ignored, Parts, Row, Table, rows_of
-from calce_jax.models.param_names import named_leaves, with_leaves
+from calce_jax.distributed.param_names import named_leaves, with_leaves
 
 WEIGHT_DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16, np.float64)))
 

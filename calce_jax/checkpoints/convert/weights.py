@@ -12,7 +12,7 @@ from flax import nnx
 from calce_jax.checkpoints.convert.state_dict import ConversionError, Lazy
 from calce_jax.checkpoints.convert.writer import cast
 from calce_jax.models.calce import Calce, CalceConfig, label
-from calce_jax.models.param_names import named_leaves
+from calce_jax.distributed.param_names import named_leaves
 
 FLOAT32 = np.dtype(np.float32)
 

@@ -9,6 +9,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
+# Rounded: linspace itself gives 0.8999999999999999, and overlaps of exactly 9/10 do occur.
+THRESHOLDS = np.linspace(0.5, 0.95, 10).round(2)
+Windows = Sequence[Sequence[int | float]]
+
 
 def average_precision(
     predicted: Sequence[Windows], truth: Sequence[Windows], behaviour: Literal["default", "reference"] = "default"
@@ -54,13 +58,6 @@ def _hits(closeness: Float[np.ndarray, "Q P G"], guessed: Bool[np.ndarray, "Q P"
         row, threshold = np.nonzero(hit)
         free[rows[row], threshold, taken[row, threshold]] = False
     return hits
-
-
-# Rounded: linspace itself gives 0.8999999999999999, and overlaps of exactly 9/10 do occur.
-THRESHOLDS = np.linspace(0.5, 0.95, 10).round(2)
-
-
-Windows = Sequence[Sequence[int | float]]
 
 
 def pad(windows: Sequence[Windows]) -> tuple[Float[np.ndarray, "Q W 2"], Bool[np.ndarray, "Q W"]]:

@@ -8,6 +8,23 @@ from calce_jax.moments.predictions import Prediction, same_query
 
 
 @dataclasses.dataclass(frozen=True)
+class Case:
+    """A query to score.
+
+    Attributes:
+      qid: the query's id.
+      predicted: [start, end] or [start, end, score], best first; seconds.
+      truth: the true windows [start, end]; seconds, at least one.
+      malformed: whether the answer that the windows were read from could not be used as it stood.
+    """
+
+    qid: str | int
+    predicted: Sequence[Sequence[int | float]]
+    truth: Sequence[Sequence[int | float]]
+    malformed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Matched:
     """Predictions beside annotations.
 
@@ -44,23 +61,6 @@ def match(predictions: Sequence[Prediction], annotations: Sequence[Annotation]) 
             without_truth.append(annotation.qid)
     unknown = [prediction.qid for prediction in predictions if same_query(prediction.qid) not in annotated]
     return Matched(cases, unanswered, unknown, without_truth)
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A query to score.
-
-    Attributes:
-      qid: the query's id.
-      predicted: [start, end] or [start, end, score], best first; seconds.
-      truth: the true windows [start, end]; seconds, at least one.
-      malformed: whether the answer that the windows were read from could not be used as it stood.
-    """
-
-    qid: str | int
-    predicted: Sequence[Sequence[int | float]]
-    truth: Sequence[Sequence[int | float]]
-    malformed: bool = False
 
 
 def by_query(cases: Sequence[Case]) -> list[Case]:

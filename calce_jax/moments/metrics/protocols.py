@@ -7,47 +7,35 @@ from typing import Any, Literal
 
 import numpy as np
 
-from calce_jax.moments.metrics import protocols as official
-from calce_jax.moments.metrics import protocols as reference
 from calce_jax.moments.metrics.average_precision import THRESHOLDS, average_precision, first_overlap
 from calce_jax.moments.metrics.pairing import Case, by_query, joined_by_query
 
-PROTOCOLS: dict[str, Callable[[Sequence[Case]], dict[str, Any]]] = {
-    "reference": reference.score,
-    "official": official.score,
-}
+Behaviour = Literal["default", "reference"]
 HEADLINES = ("R1@0.5", "R1@0.7", "R1_avg", "mIoU", "mAP@0.5", "mAP@0.75", "mAP")
-
-
-def evaluate(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
-    """Return {"reference": {...}, "official": {...}}, in percent; a query without a predicted window is a miss.
-
-    Raises:
-      ValueError: there is nothing to score.
-    """
-    if not cases:
-        raise ValueError("no query to score: no annotated query has true windows; give annotations that have them")
-    return {name: score(cases) for name, score in PROTOCOLS.items()}
-
-
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """Return rows of results (a name and its scores in percent) as aligned text under one heading."""
-    width = max(len(name) for name in results)
-    lines = [" " * width + "".join(f"{key:>10}" for key in HEADLINES)]
-    for name, scores in results.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{scores[key]:10.2f}" for key in HEADLINES))
-    return "\n".join(lines)
-
-
 WINDOW_LIMIT = 10
-
-
 # Lengths of true windows in seconds: above the first number, up to the second. The release has none above 150.
 RANGES = {"short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, math.inf)}
 
 
-def score(cases: Sequence[Case], behaviour: Behaviour = "default") -> dict:
-    """Return R1, mIoU and mAP in percent (see `calce_jax.moments.metrics.protocols.summary` for the keys).
+def reference_scores(cases: Sequence[Case], behaviour: Behaviour = "default") -> dict:
+    """Return R1, mIoU and mAP in percent (see `summary` for the keys).
+
+    "invalid" counts queries whose first window contains -1, the original's mark of an unreadable answer.
+
+    Args:
+      cases: the queries, at least one.
+      behaviour: by default a query without a predicted window is a miss; "reference" does in every case what the
+        original does: it stops there, and counts windows without length that meet as hits in mAP.
+
+    Raises:
+      TypeError: under "reference", a query without a predicted window.
+    """
+    recall, mean_iou = recall_at_one(cases, behaviour)
+    return summary(cases, recall, mean_iou, mean_average_precision(cases, behaviour))
+
+
+def official_scores(cases: Sequence[Case], behaviour: Behaviour = "default") -> dict:
+    """Return R1, mIoU and mAP in percent (see `summary` for the keys).
 
     R1 goes by the first window of the list; mAP by the first ten, those of highest score first, equals in the given
     order, windows without a score as 1. `detail["ranges"]` scores the true windows of one range of lengths at a time,
@@ -55,7 +43,7 @@ def score(cases: Sequence[Case], behaviour: Behaviour = "default") -> dict:
 
     Args:
       cases: the queries, at least one.
-      behaviour: as in `calce_jax.moments.metrics.protocols.score`.
+      behaviour: as in `reference_scores`.
 
     Raises:
       TypeError: under "reference", a query without a predicted window.
@@ -88,26 +76,6 @@ def _within(cases: Sequence[Case], above: float, up_to: float) -> list[Case]:
         for case in cases
     )
     return [case for case in kept if case.truth]
-
-
-def score(cases: Sequence[Case], behaviour: Behaviour = "default") -> dict:
-    """Return R1, mIoU and mAP in percent (see `calce_jax.moments.metrics.protocols.summary` for the keys).
-
-    "invalid" counts queries whose first window contains -1, the original's mark of an unreadable answer.
-
-    Args:
-      cases: the queries, at least one.
-      behaviour: by default a query without a predicted window is a miss; "reference" does in every case what the
-        original does: it stops there, and counts windows without length that meet as hits in mAP.
-
-    Raises:
-      TypeError: under "reference", a query without a predicted window.
-    """
-    recall, mean_iou = recall_at_one(cases, behaviour)
-    return summary(cases, recall, mean_iou, mean_average_precision(cases, behaviour))
-
-
-Behaviour = Literal["default", "reference"]
 
 
 def percent(fraction: float) -> float:
@@ -155,3 +123,29 @@ def summary(cases: Sequence[Case], recall: dict[str, float], mean_iou: float, pr
         "invalid": sum(bool(case.predicted) and -1 in case.predicted[0][:2] for case in by_query(cases)),
         "detail": detail,
     }
+
+
+PROTOCOLS: dict[str, Callable[[Sequence[Case]], dict[str, Any]]] = {
+    "reference": reference_scores,
+    "official": official_scores,
+}
+
+
+def evaluate(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
+    """Return {"reference": {...}, "official": {...}}, in percent; a query without a predicted window is a miss.
+
+    Raises:
+      ValueError: there is nothing to score.
+    """
+    if not cases:
+        raise ValueError("no query to score: no annotated query has true windows; give annotations that have them")
+    return {name: score(cases) for name, score in PROTOCOLS.items()}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Return rows of results (a name and its scores in percent) as aligned text under one heading."""
+    width = max(len(name) for name in results)
+    lines = [" " * width + "".join(f"{key:>10}" for key in HEADLINES)]
+    for name, scores in results.items():
+        lines.append(f"{name:<{width}}" + "".join(f"{scores[key]:10.2f}" for key in HEADLINES))
+    return "\n".join(lines)
