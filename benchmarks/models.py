@@ -15,8 +15,8 @@ from benchmarks.paired import Setting
 from calce_jax.checkpoints.convert.huggingface import write_blip2
 from calce_jax.checkpoints.convert.state_dict import Lazy
 from calce_jax.checkpoints.convert.weights import Weights, base_shapes, trained_shapes
-from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.distributed.param_names import named_leaves, with_leaves
+from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from calce_jax.distributed.sharding import MESHES
+from calce_jax.errors import UserError
 
 Behaviour = Literal["default", "reference"]
 Dataset = Literal["qvh", "charades", "shapes"]
 Size = Literal["full", "full_xxl", "small", "tiny"]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A field of a config is wrong; the message names every such field."""
 
 
@@ -332,9 +333,9 @@ def read_config(workdir: str | Path) -> RunConfig:
     try:
         config = validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; give the workdir of a run that launch/train.py trained") from error
+        raise ConfigError(f"{path}: no such file", "give the workdir of a run that launch/train.py trained") from error
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is no JSON ({error}); restore it from a checkpoint's record") from error
+        raise ConfigError(f"{path} is no JSON ({error})", "restore it from a checkpoint's record") from error
     text = replace(
         config.text,
         t5_tokenizer=_wherever(config.text.t5_tokenizer),

@@ -8,10 +8,10 @@ import numpy as np
 from flax import nnx
 
 from calce_jax.batch import SPANS_BESIDE_FRAMES_AND_CAPTIONS, Batch
+from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.inference.predict_step import StepConfig
 from calce_jax.models.calce import Calce, CalceConfig, Selection, split
 from calce_jax.models.lora import LoraConfig
-from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig

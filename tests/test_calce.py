@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from calce_jax.distributed.param_names import named_leaves
 from calce_jax.inference.predict_step import make_answer, make_look, make_predict
 from calce_jax.models.calce import Calce, CalceConfig, answer_loss, count, label, shifted, split
-from calce_jax.distributed.param_names import named_leaves
 from tests.minute import BUCKETS, STEPS, make_batch, make_model
 
 B = 3

@@ -26,9 +26,9 @@ from calce_jax.checkpoints.convert.writer import cast, write_safetensors, write_
 from calce_jax.checkpoints.manager import load_params, starting_point
 from calce_jax.checkpoints.restore import trainables_of
 from calce_jax.config import WeightsConfig, plain, validate
+from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.calce import Calce, CalceConfig, label
 from calce_jax.models.lora import LoraConfig
-from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig

@@ -13,9 +13,9 @@ from calce_jax.checkpoints.convert.huggingface import write_adapter, write_blip2
 from calce_jax.checkpoints.convert.mapping import rows_of
 from calce_jax.checkpoints.convert.state_dict import check
 from calce_jax.checkpoints.convert.weights import Weights, base_shapes, held, trained_shapes
+from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.models.lora import LoraConfig
-from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig

@@ -23,10 +23,10 @@ from calce_jax.checkpoints.convert.state_dict import (
     torch_tensors,
 )
 from calce_jax.checkpoints.convert.weights import Weights, base_shapes, trained_shapes
+from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models import lora
 from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.models.lora import LoraConfig
-from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.t5 import T5, T5Config
 from calce_jax.models.vit import Vit, VitConfig

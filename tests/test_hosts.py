@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from calce_jax.checkpoints.manager import steps_in
 from calce_jax.datasets.tables import VideoRecord, build_tables
 from calce_jax.distributed.multihost import HostError, agreed, is_first, join_hosts, this_host, told_to_stop
-from calce_jax.inference.trained_run import open_trained
 from calce_jax.distributed.param_names import named_leaves
+from calce_jax.inference.trained_run import open_trained
 from calce_jax.moments.annotations import Annotation
 from calce_jax.training.loop import LAG
 from calce_jax.video.decode import encode_jpeg

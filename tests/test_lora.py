@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models import lora
 from calce_jax.models.lora import LoraConfig, LoraLinear
-from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.t5 import T5, T5Config
 
 TINY = T5Config(width=16, heads=2, head_width=4, mlp_width=24, encoder_depth=2, decoder_depth=3, vocab=30)

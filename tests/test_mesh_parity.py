@@ -10,9 +10,9 @@ import pytest
 
 from calce_jax.checkpoints.manager import Checkpoints
 from calce_jax.config import OptimizerConfig
+from calce_jax.distributed.param_names import named_leaves
 from calce_jax.distributed.sharding import abstract_like, make_mesh, mesh_of, put_batch, shard_params
 from calce_jax.inference.predict_step import make_predict
-from calce_jax.distributed.param_names import named_leaves
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import TrainState, new_state

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from calce_jax.moments.metrics import Case, evaluate, table
-from calce_jax.moments.metrics.protocols import RANGES, official_scores, reference_scores
 from calce_jax.moments.metrics.average_precision import average_precision
+from calce_jax.moments.metrics.protocols import RANGES, official_scores, reference_scores
 
 FILES = {
     "qvh_val_stage1": "qvh/val_stage2.json",

@@ -14,6 +14,7 @@ from calce_jax.checkpoints.manager import save_params
 from calce_jax.checkpoints.restore import check_frozen
 from calce_jax.config import ConfigError, plain, validate
 from calce_jax.datasets.tables import build_tables
+from calce_jax.distributed.param_names import named_leaves
 from calce_jax.distributed.sharding import mesh_of
 from calce_jax.inference.extract_features import Footage, keep_features
 from calce_jax.inference.length_grouping import Grouper, predict_all
@@ -21,7 +22,6 @@ from calce_jax.inference.predict_step import make_predict, step_config
 from calce_jax.input_pipeline.feature_fingerprint import check_features, made_by, weights_hash
 from calce_jax.input_pipeline.feature_store import FeatureFolder, FeaturesError
 from calce_jax.models.feature_codec import restored, seen_in, stored
-from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.vision_features import Looked
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import new_state

@@ -12,10 +12,10 @@ from calce_jax.batch import SPANS_BESIDE_FRAMES_AND_CAPTIONS, Batch
 from calce_jax.checkpoints.manager import Checkpoints, save_params, starting_point, steps_in
 from calce_jax.checkpoints.restore import build_model, trainables_of
 from calce_jax.config import ConfigError, validate
+from calce_jax.distributed.param_names import named_leaves
 from calce_jax.distributed.sharding import make_mesh
 from calce_jax.inference.predict_step import step_config
 from calce_jax.models.calce import Calce, CalceConfig
-from calce_jax.distributed.param_names import named_leaves
 from calce_jax.training.loop import Evaluation
 from calce_jax.training.run import claim_workdir, make_record, train_run
 from calce_jax.training.run_data import Material

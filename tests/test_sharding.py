@@ -7,6 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from calce_jax.config import OptimizerConfig
+from calce_jax.distributed.param_names import named_leaves
 from calce_jax.distributed.sharding import (
     ShardingError,
     abstract_like,
@@ -16,7 +17,6 @@ from calce_jax.distributed.sharding import (
     shard_params,
 )
 from calce_jax.models import lora
-from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.t5 import T5, T5Config
 from calce_jax.models.vit import Vit, VitConfig

@@ -13,8 +13,8 @@ from flax import nnx
 from calce_jax.checkpoints.convert.calce import table
 from calce_jax.checkpoints.convert.huggingface import write_blip2
 from calce_jax.checkpoints.convert.state_dict import to_torch
-from calce_jax.models.calce import Calce, answer_loss, shifted, split
 from calce_jax.distributed.param_names import named_leaves, with_leaves
+from calce_jax.models.calce import Calce, answer_loss, shifted, split
 from tests.test_convert_hub import IMAGE, PIXELS, SIZES, TEXT, WEIGHTS
 
 ANSWER = np.array([[4, 9, 1], [7, 1, 0]], np.int32)

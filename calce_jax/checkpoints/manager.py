@@ -22,13 +22,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
 from calce_jax.distributed.param_names import named_leaves, with_leaves
+from calce_jax.errors import UserError
 
 FOLDER = "checkpoints"
 CRITERION = "R1_avg"
 PART = "trainable/"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint cannot be written or read; the message names it and says what to do."""
 
 
@@ -56,14 +57,15 @@ def starting_point(workdir: Path, given: str = "", base: str = "") -> Start:
     if given:
         if not steps_in(Path(given)):
             raise CheckpointError(
-                f"config.weights.start: no checkpoint in {Path(given) / FOLDER}; give the workdir of a run that trained"
+                f"config.weights.start: no checkpoint in {Path(given) / FOLDER}",
+                "give the workdir of a run that trained",
             )
         return Start("given", Path(given))
     if base:
         if not Path(base).is_file():
             raise CheckpointError(
-                f"config.weights.base: no file {base}; put the converted weights there, or leave it out "
-                "(--config.weights.base=)"
+                f"config.weights.base: no file {base}",
+                "put the converted weights there, or leave it out (--config.weights.base=)",
             )
         return Start("base", Path(base))
     return Start("fresh", None)
@@ -121,7 +123,8 @@ class Checkpoints:
         if free < needed:
             raise CheckpointError(
                 f"no space left for {self.folder / str(step)}: it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB "
-                "are free; make room and run the same command again"
+                "are free",
+                "make room and run the same command again",
             )
         with self._naming(step, "written"):
             # A state that was saved when a run was stopped is evaluated by the next one and then saved anew.
@@ -235,7 +238,7 @@ def save_params(path: Path, params: Any, about: Mapping[str, str] | None = None)
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written ({error}); make room, or choose another place") from error
+        raise CheckpointError(f"{path} cannot be written ({error})", "make room, or choose another place") from error
 
 
 def load_params(path: Path, abstract: Any) -> Any:
@@ -257,7 +260,7 @@ def load_params(path: Path, abstract: Any) -> Any:
             for name, leaf in wanted.items():
                 loaded[name] = _placed(file.get_tensor(name).astype(leaf.dtype), getattr(leaf, "sharding", None))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: it is missing or damaged ({error}); make it again") from error
+        raise CheckpointError(f"{path} cannot be read: it is missing or damaged ({error})", "make it again") from error
     return with_leaves(abstract, loaded)
 
 

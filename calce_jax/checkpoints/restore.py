@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints, load_params
 from calce_jax.config import ConfigError, RunConfig
+from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.distributed.sharding import abstract_like, shard_params
 from calce_jax.models.calce import Calce, CalceConfig, split
 from calce_jax.models.lora import LoraConfig
-from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.text.tokenizers import Tokenizers
 
 
@@ -61,7 +61,7 @@ def trainables_of(workdir: Path, like: nnx.State, which: Literal["best", "latest
     checkpoints = Checkpoints(workdir)
     step = checkpoints.best[0] if checkpoints.best and which == "best" else checkpoints.latest
     if step is None:
-        raise CheckpointError(f"no checkpoint in {checkpoints.folder}; give the workdir of a run that trained")
+        raise CheckpointError(f"no checkpoint in {checkpoints.folder}", "give the workdir of a run that trained")
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
     try:
         return checkpoints.restore_trainable(step, abstract)
@@ -79,7 +79,8 @@ def check_frozen(base: nnx.State, given: nnx.State, path: Path) -> None:
     if not same(base["ln_vision"], given["ln_vision"]):
         raise ConfigError(
             f"config.weights.start: {path} trained ln_vision, and config.model.ln_vision='frozen' keeps that of "
-            "config.weights.base; start from a run that left it frozen, or train it (--config.model.ln_vision=trained)"
+            "config.weights.base",
+            "start from a run that left it frozen, or train it (--config.model.ln_vision=trained)",
         )
 
 

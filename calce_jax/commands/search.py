@@ -53,11 +53,11 @@ def main(argv: list[str]) -> None:
         videos = videos_in(argv[1:])
         readable = [video for video in videos if tried(length_of, video) is not None]
         if not readable:
-            raise SearchError(f"no video among {', '.join(argv[1:])} can be searched; see above")
+            raise SearchError(f"no video among {', '.join(argv[1:])} can be searched", "see above")
         out = claim_folder(str(OUT.value))
         cache = Cache(CACHE.value or default_folder(), int(CACHE_GB.value * 1e9))
         if Path(str(SRT.value)).is_file() and len(videos) > 1:
-            raise SearchError(f"--srt={SRT.value} is one file for {len(videos)} videos; give a folder, auto or none")
+            raise SearchError(f"--srt={SRT.value} is one file for {len(videos)} videos", "give a folder, auto or none")
         if CHECKPOINT.value is None:
             print(TINY, file=sys.stderr)
         keep_programs(cache.folder)
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
         srts = [heard.get(video, str(SRT.value)) for video in readable]
         searched = [found for each in zip(readable, srts, strict=True) if (found := tried(search, searcher, *each))]
         if not searched:
-            raise SearchError("no video could be searched; see above")
+            raise SearchError("no video could be searched", "see above")
         searched = told_apart(searched)
         write_findings(out, searched, top=TOP.value, clips=CLIPS.value, truth=truth)
     except (CheckpointError, OSError, ValueError) as error:

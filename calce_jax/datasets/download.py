@@ -29,6 +29,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoSibling
 
 from calce_jax.datasets.sources import DriveFile, DriveFolder, HubRepo, Publication
+from calce_jax.errors import UserError
 from calce_jax.storage.atomic_files import write_output
 
 # The base of what the hub's HTTP library raises; which library that is changes with the hub's version.
@@ -40,11 +41,11 @@ DRIVE_RETRIES = 3
 BLOCK = 2**20  # bytes
 
 
-class FetchError(RuntimeError):
+class FetchError(UserError):
     """Something cannot be fetched; the message, one line, names it, what is wrong and the remedy."""
 
 
-class NoNetworkError(RuntimeError):
+class NoNetworkError(UserError):
     """A server cannot be reached, or the connection breaks again and again; the message, one line, tells which."""
 
 
@@ -140,7 +141,7 @@ def _fetch_repo(part: HubRepo, out: Path, endpoint: str | None, record: dict[str
     wanted = _matching(siblings, part.required + part.optional)
     missing = [pattern for pattern in part.required if not _matching(siblings, (pattern,))]
     if missing:
-        raise FetchError(f"{page} has no {', '.join(missing)}; {by_hand}")
+        raise FetchError(f"{page} has no {', '.join(missing)}", f"{by_hand}")
 
     places = [_place(out, part.folder, sibling.rfilename) for sibling in wanted]
     there = [_is_there(place, sibling) for place, sibling in zip(places, wanted, strict=True)]
@@ -151,7 +152,7 @@ def _fetch_repo(part: HubRepo, out: Path, endpoint: str | None, record: dict[str
         if not whole:
             if place.exists() and (name not in record or record[name].source.split("@")[0] != part.repo):
                 raise FetchError(
-                    f"{place} is there and is not that of {part.repo}; choose another --out, or remove the file"
+                    f"{place} is there and is not that of {part.repo}", "choose another --out, or remove the file"
                 )
             with _hub_faults(page, by_hand):
                 _download(address, place, sibling)
@@ -182,7 +183,7 @@ def _download(address: str, place: Path, promised: RepoSibling) -> None:
         )
     if fault := _differs(part, promised):
         part.unlink()
-        raise FetchError(f"{address}: {fault}: damaged on the way, or changed there; run the same command again")
+        raise FetchError(f"{address}: {fault}: damaged on the way, or changed there", "run the same command again")
     os.replace(part, place)
 
 
@@ -211,8 +212,8 @@ def _check_room(out: Path, wanted: Sequence[tuple[Path, RepoSibling]]) -> None:
     free = shutil.disk_usage(out).free
     if needed > free:
         raise FetchError(
-            f"{out} needs {needed / 1e9:.2f} GB more and {free / 1e9:.2f} GB are free; "
-            "make room, or choose another --out"
+            f"{out} needs {needed / 1e9:.2f} GB more and {free / 1e9:.2f} GB are free",
+            "make room, or choose another --out",
         )
 
 
@@ -224,18 +225,18 @@ def _hub_faults(address: str, by_hand: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = error.response.status_code
         remedy = "try again later" if status >= 500 or status == 429 else by_hand
-        raise FetchError(f"{address}: the server answers {status}; {remedy}") from error
+        raise FetchError(f"{address}: the server answers {status}", f"{remedy}") from error
     except OfflineModeIsEnabled as error:
-        raise NoNetworkError(f"{address}: HF_HUB_OFFLINE forbids to look; unset it") from error
+        raise NoNetworkError(f"{address}: HF_HUB_OFFLINE forbids to look", "unset it") from error
     except HubNetworkError as error:
         raise NoNetworkError(
-            f"{address} cannot be reached ({_line(error)}); check the network, or name a mirror by HF_ENDPOINT. "
-            "The same command goes on with what has arrived"
+            f"{address} cannot be reached ({_line(error)})",
+            "check the network, or name a mirror by HF_ENDPOINT. The same command goes on with what has arrived",
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise FetchError(f"{address}: {error.strerror}; make room, and the same command goes on") from error
-        raise NoNetworkError(f"{address}: {_line(error)}; the same command goes on with what has arrived") from error
+            raise FetchError(f"{address}: {error.strerror}", "make room, and the same command goes on") from error
+        raise NoNetworkError(f"{address}: {_line(error)}", "the same command goes on with what has arrived") from error
 
 
 def _listed(part: DriveFolder, out: Path) -> list[tuple[str, str]]:
@@ -247,7 +248,7 @@ def _listed(part: DriveFolder, out: Path) -> list[tuple[str, str]]:
             id=part.id, output=part.name, quiet=True, use_cookies=False, skip_download=True, timeout=SECONDS
         )
     if not found:
-        raise FetchError(f"{address} shows no file; open it in a browser, and put its files into {out / part.name}")
+        raise FetchError(f"{address} shows no file", f"open it in a browser, and put its files into {out / part.name}")
     return [(file.id, f"{part.name}/{file.path}") for file in found]
 
 
@@ -273,7 +274,7 @@ def _fetch_drive_file(file_id: str, name: str, out: Path, record: dict[str, Fetc
         fetched = _fetched(place, out, source, _check_whole(place, address, f"remove it, and {again}"))
         known = record.get(fetched.file)
         if known and known.source == source and known.sha256 != fetched.sha256:
-            raise FetchError(f"{place}: changed since it was fetched; remove it, and {again}")
+            raise FetchError(f"{place}: changed since it was fetched", f"remove it, and {again}")
         return fetched
     # gdown keeps what has arrived beside it, and goes on with that.
     new = place.with_name(f"new_{place.name}")
@@ -301,12 +302,12 @@ def _drive_faults(address: str, by_hand: str) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, DownloadError) else error
         if isinstance(cause, unreachable):
             raise NoNetworkError(
-                f"{address} cannot be reached ({_line(cause)}); check the network. The same command goes on with what "
-                "has arrived"
+                f"{address} cannot be reached ({_line(cause)})",
+                "check the network. The same command goes on with what has arrived",
             ) from error
-        raise FetchError(f"{address}: Google Drive refuses ({_line(error)}); {by_hand}") from error
+        raise FetchError(f"{address}: Google Drive refuses ({_line(error)})", f"{by_hand}") from error
     except OSError as error:
-        raise FetchError(f"{address}: {_line(error)}; make room, and the same command goes on") from error
+        raise FetchError(f"{address}: {_line(error)}", "make room, and the same command goes on") from error
 
 
 def _check_whole(path: Path, address: str, remedy: str) -> str:
@@ -318,23 +319,23 @@ def _check_whole(path: Path, address: str, remedy: str) -> str:
     with path.open("rb") as file:
         head = file.read(512).lstrip().lower()
     if not head:
-        raise FetchError(f"{path}: empty; {remedy}")
+        raise FetchError(f"{path}: empty", f"{remedy}")
     if head.startswith((b"<!doctype html", b"<html")):
-        raise FetchError(f"{path}: a web page came in the place of a file; open {address} in a browser to see why")
+        raise FetchError(f"{path}: a web page came in the place of a file", f"open {address} in a browser to see why")
     if head.startswith(b"pk\x03\x04"):
         try:
             with zipfile.ZipFile(path) as archive:
                 broken = archive.testzip()
         except (zipfile.BadZipFile, EOFError, OSError) as error:
-            raise FetchError(f"{path}: a damaged archive ({_line(error)}); {remedy}") from error
+            raise FetchError(f"{path}: a damaged archive ({_line(error)})", f"{remedy}") from error
         if broken:
-            raise FetchError(f"{path}: a damaged archive, the checksum of {broken} is wrong; {remedy}")
+            raise FetchError(f"{path}: a damaged archive, the checksum of {broken} is wrong", f"{remedy}")
         return "archive"
     if path.suffix == ".json":
         try:
             json.loads(path.read_bytes())
         except ValueError as error:
-            raise FetchError(f"{path}: not whole JSON ({_line(error)}); {remedy}") from error
+            raise FetchError(f"{path}: not whole JSON ({_line(error)})", f"{remedy}") from error
         return "json"
     return ""
 
@@ -343,7 +344,7 @@ def _place(out: Path, folder: str, name: str) -> Path:
     """Return where a file goes; its name comes from elsewhere, and must not lead out of the folder."""
     place = out / folder / name
     if not place.resolve().is_relative_to(out.resolve()):
-        raise FetchError(f"{name}: a file of this name would be written outside {out}; fetch it by hand")
+        raise FetchError(f"{name}: a file of this name would be written outside {out}", "fetch it by hand")
     return place
 
 

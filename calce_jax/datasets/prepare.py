@@ -29,6 +29,7 @@ from calce_jax.datasets.prepared_video import (
     prepared_path,
 )
 from calce_jax.datasets.tables import LeftOut, build_tables, holds_videos, rebuild_queries
+from calce_jax.errors import UserError
 from calce_jax.moments.annotations import Annotation, read_annotations
 from calce_jax.storage.atomic_files import write_output
 from calce_jax.storage.failures import Failure
@@ -36,7 +37,7 @@ from calce_jax.storage.failures import Failure
 SPLITS = ("train", "val", "test")
 
 
-class PrepareError(ValueError):
+class PrepareError(UserError):
     """Nothing can be prepared; the message says what is wrong and the remedy."""
 
 
@@ -73,7 +74,9 @@ def read_splits(files: Sequence[str], items: str | None = None) -> dict[str, lis
     for file in files:
         split, path = _split_of(file)
         if split in splits:
-            raise PrepareError(f"annotations: {split} is given twice, the second time by {path}; name one file a split")
+            raise PrepareError(
+                f"annotations: {split} is given twice, the second time by {path}", "name one file a split"
+            )
         splits[split] = read_annotations(path, items=items)
     return splits
 
@@ -85,7 +88,7 @@ def _split_of(file: str) -> tuple[str, str]:
     named = [split for split in SPLITS if split in re.split("[^a-z]+", Path(file).stem.lower())]
     if len(named) != 1:
         raise PrepareError(
-            f"annotations: which split {file} is cannot be told by its name; write train={file}, or val or test"
+            f"annotations: which split {file} is cannot be told by its name", f"write train={file}, or val or test"
         )
     return named[0], file
 
@@ -150,9 +153,9 @@ def prepare(
     out, folder = Path(out), Path(out) / "videos"
     for field, place in (("videos", videos), ("srts", srts)):
         if place is not None and not Path(place).is_dir():
-            raise PrepareError(f"{field}: there is no folder {place}; correct the flag")
+            raise PrepareError(f"{field}: there is no folder {place}", "correct the flag")
     if not any(splits.values()):
-        raise PrepareError("annotations: they hold no query; give files that do")
+        raise PrepareError("annotations: they hold no query", "give files that do")
     failures: list[Failure] = []
     jobs: list[Job] = []
     for video in sorted({row.video for rows in splits.values() for row in rows}):
@@ -211,11 +214,11 @@ def _check_room(out: Path, needed: int) -> None:
         out.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out).free
     except OSError as error:
-        raise PrepareError(f"out: cannot make the folder {out} ({error.strerror}); choose another place") from None
+        raise PrepareError(f"out: cannot make the folder {out} ({error.strerror})", "choose another place") from None
     if needed > free:
         raise PrepareError(
-            f"out: {out} needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
-            "make room, choose another place, or prepare fewer or smaller frames"
+            f"out: {out} needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            "make room, choose another place, or prepare fewer or smaller frames",
         )
 
 
@@ -231,7 +234,7 @@ def _prepare_all(todo: Sequence[Job], total: int, workers: int) -> list[Failure]
                     failures.append(failure)
                     bar.set_postfix(failed=len(failures))
         except OSError as error:
-            raise PrepareError(f"{error.strerror}; the same command then goes on from here") from error
+            raise PrepareError(f"{error.strerror}", "the same command then goes on from here") from error
     return failures
 
 

@@ -92,7 +92,7 @@ def build_tables(
     builder = _builder(dataset)
     for split, rows in split_rows.items():
         if not rows:
-            raise TablesError(f"split {split} has no annotated query; check its annotations, or leave the split out")
+            raise TablesError(f"split {split} has no annotated query", "check its annotations, or leave the split out")
     failures: dict[str, dict[str, str]] = {split: {} for split in split_rows}
     shards = {}
     for split, rows in split_rows.items():
@@ -151,15 +151,18 @@ def rebuild_queries(folder: str | Path, dataset: str, split_rows: Mapping[str, S
     builder, tables = _builder(dataset), Path(folder) / "tables"
     name = open_table(folder, "videos").name
     if name != builder.name:
-        raise TablesError(f"{tables} holds {name}, not {builder.name}; give the folder of this dataset")
+        raise TablesError(f"{tables} holds {name}, not {builder.name}", "give the folder of this dataset")
     stored = _stored_videos(tables / "videos")
     if missing := set(split_rows) - set(stored):
         raise TablesError(
-            f"{tables} has videos of {', '.join(stored)} only, not of {', '.join(sorted(missing))}; prepare them first"
+            f"{tables} has videos of {', '.join(stored)} only, not of {', '.join(sorted(missing))}",
+            "prepare them first",
         )
     for split, rows in split_rows.items():
         if not any(row.video in stored[split] for row in rows):
-            raise TablesError(f"no query of split {split} is about a video in {tables}; give annotations of this split")
+            raise TablesError(
+                f"no query of split {split} is about a video in {tables}", "give annotations of this split"
+            )
     with _replacing(tables / "queries") as new:
         _write(builder, "queries", _query_shards(split_rows, stored), new)
     return [
@@ -172,7 +175,7 @@ def rebuild_queries(folder: str | Path, dataset: str, split_rows: Mapping[str, S
 
 def _builder(dataset: str) -> type[TableBuilder]:
     if dataset not in BUILDERS:
-        raise TablesError(f"there is no dataset {dataset!r}; there are {', '.join(BUILDERS)}")
+        raise TablesError(f"there is no dataset {dataset!r}", f"there are {', '.join(BUILDERS)}")
     return BUILDERS[dataset]
 
 
@@ -199,7 +202,7 @@ def _video_rows(
         }
     if len(failures) == len(videos):
         raise TablesError(
-            f"none of the {len(videos)} videos of split {split} can be used; first: {failures[videos[0]]}"
+            f"none of the {len(videos)} videos of split {split} can be used", f"first: {failures[videos[0]]}"
         )
 
 

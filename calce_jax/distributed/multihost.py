@@ -10,8 +10,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from calce_jax.errors import UserError
 
-class HostError(ValueError):
+
+class HostError(UserError):
     """The hosts cannot be joined as described; the message says what is missing."""
 
 
@@ -40,7 +42,7 @@ def join_hosts(coordinator: str, hosts: int | None = None, host: int | None = No
         return
     if not coordinator:
         if hosts is not None or host is not None:
-            raise HostError("--coordinator: missing; give HOST:PORT of the first host, or auto")
+            raise HostError("--coordinator: missing", "give HOST:PORT of the first host, or auto")
         return
     if hosts is None or host is None:
         raise HostError(f"--coordinator={coordinator} needs --hosts (how many) and --host (which one this is, from 0)")

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from calce_jax.distributed.param_names import named_leaves, with_leaves
+from calce_jax.errors import UserError
 
 Tree = TypeVar("Tree")
 
@@ -53,7 +54,7 @@ RULES: Rules = (
 WHOLE_UP_TO = 2**16
 
 
-class ShardingError(ValueError):
+class ShardingError(UserError):
     """Parameters or a batch cannot be laid out on the mesh."""
 
 
@@ -70,8 +71,8 @@ def make_mesh(name: str, devices: Sequence[Any] | None = None) -> Mesh:
     fixed = int(np.prod([size for size in sizes if size > 0]))
     if len(devices) < fixed:
         raise ShardingError(
-            f"config.mesh: {name!r} needs {fixed} devices and {len(devices)} {devices[0].platform} device(s) are here; "
-            "choose another mesh (--config.mesh=single)"
+            f"config.mesh: {name!r} needs {fixed} devices and {len(devices)} {devices[0].platform} device(s) are here",
+            "choose another mesh (--config.mesh=single)",
         )
     data, fsdp, tensor = (size if size > 0 else len(devices) // fixed for size in sizes)
     return mesh_of((data, fsdp, tensor), devices)
@@ -136,8 +137,8 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     rows = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
     if rows % parts:
         raise ShardingError(
-            f"config.data.batch: {rows} videos do not divide by the {parts} devices that split a batch; "
-            f"make it a multiple of {parts}, or choose another config.mesh"
+            f"config.data.batch: {rows} videos do not divide by the {parts} devices that split a batch",
+            f"make it a multiple of {parts}, or choose another config.mesh",
         )
     sharding = NamedSharding(mesh, P(BATCH))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

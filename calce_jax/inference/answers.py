@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from calce_jax.errors import UserError
 from calce_jax.inference.predict_step import BatchPrediction
 from calce_jax.models.keyframes.plan import Behaviour, Treatment
 from calce_jax.moments.scoring import Moments, moments
@@ -16,7 +17,7 @@ from calce_jax.moments.windows import RankBy
 from calce_jax.text.prompt import answer_text
 
 
-class InferenceError(ValueError):
+class InferenceError(UserError):
     """A query cannot be answered; the message names it."""
 
 
@@ -64,7 +65,8 @@ def read_answers(
         if plan.error[i]:
             raise InferenceError(
                 f"query in row {int(batch.row[i])}: the original stops here, on windows outside the video or fewer "
-                "frames than clusters; use behaviour=default"
+                "frames than clusters",
+                "use behaviour=default",
             )
         found = moments(
             [answer_text(t5, ids) for ids in answers.tokens[i]],

@@ -145,7 +145,8 @@ def keep_features(
     if failures and len(failures) == len(mine):
         raise FeaturesError(
             f"none of the {len(mine)} videos in {footage.folder} can be seen; first: {failures[0].video}: "
-            f"{failures[0].reason}; {failures[0].remedy}"
+            f"{failures[0].reason}",
+            f"{failures[0].remedy}",
         )
     total = FeatureFolder(out).squares()
     return Kept(
@@ -212,7 +213,7 @@ class Footage:
         builder: Any = open_table(folder, "videos")
         known = builder.info.splits
         if unknown := [split for split in splits if split not in known]:
-            raise TablesError(f"{folder} has no split {unknown[0]!r}, but {', '.join(known)}; choose among these")
+            raise TablesError(f"{folder} has no split {unknown[0]!r}, but {', '.join(known)}", "choose among these")
         self.folder = folder
         self._sources = {split: builder.as_data_source(split) for split in splits or known}
         places: dict[str, tuple[str, int]] = {}
@@ -326,6 +327,6 @@ def _check_room(out: Path, needed: int, store: Store) -> None:
     if needed > free:
         smaller = "" if store == "int8" else "use --store=int8, "
         raise FeaturesError(
-            f"{out}: the features take up to {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; make room, "
-            f"{smaller}fewer frames (--config.data.frames) or fewer splits (--splits)"
+            f"{out}: the features take up to {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            f"make room, {smaller}fewer frames (--config.data.frames) or fewer splits (--splits)",
         )

@@ -19,13 +19,13 @@ from calce_jax.inference.answers import Answer, read_answers
 from calce_jax.inference.predict_step import BatchPrediction
 from calce_jax.inference.trained_run import Trained
 from calce_jax.input_pipeline import NoteCounter, make_iterator
+from calce_jax.input_pipeline.batches import input_config
 from calce_jax.input_pipeline.dataset import Query, Tables, open_tables
 from calce_jax.input_pipeline.feature_fingerprint import check_features, check_videos
 from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import Case
 from calce_jax.moments.predictions import Prediction, prediction_row, read_predictions
 from calce_jax.text.prompt import answer_tokens
-from calce_jax.input_pipeline.batches import input_config
 from calce_jax.text.tokenizers import Tokenizers
 
 

@@ -159,15 +159,16 @@ def make_iterator(
         examples = open_tables(config.folder, config.split)
     if config.batch_size % process_count:
         raise InputError(
-            f"batch_size: {config.batch_size} cannot be shared by {process_count} hosts; choose a multiple of it"
+            f"batch_size: {config.batch_size} cannot be shared by {process_count} hosts", "choose a multiple of it"
         )
     if not batches_an_epoch(len(examples), config):
         raise InputError(
             f"split {config.split} of {config.folder} has {len(examples)} queries, too few for a batch of "
-            f"{config.batch_size}; lower batch_size"
+            f"{config.batch_size}",
+            "lower batch_size",
         )
     if config.features and config.augment:
-        raise InputError(f"augment: the features in {config.features} know no crops; set it to False")
+        raise InputError(f"augment: the features in {config.features} know no crops", "set it to False")
     order = grain.MapDataset.range(len(examples))
     if config.shuffle:
         order = order.shuffle(seed=config.seed)

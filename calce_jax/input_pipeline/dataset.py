@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow_datasets as tfds
 
+from calce_jax.errors import UserError
+
 
 @dataclass(frozen=True)
 class Query:
@@ -129,7 +131,7 @@ def _split_length(folder: Path, split: str) -> int:
     splits = open_table(folder, "queries").info.splits
     if split not in splits:
         raise TablesError(
-            f"{folder} has no split {split!r}, but {', '.join(splits)}; choose one, or prepare this one too"
+            f"{folder} has no split {split!r}, but {', '.join(splits)}", "choose one, or prepare this one too"
         )
     return splits[split].num_examples
 
@@ -160,7 +162,7 @@ Table = Literal["videos", "queries"]
 VERSION = "1.0.0"
 
 
-class TablesError(ValueError):
+class TablesError(UserError):
     """Tables that cannot be built or read; the message names the folder or split and the remedy."""
 
 
@@ -173,11 +175,11 @@ def open_table(folder: str | Path, table: Table) -> tfds.core.DatasetBuilder:
     place = Path(folder) / "tables" / table
     if not (place / "dataset_info.json").is_file():
         raise TablesError(
-            f"there are no tables in {folder}: {place} is missing; run launch/prepare.py with --out={folder}"
+            f"there are no tables in {folder}: {place} is missing", f"run launch/prepare.py with --out={folder}"
         )
     builder = tfds.builder_from_directory(place)
     if str(builder.version) != VERSION:
         raise TablesError(
-            f"{place} has version {builder.version}, this program reads {VERSION}; run launch/prepare.py again"
+            f"{place} has version {builder.version}, this program reads {VERSION}", "run launch/prepare.py again"
         )
     return builder

@@ -30,8 +30,8 @@ def made_by(config: RunConfig, sizes: CalceConfig, store: Store, of: Of = "vit")
     base, vit = config.weights.base, sizes.vit
     if of == "qformer" and config.model.ln_vision == "trained":
         raise FeaturesError(
-            "config.model.ln_vision: 'trained', so what the Q-Former says of a frame changes at every step; leave it "
-            "frozen (--config.model.ln_vision=frozen), or keep what the tower gives (--of=vit)"
+            "config.model.ln_vision: 'trained', so what the Q-Former says of a frame changes at every step",
+            "leave it frozen (--config.model.ln_vision=frozen), or keep what the tower gives (--of=vit)",
         )
     tokens, width = (vit.tokens, vit.width) if of == "vit" else (sizes.qformer.queries, sizes.qformer.width)
     return Made(
@@ -67,7 +67,9 @@ def weights_hash(path: str | Path, of: Of = "vit") -> str:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
             if not any(name.startswith(PARTS["vit"]) for name in header):
-                raise FeaturesError(f"config.weights.base: {path} has no vision tower; give the whole model's weights")
+                raise FeaturesError(
+                    f"config.weights.base: {path} has no vision tower", "give the whole model's weights"
+                )
             for name in sorted(name for name in header if name.startswith(PARTS[of])):
                 about = header[name]
                 digest.update(json.dumps([name, about["dtype"], about["shape"]]).encode())
@@ -77,7 +79,7 @@ def weights_hash(path: str | Path, of: Of = "vit") -> str:
                     digest.update(file.read(min(CHUNK, end - at)))
     except (OSError, struct.error, json.JSONDecodeError) as error:
         raise FeaturesError(
-            f"config.weights.base: {path} cannot be read ({error}); put the converted weights there"
+            f"config.weights.base: {path} cannot be read ({error})", "put the converted weights there"
         ) from error
     return digest.hexdigest()
 
@@ -116,5 +118,6 @@ def check_videos(config: RunConfig, split: str, videos: Sequence[str]) -> None:
         named = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
         raise FeaturesError(
             f"{config.data.features}: {len(missing)} of the {len(set(videos))} videos of split {split} have no "
-            f"features ({named}); run launch/cache_features.py again, or read frames (--config.data.features=)"
+            f"features ({named})",
+            "run launch/cache_features.py again, or read frames (--config.data.features=)",
         )

@@ -25,6 +25,7 @@ import ml_dtypes
 import numpy as np
 from array_record.python import array_record_module as array_record  # pyright: ignore[reportAttributeAccessIssue]
 
+from calce_jax.errors import UserError
 from calce_jax.storage.atomic_files import write_output
 
 VERSION = 1
@@ -34,7 +35,7 @@ SHARD = re.compile(r"features-(\d+)-of-host-(\d+)\.array_record")
 WRITING, READING = "group_size:1,uncompressed", "readahead_buffer_size:0,max_parallelism:0"
 
 
-class FeaturesError(ValueError):
+class FeaturesError(UserError):
     """Features that are missing, or not those of this run; the message names the folder, the field and the remedy."""
 
 
@@ -127,14 +128,14 @@ class FeatureFolder:
         known, made = self._places.get(clip.video, {}), self.made
         if missing := [index for index in clip.indices if index not in known]:
             raise FeaturesError(
-                f"{len(missing)} of its {len(clip.indices)} frames have no features in {self.folder}; "
-                "run launch/cache_features.py with this config"
+                f"{len(missing)} of its {len(clip.indices)} frames have no features in {self.folder}",
+                "run launch/cache_features.py with this config",
             )
         places = [known[index] for index in clip.indices]
         if any(place.sum != found for place, found in zip(places, clip.sums, strict=True)):
             raise FeaturesError(
-                f"it was prepared anew since its features were stored in {self.folder}; "
-                "run launch/cache_features.py again"
+                f"it was prepared anew since its features were stored in {self.folder}",
+                "run launch/cache_features.py again",
             )
         values = np.empty((len(places), made.tokens, made.width), made.dtype)
         scales = np.empty((len(places), made.tokens, made.scales), np.float32)
@@ -302,17 +303,17 @@ def read_made(folder: str | Path) -> Made:
         about = json.loads(path.read_text(encoding="utf-8"))
         if about["version"] != VERSION:
             raise FeaturesError(
-                f"{path} has version {about['version']}, this program reads {VERSION}; run launch/cache_features.py "
-                "with another --out"
+                f"{path} has version {about['version']}, this program reads {VERSION}",
+                "run launch/cache_features.py with another --out",
             )
         return Made(**about)
     except FileNotFoundError:
         raise FeaturesError(
-            f"there are no features in {folder}: {path} is missing; run launch/cache_features.py with --out={folder}"
+            f"there are no features in {folder}: {path} is missing", f"run launch/cache_features.py with --out={folder}"
         ) from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise FeaturesError(
-            f"{path} is damaged ({error}); remove the folder and run launch/cache_features.py again"
+            f"{path} is damaged ({error})", "remove the folder and run launch/cache_features.py again"
         ) from error
 
 
@@ -353,5 +354,5 @@ def _contents(shard: Path) -> dict[str, Any]:
         return json.loads(reader.read([reader.num_records() - 1])[0])
     except (RuntimeError, IndexError, ValueError) as error:
         raise FeaturesError(
-            f"{shard} is damaged ({error}); remove it and run launch/cache_features.py again"
+            f"{shard} is damaged ({error})", "remove it and run launch/cache_features.py again"
         ) from error

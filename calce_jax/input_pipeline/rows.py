@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from calce_jax.errors import UserError
 from calce_jax.input_pipeline.augment import crop_and_resize, draw_crop
 from calce_jax.input_pipeline.dataset import Example
 from calce_jax.input_pipeline.feature_store import Clip, FeatureFolder, sums_of
@@ -20,7 +21,7 @@ from calce_jax.video.decode import decode_jpeg, head_indices, jpeg_size
 Row = Mapping[str, Any]
 
 
-class InputError(ValueError):
+class InputError(UserError):
     """An example that cannot become a row; the message names the query, its video, what is wrong and the remedy."""
 
 

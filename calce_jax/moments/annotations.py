@@ -18,6 +18,7 @@ from typing import Any, TypeGuard
 
 from absl import logging
 
+from calce_jax.errors import UserError
 from calce_jax.moments.predictions import same_query
 from calce_jax.moments.windows import Seconds
 from calce_jax.storage.atomic_files import write_output
@@ -27,7 +28,7 @@ WINDOW_FIELDS = ("stage1_windows", "stage1_result")
 _SHOWN_ERRORS = 30
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError):
     """Annotations that cannot be used; the message names file, row, field and remedy, for all faults together."""
 
 
@@ -256,14 +257,14 @@ def _read_durations(path: str | Path) -> dict[str, Seconds]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         table = csv.DictReader(file)
         if not {"id", "length"} <= set(table.fieldnames or ()):
-            raise AnnotationError(f'{path}: no columns "id" and "length"; give the CSV file that came with Charades')
+            raise AnnotationError(f'{path}: no columns "id" and "length"', "give the CSV file that came with Charades")
         lengths = {}
         for number, row in enumerate(table, 2):
             try:
                 lengths[row["id"]] = float(row["length"])
             except (TypeError, ValueError):
                 raise AnnotationError(
-                    f"{path}, line {number}, length: expected seconds, got {row['length']!r}; mend or drop the line"
+                    f"{path}, line {number}, length: expected seconds, got {row['length']!r}", "mend or drop the line"
                 ) from None
     return lengths
 
@@ -276,8 +277,8 @@ def _with_items(annotations: Iterable[Annotation], path: str | Path) -> list[Ann
         by_query = {entry["query"]: entry["items"] for entry in table.values()}
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         raise AnnotationError(
-            f'{path}: expected {{qid: {{"query": ..., "items": [...]}}}} ({type(error).__name__}: {error}); '
-            "give the original's file of items"
+            f'{path}: expected {{qid: {{"query": ..., "items": [...]}}}} ({type(error).__name__}: {error})',
+            "give the original's file of items",
         ) from None
     return [
         annotation

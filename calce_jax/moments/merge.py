@@ -44,8 +44,8 @@ def merge(annotations: Sequence[Annotation], predictions: Sequence[Prediction]) 
         merged.append(dataclasses.replace(annotation, stage1_windows=stage1_windows))
     if endless:
         raise AnnotationError(
-            f"duration: {len(endless)} queries have no window of stage 1 and no duration, such as {endless[0]}; give "
-            "annotations with durations, or the durations"
+            f"duration: {len(endless)} queries have no window of stage 1 and no duration, such as {endless[0]}",
+            "give annotations with durations, or the durations",
         )
     unknown = [prediction.qid for prediction in predictions if same_query(prediction.qid) in found]
     return Merged(merged, without_result, unknown)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from calce_jax.errors import UserError
 from calce_jax.moments.windows import RankBy, Seconds, Status, rank
 from calce_jax.storage.atomic_files import write_output
 
@@ -20,7 +21,7 @@ _WINDOW_FIELDS = ("pred_relevant_windows", "stage1_result")
 _SHOWN_ERRORS = 30
 
 
-class PredictionError(ValueError):
+class PredictionError(UserError):
     """Predictions that cannot be used; the message names file, line, field and remedy, for all faults together."""
 
 
@@ -215,7 +216,8 @@ def write_submission(path: str | Path, predictions: Sequence[Prediction], split:
     if foreign:
         raise PredictionError(
             f"{path}: qid: {len(foreign)} ids such as {foreign[0]!r} are not of QVHighlights, whose ids are whole "
-            "numbers; submit predictions for its val or test split"
+            "numbers",
+            "submit predictions for its val or test split",
         )
     members = _members(Path(path))
     members[f"hl_{split}_submission.jsonl"] = "".join(
@@ -243,6 +245,6 @@ def _members(path: Path) -> dict[str, bytes]:
     if not path.exists():
         return {}
     if not zipfile.is_zipfile(path):
-        raise PredictionError(f"{path}: not a zip; choose another name for the submission, or remove the file")
+        raise PredictionError(f"{path}: not a zip", "choose another name for the submission, or remove the file")
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist()}

@@ -28,7 +28,9 @@ def hear(videos: Sequence[Path], folder: str | Path, whisper: str, cache: Cache)
     silent = [video for video in videos if not video.with_suffix(".srt").is_file()]
     targets = {video: Path(folder) / f"{video.stem}.srt" for video in silent}
     if len(set(targets.values())) < len(silent):
-        raise SearchError("two videos have the same name, and so would their captions; search them one after the other")
+        raise SearchError(
+            "two videos have the same name, and so would their captions", "search them one after the other"
+        )
     keys = {video: key_of(content=content_of(video), whisper=whisper) for video in silent}
     for video, target in targets.items():
         kept = cache.read("captions", keys[video])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from calce_jax.errors import UserError
 from calce_jax.text.captions import read_srt
 from calce_jax.text.prompt import BORDER, Caption
 
@@ -14,7 +15,7 @@ SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", "
 MOST_WORDS = 60  # of a query; more would push each other out of the prompt
 
 
-class SearchError(ValueError):
+class SearchError(UserError):
     """A search cannot be made; the message says what is missing and the remedy."""
 
 
@@ -29,14 +30,16 @@ def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = N
       SearchError: there is no query; one is empty, longer than 60 words, or has no word that the tokenizer can write.
     """
     if not queries:
-        raise SearchError("no query; say in a sentence what to look for")
+        raise SearchError("no query", "say in a sentence what to look for")
     for number, query in enumerate(queries, 1):
         if not query.strip():
-            raise SearchError(f"query {number} is empty; say in a sentence what to look for")
+            raise SearchError(f"query {number} is empty", "say in a sentence what to look for")
         if (words := len(query.split())) > MOST_WORDS:
-            raise SearchError(f"query {number} has {words:,} words; say it in {MOST_WORDS} or fewer")
+            raise SearchError(f"query {number} has {words:,} words", f"say it in {MOST_WORDS} or fewer")
         if t5 and not any(piece.strip(BORDER).isalnum() for piece in _pieces(query, t5)):
-            raise SearchError(f"query {number} ({query.strip()[:40]}) has no word that the model knows; ask in English")
+            raise SearchError(
+                f"query {number} ({query.strip()[:40]}) has no word that the model knows", "ask in English"
+            )
 
 
 def _pieces(text: str, t5: PreTrainedTokenizerBase) -> list[str]:
@@ -75,5 +78,5 @@ def videos_in(paths: Iterable[str | Path]) -> list[Path]:
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         found += [each for each in inside if each not in found]
     if not found:
-        raise SearchError(f"no video among {', '.join(map(str, paths))}; they end in {', '.join(sorted(SUFFIXES))}")
+        raise SearchError(f"no video among {', '.join(map(str, paths))}", f"they end in {', '.join(sorted(SUFFIXES))}")
     return found

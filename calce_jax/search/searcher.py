@@ -189,8 +189,9 @@ def open_stages(checkpoint: str | Path | None = None) -> list[Trained]:
         missing = [str(folder) for folder in folders if not (folder / "config.json").is_file()]
         if missing:
             raise SearchError(
-                f"{checkpoint}: no trained run in {' and '.join(missing)}; give the folder that holds the workdirs "
-                "stage1 and stage2 (`make demo` makes runs/demo), or leave --checkpoint out for the tiny model"
+                f"{checkpoint}: no trained run in {' and '.join(missing)}",
+                "give the folder that holds the workdirs "
+                "stage1 and stage2 (`make demo` makes runs/demo), or leave --checkpoint out for the tiny model",
             )
         stages = [open_trained(folder, mesh="single") for folder in folders]
     first, second = stages

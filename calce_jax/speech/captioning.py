@@ -16,6 +16,7 @@ import srt
 from absl import logging
 from tqdm import tqdm
 
+from calce_jax.errors import UserError
 from calce_jax.speech.audio import NoSound, SoundError
 from calce_jax.speech.transcribe import Options, Sound, Transcriber
 from calce_jax.speech.whisper_model import Dtype, open_whisper
@@ -29,7 +30,7 @@ SOUNDS = frozenset((".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus"))
 READERS = min(os.cpu_count() or 1, 8)
 
 
-class CaptioningError(ValueError):
+class CaptioningError(UserError):
     """Nothing can be captioned; the message says what is wrong and the remedy."""
 
 
@@ -80,10 +81,10 @@ def find_videos(place: str | Path) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise CaptioningError(f"videos: there is no file or folder {place}; correct the flag")
+        raise CaptioningError(f"videos: there is no file or folder {place}", "correct the flag")
     found = sorted(path for path in place.iterdir() if path.is_file() and path.suffix.lower() in PICTURES | SOUNDS)
     if not found:
-        raise CaptioningError(f"videos: no file in {place} has a suffix of video or sound; give another folder")
+        raise CaptioningError(f"videos: no file in {place} has a suffix of video or sound", "give another folder")
     return found
 
 

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
+from calce_jax.errors import UserError
 from calce_jax.models.whisper import Whisper
 from calce_jax.speech.audio import read_sound
 from calce_jax.speech.decode import Texts, Windows, detect_language, transcribe_windows
@@ -36,7 +37,7 @@ QUOTED_BELOW = 0.5
 Name = TypeVar("Name")
 
 
-class OptionsError(ValueError):
+class OptionsError(UserError):
     """Options that are impossible, or do not fit the model; the message names the field and the remedy."""
 
 
@@ -68,9 +69,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise OptionsError(f"batch_size: {self.batch_size} is not positive; give at least 1")
+            raise OptionsError(f"batch_size: {self.batch_size} is not positive", "give at least 1")
         if not self.temperatures or min(self.temperatures) < 0:
-            raise OptionsError(f"temperatures: {self.temperatures}; give at least one, and none below 0")
+            raise OptionsError(f"temperatures: {self.temperatures}", "give at least one, and none below 0")
 
 
 @dataclass(frozen=True)
@@ -293,8 +294,12 @@ def _known(language: str | None, model: SpeechModel) -> str | None:
     languages = model.vocabulary.languages
     if not languages:
         if language not in (None, "en"):
-            raise OptionsError(f"language: {model.source} knows English alone, not {language!r}; choose another model")
+            raise OptionsError(
+                f"language: {model.source} knows English alone, not {language!r}", "choose another model"
+            )
         return "en"
     if language is not None and language not in languages:
-        raise OptionsError(f"language: {model.source} does not know {language!r}; give one of {', '.join(languages)}")
+        raise OptionsError(
+            f"language: {model.source} does not know {language!r}", f"give one of {', '.join(languages)}"
+        )
     return language

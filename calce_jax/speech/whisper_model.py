@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from calce_jax.checkpoints.convert.reader import WeightsFileError, open_tensors
 from calce_jax.checkpoints.convert.state_dict import ConversionError, to_flax
 from calce_jax.checkpoints.convert.whisper import TABLE
+from calce_jax.errors import UserError
 from calce_jax.models.whisper import SIZES, Whisper, WhisperConfig
 from calce_jax.speech.special_tokens import Vocabulary
 
@@ -28,7 +29,7 @@ T = TypeVar("T")
 Dtype = Literal["float32", "bfloat16"]
 
 
-class SpeechModelError(ValueError):
+class SpeechModelError(UserError):
     """A Whisper cannot be opened; the message names it, what is wrong and the remedy."""
 
 
@@ -90,8 +91,9 @@ def _folder(source: str | Path) -> Path:
         if stem not in SIZES or (name != stem and stem not in ("tiny", "base", "small", "medium")):
             sizes = ", ".join(SIZES)
             raise SpeechModelError(
-                f"{name}: no such folder, and no size of Whisper; give a folder, a name on the Hugging Face hub, or "
-                f"one of {sizes} (and .en for English alone, up to medium)"
+                f"{name}: no such folder, and no size of Whisper",
+                "give a folder, a name on the Hugging Face hub, or "
+                f"one of {sizes} (and .en for English alone, up to medium)",
             )
         name = f"openai/whisper-{'large-v3-turbo' if stem == 'turbo' else name}"
     try:
@@ -99,7 +101,8 @@ def _folder(source: str | Path) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise SpeechModelError(
             f"{source}: neither a folder nor a model that could be fetched from the Hugging Face hub "
-            f"({type(error).__name__}); correct the name, or give the folder of a fetched model"
+            f"({type(error).__name__})",
+            "correct the name, or give the folder of a fetched model",
         ) from error
 
 
@@ -107,9 +110,11 @@ def _read(path: Path, understand: Callable[[Mapping[str, Any]], T]) -> T:
     try:
         return understand(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise SpeechModelError(f"{path}: no such file; fetch the whole model, in the layout of Hugging Face") from None
+        raise SpeechModelError(
+            f"{path}: no such file", "fetch the whole model, in the layout of Hugging Face"
+        ) from None
     except json.JSONDecodeError as error:
-        raise SpeechModelError(f"{path}: damaged ({error}); fetch the model again") from error
+        raise SpeechModelError(f"{path}: damaged ({error})", "fetch the model again") from error
     except ValueError as error:
         raise SpeechModelError(f"{path}: {error}") from error
 
@@ -119,10 +124,10 @@ def _tokenizer(folder: Path, vocabulary: Vocabulary, config: WhisperConfig) -> P
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError) as error:
         raise SpeechModelError(
-            f"{folder}: no usable tokenizer ({error}); fetch tokenizer.json and tokenizer_config.json"
+            f"{folder}: no usable tokenizer ({error})", "fetch tokenizer.json and tokenizer_config.json"
         ) from error
     if tokenizer.convert_tokens_to_ids("<|startoftranscript|>") != vocabulary.start or vocabulary.time >= config.vocab:
         raise SpeechModelError(
-            f"{folder}: {CONFIG}, {GENERATION} and the tokenizer are not of the same model; fetch them from one place"
+            f"{folder}: {CONFIG}, {GENERATION} and the tokenizer are not of the same model", "fetch them from one place"
         )
     return tokenizer

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import srt
 
+from calce_jax.errors import UserError
 from calce_jax.text.text_row import Behaviour, Caption, Number
 
 FILLERS = frozenset({"the", "a", "o", "oh", "yeah", "uh", "ah", "yep", "uh-no", "hmm"})
@@ -23,7 +24,7 @@ _TIMES = re.compile(r"^\s*\d+:\S*\s*-->.*$", re.MULTILINE)
 _SIGNS = re.compile(r"[^\w\s]")
 
 
-class CaptionError(ValueError):
+class CaptionError(UserError):
     """Captions that cannot be read; the message names file, line and remedy."""
 
 
@@ -44,7 +45,7 @@ def read_srt(path: str | Path, behaviour: Behaviour = "default") -> list[Caption
     try:
         text = path.read_text(encoding="utf-8" if behaviour == "reference" else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CaptionError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+        raise CaptionError(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
     return list(_by_lines(text, path) if behaviour == "reference" else _by_blocks(text, path))
 
 
@@ -113,8 +114,8 @@ def _by_blocks(text: str, path: Path) -> Iterable[Caption]:
 
 def _malformed(path: Path, line: int, found: str) -> CaptionError:
     return CaptionError(
-        f'{path}, line {line}: expected a number, then "00:00:01,000 --> 00:00:02,500", then text, '
-        f"got {found!r:.60}; mend the file, or empty it if there are no captions"
+        f'{path}, line {line}: expected a number, then "00:00:01,000 --> 00:00:02,500", then text, got {found!r:.60}',
+        "mend the file, or empty it if there are no captions",
     )
 
 
@@ -125,7 +126,7 @@ def _by_lines(text: str, path: Path) -> Iterable[Caption]:
     for number, line in enumerate([*(line.strip() for line in text.splitlines()), "0"], 1):
         if line.isdigit():
             if said and times is None:
-                raise CaptionError(f"{path}, line {number}, start: no times for {said[0]!r:.60} above; mend the file")
+                raise CaptionError(f"{path}, line {number}, start: no times for {said[0]!r:.60} above", "mend the file")
             if said and times:
                 yield Caption(*times, " ".join(said))
             times, said = None, []
@@ -140,7 +141,7 @@ def _times(line: str, path: Path, number: int) -> tuple[float, float]:
     try:
         return _seconds(start), _seconds(end)
     except ValueError as error:
-        raise CaptionError(f"{path}, line {number}: {error}; write times as 00:00:01,000") from None
+        raise CaptionError(f"{path}, line {number}: {error}", "write times as 00:00:01,000") from None
 
 
 def _seconds(time: str) -> float:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import BertTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
 from calce_jax.config import RunConfig
+from calce_jax.errors import UserError
 
 T5_FILES = ("tokenizer.json", "spiece.model")
 BERT_FILES = ("tokenizer.json", "vocab.txt")
@@ -20,7 +21,7 @@ T5_SENTINELS = 100
 T = TypeVar("T", bound=PreTrainedTokenizerBase)
 
 
-class TokenizerError(ValueError):
+class TokenizerError(UserError):
     """A folder holds no usable tokenizer; the message names it and the remedy."""
 
 
@@ -39,7 +40,9 @@ def load_t5(source: str | Path) -> T5Tokenizer:
     sentinels = tokenizer.convert_tokens_to_ids(["<extra_id_0>", f"<extra_id_{T5_SENTINELS - 1}>"])
     expected = [len(tokenizer) - 1, len(tokenizer) - T5_SENTINELS]
     if tokenizer.convert_tokens_to_ids(["<pad>", "</s>", "<unk>", "▁"]) != [0, 1, 2, 3] or sentinels != expected:
-        raise TokenizerError(f"{source}: not laid out like T5's vocabulary; give the folder or name of a T5 tokenizer")
+        raise TokenizerError(
+            f"{source}: not laid out like T5's vocabulary", "give the folder or name of a T5 tokenizer"
+        )
     return _tried(tokenizer, source)
 
 
@@ -55,7 +58,7 @@ def load_bert(source: str | Path) -> BertTokenizer:
     _look_for(source, BERT_FILES)
     tokenizer = BertTokenizer.from_pretrained(str(source))
     if tokenizer.pad_token_id != 0:
-        raise TokenizerError(f"{source}: [PAD] is not id 0; give the folder or name of an uncased BERT tokenizer")
+        raise TokenizerError(f"{source}: [PAD] is not id 0", "give the folder or name of an uncased BERT tokenizer")
     return _tried(tokenizer, source)
 
 
@@ -78,15 +81,15 @@ def _look_for(source: str | Path, files: tuple[str, ...]) -> None:
     is_hub_name = not folder.exists() and not folder.is_absolute() and str(source).count("/") <= 1
     if not is_hub_name and not any((folder / file).is_file() for file in files):
         raise TokenizerError(
-            f"{source}: no {' and no '.join(files)} in this folder; "
-            "copy the tokenizer's files there, or give the name of a model on the Hugging Face hub"
+            f"{source}: no {' and no '.join(files)} in this folder",
+            "copy the tokenizer's files there, or give the name of a model on the Hugging Face hub",
         )
 
 
 def _tried(tokenizer: T, source: str | Path) -> T:
     ids = tokenizer.encode("a moment in a video", add_special_tokens=False)
     if all(piece == tokenizer.unk_token_id for piece in ids):
-        raise TokenizerError(f"{source}: every word is unknown to this tokenizer; its vocabulary file is damaged")
+        raise TokenizerError(f"{source}: every word is unknown to this tokenizer", "its vocabulary file is damaged")
     return tokenizer
 
 

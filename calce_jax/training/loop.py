@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from calce_jax.checkpoints.manager import CRITERION, Checkpoints
 from calce_jax.distributed.multihost import told_to_stop
+from calce_jax.errors import UserError
 from calce_jax.input_pipeline import NoteCounter
 from calce_jax.training.metric_writer import MetricWriter
 from calce_jax.training.state import TrainState
@@ -31,7 +32,7 @@ from calce_jax.training.state import TrainState
 LAG = 2
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """Training cannot go on; the message says at which step and why."""
 
 
@@ -148,7 +149,7 @@ def train(
                 told, batch = draw(state)
             except StopIteration:
                 raise TrainingError(
-                    f"the data end before step {step} of {plan.steps}; the iterator should repeat without end"
+                    f"the data end before step {step} of {plan.steps}", "the iterator should repeat without end"
                 ) from None
             state, measured = step_fn(state, batch)
             step += 1
@@ -244,8 +245,8 @@ class _Log:
             if not np.isfinite(values["loss"]):
                 raise TrainingError(
                     f"the loss of step {step} is {values['loss']}; its queries are {', '.join(self._queries(rows))}. "
-                    "Look at their videos and windows, or lower config.schedule.peak; "
-                    "the same command goes on from the last checkpoint"
+                    "Look at their videos and windows, or lower config.schedule.peak",
+                    "the same command goes on from the last checkpoint",
                 )
             self._read.append(values)
 

@@ -126,7 +126,7 @@ def claim_workdir(workdir: Path, config: RunConfig) -> None:
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise ConfigError(f"{path} is no JSON ({error}); restore it, or choose another --workdir") from error
+            raise ConfigError(f"{path} is no JSON ({error})", "restore it, or choose another --workdir") from error
         if listed := differences(there, plain(config)):
             raise ConfigError(
                 f"the workdir {workdir} belongs to another config; choose another --workdir, or the values it was "

@@ -9,9 +9,9 @@ from flax import nnx
 
 from calce_jax.checkpoints.convert import calce as calce_names
 from calce_jax.checkpoints.convert.mapping import LAYER, Row, Table
+from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.calce import Calce, CalceConfig, label
 from calce_jax.models.lora import LoraConfig
-from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig

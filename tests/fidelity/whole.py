@@ -20,10 +20,10 @@ from calce_jax.batch import Batch
 from calce_jax.checkpoints.convert.calce import table
 from calce_jax.checkpoints.convert.state_dict import to_torch
 from calce_jax.config import OptimizerConfig
+from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.input_pipeline.speech_mask import spoken_frames
 from calce_jax.models.calce import Calce, CalceConfig, Reading, Selection, answer_loss, shifted, split
 from calce_jax.models.keyframes.reference_noise import Chance
-from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.moments import windows_reference
 from calce_jax.text.prompt import Caption, PromptWriter, TextSizes, about_talking, answer_text
 from calce_jax.text.tokenizers import load_bert, load_t5

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from calce_jax.checkpoints.convert.state_dict import Lazy
+from calce_jax.errors import UserError
 
 DTYPES: dict[str, np.dtype] = {
     code: np.dtype(kind)
@@ -45,7 +46,7 @@ HUB_FILES = (
 REOPEN_AFTER = 1 << 30
 
 
-class WeightsFileError(ValueError):
+class WeightsFileError(UserError):
     """A file of weights is missing, damaged or not to be trusted; the message names it and says what to do."""
 
 
@@ -64,10 +65,10 @@ def open_tensors(path: str | Path) -> dict[str, Lazy]:
     if path.is_dir():
         found = [path / name for name in HUB_FILES if (path / name).is_file()]
         if not found:
-            raise WeightsFileError(f"{path} holds none of {', '.join(HUB_FILES)}; give a file, or another folder")
+            raise WeightsFileError(f"{path} holds none of {', '.join(HUB_FILES)}", "give a file, or another folder")
         path = found[0]
     if not path.is_file():
-        raise WeightsFileError(f"{path}: no such file; get it, or give the path where it is")
+        raise WeightsFileError(f"{path}: no such file", "get it, or give the path where it is")
     if path.suffix == ".json":
         return _open_shards(path)
     if path.suffix == ".safetensors":
@@ -82,15 +83,15 @@ def _open_shards(index: Path) -> dict[str, Lazy]:
         places: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsFileError(f"{index} is no index of shards, or is damaged ({error!r}); get it again") from error
+        raise WeightsFileError(f"{index} is no index of shards, or is damaged ({error!r})", "get it again") from error
     if missing := [name for name in shards if not (index.parent / name).is_file()]:
         raise WeightsFileError(
-            f"{index.parent}: {len(missing)} of {len(shards)} shards are missing; get them: {', '.join(missing)}"
+            f"{index.parent}: {len(missing)} of {len(shards)} shards are missing", f"get them: {', '.join(missing)}"
         )
     opened = {shard: open_tensors(index.parent / shard) for shard in shards}
     if lost := [f"{name} ({shard})" for name, shard in places.items() if name not in opened[shard]]:
         raise WeightsFileError(
-            f"{index} names tensors that are not in their shards; get these again: {', '.join(lost)}"
+            f"{index} names tensors that are not in their shards", f"get these again: {', '.join(lost)}"
         )
     return {name: opened[shard][name] for name, shard in places.items()}
 
@@ -114,7 +115,9 @@ def _guarded(path: Path, use: Callable[[Any], Any]) -> Any:
         with safe_open(path, framework="np") as file:
             return use(file)
     except (OSError, SafetensorError) as error:
-        raise WeightsFileError(f"{path} cannot be read: it is truncated or damaged ({error}); get it again") from error
+        raise WeightsFileError(
+            f"{path} cannot be read: it is truncated or damaged ({error})", "get it again"
+        ) from error
 
 
 def _open_torch(path: Path) -> dict[str, Lazy]:
@@ -157,11 +160,12 @@ def _load(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise WeightsFileError(
             f"{path} was not opened: it holds more than tensors, which could be code that runs on loading, or it is "
-            f"damaged; get it from a source you trust, or save its state dict alone ({_first_line(error)})"
+            "damaged",
+            f"get it from a source you trust, or save its state dict alone ({_first_line(error)})",
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise WeightsFileError(
-            f"{path} cannot be read: it is truncated or damaged ({_first_line(error)}); get it again"
+            f"{path} cannot be read: it is truncated or damaged ({_first_line(error)})", "get it again"
         ) from error
     content = content.get("model", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping):

@@ -16,9 +16,9 @@ from calce_jax.checkpoints.convert.state_dict import WEIGHT_DTYPES, ConversionEr
 from calce_jax.checkpoints.convert.weights import Weights, base_shapes, held, trained_shapes
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
 from calce_jax.config import read_config
+from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.calce import CalceConfig
 from calce_jax.models.layers import Linear
-from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.whisper import Whisper, WhisperConfig
 
 
@@ -153,7 +153,7 @@ def base_file(run: Path) -> Path:
         if path.is_file():
             return path
     raise WeightsFileError(
-        f"{run / 'config.json'}: weights.base names {named}, and there is no such file; put it there"
+        f"{run / 'config.json'}: weights.base names {named}, and there is no such file", "put it there"
     )
 
 
@@ -169,7 +169,7 @@ def trained_of_run(run: Path, trainable: Mapping[str, jax.ShapeDtypeStruct]) -> 
     try:
         step = checkpoints.best[0] if checkpoints.best else checkpoints.latest
         if step is None:
-            raise CheckpointError(f"no checkpoint in {checkpoints.folder}; give the folder of a run that trained")
+            raise CheckpointError(f"no checkpoint in {checkpoints.folder}", "give the folder of a run that trained")
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for n, a in trainable.items()}
         return {name: held(np.asarray(a)) for name, a in checkpoints.restore_trainable(step, abstract).items()}

@@ -11,8 +11,8 @@ from flax import nnx
 
 from calce_jax.checkpoints.convert.state_dict import ConversionError, Lazy
 from calce_jax.checkpoints.convert.writer import cast
-from calce_jax.models.calce import Calce, CalceConfig, label
 from calce_jax.distributed.param_names import named_leaves
+from calce_jax.models.calce import Calce, CalceConfig, label
 
 FLOAT32 = np.dtype(np.float32)
 

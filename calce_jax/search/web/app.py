@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response
 from gradio.themes import Base
 
+from calce_jax.errors import UserError
 from calce_jax.search.inputs import SUFFIXES, SearchError, captions_of
 from calce_jax.search.results import told_apart, write_findings
 from calce_jax.search.searcher import MOST_MOMENTS, Searcher
@@ -33,7 +34,7 @@ CLEAR_EVERY_S = 60.0
 FRAME_HEIGHT = "max(70vh, 44rem)"
 
 
-class WebError(ValueError):
+class WebError(UserError):
     """The app cannot be started; the message says why and the remedy."""
 
 
@@ -126,7 +127,7 @@ class _Search:
             return Path(shutil.move(upload, folder / Path(upload).name))
         if sample in self.samples:
             return self.samples[sample].video
-        raise SearchError("no video; upload one, or pick one of ours")
+        raise SearchError("no video", "upload one, or pick one of ours")
 
     def _check(self, video: Path) -> None:
         if video.stat().st_size > self.limits.megabytes * 1e6:
@@ -197,7 +198,7 @@ def check_port(host: str, port: int) -> None:
         try:
             tried.bind((host, port))
         except OSError as error:
-            raise WebError(f"port {port} of {host}: {error.strerror}; choose another with --port") from error
+            raise WebError(f"port {port} of {host}: {error.strerror}", "choose another with --port") from error
 
 
 SEED = 31  # of scenes that no model was trained on
