@@ -77,7 +77,7 @@ def plain_loop(video: Path, threads: int) -> np.ndarray:
 
 def in_decord(video: Path, threads: int) -> np.ndarray:
     """Let decord find, decode and resize them."""
-    import decord  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+    import decord  # pyright: ignore[reportMissingImports]
 
     reader = decord.VideoReader(str(video), width=SIZE, height=SIZE, num_threads=threads)
     return reader.get_batch(head_indices(len(reader), FRAMES).tolist()).asnumpy()

@@ -98,7 +98,7 @@ def step(setting: Setting, size: str, store: Store, of: Of) -> Row:
     )
     run, names = validate(config), tokenizers.__path__[0]
     held = Tokenizers(load_t5(f"{names}/tiny_t5"), load_bert(f"{names}/tiny_bert"))
-    sizes = calce_config(run, held)
+    sizes = calce_config(run, t5_vocab=len(held.t5), bert_vocab=len(held.bert))
     graph, trainable, frozen = build_model(sizes, run, make_mesh("single"))
     batch = one_batch(run, sizes, held)
     with_features = replace(batch.without_frames(), features=seen(graph, (trainable, frozen), batch, store, of))

@@ -73,12 +73,12 @@ def score(rows: Iterable[Row], items: Callable[[str], list[str]]) -> tuple[float
     """Return F1, precision and recall in percent, over all items of all queries."""
     both = found = true = 0
     for query, annotated in rows:
-        here, there = {plain(item) for item in items(query)}, {plain(item) for item in annotated}
+        here, there = {to_dict(item) for item in items(query)}, {to_dict(item) for item in annotated}
         both, found, true = both + len(here & there), found + len(here), true + len(there)
     return 200 * both / (found + true), 100 * both / max(found, 1), 100 * both / max(true, 1)
 
 
-def plain(item: str) -> str:
+def to_dict(item: str) -> str:
     """Return an item as it is compared."""
     return _ARTICLE.sub("", item.strip().lower())
 
@@ -95,7 +95,7 @@ def no_things(rows: Iterable[Row], tagger: Tagger) -> set[str]:
     for query, items in rows:
         nouns = set(things(tagger(query), without=()))
         found.update(nouns)
-        annotated.update(nouns & {plain(item) for item in items})
+        annotated.update(nouns & {to_dict(item) for item in items})
     return {word for word, times in found.items() if times >= OFTEN and annotated[word] < RARELY * times}
 
 

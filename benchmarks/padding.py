@@ -120,7 +120,7 @@ def simulated(
 ) -> np.ndarray:
     """Return the tokens of the prompt of every query, (N,)."""
     data, count = run.data, len(rows)
-    sizes = TextSizes(data.frames, 1, run.text.words, run.text.text_tokens, run.text.answer_tokens)
+    sizes = TextSizes(data.frames, 1, run.text.bert_tokens, run.text.text_tokens, run.text.answer_tokens)
     writer = PromptWriter(*tokenizers, sizes, stage=run.stage)
     rng = np.random.default_rng(1)
     film = rng.integers(len(films.spoken), size=count)
@@ -151,11 +151,13 @@ def tokens(
 ) -> Any:
     """Return the tokens of some prompts, no captions included."""
     present = jnp.ones(times.shape, bool)
-    chosen = {"clusters": run.keyframes.clusters, "dilation": run.keyframes.bias1, "talk": talk, "spoken": spoken}
+    chosen = {"clusters": run.keyframes.clusters, "dilation": run.keyframes.dilation, "talk": talk, "spoken": spoken}
     if run.stage == 1:
         plan = select_coarse(features, present, mode=run.keyframes.mode, **chosen)
     else:
-        plan = select_fine(features, times, present, windows, valid, filter_dilation=run.keyframes.bias2, **chosen)
+        plan = select_fine(
+            features, times, present, windows, valid, filter_dilation=run.keyframes.filter_dilation, **chosen
+        )
     unused = jnp.zeros((len(times), 1), bool)
     choice = packing.Choice(order=unused.astype(jnp.int32), used=unused, similarity=unused.astype(jnp.float32))
     full, compressed = TOKENS[run.model.size]

@@ -56,7 +56,7 @@ def write_tables(folder: Path, videos: int) -> None:
             shown.captions,
         )
 
-    build_tables(folder, "qvh", {"train": asked}, record)
+    build_tables(folder, "qvhighlights", {"train": asked}, record)
 
 
 def reading(setting: Setting, folder: Path, *, augment: bool) -> Row:

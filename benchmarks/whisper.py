@@ -204,7 +204,7 @@ def word_errors(text: str) -> str:
             jiwer.Strip(),
         ]
     )
-    return f"{100 * jiwer.wer(plain(Path(REFERENCE.value).read_text()), plain(text)):.1f} %"
+    return f"{100 * jiwer.wer(plain(Path(REFERENCE.value).read_text()), to_dict(text)):.1f} %"
 
 
 def compare(batch_size: int, converted: Path) -> None:

@@ -10,17 +10,18 @@ import json
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from calce_jax.distributed.sharding import MESHES
+from calce_jax.config_compat import upgrade_config
+from calce_jax.distributed.meshes import MESHES
 from calce_jax.errors import UserError
 
 Behaviour = Literal["default", "reference"]
-Dataset = Literal["qvh", "charades", "shapes"]
+Dataset = Literal["qvhighlights", "charades_sta", "shapes"]
 Size = Literal["full", "full_xxl", "small", "tiny"]
+Stage = Literal[1, 2]
 
 
 class ConfigError(UserError):
@@ -83,17 +84,17 @@ class KeyframesConfig:
 
     mode: Literal["cluster", "information", "interval", "none"]
     clusters: Count
-    bias1: Annotated[int, Range(0)]  # frames by which the borders of clusters are dilated
-    bias2: Annotated[int, Range(0)]  # stage 2: frames by which the elected frames are dilated; 0 in stage 1
+    dilation: Annotated[int, Range(0)]  # frames by which the borders of clusters are dilated
+    filter_dilation: Annotated[int, Range(0)]  # stage 2: frames by which the elected frames are dilated; 0 in stage 1
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """The adapters on T5's linears; their output is scaled by alpha / rank."""
 
-    rank: Count
-    alpha: Annotated[float, Range(0)]
-    dropout: Fraction
+    rank: Count = 8
+    alpha: Annotated[float, Range(0)] = 8.0
+    dropout: Fraction = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ class TextConfig:
     buckets: tuple[int, ...]  # encoder lengths in tokens, ascending; a batch takes the first that holds it
     text_tokens: Count  # T5 tokens of all the text of a video and its query, all captions included
     max_text: Count  # T5 tokens of the query with all that stands around it, and of one caption
-    words: Count  # BERT tokens of the query, and of one caption
+    bert_tokens: Count  # BERT tokens of the query, and of one caption
     windows: Count  # most stage-1 windows of a query
     answer_tokens: Count  # length of the labels
 
@@ -137,7 +138,7 @@ class GenerationConfig:
     """How moments are written and ordered at evaluation."""
 
     beams: Count
-    rank: Literal["given", "longest", "score"]
+    window_order: Literal["given", "longest", "score"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +162,7 @@ class LoopConfig:
 class RunConfig:
     """One run of one stage."""
 
-    stage: Literal[1, 2]
+    stage: Stage
     behaviour: Behaviour  # "reference" does exactly as the original, its oversights included
     seed: Annotated[int, Range(0, 2**32 - 1)]
     mesh: str
@@ -176,6 +177,8 @@ class RunConfig:
     weights: WeightsConfig
     loop: LoopConfig
 
+
+ASSETS = "calce_jax/assets/"
 
 # These change neither the numbers of a run nor what its checkpoints hold, so a workdir goes on when they differ.
 HARMLESS = ("mesh", "data.directory", "data.eval_batch", "model.remat", "model.attention", "loop", "weights.start")
@@ -199,7 +202,7 @@ def validate(config: Any) -> RunConfig:
     return run
 
 
-def plain(config: RunConfig) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> dict[str, Any]:
     """Return nested dicts of the config's values, for JSON and for `ml_collections`."""
     return dataclasses.asdict(config)
 
@@ -262,8 +265,8 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
         yield f"config.text.buckets: {run.text.buckets} should be one or more rising lengths"
     if run.stage == 2 and run.keyframes.mode != "cluster":
         yield f"config.keyframes.mode: {run.keyframes.mode!r} in stage 2, which only knows 'cluster'"
-    if run.stage == 1 and run.keyframes.bias2:
-        yield f"config.keyframes.bias2: {run.keyframes.bias2} in stage 1, which elects no frames; it should be 0"
+    if run.stage == 1 and run.keyframes.filter_dilation:
+        yield f"config.keyframes.filter_dilation: {run.keyframes.filter_dilation} in stage 1, which elects no frames; it should be 0"
 
 
 def _read(kind: Any, values: Any, name: str, wrong: list[str]) -> Any:
@@ -324,27 +327,35 @@ def _show(config: Mapping[str, Any], name: str) -> str:
 
 
 def read_config(workdir: str | Path) -> RunConfig:
-    """Read what a run was trained by.
+    """Read the config of the run in a workdir; one that an earlier version wrote is brought up to date.
 
     Raises:
       ConfigError: there is no such file, or it is damaged.
     """
+    return validate(read_config_json(workdir))
+
+
+def read_config_json(workdir: str | Path) -> dict[str, Any]:
+    """Return the plain values of a workdir's config.json under today's names.
+
+    Raises:
+      ConfigError: there is no such file, or it is not JSON.
+    """
     path = Path(workdir) / "config.json"
     try:
-        config = validate(json.loads(path.read_text(encoding="utf-8")))
+        return upgrade_config(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file", "give the workdir of a run that launch/train.py trained") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is no JSON ({error})", "restore it from a checkpoint's record") from error
-    text = replace(
-        config.text,
-        t5_tokenizer=_wherever(config.text.t5_tokenizer),
-        bert_tokenizer=_wherever(config.text.bert_tokenizer),
-    )
-    return replace(config, text=text, weights=replace(config.weights, base=_wherever(config.weights.base)))
+        raise ConfigError(f"{path}: no such file", "give the workdir of a run that `calce train` made") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise ConfigError(f"{path} is not JSON ({error})", "restore it from a checkpoint's record") from error
 
 
-def _wherever(path: str) -> str:
-    """Return where a file that comes with the project lies, if it is named as seen from a checkout and this is none."""
-    shipped = Path(str(files("data"))).parent / path
-    return str(shipped) if path.startswith("data/") and not Path(path).exists() and shipped.exists() else path
+def packaged_path(path: str) -> Path:
+    """Return where a file that a config names lies.
+
+    "calce_jax/assets/..." names a file that comes with the package, wherever that is installed; any other path is as
+    given, relative to the current folder.
+    """
+    if path.startswith(ASSETS):
+        return Path(str(files("calce_jax"))).parent / path
+    return Path(path)

@@ -1,1 +1,1 @@
-"""Runs, described."""
+"""Configs of runs, to copy and edit."""

@@ -5,6 +5,7 @@ command goes on where it was stopped.
 """
 
 import os
+import sys
 from pathlib import Path
 
 # Before jax is imported: a simulated device for each core, in a power of two, so that a batch is shared by the cores.
@@ -12,9 +13,9 @@ from pathlib import Path
 CORES = min(os.cpu_count() or 1, 8)
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={1 << (CORES.bit_length() - 1)}")
 
-from absl import app, flags, logging
+from absl import flags
 
-from calce_jax.checkpoints.manager import CheckpointError
+from calce_jax.commands.runner import no_arguments, run_main
 from data.shapes.demo_pipeline import VIDEOS, run_demo, text_table
 
 OUT = flags.DEFINE_string("out", "runs/demo", "folder of the run")
@@ -27,17 +28,12 @@ SEED = flags.DEFINE_integer("seed", 0, "of the videos", lower_bound=0)
 
 def main(argv: list[str]) -> None:
     """Run, print the table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument: {argv[1]}")
-    logging.set_verbosity(logging.WARNING)
-    try:
-        videos = {"train": TRAIN.value, "val": VAL.value, "test": TEST.value}
-        results = run_demo(Path(str(OUT.value)), videos, SEED.value)
-    except (CheckpointError, OSError, ValueError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    no_arguments(argv)
+    videos = {"train": TRAIN.value, "val": VAL.value, "test": TEST.value}
+    results = run_demo(Path(str(OUT.value)), videos, SEED.value)
     print(text_table(results))
     print(f"{results['seconds']:.0f} s; open {OUT.value}/report.html, or `tensorboard --logdir={OUT.value}`")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_main(main, sys.argv, flags.FLAGS)

@@ -20,8 +20,8 @@ def make_stages() -> list[Trained]:
         config = replace(
             config,
             data=replace(config.data, frames=frames, eval_batch=1, captions=3),
-            keyframes=replace(config.keyframes, clusters=2, bias2=0),
-            text=replace(config.text, buckets=(256,), words=12, windows=4),
+            keyframes=replace(config.keyframes, clusters=2, filter_dilation=0),
+            text=replace(config.text, buckets=(256,), bert_tokens=12, windows=4),
             generation=replace(config.generation, beams=2),
             weights=replace(config.weights, base=""),
         )

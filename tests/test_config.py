@@ -4,7 +4,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from calce_jax.config import ConfigError, RunConfig, differences, plain, validate
+from calce_jax.config import ConfigError, RunConfig, differences, to_dict, validate
 from configs.calce import get_config
 
 
@@ -15,7 +15,7 @@ def test_every_run_is_valid(dataset, stage, size):
     config = get_config(f"{dataset},stage={stage},size={size}")
     run = validate(config)
     assert (run.stage, run.data.dataset, run.model.size) == (stage, dataset, size)
-    assert validate(json.loads(json.dumps(plain(run)))) == run
+    assert validate(json.loads(json.dumps(to_dict(run)))) == run
 
 
 # dataset, stage, frames, epochs, peak, floor, warm-up, accumulate, bias1, bias2
@@ -31,7 +31,16 @@ TABLE = [
 def test_schedules_are_the_papers(row):
     run = validate(get_config(f"{row[0]},stage={row[1]},behaviour=reference"))
     s, k = run.schedule, run.keyframes
-    numbers = (run.data.frames, s.epochs, s.peak, s.floor, s.warmup_steps, run.optimizer.accumulate, k.bias1, k.bias2)
+    numbers = (
+        run.data.frames,
+        s.epochs,
+        s.peak,
+        s.floor,
+        s.warmup_steps,
+        run.optimizer.accumulate,
+        k.dilation,
+        k.filter_dilation,
+    )
     assert numbers == row[2:]
     assert (s.warmup_from, run.optimizer.weight_decay, run.generation.beams, run.seed) == (1e-8, 0.05, 5, 42)
     assert (run.data.batch, run.mesh, run.behaviour, run.lora.rank, run.lora.alpha) == (
@@ -73,7 +82,7 @@ def changed(**fields):
         ({"text__buckets": [1.5]}, r"config.text.buckets: \(1.5,\) should be a tuple of int"),
         ({"schedule__floor": 1.0}, "config.schedule.floor: 1.0 exceeds"),
         ({"keyframes__clusters": 21}, "config.keyframes.clusters: 21 exceeds the 10 of config.data.frames"),
-        ({"keyframes__bias2": 1}, "config.keyframes.bias2: 1 in stage 1"),
+        ({"keyframes__filter_dilation": 1}, "config.keyframes.filter_dilation: 1 in stage 1"),
         ({"stage": 2, "keyframes__mode": "none"}, "config.keyframes.mode: 'none' in stage 2"),
     ],
 )
@@ -96,7 +105,7 @@ def test_an_integer_serves_as_a_float():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("qvhh,stage=1", "'qvhh' is none of qvh, charades, shapes"),
+        ("qvhh,stage=1", "'qvhh' is none of qvhighlights, charades_sta, shapes"),
         ("qvh,stge=1", "'stge=1' sets none of stage, size, behaviour"),
         ("qvh,stage=3", "stage=3 should be one of 1, 2"),
     ],
@@ -123,7 +132,7 @@ def test_differences_pass_over_what_is_harmless():
         data=dataclasses.replace(one.data, frames=40, directory="elsewhere"),
         loop=dataclasses.replace(one.loop, log_every=1),
     )
-    there = json.loads(json.dumps(plain(one)))
-    assert differences(there, plain(one)) == []
-    assert differences(there, plain(two)) == ["data.frames: 10 there, 40 here", "seed: 42 there, 7 here"]
+    there = json.loads(json.dumps(to_dict(one)))
+    assert differences(there, to_dict(one)) == []
+    assert differences(there, to_dict(two)) == ["data.frames: 10 there, 40 here", "seed: 42 there, 7 here"]
     assert isinstance(two, RunConfig)

@@ -25,7 +25,7 @@ from calce_jax.checkpoints.convert.weights import Weights, base_shapes, held, tr
 from calce_jax.checkpoints.convert.writer import cast, write_safetensors, write_shards
 from calce_jax.checkpoints.manager import load_params, starting_point
 from calce_jax.checkpoints.restore import trainables_of
-from calce_jax.config import WeightsConfig, plain, validate
+from calce_jax.config import WeightsConfig, to_dict, validate
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.calce import Calce, CalceConfig, label
 from calce_jax.models.lora import LoraConfig
@@ -363,7 +363,7 @@ def test_targets_are_kinds_and_paths():
     [("", "no base weights"), ("gone.safetensors", "names gone.safetensors, and there is no such file")],
 )
 def test_a_run_whose_base_is_not_there(tmp_path, base, said):
-    config = plain(replace(RUN, weights=WeightsConfig(base=base, start="")))
+    config = to_dict(replace(RUN, weights=WeightsConfig(base=base, start="")))
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsFileError, match=said):
         open_sources([("orbax", tmp_path)], SIZES)
@@ -375,7 +375,7 @@ def test_command_from_end_to_end(tmp_path):
     write_safetensors(tmp_path / "base.safetensors", drawn(base_shapes(tiny), 3))
     weights = open_sources([("base", tmp_path / "base.safetensors")], tiny)
     write_run(tmp_path / "run", replace(weights, trained=drawn(trained_shapes(tiny), 4)), RUN)
-    config = get_config("shapes")
+    config = get_preset("shapes")
     said = convert(f"orbax:{tmp_path / 'run'}", f"hf:{tmp_path / 'hf'}", config, dtype="bfloat16")
     assert re.fullmatch(r"\S+hf: \d\.\d MB from orbax:\S+run", said)
     frozen = [tensor for name, tensor in open_tensors(tmp_path / "hf").items() if ".block." in name]
@@ -403,10 +403,10 @@ def test_whisper_under_our_names(tmp_path):
     weights = drawn(shapes, 6)
     write_safetensors(tmp_path / "model.safetensors", torch_parameters(whisper.TABLE, weights))
     source, target = f"whisper:{tmp_path}", f"base:{tmp_path / 'ours.safetensors'}"
-    convert(source, target, get_config("shapes"))
+    convert(source, target, get_preset("shapes"))
     assert_same(open_tensors(tmp_path / "ours.safetensors"), weights)
     for wrong in ((f"{source},bert:x", target), (source, f"hf:{tmp_path / 'hf'}")):
         with pytest.raises(ValueError, match="whisper:PATH goes alone and to base:FILE"):
-            convert(*wrong, get_config("shapes"))
+            convert(*wrong, get_preset("shapes"))
     with pytest.raises(WeightsFileError, match=r"gone/config\.json: .*No such file"):
-        convert(f"whisper:{tmp_path / 'gone'}", target, get_config("shapes"))
+        convert(f"whisper:{tmp_path / 'gone'}", target, get_preset("shapes"))

@@ -12,7 +12,7 @@ from flax import nnx
 from calce_jax.checkpoints.convert import blip2, calce, qformer, t5, vit, whisper
 from calce_jax.checkpoints.convert.calce_pth import checkpoint_tensors
 from calce_jax.checkpoints.convert.mapping import Ignored, Row, prefixed, rows_of, split_rows
-from calce_jax.checkpoints.convert.sources import KINDS
+from calce_jax.checkpoints.convert.sources import FORMATS
 from calce_jax.checkpoints.convert.state_dict import (
     ConversionError,
     Lazy,
@@ -293,11 +293,11 @@ def test_full_size_sources_fill_the_model(full):
     wanted = set(full[base_shapes])
     drawn = {"query_proj/kernel", "query_proj/bias"}
     for kinds in (("lavis", "eva", "t5", "bert"), ("hf", "bert")):
-        filled = [part for kind in kinds for row in rows_of(KINDS[kind].table(2)) for part in row.parts]
+        filled = [part for kind in kinds for row in rows_of(FORMATS[kind].table(2)) for part in row.parts]
         assert len(filled) == len(set(filled))
         assert set(filled) == wanted - drawn
     for kind, unfilled in (("calce", set()), ("mrblip", drawn)):
-        filled = {part for row in rows_of(KINDS[kind].table(2)) for part in row.parts}
+        filled = {part for row in rows_of(FORMATS[kind].table(2)) for part in row.parts}
         assert filled == set(full[trained_shapes]) - unfilled
 
 

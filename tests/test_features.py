@@ -14,7 +14,7 @@ from flax import nnx
 
 from benchmarks.aot.flops import count_flops
 from calce_jax.checkpoints.manager import save_params
-from calce_jax.config import ConfigError, differences, plain, validate
+from calce_jax.config import ConfigError, differences, to_dict, validate
 from calce_jax.datasets.tables import VideoRecord, build_tables
 from calce_jax.inference import extract_features as seeing
 from calce_jax.inference.extract_features import Footage, keep_features
@@ -377,7 +377,7 @@ def test_the_command_says_what_it_kept_and_what_is_wrong(base, prepared, tmp_pat
 
 def test_features_and_crops_exclude_each_other(base, kept):
     config = reading(base, kept["int8"][0])
-    values = plain(replace(config, data=replace(config.data, augment=True)))
+    values = to_dict(replace(config, data=replace(config.data, augment=True)))
     with pytest.raises(ConfigError, match=r"config.data.augment: True with config.data.features=.* should be False"):
         validate(values)
     with pytest.raises(InputError, match=r"augment: the features in .* know no crops"):
@@ -389,10 +389,10 @@ def test_features_and_crops_exclude_each_other(base, kept):
 
 
 def test_runs_from_before_features_go_on(base):
-    earlier = plain(base.config)
+    earlier = to_dict(base.config)
     del earlier["data"]["features"]
     assert validate(earlier) == base.config
-    assert differences(earlier, plain(base.config)) == []
-    assert differences(earlier, plain(reading(base, "f"))) == [
+    assert differences(earlier, to_dict(base.config)) == []
+    assert differences(earlier, to_dict(reading(base, "f"))) == [
         "calce_jax.input_pipeline.feature_store: '' there, 'f' here"
     ]

@@ -69,7 +69,7 @@ def test_fusing_leaves_a_plain_model_that_computes_the_same():
 
 
 def test_only_a_key_makes_an_adapter_drop():
-    linear = randomised(model(LoraConfig(drop=0.5))).lm_head
+    linear = randomised(model(LoraConfig(dropout=0.5))).lm_head
     x = jnp.ones((4, TINY.width))
     np.testing.assert_array_equal(linear(x), linear(x))
     assert np.abs(linear(x, key=jax.random.key(0)) - linear(x, key=jax.random.key(1))).max() > 1e-3

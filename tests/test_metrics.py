@@ -7,7 +7,7 @@ import pytest
 
 from calce_jax.moments.metrics import Case, evaluate, table
 from calce_jax.moments.metrics.average_precision import average_precision
-from calce_jax.moments.metrics.protocols import RANGES, official_scores, reference_scores
+from calce_jax.moments.metrics.protocols import official_scores, reference_scores
 
 FILES = {
     "qvh_val_stage1": "qvh/val_stage2.json",
@@ -51,7 +51,7 @@ def test_synthetic_cases_score_as_recorded(shared):
             ]
 
 
-def official_scores(result):
+def rounded(result):
     ranges = {"full": result["detail"], **result["detail"]["ranges"]}
     return {name: {"MR-mAP": scores["mAP"], "MR-R1": scores["R1"]} for name, scores in ranges.items()}
 
@@ -63,7 +63,7 @@ def test_official_sample_scores_as_shipped(shared):
     truth = {row["qid"]: row["relevant_windows"] for row in truth}
     shipped = json.loads((folder / "sample_val_preds_metrics_raw.json").read_text())
     result = official_scores([Case(row["qid"], row["pred_relevant_windows"], truth[row["qid"]]) for row in rows])
-    scores = official_scores(result)
+    scores = rounded(result)
     assert scores == {name: shipped[name] for name in scores}
     brief = {name.removeprefix("MR-full-"): value for name, value in shipped["brief"].items() if "MR-full" in name}
     assert {key: result[key] for key in brief} == brief
@@ -72,7 +72,7 @@ def test_official_sample_scores_as_shipped(shared):
 def test_official_scores_of_published_predictions(shared):
     recorded = json.loads((shared / "golden/10_metrics_standalone.json").read_text())["stage1_result_score1"]
     result = official_scores(read_cases(shared / "annotations/calce/qvh/val_stage2.json"), behaviour="reference")
-    assert official_scores(result) == recorded
+    assert rounded(result) == recorded
 
 
 def test_no_prediction_is_a_miss():

@@ -42,7 +42,7 @@ def run(films, tmp_path):
 
     def run(rows, settings=SETTINGS, workers=1):
         return prepare(
-            "qvh",
+            "qvhighlights",
             {"train": rows},
             videos=films,
             srts=films,
@@ -199,7 +199,7 @@ def test_a_split_without_videos_is_left_out(films, tmp_path):
 def test_nothing_works(films, tmp_path):
     out = tmp_path / "out"
     splits = {"train": [annotation("gone")]}
-    done = prepare("qvh", splits, videos=films, srts=films, out=out, settings=SETTINGS, workers=1)
+    done = prepare("qvhighlights", splits, videos=films, srts=films, out=out, settings=SETTINGS, workers=1)
     assert (done.ready, done.queries, len(done.failures)) == (0, {}, 1)
     assert [path.name for path in out.iterdir()] == ["failures.jsonl"]
 
@@ -247,7 +247,7 @@ def test_a_crash_of_the_decoder_costs_one_video(run, films, monkeypatch):
 def test_folders_that_are_not_there(films, tmp_path):
     for folders in ({"videos": tmp_path / "no", "srts": films}, {"videos": films, "srts": tmp_path / "no"}):
         with pytest.raises(PrepareError, match=r"(videos|srts): there is no folder .*no; correct the flag"):
-            prepare("qvh", {"train": [annotation("a")]}, **folders, out=tmp_path / "out", settings=SETTINGS)
+            prepare("qvhighlights", {"train": [annotation("a")]}, **folders, out=tmp_path / "out", settings=SETTINGS)
 
 
 def test_settings_out_of_range():

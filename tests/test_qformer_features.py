@@ -12,7 +12,7 @@ from flax import nnx
 from benchmarks.aot.flops import count_flops
 from calce_jax.checkpoints.manager import save_params
 from calce_jax.checkpoints.restore import check_frozen
-from calce_jax.config import ConfigError, plain, validate
+from calce_jax.config import ConfigError, to_dict, validate
 from calce_jax.datasets.tables import build_tables
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.distributed.sharding import mesh_of
@@ -192,7 +192,7 @@ def test_it_is_refused_where_the_qformer_says_something_else(base, kept, tmp_pat
         check_features(reading(replace(base, config=learning), out), base.sizes)
     with pytest.raises(FeaturesError, match=r"choose another --out, .*(\n|.)*\n  of: qformer there, vit here"):
         keep_features(base, Footage(base.config.data.directory), out, store="float32")
-    wrong = plain(replace(base.config, behaviour="reference"))
+    wrong = to_dict(replace(base.config, behaviour="reference"))
     with pytest.raises(ConfigError, match=r"config.model.ln_vision: 'frozen', which .*'reference' trains"):
         validate(wrong)
     check_frozen(base.trainable, base.trainable, tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calce_jax.config import ConfigError, plain, read_config, validate
+from calce_jax.config import ConfigError, read_config, to_dict, validate
 from calce_jax.inference.answers import treatments
 from calce_jax.inference.predict_split import answer_split
 from calce_jax.inference.trained_run import open_trained
@@ -28,7 +28,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 
     def one_epoch(out: Path, stage: int):
         config = shortened(out, stage)
-        values = plain(config)
+        values = to_dict(config)
         values["schedule"] |= {"epochs": 1, "warmup_steps": 1}
         values["text"]["buckets"] = values["text"]["buckets"][-1:]
         values["generation"]["beams"] = 2
@@ -109,7 +109,7 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 
 
 def test_what_comes_with_the_project_is_found_from_anywhere(tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text(json.dumps(plain(validate(get_config("shapes,stage=1")))))
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(validate(get_config("shapes,stage=1")))))
     monkeypatch.chdir(tmp_path)
     config = read_config(tmp_path)
     for path in (config.text.t5_tokenizer, config.text.bert_tokenizer, config.weights.base):

@@ -109,7 +109,7 @@ def test_the_record_names_the_base_weights_and_the_code(tmp_path):
 
 def test_both_programs_follow_the_config():
     made = step_config(
-        tiny_config(stage=2, behaviour="reference", keyframes={"clusters": 3, "bias1": 2, "bias2": 1}), 7
+        tiny_config(stage=2, behaviour="reference", keyframes={"clusters": 3, "dilation": 2, "filter_dilation": 1}), 7
     )
     selection = made.selection
     assert (selection.stage, selection.clusters, selection.dilation, selection.filter_dilation) == (2, 3, 2, 1)

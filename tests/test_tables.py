@@ -48,7 +48,7 @@ def load(video: str) -> VideoRecord:
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
     loaded = []
-    left_out = build_tables(folder, "qvh", {"train": TRAIN, "val": VAL}, lambda v: loaded.append(v) or load(v))
+    left_out = build_tables(folder, "qvhighlights", {"train": TRAIN, "val": VAL}, lambda v: loaded.append(v) or load(v))
     return folder, loaded, left_out
 
 
@@ -203,10 +203,10 @@ def test_wrong_folder_split_version_or_dataset_is_named(folder, monkeypatch):
         open_tables(folder / "nowhere", "train")
     with pytest.raises(TablesError, match=r"no split 'test', but train, val; choose one"):
         open_tables(folder, "test")
-    with pytest.raises(TablesError, match="no dataset 'qvhighlight'; there are qvh, charades, shapes"):
+    with pytest.raises(TablesError, match="no dataset 'qvhighlight'; there are qvhighlights, charades_sta, shapes"):
         build_tables(folder, "qvhighlight", {"train": TRAIN}, load)
     with pytest.raises(TablesError, match="holds shapes, not qvhighlights"):
-        rebuild_queries(folder, "qvh", {"train": TRAIN})
+        rebuild_queries(folder, "qvhighlights", {"train": TRAIN})
     with pytest.raises(TablesError, match="has videos of train, val only, not of test"):
         rebuild_queries(folder, "shapes", {"test": TRAIN})
     with pytest.raises(TablesError, match="no query of split val is about a video"):

@@ -1,7 +1,7 @@
-"""Compile the full-size programs for TPUs and GPUs that are not here: `launch/aot.py --out=runs/aot.json`.
+"""Compile the full-size programs for TPUs and GPUs that are not here: `python -m benchmarks.aot --out=runs/aot.json`.
 
-    launch/aot.py --target=a100x1 --target=a100x16 --target=a100x256    # how memory changes with the number of chips
-    launch/aot.py --target=v5e-2x2 --run=qvh,stage=1 --program=train_step
+    python -m benchmarks.aot --target=a100x1 --target=a100x16 --target=a100x256    # how memory changes with the number of chips
+    python -m benchmarks.aot --target=v5e-2x2 --run=qvhighlights,stage=1 --program=train_step
 
 Says of each how much of a chip's memory it takes, and leaves with 1 if one does not compile or exceeds its budget.
 """
@@ -19,9 +19,8 @@ from benchmarks.aot.measure import Row
 from benchmarks.aot.programs import PROGRAMS
 from benchmarks.aot.run import compile_cases
 from benchmarks.aot.targets import TARGETS
-from calce_jax.config import RunConfig, validate
+from calce_jax.presets.runs import get_preset
 from calce_jax.storage.atomic_files import write_output
-from configs.calce import get_config
 
 OUT = flags.DEFINE_string("out", "runs/aot.json", "the report")
 TARGET = flags.DEFINE_multi_enum(
@@ -31,11 +30,6 @@ RUN = flags.DEFINE_multi_enum("run", list(RUNS), list(RUNS), "only these; may be
 PROGRAM = flags.DEFINE_multi_enum("program", list(PROGRAMS), list(PROGRAMS), "only these; may be repeated")
 JOBS = flags.DEFINE_integer("jobs", 2, "targets that are compiled for at a time", lower_bound=1)
 TIMEOUT = flags.DEFINE_float("timeout", 600, "seconds that one program may take", lower_bound=1)
-
-
-def full_size(run: str) -> RunConfig:
-    """Return the config of a run, as training reads it."""
-    return validate(get_config(run))
 
 
 def main(argv: list[str]) -> None:
@@ -52,7 +46,7 @@ def main(argv: list[str]) -> None:
     writing = Lock()
 
     def compile_for_target(asked: list[Case]) -> None:
-        for row in compile_cases(asked, full_size, timeout):
+        for row in compile_cases(asked, get_preset, timeout):
             with writing:
                 print(row.line(), flush=True)
                 rows.append(row)

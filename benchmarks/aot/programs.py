@@ -1,7 +1,6 @@
 """The programs of a run, lowered from shapes alone."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,13 +9,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from calce_jax.checkpoints.restore import calce_config
 from calce_jax.config import RunConfig
 from calce_jax.distributed.sharding import BATCH, abstract_like, shard_params
 from calce_jax.inference.predict_step import compile_predict, make_predict, step_config
 from calce_jax.input_pipeline import abstract_batch
 from calce_jax.input_pipeline.batches import input_config
-from calce_jax.models.calce import Calce, CalceConfig, split
-from calce_jax.models.lora import LoraConfig
+from calce_jax.models.calce import Calce, split
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import new_state
@@ -31,11 +30,7 @@ class Shapes:
 
     def __init__(self, config: RunConfig, mesh: Mesh):
         self.config, self.mesh = config, mesh
-        lora = LoraConfig(rank=config.lora.rank, alpha=config.lora.alpha, drop=config.lora.dropout)
-        named = CalceConfig.named(
-            config.model.size, lora, config.model.compute_dtype, t5_vocab=T5_VOCAB, bert_vocab=BERT_VOCAB
-        )
-        self.sizes = replace(named.attending(config.model.attention), ln_vision=config.model.ln_vision)
+        self.sizes = calce_config(config, t5_vocab=T5_VOCAB, bert_vocab=BERT_VOCAB)
         make = partial(Calce, self.sizes)
         self.graph = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
         weights = jax.eval_shape(lambda: split(make(rngs=nnx.Rngs(0)), config.model.frozen_dtype)[1:])

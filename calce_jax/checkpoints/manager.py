@@ -8,7 +8,6 @@ Two steps are kept, the latest and the best by R1_avg. Whole models and adapters
 import dataclasses
 import errno
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +20,10 @@ import orbax.checkpoint as ocp
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
+from calce_jax.config import packaged_path
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.errors import UserError
+from calce_jax.storage.disk_space import free_bytes
 
 FOLDER = "checkpoints"
 CRITERION = "R1_avg"
@@ -62,12 +63,12 @@ def starting_point(workdir: Path, given: str = "", base: str = "") -> Start:
             )
         return Start("given", Path(given))
     if base:
-        if not Path(base).is_file():
+        if not packaged_path(base).is_file():
             raise CheckpointError(
                 f"config.weights.base: no file {base}",
                 "put the converted weights there, or leave it out (--config.weights.base=)",
             )
-        return Start("base", Path(base))
+        return Start("base", packaged_path(base))
     return Start("fresh", None)
 
 
@@ -119,7 +120,7 @@ class Checkpoints:
         """
         step, leaves = int(state.step), named_leaves(state)
         needed = sum(leaf.nbytes for leaf in leaves.values())
-        free = shutil.disk_usage(self.folder).free
+        free = free_bytes(self.folder)
         if free < needed:
             raise CheckpointError(
                 f"no space left for {self.folder / str(step)}: it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB "

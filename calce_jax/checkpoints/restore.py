@@ -10,23 +10,21 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints, load_params
-from calce_jax.config import ConfigError, RunConfig
+from calce_jax.config import ConfigError, RunConfig, packaged_path
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.distributed.sharding import abstract_like, shard_params
 from calce_jax.models.calce import Calce, CalceConfig, split
-from calce_jax.models.lora import LoraConfig
-from calce_jax.text.tokenizers import Tokenizers
 
 
-def calce_config(config: RunConfig, tokenizers: Tokenizers) -> CalceConfig:
-    """Return the sizes of the model that a config names."""
-    lora = LoraConfig(rank=config.lora.rank, alpha=config.lora.alpha, drop=config.lora.dropout)
+def calce_config(config: RunConfig, *, t5_vocab: int, bert_vocab: int) -> CalceConfig:
+    """Return the sizes of the model of a run.
+
+    Args:
+      config: of the run.
+      t5_vocab, bert_vocab: tokens that the tokenizers know; only the tiny model is as large as they are.
+    """
     named = CalceConfig.named(
-        config.model.size,
-        lora,
-        config.model.compute_dtype,
-        t5_vocab=len(tokenizers.t5),
-        bert_vocab=len(tokenizers.bert),
+        config.model.size, config.lora, config.model.compute_dtype, t5_vocab=t5_vocab, bert_vocab=bert_vocab
     )
     return replace(named.attending(config.model.attention), ln_vision=config.model.ln_vision)
 
@@ -50,7 +48,7 @@ def build_model(sizes: CalceConfig, config: RunConfig, mesh: Mesh) -> tuple[Any,
     drawn = jax.jit(lambda: make()[0], out_shardings=shardings[0])()
     places = named_leaves(abstract_like(abstract, shardings))
     in_file = {name: _name_in_base(name) for name in places if name.split("/")[-1] not in ("a", "b")}
-    loaded = load_params(Path(config.weights.base), {base: places[name] for name, base in in_file.items()})
+    loaded = load_params(packaged_path(config.weights.base), {base: places[name] for name, base in in_file.items()})
     weights = {f"0/{name}": leaf for name, leaf in named_leaves(drawn).items()}
     weights |= {name: loaded[base] for name, base in in_file.items()}
     return graph, *with_leaves(abstract, weights)

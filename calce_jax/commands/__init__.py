@@ -1,0 +1,1 @@
+"""The `calce` commands, one module each; `cli` finds them by name."""

@@ -1,16 +1,28 @@
-"""The `calce` command: the scripts of `launch/`, by name."""
+"""The `calce` command: `calce NAME ...` runs `calce_jax.commands.NAME`.
 
+Nothing here and nothing at the top of a command's module imports jax, transformers or TFDS, so that help and mistakes
+are answered at once.
+"""
+
+import difflib
 import importlib
+import os
 import sys
+import textwrap
 from dataclasses import dataclass
-from typing import Any
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+
+from absl import flags
+
+from calce_jax.commands.runner import USAGE, fail, run_main
 
 
 @dataclass(frozen=True)
 class Command:
-    """One script: what it does, and an example that can be typed."""
+    """One command: what it does, and an example that can be typed."""
 
-    does: str
+    summary: str
     example: str
 
 
@@ -20,75 +32,111 @@ COMMANDS = {
         'calce search holiday.mp4 --query "a dog catches a ball" --out found',
     ),
     "web": Command("the same in a browser", "calce web --checkpoint runs/demo"),
-    "fetch": Command("bring weights, annotations and videos", "calce fetch --what=bert --out=downloads/bert"),
+    "fetch": Command("fetch published weights and annotations", "calce fetch --what=bert --out=downloads/bert"),
     "prepare": Command(
         "decode the videos of a dataset once, and write the tables that training reads",
         "calce prepare --dataset=shapes --videos=videos --srts=srts --annotations=train.jsonl --out=prepared",
     ),
     "caption": Command(
-        "write down what is said in videos, as .srt", "calce caption --videos=videos --out=srts --model=tiny.en"
+        "transcribe the speech of videos to .srt files", "calce caption --videos=videos --out=srts --model=tiny.en"
     ),
     "cache_features": Command(
-        "see every video once, and keep what the frozen vision tower gives for training",
-        "calce cache_features --config=configs/calce.py:qvh,stage=2 --out=data/features/qvh",
+        "store the features of the frozen vision encoder, so that training need not compute them again",
+        "calce cache_features --config=qvhighlights,stage=2 --out=runs/features/qvhighlights",
     ),
-    "train": Command("train one stage", "calce train --config=configs/calce.py:qvh,stage=1 --workdir=runs/qvh_stage1"),
+    "train": Command("train one stage", "calce train --config=qvhighlights,stage=1 --workdir=runs/qvhighlights_stage1"),
     "infer": Command(
-        "ask every query of a split",
-        "calce infer --workdir=runs/qvh_stage1 --split=val --out=runs/qvh_stage1/val.jsonl",
+        "predict the moments of every query of a split",
+        "calce infer --workdir=runs/qvhighlights_stage1 --split=val --out=runs/qvhighlights_stage1/val.jsonl",
     ),
     "merge": Command(
-        "put stage 1's windows into stage 2's data",
+        "put stage 1's windows into stage 2's annotations",
         "calce merge --predictions=val.jsonl --annotations=val.json --out=merged_val.jsonl",
     ),
     "evaluate": Command(
         "score predictions", "calce evaluate --predictions=val.jsonl --annotations=val.json --out=scores.json"
     ),
     "convert": Command(
-        "turn published weights into ours, and back",
+        "convert published weights to ours, and back",
         "calce convert --source=hf:blip2,bert:bert --target=base:full.safetensors",
     ),
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run `calce NAME ...`; without a name, or with `--help`, say what there is."""
-    given = sys.argv[1:] if argv is None else argv
-    name, rest = (given[0], given[1:]) if given else ("", [])
+    """Run `calce NAME ...`; without a name, or with `--help`, print the commands.
+
+    Raises:
+      SystemExit: with 2 after a mistake in the command line, 1 where the work could not be done, 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name in ("", "-h", "--help", "help"):
         print(overview())
-        return
-    if name not in COMMANDS:
-        raise SystemExit(f"calce {name}: no such command; there are {', '.join(COMMANDS)}")
-    # Only now, since the scripts import JAX.
-    script = importlib.import_module(f"launch.{name}")
-    if set(rest) & {"-h", "--help"}:
-        print(help_of(name, script))
-        return
-    run(script, name, rest)
+    elif name in ("--version", "version"):
+        print(f"calce_jax {installed_version()}")
+    elif name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        fail(f"calce {name}: no such command; {hint}", USAGE)
+    else:
+        run(name, rest, f"calce {name}")
+
+
+def launch(name: str) -> None:
+    """Run a command as `launch/NAME.py` does."""
+    # The folder of the script must not hide packages of the same name as one of its files.
+    sys.path[:] = [path for path in sys.path if not os.path.samefile(path or ".", os.path.dirname(sys.argv[0]) or ".")]
+    run(name, sys.argv[1:], sys.argv[0])
+
+
+def run(name: str, arguments: list[str], program: str) -> None:
+    """Parse the flags of a command and run it.
+
+    Args:
+      name: a key of `COMMANDS`.
+      arguments: what follows it on the command line.
+      program: what the user typed, for messages.
+
+    Raises:
+      SystemExit: see `main`.
+    """
+    module = importlib.import_module(f"calce_jax.commands.{name}")
+    if set(arguments) & {"-h", "--help", "--helpfull", "--helpshort"}:
+        run_main(lambda _: print(help_of(name, module)), [program], flags.FlagValues())
+    else:
+        run_main(module.main, [program, *arguments], module.FLAGS, getattr(module, "parse", None))
+
+
+def installed_version() -> str:
+    """Return the version of the installed package."""
+    try:
+        return version("calce_jax")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def overview() -> str:
-    """Return what there is, an example first."""
+    """Return the list of commands, after an example."""
     width = max(map(len, COMMANDS)) + 2
-    rows = "\n".join(f"  {name:<{width}}{command.does}" for name, command in COMMANDS.items())
+    rows = "\n".join(f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items())
     return f"Example:\n  {COMMANDS['search'].example}\n\n{rows}\n\n`calce NAME --help` shows an example and all flags."
 
 
-def help_of(name: str, script: Any) -> str:
-    """Return an example, what the script says of itself, and its flags."""
-    flags = importlib.import_module("absl.flags").FLAGS
-    listed = flags.module_help(script).split("\n", 1)[-1]
-    return f"Example:\n  {COMMANDS[name].example}\n\n{(script.__doc__ or '').strip()}\n\nFlags:\n{listed.rstrip()}"
-
-
-def run(script: Any, name: str, arguments: list[str]) -> None:
-    """Parse the flags as the script itself would, and run it."""
-    app, logging = (importlib.import_module(f"absl.{module}") for module in ("app", "logging"))
-    # The libraries tell of every file; --verbosity=0 shows that.
-    logging.set_verbosity(logging.WARNING)
-    parser = {"flags_parser": script.parse} if hasattr(script, "parse") else {}
-    app.run(script.main, argv=[f"calce {name}", *arguments], **parser)
+def help_of(name: str, module: ModuleType) -> str:
+    """Return an example, the docstring of a command's module, and its flags."""
+    values = module.FLAGS
+    lines = []
+    for flag in sorted(values):
+        about = values[flag].help or ""
+        default = values[flag].default_as_str
+        more = f" (default: {default})" if default not in (None, "None", "''", "") else ""
+        indent = " " * 6
+        lines.append(
+            f"  --{flag}\n" + textwrap.fill(about + more, 110, initial_indent=indent, subsequent_indent=indent)
+        )
+    listed = "\n".join(lines)
+    return f"Example:\n  {COMMANDS[name].example}\n\n{(module.__doc__ or '').strip()}\n\nFlags:\n{listed}"
 
 
 if __name__ == "__main__":

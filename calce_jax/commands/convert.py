@@ -1,46 +1,49 @@
-"""Convert weights: `launch/convert.py --source=hf:DIR,bert:DIR --target=base:weights/full.safetensors`.
+"""Convert weights: `calce convert --source=hf:DIR,bert:DIR --target=base:weights/full.safetensors`.
 
-More of it, command by command, is in docs/conversion.md.
+docs/conversion.md shows it command by command.
 """
 
-from absl import app, flags, logging
+from absl import flags
 
-from calce_jax.checkpoints.convert.convert import DTYPES, convert
-from calce_jax.checkpoints.convert.sources import kinds_with_help
-from calce_jax.checkpoints.convert.targets import TARGETS
-from calce_jax.checkpoints.manager import CheckpointError
+from calce_jax.checkpoints.convert.formats import DTYPES, EXPORT_FORMATS, SOURCE_FORMATS
+from calce_jax.commands.runner import no_arguments
+from calce_jax.presets.runs import get_preset
 from calce_jax.presets.sizes import SIZES
-from configs.calce import get_config
 
+FLAGS = flags.FlagValues()
 SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "KIND:PATH[,KIND:PATH...], of which later ones take the place of earlier ones. "
-    + "; ".join(f"{kind}: {about}" for kind, about in kinds_with_help().items()),
+    "FORMAT:PATH[,FORMAT:PATH...], of which later ones replace earlier ones. "
+    + "; ".join(f"{name}: {about}" for name, about in SOURCE_FORMATS.items()),
+    flag_values=FLAGS,
 )
 TARGET = flags.DEFINE_string(
-    "target", None, "KIND:PATH. " + "; ".join(f"{kind}: {target.about}" for kind, target in TARGETS.items())
+    "target",
+    None,
+    "FORMAT:PATH. " + "; ".join(f"{name}: {about}" for name, about in EXPORT_FORMATS.items()),
+    flag_values=FLAGS,
 )
-SIZE = flags.DEFINE_enum("size", "full", list(SIZES), "of the model; with orbax:DIR as a source, its own")
+SIZE = flags.DEFINE_enum(
+    "size", "full", list(SIZES), "of the model; with orbax:DIR as a source, its own", flag_values=FLAGS
+)
 RUN = flags.DEFINE_string(
-    "run", "qvh", "what the model is for, in the words of configs/calce.py:RUN, such as charades,stage=2"
+    "run",
+    "qvhighlights",
+    "the preset of the run that the model is for, such as charades_sta,stage=2",
+    flag_values=FLAGS,
 )
-DTYPE = flags.DEFINE_enum("dtype", "as stored", list(DTYPES), "of the frozen weights in what is written")
-flags.mark_flags_as_required(["source", "target"])
+DTYPE = flags.DEFINE_enum(
+    "dtype", "as stored", list(DTYPES), "of the frozen weights in what is written", flag_values=FLAGS
+)
+flags.mark_flags_as_required(["source", "target"], flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
-    """Convert, and say what was written."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument: {argv[1]}")
-    try:
-        run = get_config(f"{RUN.value},size={SIZE.value}")
-        print(convert(str(SOURCE.value), str(TARGET.value), run, dtype=str(DTYPE.value)))
-    except (OSError, ValueError, CheckpointError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    """Convert, and print what was written."""
+    no_arguments(argv)
+    preset = get_preset(f"{RUN.value},size={SIZE.value}")
 
+    from calce_jax.checkpoints.convert.convert import convert
 
-if __name__ == "__main__":
-    # Orbax tells of every step it takes; --verbosity=0 shows that.
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    print(convert(str(SOURCE.value), str(TARGET.value), preset, dtype=str(DTYPE.value)))

@@ -1,97 +1,113 @@
-"""Find moments: `launch/search.py VIDEO... --query="a dog catches a ball" --out=DIR [--checkpoint=runs/demo]`.
+"""Find moments: `calce search VIDEO... --query="a dog catches a ball" --out=DIR [--checkpoint=runs/demo]`.
 
 Files or folders of videos, and sentences. Prints the best moments, and writes DIR/index.html, which plays them, and
-DIR/moments.json. Without --checkpoint it uses the tiny model that comes with the package, which knows nothing but the
-world of shapes: four coloured shapes that come, move and go, and 24 things that are talked about.
+DIR/moments.json. Without --checkpoint it uses the tiny model that comes with the package, which was trained on the
+shapes world alone: four coloured shapes that come, move and go, and 24 things that are talked about.
 """
 
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from absl import app, flags, logging
+from absl import flags
 
-from calce_jax.checkpoints.manager import CheckpointError
-from calce_jax.moments.annotations import read_annotations
-from calce_jax.search.captions import hear
-from calce_jax.search.inputs import SearchError, captions_of, check_queries, videos_in
-from calce_jax.search.results import Ranked, claim_folder, ranked, told_apart, truth_in, write_findings
-from calce_jax.search.searcher import MOST_MOMENTS, Searched, Searcher, keep_programs, open_stages
-from calce_jax.search.segments import length_of
-from calce_jax.storage.disk_cache import LIMIT_GB, Cache, default_folder
+if TYPE_CHECKING:
+    from calce_jax.search.results import Ranked
 
 T = TypeVar("T")
 TINY = (
     "no --checkpoint: this is the tiny model, made for the shapes videos of the demo alone. It runs on any video, and "
-    "what it says of others means nothing."
+    "its answers about others mean nothing."
 )
 
-QUERY = flags.DEFINE_multi_string("query", None, "what to look for, a sentence; may be given several times")
-OUT = flags.DEFINE_string("out", None, "folder for index.html and moments.json")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "folder that holds the workdirs stage1 and stage2 of trained runs")
-SRT = flags.DEFINE_string("srt", "auto", "auto (the .srt beside a video), none, a file, or a folder of files")
-WHISPER = flags.DEFINE_string(
-    "whisper", None, "a Whisper's folder, name or size: writes OUT/captions where auto finds none"
+FLAGS = flags.FlagValues()
+QUERY = flags.DEFINE_multi_string(
+    "query", None, "what to look for, a sentence; may be given several times", flag_values=FLAGS
 )
-TOP = flags.DEFINE_integer("top", MOST_MOMENTS, "moments a query, in a video and in the table", lower_bound=1)
-ANNOTATIONS = flags.DEFINE_string("annotations", None, "true moments of some of the videos, for the page")
-CLIPS = flags.DEFINE_bool("clips", False, "also cut every moment out, as DIR/clips/*.mp4")
-PIECE = flags.DEFINE_float("piece_seconds", None, "length of videos the model was trained on; known for ours", 1.0)
-CACHE = flags.DEFINE_string("cache", None, "folder for what a second search uses again; safe to delete")
-CACHE_GB = flags.DEFINE_float("cache_gb", LIMIT_GB, "what that folder may hold", lower_bound=0.0)
-flags.mark_flags_as_required(["query", "out"])
+OUT = flags.DEFINE_string("out", None, "folder for index.html and moments.json", flag_values=FLAGS)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "folder that holds the workdirs stage1 and stage2 of trained runs", flag_values=FLAGS
+)
+SRT = flags.DEFINE_string(
+    "srt", "auto", "auto (the .srt beside a video), none, a file, or a folder of files", flag_values=FLAGS
+)
+WHISPER = flags.DEFINE_string(
+    "whisper", None, "a Whisper's folder, name or size: writes OUT/captions where auto finds none", flag_values=FLAGS
+)
+TOP = flags.DEFINE_integer("top", 5, "moments a query, in a video and in the table", lower_bound=1, flag_values=FLAGS)
+ANNOTATIONS = flags.DEFINE_string(
+    "annotations", None, "true moments of some of the videos, for the page", flag_values=FLAGS
+)
+CLIPS = flags.DEFINE_bool("clips", False, "also cut every moment out, as DIR/clips/*.mp4", flag_values=FLAGS)
+PIECE = flags.DEFINE_float(
+    "piece_seconds", None, "length of videos the model was trained on; known for ours", 1.0, flag_values=FLAGS
+)
+CACHE = flags.DEFINE_string(
+    "cache", None, "folder for what a second search uses again; safe to delete", flag_values=FLAGS
+)
+CACHE_GB = flags.DEFINE_float("cache_gb", 10.0, "size of that folder at most, GB", lower_bound=0.0, flag_values=FLAGS)
+flags.mark_flags_as_required(["query", "out"], flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
     """Search every video, print a table, write the page; a video that cannot be searched does not stop the others."""
+    from calce_jax.moments.annotations import read_annotations
+    from calce_jax.search.captions import hear
+    from calce_jax.search.inputs import SearchError, captions_of, check_queries, videos_in
+    from calce_jax.search.results import claim_folder, ranked, told_apart, truth_in, write_findings
+    from calce_jax.search.searcher import Searched, Searcher, keep_programs, open_stages
+    from calce_jax.search.segments import length_of
+    from calce_jax.storage.disk_cache import Cache, default_folder
+
     began = time.monotonic()
-    try:
-        check_queries(list(QUERY.value or []))
-        truth = truth_in(read_annotations(ANNOTATIONS.value)) if ANNOTATIONS.value else None
-        videos = videos_in(argv[1:])
-        readable = [video for video in videos if tried(length_of, video) is not None]
-        if not readable:
-            raise SearchError(f"no video among {', '.join(argv[1:])} can be searched", "see above")
-        out = claim_folder(str(OUT.value))
-        cache = Cache(CACHE.value or default_folder(), int(CACHE_GB.value * 1e9))
-        if Path(str(SRT.value)).is_file() and len(videos) > 1:
-            raise SearchError(f"--srt={SRT.value} is one file for {len(videos)} videos", "give a folder, auto or none")
-        if CHECKPOINT.value is None:
-            print(TINY, file=sys.stderr)
-        keep_programs(cache.folder)
-        heard = hear(readable, out / "captions", WHISPER.value, cache) if WHISPER.value and SRT.value == "auto" else {}
-        searcher = Searcher(open_stages(CHECKPOINT.value), cache, PIECE.value)
-        srts = [heard.get(video, str(SRT.value)) for video in readable]
-        searched = [found for each in zip(readable, srts, strict=True) if (found := tried(search, searcher, *each))]
-        if not searched:
-            raise SearchError("no video could be searched", "see above")
-        searched = told_apart(searched)
-        write_findings(out, searched, top=TOP.value, clips=CLIPS.value, truth=truth)
-    except (CheckpointError, OSError, ValueError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
-    show(ranked(searched, TOP.value))
-    print(f"{len(searched)} of {len(videos)} videos in {time.monotonic() - began:.1f} s; open {out}/index.html")
+    queries = list(QUERY.value or [])
+    check_queries(queries)
+    truth = truth_in(read_annotations(ANNOTATIONS.value)) if ANNOTATIONS.value else None
+    videos = videos_in(argv[1:])
+    readable = [video for video in videos if tried(length_of, video) is not None]
+    if not readable:
+        raise SearchError(f"no video among {', '.join(argv[1:])} can be searched", "see above")
+    out = claim_folder(str(OUT.value))
+    cache = Cache(CACHE.value or default_folder(), int(CACHE_GB.value * 1e9))
+    if Path(str(SRT.value)).is_file() and len(videos) > 1:
+        raise SearchError(f"--srt={SRT.value} is one file for {len(videos)} videos", "give a folder, auto or none")
+    if CHECKPOINT.value is None:
+        print(TINY, file=sys.stderr)
+    keep_programs(cache.folder)
+    transcribed: dict[Path, Path] = {}
+    if WHISPER.value and SRT.value == "auto":
+        transcribed = hear(readable, out / "captions", WHISPER.value, cache)
+    searcher = Searcher(open_stages(CHECKPOINT.value), cache, PIECE.value)
 
+    def search(video: Path) -> Searched:
+        captions = captions_of(video, transcribed.get(video, str(SRT.value)))
+        return searcher.search(video, queries, captions, most=TOP.value)
 
-def search(searcher: Searcher, video: Path, srt: Path | str) -> Searched:
-    """Search one video for all queries."""
-    return searcher.search(video, list(QUERY.value or []), captions_of(video, srt), most=TOP.value)
+    results = [result for video in readable if (result := tried(search, video))]
+    if not results:
+        raise SearchError("no video could be searched", "see above")
+    results = told_apart(results)
+    write_findings(out, results, top=TOP.value, clips=CLIPS.value, truth=truth)
+    show(ranked(results, TOP.value))
+    print(f"{len(results)} of {len(videos)} videos in {time.monotonic() - began:.1f} s; open {out}/index.html")
 
 
 def tried(do: Callable[..., T], *arguments: Any) -> T | None:
-    """Return what a function makes of a video, or say why it makes nothing, which is no reason to stop."""
+    """Return what a function makes of a video; print its error and return None where it fails."""
+    from calce_jax.search.inputs import SearchError
+
     try:
         return do(*arguments)
     except SearchError:
         raise
     except (OSError, ValueError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"Error: {error}", file=sys.stderr)
         return None
 
 
-def show(rows: list[Ranked]) -> None:
+def show(rows: list["Ranked"]) -> None:
     """Print the moments of each query over all videos, best first."""
     width = max((len(row.video.name) for row in rows), default=0)
     for query in dict.fromkeys(QUERY.value or []):
@@ -102,8 +118,3 @@ def show(rows: list[Ranked]) -> None:
             start, end = row.moment.start, row.moment.end
             print(f"  {row.video.name:<{width}}  {start:7.1f} s  {end:7.1f} s  {row.moment.score:.3f}")
     print()
-
-
-if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)

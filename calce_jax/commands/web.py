@@ -1,7 +1,7 @@
-"""Search in a browser: `launch/web.py --checkpoint=runs/demo [--port=7860]`; needs the extra `[web]`.
+"""Search in a browser: `calce web --checkpoint=runs/demo [--port=7860]`; needs the extra `[web]`.
 
 It listens on this machine alone unless told otherwise with --host. Without --checkpoint it uses the tiny model that
-comes with the package, which knows nothing but the world of shapes; videos of it are there to try.
+comes with the package, which was trained on the shapes world alone; sample videos are there to try.
 """
 
 import signal
@@ -9,28 +9,28 @@ import sys
 import tempfile
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags
 
-from calce_jax.checkpoints.manager import CheckpointError
-from calce_jax.search.searcher import Searcher, keep_programs, open_stages
-from calce_jax.search.web.app import draw_samples
-from calce_jax.storage.disk_cache import LIMIT_GB, Cache, default_folder
+from calce_jax.commands.runner import no_arguments
+from calce_jax.errors import UserError
 
-try:
-    import uvicorn
-
-    from calce_jax.search.web.app import Limits, check_port, make_app
-except ImportError as error:
-    raise SystemExit(f"{error}; install the extra: pip install 'calce_jax[web]'") from None
-
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "folder that holds the workdirs stage1 and stage2 of trained runs")
-HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0 lets everybody in who reaches it")
-PORT = flags.DEFINE_integer("port", 7860, "port to listen on", 1, 65535)
-MEGABYTES = flags.DEFINE_float("max_mb", 500.0, "size of a video at most", lower_bound=0.0)
-MINUTES = flags.DEFINE_float("max_minutes", 10.0, "length of a video at most", lower_bound=0.0)
-KEEP = flags.DEFINE_float("keep_minutes", 60.0, "after so long, uploads and results are removed", lower_bound=0.0)
-CACHE = flags.DEFINE_string("cache", None, "folder for what a second search uses again; safe to delete")
-CACHE_GB = flags.DEFINE_float("cache_gb", LIMIT_GB, "what that folder may hold", lower_bound=0.0)
+FLAGS = flags.FlagValues()
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "folder that holds the workdirs stage1 and stage2 of trained runs", flag_values=FLAGS
+)
+HOST = flags.DEFINE_string(
+    "host", "127.0.0.1", "address to listen on; 0.0.0.0 lets everybody in who reaches it", flag_values=FLAGS
+)
+PORT = flags.DEFINE_integer("port", 7860, "port to listen on", 1, 65535, flag_values=FLAGS)
+MEGABYTES = flags.DEFINE_float("max_mb", 500.0, "size of a video at most", lower_bound=0.0, flag_values=FLAGS)
+MINUTES = flags.DEFINE_float("max_minutes", 10.0, "length of a video at most", lower_bound=0.0, flag_values=FLAGS)
+KEEP = flags.DEFINE_float(
+    "keep_minutes", 60.0, "after so long, uploads and results are removed", lower_bound=0.0, flag_values=FLAGS
+)
+CACHE = flags.DEFINE_string(
+    "cache", None, "folder for what a second search uses again; safe to delete", flag_values=FLAGS
+)
+CACHE_GB = flags.DEFINE_float("cache_gb", 10.0, "what that folder may hold", lower_bound=0.0, flag_values=FLAGS)
 
 TINY = (
     "This is the **tiny model** of the demo. It knows four coloured shapes that come, move and go, and 24 things that "
@@ -41,26 +41,27 @@ TRAINED = "The model in `{}`. It answers also when what is asked for does not ha
 
 def main(argv: list[str]) -> None:
     """Open the models, then listen until interrupted."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument: {argv[1]}")
+    no_arguments(argv)
     try:
-        host, port = str(HOST.value), int(PORT.value or 0)
-        check_port(host, port)
-        cache = Cache(CACHE.value or default_folder(), int((CACHE_GB.value or 0.0) * 1e9))
-        keep_programs(cache.folder)
-        searcher = Searcher(open_stages(CHECKPOINT.value), cache)
-        limits = Limits(float(MEGABYTES.value or 0), float(MINUTES.value or 0), float(KEEP.value or 0))
-        with tempfile.TemporaryDirectory(prefix="calce_web_") as folder:
-            about = TRAINED.format(CHECKPOINT.value) if CHECKPOINT.value else TINY
-            served = make_app(searcher, Path(folder), draw_samples(Path(folder) / "samples"), about, limits)
-            # Uvicorn shuts down and then passes the signal on; the folder is to go all the same.
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-            print(f"open http://{host}:{port}", flush=True)
-            uvicorn.run(served, host=host, port=port, log_level="warning")
-    except (CheckpointError, OSError, ValueError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
+        import uvicorn
 
+        from calce_jax.search.web.app import Limits, check_port, make_app
+    except ImportError as error:
+        raise UserError(str(error), "install the extra: pip install 'calce_jax[web]'") from None
+    from calce_jax.search.samples import load_samples
+    from calce_jax.search.searcher import Searcher, keep_programs, open_stages
+    from calce_jax.storage.disk_cache import Cache, default_folder
 
-if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    host, port = str(HOST.value), int(PORT.value or 0)
+    check_port(host, port)
+    cache = Cache(CACHE.value or default_folder(), int((CACHE_GB.value or 0.0) * 1e9))
+    keep_programs(cache.folder)
+    searcher = Searcher(open_stages(CHECKPOINT.value), cache)
+    limits = Limits(float(MEGABYTES.value or 0), float(MINUTES.value or 0), float(KEEP.value or 0))
+    with tempfile.TemporaryDirectory(prefix="calce_web_") as folder:
+        about = TRAINED.format(CHECKPOINT.value) if CHECKPOINT.value else TINY
+        served = make_app(searcher, Path(folder), load_samples(), about, limits)
+        # Uvicorn shuts down and then passes the signal on; the folder is to go all the same.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        print(f"open http://{host}:{port}", flush=True)
+        uvicorn.run(served, host=host, port=port, log_level="warning")

@@ -1,0 +1,1 @@
+"""Annotated videos made into the tables that training reads; published files fetched."""

@@ -19,9 +19,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from calce_jax.datasets import prepare
 from calce_jax.datasets.prepared_video import Job, is_prepared
-from calce_jax.speech.captioning import Captioned, Failure, caption_each, distinct
+from calce_jax.speech.captioning import Captioned, caption_each, distinct
 from calce_jax.speech.transcribe import Options, Transcriber
 from calce_jax.speech.whisper_model import Dtype, open_whisper
+from calce_jax.storage.failures import Failure
 
 # Videos that a worker takes at a time at most, enough for a process, or a model, to pay; and the shares of a small set.
 JOBS_A_SHARE, CAPTIONED_A_SHARE = 16, 64

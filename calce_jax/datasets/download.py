@@ -12,7 +12,6 @@ import fnmatch
 import hashlib
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from huggingface_hub.hf_api import RepoSibling
 from calce_jax.datasets.sources import DriveFile, DriveFolder, HubRepo, Publication
 from calce_jax.errors import UserError
 from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.disk_space import free_bytes
 
 # The base of what the hub's HTTP library raises; which library that is changes with the hub's version.
 HubNetworkError = cast(type[Exception], HfHubHTTPError.__mro__[1])
@@ -209,7 +209,7 @@ def _check_room(out: Path, wanted: Sequence[tuple[Path, RepoSibling]]) -> None:
     needed = sum(promised.size or 0 for _, promised in wanted)
     parts = [place.with_name(f"{place.name}.part") for place, _ in wanted]
     needed -= sum(part.stat().st_size for part in parts if part.exists())
-    free = shutil.disk_usage(out).free
+    free = free_bytes(out)
     if needed > free:
         raise FetchError(
             f"{out} needs {needed / 1e9:.2f} GB more and {free / 1e9:.2f} GB are free",

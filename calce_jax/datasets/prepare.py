@@ -1,10 +1,7 @@
 """All videos of a dataset at once: on all cores, going on where it stopped, past whatever is broken or missing."""
 
-import dataclasses
-import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +14,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from calce_jax.datasets.prepared_video import (
-    SUFFIXES,
     Job,
     Settings,
     UnusableVideo,
@@ -31,8 +27,9 @@ from calce_jax.datasets.prepared_video import (
 from calce_jax.datasets.tables import LeftOut, build_tables, holds_videos, rebuild_queries
 from calce_jax.errors import UserError
 from calce_jax.moments.annotations import Annotation, read_annotations
-from calce_jax.storage.atomic_files import write_output
-from calce_jax.storage.failures import Failure
+from calce_jax.storage.disk_space import free_bytes
+from calce_jax.storage.failures import Failure, write_failures
+from calce_jax.video.files import find_video
 
 SPLITS = ("train", "val", "test")
 
@@ -96,8 +93,8 @@ def _split_of(file: str) -> tuple[str, str]:
 def annotated_videos(splits: Mapping[str, Sequence[Annotation]], videos: str | Path) -> list[Path]:
     """Return the files of annotated videos in a folder: of several files of one video, that which `prepare` takes."""
     ids = {row.video for rows in splits.values() for row in rows}
-    there = [path for suffix in SUFFIXES for path in sorted(Path(videos).glob(f"*{suffix}")) if path.stem in ids]
-    return list({path.stem: path for path in reversed(there)}.values())
+    paths = (find_video(Path(videos), video) for video in sorted(ids))
+    return [path for path in paths if path is not None]
 
 
 def caption_missing(
@@ -136,7 +133,7 @@ def prepare(
     """Prepare every annotated video once and build the tables; where all videos are in them, that of the queries only.
 
     Args:
-      dataset: "qvh", "charades" or "shapes".
+      dataset: "qvhighlights", "charades_sta" or "shapes".
       splits: the annotated queries by split.
       videos: folder of <video id>.mp4, or another of the suffixes known.
       srts: folder of <video id>.srt; None for a dataset without captions.
@@ -183,7 +180,7 @@ def prepare(
         # Left out is what was prepared and can no longer be read.
         left_out = build_tables(out, dataset, usable, partial(load_video, folder))
     if left_out:
-        failures += {row.video: _failure(row.video, row.reason) for row in left_out}.values()
+        failures += {row.video: Failure(row.video, row.reason, row.remedy) for row in left_out}.values()
         _write_failures(out, failures)
     for row in left_out:
         queries[row.split] -= 1
@@ -192,15 +189,8 @@ def prepare(
     return Preparation(len(ready), len(todo) - len(broken), queries, failures)
 
 
-def _failure(video: str, message: str) -> Failure:
-    """Split a message into what is wrong and, after the last semicolon, the remedy."""
-    reason, _, remedy = message.rpartition("; ")
-    return Failure(video, reason, remedy)
-
-
 def _write_failures(out: Path, failures: Sequence[Failure]) -> None:
-    rows = sorted(failures, key=lambda failure: failure.video)
-    write_output(out / "failures.jsonl", "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
+    write_failures(out / "failures.jsonl", sorted(failures, key=lambda failure: failure.video))
 
 
 def _newest(folder: Path, videos: Iterable[str]) -> float:
@@ -209,10 +199,10 @@ def _newest(folder: Path, videos: Iterable[str]) -> float:
 
 
 def _check_room(out: Path, needed: int) -> None:
-    """See to it that the disk takes so many bytes."""
+    """Refuse to begin where the disk does not take so many bytes."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out).free
+        free = free_bytes(out)
     except OSError as error:
         raise PrepareError(f"out: cannot make the folder {out} ({error.strerror})", "choose another place") from None
     if needed > free:

@@ -12,25 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
+from calce_jax.config import Behaviour
 from calce_jax.datasets.tables import VideoRecord
+from calce_jax.errors import UserError
 from calce_jax.storage.atomic_files import write_output
 from calce_jax.text.captions import CaptionError, read_srt
-from calce_jax.text.text_row import Behaviour
 from calce_jax.video.decode import VideoError, encode_jpeg, read_frames
+from calce_jax.video.files import VIDEO_SUFFIXES, find_video
 
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 # File systems take names of 255 bytes; what is being written has a longer one.
 LONGEST_ID = 200
 # Of the bytes of the uncompressed frames; films at quality 95 take less.
 JPEG_SHARE = 0.14
 
 
-class UnusableVideo(ValueError):
-    """A video that cannot be prepared, apart from what is wrong inside its file."""
-
-    def __init__(self, reason: str, remedy: str) -> None:
-        self.reason, self.remedy = reason, remedy
-        super().__init__(f"{reason}; {remedy}")
+class UnusableVideo(UserError):
+    """A video that cannot be prepared, or whose prepared file cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Settings:
     def __post_init__(self) -> None:
         for field, value, most in (("frames", self.frames, 10_000), ("image_size", self.image_size, 4096)):
             if not 1 <= value <= most:
-                raise ValueError(f"{field}: {value} is not from 1 to {most}; choose another number")
+                raise UserError(f"{field}: {value} is not from 1 to {most}", "choose another number")
 
     @property
     def bytes_per_video(self) -> int:
@@ -101,9 +98,9 @@ def find_job(video: str, videos: Path, srts: Path | None, folder: Path, settings
     """
     if not video or video in (".", "..") or set(video) & set("/\\\0") or len(video.encode()) > LONGEST_ID:
         raise UnusableVideo("the id cannot be the name of a file", "correct it in the annotations")
-    source = next((path for suffix in SUFFIXES if (path := videos / f"{video}{suffix}").is_file()), None)
+    source = find_video(videos, video)
     if source is None:
-        suffixes = "|".join(suffix[1:] for suffix in SUFFIXES)
+        suffixes = "|".join(suffix[1:] for suffix in VIDEO_SUFFIXES)
         raise UnusableVideo(f"there is no {videos / video}.({suffixes})", "put the video there")
     captions = srts and srts / f"{video}.srt"
     if captions and not captions.is_file():
@@ -141,9 +138,10 @@ def prepare_video(job: Job) -> None:
         video = read_frames(job.source, job.settings.frames, job.settings.image_size, behaviour=behaviour, threads=1)
     except VideoError as error:
         raise UnusableVideo(f"{error.path}: {error.reason}", error.remedy) from error
-    except (CaptionError, OSError) as error:
-        reason, _, remedy = str(error).rpartition("; ")
-        raise UnusableVideo(reason or str(error), remedy if reason else "make the file readable") from error
+    except CaptionError as error:
+        raise UnusableVideo(error.reason, error.remedy) from error
+    except OSError as error:
+        raise UnusableVideo(str(error), "make the file readable") from error
     jpegs = encode_jpeg(video.frames, job.settings.quality)
     content = io.BytesIO()
     np.savez(
@@ -165,7 +163,8 @@ def load_video(folder: Path, video: str) -> VideoRecord:
     """Read a prepared video back.
 
     Raises:
-      OSError: it is not there or is damaged, with the remedy.
+      UnusableVideo: it is damaged.
+      OSError: it is not there.
     """
     path = prepared_path(folder, video)
     try:
@@ -183,7 +182,7 @@ def load_video(folder: Path, video: str) -> VideoRecord:
                 captions=[(start, end, text) for start, end, text in json.loads(str(stored["captions"]))],
             )
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise OSError(f"{path}: damaged on the disk ({error}); remove it and prepare it again") from error
+        raise UnusableVideo(f"{path}: damaged on the disk ({error})", "remove it and prepare it again") from error
 
 
 def load_duration(folder: Path, video: str) -> float:

@@ -23,9 +23,10 @@ from calce_jax.datasets.qvhighlights import QVHighlights
 from calce_jax.datasets.shapes import Shapes
 from calce_jax.input_pipeline.dataset import Table, TablesError, open_table
 from calce_jax.moments.annotations import Annotation
+from calce_jax.storage.failures import Failure
 
 # By the names configs give them.
-BUILDERS: dict[str, type[TableBuilder]] = {"qvh": QVHighlights, "charades": CharadesSta, "shapes": Shapes}
+BUILDERS: dict[str, type[TableBuilder]] = {"qvhighlights": QVHighlights, "charades_sta": CharadesSta, "shapes": Shapes}
 
 # TFDS keeps a shard in memory while it writes it; 100 videos of 150 key frames are about 300 MB.
 VIDEOS_A_SHARD = 100
@@ -65,6 +66,7 @@ class LeftOut:
     qid: str | int
     video: str
     reason: str
+    remedy: str
 
 
 def build_tables(
@@ -77,7 +79,7 @@ def build_tables(
 
     Args:
       folder: where `tables` is made.
-      dataset: "qvh", "charades" or "shapes".
+      dataset: "qvhighlights", "charades_sta" or "shapes".
       split_rows: the annotated queries of each split; the tables keep their order.
       load_video: returns a prepared video by its id; called once for each video of a split. Where it raises OSError or
         ValueError, the video's queries are left out.
@@ -93,7 +95,7 @@ def build_tables(
     for split, rows in split_rows.items():
         if not rows:
             raise TablesError(f"split {split} has no annotated query", "check its annotations, or leave the split out")
-    failures: dict[str, dict[str, str]] = {split: {} for split in split_rows}
+    failures: dict[str, dict[str, Failure]] = {split: {} for split in split_rows}
     shards = {}
     for split, rows in split_rows.items():
         videos = list(dict.fromkeys(row.video for row in rows))
@@ -103,7 +105,7 @@ def build_tables(
         _write(builder, "videos", shards, new / "videos")
         _write(builder, "queries", _query_shards(split_rows, _stored_videos(new / "videos")), new / "queries")
     return [
-        LeftOut(split, row.qid, row.video, failures[split][row.video])
+        LeftOut(split, row.qid, row.video, failures[split][row.video].reason, failures[split][row.video].remedy)
         for split, rows in split_rows.items()
         for row in rows
         if row.video in failures[split]
@@ -117,7 +119,7 @@ def holds_videos(
 
     Args:
       folder: a prepared folder, or one to be.
-      dataset: "qvh", "charades" or "shapes".
+      dataset: "qvhighlights", "charades_sta" or "shapes".
       split_rows: the annotated queries of each split.
       newest: when the last of their videos was prepared; a table that is not younger may hold it as it was before.
     """
@@ -166,7 +168,7 @@ def rebuild_queries(folder: str | Path, dataset: str, split_rows: Mapping[str, S
     with _replacing(tables / "queries") as new:
         _write(builder, "queries", _query_shards(split_rows, stored), new)
     return [
-        LeftOut(split, row.qid, row.video, "not among the prepared videos")
+        LeftOut(split, row.qid, row.video, "not among the prepared videos", "prepare it")
         for split, rows in split_rows.items()
         for row in rows
         if row.video not in stored[split]
@@ -180,14 +182,14 @@ def _builder(dataset: str) -> type[TableBuilder]:
 
 
 def _video_rows(
-    split: str, videos: Sequence[str], load_video: Callable[[str], VideoRecord], failures: dict[str, str]
+    split: str, videos: Sequence[str], load_video: Callable[[str], VideoRecord], failures: dict[str, Failure]
 ) -> Rows:
     """Load the videos of a split; why some cannot be goes into `failures`."""
     for video in tqdm(videos, desc=f"write {split}", unit="video"):
         try:
             record = load_video(video)
         except (OSError, ValueError) as error:
-            failures[video] = str(error)
+            failures[video] = Failure.of(video, error)
             continue
         yield {
             "video": video,
@@ -202,7 +204,7 @@ def _video_rows(
         }
     if len(failures) == len(videos):
         raise TablesError(
-            f"none of the {len(videos)} videos of split {split} can be used", f"first: {failures[videos[0]]}"
+            f"none of the {len(videos)} videos of split {split} can be used", f"first: {failures[videos[0]].reason}"
         )
 
 

@@ -107,8 +107,7 @@ def _of_captions(video: str, srt: Path, duration: float) -> Iterator[Failure]:
     try:
         said = read_srt(srt)
     except CaptionError as error:
-        reason, _, remedy = str(error).rpartition("; ")
-        yield Failure(video, reason, remedy)
+        yield Failure.of(video, error)
         return
     if said and not clean(said):
         yield Failure(video, f"none of the {len(said)} captions in {srt} is English", "the model reads English alone")

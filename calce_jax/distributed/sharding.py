@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from calce_jax.distributed.meshes import MESHES
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.errors import UserError
 
@@ -20,15 +21,6 @@ Tree = TypeVar("Tree")
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
-
-# Devices along each axis; -1 stands for all that are left.
-MESHES: dict[str, tuple[int, int, int]] = {
-    "single": (1, 1, 1),
-    "data": (-1, 1, 1),
-    "a100x4": (1, 4, 1),
-    "a100x8": (-1, 8, 1),  # machines of eight: what they split, each of them has whole
-    "tpu": (-1, 4, 1),
-}
 
 Rules = Sequence[tuple[str, P]]
 

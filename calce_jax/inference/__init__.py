@@ -1,0 +1,1 @@
+"""A trained run applied to queries: one batch, a split, or single examples."""

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
 from calce_jax.inference.predict_step import BatchPrediction
-from calce_jax.models.keyframes.plan import Behaviour, Treatment
+from calce_jax.models.keyframes.plan import Treatment
 from calce_jax.moments.scoring import Moments, moments
 from calce_jax.moments.windows import RankBy
 from calce_jax.text.prompt import answer_text

@@ -8,7 +8,6 @@ Dimensions: F frames of a batch, Y X pixels, P tokens of a frame, D width.
 
 import json
 import math
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,11 +37,12 @@ from calce_jax.input_pipeline.feature_store import (
     next_number,
     sums_of,
 )
-from calce_jax.input_pipeline.rows import decoded, places_of
+from calce_jax.input_pipeline.rows import InputError, decoded, places_of
 from calce_jax.models.calce import Calce
 from calce_jax.models.feature_codec import Of, Store, restored, stored
 from calce_jax.models.vision_features import Looked
 from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.disk_space import free_bytes
 from calce_jax.storage.failures import Failure
 
 # Videos of which nothing is kept when a run is interrupted: a shard is whole or it is not there.
@@ -237,9 +237,8 @@ class Footage:
             if jpegs and before.holds(clip):
                 return _Loaded(clip)
             return _Loaded(clip, decoded(jpegs, before.made.image_size))
-        except ValueError as error:
-            reason, _, remedy = str(error).rpartition("; ")
-            return _Loaded(Clip(name, (), ()), failure=Failure(name, reason, remedy))
+        except InputError as error:
+            return _Loaded(Clip(name, (), ()), failure=Failure.of(name, error))
 
 
 class _Writer:
@@ -323,7 +322,7 @@ def _relative(total: Mapping[str, float], part: str, whole: str) -> float:
 
 
 def _check_room(out: Path, needed: int, store: Store) -> None:
-    free = shutil.disk_usage(out).free
+    free = free_bytes(out)
     if needed > free:
         smaller = "" if store == "int8" else "use --store=int8, "
         raise FeaturesError(

@@ -157,7 +157,7 @@ def ask(
     notes = NoteCounter()
     for prediction in predict(split.batches(first)):
         notes.add(np.asarray(prediction.about.row), np.asarray(prediction.about.notes))
-        yield from read_answers(prediction, t5, by=config.generation.rank, behaviour=config.behaviour)
+        yield from read_answers(prediction, t5, by=config.generation.window_order, behaviour=config.behaviour)
     for line in notes.lines(lambda rows: [str(split.queries[int(row)].qid) for row in rows]):
         logging.warning("%s: %s", split.tables.split, line)
 

@@ -7,7 +7,7 @@ never waits for the device in the middle of a step.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt8
 
 from calce_jax.batch import Batch
-from calce_jax.config import RunConfig
+from calce_jax.config import Behaviour, RunConfig
 from calce_jax.models.beam_search import Answers, beam_search
 from calce_jax.models.calce import Calce, Reading, Selection
 from calce_jax.models.feature_codec import seen_in
@@ -43,7 +43,7 @@ class StepConfig:
     answer_length: int = 70
 
     @property
-    def behaviour(self) -> Literal["default", "reference"]:
+    def behaviour(self) -> Behaviour:
         """The selection's: one switch for the whole run."""
         return self.selection.behaviour
 
@@ -112,8 +112,8 @@ def step_config(config: RunConfig, answer_tokens: int) -> StepConfig:
             stage=config.stage,
             mode=config.keyframes.mode,
             clusters=config.keyframes.clusters,
-            dilation=config.keyframes.bias1,
-            filter_dilation=config.keyframes.bias2,
+            dilation=config.keyframes.dilation,
+            filter_dilation=config.keyframes.filter_dilation,
             behaviour=config.behaviour,
         ),
         buckets=config.text.buckets,

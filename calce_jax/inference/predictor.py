@@ -89,7 +89,7 @@ class Asker:
             prediction: BatchPrediction = self._run(self._answer, together, batch)
             config = self.trained.config
             answers += read_answers(
-                prediction, self.trained.tokenizers.t5, by=config.generation.rank, behaviour=config.behaviour
+                prediction, self.trained.tokenizers.t5, by=config.generation.window_order, behaviour=config.behaviour
             )
         return answers
 

@@ -98,7 +98,10 @@ def open_base(config: RunConfig) -> Trained:
       TokenizerError: a tokenizer is missing.
     """
     tokenizers = open_tokenizers(config)
-    sizes, devices = calce_config(config, tokenizers), make_mesh(config.mesh)
+    sizes, devices = (
+        calce_config(config, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert)),
+        make_mesh(config.mesh),
+    )
     with jax.set_mesh(devices):
         graph, trainable, frozen = build_model(sizes, config, devices)
     return Trained(config, sizes, tokenizers, devices, graph, trainable, frozen)

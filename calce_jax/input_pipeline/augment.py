@@ -4,10 +4,12 @@ Dimensions: T frames, H W pixels before, S pixels of a side after, N samples alo
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
+
+from calce_jax.config import Behaviour
 
 SCALE = (0.5, 1.0)  # of the area
 RATIO = (3 / 4, 4 / 3)  # width to height
@@ -44,7 +46,7 @@ def crop_and_resize(
     frames: UInt8[np.ndarray, "T H W 3"],
     crop: Crop,
     size: int,
-    behaviour: Literal["default", "reference"] = "default",
+    behaviour: Behaviour = "default",
 ) -> UInt8[np.ndarray, "T S S 3"]:
     """Cut the same rectangle out of every frame and resize it to a square, bicubic without antialiasing.
 

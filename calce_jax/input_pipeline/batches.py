@@ -17,14 +17,14 @@ from absl import flags
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch, Features
-from calce_jax.config import RunConfig
+from calce_jax.config import Behaviour, RunConfig
 from calce_jax.input_pipeline.buffer_pool import Room
 from calce_jax.input_pipeline.dataset import Example, open_tables
 from calce_jax.input_pipeline.feature_store import FeatureFolder
 from calce_jax.input_pipeline.rows import InputError, RowMaker, as_batch
 from calce_jax.models.calce import CalceConfig
 from calce_jax.text.prompt import PromptWriter
-from calce_jax.text.text_row import Behaviour, TextSizes
+from calce_jax.text.text_row import TextSizes
 
 # Batches that each process has ready beyond the one in use. One of full size takes 30 MB a video, features 54 to 109.
 AHEAD = 2
@@ -251,7 +251,7 @@ def input_config(config: RunConfig, split: str, sizes: CalceConfig, *, training:
         image_size=sizes.vit.image_size,
         batch_size=config.data.batch if training else config.data.eval_batch,
         captions=config.data.captions,
-        words=config.text.words,
+        words=config.text.bert_tokens,
         text_tokens=config.text.text_tokens,
         windows=config.text.windows,
         answer_tokens=config.text.answer_tokens,

@@ -16,6 +16,13 @@ import tensorflow_datasets as tfds
 
 from calce_jax.errors import UserError
 
+Table = Literal["videos", "queries"]
+VERSION = "1.0.0"
+
+
+class TablesError(UserError):
+    """Tables that cannot be built or read; the message names the folder or split and the remedy."""
+
 
 @dataclass(frozen=True)
 class Query:
@@ -154,16 +161,6 @@ def _query(row: dict[str, Any]) -> Query:
         stage1_windows=row["stage1_windows"] if row["stage1_known"] else None,
         kind=row["kind"].decode() or None,
     )
-
-
-Table = Literal["videos", "queries"]
-
-
-VERSION = "1.0.0"
-
-
-class TablesError(UserError):
-    """Tables that cannot be built or read; the message names the folder or split and the remedy."""
 
 
 def open_table(folder: str | Path, table: Table) -> tfds.core.DatasetBuilder:

@@ -9,7 +9,7 @@ from typing import cast
 
 import jax
 
-from calce_jax.config import RunConfig
+from calce_jax.config import RunConfig, packaged_path
 from calce_jax.input_pipeline.feature_store import FeatureFolder, FeaturesError, Made, differences
 from calce_jax.models.calce import CalceConfig
 from calce_jax.models.feature_codec import Of, Store, scales
@@ -35,7 +35,7 @@ def made_by(config: RunConfig, sizes: CalceConfig, store: Store, of: Of = "vit")
         )
     tokens, width = (vit.tokens, vit.width) if of == "vit" else (sizes.qformer.queries, sizes.qformer.width)
     return Made(
-        vision=weights_hash(base, of) if base else f"drawn from seed {config.seed}",
+        vision=weights_hash(packaged_path(base), of) if base else f"drawn from seed {config.seed}",
         size=config.model.size,
         frozen_dtype=config.model.frozen_dtype,
         compute_dtype=config.model.compute_dtype,

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
 from calce_jax.input_pipeline.augment import crop_and_resize, draw_crop
 from calce_jax.input_pipeline.dataset import Example
@@ -14,7 +15,7 @@ from calce_jax.input_pipeline.feature_store import Clip, FeatureFolder, sums_of
 from calce_jax.input_pipeline.speech_mask import spoken_frames
 from calce_jax.text.captions import clean, spoken_intervals
 from calce_jax.text.prompt import PromptWriter, about_talking, stage1_windows
-from calce_jax.text.text_row import Behaviour, Caption, Note
+from calce_jax.text.text_row import Caption, Note
 from calce_jax.video.decode import decode_jpeg, head_indices, jpeg_size
 
 # The fields of a `Batch`; those of `Features` are a mapping of their own.
@@ -156,15 +157,15 @@ def places_of(total: int, indices: Sequence[int] | np.ndarray, frames: int) -> l
       frames: how many are wanted, unless the video has fewer.
 
     Raises:
-      ValueError: some are not stored.
+      InputError: some are not stored.
     """
     wanted = head_indices(total, frames).tolist()
     place = {index: place for place, index in enumerate(np.asarray(indices).tolist())}
     missing = [index for index in wanted if index not in place]
     if missing:
-        raise ValueError(
-            f"{len(missing)} of its {len(wanted)} frames are not among the {len(place)} stored; "
-            f"prepare the videos with --frames={frames}"
+        raise InputError(
+            f"{len(missing)} of its {len(wanted)} frames are not among the {len(place)} stored",
+            f"prepare the videos with --frames={frames}",
         )
     return [place[index] for index in wanted]
 
@@ -173,7 +174,7 @@ def decoded(jpegs: Sequence[bytes], size: int) -> UInt8[np.ndarray, "T Y X 3"]:
     """Decode the frames of a video, which are Y = X = `size` pixels high and wide.
 
     Raises:
-      ValueError: as `decode`.
+      InputError: as `decode`.
     """
     clip = np.empty((len(jpegs), size, size, 3), np.uint8)
     decode(jpegs, clip)
@@ -184,10 +185,10 @@ def decode(jpegs: Sequence[bytes], clip: UInt8[np.ndarray, "T Y X 3"]) -> None:
     """Decode the frames of a video into `clip`, which has their size.
 
     Raises:
-      ValueError: there are none, or one is broken or of another size.
+      InputError: there are none, or one is broken or of another size.
     """
     if not jpegs:
-        raise ValueError("it has no frames; prepare the video again")
+        raise InputError("it has no frames", "prepare the video again")
     size = clip.shape[1]
     for number, (jpeg, place) in enumerate(zip(jpegs, clip, strict=True)):
         try:
@@ -195,11 +196,11 @@ def decode(jpegs: Sequence[bytes], clip: UInt8[np.ndarray, "T Y X 3"]) -> None:
             if (height, width) == (size, size):
                 decode_jpeg(jpeg, into=place)
         except ValueError as error:
-            raise ValueError(f"frame {number} is no JPEG ({error}); prepare the video again") from None
+            raise InputError(f"frame {number} is no JPEG ({error})", "prepare the video again") from None
         if (height, width) != (size, size):
-            raise ValueError(
-                f"its frames are stored with {width} x {height} pixels, and the model sees {size} x {size}; "
-                f"prepare the videos with --image_size={size}"
+            raise InputError(
+                f"its frames are stored with {width} x {height} pixels, and the model sees {size} x {size}",
+                f"prepare the videos with --image_size={size}",
             )
 
 

@@ -11,7 +11,6 @@ Dimensions: B batch, K beams, M longest answer, V vocabulary, L encoder position
 """
 
 from dataclasses import replace
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.batch import Data
+from calce_jax.config import Behaviour
 from calce_jax.models.kv_cache import LayerCache
 from calce_jax.models.t5 import T5
 
@@ -56,7 +56,7 @@ def beam_search(
     beams: int,
     length: int,
     shortest: int = 1,
-    behaviour: Literal["default", "reference"] = "default",
+    behaviour: Behaviour = "default",
 ) -> Answers:
     """Search the answers to encoded prompts.
 

@@ -24,6 +24,7 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from calce_jax.batch import Batch, Data
+from calce_jax.config import Behaviour
 from calce_jax.models import lora
 from calce_jax.models import prompt_packing as packing
 from calce_jax.models.attention import Implementation
@@ -107,7 +108,7 @@ class Selection:
     filter_dilation: int = 1  # stage 2: frames added on either side of the elected clusters
     captions: int = 5
     similarity: float = 0.9  # a caption is used if its cosine with the query is greater
-    behaviour: Literal["default", "reference"] = "default"
+    behaviour: Behaviour = "default"
 
 
 @struct.dataclass
@@ -283,7 +284,7 @@ class Calce(nnx.Module):
         *,
         key: Key = None,
         remat: Remat = "none",
-        behaviour: Literal["default", "reference"] = "default",
+        behaviour: Behaviour = "default",
     ) -> Float[Array, " B"]:
         """Return each sample's mean cross-entropy over the tokens of its answer (padding and filler rows: 0)."""
         keys = Keys(key)

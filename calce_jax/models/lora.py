@@ -6,7 +6,6 @@ A), so that adapters travel both ways.
 Dimensions: Z stacked blocks, D features in, E features out, R rank.
 """
 
-from dataclasses import dataclass
 from typing import TypeVar
 
 import jax
@@ -14,18 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from calce_jax.config import LoraConfig
 from calce_jax.models.layers import Key, Linear, dropout
 
 Layer = TypeVar("Layer", bound=nnx.Module)
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Rank, alpha (the product is scaled by alpha / rank), and dropout of the adapter's input."""
-
-    rank: int = 8
-    alpha: float = 8.0
-    drop: float = 0.05
 
 
 class LoraLinear(nnx.Module):
@@ -38,7 +29,7 @@ class LoraLinear(nnx.Module):
         self.base = base
         self.a = nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
         self.b = nnx.Param(jnp.zeros((*stacked, config.rank, features_out), jnp.float32))
-        self.scale, self.drop = config.alpha / config.rank, config.drop
+        self.scale, self.drop = config.alpha / config.rank, config.dropout
 
     def __call__(self, x: Float[Array, "... D"], *, key: Key = None) -> Float[Array, "... E"]:
         """Return the frozen layer's result plus the adapter's."""

@@ -1,0 +1,1 @@
+"""Windows, annotations and predictions: reading, writing, merging, ranking."""

@@ -3,11 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
+from calce_jax.config import Behaviour
 from calce_jax.moments.windows import RankBy, Seconds, Status, Window, iou_matrix, parse_windows, rank
 
 
@@ -42,7 +42,7 @@ def moments(
     duration: Seconds,
     *,
     by: RankBy,
-    behaviour: Literal["default", "reference"] = "default",
+    behaviour: Behaviour = "default",
 ) -> Moments:
     """Read the best answer, score its windows by all answers, and rank them.
 

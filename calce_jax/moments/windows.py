@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Num
 
+from calce_jax.config import Behaviour
 from calce_jax.moments import windows_reference
 
 Seconds = int | float
@@ -52,9 +53,7 @@ def format_windows(windows: Sequence[Sequence[Seconds]]) -> str:
     return str([list(window) for window in windows])
 
 
-def parse_windows(
-    text: str, duration: Seconds, behaviour: Literal["default", "reference"] = "default"
-) -> ParsedWindows:
+def parse_windows(text: str, duration: Seconds, behaviour: Behaviour = "default") -> ParsedWindows:
     """Read the windows of an answer.
 
     By default every complete pair of numbers in brackets counts, so an answer that was cut off keeps its complete

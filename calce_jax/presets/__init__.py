@@ -1,0 +1,1 @@
+"""Every run of the library, as frozen dataclasses."""

@@ -29,7 +29,7 @@ class Part:
     text_tokens: int
     prompt_text: int  # tokens that the text in a prompt seldom exceeds
     prompt_lengths: int  # how many lengths of prompts are compiled
-    words: int
+    bert_tokens: int
     answer_tokens: int
     log_every: int
 
@@ -41,15 +41,15 @@ class Part:
             buckets=buckets,
             text_tokens=self.text_tokens,
             max_text=200,
-            words=self.words,
+            bert_tokens=self.bert_tokens,
             windows=WINDOWS,
             answer_tokens=self.answer_tokens,
         )
 
 
-def clusters(bias1: int, bias2: int) -> KeyframesConfig:
+def clusters(dilation: int, filter_dilation: int) -> KeyframesConfig:
     """Key frames at the borders of 12 clusters."""
-    return KeyframesConfig(mode="cluster", clusters=12, bias1=bias1, bias2=bias2)
+    return KeyframesConfig(mode="cluster", clusters=12, dilation=dilation, filter_dilation=filter_dilation)
 
 
 def schedule(epochs: int, peak: float, floor: float, warmup_steps: int) -> ScheduleConfig:
@@ -57,13 +57,13 @@ def schedule(epochs: int, peak: float, floor: float, warmup_steps: int) -> Sched
     return ScheduleConfig(epochs, peak, floor, WARMUP_FROM, warmup_steps)
 
 
-def qvh(stage: int, size: Size) -> Part:
+def qvhighlights(stage: int, size: Size) -> Part:
     """QVHighlights: YouTube videos of up to 150 s, speech, often several moments."""
     first = stage == 1
     return Part(
         data=DataConfig(
-            dataset="qvh",
-            directory="data/prepared/qvh",
+            dataset="qvhighlights",
+            directory="runs/prepared/qvhighlights",
             train_split="train",
             eval_split="val",
             frames=75 if first else 150,
@@ -78,25 +78,25 @@ def qvh(stage: int, size: Size) -> Part:
         keyframes=clusters(1, 0) if first else clusters(3, 1),
         schedule=schedule(50, 3e-4, 0.0, 2255) if first else schedule(15, 2.8e-4, 2.6e-4, 256),
         accumulate=2,
-        weights=full_weights(size, "" if first else "runs/qvh_stage1"),
+        weights=full_weights(size, "" if first else "runs/qvhighlights_stage1"),
         t5_tokenizer="weights/tokenizers/t5",
         bert_tokenizer="weights/tokenizers/bert",
         text_tokens=2304,
         prompt_text=256,
         prompt_lengths=8,
-        words=64,
+        bert_tokens=64,
         answer_tokens=144,
         log_every=50,
     )
 
 
-def charades(stage: int, size: Size) -> Part:
+def charades_sta(stage: int, size: Size) -> Part:
     """Charades-STA: home videos of 30 s, no captions, one moment. It has no validation split: the test split serves."""
     first = stage == 1
     return Part(
         data=DataConfig(
-            dataset="charades",
-            directory="data/prepared/charades",
+            dataset="charades_sta",
+            directory="runs/prepared/charades_sta",
             train_split="train",
             eval_split="test",
             frames=60 if first else 120,
@@ -111,13 +111,13 @@ def charades(stage: int, size: Size) -> Part:
         keyframes=clusters(1, 0) if first else clusters(3, 2),
         schedule=schedule(50, 3e-4, 2e-4, 450) if first else schedule(15, 2.8e-4, 2.6e-4, 256),
         accumulate=4 if first else 2,
-        weights=full_weights(size, "" if first else "runs/charades_stage1"),
+        weights=full_weights(size, "" if first else "runs/charades_sta_stage1"),
         t5_tokenizer="weights/tokenizers/t5",
         bert_tokenizer="weights/tokenizers/bert",
         text_tokens=400,
         prompt_text=256,
         prompt_lengths=8,
-        words=64,
+        bert_tokens=64,
         answer_tokens=32,
         log_every=50,
     )
@@ -142,7 +142,7 @@ def shapes(stage: int, size: Size) -> Part:
             use_captions=True,
         ),
         keyframes=KeyframesConfig(
-            mode="cluster", clusters=4 if first else 6, bias1=0 if first else 1, bias2=0 if first else 1
+            mode="cluster", clusters=4 if first else 6, dilation=0 if first else 1, filter_dilation=0 if first else 1
         ),
         schedule=schedule(3, 3e-4, 1e-5, 20) if first else schedule(3, 2e-4, 1e-5, 10),
         accumulate=1,
@@ -155,7 +155,7 @@ def shapes(stage: int, size: Size) -> Part:
         text_tokens=320,
         prompt_text=96,
         prompt_lengths=2,
-        words=24,
+        bert_tokens=24,
         answer_tokens=32,
         log_every=10,
     )
@@ -166,4 +166,8 @@ def full_weights(size: Size, start: str) -> WeightsConfig:
     return WeightsConfig(base=f"weights/{size}.safetensors" if size.startswith("full") else "", start=start)
 
 
-DATASETS: dict[str, Callable[[int, Size], Part]] = {"qvh": qvh, "charades": charades, "shapes": shapes}
+DATASETS: dict[str, Callable[[int, Size], Part]] = {
+    "qvhighlights": qvhighlights,
+    "charades_sta": charades_sta,
+    "shapes": shapes,
+}

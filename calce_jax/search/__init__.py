@@ -1,0 +1,1 @@
+"""Moments of sentences in any video, with both stages."""

@@ -8,9 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from calce_jax.errors import UserError
 from calce_jax.text.captions import read_srt
 from calce_jax.text.prompt import BORDER, Caption
-
-SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv"})
-
+from calce_jax.video.files import VIDEO_SUFFIXES, is_video_name
 
 MOST_WORDS = 60  # of a query; more would push each other out of the prompt
 
@@ -75,8 +73,8 @@ def videos_in(paths: Iterable[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = sorted(p for p in path.rglob("*") if is_video_name(p)) if path.is_dir() else [path]
         found += [each for each in inside if each not in found]
     if not found:
-        raise SearchError(f"no video among {', '.join(map(str, paths))}", f"they end in {', '.join(sorted(SUFFIXES))}")
+        raise SearchError(f"no video among {', '.join(map(str, paths))}", f"they end in {', '.join(VIDEO_SUFFIXES)}")
     return found

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from calce_jax.config import Dataset
+from calce_jax.config import Dataset, packaged_path
 from calce_jax.inference.answers import Answer
 from calce_jax.inference.predictor import Asker
 from calce_jax.inference.trained_run import Trained, open_base, open_trained
@@ -30,7 +30,7 @@ from calce_jax.text.nouns import items_of
 from calce_jax.text.prompt import Caption
 
 # Seconds of the videos of each dataset: all of QVHighlights', all of shapes', 99 of 100 of Charades'.
-TRAINED_ON: dict[Dataset, float] = {"qvh": 150.0, "charades": 60.0, "shapes": 40.0}
+TRAINED_ON: dict[Dataset, float] = {"qvhighlights": 150.0, "charades_sta": 60.0, "shapes": 40.0}
 MOST_MOMENTS = 5
 DETAIL: dict[Treatment, int] = {"dropped": 0, "compressed": 1, "full": 2}
 
@@ -210,18 +210,12 @@ def _fingerprint(trained: Trained) -> str:
     """Name the weights that decide what is seen: those of the base, and `ln_vision`, which is trained."""
     config, base = trained.config, trained.config.weights.base
     norm = [np.asarray(leaf).tobytes().hex() for leaf in jax.tree.leaves(trained.trainable["ln_vision"])]
-    about = Path(base).stat() if base else None
+    about = packaged_path(base).stat() if base else None
     return key_of(
         model=[config.model.size, config.model.frozen_dtype, config.model.compute_dtype],
         base=[about.st_size, about.st_mtime_ns] if about else config.seed,
         norm=norm,
     )
-
-
-def _norm(trained: Trained) -> dict[str, jax.Array]:
-    return {
-        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(trained.trainable["ln_vision"])
-    }
 
 
 def _example(number: int, query: str, items: list[str], footage: Footage, captions: Sequence[Caption]) -> Example:

@@ -16,6 +16,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from jaxtyping import Float
 
+from calce_jax.errors import UserError
 from calce_jax.video.decode import FETCH_AGAIN, FORMATS, SHORTFALL
 
 RATE = 16_000
@@ -27,12 +28,15 @@ HOLE_S = 0.1
 LONGEST_HOLE_S = 600.0
 
 
-class SoundError(ValueError):
+class SoundError(UserError):
     """Sound that cannot be used; the message names the file, what is wrong with it and the remedy."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str, remedy: str) -> None:
-        self.path, self.reason, self.remedy = Path(path), reason, remedy
-        super().__init__(f"{path}: {reason}; {remedy}")
+        super().__init__(f"{path}: {reason}", remedy)
+        self.path, self.reason = Path(path), reason
+
+    def __reduce__(self) -> tuple[type["SoundError"], tuple[Path, str, str]]:
+        return type(self), (self.path, self.reason, self.remedy)
 
 
 class NoSound(SoundError):

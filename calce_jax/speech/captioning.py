@@ -1,7 +1,5 @@
 """Folders of videos to folders of .srt files: going on where it stopped, past whatever is broken."""
 
-import dataclasses
-import json
 import os
 import time
 from collections import deque
@@ -21,26 +19,18 @@ from calce_jax.speech.audio import NoSound, SoundError
 from calce_jax.speech.transcribe import Options, Sound, Transcriber
 from calce_jax.speech.whisper_model import Dtype, open_whisper
 from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.failures import Failure, write_failures
 from calce_jax.text.text_row import Caption
+from calce_jax.video.files import is_video_name
 
 # What is looked for in a folder; a file that is named itself may be called anything.
-PICTURES = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv"))
-SOUNDS = frozenset((".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus"))
+SOUND_SUFFIXES = frozenset((".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus"))
 # Threads that decode sound and look for voices, several hundred times as fast as it plays each.
 READERS = min(os.cpu_count() or 1, 8)
 
 
 class CaptioningError(UserError):
     """Nothing can be captioned; the message says what is wrong and the remedy."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A video that was left out, what is wrong with it and what to do."""
-
-    video: str
-    reason: str
-    remedy: str
 
 
 @dataclass
@@ -66,7 +56,7 @@ class Captioned:
     def list_failures(self, path: Path) -> None:
         """Write one line a failure; where there is none, see that no list is there."""
         if self.failures:
-            write_output(path, "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in self.failures))
+            write_failures(path, self.failures)
         else:
             path.unlink(missing_ok=True)
 
@@ -82,7 +72,11 @@ def find_videos(place: str | Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise CaptioningError(f"videos: there is no file or folder {place}", "correct the flag")
-    found = sorted(path for path in place.iterdir() if path.is_file() and path.suffix.lower() in PICTURES | SOUNDS)
+    found = sorted(
+        path
+        for path in place.iterdir()
+        if path.is_file() and (is_video_name(path) or path.suffix.lower() in SOUND_SUFFIXES)
+    )
     if not found:
         raise CaptioningError(f"videos: no file in {place} has a suffix of video or sound", "give another folder")
     return found

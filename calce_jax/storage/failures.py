@@ -1,7 +1,13 @@
 """Items of a long job that failed, and the table in which a person reads them."""
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from calce_jax.errors import UserError
+from calce_jax.storage.atomic_files import write_output
 
 # More rows than this help no one; failures.jsonl has them all.
 SHOWN_FAILURES = 40
@@ -9,11 +15,33 @@ SHOWN_FAILURES = 40
 
 @dataclass(frozen=True)
 class Failure:
-    """A video, or one query about it, that was left out."""
+    """A video, or one query about it, that was left out.
+
+    Attributes:
+      video: its id or file.
+      reason: what is wrong.
+      remedy: what to do about it.
+    """
 
     video: str
     reason: str
     remedy: str
+
+    @classmethod
+    def of(cls, video: str, error: Exception, remedy: str = "") -> "Failure":
+        """Return the failure of a video with an error; `remedy` serves where the error has none of its own."""
+        if isinstance(error, UserError):
+            return cls(video, error.reason, error.remedy or remedy)
+        return cls(video, str(error), remedy)
+
+
+def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+    """Write one JSON line a failure.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    write_output(path, "".join(json.dumps(dataclasses.asdict(failure)) + "\n" for failure in failures))
 
 
 def failure_table(failures: Sequence[Failure]) -> str:

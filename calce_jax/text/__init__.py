@@ -1,0 +1,1 @@
+"""From sentences and captions to token ids."""

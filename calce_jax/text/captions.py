@@ -12,8 +12,9 @@ from pathlib import Path
 
 import srt
 
+from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
-from calce_jax.text.text_row import Behaviour, Caption, Number
+from calce_jax.text.text_row import Caption, Number
 
 FILLERS = frozenset({"the", "a", "o", "oh", "yeah", "uh", "ah", "yep", "uh-no", "hmm"})
 ENGLISH_SHARE = 0.8  # of a caption's words that must be made of a to z alone

@@ -36,8 +36,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from calce_jax.config import RunConfig
-from calce_jax.text.text_row import Behaviour, Caption, Note, Number, TextRow, TextSizes, Windows
+from calce_jax.config import Behaviour
+from calce_jax.text.text_row import Caption, Note, Number, TextRow, TextSizes, Windows
 from calce_jax.text.tokenizers import bare
 
 TASK = "Given the video and the subtitle and the query, find the query relevant windows.\nRelevant windows: "

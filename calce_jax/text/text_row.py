@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32
 
 from calce_jax.batch import SPANS_BESIDE_FRAMES_AND_CAPTIONS
 
-Behaviour = Literal["default", "reference"]
 Number = int | float | np.number
 Windows = Sequence[Sequence[Number]] | np.ndarray
 

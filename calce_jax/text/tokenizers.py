@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer
 from transformers import BertTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
-from calce_jax.config import RunConfig
+from calce_jax.config import RunConfig, packaged_path
 from calce_jax.errors import UserError
 
 T5_FILES = ("tokenizer.json", "spiece.model")
@@ -103,4 +103,6 @@ class Tokenizers:
 
 def open_tokenizers(config: RunConfig) -> Tokenizers:
     """Load the tokenizers that a config names."""
-    return Tokenizers(load_t5(config.text.t5_tokenizer), load_bert(config.text.bert_tokenizer))
+    return Tokenizers(
+        load_t5(packaged_path(config.text.t5_tokenizer)), load_bert(packaged_path(config.text.bert_tokenizer))
+    )

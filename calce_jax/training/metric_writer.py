@@ -32,7 +32,7 @@ class TensorBoardWriter(MetricWriter):
     def __init__(self, folder: Path):
         # It imports torch where there is one: seconds that only a run that writes has to wait.
         from tensorboardX import SummaryWriter  # noqa: PLC0415
-        from tensorboardX.proto.summary_pb2 import Summary  # noqa: PLC0415  # pyright: ignore
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
         self._events, self._summary = SummaryWriter(str(folder)), Summary
 

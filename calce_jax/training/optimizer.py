@@ -5,9 +5,8 @@ from typing import Any
 import jax
 import optax
 
-from calce_jax.config import OptimizerConfig
+from calce_jax.config import Behaviour, OptimizerConfig
 from calce_jax.distributed.param_names import path_of
-from calce_jax.training.schedule import Behaviour
 
 EXEMPT = ("bias", "scale")
 

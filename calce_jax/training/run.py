@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from calce_jax.checkpoints.manager import Checkpoints, Start, starting_point
 from calce_jax.checkpoints.restore import build_model, check_frozen, trainables_of
-from calce_jax.config import ConfigError, RunConfig, differences, flat, plain
+from calce_jax.config import ConfigError, RunConfig, differences, flat, packaged_path, read_config_json, to_dict
 from calce_jax.distributed.multihost import is_first, this_host
 from calce_jax.distributed.sharding import make_mesh, shard_params
 from calce_jax.inference.length_grouping import Grouper, predict_all
@@ -97,7 +97,7 @@ def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainStat
         key = jax.random.key(config.seed)
 
         # 5. The loop.
-        writer.write_hparams(dict(flat(plain(config))))
+        writer.write_hparams(dict(flat(to_dict(config))))
         try:
             return train(
                 state,
@@ -122,27 +122,22 @@ def claim_workdir(workdir: Path, config: RunConfig) -> None:
       ConfigError: lists the fields that differ.
     """
     path = Path(workdir) / "config.json"
-    if path.exists():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path} is no JSON ({error})", "restore it, or choose another --workdir") from error
-        if listed := differences(there, plain(config)):
-            raise ConfigError(
-                f"the workdir {workdir} belongs to another config; choose another --workdir, or the values it was "
-                "made with:\n  " + "\n  ".join(listed)
-            )
+    if path.exists() and (listed := differences(read_config_json(workdir), to_dict(config))):
+        raise ConfigError(
+            f"the workdir {workdir} belongs to another config; choose another --workdir, or the values it was "
+            "made with:\n  " + "\n  ".join(listed)
+        )
     if is_first():
-        write_output(path, json.dumps(plain(config), indent=2) + "\n")
+        write_output(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def make_record(config: RunConfig, start: Start) -> dict[str, Any]:
     """Return what is kept with every checkpoint: enough to load it, and to know what made it."""
     base = config.weights.base
     return {
-        "config": plain(config),
+        "config": to_dict(config),
         "lora": {"rank": config.lora.rank, "alpha": config.lora.alpha},
-        "base": {"file": base, "sha256": file_hash(Path(base))} if base else None,
+        "base": {"file": base, "sha256": file_hash(packaged_path(base))} if base else None,
         "start": {"kind": start.kind, "path": str(start.path)},
         "git": git_revision(),
         "jax": jax.__version__,

@@ -60,7 +60,7 @@ def open_material(config: RunConfig) -> Material:
       FeaturesError: features are wanted, and are not those of this run, or not of all videos.
     """
     tokenizers = open_tokenizers(config)
-    sizes = calce_config(config, tokenizers)
+    sizes = calce_config(config, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert))
     train = open_tables(config.data.directory, config.data.train_split)
     train_input = input_config(config, config.data.train_split, sizes, training=True)
     judged = open_split(config, config.data.eval_split, tokenizers, sizes)

@@ -3,13 +3,13 @@
 A micro-step is one batch through the model; the optimizer steps every few of them, with the rate of the last one.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Behaviour = Literal["default", "reference"]
+from calce_jax.config import Behaviour
 
 
 def learning_rate(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -23,6 +23,9 @@ from av.filter import Graph
 from av.stream import Disposition
 from av.video.stream import VideoStream
 from jaxtyping import Float, Int, UInt8
+
+from calce_jax.config import Behaviour
+from calce_jax.errors import UserError
 
 # Seconds that may be missing at the end of a video before it counts as cut off.
 SHORTFALL = 1.0
@@ -36,15 +39,14 @@ FORMATS = (
 FETCH_AGAIN = "fetch the file again, or make it again with ffmpeg"
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
     """A video that cannot be used; the message names the file, what is wrong with it and the remedy."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str, remedy: str) -> None:
-        self.path, self.reason, self.remedy = Path(path), reason, remedy
-        super().__init__(f"{path}: {reason}; {remedy}")
+        super().__init__(f"{path}: {reason}", remedy)
+        self.path, self.reason = Path(path), reason
 
     def __reduce__(self) -> tuple[type["VideoError"], tuple[Path, str, str]]:
-        # An exception that crosses processes is made again from its message alone, which is not enough here.
         return type(self), (self.path, self.reason, self.remedy)
 
 
@@ -87,7 +89,7 @@ def read_frames(
     n_frames: int,
     size: int = 224,
     *,
-    behaviour: Literal["default", "reference"] = "default",
+    behaviour: Behaviour = "default",
     threads: int = 0,
 ) -> VideoFrames:
     """Read the heads of n equal intervals.

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from flax import nnx
 from calce_jax.checkpoints.convert import qformer as qformer_names
 from calce_jax.checkpoints.convert import t5 as t5_names
 from calce_jax.checkpoints.convert.state_dict import to_torch
+from calce_jax.config import Behaviour
 from calce_jax.models import lora
 from calce_jax.models.beam_search import Answers, beam_search
 from calce_jax.models.calce import answer_loss, shifted
@@ -23,8 +23,6 @@ from tests import golden
 from tests.fidelity import sizes
 from tests.fidelity.folder import Arrays, Folder
 from tests.fidelity.report import Group
-
-Behaviour = Literal["default", "reference"]
 
 # float32 sums in another order, through all layers.
 ACTIVATIONS = 2e-5

@@ -131,7 +131,7 @@ def write_adapter(path: Path, weights: Weights, size: str) -> None:
         "base_model_name_or_path": FLAN.get(size),
         "r": lora.rank,
         "lora_alpha": lora.alpha,
-        "lora_dropout": lora.drop,
+        "lora_dropout": lora.dropout,
         "target_modules": sorted({name.split(".")[-3] for name in tensors}),
         "bias": "none",
         "fan_in_fan_out": False,

@@ -10,12 +10,13 @@ import numpy as np
 from flax import nnx
 
 from calce_jax.checkpoints.convert import bert, blip2, calce, t5, vit, whisper
+from calce_jax.checkpoints.convert.formats import SOURCE_FORMATS
 from calce_jax.checkpoints.convert.mapping import Table, prefixed, rows_of
 from calce_jax.checkpoints.convert.reader import WeightsFileError, open_tensors
 from calce_jax.checkpoints.convert.state_dict import WEIGHT_DTYPES, ConversionError, Lazy, Shaped, fits, parameters
 from calce_jax.checkpoints.convert.weights import Weights, base_shapes, held, trained_shapes
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
-from calce_jax.config import read_config
+from calce_jax.config import packaged_path, read_config
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.calce import CalceConfig
 from calce_jax.models.layers import Linear
@@ -23,61 +24,30 @@ from calce_jax.models.whisper import Whisper, WhisperConfig
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One kind of checkpoint.
+class SourceFormat:
+    """How one format of `SOURCE_FORMATS` is read.
 
     Attributes:
-      about: what it is, for messages and the help.
-      table: its rows, for a Q-Former of which each so-many-th layer looks at the frame.
-      trained: whether it holds what CALCE trains, and not what that stands on.
-      positions: the name of the learned positions, which are stretched where the frames have another size.
+      table: its rows, for a Q-Former in which every so-many-th layer has cross-attention.
+      trained: whether it holds what CALCE trains, without the base weights.
+      positions: the name of the learned positions, which are interpolated where the frames have another size.
     """
 
-    about: str
     table: Callable[[int], Table]
     trained: bool = False
     positions: str | None = None
 
 
-KINDS: dict[str, Kind] = {
-    "lavis": Kind("LAVIS's blip2_pretrained_flant5xl.pth", blip2.lavis),
-    "eva": Kind("eva_vit_g.pth", lambda _: prefixed(vit.TABLE, ours="vit/"), positions="pos_embed"),
-    "t5": Kind("Flan-T5, from the Hugging Face hub", lambda _: prefixed(t5.table(lora=False), ours="t5/")),
-    "bert": Kind("bert-base-uncased, from the Hugging Face hub", lambda _: bert.table()),
-    "hf": Kind(
-        "Salesforce/blip2-flan-t5-xl or -xxl, from the Hugging Face hub",
-        blip2.hugging_face,
-        positions="vision_model.embeddings.position_embedding",
-    ),
-    "calce": Kind("the original's checkpoint of either stage", lambda _: calce.checkpoint(), trained=True),
-    "mrblip": Kind("a checkpoint of Mr. BLIP", lambda _: calce.checkpoint(query_proj=False), trained=True),
+FORMATS: dict[str, SourceFormat] = {
+    "lavis": SourceFormat(blip2.lavis),
+    "eva": SourceFormat(lambda _: prefixed(vit.TABLE, ours="vit/"), positions="pos_embed"),
+    "t5": SourceFormat(lambda _: prefixed(t5.table(lora=False), ours="t5/")),
+    "bert": SourceFormat(lambda _: bert.table()),
+    "hf": SourceFormat(blip2.hugging_face, positions="vision_model.embeddings.position_embedding"),
+    "calce": SourceFormat(lambda _: calce.checkpoint(), trained=True),
+    "mrblip": SourceFormat(lambda _: calce.checkpoint(query_proj=False), trained=True),
 }
-OWN = {
-    "base": "base weights, as --target=base:FILE writes them",
-    "orbax": "the folder of a run, as --target=orbax:DIR or launch/train.py writes it",
-}
-WHISPER = {"whisper": "a Whisper from the Hugging Face hub; goes alone, and to base:FILE"}
-
-
-def parse_sources(text: str) -> list[tuple[str, Path]]:
-    """Return the kinds and paths in "KIND:PATH,KIND:PATH".
-
-    Raises:
-      ValueError: names what is wrong, and the kinds there are.
-    """
-    sources = []
-    for part in text.split(","):
-        kind, colon, path = part.partition(":")
-        if kind not in kinds_with_help() or not colon or not path:
-            kinds = "\n  ".join(f"{kind}:PATH  {about}" for kind, about in kinds_with_help().items())
-            raise ValueError(f"--source: {part!r} is none of\n  {kinds}")
-        sources.append((kind, Path(path)))
-    return sources
-
-
-def kinds_with_help() -> dict[str, str]:
-    """Return all kinds, and what each of them is."""
-    return {kind: KINDS[kind].about for kind in KINDS} | OWN | WHISPER
+OWN_FORMATS = ("base", "orbax")
 
 
 def open_sources(sources: Sequence[tuple[str, Path]], sizes: CalceConfig, *, seed: int = 0) -> Weights:
@@ -102,12 +72,12 @@ def open_sources(sources: Sequence[tuple[str, Path]], sizes: CalceConfig, *, see
     file, problems = None, []
     for kind, path in sources:
         try:
-            if kind in OWN:
+            if kind in OWN_FORMATS:
                 run = path if kind == "orbax" else None
                 file = base_file(path) if run else path
                 base |= _named_as_here(open_tensors(file), wanted)
                 trained |= {} if run is None else trained_of_run(run, trainable)
-            elif KINDS[kind].trained:
+            elif FORMATS[kind].trained:
                 trained |= _read(kind, path, sizes, trainable)
             else:
                 base |= _read(kind, path, sizes, wanted)
@@ -149,7 +119,7 @@ def base_file(run: Path) -> Path:
         raise WeightsFileError(
             f"{run} was trained on no base weights (config.weights.base), so there are none to convert"
         )
-    for path in (Path(named), run / Path(named).name):
+    for path in (packaged_path(named), run / Path(named).name):
         if path.is_file():
             return path
     raise WeightsFileError(
@@ -184,14 +154,14 @@ def drawn_query_proj(sizes: CalceConfig, seed: int) -> dict[str, Lazy]:
 
 
 def _read(kind: str, path: Path, sizes: CalceConfig, wanted: Mapping[str, Shaped]) -> dict[str, Lazy]:
-    about, table = KINDS[kind].about, KINDS[kind].table(sizes.qformer.cross_every)
+    about, table = SOURCE_FORMATS[kind], FORMATS[kind].table(sizes.qformer.cross_every)
     tensors = open_tensors(path)
     if not fits(table, tensors):
         names = ", ".join(list(tensors)[:3])
         raise ConversionError(
             [f"this is not {about}: it has none of its names, but {len(tensors)} others ({names}, ...)"]
         )
-    positions = KINDS[kind].positions
+    positions = FORMATS[kind].positions
     if positions in tensors:
         tensors[positions] = _stretched(tensors[positions], sizes.vit.grid)
     parts = {part for row in rows_of(table) for part in row.parts}
@@ -225,7 +195,7 @@ def _named_as_here(tensors: Mapping[str, Lazy], wanted: Mapping[str, Shaped]) ->
 
 def _missing(names: set[str], sizes: CalceConfig) -> list[str]:
     """Say for each missing weight which kinds of source have it."""
-    tables = {kind: KINDS[kind].table(sizes.qformer.cross_every) for kind in KINDS if not KINDS[kind].trained}
+    tables = {kind: FORMATS[kind].table(sizes.qformer.cross_every) for kind in FORMATS if not FORMATS[kind].trained}
     fills = {kind: {part for row in rows_of(table) for part in row.parts} for kind, table in tables.items()}
     said = []
     for name in sorted(names):

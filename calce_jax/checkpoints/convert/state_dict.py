@@ -19,6 +19,7 @@ import numpy as np
 
 from calce_jax.checkpoints.convert.mapping import LAYER, Ignored, Parts, Row, Table, rows_of
 from calce_jax.distributed.param_names import named_leaves, with_leaves
+from calce_jax.errors import UserError
 
 WEIGHT_DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16, np.float64)))
 
@@ -65,7 +66,7 @@ class Lazy:
         return np.asarray(self.read(), dtype)
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """Names or shapes do not fit; `problems` holds a line for each."""
 
     def __init__(self, problems: Sequence[str]):

@@ -3,7 +3,7 @@
 import errno
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,8 @@ from calce_jax.checkpoints.convert.huggingface import write_adapter, write_blip2
 from calce_jax.checkpoints.convert.weights import Weights
 from calce_jax.checkpoints.convert.writer import whole_folder, write_safetensors
 from calce_jax.checkpoints.manager import FOLDER, PART
-from calce_jax.config import RunConfig, WeightsConfig, plain
+from calce_jax.config import RunConfig, WeightsConfig, to_dict
 from calce_jax.storage.provenance import file_hash, git_revision
-
-
-@dataclass(frozen=True)
-class Target:
-    """One kind of target: what it is, and what writes it, given the run that the model is for."""
-
-    about: str
-    write: Callable[[Path, Weights, RunConfig], None]
 
 
 def write_base(path: Path, weights: Weights) -> None:
@@ -52,7 +44,7 @@ def write_run(path: Path, weights: Weights, run: RunConfig) -> None:
         if weights.file is None:
             write_base(here, weights)
         named = str(weights.file or path / "base.safetensors")
-        config = plain(replace(run, weights=WeightsConfig(base=named, start="")))
+        config = to_dict(replace(run, weights=WeightsConfig(base=named, start="")))
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if weights.trained:
             record = {
@@ -66,31 +58,14 @@ def write_run(path: Path, weights: Weights, run: RunConfig) -> None:
             _save_trained(part, {name: leaf.read() for name, leaf in weights.all_trained().items()}, record)
 
 
-TARGETS: dict[str, Target] = {
-    "base": Target("FILE.safetensors for config.weights.base", lambda path, weights, _: write_base(path, weights)),
-    "orbax": Target("the folder of a run: config, base weights, adapters", write_run),
-    "calce": Target("FILE.pth that the original loads", lambda path, weights, _: write_checkpoint(path, weights)),
-    "hf": Target(
-        "a folder that transformers loads, adapters merged", lambda path, weights, _: write_blip2(path, weights)
-    ),
-    "peft": Target(
-        "a folder that peft loads, the adapter alone",
-        lambda path, weights, run: write_adapter(path, weights, run.model.size),
-    ),
+# By the names of `EXPORT_FORMATS`; each is given the path, the weights, and the run that the model is for.
+EXPORTERS: dict[str, Callable[[Path, Weights, RunConfig], None]] = {
+    "base": lambda path, weights, _: write_base(path, weights),
+    "orbax": write_run,
+    "calce": lambda path, weights, _: write_checkpoint(path, weights),
+    "hf": lambda path, weights, _: write_blip2(path, weights),
+    "peft": lambda path, weights, run: write_adapter(path, weights, run.model.size),
 }
-
-
-def parse_target(text: str) -> tuple[Target, Path]:
-    """Return the target in "KIND:PATH".
-
-    Raises:
-      ValueError: lists the kinds there are.
-    """
-    kind, colon, path = text.partition(":")
-    if kind not in TARGETS or not colon or not path:
-        kinds = "\n  ".join(f"{kind}:PATH  {target.about}" for kind, target in TARGETS.items())
-        raise ValueError(f"--target: {text!r} is none of\n  {kinds}")
-    return TARGETS[kind], Path(path)
 
 
 def _save_trained(workdir: Path, trained: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:

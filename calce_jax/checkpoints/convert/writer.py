@@ -17,6 +17,7 @@ import numpy as np
 from calce_jax.checkpoints.convert.reader import DTYPES
 from calce_jax.checkpoints.convert.state_dict import WEIGHT_DTYPES, Lazy
 from calce_jax.storage.atomic_files import replacing
+from calce_jax.storage.disk_space import free_bytes
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 SHARD_BYTES = 5_000_000_000
@@ -122,8 +123,7 @@ def whole_folder(path: str | Path, *, needed: int = 0) -> Iterator[Path]:
 
 def check_room(path: str | Path, needed: int) -> None:
     """Raise an OSError, with the remedy, if fewer bytes are free than a file or folder will take."""
-    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(Path(path).absolute().parent)
     if free < needed:
         short = f"it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free"
         raise OSError(errno.ENOSPC, f"cannot write {path} ({short}); make room, or choose another place")

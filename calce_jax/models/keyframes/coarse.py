@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from calce_jax.config import Behaviour
 from calce_jax.models.keyframes.borders import beside, borders, dilate
 from calce_jax.models.keyframes.dpc_knn import dpc_knn
-from calce_jax.models.keyframes.plan import Behaviour, Plan, lay_out
+from calce_jax.models.keyframes.plan import Plan, lay_out
 
 Mode = Literal["cluster", "information", "interval", "none"]
 

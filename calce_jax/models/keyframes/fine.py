@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from calce_jax.config import Behaviour
 from calce_jax.models.keyframes.borders import borders, dilate
 from calce_jax.models.keyframes.compress import compress
 from calce_jax.models.keyframes.dpc_knn import dpc_knn
-from calce_jax.models.keyframes.plan import Behaviour, Plan, lay_out
+from calce_jax.models.keyframes.plan import Plan, lay_out
 
 ELECTED = 8  # clusters that the windows may elect
 

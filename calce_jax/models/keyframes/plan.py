@@ -11,8 +11,6 @@ from jaxtyping import Array, Bool, Int
 
 from calce_jax.batch import Data
 
-Behaviour = Literal["default", "reference"]
-
 
 @struct.dataclass
 class Plan:

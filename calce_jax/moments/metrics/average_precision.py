@@ -4,10 +4,11 @@ Q queries, P predicted windows (best first), G true windows, H thresholds.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+from calce_jax.config import Behaviour
 
 # Rounded: linspace itself gives 0.8999999999999999, and overlaps of exactly 9/10 do occur.
 THRESHOLDS = np.linspace(0.5, 0.95, 10).round(2)
@@ -15,7 +16,7 @@ Windows = Sequence[Sequence[int | float]]
 
 
 def average_precision(
-    predicted: Sequence[Windows], truth: Sequence[Windows], behaviour: Literal["default", "reference"] = "default"
+    predicted: Sequence[Windows], truth: Sequence[Windows], behaviour: Behaviour = "default"
 ) -> Float[np.ndarray, "Q H"]:
     """Return each query's interpolated average precision (0 to 1) at every threshold of `THRESHOLDS`.
 
@@ -80,7 +81,7 @@ def overlaps(predicted: Float[np.ndarray, "Q P 2"], truth: Float[np.ndarray, "Q 
 
 
 def first_overlap(
-    predicted: Sequence[Windows], truth: Sequence[Windows], behaviour: Literal["default", "reference"] = "default"
+    predicted: Sequence[Windows], truth: Sequence[Windows], behaviour: Behaviour = "default"
 ) -> Float[np.ndarray, "Q"]:
     """Return the overlap of each query's first predicted window with the true one that it overlaps most.
 

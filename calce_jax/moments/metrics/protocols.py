@@ -3,14 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from calce_jax.config import Behaviour
 from calce_jax.moments.metrics.average_precision import THRESHOLDS, average_precision, first_overlap
 from calce_jax.moments.metrics.pairing import Case, by_query, joined_by_query
 
-Behaviour = Literal["default", "reference"]
 HEADLINES = ("R1@0.5", "R1@0.7", "R1_avg", "mIoU", "mAP@0.5", "mAP@0.75", "mAP")
 WINDOW_LIMIT = 10
 # Lengths of true windows in seconds: above the first number, up to the second. The release has none above 150.

@@ -1,7 +1,6 @@
 """The app: a form of Gradio's, a search at a time, and the page of the result in a frame below it."""
 
 import html
-import json
 import os
 import shutil
 import socket
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.shapes.write import write_shapes
+from calce_jax.video.files import VIDEO_SUFFIXES
 
 # Before Gradio is imported: nothing is told to anybody.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -21,8 +20,9 @@ from fastapi.responses import FileResponse, Response
 from gradio.themes import Base
 
 from calce_jax.errors import UserError
-from calce_jax.search.inputs import SUFFIXES, SearchError, captions_of
+from calce_jax.search.inputs import SearchError, captions_of
 from calce_jax.search.results import told_apart, write_findings
+from calce_jax.search.samples import Sample
 from calce_jax.search.searcher import MOST_MOMENTS, Searcher
 from calce_jax.search.segments import length_of
 from calce_jax.search.web.visitors import COOKIE, KnowVisitors, Results, visitor_of
@@ -147,7 +147,7 @@ def _form(search: _Search, samples: Sequence[Sample], about: str, limits: Limits
             with gr.Column():
                 upload = gr.File(
                     label=f"Video: up to {limits.minutes:g} minutes and {limits.megabytes:g} MB",
-                    file_types=sorted(SUFFIXES),
+                    file_types=list(VIDEO_SUFFIXES),
                     elem_id="upload",
                 )
                 srt = gr.File(label="Its captions (.srt), if there are any", file_types=[".srt"], height=150)
@@ -199,27 +199,3 @@ def check_port(host: str, port: int) -> None:
             tried.bind((host, port))
         except OSError as error:
             raise WebError(f"port {port} of {host}: {error.strerror}", "choose another with --port") from error
-
-
-SEED = 31  # of scenes that no model was trained on
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A video: its name, its file with captions beside it, and queries about it."""
-
-    name: str
-    video: Path
-    queries: Sequence[str]
-
-
-def draw_samples(folder: Path, count: int = 2) -> list[Sample]:
-    """Draw so many videos into a folder."""
-    write_shapes(folder, {"test": count}, seed=SEED)
-    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()]
-    samples = []
-    for number, name in enumerate(dict.fromkeys(row["vid"] for row in rows), 1):
-        video = folder / "videos" / f"{name}.mp4"
-        (folder / "srts" / f"{name}.srt").rename(video.with_suffix(".srt"))
-        samples.append(Sample(f"shapes {number}", video, [row["query"] for row in rows if row["vid"] == name]))
-    return samples

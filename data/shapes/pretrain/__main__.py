@@ -1,4 +1,4 @@
-"""Make the tiny base checkpoint from nothing: `launch/make_base.py --out=calce_jax/assets/tiny/base.safetensors`.
+"""Make the tiny base checkpoint from nothing: `python -m data.shapes.pretrain`.
 
 It is what the demo's LoRA starts from, as the full-size run starts from BLIP-2 and Flan-T5.
 """
@@ -6,6 +6,7 @@ It is what the demo's LoRA starts from, as the full-size run starts from BLIP-2 
 import dataclasses
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,26 +15,28 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 
 from calce_jax.checkpoints.manager import save_params
+from calce_jax.commands.runner import no_arguments, run_main
 from calce_jax.models.calce import CalceConfig
 from calce_jax.text.tokenizers import load_bert, load_t5
 from data.shapes.pretrain.pretrain import Lessons, make_base
 
-OUT = flags.DEFINE_string("out", "calce_jax/assets/tiny/base.safetensors", "the file to write")
+ASSETS = Path(__file__).parents[3] / "calce_jax" / "assets" / "tiny"
+
+OUT = flags.DEFINE_string("out", str(ASSETS / "base.safetensors"), "the file to write")
 SCENES = flags.DEFINE_integer("scenes", Lessons.scenes, "scenes to learn from")
 SEEING = flags.DEFINE_integer("seeing_steps", Lessons.seeing_steps, "steps of the second lesson")
 READING = flags.DEFINE_float("reading", 1.0, "how many times as long the courses of the first lesson are")
-TOKENIZERS = Path(__file__).parents[1] / "data" / "tokenizers"
 
 
 def main(argv: list[str]) -> None:
     """Teach, score, save in bfloat16."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument: {argv[1]}")
-    t5, bert = load_t5(TOKENIZERS / "tiny_t5"), load_bert(TOKENIZERS / "tiny_bert")
+    no_arguments(argv)
+    logging.set_verbosity(logging.INFO)
+    t5, bert = load_t5(ASSETS / "t5"), load_bert(ASSETS / "bert")
     lessons = Lessons(
         scenes=SCENES.value,
         seeing_steps=SEEING.value,
@@ -48,4 +51,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_main(main, sys.argv, flags.FLAGS)

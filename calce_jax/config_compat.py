@@ -1,0 +1,39 @@
+"""Configs that earlier versions wrote, brought up to date."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Fields by their full names, before and after.
+RENAMED_FIELDS = {
+    "keyframes.bias1": "keyframes.dilation",
+    "keyframes.bias2": "keyframes.filter_dilation",
+    "text.words": "text.bert_tokens",
+    "generation.rank": "generation.window_order",
+}
+# Values of a field (under its new name), before and after.
+RENAMED_VALUES: dict[str, dict[str, str]] = {
+    "data.dataset": {"qvh": "qvhighlights", "charades": "charades_sta"},
+    "weights.base": {"data/shapes/base.safetensors": "calce_jax/assets/tiny/base.safetensors"},
+    "text.t5_tokenizer": {"data/tokenizers/tiny_t5": "calce_jax/assets/tiny/t5"},
+    "text.bert_tokenizer": {"data/tokenizers/tiny_bert": "calce_jax/assets/tiny/bert"},
+}
+
+
+def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested plain values under today's names; what is not known is left as it is.
+
+    Args:
+      config: parsed from a config.json or a checkpoint's record, of any version.
+    """
+    upgraded: dict[str, Any] = {}
+    for name, value in config.items():
+        if not isinstance(value, Mapping):
+            upgraded[name] = value
+            continue
+        group = upgraded.setdefault(name, {})
+        for old_field, field_value in value.items():
+            full_name = RENAMED_FIELDS.get(f"{name}.{old_field}", f"{name}.{old_field}")
+            renamed = RENAMED_VALUES.get(full_name, {})
+            known = isinstance(field_value, str) and field_value in renamed
+            group[full_name.partition(".")[2]] = renamed[field_value] if known else field_value
+    return upgraded

@@ -1,0 +1,72 @@
+"""A run by its name: "qvhighlights,stage=1", "charades_sta,stage=2,behaviour=reference", "shapes,stage=1"."""
+
+from dataclasses import replace
+from typing import cast
+
+from calce_jax.config import (
+    Behaviour,
+    ConfigError,
+    GenerationConfig,
+    LoopConfig,
+    OptimizerConfig,
+    RunConfig,
+    Size,
+    Stage,
+)
+from calce_jax.moments.windows import BEST_SUPPORTED_RANK
+from calce_jax.presets.datasets import DATASETS
+from calce_jax.presets.sizes import LORA, MESH, SIZES, buckets
+
+OPTIONS = {"stage": ("1", "2"), "size": tuple(SIZES), "behaviour": ("default", "reference")}
+SHORT_NAMES = {"qvh": "qvhighlights", "charades": "charades_sta"}
+
+
+def get_preset(name: str) -> RunConfig:
+    """Return a run.
+
+    Args:
+      name: a dataset (qvhighlights or qvh, charades_sta or charades, shapes), then any of `stage=1|2`,
+        `size=full|full_xxl|small|tiny` and `behaviour=default|reference`, with commas between.
+
+    Raises:
+      ConfigError: the name has a part that does not exist; the message lists those that do.
+    """
+    dataset, options = _parse(name)
+    stage = cast(Stage, int(options.get("stage", "1")))
+    behaviour = cast(Behaviour, options.get("behaviour", "default"))
+    size = cast(Size, options.get("size", "tiny" if dataset == "shapes" else "full"))
+    part = DATASETS[dataset](stage, size)
+    if behaviour == "reference":
+        part = replace(part, data=replace(part.data, group=1))  # the original's order
+    return RunConfig(
+        stage=stage,
+        behaviour=behaviour,
+        seed=42,
+        mesh=MESH[size],
+        data=part.data,
+        model=SIZES[size],
+        keyframes=part.keyframes,
+        lora=LORA[size],
+        schedule=part.schedule,
+        optimizer=OptimizerConfig(accumulate=part.accumulate, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05),
+        text=part.text(buckets(size, part.data.frames, stage, text=part.prompt_text, lengths=part.prompt_lengths)),
+        generation=GenerationConfig(beams=5, window_order="given" if behaviour == "reference" else BEST_SUPPORTED_RANK),
+        weights=part.weights,
+        loop=LoopConfig(log_every=part.log_every, eval_every=1, samples=4),
+    )
+
+
+def _parse(name: str) -> tuple[str, dict[str, str]]:
+    dataset, *rest = name.split(",")
+    dataset = SHORT_NAMES.get(dataset, dataset)
+    if dataset not in DATASETS:
+        raise ConfigError(f"--config={name}: {dataset!r} is none of {', '.join(DATASETS)}")
+    options = {}
+    for option in rest:
+        field, _, value = option.partition("=")
+        if field not in OPTIONS:
+            raise ConfigError(f"--config={name}: {option!r} sets none of {', '.join(OPTIONS)}")
+        if value not in OPTIONS[field]:
+            raise ConfigError(f"--config={name}: {field}={value} must be one of {', '.join(OPTIONS[field])}")
+        options[field] = value
+    return dataset, options
