@@ -1,0 +1,96 @@
+"""Imports run one way: from commands down to storage, inside the library alone, and without a circle."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Rooms of the library from the top; a room imports only rooms after it.
+ROOMS = (
+    "commands",
+    "search",
+    "training",
+    "report",
+    "datasets",
+    "inference",
+    "speech",
+    "input_pipeline",
+    "checkpoints",
+    "text",
+    "presets",
+    "models",
+    "moments",
+    "video",
+    "config",
+    "config_compat",
+    "batch",
+    "distributed",
+    "storage",
+    "errors",
+    "assets",
+)
+OUTSIDE = {"configs", "data", "launch", "benchmarks", "tests"}
+
+
+def module_name(path: Path) -> str:
+    """Return the dotted name of a source file."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Return the modules that a file imports, inside functions too; of `from a import b`, "a.b" where that is one."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                inner = ROOT / f"{node.module}.{alias.name}".replace(".", "/")
+                is_module = inner.with_suffix(".py").is_file() or (inner / "__init__.py").is_file()
+                yield f"{node.module}.{alias.name}" if is_module else str(node.module)
+
+
+LIBRARY = {module_name(path): path for path in sorted((ROOT / "calce_jax").rglob("*.py"))}
+
+
+def room(module: str) -> str:
+    """Return the room of a module of the library."""
+    return (module.split(".") + [""])[1]
+
+
+def test_every_room_is_in_the_list():
+    assert {room(module) for module in LIBRARY} - {""} == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_a_room_imports_only_rooms_below(module):
+    for imported in imports(LIBRARY[module]):
+        top = imported.split(".")[0]
+        assert top not in OUTSIDE, f"{module} imports {imported}, which is outside the library"
+        if top != "calce_jax" or not room(module):
+            continue
+        here, there = room(module), room(imported)
+        assert ROOMS.index(here) <= ROOMS.index(there), f"{module} imports {imported}, which is above it"
+
+
+def test_no_circle_of_modules():
+    graph = {module: {name for name in imports(path) if name in LIBRARY} for module, path in LIBRARY.items()}
+    finished: set[str] = set()
+
+    def visit(module: str, chain: tuple[str, ...]) -> None:
+        assert module not in chain, f"a circle: {' -> '.join([*chain[chain.index(module) :], module])}"
+        if module not in finished:
+            for imported in sorted(graph[module]):
+                visit(imported, (*chain, module))
+            finished.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_nothing_outside_is_imported_by_another_folder_of_the_owner():
+    for folder in ("configs", "launch"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert {name.split(".")[0] for name in imports(path)} & OUTSIDE <= {folder, "data"}, path
