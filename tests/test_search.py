@@ -12,7 +12,7 @@ import pytest
 from calce_jax import search as searching
 from calce_jax.annotations import Annotation
 from calce_jax.asking import Asker
-from calce_jax.cache import Cache, content_of, key_of
+from calce_jax.cache import OVERHEAD, Cache, content_of, key_of
 from calce_jax.clips import cut, pictures_at
 from calce_jax.findings import claim_folder, ranked, told_apart, truth_in, write_findings
 from calce_jax.hearing import hear
@@ -28,6 +28,7 @@ from tests.scripts import script
 from tests.searching import LONGEST, make_stages
 
 QUERY = "a red circle moves to the left"
+SRT = "1\n00:00:01,000 --> 00:00:02,000\nsaid in {} by {}\n"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_captions_are_cut_to_a_piece():
 
 
 def test_the_cache_drops_what_was_not_used_for_longest(tmp_path):
-    cache = Cache(tmp_path, limit=1000)
+    cache, size = Cache(tmp_path, limit=1000), 400 + OVERHEAD
     for number, name in enumerate("ab"):
         cache.write("frames", name, bytes(400))
         os.utime(tmp_path / "frames" / name, (number, number))
@@ -97,9 +98,9 @@ def test_the_cache_drops_what_was_not_used_for_longest(tmp_path):
     cache.write("features", "c", bytes(400))
     assert cache.read("frames", "b") is None
     assert cache.read("frames", "a") == bytes(400)
-    assert cache.size() == 800
+    assert cache.size() == 2 * size
     cache.write("features", "larger than all", bytes(2000))
-    assert cache.size() == 800
+    assert cache.size() == 2 * size
 
 
 def test_a_cache_that_cannot_be_written_says_so_once_and_holds_nothing(tmp_path, caplog):
@@ -298,7 +299,7 @@ def test_what_was_heard_is_kept_by_content_and_not_by_name(tmp_path, monkeypatch
             if not srt.exists():
                 asked.append(video)
                 srt.parent.mkdir(exist_ok=True)
-                srt.write_text(f"said in {video.read_text()} by {whisper}")
+                srt.write_text(SRT.format(video.read_text(), whisper))
         return found
 
     monkeypatch.setattr("calce_jax.hearing.captions_for", caption)
@@ -308,7 +309,7 @@ def test_what_was_heard_is_kept_by_content_and_not_by_name(tmp_path, monkeypatch
         video.parent.mkdir()
         video.write_text(content)
     for video in (first, same, other, first):
-        assert hear([video], out, "tiny", cache)[video].read_text() == f"said in {video.read_text()} by tiny"
+        assert hear([video], out, "tiny", cache)[video].read_text() == SRT.format(video.read_text(), "tiny")
     assert asked == [first, other]
     with pytest.raises(SearchError, match="same name"):
         hear([first, other], out, "tiny", cache)
