@@ -152,6 +152,15 @@ def test_resume_order(tmp_path):
         starting_point(tmp_path / "new", base="nowhere.safetensors")
 
 
+def test_params_whose_rows_do_not_follow_each_other(tmp_path):
+    wide = np.arange(12, dtype=np.float32).reshape(3, 4)
+    params = {"columns": np.asfortranarray(wide), "every other": wide[:, ::2], "one": np.float32(2.0)}
+    save_params(tmp_path / "a.safetensors", params)
+    loaded = load_params(tmp_path / "a.safetensors", params)
+    for name, array in params.items():
+        np.testing.assert_array_equal(loaded[name], array)
+
+
 def test_params_file(tmp_path):
     params = {"t5": {"a": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3)}, "ln": jnp.array([1.5])}
     path = tmp_path / "weights/base.safetensors"
