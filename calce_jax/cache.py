@@ -196,7 +196,7 @@ def _unpacked(content: bytes) -> dict[str, np.ndarray]:
             part = content[at : at + math.prod(shape) * DTYPES[dtype].itemsize]
             arrays[name] = np.frombuffer(part, DTYPES[dtype]).reshape(shape)
             at += len(part)
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"it holds no arrays ({error!r:.200})") from error
     if at != len(content):
         raise ValueError(f"it has {len(content)} bytes, its header tells of {at}")
