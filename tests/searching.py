@@ -1,6 +1,10 @@
 """A pair of stages that search: the minute model with the tiny tokenizers, its weights drawn at random."""
 
 from dataclasses import replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
 
 from calce_jax.distributed.sharding import make_mesh
 from calce_jax.inference.trained_run import Trained
@@ -12,8 +16,8 @@ LONGEST = 10.0  # seconds of a piece
 FRAMES = {1: 5, 2: 10}
 
 
-def make_stages() -> list[Trained]:
-    """Return both, which answer something about anything."""
+def make_stages(dtype: Literal["float32", "bfloat16"] = "float32") -> list[Trained]:
+    """Return both, which answer something about anything; frozen weights and activations are in a dtype."""
     stages = []
     for stage, frames in FRAMES.items():
         config = tiny_config(stage)
@@ -24,12 +28,16 @@ def make_stages() -> list[Trained]:
             text=replace(config.text, buckets=(256,), bert_tokens=12, windows=4),
             generation=replace(config.generation, beams=2),
             weights=replace(config.weights, base=""),
+            model=replace(config.model, frozen_dtype=dtype, compute_dtype=dtype),
         )
         tokenizers = open_tokenizers(config)
         sizes = replace(
             SIZES,
+            dtype=dtype,
             t5=replace(SIZES.t5, vocab=len(tokenizers.t5)),
             qformer=replace(SIZES.qformer, vocab=len(tokenizers.bert)),
         )
-        stages.append(Trained(config, sizes, tokenizers, make_mesh("single"), *make_model(sizes)))
+        graph, trainable, frozen = make_model(sizes)
+        frozen = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), frozen)
+        stages.append(Trained(config, sizes, tokenizers, make_mesh("single"), graph, trainable, frozen))
     return stages

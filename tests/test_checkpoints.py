@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from calce_jax.checkpoints import manager as checkpoints
 from calce_jax.checkpoints.manager import (
     CheckpointError,
     Checkpoints,
@@ -17,6 +16,7 @@ from calce_jax.checkpoints.manager import (
     starting_point,
     steps_in,
 )
+from calce_jax.checkpoints.manager import manager as checkpoints
 from calce_jax.distributed.sharding import abstract_like, make_mesh, shard_params
 from calce_jax.storage.provenance import file_hash
 from calce_jax.training.state import TrainState
@@ -150,6 +150,15 @@ def test_resume_order(tmp_path):
     assert starting_point(mine, given=str(other), base=str(base)) == checkpoints.Start("resumed", mine)
     with pytest.raises(CheckpointError, match=r"config.weights.base.*nowhere"):
         starting_point(tmp_path / "new", base="nowhere.safetensors")
+
+
+def test_params_whose_rows_do_not_follow_each_other(tmp_path):
+    wide = np.arange(12, dtype=np.float32).reshape(3, 4)
+    params = {"columns": np.asfortranarray(wide), "every other": wide[:, ::2], "one": np.float32(2.0)}
+    save_params(tmp_path / "a.safetensors", params)
+    loaded = load_params(tmp_path / "a.safetensors", params)
+    for name, array in params.items():
+        np.testing.assert_array_equal(loaded[name], array)
 
 
 def test_params_file(tmp_path):

@@ -80,6 +80,28 @@ def test_shards_and_their_index(tmp_path):
     assert content["metadata"]["total_size"] == sum(array.nbytes for array in ARRAYS.values())
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_float8_of_which_numpy_knows_nothing(tmp_path, torch, dtype):
+    every = np.arange(256, dtype=np.uint8).view(dtype)
+    arrays = {"half": ARRAYS["half"], "every": every.reshape(16, 16), "one": every[77, ...], "none": every[:0]}
+    save_file(arrays, tmp_path / "a.safetensors")
+    write_safetensors(tmp_path / "b.safetensors", lazily(arrays))
+    tensors = {name: torch.from_numpy(array.view(np.uint8)) for name, array in arrays.items() if name != "half"}
+    torch.save({name: tensor.view(getattr(torch, dtype)) for name, tensor in tensors.items()}, tmp_path / "c.pth")
+    for file in ("a.safetensors", "b.safetensors", "c.pth"):
+        opened = open_tensors(tmp_path / file)
+        assert {name: (tensor.shape, tensor.dtype) for name, tensor in opened.items() if name != "half"} == {
+            name: (array.shape, array.dtype) for name, array in arrays.items() if name != "half"
+        }
+        for name, tensor in opened.items():
+            assert tensor.read().tobytes() == arrays[name].tobytes()
+    whole = (tmp_path / "a.safetensors").read_bytes()
+    tensor = open_tensors(tmp_path / "a.safetensors")["every"]
+    (tmp_path / "a.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(WeightsFileError, match=r"a\.safetensors cannot be read: it is truncated or damaged"):
+        tensor.read()
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("nested", [True, False])
 def test_pth(tmp_path, torch, zipped, nested):

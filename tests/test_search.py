@@ -12,14 +12,14 @@ import pytest
 from calce_jax.inference.predictor import Asker
 from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.scoring import Beam
-from calce_jax.search import searcher as searching
 from calce_jax.search.captions import hear
 from calce_jax.search.inputs import SearchError, captions_of, check_queries, videos_in
 from calce_jax.search.ranking import SAME, Moment, moments_of, together
 from calce_jax.search.results import claim_folder, ranked, told_apart, truth_in, write_findings
 from calce_jax.search.searcher import Searcher
+from calce_jax.search.searcher import searcher as searching
 from calce_jax.search.segments import Piece, Sampling, captions_in, footage, length_of, pieces_of
-from calce_jax.storage.disk_cache import Cache, content_of, key_of
+from calce_jax.storage.disk_cache import OVERHEAD, Cache, content_of, key_of
 from calce_jax.text.prompt import Caption
 from calce_jax.text.tokenizers import load_t5
 from calce_jax.video.clips import cut, pictures_at
@@ -29,6 +29,7 @@ from tests.scripts import script
 from tests.searching import LONGEST, make_stages
 
 QUERY = "a red circle moves to the left"
+SRT = "1\n00:00:01,000 --> 00:00:02,000\nsaid in {} by {}\n"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_captions_are_cut_to_a_piece():
 
 
 def test_the_cache_drops_what_was_not_used_for_longest(tmp_path):
-    cache = Cache(tmp_path, limit=1000)
+    cache, size = Cache(tmp_path, limit=1000), 400 + OVERHEAD
     for number, name in enumerate("ab"):
         cache.write("frames", name, bytes(400))
         os.utime(tmp_path / "frames" / name, (number, number))
@@ -98,9 +99,9 @@ def test_the_cache_drops_what_was_not_used_for_longest(tmp_path):
     cache.write("features", "c", bytes(400))
     assert cache.read("frames", "b") is None
     assert cache.read("frames", "a") == bytes(400)
-    assert cache.size() == 800
+    assert cache.size() == 2 * size
     cache.write("features", "larger than all", bytes(2000))
-    assert cache.size() == 800
+    assert cache.size() == 2 * size
 
 
 def test_a_cache_that_cannot_be_written_says_so_once_and_holds_nothing(tmp_path, caplog):
@@ -299,7 +300,7 @@ def test_what_was_heard_is_kept_by_content_and_not_by_name(tmp_path, monkeypatch
             if not srt.exists():
                 asked.append(video)
                 srt.parent.mkdir(exist_ok=True)
-                srt.write_text(f"said in {video.read_text()} by {whisper}")
+                srt.write_text(SRT.format(video.read_text(), whisper))
         return found
 
     monkeypatch.setattr("calce_jax.search.captions.captions_for", caption)
@@ -309,7 +310,7 @@ def test_what_was_heard_is_kept_by_content_and_not_by_name(tmp_path, monkeypatch
         video.parent.mkdir()
         video.write_text(content)
     for video in (first, same, other, first):
-        assert hear([video], out, "tiny", cache)[video].read_text() == f"said in {video.read_text()} by tiny"
+        assert hear([video], out, "tiny", cache)[video].read_text() == SRT.format(video.read_text(), "tiny")
     assert asked == [first, other]
     with pytest.raises(SearchError, match="same name"):
         hear([first, other], out, "tiny", cache)

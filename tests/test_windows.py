@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from calce_jax.moments import windows, windows_reference
+from calce_jax.moments.scoring import windows, windows_reference
 from calce_jax.moments.windows import format_windows, parse_windows
 
 DURATIONS = {"None": None, "150": 150, "31": 31, "15": 15, "tensor150": 150, "float30.96": 30.96}

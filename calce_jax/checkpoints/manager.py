@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from safetensors import SafetensorError, safe_open
-from safetensors.flax import save_file
+from safetensors.numpy import save_file
 
 from calce_jax.config import packaged_path
 from calce_jax.distributed.param_names import named_leaves, with_leaves
@@ -235,7 +235,9 @@ def save_params(path: Path, params: Any, about: Mapping[str, str] | None = None)
     path, part = Path(path), Path(f"{path}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file({name: jax.device_get(leaf) for name, leaf in named_leaves(params).items()}, part, dict(about or {}))
+        # safetensors writes the memory as it lies, and a device may give arrays whose rows are not one after the other.
+        host = {name: np.asarray(jax.device_get(leaf), order="C") for name, leaf in named_leaves(params).items()}
+        save_file(host, part, dict(about or {}))
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)

@@ -3,11 +3,12 @@
 Programs are compiled for two sizes of batches, so that a second question, or the next video, finds them compiled.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from calce_jax.batch import Batch
@@ -68,6 +69,21 @@ class Asker:
         frames = np.stack([row["frames"]] * self._devices)
         looked = self._run(self._look, frames)
         return jax.tree.map(lambda array: array[:1], looked)
+
+    def looked_of(self, arrays: Mapping[str, np.ndarray]) -> Looked:
+        """Return what `look` returned, from the arrays of its fields.
+
+        Raises:
+          ValueError: these are not fields, shapes and dtypes that `look` returns.
+        """
+        sizes, qformer = self.trained.sizes, self.trained.sizes.qformer
+        expected = {
+            "means": ((1, self.frames, sizes.vit.width), jnp.dtype(jnp.float32)),
+            "queries": ((1, self.frames, qformer.queries, qformer.width), jnp.dtype(sizes.dtype)),
+        }
+        if (found := {name: (array.shape, array.dtype) for name, array in arrays.items()}) != expected:
+            raise ValueError(f"it holds {found}, what is seen in a video is {expected}")
+        return Looked(**arrays)
 
     def ask(self, examples: Sequence[Example], looked: Sequence[Looked]) -> list[Answer]:
         """Return the answers, in order.

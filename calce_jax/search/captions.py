@@ -7,6 +7,7 @@ from calce_jax.search.inputs import SearchError
 from calce_jax.speech.captioning import captions_for
 from calce_jax.storage.atomic_files import write_output
 from calce_jax.storage.disk_cache import Cache, content_of, key_of
+from calce_jax.text.captions import check_srt
 
 
 def hear(videos: Sequence[Path], folder: str | Path, whisper: str, cache: Cache) -> dict[Path, Path]:
@@ -33,7 +34,7 @@ def hear(videos: Sequence[Path], folder: str | Path, whisper: str, cache: Cache)
         )
     keys = {video: key_of(content=content_of(video), whisper=whisper) for video in silent}
     for video, target in targets.items():
-        kept = cache.read("captions", keys[video])
+        kept = _kept(cache, keys[video])
         if kept is None:
             target.unlink(missing_ok=True)
         else:
@@ -42,3 +43,16 @@ def hear(videos: Sequence[Path], folder: str | Path, whisper: str, cache: Cache)
     for video, srt in heard.items():
         cache.write("captions", keys[video], srt.read_bytes())
     return heard
+
+
+def _kept(cache: Cache, key: str) -> bytes | None:
+    """Return the content of an .srt file, or nothing if it is not in the cache or cannot be read as captions."""
+    content = cache.read("captions", key)
+    if content is None:
+        return None
+    try:
+        check_srt(content)
+    except ValueError as error:
+        cache.refuse("captions", key, error)
+        return None
+    return content

@@ -164,11 +164,14 @@ class Searcher:
             weights=self._weights[name],
         )
         kept = self.cache.read_arrays("features", key)
-        if kept is None:
-            looked = asker.look(example)
-            self.cache.write_arrays("features", key, {"means": looked.means, "queries": looked.queries})
-            return looked
-        return Looked(**kept)
+        if kept is not None:
+            try:
+                return asker.looked_of(kept)
+            except ValueError as error:
+                self.cache.refuse("features", key, error)
+        looked = asker.look(example)
+        self.cache.write_arrays("features", key, {"means": looked.means, "queries": looked.queries})
+        return looked
 
 
 def open_stages(checkpoint: str | Path | None = None) -> list[Trained]:

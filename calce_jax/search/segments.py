@@ -24,6 +24,7 @@ from calce_jax.video.decode import VideoError, duration_of, encode_jpeg, frames_
 LONGEST_HOURS = 4.0
 # Longer by so much, a video is still one piece: 150.02 s are the 150 s that were annotated.
 TOLERANCE = 1.02
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 VERSION = 1  # of how frames are taken; another one does not find what an earlier one kept
 
 
@@ -137,8 +138,8 @@ def _read(
 ) -> Iterator[Footage]:
     """Read pieces by their keys; from the first that is not in the cache on, all of them from the video."""
     left = list(wanted)
-    while left and (entry := cache.read_arrays("frames", left[0][1])) is not None:
-        yield _unpacked(entry)
+    while left and (kept := _kept(*left[0], sampling, cache, whole=len(wanted) == 1)) is not None:
+        yield kept
         left.pop(0)
     if not left:
         return
@@ -178,25 +179,65 @@ def _decode(video: str | Path, pieces: Sequence[Piece], sampling: Sampling) -> I
             pictures = {at: jpeg for at, jpeg in pictures.items() if at >= still}
 
 
+def _kept(piece: Piece, key: str, sampling: Sampling, cache: Cache, *, whole: bool) -> Footage | None:
+    """Return a piece from the cache, or nothing if it is not there or is not what `_packed` wrote of this piece."""
+    entry = cache.read_arrays("frames", key)
+    if entry is None:
+        return None
+    try:
+        found = _unpacked(entry)
+        # How long a whole video is, its frames say.
+        if found.piece.start != piece.start or (found.piece.end != piece.end and not whole):
+            raise ValueError(f"it is of {found.piece}, not of {piece}")
+        if len(found.keyframes) > sampling.frames:
+            raise ValueError(f"it has {len(found.keyframes)} frames, not {sampling.frames}")
+    except ValueError as error:
+        cache.refuse("frames", key, error)
+        return None
+    return found
+
+
 def _packed(found: Footage) -> dict[str, np.ndarray]:
     ends = np.cumsum([len(jpeg) for jpeg in found.keyframes])
     return {
         "jpeg": np.frombuffer(b"".join(found.keyframes), np.uint8),
-        "ends": ends.astype(np.int32),
-        "indices": found.indices.astype(np.int32),
+        "ends": ends.astype(np.int64),
+        "indices": found.indices.astype(np.int64),
         "times": found.times.astype(np.float32),
-        "about": np.array([found.piece.start, found.piece.end, found.total, found.rate]).view(np.uint8),
+        "about": np.array([found.piece.start, found.piece.end, found.total, found.rate], np.float64),
     }
 
 
 def _unpacked(entry: dict[str, np.ndarray]) -> Footage:
+    """Undo `_packed`.
+
+    Raises:
+      ValueError: the entry is something else.
+    """
+    count = entry["ends"].size if "ends" in entry else 0
+    expected = {
+        "jpeg": (np.uint8, (entry["jpeg"].size if "jpeg" in entry else 0,)),
+        "ends": (np.int64, (count,)),
+        "indices": (np.int64, (count,)),
+        "times": (np.float32, (count,)),
+        "about": (np.float64, (4,)),
+    }
+    there = {name: (array.dtype, array.shape) for name, array in entry.items()}
+    if there != expected:
+        raise ValueError(f"it holds {there}, not the frames of a piece")
     jpeg, ends = entry["jpeg"].tobytes(), [0, *entry["ends"].tolist()]
-    start, end, total, rate = np.ascontiguousarray(entry["about"]).view(np.float64).tolist()
-    return Footage(
-        piece=Piece(start, end),
-        keyframes=[jpeg[a:b] for a, b in pairwise(ends)],
-        indices=entry["indices"].astype(np.int64),
-        times=entry["times"],
-        total=int(total),
-        rate=rate,
+    start, end, total, rate = entry["about"].tolist()
+    keyframes = [jpeg[a:b] for a, b in pairwise(ends)]
+    indices, times = entry["indices"], entry["times"]
+    sound = (
+        count > 0
+        and ends[-1] == len(jpeg)
+        and all(picture.startswith(JPEG_START) and picture.endswith(JPEG_END) for picture in keyframes)
+        and np.isfinite([start, end, total, rate]).all()
+        and np.isfinite(times).all()
+        and min(end - start, rate) > 0
+        and 0 <= indices.min() <= indices.max() < total
     )
+    if not sound:
+        raise ValueError("its frames, their places and their times do not fit together")
+    return Footage(Piece(start, end), keyframes, indices, times, int(total), rate)

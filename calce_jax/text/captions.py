@@ -50,6 +50,16 @@ def read_srt(path: str | Path, behaviour: Behaviour = "default") -> list[Caption
     return list(_by_lines(text, path) if behaviour == "reference" else _by_blocks(text, path))
 
 
+def check_srt(content: bytes) -> None:
+    """Check that the content of an .srt file can be read by default.
+
+    Raises:
+      ValueError: it cannot.
+    """
+    for _ in _by_blocks(content.decode("utf-8-sig"), Path("captions")):
+        pass
+
+
 def clean(captions: Sequence[Caption]) -> list[Caption]:
     """Join repeats and keep what is English: lower case, without signs and fillers.
 

@@ -35,6 +35,8 @@ DTYPES: dict[str, np.dtype] = {
         "BOOL": np.bool_,
     }.items()
 }
+# Of which neither numpy nor safetensors' reader for numpy knows, so that their bytes are read as they are.
+FLOAT8 = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
 # What a folder from the Hugging Face hub holds, the first that is there: shards by their index, or one file.
 HUB_FILES = (
     "model.safetensors.index.json",
@@ -100,13 +102,28 @@ def _open_safetensors(path: Path) -> dict[str, Lazy]:
     def lazy(name: str, part: Any) -> Lazy:
         if part.get_dtype() not in DTYPES:
             raise WeightsFileError(f"{path}: {name} has dtype {part.get_dtype()}, which is not known here")
-        return Lazy(tuple(part.get_shape()), DTYPES[part.get_dtype()], partial(_read_safetensors, path, name))
+        dtype = DTYPES[part.get_dtype()]
+        read = _read_bytes if dtype in FLOAT8 else _read_safetensors
+        return Lazy(tuple(part.get_shape()), dtype, partial(read, path, name))
 
     return _guarded(path, lambda file: {name: lazy(name, file.get_slice(name)) for name in file.keys()})  # noqa: SIM118
 
 
 def _read_safetensors(path: Path, name: str) -> np.ndarray:
     return _guarded(path, lambda file: file.get_tensor(name))
+
+
+def _read_bytes(path: Path, name: str) -> np.ndarray:
+    def use(_: Any) -> np.ndarray:
+        # safetensors has just checked the header.
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            about = json.loads(file.read(size))[name]
+            start, end = about["data_offsets"]
+            file.seek(8 + size + start)
+            return np.frombuffer(file.read(end - start), DTYPES[about["dtype"]]).reshape(about["shape"])
+
+    return _guarded(path, use)
 
 
 def _guarded(path: Path, use: Callable[[Any], Any]) -> Any:
@@ -145,9 +162,11 @@ class _TorchFile:
             self.tensors = _load(self._path)
         tensor = self.tensors[name].detach()
         self._read += tensor.nbytes
-        if str(tensor.dtype) == "torch.bfloat16":
-            return tensor.view(_torch().int16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.numpy()
+        dtype = _numpy_dtype(self._path, name, tensor)
+        if dtype.isbuiltin == 1:
+            return tensor.numpy()
+        # numpy alone knows neither bfloat16 nor float8.
+        return tensor.view(_torch().int16 if dtype.itemsize == 2 else _torch().int8).numpy().view(dtype)
 
 
 def _load(path: Path) -> dict[str, Any]:
