@@ -65,17 +65,78 @@ def test_restores_state_iterator_and_record_onto_any_mesh(tmp_path, mesh):
     kept.close()
 
 
-def test_keeps_the_latest_and_the_best(tmp_path):
+def test_keeps_the_latest_two_and_the_best(tmp_path):
     kept = Checkpoints(tmp_path)
     for step, score in enumerate([50.0, 60.0, 60.0, 55.0, None], start=1):
         kept.save(make_state(step), make_iterator(), {}, None if score is None else {"R1_avg": score})
     kept.close()
-    assert steps_in(tmp_path) == [2, 5]
+    assert steps_in(tmp_path) == [2, 4, 5]
     again = Checkpoints(tmp_path)
     assert (again.latest, again.best) == (5, (2, 60.0))
+    assert (again.before(5), again.before(4), again.before(2)) == (4, 2, None)
     again.save(make_state(6), make_iterator(), {}, {"R1_avg": 59.0})
     again.close()
-    assert steps_in(tmp_path) == [2, 6]
+    assert steps_in(tmp_path) == [2, 5, 6]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("part", ["trainable", "opt_state"])
+def test_a_state_that_is_not_finite_is_refused_and_others_stay(tmp_path, part, value):
+    def harmed(step):
+        state = make_state(step)
+        bias = jnp.arange(4.0).at[2].set(value)
+        kernel = state.trainable["t5_proj"]["kernel"]
+        params = {"t5_proj": {"kernel": kernel, "bias": bias}}
+        return state.replace(**{part: params if part == "trainable" else {**state.opt_state, "mu": params}})
+
+    name = "trainable/t5_proj/bias" if part == "trainable" else "opt_state/mu/t5_proj/bias"
+    kept = Checkpoints(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"checkpoints/2 is not saved: {name} are not finite.* from the start"):
+        kept.save(harmed(2), make_iterator(), {}, {"R1_avg": 99.0})
+    kept.save(make_state(3), make_iterator(), {}, {"R1_avg": 1.0})
+    # Saving a step anew removes it first.
+    for step in (3, 4):
+        with pytest.raises(CheckpointError, match=rf"checkpoints/{step} is not saved: {name} .* from step 3$"):
+            kept.save(harmed(step), make_iterator(), {}, {"R1_avg": 99.0})
+    kept.wait()
+    assert (steps_in(tmp_path), kept.best) == ([3], (3, 1.0))
+    assert_equal(kept.restore(3, abstract(), make_iterator()), make_state(3))
+    kept.close()
+
+
+@pytest.mark.parametrize("harmed", [4, 5])
+def test_what_an_earlier_version_saved_that_is_not_finite_is_refused_with_a_remedy(tmp_path, monkeypatch, harmed):
+    """The latest, or the best: an evaluation answers something even where no weight is a number."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(checkpoints, "not_finite", lambda leaves: [])
+        for step in (4, 5):
+            save(tmp_path, make_state(step, value=np.nan if step == harmed else 1.0), metrics={"R1_avg": 9.0 - step})
+    kept, other = Checkpoints(tmp_path), 9 - harmed
+    remedy = rf"checkpoints/{harmed} cannot be used: .*t5_proj/kernel.*checkpoints/{harmed} to go on from step {other}$"
+    with pytest.raises(CheckpointError, match=remedy):
+        kept.restore(harmed, abstract("a100x4"), make_iterator())
+    with pytest.raises(CheckpointError, match=remedy):
+        kept.restore_trainable(harmed, abstract().trainable)
+    kept.close()
+    shutil.rmtree(tmp_path / f"checkpoints/{harmed}")
+    kept = Checkpoints(tmp_path)
+    assert (kept.latest, kept.best) == (other, (other, 9.0 - other))
+    assert_equal(kept.restore(other, abstract(), make_iterator()), make_state(other))
+    kept.close()
+
+
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(checkpoints.math, "isfinite", lambda value: True)
+        save(tmp_path, make_state(1), metrics={"R1_avg": np.nan})
+    save(tmp_path, make_state(2), metrics={"R1_avg": np.nan})
+    kept = Checkpoints(tmp_path)
+    assert kept.best is None
+    for step, score in ((3, 0.0), (4, np.nan), (5, None)):
+        kept.save(make_state(step), make_iterator(), {}, None if score is None else {"R1_avg": score})
+    assert kept.best == (3, 0.0)
+    kept.close()
+    assert steps_in(tmp_path) == [3, 4, 5]
 
 
 def test_a_step_saved_unevaluated_can_be_saved_again_with_its_metrics(tmp_path):

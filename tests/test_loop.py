@@ -1,5 +1,7 @@
 import os
+import shutil
 import signal
+from functools import partial
 
 import grain
 import jax
@@ -9,13 +11,13 @@ import pytest
 from flax import struct
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from calce_jax.checkpoints.manager import Checkpoints, steps_in
+from calce_jax.checkpoints.manager import CheckpointError, Checkpoints, steps_in
 from calce_jax.config import OptimizerConfig
 from calce_jax.text.text_row import Note
-from calce_jax.training.loop import Evaluation, Plan, TrainingError, train
+from calce_jax.training.loop import MAX_SKIPPED, Evaluation, Plan, TrainingError, train
 from calce_jax.training.metric_writer import open_writer
 from calce_jax.training.optimizer import make_optimizer
-from calce_jax.training.state import apply_gradients, new_state
+from calce_jax.training.state import apply_gradients, is_finite, new_state
 
 PLAN = Plan(steps_per_epoch=5, epochs=3, log_every=2, eval_every=1)
 OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05))
@@ -42,23 +44,33 @@ def make_iterator():
     return iter(data.batch(4, batch_fn=make_batch))
 
 
-@jax.jit
-def toy_step(state, batch):
+@partial(jax.jit, static_argnames="harm")
+def toy_step(state, batch, harm=""):
     noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), state.step), (2,))
 
     def loss_of(params):
-        return jnp.square(batch.x @ (params["kernel"] + 0.1 * noise) - params["bias"] - 1.0).mean()
+        loss = jnp.square(batch.x @ (params["kernel"] + 0.1 * noise) - params["bias"] - 1.0).mean()
+        # At zero the square root is finite and its slope is not.
+        return loss + {"": 0.0, "gradient": jnp.sqrt(0.0 * params["bias"]), "loss": jnp.nan * params["bias"]}[harm]
 
     loss, gradients = jax.value_and_grad(loss_of)(state.trainable)
     rate = jnp.float32(1e-2) / (1.0 + state.step.astype(jnp.float32))
+    norm = jnp.abs(gradients["bias"])
+    finite = is_finite(loss, norm)
     measured = {
         "loss": loss,
         "learning_rate": rate,
-        "gradient_norm": jnp.abs(gradients["bias"]),
+        "gradient_norm": norm,
+        "skipped": (~finite).astype(jnp.float32),
         "tokens": jnp.float32(40),
         "padding": jnp.float32(0.25),
     }
-    return apply_gradients(state, gradients, OPTIMIZER, rate), measured
+    return apply_gradients(state, gradients, OPTIMIZER, rate, finite=finite), measured
+
+
+def harming(*steps, harm="gradient"):
+    """Let the loss or the gradient of these steps (the first is 1) not be finite."""
+    return lambda state, batch: toy_step(state, batch, harm if int(state.step) + 1 in steps else "")
 
 
 def score(state):
@@ -104,6 +116,23 @@ def terminating(function, at):
         return function(state, *rest)
 
     return wrapped
+
+
+def queries_of(step):
+    data = make_iterator()
+    rows = [next(data).row for _ in range(step)][-1]
+    return ", ".join(f"q{row}" for row in rows)
+
+
+def assert_finite(workdir):
+    """See that no checkpoint holds anything else; `Checkpoints` has its own test."""
+    kept = Checkpoints(workdir)
+    state = new_state({"kernel": jnp.zeros(2), "bias": jnp.zeros(())}, OPTIMIZER)
+    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+    for step in steps_in(workdir):
+        for leaf in jax.tree.leaves(kept.restore(step, abstract, make_iterator())):
+            assert np.isfinite(leaf).all()
+    kept.close()
 
 
 def assert_same(left, right):
@@ -180,15 +209,116 @@ def test_a_finished_run_does_nothing_more(uninterrupted):
     assert_same(run(workdir, step_fn=refuse, evaluate=refuse), state)
 
 
-def test_a_loss_that_is_no_number_is_named_and_not_saved(tmp_path):
+@pytest.mark.parametrize("harm", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, caplog, harm):
+    states = {}
+
+    def noting(state, batch):
+        after, measured = harming(7, harm=harm)(state, batch)
+        states[int(after.step)] = jax.device_get(after)
+        assert bool(jnp.isfinite(measured["loss"])) == (harm == "gradient" or int(after.step) != 7)
+        return after, measured
+
+    state = run(tmp_path, step_fn=noting)
+    assert_same(states[7].replace(step=states[6].step), states[6])
+    assert int(state.step) == 15
+    # Micro-steps 1 to 6 are three of the optimizer's; the fourth is made of 8 and 9, the last gradient waits.
+    assert (int(state.opt_state.gradient_step), int(state.opt_state.mini_step)) == (7, 0)
+    assert steps_in(tmp_path) == [10, 15]
+    assert_finite(tmp_path)
+    told = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("training: step 7 was skipped: its loss is ")
+    assert told[0].endswith(f"its queries are {queries_of(7)}")
+    # What is written at step 10 is of steps 7 and 8, by the lag of two.
+    assert {step: count for step, count in scalars(tmp_path, "train/skipped").items() if count} == {10: 1.0}
+    assert all(np.isfinite(value) for value in scalars(tmp_path, "train/loss").values())
+    assert all(np.isfinite(value) for value in scalars(tmp_path, "train/gradient_norm").values())
+
+
+def test_a_run_with_a_skipped_step_resumes_bit_for_bit(tmp_path):
+    whole = run(tmp_path / "whole", step_fn=harming(7))
+    with pytest.raises(SystemExit):
+        run(tmp_path / "stopped", step_fn=terminating(harming(7), 6))
+    assert steps_in(tmp_path / "stopped")[-1] == 7
+    assert_same(run(tmp_path / "stopped"), whole)
+
+
+def test_a_log_of_skipped_steps_alone_has_no_loss(tmp_path):
+    # The lag leaves step 5 to the log of step 8, but for the evaluation, which waits.
+    run(tmp_path, step_fn=harming(3, 4, 5))
+    assert scalars(tmp_path, "train/skipped")[6] == 3.0
+    assert 6 not in scalars(tmp_path, "train/loss")
+    assert 6 in scalars(tmp_path, "train/learning_rate")
+
+
+@pytest.mark.parametrize("harm", ["loss", "gradient"])
+def test_many_skipped_in_a_row_end_the_run_with_a_true_word_on_how_to_go_on(tmp_path, harm):
+    with pytest.raises(TrainingError) as raised:
+        run(tmp_path, step_fn=harming(*range(11, 16), harm=harm))
+    text = str(raised.value)
+    assert text.startswith("5 steps in a row had a loss or a gradient that is not finite and were skipped")
+    for step in range(11, 16):
+        assert f"step {step}: {queries_of(step)}" in text
+    assert "the same command then goes on from step 10, whose values are finite" in text
+    assert f"remove {tmp_path / 'checkpoints/10'} to go on from step 5" in text
+    assert f"config.weights.start={tmp_path}" in text
+    assert steps_in(tmp_path) == [5, 10]
+    assert_finite(tmp_path)
+
+    # Both ways to go on are as told, and end as a run that never met the harm.
+    shutil.copytree(tmp_path / "checkpoints", tmp_path / "other/checkpoints")
+    shutil.rmtree(tmp_path / "other/checkpoints/10")
+    whole = run(tmp_path / "whole")
+    for workdir in (tmp_path, tmp_path / "other"):
+        first = []
+
+        def noting(state, batch, first=first):
+            first.append(int(state.step))
+            return toy_step(state, batch)
+
+        assert_same(run(workdir, step_fn=noting), whole)
+        assert first[0] == (10 if workdir == tmp_path else 5)
+        assert steps_in(workdir) == [10, 15]
+
+
+def test_many_skipped_before_the_first_checkpoint(tmp_path):
+    evaluated = []
+    with pytest.raises(TrainingError, match="the same command then starts anew, since no checkpoint was saved"):
+        run(tmp_path, step_fn=harming(*range(1, 6)), evaluate=evaluated.append)
+    assert steps_in(tmp_path) == evaluated == []
+
+
+def test_a_finite_step_in_between_begins_the_count_anew(tmp_path):
+    assert MAX_SKIPPED == 5
+    assert int(run(tmp_path, step_fn=harming(2, 3, 4, 5, 7, 8, 9, 10)).step) == 15
+    assert_finite(tmp_path)
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
+    """Whatever made it: here a step that does not skip."""
+
     def broken(state, batch):
         state, measured = toy_step(state, batch)
-        loss = jnp.where(state.step == 7, jnp.nan, measured["loss"])
-        return state, {**measured, "loss": loss}
+        bias = jnp.where(state.step == 7, jnp.nan, state.trainable["bias"])
+        return state.replace(trainable={**state.trainable, "bias": bias}), {**measured, "skipped": jnp.float32(0)}
 
-    with pytest.raises(TrainingError, match=r"loss of step 7 is nan; its queries are q\d+, q\d+, q\d+, q\d+\. Look"):
+    with pytest.raises(CheckpointError, match=r"checkpoints/10 is not saved: trainable/bias.* from step 5"):
         run(tmp_path, step_fn=broken)
     assert steps_in(tmp_path) == [5]
+    assert int(run(tmp_path).step) == 15
+
+
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
+    def scoring(state):
+        value = {5: 3.0, 10: float("nan"), 15: 1.0}[int(state.step)]
+        return Evaluation({"R1_avg": value})
+
+    run(tmp_path, evaluate=scoring)
+    kept = Checkpoints(tmp_path)
+    assert kept.best == (5, 3.0)
+    kept.close()
+    assert steps_in(tmp_path) == [5, 10, 15]
 
 
 def test_data_that_end_early(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from calce_jax.config import OptimizerConfig
 from calce_jax.training.optimizer import decays, make_optimizer
-from calce_jax.training.state import apply_gradients, new_state
+from calce_jax.training.state import apply_gradients, is_finite, new_state
 
 RATE = 3e-4
 
@@ -110,3 +110,37 @@ def test_accumulation_waits_sums_or_averages_and_takes_the_last_rate():
         # What an epoch leaves over waits for the next one's first step.
         assert_close(third.trainable, second.trainable, 0.0)
         assert float(third.opt_state.acc_grads["query_proj"]["bias"][0]) == 5.0
+
+
+@pytest.mark.parametrize("behaviour", ["default", "reference"])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_skipped_micro_steps_leave_every_bit_and_the_others_go_on_as_if_they_had_not_been(accumulate, behaviour):
+    optimizer = make_optimizer(config(accumulate), behaviour)
+    step = jax.jit(
+        lambda state, gradient, rate, norm: apply_gradients(
+            state, gradient, optimizer, rate, finite=is_finite(jnp.float32(1), norm)
+        )
+    )
+    rng = np.random.default_rng(1)
+    good = [tree(rng.normal(size=(2, 3)), rng.normal(size=2)) for _ in range(7)]
+    bad = tree(np.full((2, 3), np.nan), np.full(2, np.inf))
+    state = new_state(tree(rng.normal(size=(2, 3)), rng.normal(size=2)), optimizer)
+    alone = run(state.trainable, good, [RATE] * 7, accumulate=accumulate, behaviour=behaviour)[-1]
+    for i, gradient in enumerate(good):
+        if i in (0, 1, 4):
+            for norm in (jnp.nan, jnp.inf):
+                skipped = step(state, bad, jnp.float32(RATE), jnp.float32(norm))
+                assert int(skipped.step) == int(state.step) + 1
+                assert_close((skipped.trainable, skipped.opt_state), (state.trainable, state.opt_state), 0.0)
+                state = skipped
+        state = step(state, gradient, jnp.float32(RATE), jnp.float32(1))
+    assert int(state.step) == 7 + 6
+    assert_close((state.trainable, state.opt_state), (alone.trainable, alone.opt_state), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "expected"),
+    [(1.0, 2.0, True), (np.nan, 2.0, False), (np.inf, 2.0, False), (1.0, np.nan, False), (1.0, np.inf, False)],
+)
+def test_what_is_finite(loss, norm, expected):
+    assert bool(is_finite(jnp.float32(loss), jnp.float32(norm))) is expected

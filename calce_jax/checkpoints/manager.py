@@ -2,11 +2,14 @@
 
 A workdir holds `checkpoints/<step>/`, written by Orbax while training goes on: what was trained and the optimizer's
 state by name, the data iterator, and a JSON record (config, git revision, base weights). Frozen weights are not in it.
-Two steps are kept, the latest and the best by R1_avg. Whole models and adapters also travel as one safetensors file.
+Kept are
+the latest, the one before it, and the best by R1_avg; each holds finite values only. Whole models and adapters also
+travel as one safetensors file.
 """
 
 import dataclasses
 import errno
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +18,7 @@ from typing import Any, Literal
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from safetensors import SafetensorError, safe_open
@@ -87,7 +91,8 @@ class Checkpoints:
         policies = ocp.checkpoint_managers
         keep = policies.AnyPreservationPolicy(
             [
-                policies.LatestN(1),
+                # The one before the latest stays until training has gone on from the latest to another checkpoint.
+                policies.LatestN(2),
                 policies.BestN(get_metric_fn=_merit, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
@@ -113,12 +118,21 @@ class Checkpoints:
           state: a `TrainState`.
           iterator: the data iterator, which stands after the state's last batch.
           record: what JSON can hold.
-          metrics: of this state, with R1_avg; none where it was not evaluated.
+          metrics: of this state, with R1_avg; none where it was not evaluated. An R1_avg that is not finite counts as
+            none, so that such a state never becomes the best.
 
         Raises:
-          CheckpointError: no space is left. The checkpoints that were complete before are untouched.
+          CheckpointError: no space is left, or the state holds values that are not finite. The checkpoints that were
+            complete before are untouched.
         """
         step, leaves = int(state.step), named_leaves(state)
+        if wrong := not_finite(leaves):
+            raise CheckpointError(
+                f"{self.folder / str(step)} is not saved: {_first(wrong)} are not finite (NaN or infinite)",
+                "the same command goes on from " + ("the start" if self.latest is None else f"step {self.latest}"),
+            )
+        if metrics is not None and not math.isfinite(metrics[CRITERION]):
+            metrics = None
         needed = sum(leaf.nbytes for leaf in leaves.values())
         free = free_bytes(self.folder)
         if free < needed:
@@ -159,8 +173,13 @@ class Checkpoints:
     @property
     def best(self) -> tuple[int, float] | None:
         """The step with the highest R1_avg and its value; the earlier of equals."""
-        scored = [(_merit(m), step) for step in self._manager.all_steps() if (m := self._manager.metrics(step))]
+        metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        scored = [(_merit(m), step) for step, m in metrics.items() if m and math.isfinite(m[CRITERION])]
         return (max(scored)[1], max(scored)[0][0]) if scored else None
+
+    def before(self, step: int) -> int | None:
+        """Return the last saved step before another."""
+        return max((other for other in self._manager.all_steps() if other < step), default=None)
 
     def record(self, step: int) -> dict[str, Any]:
         """Return what was recorded with a step."""
@@ -176,7 +195,8 @@ class Checkpoints:
           iterator: built as the saved one was.
 
         Raises:
-          CheckpointError: it was saved from a model of another size (all differing shapes are listed), or is damaged.
+          CheckpointError: it was saved from a model of another size (all differing shapes are listed), is damaged, or
+            holds values that are not finite, which earlier versions could save.
         """
         restored = self._restore(
             step,
@@ -201,7 +221,14 @@ class Checkpoints:
                 restore_args=ocp.checkpoint_utils.construct_restore_args(dict(wanted)),
                 partial_restore=bool(part),
             )
-            return self._manager.restore(step, args=ocp.args.Composite(state=state, **items))["state"]
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=state, **items))["state"]
+        if wrong := not_finite(restored):
+            path = self.folder / str(step)
+            raise CheckpointError(
+                f"{path} cannot be used: {_first(wrong)} are not finite (NaN or infinite), which earlier versions could "
+                f"save; remove {path} {self._without(step)}"
+            )
+        return restored
 
     @contextmanager
     def _naming(self, step: int | None, deed: str) -> Iterator[None]:
@@ -215,10 +242,14 @@ class Checkpoints:
             if getattr(error, "errno", None) == errno.ENOSPC or "no space left" in str(error).lower():
                 text = f"no space left while {path} was {deed}; make room and run the same command again"
             else:
-                others = [str(other) for other in steps_in(self.folder.parent) if other != step]
-                remedy = f"to go on from step {others[-1]}" if others else "to start over"
+                remedy = self._without(step)
                 text = f"{path} cannot be {deed}: it is damaged or incomplete; remove it {remedy} ({error})"
             raise CheckpointError(text) from error
+
+    def _without(self, step: int | None) -> str:
+        """Return, for messages, what removing a checkpoint leads to."""
+        others = [other for other in steps_in(self.folder.parent) if other != step]
+        return f"to go on from step {others[-1]}" if others else "to start over"
 
 
 def save_params(path: Path, params: Any, about: Mapping[str, str] | None = None) -> None:
@@ -275,9 +306,27 @@ def _placed(array: jax.Array, sharding: Any) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 
 
+def not_finite(leaves: Mapping[str, Any]) -> list[str]:
+    """Return the names of the floating-point arrays that hold NaN or an infinity; waits for the device."""
+    floats = {name: leaf for name, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+    return [name for name, finite in jax.device_get(_all_finite(floats)).items() if not finite]
+
+
+@jax.jit
+def _all_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more arrays" if len(names) > 3 else "")
+
+
 def _merit(metrics: Mapping[str, float]) -> Any:
-    """Order by R1_avg; of equals the earlier is better, as in the original, which saves only on improvement."""
-    return metrics[CRITERION], -metrics["step"]
+    """Order by R1_avg; of equals the earlier is better, as in the original, which saves only on improvement.
+
+    Earlier versions could save an R1_avg of NaN, which no order holds; it comes last.
+    """
+    return metrics[CRITERION] if math.isfinite(metrics[CRITERION]) else -math.inf, -metrics["step"]
 
 
 def _compare_shapes(there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any], path: Path) -> None:

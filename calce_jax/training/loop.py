@@ -1,7 +1,9 @@
 """The training loop: step, log, evaluate, save, stop.
 
-The host runs ahead of the device. What a step measures stays on the device until later steps are under way; only
-before a checkpoint does the host wait, because a state whose loss was not a number must not be saved.
+The host runs ahead of the device. What a step measures stays on the device until later steps are under way. A step
+whose loss or gradient is not finite is skipped on the device, inside `step_fn`, so the steps that are under way by the
+time the host reads of it start from the unchanged parameters. The host counts skipped steps in order, warns, and ends
+the run after `MAX_SKIPPED` in a row. Only before a checkpoint does it wait for the device.
 """
 
 import resource
@@ -30,6 +32,8 @@ from calce_jax.training.state import TrainState
 
 # Steps whose measurements are left on the device at a log, so that reading the others does not wait.
 LAG = 2
+# Skipped steps in a row that end the run: by then it is not one batch, and nothing is being learnt.
+MAX_SKIPPED = 5
 
 
 class TrainingError(UserError):
@@ -97,7 +101,8 @@ def train(
         batch on the devices.
       plan: how long, how often.
       step_fn: compiled; `(state, device batch) -> (state, float32 scalars)`, among them "loss", "learning_rate",
-        "gradient_norm", "tokens" and "padding". It may donate the state.
+        "gradient_norm", "skipped" (1 where it left all but `state.step` as it was), "tokens" and "padding". It may
+        donate the state.
       evaluate: scores a state.
       checkpoints: of the workdir; a record in it with "evaluation_due" makes a resumed run evaluate first.
       record: what is kept with each checkpoint.
@@ -108,11 +113,11 @@ def train(
       The last state. On SIGTERM, raises SystemExit(0) after saving instead.
 
     Raises:
-      TrainingError: the loss is not a number, or the iterator ends early.
-      CheckpointError: a checkpoint cannot be written.
+      TrainingError: `MAX_SKIPPED` steps in a row were skipped, or the iterator ends early.
+      CheckpointError: a checkpoint cannot be written, or the state is not finite.
     """
     step = int(state.step)
-    log = _Log(writer, queries)
+    log = _Log(writer, queries, checkpoints)
     due = step == checkpoints.latest and bool(checkpoints.record(step).get("evaluation_due"))
 
     def save(metrics: Mapping[str, float] | None, *, evaluation_due: bool = False) -> None:
@@ -124,6 +129,7 @@ def train(
         while True:
             # 1. Evaluate at the end of an epoch (or what the last process left to evaluate), save latest and best.
             if due:
+                log.read_all()  # an evaluation waits for the device anyway, and may be long
                 try:
                     evaluation = _interruptible(stop, evaluate, state)
                 except _EvaluationStopped:
@@ -178,10 +184,11 @@ def train(
 class _Log:
     """Measurements on their way from the device to the writer."""
 
-    def __init__(self, writer: MetricWriter, queries: Callable[[np.ndarray], list[str]]):
-        self._writer, self._queries = writer, queries
+    def __init__(self, writer: MetricWriter, queries: Callable[[np.ndarray], list[str]], checkpoints: Checkpoints):
+        self._writer, self._queries, self._checkpoints = writer, queries, checkpoints
         self._waiting: deque[tuple[int, np.ndarray, Mapping[str, jax.Array]]] = deque()
         self._read: list[dict[str, float]] = []
+        self._skipped: list[tuple[int, list[str]]] = []  # the last steps and their queries, as far as all were skipped
         self._notes, self._noted = NoteCounter(), 0
         self._samples, self._mended = 0, 0
         self._frames = 0
@@ -201,10 +208,14 @@ class _Log:
         self._read_but(LAG)
         if not self._read:
             return {}
-        mean = {name: float(np.mean([each[name] for each in self._read])) for name in self._read[0]}
+        # A skipped step says nothing of loss and gradient; all else is true of it too.
+        applied = [each for each in self._read if not each["skipped"]]
+        of = {name: applied if name in ("loss", "gradient_norm") else self._read for name in self._read[0]}
+        mean = {name: float(np.mean([each[name] for each in steps])) for name, steps in of.items() if steps}
         seconds = time.perf_counter() - self._since
         scalars = {f"train/{name}": value for name, value in mean.items() if name not in ("tokens", "padding")}
         scalars["train/learning_rate"] = self._read[-1]["learning_rate"]
+        scalars["train/skipped"] = float(len(self._read) - len(applied))
         scalars |= {
             "data/tokens": mean["tokens"],
             "data/padding": mean["padding"],
@@ -220,7 +231,7 @@ class _Log:
         self._read.clear()
         self._samples, self._mended = 0, 0
         self.restart()
-        return {"loss": f"{mean['loss']:.3f}", "lr": f"{scalars['train/learning_rate']:.2e}"}
+        return {"loss": f"{mean.get('loss', np.nan):.3f}", "lr": f"{scalars['train/learning_rate']:.2e}"}
 
     def tell_notes(self) -> None:
         """Name the queries that did not fit the shapes of a batch, where there are more than the last time."""
@@ -242,13 +253,39 @@ class _Log:
         while len(self._waiting) > lag:
             step, rows, measured = self._waiting.popleft()
             values = {name: float(value) for name, value in jax.device_get(dict(measured)).items()}
-            if not np.isfinite(values["loss"]):
-                raise TrainingError(
-                    f"the loss of step {step} is {values['loss']}; its queries are {', '.join(self._queries(rows))}. "
-                    "Look at their videos and windows, or lower config.schedule.peak",
-                    "the same command goes on from the last checkpoint",
-                )
             self._read.append(values)
+            if not values["skipped"]:
+                self._skipped.clear()
+                continue
+            queries = self._queries(rows)
+            logging.warning(
+                "training: step %d was skipped: its loss is %g and its gradient norm %g; its queries are %s",
+                step,
+                values["loss"],
+                values["gradient_norm"],
+                ", ".join(queries),
+            )
+            self._skipped.append((step, queries))
+            if len(self._skipped) == MAX_SKIPPED:
+                raise TrainingError(self._end())
+
+    def _end(self) -> str:
+        """Return why the run ends after the steps that were skipped, and how to go on."""
+        named = "; ".join(f"step {step}: {', '.join(queries)}" for step, queries in self._skipped)
+        latest, workdir = self._checkpoints.latest, self._checkpoints.folder.parent
+        text = (
+            f"{MAX_SKIPPED} steps in a row had a loss or a gradient that is not finite and were skipped; their queries "
+            f"are {named}. Correct their videos, captions and windows; the same command then "
+        )
+        if latest is None:
+            return text + (
+                "starts anew, since no checkpoint was saved. If it ends here again, lower config.schedule.peak in "
+                "another --workdir"
+            )
+        text += f"goes on from step {latest}, whose values are finite. If it ends here again, "
+        if (before := self._checkpoints.before(latest)) is not None:
+            text += f"remove {self._checkpoints.folder / str(latest)} to go on from step {before}, or "
+        return text + f"train in another --workdir with config.weights.start={workdir} and a lower config.schedule.peak"
 
 
 def _report(writer: MetricWriter, bar: tqdm, step: int, plan: Plan, evaluation: Evaluation) -> None:

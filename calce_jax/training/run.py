@@ -36,9 +36,9 @@ def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainStat
 
     Raises:
       ConfigError: the workdir belongs to another config.
-      CheckpointError: weights or checkpoints are missing, damaged or of another size, or cannot be written.
+      CheckpointError: weights or checkpoints are missing, damaged, not finite or of another size, or cannot be written.
       ShardingError: the batch or the model does not fit the mesh.
-      TrainingError: the loss is not a number.
+      TrainingError: several steps in a row had a loss or a gradient that is not finite.
       SystemExit: with code 0, after SIGTERM and a checkpoint.
     """
     # 1. The workdir, and where the weights come from.

@@ -14,7 +14,7 @@ from calce_jax.inference.predict_step import StepConfig, at_bucket, chance_of
 from calce_jax.models.calce import Calce
 from calce_jax.models.feature_codec import seen_in
 from calce_jax.models.layers import Keys
-from calce_jax.training.state import TrainState, apply_gradients
+from calce_jax.training.state import TrainState, apply_gradients, is_finite
 
 
 def make_train_step(
@@ -31,8 +31,9 @@ def make_train_step(
       optimizer: from `make_optimizer`.
       learning_rate: of the micro-step.
 
-    Metrics are float32 scalars: loss, learning_rate, gradient_norm, tokens (of all prompts), padding (the share of
-    prompt positions that hold nothing), cut (prompts longer than the last bucket), key_frames (a sample).
+    Metrics are float32 scalars: loss, learning_rate, gradient_norm, skipped (1 where loss or gradient_norm is not
+    finite; such a step is not applied, see `apply_gradients`), tokens (of all prompts), padding (the share of prompt
+    positions that hold nothing), cut (prompts longer than the last bucket), key_frames (a sample).
     """
 
     def step(
@@ -64,17 +65,20 @@ def make_train_step(
         # The gradient is taken inside the switch: taken outside, every bucket's residuals would be kept.
         (loss, gradients), length = at_bucket(config.buckets, reading.needed, run)
         rate = learning_rate(state.step)
+        gradient_norm = optax.tree.norm(gradients)
+        finite = is_finite(loss, gradient_norm)
         tokens = jnp.minimum(reading.needed, length).sum().astype(jnp.float32)
         metrics = {
             "loss": loss,
             "learning_rate": rate,
-            "gradient_norm": optax.tree.norm(gradients),
+            "gradient_norm": gradient_norm,
+            "skipped": (~finite).astype(jnp.float32),
             "tokens": tokens,
             "padding": 1.0 - tokens / (length * reading.needed.shape[0]).astype(jnp.float32),
             "cut": (reading.needed > length).sum().astype(jnp.float32),
             "key_frames": (reading.plan.key & reading.plan.kept).sum().astype(jnp.float32) / count,
         }
-        return apply_gradients(state, gradients, optimizer, rate), metrics
+        return apply_gradients(state, gradients, optimizer, rate, finite=finite), metrics
 
     return step
 

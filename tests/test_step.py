@@ -1,0 +1,83 @@
+"""The compiled training step of the whole model, where its numbers are finite and where they are not."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from calce_jax.config import OptimizerConfig
+from calce_jax.distributed.param_names import named_leaves, with_leaves
+from calce_jax.training.optimizer import make_optimizer
+from calce_jax.training.state import new_state
+from calce_jax.training.train_step import compile_train_step, make_train_step
+from tests import minute
+
+OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05))
+BATCH = minute.make_batch((8, 5, 3, 6))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return minute.make_model()
+
+
+@pytest.fixture(scope="module")
+def step(model):
+    """One program for every state: state -> the state before and after it, and its metrics, as numpy arrays."""
+    graph, trainable, frozen = model
+    config = replace(minute.STEPS[1], buckets=minute.BUCKETS[-1:])
+    program = make_train_step(graph, config, OPTIMIZER, lambda step: 1e-2 / (1 + step.astype(jnp.float32)))
+    compiled = compile_train_step(program, new_state(trainable, OPTIMIZER))
+
+    def run(state, frozen=frozen):
+        before = jax.device_get(state)
+        after, measured = compiled(jax.tree.map(jnp.array, before), frozen, BATCH, jax.random.key(3))
+        assert compiled._cache_size() == 1
+        return before, jax.device_get(after), jax.device_get(measured)
+
+    return run
+
+
+def changed(before, after):
+    """Return the names of what changed by as much as a bit."""
+    after = named_leaves(after)
+    return {name for name, leaf in named_leaves(before).items() if leaf.tobytes() != after[name].tobytes()}
+
+
+def with_adapter(state, size):
+    """Scale the adapter of T5's output; its second factor is zero, so the gradient of that grows and the loss stays."""
+    first, second = "trainable/t5/lm_head/a", "trainable/t5/lm_head/b"
+    leaves = named_leaves(state)
+    return with_leaves(state, leaves | {first: leaves[first] * np.float32(size), second: 0 * leaves[second]})
+
+
+def test_a_step_with_a_finite_loss_and_a_gradient_that_is_not_changes_the_step_counter_alone(model, step):
+    _, state, measured = step(with_adapter(new_state(model[1], OPTIMIZER), 1))
+    assert measured["skipped"] == 0
+    assert np.any(named_leaves(state)["opt_state/acc_grads/t5_proj/kernel"])
+
+    # At 1e30 the squares of gradients overflow.
+    before, after, measured = step(with_adapter(state, 1e30))
+    assert np.isfinite(measured["loss"])
+    assert not np.isfinite(measured["gradient_norm"])
+    assert measured["skipped"] == 1
+    assert changed(before, after) == {"step"}
+    assert (before.step, after.step) == (1, 2)
+
+    # The next finite micro-step completes the optimizer's.
+    before, after, measured = step(with_adapter(after, 1e-30))
+    assert measured["skipped"] == 0
+    assert measured["learning_rate"] == np.float32(1e-2) / 3
+    assert (after.opt_state.mini_step, after.opt_state.gradient_step) == (0, 1)
+    assert "trainable/t5/lm_head/b" in changed(before, after)
+    assert all(np.isfinite(leaf).all() for leaf in named_leaves(after).values())
+
+
+def test_a_step_whose_loss_is_not_finite_changes_the_step_counter_alone(model, step):
+    frozen = with_leaves(model[2], {name: leaf * jnp.nan for name, leaf in named_leaves(model[2]).items()})
+    before, after, measured = step(new_state(model[1], OPTIMIZER), frozen)
+    assert np.isnan(measured["loss"])
+    assert measured["skipped"] == 1
+    assert changed(before, after) == {"step"}
