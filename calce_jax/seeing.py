@@ -27,6 +27,7 @@ from tqdm import tqdm
 from calce_jax.batch import Data, Features
 from calce_jax.features import Of, Store, restored, stored
 from calce_jax.input_pipeline.rows import decoded, places_of
+from calce_jax.locks import FileLock
 from calce_jax.models.calce import Calce
 from calce_jax.models.seen import Looked
 from calce_jax.outputs import write_output
@@ -101,9 +102,27 @@ def keep_features(
 
     Raises:
       FeaturesError: `out` holds features of another make, or does not fit on the disk; or no video can be seen.
+      LockError: another process writes this host's features there.
       OSError: a file cannot be written. The same call goes on from the last whole shard.
     """
     out = Path(out)
+    with FileLock(out / f"features-of-host-{host}.lock"):
+        return _keep_features(
+            base, footage, out, store=store, of=of, host=host, hosts=hosts, videos_a_shard=videos_a_shard
+        )
+
+
+def _keep_features(
+    base: Trained,
+    footage: "Footage",
+    out: Path,
+    *,
+    store: Store,
+    of: Of,
+    host: int,
+    hosts: int,
+    videos_a_shard: int,
+) -> Kept:
     made = made_by(base.config, base.sizes, store, of)
     mine = range(host, len(footage), hosts)
     claim_features(out, made, host)

@@ -18,7 +18,7 @@ from calce_jax.step import Prediction, compile_predict, make_predict
 from calce_jax.training.config import ConfigError, RunConfig, validate
 from calce_jax.training.grouping import Grouper, predict_all
 from calce_jax.training.material import Tokenizers, calce_config, open_tokenizers
-from calce_jax.training.run import build_model, step_config, trainables_of
+from calce_jax.training.run import build_model, restore_trainables, step_config
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Trained:
       sizes, tokenizers: what the config names.
       mesh: where the weights are.
       graph, trainable, frozen: the model, see `calce_jax.models.calce.split`.
+      checkpoint: folder of the checkpoint that the trainables are from; None for base weights.
     """
 
     config: RunConfig
@@ -39,6 +40,7 @@ class Trained:
     graph: Any
     trainable: nnx.State
     frozen: nnx.State
+    checkpoint: Path | None = None
 
     def predictor(self, answer_tokens: int) -> Callable[[Iterable[Batch]], Iterator[Prediction]]:
         """Compile the prediction for answers of at most so many tokens; it takes this host's parts of batches."""
@@ -89,7 +91,8 @@ def open_trained(
     )
     base = open_base(replace(config, data=data, mesh=config.mesh if mesh is None else mesh))
     with jax.set_mesh(base.mesh):
-        return replace(base, trainable=trainables_of(Path(workdir), base.trainable, which))
+        trainable, checkpoint = restore_trainables(Path(workdir), base.trainable, which)
+    return replace(base, trainable=trainable, checkpoint=checkpoint)
 
 
 def open_base(config: RunConfig) -> Trained:

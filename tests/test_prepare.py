@@ -1,4 +1,5 @@
 import functools
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from calce_jax.annotations import Annotation, AnnotationError
+from calce_jax.locks import FileLock, LockError
 from calce_jax.video import decode_jpeg, read_frames
 from data import prepare as module
 from data.moments import open_tables
@@ -101,6 +103,46 @@ def test_a_second_run_goes_on(run, films, tmp_path):
     (films / "b.srt").write_text(SRT.replace("lighthouse", "violin"))
     assert run(rows, Settings(frames=5, image_size=32)).decoded == 1
     assert open_tables(tmp_path / "out", "train")[1].captions[0][2] == "Look, a violin!"
+
+
+def _npy():
+    file = io.BytesIO()
+    np.save(file, np.arange(3))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda content: content[:-10],
+        lambda content: b"\0" * len(content),
+        lambda _: _npy(),
+        lambda content: content.replace(b"duration.npy", b"duratiom.npy"),
+        lambda content: content.replace(np.float64(3).tobytes(), np.float64(5).tobytes()),  # a checksum is wrong
+    ],
+)
+def test_a_damaged_result_is_made_again(run, tmp_path, damage):
+    rows = [annotation("a", 1)]
+    run(rows)
+    stored = tmp_path / "out/videos/a.npz"
+    before = stored.read_bytes()
+    stored.write_bytes(damaged := damage(before))
+    assert damaged != before
+    done = run(rows)
+    assert (done.ready, done.decoded, done.queries) == (1, 1, {"train": 1})
+    assert stored.read_bytes() == before
+
+
+def test_two_that_prepare_into_one_folder_do_not_meet(run, tmp_path):
+    with (
+        FileLock(tmp_path / "out/prepare.lock"),
+        pytest.raises(LockError, match=r"out/prepare\.lock: process .* writes"),
+    ):
+        run([annotation("a", 1)])
+    assert list((tmp_path / "out").iterdir()) == []
+    assert run([annotation("a", 1)]).ready == 1
+    assert not (tmp_path / "out/prepare.lock").exists()
 
 
 def test_new_windows_of_the_same_videos_leave_the_videos_table(run, films, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from flax import nnx
 
 from calce_jax.batch import SPANS_BESIDE_FRAMES_AND_CAPTIONS, Batch
 from calce_jax.checkpoints import Checkpoints, save_params, starting_point, steps_in
+from calce_jax.locks import FileLock, LockError
 from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.paths import named_leaves
 from calce_jax.sharding import make_mesh
@@ -100,6 +101,12 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
         claim_workdir(tmp_path, config)
 
 
+def test_two_that_train_in_one_workdir_do_not_meet(tmp_path):
+    with FileLock(tmp_path / "train.lock"), pytest.raises(LockError, match=r"train\.lock: process .* writes here"):
+        train_run(tiny_config(), tmp_path, material())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_record_names_the_base_weights_and_the_code(tmp_path):
     base = tmp_path / "base.safetensors"
     base.write_bytes(b"weights")
@@ -149,5 +156,6 @@ def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path):
     assert kept.record(4)["start"]["kind"] == "resumed"
     kept.close()
     taken = named_leaves(trainables_of(tmp_path / "stopped", state.trainable))
+    assert not list(tmp_path.rglob("*.lock"))
     assert taken.keys() == named_leaves(state.trainable).keys()
     assert np.abs(taken["t5/lm_head/b"]).max() > 0

@@ -21,7 +21,7 @@ from calce_jax.checkpoints import (
     load_params,
     starting_point,
 )
-from calce_jax.hosts import is_first, this_host
+from calce_jax.hosts import is_first, one_writer, this_host
 from calce_jax.models.calce import Calce, CalceConfig, Selection, count, split
 from calce_jax.outputs import write_output
 from calce_jax.paths import named_leaves, with_leaves
@@ -41,12 +41,18 @@ def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainStat
     """Train, evaluate and save, from wherever the workdir stands, to the end of the schedule.
 
     Raises:
+      LockError: another process trains in this workdir (`train.lock` there).
       ConfigError: the workdir belongs to another config.
       CheckpointError: weights or checkpoints are missing, damaged or of another size, or cannot be written.
       ShardingError: the batch or the model does not fit the mesh.
       TrainingError: the loss is not a number.
       SystemExit: with code 0, after SIGTERM and a checkpoint.
     """
+    with one_writer(Path(workdir) / "train.lock"):
+        return _train_run(config, workdir, material)
+
+
+def _train_run(config: RunConfig, workdir: Path, material: Material) -> TrainState:
     # 1. The workdir, and where the weights come from.
     claim_workdir(workdir, config)
     start = starting_point(workdir, config.weights.start, config.weights.base)
@@ -200,13 +206,20 @@ def build_model(sizes: CalceConfig, config: RunConfig, mesh: Mesh) -> tuple[Any,
 
 def trainables_of(workdir: Path, like: nnx.State, which: Literal["best", "latest"] = "best") -> nnx.State:
     """Return the trainables of another run: the best, or the latest, also where none was scored."""
+    return restore_trainables(workdir, like, which)[0]
+
+
+def restore_trainables(
+    workdir: Path, like: nnx.State, which: Literal["best", "latest"] = "best"
+) -> tuple[nnx.State, Path]:
+    """Return the trainables of another run as `trainables_of` does, and the folder of the checkpoint they are in."""
     checkpoints = Checkpoints(workdir)
     step = checkpoints.best[0] if checkpoints.best and which == "best" else checkpoints.latest
     if step is None:
         raise CheckpointError(f"no checkpoint in {checkpoints.folder}; give the workdir of a run that trained")
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
     try:
-        return checkpoints.restore_trainable(step, abstract)
+        return checkpoints.restore_trainable(step, abstract), checkpoints.folder / str(step)
     finally:
         checkpoints.close()
 
