@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from calce_jax.input_pipeline.feature_fingerprint import check_features, weights
 from calce_jax.input_pipeline.feature_store import Clip, FeatureFolder, FeaturesError, Shard, sums_of
 from calce_jax.models.feature_codec import restored, seen_in, stored
 from calce_jax.moments.annotations import Annotation
+from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import new_state
 from calce_jax.training.train_step import make_train_step
@@ -248,6 +250,38 @@ def test_a_video_without_features_is_named_before_training(base, tmp_path):
         batches(base, config)
     with pytest.raises(ValueError, match=r"no split 'tset', but train, val; choose"):
         keep(base, tmp_path, splits=["tset"])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda content: content[: len(content) // 2], lambda _: b"no features" * 9]
+)
+def test_a_damaged_shard_is_named(base, kept, tmp_path, damage):
+    out = shutil.copytree(kept["float32"][0], tmp_path / "out")
+    shard = out / "features-00000-of-host-0.array_record"
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(FeaturesError, match=f"{shard} is damaged .*; remove it and run launch/cache_features.py again"):
+        keep(base, out)
+    shard.unlink()
+    assert keep(base, out).seen == 3
+
+
+def test_a_damaged_record_is_named(kept, tmp_path):
+    out = shutil.copytree(kept["float32"][0], tmp_path / "out")
+    shard = out / "features-00000-of-host-0.array_record"
+    values = FeatureFolder(out).read(clip_of("a"))["values"].tobytes()
+    content = bytearray(shard.read_bytes())
+    content[content.index(values[:16])] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(FeaturesError, match=f"{shard} is damaged .*; remove it and run"):
+        FeatureFolder(out).read(clip_of("a"))
+
+
+def test_two_that_fill_one_folder_as_the_same_host_do_not_meet(base, kept, tmp_path):
+    out = shutil.copytree(kept["float32"][0], tmp_path / "out")
+    with FileLock(out / "features-of-host-0.lock"):
+        with pytest.raises(LockError, match="writes here"):
+            keep(base, out)
+        assert keep(base, out, host=1, hosts=2).there == 2
 
 
 def test_an_interrupted_run_goes_on_with_the_videos_that_are_left(base, kept, tmp_path, monkeypatch):

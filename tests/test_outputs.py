@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from calce_jax.inference.predict_split import write_line
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.atomic_files import replacing, write_output
 
 
 def test_text_and_bytes_arrive_and_folders_are_made(tmp_path):
@@ -31,6 +31,15 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     assert told.value.errno == errno.ENOSPC
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "before"
+
+
+def test_two_that_write_one_file_do_not_mix(tmp_path):
+    with replacing(tmp_path / "file") as first:
+        first.write_text("of the first, which is longer")
+        write_output(tmp_path / "file", "of the second")
+        assert (tmp_path / "file").read_text() == "of the second"
+    assert (tmp_path / "file").read_text() == "of the first, which is longer"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_first_error_is_told_when_cleaning_up_fails_too(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import functools
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from calce_jax.datasets.prepared_video import LONGEST_ID, Settings, UnusableVide
 from calce_jax.input_pipeline.dataset import open_tables
 from calce_jax.moments.annotations import Annotation, AnnotationError
 from calce_jax.storage.failures import Failure, failure_table
+from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.video.decode import decode_jpeg, read_frames
 from tests.clips import GREY, write_clip
 from tests.scripts import script
@@ -102,6 +104,46 @@ def test_a_second_run_goes_on(run, films, tmp_path):
     (films / "b.srt").write_text(SRT.replace("lighthouse", "violin"))
     assert run(rows, Settings(frames=5, image_size=32)).decoded == 1
     assert open_tables(tmp_path / "out", "train")[1].captions[0][2] == "Look, a violin!"
+
+
+def _npy():
+    file = io.BytesIO()
+    np.save(file, np.arange(3))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda content: content[:-10],
+        lambda content: b"\0" * len(content),
+        lambda _: _npy(),
+        lambda content: content.replace(b"duration.npy", b"duratiom.npy"),
+        lambda content: content.replace(np.float64(3).tobytes(), np.float64(5).tobytes()),  # a checksum is wrong
+    ],
+)
+def test_a_damaged_result_is_made_again(run, tmp_path, damage):
+    rows = [annotation("a", 1)]
+    run(rows)
+    stored = tmp_path / "out/videos/a.npz"
+    before = stored.read_bytes()
+    stored.write_bytes(damaged := damage(before))
+    assert damaged != before
+    done = run(rows)
+    assert (done.ready, done.decoded, done.queries) == (1, 1, {"train": 1})
+    assert stored.read_bytes() == before
+
+
+def test_two_that_prepare_into_one_folder_do_not_meet(run, tmp_path):
+    with (
+        FileLock(tmp_path / "out/prepare.lock"),
+        pytest.raises(LockError, match=r"out/prepare\.lock: process .* writes"),
+    ):
+        run([annotation("a", 1)])
+    assert list((tmp_path / "out").iterdir()) == []
+    assert run([annotation("a", 1)]).ready == 1
+    assert not (tmp_path / "out/prepare.lock").exists()
 
 
 def test_new_windows_of_the_same_videos_leave_the_videos_table(run, films, tmp_path, monkeypatch):

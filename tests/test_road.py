@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calce_jax import answering
 from calce_jax.config import ConfigError, read_config, to_dict, validate
 from calce_jax.inference.answers import treatments
 from calce_jax.inference.predict_split import answer_split
@@ -69,17 +70,36 @@ def test_stage_2_reads_the_windows_that_stage_1_wrote(road):
 
 
 @pytest.mark.slow
-def test_an_interrupted_inference_goes_on_with_the_first_incomplete_batch(road, tmp_path):
+def test_an_interrupted_inference_goes_on_with_the_first_incomplete_batch(road, tmp_path, monkeypatch):
     out, _ = road
     trained = open_trained(out / "stage2")
     whole = answer_split(trained, "test", tmp_path / "whole.jsonl")
-    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
-    batch = trained.config.data.eval_batch
-    assert len(lines) > batch
-    # Killed in the middle of a line of the second batch.
-    (tmp_path / "cut.jsonl.part").write_text("".join(lines[:batch]) + lines[batch][:20])
-    assert answer_split(trained, "test", tmp_path / "cut.jsonl") == whole
-    assert not (tmp_path / "cut.jsonl.part").exists()
+    batch, written = trained.config.data.eval_batch, []
+    assert len(whole) > batch
+
+    def killed(file, line):
+        if len(written) == batch:
+            file.write(line[:20])
+            raise KeyboardInterrupt
+        written.append(line)
+        write(file, line)
+
+    write = answering.write_line
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, "write_line", killed)
+        with pytest.raises(KeyboardInterrupt):
+            answer_split(trained, "test", tmp_path / "cut.jsonl")
+    # A run that is opened anew is the same run.
+    assert answer_split(open_trained(out / "stage2"), "test", tmp_path / "cut.jsonl") == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.jsonl", "whole.jsonl"]
+    written.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, "write_line", killed)
+        with pytest.raises(KeyboardInterrupt):
+            answer_split(trained, "test", tmp_path / "cut.jsonl")
+    answer_split(open_trained(out / "stage2", use_captions=False), "test", tmp_path / "silent.jsonl")
+    answer_split(open_trained(out / "stage2", use_captions=False), "test", tmp_path / "cut.jsonl")
+    assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "silent.jsonl").read_bytes()
 
 
 @pytest.mark.slow

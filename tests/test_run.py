@@ -16,6 +16,7 @@ from calce_jax.distributed.param_names import named_leaves
 from calce_jax.distributed.sharding import make_mesh
 from calce_jax.inference.predict_step import step_config
 from calce_jax.models.calce import Calce, CalceConfig
+from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.training.loop import Evaluation
 from calce_jax.training.run import claim_workdir, make_record, train_run
 from calce_jax.training.run_data import Material
@@ -95,6 +96,12 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
         claim_workdir(tmp_path, config)
 
 
+def test_two_that_train_in_one_workdir_do_not_meet(tmp_path):
+    with FileLock(tmp_path / "train.lock"), pytest.raises(LockError, match=r"train\.lock: process .* writes here"):
+        train_run(tiny_config(), tmp_path, material())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_record_names_the_base_weights_and_the_code(tmp_path):
     base = tmp_path / "base.safetensors"
     base.write_bytes(b"weights")
@@ -144,5 +151,6 @@ def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path):
     assert kept.record(4)["start"]["kind"] == "resumed"
     kept.close()
     taken = named_leaves(trainables_of(tmp_path / "stopped", state.trainable))
+    assert not list(tmp_path.rglob("*.lock"))
     assert taken.keys() == named_leaves(state.trainable).keys()
     assert np.abs(taken["t5/lm_head/b"]).max() > 0

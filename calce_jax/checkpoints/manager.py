@@ -226,7 +226,8 @@ class Checkpoints:
             path = self.folder / str(step)
             raise CheckpointError(
                 f"{path} cannot be used: {_first(wrong)} are not finite (NaN or infinite), which earlier versions could "
-                f"save; remove {path} {self._without(step)}"
+                "save",
+                f"remove {path} {self._without(step)}",
             )
         return restored
 

@@ -56,13 +56,20 @@ def build_model(sizes: CalceConfig, config: RunConfig, mesh: Mesh) -> tuple[Any,
 
 def trainables_of(workdir: Path, like: nnx.State, which: Literal["best", "latest"] = "best") -> nnx.State:
     """Return the trainables of another run: the best, or the latest, also where none was scored."""
+    return restore_trainables(workdir, like, which)[0]
+
+
+def restore_trainables(
+    workdir: Path, like: nnx.State, which: Literal["best", "latest"] = "best"
+) -> tuple[nnx.State, Path]:
+    """Return the trainables of another run as `trainables_of` does, and the folder of the checkpoint they are in."""
     checkpoints = Checkpoints(workdir)
     step = checkpoints.best[0] if checkpoints.best and which == "best" else checkpoints.latest
     if step is None:
         raise CheckpointError(f"no checkpoint in {checkpoints.folder}", "give the workdir of a run that trained")
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
     try:
-        return checkpoints.restore_trainable(step, abstract)
+        return checkpoints.restore_trainable(step, abstract), checkpoints.folder / str(step)
     finally:
         checkpoints.close()
 

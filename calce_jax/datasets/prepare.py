@@ -29,6 +29,7 @@ from calce_jax.errors import UserError
 from calce_jax.moments.annotations import Annotation, read_annotations
 from calce_jax.storage.disk_space import free_bytes
 from calce_jax.storage.failures import Failure, write_failures
+from calce_jax.storage.locks import FileLock
 from calce_jax.video.files import find_video
 
 SPLITS = ("train", "val", "test")
@@ -145,19 +146,45 @@ def prepare(
     Raises:
       PrepareError: a folder is missing, there is not enough room, or a result cannot be written.
       TablesError: the tables cannot be built.
+      LockError: another process prepares into `out` (`prepare.lock` there).
       OSError: the tables or the list of failures cannot be written.
     """
-    out, folder = Path(out), Path(out) / "videos"
+    out = Path(out)
     for field, place in (("videos", videos), ("srts", srts)):
         if place is not None and not Path(place).is_dir():
             raise PrepareError(f"{field}: there is no folder {place}", "correct the flag")
     if not any(splits.values()):
         raise PrepareError("annotations: they hold no query", "give files that do")
+    with FileLock(out / "prepare.lock"):
+        return _prepare(
+            dataset,
+            splits,
+            videos=Path(videos),
+            srts=None if srts is None else Path(srts),
+            out=out,
+            settings=settings,
+            workers=workers,
+            decode=decode,
+        )
+
+
+def _prepare(
+    dataset: str,
+    splits: Mapping[str, Sequence[Annotation]],
+    *,
+    videos: Path,
+    srts: Path | None,
+    out: Path,
+    settings: Settings,
+    workers: int | None,
+    decode: Callable[[Sequence[Job]], list[Failure]] | None,
+) -> Preparation:
+    folder = out / "videos"
     failures: list[Failure] = []
     jobs: list[Job] = []
     for video in sorted({row.video for rows in splits.values() for row in rows}):
         try:
-            jobs.append(find_job(video, Path(videos), None if srts is None else Path(srts), folder, settings))
+            jobs.append(find_job(video, videos, srts, folder, settings))
         except UnusableVideo as error:
             failures.append(Failure(video, error.reason, error.remedy))
     todo = [job for job in jobs if not is_prepared(job)]

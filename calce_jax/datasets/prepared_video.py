@@ -24,6 +24,8 @@ from calce_jax.video.files import VIDEO_SUFFIXES, find_video
 LONGEST_ID = 200
 # Of the bytes of the uncompressed frames; films at quality 95 take less.
 JPEG_SHARE = 0.14
+# What numpy raises for a file that is cut off, damaged (RuntimeError: it seems encrypted), or no .npz (TypeError).
+DAMAGED = (ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class UnusableVideo(UserError):
@@ -118,8 +120,9 @@ def is_prepared(job: Job) -> bool:
     try:
         # Opened here, because numpy leaves a damaged file open.
         with job.target.open("rb") as file, np.load(file) as stored:
-            return str(stored["made_of"]) == job.made_of()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            # The duration is read of every prepared video, also of one that the tables hold already.
+            return str(stored["made_of"]) == job.made_of() and float(stored["duration"]) > 0
+    except (OSError, *DAMAGED):
         return False
 
 
@@ -181,7 +184,7 @@ def load_video(folder: Path, video: str) -> VideoRecord:
                 jpegs=[jpegs[end - size : end] for end, size in zip(ends, stored["sizes"], strict=True)],
                 captions=[(start, end, text) for start, end, text in json.loads(str(stored["captions"]))],
             )
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise UnusableVideo(f"{path}: damaged on the disk ({error})", "remove it and prepare it again") from error
 
 

@@ -4,6 +4,9 @@ Every host runs the same program. The devices of all are one mesh; a batch is sh
 back whole to each. Files are written by the first host alone, but for checkpoints, of which each writes its own part.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TypedDict
 
 import jax
@@ -11,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from calce_jax.errors import UserError
+from calce_jax.storage.locks import FileLock, LockError
 
 
 class HostError(UserError):
@@ -70,6 +74,26 @@ def meet(place: str) -> None:
     """Wait until every host is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(place)
+
+
+@contextmanager
+def one_writer(path: str | Path) -> Iterator[None]:
+    """Hold a lock file for all hosts together; the first one takes it, and all stop where it is refused.
+
+    Raises:
+      LockError: another run holds it.
+      OSError: the file cannot be written.
+    """
+    with ExitStack() as held:
+        refusal: OSError | None = None
+        if is_first():
+            try:
+                held.enter_context(FileLock(path))
+            except OSError as error:
+                refusal = error
+        if agreed(int(refusal is not None)):
+            raise refusal or LockError(f"{path}: the first host cannot take this lock", "see what it says")
+        yield
 
 
 def told_to_stop(step: int) -> bool:

@@ -44,6 +44,7 @@ from calce_jax.models.vision_features import Looked
 from calce_jax.storage.atomic_files import write_output
 from calce_jax.storage.disk_space import free_bytes
 from calce_jax.storage.failures import Failure
+from calce_jax.storage.locks import FileLock
 
 # Videos of which nothing is kept when a run is interrupted: a shard is whole or it is not there.
 VIDEOS_A_SHARD = 32
@@ -109,9 +110,27 @@ def keep_features(
 
     Raises:
       FeaturesError: `out` holds features of another make, or does not fit on the disk; or no video can be seen.
+      LockError: another process writes this host's features there.
       OSError: a file cannot be written. The same call goes on from the last whole shard.
     """
     out = Path(out)
+    with FileLock(out / f"features-of-host-{host}.lock"):
+        return _keep_features(
+            base, footage, out, store=store, of=of, host=host, hosts=hosts, videos_a_shard=videos_a_shard
+        )
+
+
+def _keep_features(
+    base: Trained,
+    footage: "Footage",
+    out: Path,
+    *,
+    store: Store,
+    of: Of,
+    host: int,
+    hosts: int,
+    videos_a_shard: int,
+) -> Kept:
     made = made_by(base.config, base.sizes, store, of)
     mine = range(host, len(footage), hosts)
     claim_features(out, made, host)

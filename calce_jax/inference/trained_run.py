@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from calce_jax.batch import Batch
-from calce_jax.checkpoints.restore import build_model, calce_config, trainables_of
+from calce_jax.checkpoints.restore import build_model, calce_config, restore_trainables
 from calce_jax.config import RunConfig, read_config
 from calce_jax.distributed.sharding import make_mesh
 from calce_jax.inference.length_grouping import Grouper, predict_all
@@ -28,6 +28,7 @@ class Trained:
       sizes, tokenizers: what the config names.
       mesh: where the weights are.
       graph, trainable, frozen: the model, see `calce_jax.models.calce.split`.
+      checkpoint: folder of the checkpoint that the trainables are from; None for base weights.
     """
 
     config: RunConfig
@@ -37,6 +38,7 @@ class Trained:
     graph: Any
     trainable: nnx.State
     frozen: nnx.State
+    checkpoint: Path | None = None
 
     def predictor(self, answer_tokens: int) -> Callable[[Iterable[Batch]], Iterator[BatchPrediction]]:
         """Compile the prediction for answers of at most so many tokens; it takes this host's parts of batches."""
@@ -87,7 +89,8 @@ def open_trained(
     )
     base = open_base(replace(config, data=data, mesh=config.mesh if mesh is None else mesh))
     with jax.set_mesh(base.mesh):
-        return replace(base, trainable=trainables_of(Path(workdir), base.trainable, which))
+        trainable, checkpoint = restore_trainables(Path(workdir), base.trainable, which)
+    return replace(base, trainable=trainable, checkpoint=checkpoint)
 
 
 def open_base(config: RunConfig) -> Trained:

@@ -193,7 +193,10 @@ class FeatureFolder:
         for shard in dict.fromkeys(place.shard for place in places):
             if shard not in self._readers:
                 self._readers[shard] = _reader(shard)
-            found[shard] = iter(self._readers[shard].read([p.record for p in places if p.shard == shard]))
+            try:
+                found[shard] = iter(self._readers[shard].read([p.record for p in places if p.shard == shard]))
+            except RuntimeError as error:  # a checksum is wrong
+                raise _damaged(shard, error) from error
         for place in places:
             yield next(found[place.shard])
 
@@ -351,8 +354,13 @@ def _reader(shard: Path) -> Any:
 def _contents(shard: Path) -> dict[str, Any]:
     try:
         reader = _reader(shard)
-        return json.loads(reader.read([reader.num_records() - 1])[0])
+        # Of a file that is cut off, or no ArrayRecord, the reader says that it has no records.
+        if not (records := reader.num_records()):
+            raise ValueError("no records")
+        return json.loads(reader.read([records - 1])[0])
     except (RuntimeError, IndexError, ValueError) as error:
-        raise FeaturesError(
-            f"{shard} is damaged ({error})", "remove it and run launch/cache_features.py again"
-        ) from error
+        raise _damaged(shard, error) from error
+
+
+def _damaged(shard: Path, error: Exception) -> FeaturesError:
+    return FeaturesError(f"{shard} is damaged ({error})", "remove it and run `calce cache_features` again")

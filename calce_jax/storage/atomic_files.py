@@ -1,6 +1,7 @@
 """Output files that are there as a whole or not at all."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +28,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises:
       OSError: as for `write_output`.
     """
-    path, part = Path(path), Path(f"{path}.part")
+    # A name of its own: two processes may write the same entry of a cache, or the captions of the same video.
+    path, part = Path(path), Path(f"{path}.{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from calce_jax.checkpoints.manager import Checkpoints, Start, starting_point
 from calce_jax.checkpoints.restore import build_model, check_frozen, trainables_of
 from calce_jax.config import ConfigError, RunConfig, differences, flat, packaged_path, read_config_json, to_dict
-from calce_jax.distributed.multihost import is_first, this_host
+from calce_jax.distributed.multihost import is_first, one_writer, this_host
 from calce_jax.distributed.sharding import make_mesh, shard_params
 from calce_jax.inference.length_grouping import Grouper, predict_all
 from calce_jax.inference.predict_step import compile_predict, make_predict, step_config
@@ -35,12 +35,18 @@ def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainStat
     """Train, evaluate and save, from wherever the workdir stands, to the end of the schedule.
 
     Raises:
+      LockError: another process trains in this workdir (`train.lock` there).
       ConfigError: the workdir belongs to another config.
       CheckpointError: weights or checkpoints are missing, damaged, not finite or of another size, or cannot be written.
       ShardingError: the batch or the model does not fit the mesh.
       TrainingError: several steps in a row had a loss or a gradient that is not finite.
       SystemExit: with code 0, after SIGTERM and a checkpoint.
     """
+    with one_writer(Path(workdir) / "train.lock"):
+        return _train_run(config, workdir, material)
+
+
+def _train_run(config: RunConfig, workdir: Path, material: Material) -> TrainState:
     # 1. The workdir, and where the weights come from.
     claim_workdir(workdir, config)
     start = starting_point(workdir, config.weights.start, config.weights.base)

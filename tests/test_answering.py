@@ -1,0 +1,317 @@
+"""A split asked in parts: an interrupted job goes on with what the same model answered to the same queries, only."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calce_jax import answering
+from calce_jax.datasets.tables import VideoRecord, build_tables, rebuild_queries
+from calce_jax.inference.answers import Answer
+from calce_jax.inference.predict_split import Split, answer_split
+from calce_jax.inference.trained_run import Trained
+from calce_jax.moments.annotations import Annotation
+from calce_jax.moments.predictions import PredictionError
+from calce_jax.moments.scoring import Moments
+from calce_jax.storage.locks import FileLock, LockError
+from calce_jax.video.decode import encode_jpeg
+from tests.searching import make_stages
+
+BATCH, TOTAL = 4, 10
+
+
+def film(video, seed=0):
+    noise = np.random.default_rng((ord(video), seed)).integers(0, 256, (5, 28, 28, 3), np.uint8)
+    return VideoRecord(
+        video, 50, 10.0, 5.0, np.arange(0, 50, 10, np.int32), np.arange(5, dtype=np.float32), encode_jpeg(noise), []
+    )
+
+
+def rows(count=TOTAL, **changes):
+    return [replace(Annotation(n, "ab"[n % 2], f"a circle {n}", [], None, [[0, 1]]), **changes) for n in range(count)]
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    build_tables(tmp_path / "prepared", "shapes", {"train": rows(3), "val": rows(), "test": rows()}, film)
+    return tmp_path / "prepared"
+
+
+@pytest.fixture(scope="module")
+def stage():
+    return make_stages()[0]
+
+
+@pytest.fixture
+def trained(stage, prepared, tmp_path):
+    """A run with a checkpoint whose content does not matter."""
+    for step, content in (("3", "earlier"), ("5", "later")):
+        (tmp_path / "run/checkpoints" / step / "state").mkdir(parents=True)
+        (tmp_path / "run/checkpoints" / step / "state/weights").write_text(content)
+    data = replace(stage.config.data, directory=str(prepared), eval_batch=BATCH)
+    return replace(stage, config=replace(stage.config, data=data), checkpoint=tmp_path / "run/checkpoints/5")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Answers in place of a model's, and the rows that were asked about."""
+    asked = []
+
+    def ask(config, split: Split, t5, predict, first=0):
+        for row in range(first * config.data.eval_batch, len(split.queries)):
+            asked.append(row)
+            yield Answer(row, Moments([[0.0, float(row), 0.5]], f"[[0, {row}]]", "exact"), [], [], [])
+
+    monkeypatch.setattr(answering, "ask", ask)
+    monkeypatch.setattr(Trained, "predictor", lambda *_: None)
+    return asked
+
+
+@pytest.fixture
+def whole(trained, asked, tmp_path):
+    """The file of a job that was not interrupted."""
+    answer_split(trained, "val", tmp_path / "whole.jsonl")
+    asked.clear()
+    return (tmp_path / "whole.jsonl").read_bytes()
+
+
+@dataclass
+class Job:
+    """An output of which six lines and a half were written.
+
+    Fields:
+      trained: who answers.
+      out: the output.
+      asked: rows that were asked about since.
+      whole: what is to come.
+    """
+
+    trained: Trained
+    out: Path
+    asked: list[int]
+    whole: bytes
+
+    @property
+    def part(self):
+        return self.out.with_name(f"{self.out.name}.part")
+
+    @property
+    def about(self):
+        return self.out.with_name(f"{self.out.name}.part.json")
+
+    def run(self, trained=None, split="val"):
+        return answer_split(trained or self.trained, split, self.out)
+
+    def check_finished(self):
+        assert self.out.read_bytes() == self.whole
+        assert list(self.out.parent.iterdir()) == [self.out]
+
+
+@pytest.fixture
+def job(trained, asked, whole, tmp_path, monkeypatch):
+    out, write, written = tmp_path / "out/val.jsonl", answering.write_line, []
+
+    def stop(file, line):
+        if len(written) == 6:
+            file.write(line[:20])
+            raise KeyboardInterrupt
+        written.append(line)
+        write(file, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, "write_line", stop)
+        with pytest.raises(KeyboardInterrupt):
+            answer_split(trained, "val", out)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["val.jsonl.part", "val.jsonl.part.json"]
+    asked.clear()
+    return Job(trained, out, asked, whole)
+
+
+def with_data(trained, **changes):
+    return replace(trained, config=replace(trained.config, data=replace(trained.config.data, **changes)))
+
+
+def test_a_job_goes_on_with_the_first_incomplete_batch(job, caplog):
+    assert [prediction.qid for prediction in job.run()] == list(range(TOTAL))
+    assert job.asked == list(range(BATCH, TOTAL))
+    assert caplog.text == ""
+    job.check_finished()
+
+
+def test_where_all_lines_are_there_nothing_is_asked(job):
+    job.part.write_bytes(job.whole)
+    assert len(job.run()) == TOTAL
+    assert job.asked == []
+    job.check_finished()
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_an_empty_part_is_a_beginning(job, described):
+    job.part.write_bytes(b"")
+    if not described:
+        job.about.unlink()
+    job.run()
+    assert job.asked == list(range(TOTAL))
+    job.check_finished()
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept", "said"),
+    [
+        (lambda lines: [*lines[:5], lines[5][:-1]], 4, ""),  # its end alone is missing
+        (lambda lines: [lines[0][:9]], 0, ""),
+        (lambda lines: [*lines[:5], b"\xff\xfe\x00\n", lines[6]], 4, "line 6: damaged"),
+        (lambda lines: [*lines[:9], b"\xff"], 8, ""),
+        (lambda lines: [b"\0" * 300 + b"\n", *lines[1:6]], 0, "line 1: damaged"),
+        (lambda lines: [*lines[:4], *lines[:4]], 4, "line 5: damaged, or not the answer"),  # two writers
+        (lambda lines: [*lines, *lines[:2]], TOTAL, "line 11: damaged"),
+        (lambda lines: [*lines[:4], b"[]\n", b"{}\n"], 4, "line 5: damaged"),
+        (lambda lines: [*lines[:4], lines[4].replace(b'"pred_rel', b'"red_rel'), lines[5]], 4, "line 5: damaged"),
+    ],
+)
+def test_what_is_damaged_is_asked_again(job, caplog, damage, kept, said):
+    job.part.write_bytes(b"".join(damage(job.whole.splitlines(keepends=True))))
+    job.run()
+    assert job.asked == list(range(kept, TOTAL))
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
+    job.check_finished()
+
+
+def other_step(trained):
+    assert trained.checkpoint
+    return replace(trained, checkpoint=trained.checkpoint.with_name("3"))
+
+
+def saved_anew(trained):
+    assert trained.checkpoint
+    (trained.checkpoint / "state/weights").write_text("of another run")
+    return trained
+
+
+def merged_anew(trained):
+    splits = {"train": rows(3), "val": rows(stage1_windows=[[0, 1]]), "test": rows()}
+    rebuild_queries(trained.config.data.directory, "shapes", splits)
+    return trained
+
+
+def prepared_anew(trained):
+    splits = {"train": rows(3), "val": rows(), "test": rows()}
+    build_tables(trained.config.data.directory, "shapes", splits, lambda video: film(video, seed=1))
+    return trained
+
+
+def other_base(trained):
+    base = Path(trained.config.data.directory) / "base.safetensors"
+    base.write_bytes(b"weights")
+    return replace(trained, config=replace(trained.config, weights=replace(trained.config.weights, base=str(base))))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (other_step, "checkpoint.sha256: .*; checkpoint.step: 5 there, 3 here"),
+        (saved_anew, 'checkpoint.sha256: "[0-9a-f]+... there, "[0-9a-f]+... here'),
+        (
+            lambda trained: replace(trained, checkpoint=None),
+            "checkpoint.sha256: .*; .*step: 5 there, null here",
+        ),
+        (lambda trained: with_data(trained, use_captions=False), "config.data.use_captions: true there, false here"),
+        (lambda trained: replace(trained, config=replace(trained.config, seed=7)), "config.seed: 42 there, 7 here"),
+        (merged_anew, 'queries.sha256: "[0-9a-f]+... there, "[0-9a-f]+... here'),
+        (prepared_anew, 'videos.files: "[0-9a-f]+... there, "[0-9a-f]+... here'),
+        (other_base, r"base: null there, \[7, [0-9]+\] here"),
+    ],
+)
+def test_what_something_else_answered_is_not_continued(job, caplog, change, named):
+    job.run(change(job.trained))
+    assert job.asked == list(range(TOTAL))
+    (line,) = caplog.messages
+    assert re.fullmatch(f"{re.escape(str(job.part))} is started anew: {named}", line)
+    job.check_finished()
+
+
+def test_another_split_is_not_continued(job, caplog):
+    job.run(split="train")
+    assert job.asked == [0, 1, 2]
+    assert 'split: "val" there, "train" here' in caplog.text
+
+
+def test_a_split_of_the_same_queries_is_another(job, caplog):
+    job.run(split="test")
+    assert job.asked == list(range(TOTAL))
+    assert 'split: "val" there, "test" here' in caplog.text
+
+
+def test_where_folders_lie_and_how_many_are_asked_at_a_time_does_not_matter(job, tmp_path):
+    moved = (tmp_path / "prepared").rename(tmp_path / "moved")
+    changed = with_data(job.trained, directory=str(moved), eval_batch=3)
+    job.run(replace(changed, config=replace(changed.config, mesh="a100x4")))
+    assert job.asked == list(range(6, TOTAL))
+    job.check_finished()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "there is no .*part.json"), (b"{", "is no JSON"), (b"\xff", "is"), (b"[]", "object")]
+)
+def test_a_part_that_does_not_say_what_made_it_is_not_continued(job, caplog, content, said):
+    job.about.unlink() if content is None else job.about.write_bytes(content)
+    job.run()
+    assert job.asked == list(range(TOTAL))
+    assert re.search(f"is started anew: what made it is unknown, .*{said}", caplog.text)
+    job.check_finished()
+
+
+def test_a_file_that_is_not_one_line_a_query_does_not_get_its_name(job, monkeypatch):
+    write = answering.write_line
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, "write_line", lambda file, line: [write(file, line) for _ in range(2)])
+        with pytest.raises(PredictionError, match=r"val\.jsonl\.part, line 6: expected qid 5 .*: remove it and run"):
+            job.run()
+    assert not job.out.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, "write_line", lambda *_: None)
+        with pytest.raises(PredictionError, match=r"val\.jsonl\.part, line 5: expected qid 4"):
+            job.run()
+    job.run()
+    job.check_finished()
+
+
+def test_a_second_writer_is_refused_and_the_first_finishes(job, monkeypatch):
+    write, refused = answering.write_line, []
+
+    def second(file, line):
+        if not refused:
+            with pytest.raises(LockError, match=f"process {os.getpid()} on .* writes here; wait until it") as told:
+                job.run()
+            refused.append(str(told.value))
+        write(file, line)
+
+    monkeypatch.setattr(answering, "write_line", second)
+    job.run()
+    assert refused
+    assert refused[0].startswith(f"{job.out}.lock: ")
+    job.check_finished()
+
+
+def test_a_killed_writer_does_not_lock_the_next_one_out(job):
+    script = (
+        "import os, sys; from calce_jax.storage.locks import FileLock; FileLock(sys.argv[1]).__enter__(); os._exit(9)"
+    )
+    command = [sys.executable, "-c", script, f"{job.out}.lock"]
+    subprocess.run(command, check=False, cwd=Path(__file__).parents[1])
+    assert json.loads((job.out.parent / "val.jsonl.lock").read_text())["pid"] != os.getpid()
+    job.run()
+    job.check_finished()
+
+
+def test_an_output_in_a_locked_folder_beside_it_is_another(trained, asked, whole, tmp_path):
+    with FileLock(tmp_path / "a.jsonl.lock"):
+        answer_split(trained, "val", tmp_path / "b.jsonl")
+    assert (tmp_path / "b.jsonl").read_bytes() == whole
