@@ -2,9 +2,8 @@
 
 A workdir holds `checkpoints/<step>/`, written by Orbax while training goes on: what was trained and the optimizer's
 state by name, the data iterator, and a JSON record (config, git revision, base weights). Frozen weights are not in it.
-Kept are
-the latest, the one before it, and the best by R1_avg; each holds finite values only. Whole models and adapters also
-travel as one safetensors file.
+The latest two steps are kept, and the best by R1_avg; no step holds values that are not finite. Whole models and
+adapters also travel as one safetensors file.
 """
 
 import dataclasses
@@ -223,8 +222,8 @@ class Checkpoints:
         if wrong := not_finite(restored):
             path = self.folder / str(step)
             raise CheckpointError(
-                f"{path} cannot be used: {_first(wrong)} are not finite (NaN or infinite), which earlier versions could "
-                f"save; remove {path} {self._without(step)}"
+                f"{path} cannot be used: {_first(wrong)} are not finite (NaN or infinite), which earlier versions "
+                f"could save; remove {path} {self._without(step)}"
             )
         return restored
 
