@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calce_jax import answering
+from calce_jax.inference import predict_split as answering
 from calce_jax.datasets.tables import VideoRecord, build_tables, rebuild_queries
 from calce_jax.inference.answers import Answer
 from calce_jax.inference.predict_split import Split, answer_split

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calce_jax import answering
+from calce_jax.inference import predict_split as answering
 from calce_jax.config import ConfigError, read_config, to_dict, validate
 from calce_jax.inference.answers import treatments
 from calce_jax.inference.predict_split import answer_split

@@ -2,9 +2,8 @@
 
 A workdir holds `checkpoints/<step>/`, written by Orbax while training goes on: what was trained and the optimizer's
 state by name, the data iterator, and a JSON record (config, git revision, base weights). Frozen weights are not in it.
-Kept are
-the latest, the one before it, and the best by R1_avg; each holds finite values only. Whole models and adapters also
-travel as one safetensors file.
+The latest two steps are kept, and the best by R1_avg; no step holds values that are not finite. Whole models and
+adapters also travel as one safetensors file.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
 The host runs ahead of the device. What a step measures stays on the device until later steps are under way. A step
 whose loss or gradient is not finite is skipped on the device, inside `step_fn`, so the steps that are under way by the
 time the host reads of it start from the unchanged parameters. The host counts skipped steps in order, warns, and ends
-the run after `MAX_SKIPPED` in a row. Only before a checkpoint does it wait for the device.
+the run after `MAX_SKIPPED` in a row. It waits for the device only before an evaluation and before a checkpoint.
 """
 
 import resource
