@@ -29,6 +29,10 @@ PORT = flags.DEFINE_integer("port", 7860, "port to listen on", 1, 65535)
 MEGABYTES = flags.DEFINE_float("max_mb", 500.0, "size of a video at most", lower_bound=0.0)
 MINUTES = flags.DEFINE_float("max_minutes", 10.0, "length of a video at most", lower_bound=0.0)
 KEEP = flags.DEFINE_float("keep_minutes", 60.0, "after so long, uploads and results are removed", lower_bound=0.0)
+VISITOR_MB = flags.DEFINE_float("visitor_mb", 2000.0, "what a visitor may keep: uploads and results", lower_bound=0.0)
+UPLOADS = flags.DEFINE_integer("visitor_uploads", 20, "uploads that a visitor may keep", lower_bound=1)
+TOTAL_MB = flags.DEFINE_float("total_mb", 20_000.0, "what all visitors together may keep", lower_bound=0.0)
+NAMES = flags.DEFINE_multi_string("allow_host", [], "another name under which browsers may ask for it")
 CACHE = flags.DEFINE_string("cache", None, "folder for what a second search uses again; safe to delete")
 CACHE_GB = flags.DEFINE_float("cache_gb", LIMIT_GB, "what that folder may hold", lower_bound=0.0)
 
@@ -49,10 +53,15 @@ def main(argv: list[str]) -> None:
         cache = Cache(CACHE.value or default_folder(), int((CACHE_GB.value or 0.0) * 1e9))
         keep_programs(cache.folder)
         searcher = Searcher(open_stages(CHECKPOINT.value), cache)
-        limits = Limits(float(MEGABYTES.value or 0), float(MINUTES.value or 0), float(KEEP.value or 0))
+        megabytes, minutes, keep, own, total = (
+            float(each.value or 0) for each in (MEGABYTES, MINUTES, KEEP, VISITOR_MB, TOTAL_MB)
+        )
+        limits = Limits(megabytes, minutes, keep, own, int(UPLOADS.value or 0), total)
         with tempfile.TemporaryDirectory(prefix="calce_web_") as folder:
-            about = TRAINED.format(CHECKPOINT.value) if CHECKPOINT.value else TINY
-            served = make_app(searcher, Path(folder), draw_samples(Path(folder) / "samples"), about, limits)
+            # By its name: visitors are told no path of this machine.
+            about = TRAINED.format(Path(CHECKPOINT.value).resolve().name) if CHECKPOINT.value else TINY
+            samples = draw_samples(Path(folder) / "samples")
+            served = make_app(searcher, Path(folder), samples, about, limits, host=host, names=NAMES.value or [])
             # Uvicorn shuts down and then passes the signal on; the folder is to go all the same.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             print(f"open http://{host}:{port}", flush=True)
