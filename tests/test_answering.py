@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calce_jax.inference import predict_split as answering
 from calce_jax.datasets.tables import VideoRecord, build_tables, rebuild_queries
+from calce_jax.inference import predict_split as answering
 from calce_jax.inference.answers import Answer
 from calce_jax.inference.predict_split import Split, answer_split
 from calce_jax.inference.trained_run import Trained

@@ -384,7 +384,7 @@ def test_a_second_search_with_a_bfloat16_model_reads_what_the_first_one_saw(sear
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")  # Gradio's
 def test_a_second_search_in_the_app_with_a_bfloat16_model(searcher, tmp_path, monkeypatch):
-    web = pytest.importorskip("calce_jax.web.app", reason="gradio is absent: pip install 'calce_jax[web]'")
+    web = pytest.importorskip("calce_jax.search.web.app", reason="gradio is absent: pip install 'calce_jax[web]'")
     video = write_clip(tmp_path / "a.mp4", frames=40, rate=5)
     search = web._Search(searcher, web.Results(tmp_path, keep=60.0), {"it": web.Sample("it", video, [])}, web.Limits())
     visitor = web.gr.Request(headers={"cookie": f"{COOKIE}=somebody"})

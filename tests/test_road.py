@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calce_jax.inference import predict_split as answering
 from calce_jax.config import ConfigError, read_config, to_dict, validate
+from calce_jax.inference import predict_split as answering
 from calce_jax.inference.answers import treatments
 from calce_jax.inference.predict_split import answer_split
 from calce_jax.inference.trained_run import open_trained

@@ -1,21 +1,16 @@
 """The app: what it refuses, who may read what, and a real browser that uploads, asks and looks."""
 
-import gc
 import re
 import socket
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from calce_jax.search.searcher import Searcher
 from calce_jax.search.web.app import draw_samples
 from calce_jax.search.web.visitors import COOKIE, Results, visitor_of
-from calce_jax.storage.disk_cache import Cache
 from tests.clips import write_clip
 from tests.scripts import call
-from tests.searching import LONGEST, make_stages
+from tests.serving import serving
 
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 # Gradio and its parts warn about each other's versions; an exception in a server's thread is a failure all the same.
@@ -66,31 +61,8 @@ def test_samples_are_drawn_with_captions_beside_them_and_queries(tmp_path):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A server with the app, whose models answer something about anything."""
-    web = pytest.importorskip("calce_jax.search.web.app", reason="gradio is absent: pip install 'calce_jax[web]'")
-    uvicorn = pytest.importorskip("uvicorn", reason="gradio is absent: pip install 'calce_jax[web]'")
-    folder = tmp_path_factory.mktemp("web")
-    sample = web.Sample("ours", write_clip(folder / "ours.mp4", frames=15, rate=5), ["a red circle moves"])
-    limits = web.Limits(megabytes=1.0, minutes=0.5)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calce_jax.inference.answers.answer_text", lambda *_: "[[0, 2]]")
-        searcher = Searcher(make_stages(), Cache(folder / "cache"), LONGEST)
-        app = web.make_app(searcher, folder / "app", [sample], "A model for tests.", limits)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        deadline = time.monotonic() + 60
-        while not server.started and time.monotonic() < deadline:
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-        server.should_exit = True
-        thread.join(30)
-        # What the server leaves open warns when it is collected; here that is ignored, in a later test it is a failure.
-        del app, server, thread
-        gc.collect()
+    with serving(tmp_path_factory.mktemp("web"), visitor_uploads=6) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +109,12 @@ def test_upload_ask_look_and_be_told(address, browser, tmp_path):
         page.get_by_role("link", name="moments.json").click()
     assert '"moments"' in Path(download.value.path()).read_text()
 
+    # The upload is still there for another search.
+    shown = page.locator("#result iframe").get_attribute("src")
+    ask(page, "a red circle")
+    page.wait_for_function("shown => document.querySelector('#result iframe').getAttribute('src') !== shown", arg=shown)
+    assert "mine.mp4" in frame.locator("h1").inner_text()
+
     text = tmp_path / "text.mp4"
     text.write_text("not a video")
     page.reload()
@@ -148,6 +126,17 @@ def test_upload_ask_look_and_be_told(address, browser, tmp_path):
     page.reload()
     ask(page, "a blue square", write_clip(tmp_path / "long.mp4", frames=40, rate=1))
     page.get_by_text("long.mp4: it lasts 0.7 minutes, and 0.5 are searched here").first.wait_for()
+    page.reload()
+    bad = tmp_path / "bad.srt"
+    bad.write_text("nonsense")
+    page.locator("#captions input[type=file]").set_input_files(str(bad))
+    page.get_by_text("bad").first.wait_for()
+    ask(page, "a blue square", tmp_path / "mine.mp4")
+    page.get_by_text("bad.srt, line 1: expected a number").first.wait_for()
+    # Five videos and the captions are kept by now.
+    page.reload()
+    page.locator("#upload input[type=file]").set_input_files(str(tmp_path / "mine.mp4"))
+    page.get_by_text("you keep 6 uploads, and 6 are the limit").first.wait_for()
 
 
 @pytest.mark.slow

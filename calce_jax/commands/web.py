@@ -27,6 +27,18 @@ MINUTES = flags.DEFINE_float("max_minutes", 10.0, "length of a video at most", l
 KEEP = flags.DEFINE_float(
     "keep_minutes", 60.0, "after so long, uploads and results are removed", lower_bound=0.0, flag_values=FLAGS
 )
+VISITOR_MB = flags.DEFINE_float(
+    "visitor_mb", 2000.0, "size of all uploads and results of a visitor at most", lower_bound=0.0, flag_values=FLAGS
+)
+UPLOADS = flags.DEFINE_integer(
+    "visitor_uploads", 20, "uploads that a visitor may keep", lower_bound=1, flag_values=FLAGS
+)
+TOTAL_MB = flags.DEFINE_float(
+    "total_mb", 20_000.0, "size of the uploads and results of all visitors at most", lower_bound=0.0, flag_values=FLAGS
+)
+NAMES = flags.DEFINE_multi_string(
+    "allow_host", [], "another host name under which browsers may open it", flag_values=FLAGS
+)
 CACHE = flags.DEFINE_string(
     "cache", None, "folder for what a second search uses again; safe to delete", flag_values=FLAGS
 )
@@ -45,7 +57,8 @@ def main(argv: list[str]) -> None:
     try:
         import uvicorn
 
-        from calce_jax.search.web.app import Limits, check_port, make_app
+        from calce_jax.search.web.app import check_port, make_app
+        from calce_jax.search.web.quota import Limits
     except ImportError as error:
         raise UserError(str(error), "install the extra: pip install 'calce_jax[web]'") from None
     from calce_jax.search.samples import load_samples
@@ -57,10 +70,14 @@ def main(argv: list[str]) -> None:
     cache = Cache(CACHE.value or default_folder(), int((CACHE_GB.value or 0.0) * 1e9))
     keep_programs(cache.folder)
     searcher = Searcher(open_stages(CHECKPOINT.value), cache)
-    limits = Limits(float(MEGABYTES.value or 0), float(MINUTES.value or 0), float(KEEP.value or 0))
+    megabytes, minutes, keep, own, total = (
+        float(flag.value or 0) for flag in (MEGABYTES, MINUTES, KEEP, VISITOR_MB, TOTAL_MB)
+    )
+    limits = Limits(megabytes, minutes, keep, own, int(UPLOADS.value or 0), total)
     with tempfile.TemporaryDirectory(prefix="calce_web_") as folder:
-        about = TRAINED.format(CHECKPOINT.value) if CHECKPOINT.value else TINY
-        served = make_app(searcher, Path(folder), load_samples(), about, limits)
+        # By its name: visitors are shown no path of this machine.
+        about = TRAINED.format(Path(CHECKPOINT.value).resolve().name) if CHECKPOINT.value else TINY
+        served = make_app(searcher, Path(folder), load_samples(), about, limits, host=host, names=NAMES.value or [])
         # Uvicorn shuts down and then passes the signal on; the folder is to go all the same.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         print(f"open http://{host}:{port}", flush=True)

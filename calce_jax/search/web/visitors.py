@@ -9,13 +9,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
 
 COOKIE = "calce_visitor"
-# Where Gradio would hand out uploads; nothing the app shows needs it.
-NOT_SERVED = ("/gradio_api/file", "/file")
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,31 @@ class Results:
 
     def find(self, name: str, path: str, visitor: str) -> Path | None:
         """Return a file of a result, or nothing where there is none, or it is another visitor's."""
+        folder = self.folder_of(name, visitor)
+        if folder is None or "\0" in path:
+            return None
+        file = (folder / path).resolve()
+        return file if file.is_relative_to(folder.resolve()) and file.is_file() else None
+
+    def folder_of(self, name: str, visitor: str) -> Path | None:
+        """Return the folder of a result, or nothing where there is none, or it is another visitor's."""
         with self._lock:
             result = self._results.get(name)
-        if result is None or not visitor or not secrets.compare_digest(result.visitor, visitor):
+        if result is None or not visitor or not secrets.compare_digest(result.visitor.encode(), visitor.encode()):
             return None
-        file = (result.folder / path).resolve()
-        return file if file.is_relative_to(result.folder.resolve()) and file.is_file() else None
+        return result.folder
+
+    def kept(self, visitor: str | None) -> list[Path]:
+        """Return the folders of a visitor's results, or of everybody's where no visitor is named."""
+        with self._lock:
+            return [each.folder for each in self._results.values() if visitor in (None, each.visitor)]
+
+    def remove(self, name: str) -> None:
+        """Remove a result before its time."""
+        with self._lock:
+            gone = self._results.pop(name, None)
+        if gone:
+            shutil.rmtree(gone.folder, ignore_errors=True)
 
     def clear(self) -> None:
         """Remove what is too old."""
@@ -79,7 +95,7 @@ class Results:
 
 
 class KnowVisitors:
-    """Gives every browser its cookie, and hands out no uploads. ASGI, so that answers that stream are not held back."""
+    """Gives every browser its cookie. ASGI, so that answers that stream are not held back."""
 
     def __init__(self, app: Any):
         self.app = app
@@ -88,10 +104,6 @@ class KnowVisitors:
         """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-            return
-        if scope["path"].startswith(NOT_SERVED):
-            await send({"type": "http.response.start", "status": 404, "headers": []})
-            await send({"type": "http.response.body", "body": b"not found"})
             return
         known = visitor_of(dict(scope["headers"]).get(b"cookie", b"").decode("latin-1"))
 
@@ -106,5 +118,5 @@ class KnowVisitors:
 
 def visitor_of(cookies: str) -> str:
     """Return the visitor that a Cookie header names, or nothing."""
-    found = SimpleCookie(cookies).get(COOKIE)
-    return found.value if found else ""
+    named = (cookie.strip().partition("=") for cookie in cookies.split(";"))
+    return next((value for name, _, value in named if name == COOKIE), "")

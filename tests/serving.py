@@ -1,0 +1,180 @@
+"""A server with the app, visitors who are programs, and things of the server that are none of theirs."""
+
+import gc
+import http.client
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+
+from calce_jax.search.ranking import Moment
+from calce_jax.search.searcher import Found, Searched, Searcher
+from calce_jax.storage.disk_cache import Cache
+from calce_jax.video.decode import VideoError
+from tests.clips import write_clip
+from tests.searching import LONGEST, make_stages
+
+SECRET = "seen by nobody"
+
+
+@contextmanager
+def serving(folder: Path, searcher: Any = None, names: tuple[str, ...] = (), **limits: Any) -> Iterator[str]:
+    """Start the app with a sample called "ours", and give its address.
+
+    Args:
+      folder: the app's files lie in `app`, its sample is `ours.mp4`.
+      searcher: in place of the tiny one.
+      names: under which it may be asked for, beside local ones.
+      limits: fields of `Limits`.
+    """
+    web = pytest.importorskip("calce_jax.search.web.app", reason="gradio is absent: pip install 'calce_jax[web]'")
+    uvicorn = pytest.importorskip("uvicorn", reason="gradio is absent: pip install 'calce_jax[web]'")
+    sample = web.Sample("ours", write_clip(folder / "ours.mp4", frames=15, rate=5), ["a red circle moves"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calce_jax.inference.answer_text", lambda *_: "[[0, 2]]")
+        searcher = searcher or Searcher(make_stages(), Cache(folder / "cache"), LONGEST)
+        limits = web.Limits(**{"megabytes": 1.0, "minutes": 0.5, **limits})
+        app = web.make_app(searcher, folder / "app", [sample], "A model for tests.", limits, names=names)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        deadline = time.monotonic() + 60
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.1)
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            # What the server leaves open warns when it is collected; here that is ignored, in a later test it is a
+            # failure.
+            del app, server, thread
+            gc.collect()
+
+
+class Stub(Searcher):
+    """A searcher that finds the first second of any video, and fails as its query says."""
+
+    def __init__(self):
+        pass
+
+    def search(self, video, queries, captions=(), *, most=5):
+        for query in queries:
+            if query == "crash":
+                raise RuntimeError(f"{video}: crashed")
+            if query == "disk":
+                raise OSError(28, "No space left on device", str(video))
+            if query == "damaged":
+                raise VideoError(video, "it is damaged", "fetch it again")
+        stages = {name: [Moment(0.0, 1.0, 0.9)] for name in ("stage 1", "stage 2")}
+        return Searched(Path(video), 4.0, [Found(query, stages, [], [(0.0, "full")], []) for query in queries])
+
+
+class Visitor:
+    """One browser: its cookie, and what it asks for."""
+
+    def __init__(self, address):
+        httpx = pytest.importorskip("httpx", reason="gradio is absent: pip install 'calce_jax[web]'")
+        self.client = httpx.Client(base_url=address, timeout=60)
+        self.client.get("/")
+        config = self.client.get("/config").json()
+        # The search has four inputs: video, captions, sample, query.
+        self.functions = [each["id"] for each in config["dependencies"]]
+        self.search = next(each["id"] for each in config["dependencies"] if len(each["inputs"]) == 4)
+
+    def upload(self, name: str, content: bytes):
+        return self.client.post("/gradio_api/upload", files={"files": (name, content)})
+
+    def uploaded(self, path: Path) -> str:
+        answer = self.upload(path.name, path.read_bytes())
+        assert answer.status_code == 200, answer.text
+        [upload] = answer.json()
+        return upload
+
+    def join(self, data: Any, function: int | None = None, **fields: Any):
+        function = self.search if function is None else function
+        body = {"data": data, "fn_index": function, "session_hash": "abc123", "trigger_id": None, **fields}
+        return self.client.post("/gradio_api/queue/join", json=body)
+
+    def ask(self, data: Any, function: int | None = None, **fields: Any) -> str:
+        """Return everything that the server says of a request for a function."""
+        joined = self.join(data, function, **fields)
+        if joined.status_code != 200:
+            return f"{joined.status_code} {joined.text}"
+        said = ""
+        with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "abc123"}) as stream:
+            for line in stream.iter_lines():
+                said += line + "\n"
+                if '"process_completed"' in line or '"close_stream"' in line:
+                    break
+        return said
+
+    def found(self, *data: Any) -> str:
+        """Search and return the address of the result."""
+        said = self.ask(data)
+        match = re.search(r"/found/[\w-]+", said)
+        assert match, said
+        return match[0]
+
+
+class World(NamedTuple):
+    """A server, its folder, a private video and private captions, and what was fetched from an address of ours."""
+
+    address: str
+    folder: Path
+    video: Path
+    srt: Path
+    canary: str
+    fetched: list[str]
+
+
+@contextmanager
+def beside_private_files(folder: Path) -> Iterator[World]:
+    """Start the app on a machine with a private video, private captions, and an address that notes what is fetched."""
+    fetched: list[str] = []
+
+    class Canary(BaseHTTPRequestHandler):
+        def do_GET(self):
+            fetched.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(SECRET.encode())
+
+        do_HEAD = do_GET
+
+        def log_message(self, format, *args):
+            pass
+
+    canary = HTTPServer(("127.0.0.1", 0), Canary)
+    threading.Thread(target=canary.serve_forever, daemon=True).start()
+    private = folder / "private"
+    private.mkdir()
+    video = write_clip(private / "private.mp4", frames=25, rate=5, noise=True)
+    srt = private / "private.srt"
+    srt.write_text(f"1\n00:00:00,000 --> 00:00:01,000\n{SECRET}\n")
+    with serving(folder / "web", Stub()) as address:
+        yield World(address, folder / "web" / "app", video, srt, f"http://127.0.0.1:{canary.server_port}", fetched)
+    canary.shutdown()
+    canary.server_close()
+
+
+def raw(address: str, path: str, method: str = "GET", **headers: str):
+    """Ask for a path as it is written; other clients tidy it first."""
+    place = urlsplit(address)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
+    connection.request(method, path, headers=headers)
+    answer = connection.getresponse()
+    text = answer.read() if method == "GET" else b""
+    connection.close()
+    return answer.status, text
