@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calce_jax.search.web.visitors import Results
+from calce_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Limits:
     total_megabytes: float = 20_000.0
 
 
-class QuotaError(ValueError):
+class QuotaError(UserError):
     """Something cannot be kept; the message names the limit and the remedy."""
 
 
@@ -60,11 +61,11 @@ class Quota:
         if own > limits.visitor_megabytes * 1e6:
             raise QuotaError(
                 f"your uploads and results would be {own / 1e6:,.0f} MB, and {limits.visitor_megabytes:,.0f} MB are "
-                f"the limit; each is removed {limits.keep_minutes:g} minutes after it was made: try again later"
+                "the limit", f"each is removed {limits.keep_minutes:g} minutes after it was made: try again later"
             )
         if self._bytes(None) > limits.total_megabytes * 1e6:
             raise QuotaError(
-                "this app has no room left; uploads and results are removed "
+                "this app has no room left", "uploads and results are removed "
                 f"{limits.keep_minutes:g} minutes after they were made: try again later"
             )
 
@@ -80,7 +81,7 @@ class Quota:
             number = len(self._uploads.kept(visitor)) + sum(owner == visitor for owner, _ in self._arriving)
             if number >= self._limits.visitor_uploads:
                 raise QuotaError(
-                    f"you keep {number} uploads, and {self._limits.visitor_uploads} are the limit; each is removed "
+                    f"you keep {number} uploads, and {self._limits.visitor_uploads} are the limit", "each is removed "
                     f"after {self._limits.keep_minutes:g} minutes: search those you have, or try again later"
                 )
             self._arriving.append(entry)

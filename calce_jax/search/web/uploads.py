@@ -25,7 +25,7 @@ from starlette.types import Message, Receive
 from calce_jax.search.inputs import SearchError
 from calce_jax.search.web.quota import Limits, Quota, QuotaError
 from calce_jax.search.web.visitors import Results, visitor_of
-from calce_jax.video.files import SUFFIXES
+from calce_jax.video.files import VIDEO_SUFFIXES
 
 ROUTE = "/gradio_api/upload"
 PROGRESS_ROUTE = "/gradio_api/upload_progress"
@@ -129,7 +129,7 @@ class Uploads:
     def _store(self, visitor: str, file: UploadFile) -> Response:
         name = safe_name(file.filename or "")
         suffix = Path(name).suffix.lower()
-        if suffix not in SUFFIXES | CAPTION_SUFFIXES:
+        if suffix not in {*VIDEO_SUFFIXES, *CAPTION_SUFFIXES}:
             return PlainTextResponse(f"{name}: neither a video nor captions (.srt); upload another file", 415)
         if suffix in CAPTION_SUFFIXES and (file.size or 0) > CAPTION_MEGABYTES * 1e6:
             return PlainTextResponse(f"{name}: larger than {CAPTION_MEGABYTES:g} MB; upload captions alone", 413)
