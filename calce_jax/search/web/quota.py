@@ -61,12 +61,14 @@ class Quota:
         if own > limits.visitor_megabytes * 1e6:
             raise QuotaError(
                 f"your uploads and results would be {own / 1e6:,.0f} MB, and {limits.visitor_megabytes:,.0f} MB are "
-                "the limit", f"each is removed {limits.keep_minutes:g} minutes after it was made: try again later"
+                "the limit",
+                f"each is removed {limits.keep_minutes:g} minutes after it was made: try again later",
             )
         if self._bytes(None) > limits.total_megabytes * 1e6:
             raise QuotaError(
-                "this app has no room left", "uploads and results are removed "
-                f"{limits.keep_minutes:g} minutes after they were made: try again later"
+                "this app has no room left",
+                "uploads and results are removed "
+                f"{limits.keep_minutes:g} minutes after they were made: try again later",
             )
 
     @contextmanager
@@ -81,8 +83,9 @@ class Quota:
             number = len(self._uploads.kept(visitor)) + sum(owner == visitor for owner, _ in self._arriving)
             if number >= self._limits.visitor_uploads:
                 raise QuotaError(
-                    f"you keep {number} uploads, and {self._limits.visitor_uploads} are the limit", "each is removed "
-                    f"after {self._limits.keep_minutes:g} minutes: search those you have, or try again later"
+                    f"you keep {number} uploads, and {self._limits.visitor_uploads} are the limit",
+                    "each is removed "
+                    f"after {self._limits.keep_minutes:g} minutes: search those you have, or try again later",
                 )
             self._arriving.append(entry)
         try:
