@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from calce_jax.search.web.visitors import Results
 from calce_jax.errors import UserError
+from calce_jax.search.web.visitors import Results
 
 
 @dataclass(frozen=True)
