@@ -1,6 +1,7 @@
 """Ask every query of a split: `launch/infer.py --workdir=DIR --split=train|val|test --out=FILE.jsonl`.
 
-The same command goes on where an interrupted one stopped. Several hosts can share the work, see `launch.hosts`.
+The same command goes on where an interrupted one stopped, unless the checkpoint, the split, the prepared tables or a flag
+that changes answers differ: then it starts anew, and logs in what. Several hosts can share the work, see `launch.hosts`.
 """
 
 from typing import Literal, cast
