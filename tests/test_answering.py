@@ -29,7 +29,14 @@ BATCH, TOTAL = 4, 10
 def film(video, seed=0):
     noise = np.random.default_rng((ord(video), seed)).integers(0, 256, (5, 28, 28, 3), np.uint8)
     return VideoRecord(
-        video, 50, 10.0, 5.0, np.arange(0, 50, 10, np.int32), np.arange(5, dtype=np.float32), encode_jpeg(noise), []
+        video,
+        50,
+        10.0,
+        5.0,
+        np.arange(0, 50, 10, dtype=np.int32),
+        np.arange(5, dtype=np.float32),
+        encode_jpeg(noise),
+        [],
     )
 
 
@@ -165,6 +172,8 @@ def test_an_empty_part_is_a_beginning(job, described):
     ("damage", "kept", "said"),
     [
         (lambda lines: [*lines[:5], lines[5][:-1]], 4, ""),  # its end alone is missing
+        (lambda lines: [*lines[:7], lines[7][:-1]], 4, ""),
+        (lambda lines: [*lines[:9], lines[9][:-1]], 8, ""),
         (lambda lines: [lines[0][:9]], 0, ""),
         (lambda lines: [*lines[:5], b"\xff\xfe\x00\n", lines[6]], 4, "line 6: damaged"),
         (lambda lines: [*lines[:9], b"\xff"], 8, ""),
@@ -288,14 +297,14 @@ def test_a_second_writer_is_refused_and_the_first_finishes(job, monkeypatch):
 
     def second(file, line):
         if not refused:
+            refused.append("")
             with pytest.raises(LockError, match=f"process {os.getpid()} on .* writes here; wait until it") as told:
                 job.run()
-            refused.append(str(told.value))
+            refused[0] = str(told.value)
         write(file, line)
 
     monkeypatch.setattr(answering, "write_line", second)
     job.run()
-    assert refused
     assert refused[0].startswith(f"{job.out}.lock: ")
     job.check_finished()
 

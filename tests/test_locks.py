@@ -140,12 +140,18 @@ def test_of_many_that_want_a_dead_owners_lock_one_gets_it(path):
         path.unlink()
 
 
-def test_a_forked_child_does_not_end_the_lock(path):
+def test_a_forked_child_does_not_end_the_lock(path, monkeypatch):
     with FileLock(path) as lock:
-        assert lock._mine
-        lock._mine = replace(lock._mine, pid=1)
-        lock.__exit__(None, None, None)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            lock.__exit__(None, None, None)
         assert path.exists()
+
+
+def test_a_lock_that_another_took_meanwhile_stays(path):
+    with FileLock(path):
+        write_owner(path, token="of another")
+    assert owner_of(path)["token"] == "of another"
 
 
 def test_where_there_is_no_proc_ps_is_asked():

@@ -1,6 +1,8 @@
 """Predict every query of a split: `calce infer --workdir=DIR --split=train|val|test --out=FILE.jsonl`.
 
-The same command goes on where an interrupted one stopped. Several hosts can share the work, see --coordinator.
+The same command goes on where an interrupted one stopped, unless the checkpoint, the split, the prepared tables or a
+flag that changes answers differ: then it starts anew, and logs which. Several hosts can share the work, see
+--coordinator.
 """
 
 from typing import Literal, cast
