@@ -11,6 +11,7 @@ from calce_jax.text.prompt import BORDER, Caption
 from calce_jax.video.files import VIDEO_SUFFIXES, is_video_name
 
 MOST_WORDS = 60  # of a query; more would push each other out of the prompt
+MOST_LETTERS = 1000  # of a query; its 60 words may have any length, and all of them are tagged and tokenized
 
 
 class SearchError(UserError):
@@ -25,7 +26,8 @@ def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = N
       t5: the model's tokenizer; without it, whether the words are known is not looked at.
 
     Raises:
-      SearchError: there is no query; one is empty, longer than 60 words, or has no word that the tokenizer can write.
+      SearchError: there is no query; one is empty, longer than 60 words or 1000 characters, or has no word that the
+        tokenizer can write.
     """
     if not queries:
         raise SearchError("no query", "say in a sentence what to look for")
@@ -34,6 +36,8 @@ def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = N
             raise SearchError(f"query {number} is empty", "say in a sentence what to look for")
         if (words := len(query.split())) > MOST_WORDS:
             raise SearchError(f"query {number} has {words:,} words", f"say it in {MOST_WORDS} or fewer")
+        if len(query) > MOST_LETTERS:
+            raise SearchError(f"query {number} has {len(query):,} characters", f"say it in {MOST_LETTERS:,} or fewer")
         if t5 and not any(piece.strip(BORDER).isalnum() for piece in _pieces(query, t5)):
             raise SearchError(
                 f"query {number} ({query.strip()[:40]}) has no word that the model knows", "ask in English"
