@@ -8,20 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.paired import arguments
+from benchmarks.paired import parse_args
 
 SUBJECTS = ("vision", "qformer", "t5", "generation", "stage1", "metrics", "decoding", "reading")
 
 
 def main() -> int:
     """Run every subject, and return how many failed."""
-    setting, _ = arguments(__doc__)
+    settings, _ = parse_args(__doc__)
     failed = [
         subject
         for subject in SUBJECTS
         if subprocess.run([sys.executable, "-m", f"benchmarks.{subject}", *sys.argv[1:]], check=False).returncode
     ]
-    print("\n" + table([setting.out / f"{subject}.json" for subject in SUBJECTS if subject not in failed]))
+    print("\n" + table([settings.out / f"{subject}.json" for subject in SUBJECTS if subject not in failed]))
     if failed:
         print(f"failed: {', '.join(failed)}")
     return len(failed)

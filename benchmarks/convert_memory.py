@@ -24,64 +24,64 @@ import ml_dtypes
 import numpy as np
 
 from calce_jax.checkpoints.convert import bert, blip2
-from calce_jax.checkpoints.convert.mapping import Table, rows_of
+from calce_jax.checkpoints.convert.mapping import KeyMapping, mapping_rows
 from calce_jax.checkpoints.convert.reader import open_tensors
-from calce_jax.checkpoints.convert.state_dict import Lazy, torch_parameters
-from calce_jax.checkpoints.convert.weights import base_shapes
+from calce_jax.checkpoints.convert.state_dict import LazyArray, lazy_state_dict
+from calce_jax.checkpoints.convert.weights import base_param_shapes
 from calce_jax.checkpoints.convert.writer import write_shards
 from calce_jax.models.calce import CalceConfig
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-COMPARED = "t5/decoder/blocks/mlp/wo/kernel", "language_model.decoder.block.23.layer.2.DenseReluDense.wo.weight"
+COMPARED_WEIGHT = "t5/decoder/blocks/mlp/wo/kernel", "language_model.decoder.block.23.layer.2.DenseReluDense.wo.weight"
 
 
 def main() -> None:
     """Write, convert, compare, print, delete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder below which everything is written")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="convert_memory_", dir=given.out))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="convert_memory_", dir=args.out))
     try:
-        print(json.dumps(measured(folder), indent=2))
+        print(json.dumps(measure_conversion(folder), indent=2))
     finally:
         shutil.rmtree(folder)
 
 
-def measured(folder: Path) -> dict[str, object]:
+def measure_conversion(folder: Path) -> dict[str, object]:
     """Return what was measured, and on what."""
-    shapes = base_shapes(CalceConfig.full())
-    started = time.perf_counter()
-    for kind, table in (("hf", blip2.hugging_face()), ("bert", bert.table())):
+    shapes = base_param_shapes(CalceConfig.full())
+    start_time = time.perf_counter()
+    for kind, table in (("hf", blip2.hf_mapping()), ("bert", bert.key_mapping())):
         (folder / kind).mkdir()
         write_shards(folder / kind, random_tensors(table, shapes))
-    written, target = time.perf_counter(), folder / "base.safetensors"
+    write_time, target = time.perf_counter(), folder / "base.safetensors"
     source = f"--source=hf:{folder / 'hf'},bert:{folder / 'bert'}"
     subprocess.run([sys.executable, "launch/convert.py", source, f"--target=base:{target}"], check=True)
-    done = time.perf_counter()
-    ours, theirs = COMPARED
+    end_time = time.perf_counter()
+    ours, theirs = COMPARED_WEIGHT
     converted, original = open_tensors(target)[ours].read()[-1].T, open_tensors(folder / "hf")[theirs].read()
     np.testing.assert_array_equal(converted.view(np.uint16), original.view(np.uint16))
     return {
         "parameters": sum(int(np.prod(leaf.shape)) for leaf in shapes.values()),
-        "checkpoint GB": round(size(folder / "hf") + size(folder / "bert"), 2),
+        "checkpoint GB": round(folder_gigabytes(folder / "hf") + folder_gigabytes(folder / "bert"), 2),
         "base weights GB": round(target.stat().st_size / 1e9, 2),
         "peak memory of converting GB": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, 2),
-        "seconds to write": round(written - started),
-        "seconds to convert": round(done - written),
+        "seconds to write": round(write_time - start_time),
+        "seconds to convert": round(end_time - write_time),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
 
 
-def random_tensors(table: Table, shapes: Mapping[str, Any]) -> dict[str, Lazy]:
+def random_tensors(table: KeyMapping, shapes: Mapping[str, Any]) -> dict[str, LazyArray]:
     """Return the tensors of a checkpoint, random bits each, drawn when they are asked for."""
-    parts = {part for row in rows_of(table) for part in row.parts}
+    parts = {part for row in mapping_rows(table) for part in row.param_names}
     leaves = {name: leaf for name, leaf in shapes.items() if name in parts}
-    tensors = torch_parameters(rows_of(table), leaves, tied=False)
+    tensors = lazy_state_dict(mapping_rows(table), leaves, tied=False)
     return {name: random_tensor(number, name, tensor.shape) for number, (name, tensor) in enumerate(tensors.items())}
 
 
-def random_tensor(seed: int, name: str, shape: tuple[int, ...]) -> Lazy:
+def random_tensor(seed: int, name: str, shape: tuple[int, ...]) -> LazyArray:
     """Return random bits that are numbers below 2; no bias on the keys, which the model has not."""
 
     def read() -> np.ndarray:
@@ -92,10 +92,10 @@ def random_tensor(seed: int, name: str, shape: tuple[int, ...]) -> Lazy:
             bits.reshape(3, -1)[1] = 0
         return bits.view(BFLOAT16).reshape(shape)
 
-    return Lazy(shape, BFLOAT16, read)
+    return LazyArray(shape, BFLOAT16, read)
 
 
-def size(folder: Path) -> float:
+def folder_gigabytes(folder: Path) -> float:
     """Return the size of a folder's files in GB."""
     return sum(file.stat().st_size for file in folder.iterdir()) / 1e9
 

@@ -16,8 +16,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from benchmarks.material import pictures, write_video
-from benchmarks.paired import Row, Setting, arguments, compare, report
+from benchmarks.material import noise_images, write_video
+from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, parse_args, report
 from calce_jax.video.decode import decode_jpeg, encode_jpeg, head_indices, read_frames
 
 FRAMES, SIZE = 75, 224
@@ -25,34 +25,38 @@ FRAMES, SIZE = 75, 224
 
 def main() -> None:
     """Measure and write it down."""
-    setting, given = arguments(__doc__, seconds={"type": int, "default": 60})
-    rows = [jpeg(setting)]
+    setting, args = parse_args(__doc__, seconds={"type": int, "default": 60})
+    rows = [compare_jpeg(setting)]
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "video.mp4"
-        write_video(video, given.seconds)
-        others: dict[str, Callable[[], np.ndarray]] = {"PyAV and Pillow": partial(plain_loop, video, setting.threads)}
+        write_video(video, args.seconds)
+        others: dict[str, Callable[[], np.ndarray]] = {
+            "PyAV and Pillow": partial(decode_with_pyav, video, setting.threads)
+        }
         if importlib.util.find_spec("decord"):
-            others["decord"] = partial(in_decord, video, setting.threads)
-        rows += [videos(setting, video, name, theirs) for name, theirs in others.items()]
+            others["decord"] = partial(decode_with_decord, video, setting.threads)
+        rows += [compare_video(setting, video, name, theirs) for name, theirs in others.items()]
     report(setting, "decoding", rows)
 
 
-def jpeg(setting: Setting) -> Row:
+def compare_jpeg(setting: BenchmarkSettings) -> ComparisonRow:
     """Compare decoders of pictures, on one core: neither has threads."""
-    frames = encode_jpeg(pictures(FRAMES, SIZE, SIZE))
+    frames = encode_jpeg(noise_images(FRAMES, SIZE, SIZE))
     return compare(
         setting,
         f"{FRAMES} JPEG pictures of {SIZE} pixels",
         lambda: np.stack([decode_jpeg(frame) for frame in frames]),
         lambda: np.stack([np.asarray(Image.open(io.BytesIO(frame))) for frame in frames]),
         other="Pillow",
-        agreement=grey_levels,
+        agreement=pixel_difference,
         frames=FRAMES,
         notes={"kB a picture": sum(map(len, frames)) / FRAMES / 1e3},
     )
 
 
-def videos(setting: Setting, video: Path, name: str, theirs: Callable[[], np.ndarray]) -> Row:
+def compare_video(
+    setting: BenchmarkSettings, video: Path, name: str, theirs: Callable[[], np.ndarray]
+) -> ComparisonRow:
     """Compare readers of one video."""
     return compare(
         setting,
@@ -60,22 +64,22 @@ def videos(setting: Setting, video: Path, name: str, theirs: Callable[[], np.nda
         lambda: read_frames(video, FRAMES, SIZE, threads=setting.threads).frames,
         theirs,
         other=name,
-        agreement=grey_levels,
+        agreement=pixel_difference,
         notes={"MB of video": video.stat().st_size / 1e6},
     )
 
 
-def plain_loop(video: Path, threads: int) -> np.ndarray:
+def decode_with_pyav(video: Path, threads: int) -> np.ndarray:
     """Decode every picture in order and keep some."""
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
         stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
         wanted = set(head_indices(stream.frames, FRAMES).tolist())
-        kept = [frame.to_image() for number, frame in enumerate(container.decode(stream)) if number in wanted]
-    return np.stack([np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for image in kept])
+        images = [frame.to_image() for number, frame in enumerate(container.decode(stream)) if number in wanted]
+    return np.stack([np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for image in images])
 
 
-def in_decord(video: Path, threads: int) -> np.ndarray:
+def decode_with_decord(video: Path, threads: int) -> np.ndarray:
     """Let decord find, decode and resize them."""
     import decord  # pyright: ignore[reportMissingImports]
 
@@ -83,7 +87,7 @@ def in_decord(video: Path, threads: int) -> np.ndarray:
     return reader.get_batch(head_indices(len(reader), FRAMES).tolist()).asnumpy()
 
 
-def grey_levels(ours: np.ndarray, theirs: np.ndarray) -> str:
+def pixel_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
     """Say how far the pictures are apart: Pillow blurs what it makes smaller, so not every pair is the same."""
     return f"pictures {np.abs(ours.astype(np.int16) - theirs).mean():.2f} of 255 grey levels apart on average"
 

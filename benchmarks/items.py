@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from calce_jax.text.nouns import ADJECTIVE, NO_THINGS, NOUN, tagged, things
+from calce_jax.text.nouns import ADJECTIVE_TAG, EXCLUDED_NOUNS, NOUN_TAG, select_nouns, tag_words
 
 Tagger = Callable[[str], list[tuple[str, str]]]
 Row = tuple[str, list[str]]
@@ -29,7 +29,10 @@ SPLITS = {
     "Charades-STA train": "charades/train.json",
     "Charades-STA test": "charades/test.json",
 }
-OFTEN, RARELY = 10, 1 / 5  # when a noun is none: tagged so many times, annotated in a smaller share of them
+MIN_NOUN_COUNT, MAX_ITEM_SHARE = (
+    10,
+    1 / 5,
+)  # when a noun is none: tagged so many times, annotated in a smaller share of them
 _ARTICLE = re.compile(r"^(an?|the|his|her|their|its|my|your|our) ")
 
 
@@ -38,31 +41,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--annotations", type=Path, required=True, help="folder of the original's annotations")
     parser.add_argument("--spacy", default="en_core_web_sm", help="spaCy's model, if it is installed")
-    given = parser.parse_args()
-    splits = {name: read(given.annotations / path) for name, path in SPLITS.items()}
-    ours = cache(tagged)
-    show("used here", splits, lambda query: things(ours(query)))
-    taggers = {"HanTa": ours, "TextBlob": textblob(), f"spaCy {given.spacy}": spacy(given.spacy)}
+    args = parser.parse_args()
+    splits = {name: read_rows(args.annotations / path) for name, path in SPLITS.items()}
+    ours = cache(tag_words)
+    print_scores("used here", splits, lambda query: select_nouns(ours(query)))
+    taggers = {"HanTa": ours, "TextBlob": textblob(), f"spaCy {args.spacy}": spacy(args.spacy)}
     for name, tagger in taggers.items():
         if tagger is None:
             print(f"{name}: not installed")
             continue
         tag = cache(tagger)
-        show(f"{name}, nouns", splits, lambda query, tag=tag: things(tag(query), without=()))
-        show(f"{name}, compounds", splits, lambda query, tag=tag: compounds(tag(query)))
-        show(f"{name}, phrases", splits, lambda query, tag=tag: things(tag(query), phrases=True, without=()))
+        print_scores(f"{name}, nouns", splits, lambda query, tag=tag: select_nouns(tag(query), excluded=()))
+        print_scores(f"{name}, compounds", splits, lambda query, tag=tag: compounds(tag(query)))
+        print_scores(
+            f"{name}, phrases", splits, lambda query, tag=tag: select_nouns(tag(query), phrases=True, excluded=())
+        )
     train = [row for name, rows in splits.items() if name.endswith("train") for row in rows]
-    none = no_things(train, ours)
-    print("nouns that are none:", *sorted(none))
-    print("beside them in the code:", *sorted(NO_THINGS - none))
+    non_items = frequent_non_items(train, ours)
+    print("nouns that are none:", *sorted(non_items))
+    print("beside them in the code:", *sorted(EXCLUDED_NOUNS - non_items))
 
 
-def read(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
     """Return (query, items) of every row of a file."""
     return [(row["query"], row["items"]) for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def show(name: str, splits: dict[str, list[Row]], items: Callable[[str], list[str]]) -> None:
+def print_scores(name: str, splits: dict[str, list[Row]], items: Callable[[str], list[str]]) -> None:
     """Print a line a split."""
     for split, rows in splits.items():
         f1, precision, recall = score(rows, items)
@@ -71,11 +76,19 @@ def show(name: str, splits: dict[str, list[Row]], items: Callable[[str], list[st
 
 def score(rows: Iterable[Row], items: Callable[[str], list[str]]) -> tuple[float, float, float]:
     """Return F1, precision and recall in percent, over all items of all queries."""
-    both = found = true = 0
+    num_shared = num_predicted = num_annotated = 0
     for query, annotated in rows:
-        here, there = {to_dict(item) for item in items(query)}, {to_dict(item) for item in annotated}
-        both, found, true = both + len(here & there), found + len(here), true + len(there)
-    return 200 * both / (found + true), 100 * both / max(found, 1), 100 * both / max(true, 1)
+        predicted, expected = {to_dict(item) for item in items(query)}, {to_dict(item) for item in annotated}
+        num_shared, num_predicted, num_annotated = (
+            num_shared + len(predicted & expected),
+            num_predicted + len(predicted),
+            num_annotated + len(expected),
+        )
+    return (
+        200 * num_shared / (num_predicted + num_annotated),
+        100 * num_shared / max(num_predicted, 1),
+        100 * num_shared / max(num_annotated, 1),
+    )
 
 
 def to_dict(item: str) -> str:
@@ -85,18 +98,22 @@ def to_dict(item: str) -> str:
 
 def compounds(words: Sequence[tuple[str, str]]) -> list[str]:
     """Return nouns, those that follow each other as one."""
-    nouns = [(word, tag if tag.startswith(NOUN) else "") for word, tag in words]
-    return things(nouns, phrases=True, without=())
+    nouns = [(word, tag if tag.startswith(NOUN_TAG) else "") for word, tag in words]
+    return select_nouns(nouns, phrases=True, excluded=())
 
 
-def no_things(rows: Iterable[Row], tagger: Tagger) -> set[str]:
+def frequent_non_items(rows: Iterable[Row], tagger: Tagger) -> set[str]:
     """Return the words that a tagger takes for nouns and annotators do not take for items."""
-    found, annotated = Counter[str](), Counter[str]()
+    noun_counts, item_counts = Counter[str](), Counter[str]()
     for query, items in rows:
-        nouns = set(things(tagger(query), without=()))
-        found.update(nouns)
-        annotated.update(nouns & {to_dict(item) for item in items})
-    return {word for word, times in found.items() if times >= OFTEN and annotated[word] < RARELY * times}
+        nouns = set(select_nouns(tagger(query), excluded=()))
+        noun_counts.update(nouns)
+        item_counts.update(nouns & {to_dict(item) for item in items})
+    return {
+        word
+        for word, times in noun_counts.items()
+        if times >= MIN_NOUN_COUNT and item_counts[word] < MAX_ITEM_SHARE * times
+    }
 
 
 def textblob() -> Tagger | None:
@@ -105,7 +122,7 @@ def textblob() -> Tagger | None:
         tag = importlib.import_module("textblob.en").tag
     except ImportError:
         return None
-    return lambda query: [(word.lower(), tag_name(name)) for word, name in tag(query, tokenize=True)]
+    return lambda query: [(word.lower(), our_tag(name)) for word, name in tag(query, tokenize=True)]
 
 
 def spacy(model: str) -> Tagger | None:
@@ -114,12 +131,12 @@ def spacy(model: str) -> Tagger | None:
         pipeline = importlib.import_module("spacy").load(model, disable=["ner", "parser", "lemmatizer"])
     except (ImportError, OSError):
         return None
-    return lambda query: [(token.text.lower(), tag_name(token.tag_)) for token in pipeline(query)]
+    return lambda query: [(token.text.lower(), our_tag(token.tag_)) for token in pipeline(query)]
 
 
-def tag_name(penn: str) -> str:
+def our_tag(penn: str) -> str:
     """Return what is called so here, of a tag of the Penn treebank."""
-    return ADJECTIVE if penn.startswith("JJ") else penn
+    return ADJECTIVE_TAG if penn.startswith("JJ") else penn
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ import av
 import numpy as np
 
 from calce_jax.input_pipeline.dataset import Example
-from calce_jax.storage.atomic_files import replacing
+from calce_jax.storage.atomic_files import atomic_write
 from calce_jax.video.decode import encode_jpeg
 
-SECONDS_A_FRAME = 2.0
+SECONDS_PER_FRAME = 2.0
 QUERY = "a woman in a red coat walks her dog along the river before it starts to rain"
-SAID = "and this is where we stopped to look at the old bridge"
+CAPTION_TEXT = "and this is where we stopped to look at the old bridge"
 
 
-def pictures(count: int, height: int, width: int) -> np.ndarray:
+def noise_images(count: int, height: int, width: int) -> np.ndarray:
     """Return uint8 (count, height, width, 3): clouds of noise of every coarseness, drifting to the left.
 
     As JPEG of quality 95 they take about as much of their size as frames of films do, 12 %.
@@ -30,37 +30,39 @@ def pictures(count: int, height: int, width: int) -> np.ndarray:
     return np.stack([np.roll(clouds, -number * step, axis=1)[:, :width] for number in range(count)])
 
 
-def example(frames: int, size: int, captions: int) -> Example:
+def make_example(frames: int, size: int, captions: int) -> Example:
     """Return a query about a video of so many frames."""
-    duration = frames * SECONDS_A_FRAME
-    said = [(start, start + 4.0, f"{SAID} {start:.0f}") for start in np.linspace(0.0, duration - 5.0, captions)]
+    duration = frames * SECONDS_PER_FRAME
+    caption_rows = [
+        (start, start + 4.0, f"{CAPTION_TEXT} {start:.0f}") for start in np.linspace(0.0, duration - 5.0, captions)
+    ]
     return Example(
         qid="q0",
         video="v0",
-        row=0,
+        video_row=0,
         query=QUERY,
         items=["woman", "red coat", "dog", "river"],
         duration=duration,
         windows=np.array([[10.0, 24.0]]),
         stage1_windows=None,
         kind=None,
-        keyframes=encode_jpeg(pictures(frames, size, size)),
+        keyframes=encode_jpeg(noise_images(frames, size, size)),
         indices=np.arange(frames, dtype=np.int32),
-        times=np.arange(frames, dtype=np.float32) * SECONDS_A_FRAME,
-        total=frames,
-        rate=1 / SECONDS_A_FRAME,
-        captions=said,
+        times=np.arange(frames, dtype=np.float32) * SECONDS_PER_FRAME,
+        total_frames=frames,
+        fps=1 / SECONDS_PER_FRAME,
+        captions=caption_rows,
     )
 
 
-def write_video(path: Path, seconds: int, *, rate: int = 25, height: int = 360, width: int = 640) -> None:
+def write_video(path: Path, seconds: int, *, fps: int = 25, height: int = 360, width: int = 640) -> None:
     """Write an H.264 video as the usual encoder makes it, of the drifting clouds."""
-    drift = pictures(rate, height, width)
-    with replacing(path) as part, av.open(str(part), "w", format="mp4") as file:
-        stream = file.add_stream("libx264", rate=rate)
+    images = noise_images(fps, height, width)
+    with atomic_write(path) as partial_path, av.open(str(partial_path), "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(seconds * rate):
-            frame = av.VideoFrame.from_ndarray(drift[number % rate], "rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, rate)
+        for number in range(seconds * fps):
+            frame = av.VideoFrame.from_ndarray(images[number % fps], "rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, fps)
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))

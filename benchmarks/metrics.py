@@ -8,34 +8,34 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.paired import Row, Setting, arguments, compare, report
-from calce_jax.moments.metrics import PROTOCOLS, Case
-from calce_jax.moments.metrics.average_precision import THRESHOLDS
-from calce_jax.moments.metrics.protocols import RANGES, WINDOW_LIMIT
+from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, parse_args, report
+from calce_jax.moments.metrics import PROTOCOLS, EvalCase
+from calce_jax.moments.metrics.average_precision import IOU_THRESHOLDS
+from calce_jax.moments.metrics.protocols import LENGTH_RANGES, MAX_WINDOWS
 
 Window = Sequence[int | float]
 
 
 def main() -> None:
     """Measure and write it down."""
-    setting, given = arguments(__doc__, queries={"type": int, "default": 1550})
-    report(setting, "metrics", [metrics(setting, given.queries)])
+    setting, args = parse_args(__doc__, queries={"type": int, "default": 1550})
+    report(setting, "metrics", [compare_metrics(setting, args.queries)])
 
 
-def metrics(setting: Setting, queries: int) -> Row:
+def compare_metrics(setting: BenchmarkSettings, queries: int) -> ComparisonRow:
     """Compare the scores of made-up predictions."""
-    cases = made_up(queries)
+    cases = random_cases(queries)
     return compare(
         setting,
         f"official protocol, {queries} queries",
-        lambda: numbers(PROTOCOLS["official"](cases)),
-        lambda: looped(cases),
+        lambda: flatten_scores(PROTOCOLS["official"](cases)),
+        lambda: scores_by_loop(cases),
         other="a loop",
         agreement=lambda a, b: f"scores {np.abs(np.subtract(a, b)).max():.2f} apart at most",
     )
 
 
-def made_up(queries: int) -> list[Case]:
+def random_cases(queries: int) -> list[EvalCase]:
     """Return queries of one to four true windows and one to twelve predicted ones, on whole seconds."""
     rng = np.random.default_rng(0)
 
@@ -44,30 +44,33 @@ def made_up(queries: int) -> list[Case]:
         return np.stack([start, np.minimum(start + rng.integers(2, 60, count), 150)], axis=1).tolist()
 
     return [
-        Case(number, windows(int(rng.integers(1, 13))), windows(int(rng.integers(1, 5)))) for number in range(queries)
+        EvalCase(number, windows(int(rng.integers(1, 13))), windows(int(rng.integers(1, 5))))
+        for number in range(queries)
     ]
 
 
-def numbers(scores: dict) -> list[float]:
+def flatten_scores(scores: dict) -> list[float]:
     """Return what both sides compute: R1, mIoU and mAP, then R1@0.5 and mAP of each range of lengths."""
-    found = [scores["R1@0.5"], scores["R1@0.7"], scores["mIoU"], scores["mAP"]]
-    for name in RANGES:
-        part = scores["detail"]["ranges"][name]
-        found += [part["R1"]["0.5"], part["mAP"]["average"]]
-    return found
+    values = [scores["R1@0.5"], scores["R1@0.7"], scores["mIoU"], scores["mAP"]]
+    for name in LENGTH_RANGES:
+        range_scores = scores["detail"]["ranges"][name]
+        values += [range_scores["R1"]["0.5"], range_scores["mAP"]["average"]]
+    return values
 
 
-def looped(cases: Sequence[Case]) -> list[float]:
+def scores_by_loop(cases: Sequence[EvalCase]) -> list[float]:
     """Return the same, computed query by query."""
-    first = [overlap_of_first(case.predicted[0], case.truth) for case in cases]
-    found = [np.mean([value >= threshold for value in first]) for threshold in (0.5, 0.7)]
-    found += [np.mean(first), mean_precision([(case.predicted, case.truth) for case in cases])]
-    for above, up_to in RANGES.values():
-        kept = [(c.predicted, [w for w in c.truth if above < w[1] - w[0] <= up_to]) for c in cases]
-        kept = [(predicted, truth) for predicted, truth in kept if truth]
-        hits = [overlap_of_first(predicted[0], truth) >= 0.5 for predicted, truth in kept]
-        found += [np.mean(hits), mean_precision(kept)]
-    return [100 * float(value) for value in found]
+    first = [overlap_of_first(case.predicted_windows[0], case.true_windows) for case in cases]
+    values = [np.mean([value >= threshold for value in first]) for threshold in (0.5, 0.7)]
+    values += [np.mean(first), mean_precision([(case.predicted_windows, case.true_windows) for case in cases])]
+    for above, up_to in LENGTH_RANGES.values():
+        cases_in_range = [
+            (c.predicted_windows, [w for w in c.true_windows if above < w[1] - w[0] <= up_to]) for c in cases
+        ]
+        cases_in_range = [(predicted, truth) for predicted, truth in cases_in_range if truth]
+        hits = [overlap_of_first(predicted[0], truth) >= 0.5 for predicted, truth in cases_in_range]
+        values += [np.mean(hits), mean_precision(cases_in_range)]
+    return [100 * float(value) for value in values]
 
 
 def overlap(a: Window, b: Window) -> float:
@@ -87,7 +90,7 @@ def overlap_of_first(window: Window, truth: Sequence[Window]) -> float:
 def mean_precision(pairs: Sequence[tuple[Sequence[Window], Sequence[Window]]]) -> float:
     """Return the mean over queries and thresholds of the average precision of the first windows."""
     return float(
-        np.mean([precision(p[:WINDOW_LIMIT], truth, threshold) for p, truth in pairs for threshold in THRESHOLDS])
+        np.mean([precision(p[:MAX_WINDOWS], truth, threshold) for p, truth in pairs for threshold in IOU_THRESHOLDS])
     )
 
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.paired import Setting
+from benchmarks.paired import BenchmarkSettings
 from calce_jax.checkpoints.convert.huggingface import write_blip2
-from calce_jax.checkpoints.convert.state_dict import Lazy
-from calce_jax.checkpoints.convert.weights import Weights, base_shapes, trained_shapes
+from calce_jax.checkpoints.convert.state_dict import LazyArray
+from calce_jax.checkpoints.convert.weights import Weights, base_param_shapes, trainable_param_shapes
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.models.qformer import QFormerConfig
@@ -22,46 +22,53 @@ from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
 
 # The parts that a benchmark does not run, as small as they get.
-NO_VIT = VitConfig(image_size=28, patch=14, width=16, depth=1, heads=2, mlp_width=16)
-NO_QFORMER = QFormerConfig(width=16, depth=1, heads=2, ffn_width=16, queries=2, image_width=16, vocab=32, positions=8)
-NO_T5 = T5Config(width=16, heads=2, head_width=8, mlp_width=16, encoder_depth=1, decoder_depth=1, vocab=32)
+MINIMAL_VIT = VitConfig(image_size=28, patch_size=14, width=16, depth=1, heads=2, mlp_width=16)
+MINIMAL_QFORMER = QFormerConfig(
+    width=16, depth=1, heads=2, mlp_width=16, query_tokens=2, image_width=16, vocab=32, max_positions=8
+)
+MINIMAL_T5 = T5Config(width=16, heads=2, head_width=8, mlp_width=16, encoder_depth=1, decoder_depth=1, vocab=32)
 
 
-def sizes_of(
-    vit: VitConfig = NO_VIT, qformer: QFormerConfig = NO_QFORMER, t5: T5Config = NO_T5, **others: Any
+def minimal_config(
+    vit: VitConfig = MINIMAL_VIT, qformer: QFormerConfig = MINIMAL_QFORMER, t5: T5Config = MINIMAL_T5, **others: Any
 ) -> CalceConfig:
     """Return a whole model whose parts are as small as they get, but for those that are given."""
     return CalceConfig(vit, replace(qformer, image_width=vit.width), t5, others.pop("lora", None), **others)
 
 
-def random_weights(sizes: CalceConfig, seed: int = 0) -> Weights:
+def random_weights(model_config: CalceConfig, seed: int = 0) -> Weights:
     """Return weights under which activations stay of size 1: nothing overflows, and nothing fades away."""
-    base, trained = base_shapes(sizes), {} if sizes.lora is None else trained_shapes(sizes)
+    base, trained = (
+        base_param_shapes(model_config),
+        {} if model_config.lora is None else trainable_param_shapes(model_config),
+    )
     names = sorted({**base, **trained})
     seeds = dict(zip(names, np.random.SeedSequence(seed).spawn(len(names)), strict=True))
 
-    def drawn(shapes: Mapping[str, Any]) -> dict[str, Lazy]:
+    def draw(shapes: Mapping[str, Any]) -> dict[str, LazyArray]:
         return {
-            name: Lazy(leaf.shape, np.dtype(np.float32), partial(_drawn, name, leaf.shape, sizes, seeds[name]))
+            name: LazyArray(
+                leaf.shape, np.dtype(np.float32), partial(_draw, name, leaf.shape, model_config, seeds[name])
+            )
             for name, leaf in shapes.items()
         }
 
-    return Weights(drawn(base), drawn(trained), sizes, "chance")
+    return Weights(draw(base), draw(trained), model_config, "chance")
 
 
-def in_jax(weights: Weights, setting: Setting) -> Calce:
+def make_jax_model(weights: Weights, setting: BenchmarkSettings) -> Calce:
     """Return our model, its frozen weights in the setting's dtype."""
-    sizes = replace(weights.sizes, dtype=setting.dtype)
-    model = nnx.eval_shape(lambda: Calce(sizes, rngs=nnx.Rngs(0)))
-    stored = weights.in_dtype(np.dtype(jnp.dtype(setting.dtype)))
-    held = {**stored.base, **stored.trained}
+    model_config = replace(weights.model_config, dtype=setting.dtype)
+    model = nnx.eval_shape(lambda: Calce(model_config, rngs=nnx.Rngs(0)))
+    cast_weights = weights.cast_frozen(np.dtype(jnp.dtype(setting.dtype)))
+    arrays = {**cast_weights.base, **cast_weights.trained}
     state = nnx.state(model)
-    leaves = {name: jnp.asarray(held[name.replace("/base/", "/")].read()) for name in named_leaves(state)}
+    leaves = {name: jnp.asarray(arrays[name.replace("/base/", "/")].read()) for name in named_leaves(state)}
     nnx.update(model, with_leaves(state, leaves))
     return model
 
 
-def in_torch(weights: Weights, setting: Setting) -> Any:
+def make_torch_model(weights: Weights, setting: BenchmarkSettings) -> Any:
     """Return `transformers`' `Blip2ForConditionalGeneration`, adapters merged, ready to answer."""
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
@@ -72,19 +79,19 @@ def in_torch(weights: Weights, setting: Setting) -> Any:
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "blip2"
-        write_blip2(path, weights.in_dtype(np.dtype(jnp.dtype(setting.dtype))))
+        write_blip2(path, weights.cast_frozen(np.dtype(jnp.dtype(setting.dtype))))
         model = transformers.Blip2ForConditionalGeneration.from_pretrained(path, dtype=getattr(torch, setting.dtype))
     model = model.to(setting.torch_device).eval()
     model.vision_model.post_layernorm.eps = 1e-5
     return model
 
 
-def _drawn(name: str, shape: tuple[int, ...], sizes: CalceConfig, seed: np.random.SeedSequence) -> np.ndarray:
+def _draw(name: str, shape: tuple[int, ...], model_config: CalceConfig, seed: np.random.SeedSequence) -> np.ndarray:
     if name.endswith("/scale"):
         return np.ones(shape, np.float32)
     scale = shape[-2] ** -0.5 if name.endswith(("kernel", "/a", "/b")) else 0.02
     if name.startswith("t5/") and name.endswith("/q/kernel"):
-        scale *= sizes.t5.head_width**-0.5  # T5 does not scale its scores down
+        scale *= model_config.t5.head_width**-0.5  # T5 does not scale its scores down
     if name.endswith("/b"):
         scale *= 0.1  # an adapter adds little
     if name.endswith("embedding"):

@@ -24,20 +24,20 @@ import numpy as np
 from tqdm import tqdm
 
 from calce_jax.config import RunConfig, validate
-from calce_jax.inference.predict_step import make_look
-from calce_jax.inference.trained_run import open_base
-from calce_jax.input_pipeline.augment import crop_and_resize, draw_crop
-from calce_jax.input_pipeline.speech_mask import spoken_frames
+from calce_jax.inference.predict_step import make_encode_video
+from calce_jax.inference.trained_run import load_base_model
+from calce_jax.input_pipeline.augment import crop_and_resize, sample_crop
+from calce_jax.input_pipeline.speech_mask import mark_speech_frames
 from calce_jax.models import prompt_packing as packing
-from calce_jax.models.calce import unit_rows
+from calce_jax.models.calce import normalise_queries
 from calce_jax.models.keyframes.coarse import select_coarse
 from calce_jax.models.keyframes.fine import select_fine
 from calce_jax.moments.annotations import Annotation, read_annotations
 from calce_jax.presets.datasets import DATASETS
-from calce_jax.presets.sizes import TOKENS, buckets
-from calce_jax.storage.atomic_files import write_output
-from calce_jax.text.captions import read_srt, spoken_intervals
-from calce_jax.text.prompt import PromptWriter, about_talking, stage1_windows
+from calce_jax.presets.sizes import TOKENS_PER_FRAME, prompt_buckets
+from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.text.captions import read_srt, speech_intervals
+from calce_jax.text.prompt import PromptWriter, mentions_speech, stage1_windows
 from calce_jax.text.text_row import TextSizes
 from calce_jax.text.tokenizers import load_bert, load_t5
 from calce_jax.video.decode import read_frames
@@ -46,14 +46,14 @@ from data.shapes.demo_pipeline import stage_config
 from data.shapes.write import write_shapes
 
 SPLITS = {"qvh": ("train", "val"), "charades": ("train", "test")}
-CAPTIONS, CAPTION_TOKENS = 5, 18
-LOOKED = 150  # frames that are seen of a video; both datasets and stages take theirs from these
-BEFORE = 4  # lengths that were compiled before there were groups
-CHUNK = 50
+MAX_CAPTIONS, CAPTION_TOKENS = 5, 18
+FRAMES_PER_VIDEO = 150  # frames that are seen of a video; both datasets and stages take theirs from these
+NUM_BUCKETS_BEFORE = 4  # lengths that were compiled before there were groups
+CHUNK_SIZE = 50
 
 
 @dataclass(frozen=True)
-class Films:
+class EncodedVideos:
     """What the demo's model sees in N of the demo's videos, whole and cropped, and when somebody talks in them."""
 
     means: np.ndarray  # (2, N, LOOKED, D)
@@ -69,131 +69,145 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the demo's videos and the table")
     parser.add_argument("--videos", type=int, default=60, help="of the demo, to take key frames from")
     parser.add_argument("--queries", type=int, default=2000, help="of each split, at most; drawn at random")
-    given = parser.parse_args()
-    films, rows = look_at(given.out, given.videos), []
-    tokenizers = load_t5(given.tokenizers / "t5"), load_bert(given.tokenizers / "bert")
+    args = parser.parse_args()
+    encoded_videos, rows = encode_videos(args.out, args.videos), []
+    tokenizers = load_t5(args.tokenizers / "t5"), load_bert(args.tokenizers / "bert")
     print("| split | stage | tokens: mean, 5 to 95 % | batch | 4 lengths | 8 lengths | 8, grouped | lengths in use |")
     print("|---|---|---|---|---|---|---|---|")
     for dataset, splits in SPLITS.items():
         for split in splits:
-            read = read_annotations(given.annotations / dataset / f"{split}_stage2.json")
-            drawn = np.random.default_rng(0).permutation(len(read))[: given.queries]
+            annotations = read_annotations(args.annotations / dataset / f"{split}_stage2.json")
+            sampled = np.random.default_rng(0).permutation(len(annotations))[: args.queries]
             for stage in (1, 2):
                 run = validate(get_config(f"{dataset},stage={stage}"))
-                lengths = simulated(run, [read[i] for i in drawn], films, tokenizers, training=split == "train")
+                lengths = simulate_prompt_lengths(
+                    run, [annotations[i] for i in sampled], encoded_videos, tokenizers, training=split == "train"
+                )
                 for batch in (run.data.batch,) if split == "train" else (run.data.eval_batch, 16):
-                    row = wasted(run, lengths, batch) | {"dataset": dataset, "split": split, "stage": stage}
+                    row = padding_stats(run, lengths, batch) | {"dataset": dataset, "split": split, "stage": stage}
                     rows.append(row)
-                    print(line(row), flush=True)
-    write_output(given.out / "padding.json", json.dumps(rows, indent=2) + "\n")
+                    print(table_line(row), flush=True)
+    write_atomic(args.out / "padding.json", json.dumps(rows, indent=2) + "\n")
 
 
-def look_at(out: Path, videos: int) -> Films:
+def encode_videos(out: Path, videos: int) -> EncodedVideos:
     """Write some of the demo's videos and look at them, unless that was done."""
-    kept = out / f"films_{videos}.npz"
-    if not kept.exists():
+    cache_file = out / f"films_{videos}.npz"
+    if not cache_file.exists():
         write_shapes(out / "shapes", {"train": videos}, 0)
-        base = open_base(replace(stage_config(out, 1), mesh="single"))
-        look, size = jax.jit(make_look(base.graph)), base.sizes.vit.image_size
+        base_model = load_base_model(replace(stage_config(out, 1), mesh="single"))
+        encode_video, size = jax.jit(make_encode_video(base_model.graph)), base_model.model_config.vit.image_size
         rng = np.random.default_rng(0)
         means, queries, spoken = [], [], []
         for path in tqdm(sorted((out / "shapes" / "videos").iterdir())[:videos], desc="look", unit="video"):
-            video = read_frames(path, LOOKED, size)
-            cropped = crop_and_resize(video.frames, draw_crop(rng, size, size), size)
-            with jax.set_mesh(base.mesh):
-                seen = [
-                    jax.device_get(look(base.trainable, base.frozen, clip[None])) for clip in (video.frames, cropped)
+            video = read_frames(path, FRAMES_PER_VIDEO, size)
+            cropped = crop_and_resize(video.frames, sample_crop(rng, size, size), size)
+            with jax.set_mesh(base_model.mesh):
+                clip_features = [
+                    jax.device_get(encode_video(base_model.trainable, base_model.frozen, clip[None]))
+                    for clip in (video.frames, cropped)
                 ]
-            means.append([each.means[0] for each in seen])
-            queries.append([np.asarray(unit_rows(jnp.asarray(each.queries)))[0] for each in seen])
-            said = read_srt(out / "shapes" / "srts" / f"{path.stem}.srt")
-            spoken.append(spoken_frames(spoken_intervals(said), video.duration, LOOKED))
+            means.append([each.means[0] for each in clip_features])
+            queries.append([np.asarray(normalise_queries(jnp.asarray(each.queries)))[0] for each in clip_features])
+            captions = read_srt(out / "shapes" / "srts" / f"{path.stem}.srt")
+            spoken.append(mark_speech_frames(speech_intervals(captions), video.duration, FRAMES_PER_VIDEO))
         content = io.BytesIO()
         np.savez(content, means=np.swapaxes(means, 0, 1), queries=np.swapaxes(queries, 0, 1), spoken=np.array(spoken))
-        write_output(kept, content.getvalue())
-    with np.load(kept) as stored:
-        return Films(**stored)
+        write_atomic(cache_file, content.getvalue())
+    with np.load(cache_file) as stored:
+        return EncodedVideos(**stored)
 
 
-def simulated(
-    run: RunConfig, rows: Sequence[Annotation], films: Films, tokenizers: Any, *, training: bool
+def simulate_prompt_lengths(
+    run: RunConfig, rows: Sequence[Annotation], encoded_videos: EncodedVideos, tokenizers: Any, *, training: bool
 ) -> np.ndarray:
     """Return the tokens of the prompt of every query, (N,)."""
     data, count = run.data, len(rows)
     sizes = TextSizes(data.frames, 1, run.text.bert_tokens, run.text.text_tokens, run.text.answer_tokens)
     writer = PromptWriter(*tokenizers, sizes, stage=run.stage)
     rng = np.random.default_rng(1)
-    film = rng.integers(len(films.spoken), size=count)
-    frames = (np.arange(data.frames) * LOOKED) // data.frames
-    view = films.means[int(training)] if run.stage == 1 else films.queries[int(training)]
+    video_index = rng.integers(len(encoded_videos.spoken), size=count)
+    frames = (np.arange(data.frames) * FRAMES_PER_VIDEO) // data.frames
+    view = encoded_videos.means[int(training)] if run.stage == 1 else encoded_videos.queries[int(training)]
     spans, times = [], np.zeros((count, data.frames), np.float32)
     windows = np.zeros((count, run.text.windows, 2), np.float32)
     valid = np.zeros((count, run.text.windows), bool)
     for n, row in enumerate(rows):
         times[n] = np.arange(data.frames) * (row.duration / data.frames)
-        asked, _ = stage1_windows(row.stage1_windows, row.duration)
-        asked = asked[: run.text.windows]
-        windows[n, : len(asked)], valid[n, : len(asked)] = asked, True
-        spans.append(writer.write(row.query, row.items, times[n], row.duration, reference_windows=asked).spans)
-    talk = np.array([data.use_captions and about_talking(row.query) for row in rows])
-    told = {"times": times, "windows": windows, "valid": valid, "talk": talk, "spans": np.array(spans)}
-    needed, parts = jax.jit(partial(tokens, run)), []
-    for start in range(0, count, CHUNK):
-        here = slice(start, start + CHUNK)
-        shown = {"features": view[film[here]][:, frames], "spoken": films.spoken[film[here]][:, frames]}
-        parts.append(needed(**shown, **{name: array[here] for name, array in told.items()}))
-    said = rng.integers(CAPTIONS + 1, size=count) * CAPTION_TOKENS if data.use_captions else 0
-    return np.concatenate(parts) + said
+        stage1, _ = stage1_windows(row.stage1_windows, row.duration)
+        stage1 = stage1[: run.text.windows]
+        windows[n, : len(stage1)], valid[n, : len(stage1)] = stage1, True
+        spans.append(writer.write(row.query, row.items, times[n], row.duration, stage1_windows=stage1).spans)
+    talk = np.array([data.use_captions and mentions_speech(row.query) for row in rows])
+    inputs = {"times": times, "windows": windows, "valid": valid, "talk": talk, "spans": np.array(spans)}
+    prompt_lengths, parts = jax.jit(partial(prompt_tokens, run)), []
+    for start in range(0, count, CHUNK_SIZE):
+        chunk = slice(start, start + CHUNK_SIZE)
+        chunk_features = {
+            "features": view[video_index[chunk]][:, frames],
+            "spoken": encoded_videos.spoken[video_index[chunk]][:, frames],
+        }
+        parts.append(prompt_lengths(**chunk_features, **{name: array[chunk] for name, array in inputs.items()}))
+    caption_tokens = rng.integers(MAX_CAPTIONS + 1, size=count) * CAPTION_TOKENS if data.use_captions else 0
+    return np.concatenate(parts) + caption_tokens
 
 
-def tokens(
+def prompt_tokens(
     run: RunConfig, *, features: Any, times: Any, windows: Any, valid: Any, talk: Any, spoken: Any, spans: Any
 ) -> Any:
     """Return the tokens of some prompts, no captions included."""
     present = jnp.ones(times.shape, bool)
-    chosen = {"clusters": run.keyframes.clusters, "dilation": run.keyframes.dilation, "talk": talk, "spoken": spoken}
+    options = {"clusters": run.keyframes.clusters, "dilation": run.keyframes.dilation, "talk": talk, "spoken": spoken}
     if run.stage == 1:
-        plan = select_coarse(features, present, mode=run.keyframes.mode, **chosen)
+        plan = select_coarse(features, present, mode=run.keyframes.mode, **options)
     else:
         plan = select_fine(
-            features, times, present, windows, valid, filter_dilation=run.keyframes.filter_dilation, **chosen
+            features, times, present, windows, valid, filter_dilation=run.keyframes.filter_dilation, **options
         )
     unused = jnp.zeros((len(times), 1), bool)
-    choice = packing.Choice(order=unused.astype(jnp.int32), used=unused, similarity=unused.astype(jnp.float32))
-    full, compressed = TOKENS[run.model.size]
-    return packing.lengths(plan, spans, choice, full=full, compressed=compressed)
+    choice = packing.CaptionSelection(
+        caption_index=unused.astype(jnp.int32), is_used=unused, similarity=unused.astype(jnp.float32)
+    )
+    full, compressed = TOKENS_PER_FRAME[run.model.size]
+    return packing.count_prompt_tokens(plan, spans, choice, full_tokens=full, compressed_tokens=compressed)
 
 
-def wasted(run: RunConfig, lengths: np.ndarray, batch: int) -> dict[str, Any]:
+def padding_stats(run: RunConfig, lengths: np.ndarray, batch: int) -> dict[str, Any]:
     """Return the share of padding, as a training step reports it, with fewer lengths, without and with groups."""
-    part = DATASETS[run.data.dataset](run.stage, run.model.size)
-    before = buckets(run.model.size, run.data.frames, run.stage, text=part.prompt_text, lengths=BEFORE)
+    defaults = DATASETS[run.data.dataset](run.stage, run.model.size)
+    few_buckets = prompt_buckets(
+        run.model.size,
+        run.data.frames,
+        run.stage,
+        text_tokens=defaults.typical_text_tokens,
+        num_buckets=NUM_BUCKETS_BEFORE,
+    )
     shuffled = lengths[: len(lengths) // batch * batch]
     windows = [shuffled[at : at + batch * run.data.group] for at in range(0, len(shuffled), batch * run.data.group)]
     grouped = np.concatenate([np.sort(window) for window in windows])
-    padding, used = share(grouped, batch, run.text.buckets)
+    padding, used = padding_share(grouped, batch, run.text.buckets)
     return {
         "mean": lengths.mean(),
         "low": np.percentile(lengths, 5),
         "high": np.percentile(lengths, 95),
         "batch": batch,
-        "before": share(shuffled, batch, before)[0],
-        "lengths": share(shuffled, batch, run.text.buckets)[0],
+        "before": padding_share(shuffled, batch, few_buckets)[0],
+        "lengths": padding_share(shuffled, batch, run.text.buckets)[0],
         "grouped": padding,
         "compiled": len(run.text.buckets),
         "used": used,
     }
 
 
-def share(lengths: np.ndarray, batch: int, compiled: Sequence[int]) -> tuple[float, int]:
+def padding_share(lengths: np.ndarray, batch: int, compiled: Sequence[int]) -> tuple[float, int]:
     """Return the share of padding of batches in a row, and how many of the compiled lengths they take."""
     batches = lengths.reshape(-1, batch)
-    place = np.minimum(np.searchsorted(compiled, batches.max(axis=1)), len(compiled) - 1)
-    taken = np.array(compiled)[place]
-    return 1 - np.minimum(batches, taken[:, None]).sum() / (taken.sum() * batch), len(set(place.tolist()))
+    bucket_index = np.minimum(np.searchsorted(compiled, batches.max(axis=1)), len(compiled) - 1)
+    chosen = np.array(compiled)[bucket_index]
+    return 1 - np.minimum(batches, chosen[:, None]).sum() / (chosen.sum() * batch), len(set(bucket_index.tolist()))
 
 
-def line(row: dict[str, Any]) -> str:
+def table_line(row: dict[str, Any]) -> str:
     """Return a row of the table, in Markdown."""
     name = f"{row['dataset']} {row['split']}"
     size = f"{row['mean']:.0f}, {row['low']:.0f} to {row['high']:.0f}"

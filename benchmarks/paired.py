@@ -22,14 +22,14 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.atomic_files import write_atomic
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "peft", "simplejpeg", "pillow", "av", "decord")
-Run = Callable[[], Any]
+BenchmarkFn = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchmarkSettings:
     """What both sides run on.
 
     Fields:
@@ -55,7 +55,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """What a comparison gave.
 
     Fields:
@@ -90,9 +90,9 @@ class Row:
         )
 
 
-def arguments(
-    description: str | None, *, threads: int = os.cpu_count() or 1, **own: dict[str, Any]
-) -> tuple[Setting, argparse.Namespace]:
+def parse_args(
+    description: str | None, *, threads: int = os.cpu_count() or 1, **extra_options: dict[str, Any]
+) -> tuple[BenchmarkSettings, argparse.Namespace]:
     """Read the command line, take the cores it grants and choose the device.
 
     Args:
@@ -107,19 +107,19 @@ def arguments(
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for the JSON")
     parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s the device can do, to tell a share of it")
-    for name, options in own.items():
+    for name, options in extra_options.items():
         parser.add_argument(f"--{name}", **options)
-    given = parser.parse_args()
-    dtype = given.dtype or ("float32" if given.device == "cpu" else "bfloat16")
+    args = parser.parse_args()
+    dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
     # XLA makes as many threads as it may run on cores when the first array is made; torch is told.
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch lives on the same GPU
-    jax.config.update("jax_platforms", "cuda" if given.device == "gpu" else "cpu")
-    setting = Setting(given.device, dtype, given.threads, given.rounds, given.out, given.peak)
-    return setting, given
+    jax.config.update("jax_platforms", "cuda" if args.device == "gpu" else "cpu")
+    settings = BenchmarkSettings(args.device, dtype, args.threads, args.rounds, args.out, args.peak)
+    return settings, args
 
 
-def compiled(function: Callable[..., Any], *inputs: Any, **options: Any) -> tuple[Any, float]:
+def compile_program(function: Callable[..., Any], *inputs: Any, **options: Any) -> tuple[Any, float]:
     """Return a function's program for these inputs, and the seconds that tracing and compiling took."""
     start = time.perf_counter()
     program = jax.jit(function, **options).lower(*inputs).compile()
@@ -127,10 +127,10 @@ def compiled(function: Callable[..., Any], *inputs: Any, **options: Any) -> tupl
 
 
 def compare(
-    setting: Setting,
+    settings: BenchmarkSettings,
     name: str,
-    ours: Run,
-    theirs: Run,
+    ours: BenchmarkFn,
+    theirs: BenchmarkFn,
     *,
     other: str,
     agreement: Callable[[Any, Any], str],
@@ -139,7 +139,7 @@ def compare(
     tflop: float = 0.0,
     frames: int = 0,
     notes: dict[str, float] | None = None,
-) -> Row:
+) -> ComparisonRow:
     """Time two ways of doing one thing in turns, and print the row.
 
     Args:
@@ -152,29 +152,29 @@ def compare(
     """
     sides = {"ours": ours, "theirs": theirs}
     # The first run warms up, the second also fills what the first made room for.
-    results = {side: _timed(run, setting)[1] for side, run in sides.items()}
-    agreed = agreement(results["ours"], results["theirs"])
+    results = {side: _time_once(run, settings)[1] for side, run in sides.items()}
+    agreement_text = agreement(results["ours"], results["theirs"])
     del results
     notes = dict(notes or {})
     if program is not None:
-        notes["GiB"] = held(program) / 2**30
+        notes["GiB"] = program_bytes(program) / 2**30
     for run in sides.values():
-        _timed(run, setting)
-    if program is not None and setting.device == "gpu":
-        notes["their GiB"] = _held_by_torch(theirs, setting) / 2**30
+        _time_once(run, settings)
+    if program is not None and settings.device == "gpu":
+        notes["their GiB"] = _peak_torch_bytes(theirs, settings) / 2**30
     times: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(setting.rounds):
+    for number in range(settings.rounds):
         for side in list(sides) if number % 2 else reversed(list(sides)):
-            times[side].append(_timed(sides[side], setting)[0])
+            times[side].append(_time_once(sides[side], settings)[0])
     ratios = [theirs / ours for ours, theirs in zip(times["ours"], times["theirs"], strict=True)]
     seconds, other_seconds = (statistics.median(times[side]) for side in sides)
     if tflop:
         notes |= {"TFLOP/s": tflop / seconds, "their TFLOP/s": tflop / other_seconds}
-        if setting.peak:
-            notes["share of peak"] = tflop / seconds / setting.peak
+        if settings.peak:
+            notes["share of peak"] = tflop / seconds / settings.peak
     if frames:
         notes |= {"frames a second": frames / seconds, "their frames a second": frames / other_seconds}
-    row = Row(
+    row = ComparisonRow(
         name=name,
         ours=seconds,
         theirs=other_seconds,
@@ -183,7 +183,7 @@ def compare(
         highest=max(ratios),
         compile_s=compile_s,
         other=other,
-        agreement=agreed,
+        agreement=agreement_text,
         tflop=tflop,
         notes=notes,
     )
@@ -191,7 +191,7 @@ def compare(
     return row
 
 
-def apart(ours: Any, theirs: Any, *, most: float) -> str:
+def check_close(ours: Any, theirs: Any, *, max_difference: float) -> str:
     """Say how far jax's and torch's array are apart at most, relative to the largest entry.
 
     Raises:
@@ -199,50 +199,50 @@ def apart(ours: Any, theirs: Any, *, most: float) -> str:
     """
     ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs.float().cpu())
     distance = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-    if not distance <= most:
-        raise ValueError(f"results are {distance:.1e} apart, more than {most:.1e}: nothing to compare")
+    if not distance <= max_difference:
+        raise ValueError(f"results are {distance:.1e} apart, more than {max_difference:.1e}: nothing to compare")
     return f"results {distance:.0e} apart"
 
 
-def report(setting: Setting, subject: str, rows: Sequence[Row]) -> None:
+def report(settings: BenchmarkSettings, subject: str, rows: Sequence[ComparisonRow]) -> None:
     """Write the rows, and what they were measured on, to `out`/`subject`.json."""
     load = os.getloadavg()[0]
-    about = {
+    content = {
         "subject": subject,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{_processor()}, {setting.threads} of {os.cpu_count()} cores",
+        "machine": f"{_processor()}, {settings.threads} of {os.cpu_count()} cores",
         "device": jax.devices()[0].device_kind,
         "load": round(load, 2),
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        "setting": {**dataclasses.asdict(setting), "out": str(setting.out)},
+        "packages": {name: package_version for name in PACKAGES if (package_version := _version(name))},
+        "setting": {**dataclasses.asdict(settings), "out": str(settings.out)},
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-    setting.out.mkdir(parents=True, exist_ok=True)
-    write_output(setting.out / f"{subject}.json", json.dumps(about, indent=1) + "\n")
-    print(f"load {load:.1f}, {about['machine']}, {about['device']}; {setting.out / subject}.json")
+    settings.out.mkdir(parents=True, exist_ok=True)
+    write_atomic(settings.out / f"{subject}.json", json.dumps(content, indent=1) + "\n")
+    print(f"load {load:.1f}, {content['machine']}, {content['device']}; {settings.out / subject}.json")
 
 
-def held(program: Any) -> int:
+def program_bytes(program: Any) -> int:
     """Return the bytes of a compiled program: what it is given, what it returns elsewhere, what it needs in between."""
     memory = program.memory_analysis()
-    given = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return given + memory.temp_size_in_bytes
+    argument_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return argument_bytes + memory.temp_size_in_bytes
 
 
-def _held_by_torch(run: Run, setting: Setting) -> int:
+def _peak_torch_bytes(run: BenchmarkFn, settings: BenchmarkSettings) -> int:
     """Return the most bytes that torch has on the GPU in a run, the weights among them."""
     import torch  # noqa: PLC0415
 
     torch.cuda.reset_peak_memory_stats()
-    _timed(run, setting)
+    _time_once(run, settings)
     return torch.cuda.max_memory_allocated()
 
 
-def _timed(run: Run, setting: Setting) -> tuple[float, Any]:
+def _time_once(run: BenchmarkFn, settings: BenchmarkSettings) -> tuple[float, Any]:
     start = time.perf_counter()
     result = jax.block_until_ready(run())
-    if setting.device == "gpu":
+    if settings.device == "gpu":
         import torch  # noqa: PLC0415
 
         torch.cuda.synchronize()

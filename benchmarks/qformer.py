@@ -11,40 +11,50 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.aot.flops import count_flops
-from benchmarks.models import NO_VIT, in_jax, in_torch, random_weights, sizes_of
-from benchmarks.paired import Row, Setting, apart, arguments, compare, compiled, report
-from calce_jax.models.attention import Implementation
+from benchmarks.models import MINIMAL_VIT, make_jax_model, make_torch_model, minimal_config, random_weights
+from benchmarks.paired import (
+    BenchmarkSettings,
+    ComparisonRow,
+    check_close,
+    compare,
+    compile_program,
+    parse_args,
+    report,
+)
+from calce_jax.models.attention import AttentionImplementation
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.vit import VitConfig
 
 
 def main() -> None:
     """Measure and write it down."""
-    setting, given = arguments(
+    setting, args = parse_args(
         __doc__, frames={"type": int}, attention={"choices": ("xla", "dpa", "flash"), "default": "xla"}
     )
-    frames = given.frames or (8 if setting.device == "cpu" else 75)
-    report(setting, "qformer", [qformer(setting, frames, given.attention)])
+    frames = args.frames or (8 if setting.device == "cpu" else 75)
+    report(setting, "qformer", [compare_qformer(setting, frames, args.attention)])
 
 
-def qformer(setting: Setting, count: int, attention: Implementation) -> Row:
+def compare_qformer(setting: BenchmarkSettings, count: int, attention: AttentionImplementation) -> ComparisonRow:
     """Compare what the queries read in frames."""
     import torch  # noqa: PLC0415
 
-    eye = VitConfig.eva_g()
-    vit = replace(NO_VIT, width=eye.width, heads=eye.heads)
-    sizes = sizes_of(vit=vit, qformer=replace(QFormerConfig.bert_base(), vocab=32)).attending(attention)
-    weights = random_weights(sizes)
-    frames = np.random.default_rng(0).standard_normal((count, eye.tokens, eye.width), np.float32)
+    vit_config = VitConfig.eva_g()
+    minimal_vit = replace(MINIMAL_VIT, width=vit_config.width, heads=vit_config.heads)
+    model_config = minimal_config(vit=minimal_vit, qformer=replace(QFormerConfig.bert_base(), vocab=32)).with_attention(
+        attention
+    )
+    weights = random_weights(model_config)
+    frames = np.random.default_rng(0).standard_normal((count, vit_config.num_tokens, vit_config.width), np.float32)
 
-    graph, params = nnx.split(in_jax(weights, setting).qformer)
-    given = jnp.asarray(frames, setting.dtype)
+    graph, params = nnx.split(make_jax_model(weights, setting).qformer)
+    image_tokens = jnp.asarray(frames, setting.dtype)
 
     def read(params: nnx.State, frames: jax.Array) -> jax.Array:
-        return nnx.merge(graph, params).visual(frames)
+        return nnx.merge(graph, params).encode_images(frames)
 
-    program, seconds = compiled(read, params, given)
-    model = in_torch(weights, setting)
+    program, seconds = compile_program(read, params, image_tokens)
+    model = make_torch_model(weights, setting)
     reader, queries = model.qformer, model.query_tokens.expand(count, -1, -1)
     image = torch.from_numpy(frames).to(setting.torch_device, queries.dtype)
 
@@ -55,13 +65,13 @@ def qformer(setting: Setting, count: int, attention: Implementation) -> Row:
     return compare(
         setting,
         f"Q-Former of BLIP-2, {count} frames, {setting.dtype}, attention {attention}",
-        lambda: program(params, given),
+        lambda: program(params, image_tokens),
         theirs,
         other=f"transformers ({reader.config._attn_implementation})",
-        agreement=lambda a, b: apart(a, b, most=1e-4 if setting.dtype == "float32" else 0.1),
+        agreement=lambda a, b: check_close(a, b, max_difference=1e-4 if setting.dtype == "float32" else 0.1),
         compile_s=seconds,
         program=program,
-        tflop=count_flops(jax.make_jaxpr(read)(params, given)) / 1e12,
+        tflop=count_flops(jax.make_jaxpr(read)(params, image_tokens)) / 1e12,
     )
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from benchmarks.material import QUERY, example
-from benchmarks.paired import Row, Setting, arguments, compare, report
+from benchmarks.material import QUERY, make_example
+from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, parse_args, report
 from calce_jax.datasets.tables import VideoRecord, build_tables
 from calce_jax.input_pipeline import InputConfig, make_iterator
-from calce_jax.input_pipeline.dataset import Example, open_tables
+from calce_jax.input_pipeline.dataset import Example, open_dataset
 from calce_jax.moments.annotations import Annotation
 from calce_jax.text.tokenizers import load_bert, load_t5
 from data import tokenizers
@@ -26,40 +26,40 @@ FRAMES, SIZE, CAPTIONS = 75, 224, 16
 
 def main() -> None:
     """Measure and write it down."""
-    setting, given = arguments(__doc__, threads=1, videos={"type": int, "default": 128})
+    setting, args = parse_args(__doc__, threads=1, videos={"type": int, "default": 128})
     rows = []
     # Cropping takes so long that fewer videos tell as much.
-    for videos, augment in ((given.videos, False), (-(-given.videos // 8), True)):
+    for videos, augment in ((args.videos, False), (-(-args.videos // 8), True)):
         with tempfile.TemporaryDirectory() as folder:
             write_tables(Path(folder), videos)
-            rows.append(reading(setting, Path(folder), augment=augment))
+            rows.append(compare_reading(setting, Path(folder), augment=augment))
     report(setting, "reading", rows)
 
 
 def write_tables(folder: Path, videos: int) -> None:
     """Write the tables of so many videos, with a query each."""
-    shown = example(FRAMES, SIZE, CAPTIONS)
-    asked = [
-        Annotation(number, f"v{number}", QUERY, shown.items, shown.duration, shown.windows.tolist())
+    template = make_example(FRAMES, SIZE, CAPTIONS)
+    annotations = [
+        Annotation(number, f"v{number}", QUERY, template.items, template.duration, template.windows.tolist())
         for number in range(videos)
     ]
 
     def record(video: str) -> VideoRecord:
         return VideoRecord(
             video,
-            shown.total,
-            shown.rate,
-            shown.duration,
-            shown.indices,
-            shown.times,
-            shown.keyframes,
-            shown.captions,
+            template.total_frames,
+            template.fps,
+            template.duration,
+            template.indices,
+            template.times,
+            template.keyframes,
+            template.captions,
         )
 
-    build_tables(folder, "qvhighlights", {"train": asked}, record)
+    build_tables(folder, "qvhighlights", {"train": annotations}, record)
 
 
-def reading(setting: Setting, folder: Path, *, augment: bool) -> Row:
+def compare_reading(setting: BenchmarkSettings, folder: Path, *, augment: bool) -> ComparisonRow:
     """Compare an epoch with decoding alone."""
     config = InputConfig(
         folder=str(folder),
@@ -68,17 +68,17 @@ def reading(setting: Setting, folder: Path, *, augment: bool) -> Row:
         frames=FRAMES,
         image_size=SIZE,
         batch_size=4,
-        captions=64,
-        words=64,
+        max_captions=64,
+        bert_tokens=64,
         text_tokens=2304,
-        windows=32,
+        max_windows=32,
         answer_tokens=144,
         augment=augment,
     )
-    places = tokenizers.__path__[0]
-    t5, bert = load_t5(f"{places}/tiny_t5"), load_bert(f"{places}/tiny_bert")
-    examples: list[Example] = list(open_tables(folder, "train"))
-    jpegs = [keyframe for each in examples for keyframe in each.keyframes]
+    tokenizer_dir = tokenizers.__path__[0]
+    t5, bert = load_t5(f"{tokenizer_dir}/tiny_t5"), load_bert(f"{tokenizer_dir}/tiny_bert")
+    examples: list[Example] = list(open_dataset(folder, "train"))
+    jpegs = [keyframe for moment_example in examples for keyframe in moment_example.keyframes]
 
     def ours() -> np.ndarray:
         batches = make_iterator(config, t5, bert)

@@ -20,12 +20,12 @@ import av
 import jax
 import numpy as np
 
-from calce_jax.search.searcher import Searcher, keep_programs, open_stages
-from calce_jax.storage.atomic_files import replacing, write_output
-from calce_jax.storage.disk_cache import Cache
+from calce_jax.search.searcher import Searcher, enable_compilation_cache, open_stages
+from calce_jax.storage.atomic_files import atomic_write, write_atomic
+from calce_jax.storage.disk_cache import DiskCache
 
-SIZE, RATE = (160, 120), 5
-FIRST, SECOND = "a red circle moves to the left", "a blue square appears"
+SIZE, FPS = (160, 120), 5
+FIRST_QUERY, SECOND_QUERY = "a red circle moves to the left", "a blue square appears"
 
 
 def main() -> None:
@@ -35,43 +35,43 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[1 / 60, 1, 10, 30, 120])
     parser.add_argument("--checkpoint", type=Path, help="as for calce search")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        print(json.dumps(measured(given)))
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure_search(args)))
         return
     rows = []
-    for minutes in given.minutes:
-        video = write_video(given.out / f"{minutes:g}.mp4", minutes)
+    for minutes in args.minutes:
+        video = write_video(args.out / f"{minutes:g}.mp4", minutes)
         row: dict[str, float] = {"minutes": minutes}
         for run in ("fresh", "kept"):
-            command = [sys.executable, __file__, f"--out={given.out}", f"--one={video}"]
-            command += [f"--checkpoint={given.checkpoint}"] if given.checkpoint else []
+            command = [sys.executable, __file__, f"--out={args.out}", f"--one={video}"]
+            command += [f"--checkpoint={args.checkpoint}"] if args.checkpoint else []
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
             row |= {f"{run} {name}": value for name, value in json.loads(done.stdout.splitlines()[-1]).items()}
         rows.append(row)
         print(json.dumps(row), flush=True)
-    about = {"python": platform.python_version(), "jax": jax.__version__, "cores": os.cpu_count(), "rows": rows}
-    write_output(given.out / "search.json", json.dumps(about, indent=2) + "\n")
+    content = {"python": platform.python_version(), "jax": jax.__version__, "cores": os.cpu_count(), "rows": rows}
+    write_atomic(args.out / "search.json", json.dumps(content, indent=2) + "\n")
 
 
-def measured(given: argparse.Namespace) -> dict[str, float]:
+def measure_search(args: argparse.Namespace) -> dict[str, float]:
     """Search one video; seconds of the first query and of a second, peak memory, and what is kept, in MB."""
-    keep_programs(given.out / "cache")
-    cache = Cache(given.out / "cache")
-    searcher = Searcher(open_stages(given.checkpoint), cache)
+    enable_compilation_cache(args.out / "cache")
+    cache = DiskCache(args.out / "cache")
+    searcher = Searcher(open_stages(args.checkpoint), cache)
     for minutes in (0.1, 2.0):  # compiles for one piece, and for several
-        searcher.search(write_video(given.out / f"warm{minutes:g}.mp4", minutes), [FIRST])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    began = time.monotonic()
-    searcher.search(given.one, [FIRST])
-    between = time.monotonic()
-    searcher.search(given.one, [SECOND])
+        searcher.search(write_video(args.out / f"warm{minutes:g}.mp4", minutes), [FIRST_QUERY])
+    memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    start_time = time.monotonic()
+    searcher.search(args.one, [FIRST_QUERY])
+    first_done = time.monotonic()
+    searcher.search(args.one, [SECOND_QUERY])
     return {
-        "first_s": round(between - began, 2),
-        "second_s": round(time.monotonic() - between, 2),
-        "before_mb": round(before),
+        "first_s": round(first_done - start_time, 2),
+        "second_s": round(time.monotonic() - first_done, 2),
+        "before_mb": round(memory_before),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
-        "kept_mb": round(cache.size() / 1e6, 1),
+        "kept_mb": round(cache.total_bytes() / 1e6, 1),
     }
 
 
@@ -80,13 +80,13 @@ def write_video(path: Path, minutes: float) -> Path:
     if path.exists():
         return path
     noise = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0] * 2, 3), np.uint8)
-    with replacing(path) as part, av.open(str(part), "w", format="mp4") as file:
-        stream = file.add_stream("libx264", rate=RATE, options={"preset": "ultrafast", "crf": "35"})
+    with atomic_write(path) as partial_path, av.open(str(partial_path), "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "35"})
         stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
-        for number in range(max(round(minutes * 60 * RATE), 1)):
-            at = number % SIZE[0]
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(noise[:, at : at + SIZE[0]]), "rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, RATE)
+        for number in range(max(round(minutes * 60 * FPS), 1)):
+            offset = number % SIZE[0]
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(noise[:, offset : offset + SIZE[0]]), "rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, FPS)
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     return path

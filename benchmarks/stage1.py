@@ -14,60 +14,62 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks.generation import same_answers
-from benchmarks.material import example
-from benchmarks.models import in_jax, in_torch, random_weights
-from benchmarks.paired import Row, Setting, arguments, compare, compiled, report
+from benchmarks.generation import count_equal_answers
+from benchmarks.material import make_example
+from benchmarks.models import make_jax_model, make_torch_model, random_weights
+from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, compile_program, parse_args, report
 from calce_jax.batch import Batch
 from calce_jax.checkpoints.convert.weights import Weights
 from calce_jax.config import RunConfig, validate
 from calce_jax.inference.predict_step import BatchPrediction, make_predict, step_config
 from calce_jax.input_pipeline import make_iterator
 from calce_jax.input_pipeline.batches import input_config
-from calce_jax.models.attention import Implementation
-from calce_jax.models.calce import Calce, CalceConfig, split
-from calce_jax.models.vit import MEAN, STD
+from calce_jax.models.attention import AttentionImplementation
+from calce_jax.models.calce import Calce, CalceConfig, split_params
+from calce_jax.models.vit import CLIP_MEAN, CLIP_STD
 from calce_jax.text.tokenizers import load_bert, load_t5
 from configs.calce import get_config
 from data import tokenizers
 
 # Enough for the answer to a query with a dozen moments; what a run writes depends on its videos.
-ANSWER = 70
+MAX_ANSWER_TOKENS = 70
 
 
 def main() -> None:
     """Measure and write it down."""
-    setting, given = arguments(
+    setting, args = parse_args(
         __doc__,
         size={"choices": ("small", "full")},
         frames={"type": int, "default": 75},
         attention={"choices": ("xla", "dpa", "flash"), "default": "xla"},
     )
-    size = given.size or ("small" if setting.device == "cpu" else "full")
-    report(setting, "stage1", [stage1(setting, size, given.frames, given.attention)])
+    size = args.size or ("small" if setting.device == "cpu" else "full")
+    report(setting, "stage1", [compare_stage1(setting, size, args.frames, args.attention)])
 
 
-def stage1(setting: Setting, size: str, frames: int, attention: Implementation) -> Row:
+def compare_stage1(
+    setting: BenchmarkSettings, size: str, frames: int, attention: AttentionImplementation
+) -> ComparisonRow:
     """Compare the answers to one query."""
     run = validate(get_config(f"qvh,stage=1,size={size}"))
     run = replace(run, data=replace(run.data, frames=frames))
-    sizes = CalceConfig.named(size, None, setting.dtype, t5_vocab=0, bert_vocab=0).attending(attention)
-    weights = random_weights(sizes)
-    batch = one_query(run, sizes)
-    model = in_jax(weights, setting)
-    graph, trainable, frozen = split(model, setting.dtype)
-    steps = step_config(run, ANSWER)
+    model_config = CalceConfig.from_name(size, None, setting.dtype, t5_vocab=0, bert_vocab=0).with_attention(attention)
+    weights = random_weights(model_config)
+    batch = make_query_batch(run, model_config)
+    model = make_jax_model(weights, setting)
+    graph, trainable, frozen = split_params(model, setting.dtype)
+    program_config = step_config(run, MAX_ANSWER_TOKENS)
 
     @jax.jit
     def needed(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> jax.Array:
         model: Calce = nnx.merge(graph, trainable, frozen)
-        return model.read(model.see(batch.frames), batch, steps.selection).needed
+        return model.select(model.encode_frames(batch.frames), batch, program_config.selection).prompt_lengths
 
     # A run compiles a branch for each prompt length. Here one is taken, so the others need not be waited for.
-    length = next(length for length in steps.buckets if length >= int(needed(trainable, frozen, batch)[0]))
-    predict = make_predict(graph, replace(steps, buckets=(length,)))
-    program, seconds = compiled(predict, trainable, frozen, batch)
-    found: BatchPrediction = program(trainable, frozen, batch)
+    length = next(length for length in program_config.buckets if length >= int(needed(trainable, frozen, batch)[0]))
+    predict = make_predict(graph, replace(program_config, buckets=(length,)))
+    program, seconds = compile_program(predict, trainable, frozen, batch)
+    prediction: BatchPrediction = program(trainable, frozen, batch)
 
     def ours() -> jax.Array:
         return program(trainable, frozen, batch).answers.tokens
@@ -76,66 +78,76 @@ def stage1(setting: Setting, size: str, frames: int, attention: Implementation) 
         setting,
         f"stage 1 of one video of {frames} frames, size {size}, {setting.dtype}, attention {attention}",
         ours,
-        their_way(weights, setting, batch, layout(model, batch, found)),
+        make_torch_pipeline(weights, setting, batch, prompt_layout(model, batch, prediction)),
         other="transformers' BLIP-2",
-        agreement=same_answers,
+        agreement=count_equal_answers,
         compile_s=seconds,
         program=program,
-        notes={"prompt tokens": float(found.reading.needed[0]), "prompt length": float(length)},
+        notes={"prompt tokens": float(prediction.reading.prompt_lengths[0]), "prompt length": float(length)},
     )
 
 
-def one_query(run: RunConfig, sizes: CalceConfig) -> Batch:
+def make_query_batch(run: RunConfig, model_config: CalceConfig) -> Batch:
     """Return a batch of one query, as the input pipeline makes it, with the small tokenizers."""
-    inputs = input_config(run, run.data.eval_split, sizes, training=False)
+    inputs = input_config(run, run.data.eval_split, model_config, training=False)
     folder = tokenizers.__path__[0]
-    asked = [example(run.data.frames, sizes.vit.image_size, captions=16)]
+    examples = [make_example(run.data.frames, model_config.vit.image_size, captions=16)]
     inputs = replace(inputs, batch_size=1, workers=0)
-    return next(make_iterator(inputs, load_t5(f"{folder}/tiny_t5"), load_bert(f"{folder}/tiny_bert"), examples=asked))
+    return next(
+        make_iterator(inputs, load_t5(f"{folder}/tiny_t5"), load_bert(f"{folder}/tiny_bert"), examples=examples)
+    )
 
 
-def layout(model: Calce, batch: Batch, found: BatchPrediction) -> dict[str, np.ndarray]:
+def prompt_layout(model: Calce, batch: Batch, prediction: BatchPrediction) -> dict[str, np.ndarray]:
     """Return what stands at each position of the prompt: its token, or its place among the described frames."""
-    needed, queries = int(found.reading.needed[0]), model.config.qformer.queries
-    packed = jax.tree.map(np.asarray, jax.jit(lambda: model.packed(batch, found.reading, needed))())
-    place = packed.slot * (queries + model.config.compressed) + packed.query + np.where(packed.key, 0, queries)
-    return {"text": packed.text, "token": packed.token.astype(np.int64), "place": np.where(packed.text, 0, place)}
+    length, queries = int(prediction.reading.prompt_lengths[0]), model.config.qformer.query_tokens
+    packed = jax.tree.map(np.asarray, jax.jit(lambda: model.prompt_layout(batch, prediction.reading, length))())
+    frame_token = (
+        packed.slot * (queries + model.config.compressed_query_tokens) + packed.query + np.where(packed.key, 0, queries)
+    )
+    return {"text": packed.text, "token": packed.token.astype(np.int64), "place": np.where(packed.text, 0, frame_token)}
 
 
-def their_way(weights: Weights, setting: Setting, batch: Batch, prompt: dict[str, np.ndarray]) -> Callable[[], Any]:
+def make_torch_pipeline(
+    weights: Weights, setting: BenchmarkSettings, batch: Batch, prompt: dict[str, np.ndarray]
+) -> Callable[[], Any]:
     """Return what does the same with `transformers`' modules."""
     import torch  # noqa: PLC0415
 
-    model, sizes = in_torch(weights, setting), weights.sizes
+    model, model_config = make_torch_model(weights, setting), weights.model_config
     dtype, device = model.query_tokens.dtype, setting.torch_device
     kernel, bias = (
         torch.from_numpy(weights.base[f"query_proj/{name}"].read()).to(device, dtype) for name in ("kernel", "bias")
     )
-    mean, std = (torch.tensor(of, device=device)[:, None, None] for of in (MEAN, STD))
-    text, token, at = (torch.from_numpy(np.array(prompt[name])).to(device) for name in ("text", "token", "place"))
+    mean, std = (torch.tensor(channel_values, device=device)[:, None, None] for channel_values in (CLIP_MEAN, CLIP_STD))
+    text, token, frame_token = (
+        torch.from_numpy(np.array(prompt[name])).to(device) for name in ("text", "token", "place")
+    )
     ones = torch.ones(token.shape, device=device).long()
     frames = torch.from_numpy(np.array(batch.frames[0]))
 
     @torch.no_grad()
-    def answer() -> torch.Tensor:
+    def generate() -> torch.Tensor:
         pixels = (frames.to(device).permute(0, 3, 1, 2).float() / 255 - mean) / std
-        seen = model.vision_model(pixel_values=pixels.to(dtype)).last_hidden_state
+        image_tokens = model.vision_model(pixel_values=pixels.to(dtype)).last_hidden_state
         queries = model.qformer(
-            query_embeds=model.query_tokens.expand(len(seen), -1, -1), encoder_hidden_states=seen
+            query_embeds=model.query_tokens.expand(len(image_tokens), -1, -1), encoder_hidden_states=image_tokens
         ).last_hidden_state.to(dtype)
-        few = (queries.transpose(1, 2) @ kernel + bias).transpose(1, 2)
-        described = model.language_projection(torch.cat([queries, few], dim=1)).reshape(-1, sizes.t5.width)
+        compressed = (queries.transpose(1, 2) @ kernel + bias).transpose(1, 2)
+        projected = model.language_projection(torch.cat([queries, compressed], dim=1)).reshape(
+            -1, model_config.t5.width
+        )
         words = model.language_model.get_input_embeddings()(token)
         return model.language_model.generate(
-            inputs_embeds=torch.where(text[:, :, None], words, described[at]),
+            inputs_embeds=torch.where(text[:, :, None], words, projected[frame_token]),
             attention_mask=ones,
             num_beams=5,
             num_return_sequences=5,
             do_sample=False,
-            max_new_tokens=ANSWER,
+            max_new_tokens=MAX_ANSWER_TOKENS,
         )
 
-    return answer
+    return generate
 
 
 if __name__ == "__main__":

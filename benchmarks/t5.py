@@ -17,51 +17,62 @@ import optax
 from flax import nnx
 
 from benchmarks.aot.flops import count_flops
-from benchmarks.models import in_jax, in_torch, random_weights, sizes_of
-from benchmarks.paired import Row, Run, Setting, apart, arguments, compare, compiled, report
+from benchmarks.models import make_jax_model, make_torch_model, minimal_config, random_weights
+from benchmarks.paired import (
+    BenchmarkFn,
+    BenchmarkSettings,
+    ComparisonRow,
+    check_close,
+    compare,
+    compile_program,
+    parse_args,
+    report,
+)
 from calce_jax.checkpoints.convert.huggingface import write_adapter
 from calce_jax.checkpoints.convert.weights import Weights
-from calce_jax.models.attention import Implementation
-from calce_jax.models.calce import CalceConfig, answer_loss, shifted
+from calce_jax.models.attention import AttentionImplementation
+from calce_jax.models.calce import CalceConfig, answer_loss, shift_right
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.t5 import T5Config
 
-T5S = {"small": T5Config.flan_small, "full": T5Config.flan_xl}
-RATE, BETAS, EPS, DECAY = 1e-4, (0.9, 0.999), 1e-8, 0.05
+T5_CONFIGS = {"small": T5Config.flan_small, "full": T5Config.flan_xl}
+LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY = 1e-4, (0.9, 0.999), 1e-8, 0.05
 
 
 def main() -> None:
     """Measure and write it down."""
-    setting, given = arguments(
+    setting, args = parse_args(
         __doc__,
-        size={"choices": tuple(T5S)},
+        size={"choices": tuple(T5_CONFIGS)},
         length={"type": int, "default": 1024},
         answer={"type": int, "default": 40},
         attention={"choices": ("xla", "dpa", "flash"), "default": "xla"},
     )
-    size = given.size or ("small" if setting.device == "cpu" else "full")
+    size = args.size or ("small" if setting.device == "cpu" else "full")
     rows = [
-        encoder(setting, size, given.length, given.attention),
-        train_step(setting, size, given.length, given.answer, given.attention),
+        compare_encoder(setting, size, args.length, args.attention),
+        compare_train_step(setting, size, args.length, args.answer, args.attention),
     ]
     report(setting, "t5", rows)
 
 
-def encoder(setting: Setting, size: str, length: int, attention: Implementation) -> Row:
+def compare_encoder(
+    setting: BenchmarkSettings, size: str, length: int, attention: AttentionImplementation
+) -> ComparisonRow:
     """Compare the encoder on one prompt."""
     import torch  # noqa: PLC0415
 
-    sizes = sizes_of(t5=T5S[size]()).attending(attention)
-    weights = random_weights(sizes)
-    prompt = _prompt(sizes, length)
-    graph, params = nnx.split(in_jax(weights, setting).t5)
-    given = jnp.asarray(prompt, setting.dtype)
+    model_config = minimal_config(t5=T5_CONFIGS[size]()).with_attention(attention)
+    weights = random_weights(model_config)
+    prompt = _prompt(model_config, length)
+    graph, params = nnx.split(make_jax_model(weights, setting).t5)
+    embeddings_in = jnp.asarray(prompt, setting.dtype)
 
     def encode(params: nnx.State, x: jax.Array) -> jax.Array:
         return nnx.merge(graph, params).encode(x, jnp.ones(x.shape[:2], bool))
 
-    program, seconds = compiled(encode, params, given)
-    tower = in_torch(weights, setting).language_model.encoder
+    program, seconds = compile_program(encode, params, embeddings_in)
+    tower = make_torch_model(weights, setting).language_model.encoder
     embeddings = torch.from_numpy(prompt).to(setting.torch_device, tower.dtype)
     mask = torch.ones(prompt.shape[:2], device=setting.torch_device).long()
 
@@ -72,28 +83,30 @@ def encoder(setting: Setting, size: str, length: int, attention: Implementation)
     return compare(
         setting,
         f"T5 encoder, size {size}, {length} tokens, {setting.dtype}, attention {attention}",
-        lambda: program(params, given),
+        lambda: program(params, embeddings_in),
         theirs,
         other=f"transformers ({tower.config._attn_implementation})",
-        agreement=lambda a, b: apart(a, b, most=1e-4 if setting.dtype == "float32" else 0.1),
+        agreement=lambda a, b: check_close(a, b, max_difference=1e-4 if setting.dtype == "float32" else 0.1),
         compile_s=seconds,
         program=program,
-        tflop=count_flops(jax.make_jaxpr(encode)(params, given)) / 1e12,
+        tflop=count_flops(jax.make_jaxpr(encode)(params, embeddings_in)) / 1e12,
     )
 
 
-def train_step(setting: Setting, size: str, length: int, answer: int, attention: Implementation) -> Row:
+def compare_train_step(
+    setting: BenchmarkSettings, size: str, length: int, answer: int, attention: AttentionImplementation
+) -> ComparisonRow:
     """Compare steps that start alike and then drop different things."""
-    sizes = sizes_of(t5=T5S[size](), lora=LoraConfig()).attending(attention)
-    weights = random_weights(sizes)
-    prompt = _prompt(sizes, length)
-    labels = np.random.default_rng(1).integers(2, sizes.t5.vocab, (1, answer)).astype(np.int32)
+    model_config = minimal_config(t5=T5_CONFIGS[size](), lora=LoraConfig()).with_attention(attention)
+    weights = random_weights(model_config)
+    prompt = _prompt(model_config, length)
+    labels = np.random.default_rng(1).integers(2, model_config.t5.vocab, (1, answer)).astype(np.int32)
     ours = our_step(weights, setting, prompt, labels)
     theirs = _their_step(weights, setting, prompt, labels)
 
     def agreement(loss: Any, other: Any) -> str:
         # What is dropped differs, so the losses do.
-        return apart(loss, other, most=0.1)
+        return check_close(loss, other, max_difference=0.1)
 
     return compare(
         setting,
@@ -111,20 +124,20 @@ def train_step(setting: Setting, size: str, length: int, answer: int, attention:
 class Step(NamedTuple):
     """What makes a step and gives its loss, and its program."""
 
-    run: Run
+    run: BenchmarkFn
     program: Any
     compile_s: float
     tflop: float
 
 
-def our_step(weights: Weights, setting: Setting, prompt: np.ndarray, labels: np.ndarray) -> Step:
+def our_step(weights: Weights, setting: BenchmarkSettings, prompt: np.ndarray, labels: np.ndarray) -> Step:
     """Return our side: every step goes on from the one before."""
 
     def adapter(path: tuple[Any, ...], _: object) -> bool:
         return path[-1] in ("a", "b")
 
-    graph, adapters, frozen = nnx.split(in_jax(weights, setting).t5, adapter, ...)
-    optimizer = optax.adamw(RATE, *BETAS, EPS, weight_decay=DECAY)
+    graph, adapters, frozen = nnx.split(make_jax_model(weights, setting).t5, adapter, ...)
+    optimizer = optax.adamw(LEARNING_RATE, *BETAS, EPS, weight_decay=WEIGHT_DECAY)
     x, answer = jnp.asarray(prompt, setting.dtype), jnp.asarray(labels)
     mask = jnp.ones(prompt.shape[:2], bool)
 
@@ -133,37 +146,37 @@ def our_step(weights: Weights, setting: Setting, prompt: np.ndarray, labels: np.
             t5 = nnx.merge(graph, adapters, frozen)
             encode_key, decode_key = jax.random.split(key)
             memory = t5.encode(x, mask, key=encode_key)
-            return answer_loss(t5.decode(shifted(answer), memory, mask, key=decode_key), answer).mean()
+            return answer_loss(t5.decode(shift_right(answer), memory, mask, key=decode_key), answer).mean()
 
         value, gradients = jax.value_and_grad(loss)(adapters)
         updates, moments = optimizer.update(gradients, moments, adapters)
         return optax.apply_updates(adapters, updates), moments, value
 
     state, key = [adapters, optimizer.init(adapters)], jax.random.key(0)
-    program, seconds = compiled(step, *state, frozen, key, donate_argnums=(0, 1))
+    program, seconds = compile_program(step, *state, frozen, key, donate_argnums=(0, 1))
     flops = count_flops(jax.make_jaxpr(step)(*state, frozen, key))
-    turns = iter(range(10**6))
+    step_numbers = iter(range(10**6))
 
     def run() -> jax.Array:
-        *state[:], loss = program(*state, frozen, jax.random.fold_in(key, next(turns)))
+        *state[:], loss = program(*state, frozen, jax.random.fold_in(key, next(step_numbers)))
         jax.block_until_ready(state)
         return loss
 
     return Step(run, program, seconds, flops / 1e12)
 
 
-def _their_step(weights: Weights, setting: Setting, prompt: np.ndarray, labels: np.ndarray) -> Any:
+def _their_step(weights: Weights, setting: BenchmarkSettings, prompt: np.ndarray, labels: np.ndarray) -> Any:
     import peft  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    plain = in_torch(replace(weights, trained={}), setting).language_model
+    base_model = make_torch_model(replace(weights, trained={}), setting).language_model
     with tempfile.TemporaryDirectory() as folder:
         write_adapter(Path(folder) / "adapter", weights, "small")
-        model = peft.PeftModel.from_pretrained(plain, Path(folder) / "adapter", is_trainable=True)
+        model = peft.PeftModel.from_pretrained(base_model, Path(folder) / "adapter", is_trainable=True)
     model = model.to(setting.torch_device).train()
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, RATE, BETAS, EPS, DECAY)
-    inputs = torch.from_numpy(prompt).to(setting.torch_device, plain.dtype)
+    optimizer = torch.optim.AdamW(trained, LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY)
+    inputs = torch.from_numpy(prompt).to(setting.torch_device, base_model.dtype)
     mask = torch.ones(prompt.shape[:2], device=setting.torch_device).long()
     answer = torch.from_numpy(labels).long().to(setting.torch_device)
 
@@ -177,8 +190,8 @@ def _their_step(weights: Weights, setting: Setting, prompt: np.ndarray, labels: 
     return run
 
 
-def _prompt(sizes: CalceConfig, length: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((1, length, sizes.t5.width), np.float32)
+def _prompt(model_config: CalceConfig, length: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((1, length, model_config.t5.width), np.float32)
 
 
 if __name__ == "__main__":

@@ -11,42 +11,52 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.aot.flops import count_flops
-from benchmarks.models import in_jax, in_torch, random_weights, sizes_of
-from benchmarks.paired import Row, Setting, apart, arguments, compare, compiled, report
-from calce_jax.models.attention import Implementation
+from benchmarks.models import make_jax_model, make_torch_model, minimal_config, random_weights
+from benchmarks.paired import (
+    BenchmarkSettings,
+    ComparisonRow,
+    check_close,
+    compare,
+    compile_program,
+    parse_args,
+    report,
+)
+from calce_jax.models.attention import AttentionImplementation
 from calce_jax.models.vit import VitConfig
 
 
 def main() -> None:
     """Measure and write it down."""
-    setting, given = arguments(
+    setting, args = parse_args(
         __doc__,
         blocks={"type": int},
         frames={"type": int},
         attention={"choices": ("xla", "dpa", "flash"), "default": "xla"},
     )
     blocks, frames = (4, 4) if setting.device == "cpu" else (39, 75)
-    rows = [vision(setting, given.blocks or blocks, given.frames or frames, given.attention)]
+    rows = [compare_vision(setting, args.blocks or blocks, args.frames or frames, args.attention)]
     report(setting, "vision", rows)
 
 
-def vision(setting: Setting, blocks: int, count: int, attention: Implementation) -> Row:
+def compare_vision(
+    setting: BenchmarkSettings, blocks: int, count: int, attention: AttentionImplementation
+) -> ComparisonRow:
     """Compare the tower, patches to tokens."""
     import torch  # noqa: PLC0415
 
-    sizes = sizes_of(vit=replace(VitConfig.eva_g(), depth=blocks)).attending(attention)
-    weights = random_weights(sizes)
-    side = sizes.vit.image_size
+    model_config = minimal_config(vit=replace(VitConfig.eva_g(), depth=blocks)).with_attention(attention)
+    weights = random_weights(model_config)
+    side = model_config.vit.image_size
     frames = np.random.default_rng(0).standard_normal((count, side, side, 3), np.float32)
 
-    graph, params = nnx.split(in_jax(weights, setting).vit)
-    given = jnp.asarray(frames, setting.dtype)
+    graph, params = nnx.split(make_jax_model(weights, setting).vit)
+    images = jnp.asarray(frames, setting.dtype)
 
-    def see(params: nnx.State, frames: jax.Array) -> jax.Array:
+    def encode(params: nnx.State, frames: jax.Array) -> jax.Array:
         return nnx.merge(graph, params)(frames)
 
-    program, seconds = compiled(see, params, given)
-    tower = in_torch(weights, setting).vision_model
+    program, seconds = compile_program(encode, params, images)
+    tower = make_torch_model(weights, setting).vision_model
     pixels = torch.from_numpy(frames.transpose(0, 3, 1, 2).copy()).to(setting.torch_device, tower.dtype)
 
     @torch.no_grad()
@@ -56,13 +66,13 @@ def vision(setting: Setting, blocks: int, count: int, attention: Implementation)
     return compare(
         setting,
         f"{blocks} blocks of ViT-g, {count} frames, {setting.dtype}, attention {attention}",
-        lambda: program(params, given),
+        lambda: program(params, images),
         theirs,
         other=f"transformers ({tower.config._attn_implementation})",
-        agreement=lambda a, b: apart(a, b, most=1e-4 if setting.dtype == "float32" else 0.1),
+        agreement=lambda a, b: check_close(a, b, max_difference=1e-4 if setting.dtype == "float32" else 0.1),
         compile_s=seconds,
         program=program,
-        tflop=count_flops(jax.make_jaxpr(see)(params, given)) / 1e12,
+        tflop=count_flops(jax.make_jaxpr(encode)(params, images)) / 1e12,
     )
 
 

@@ -31,34 +31,36 @@ REFERENCE = flags.DEFINE_string("reference", None, "a text file with what is sai
 BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "16"], "copies of the file at a time")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "turns of each engine")
 THREADS = flags.DEFINE_integer("threads", 2, "of torch and faster-whisper; XLA takes all cores that it may run on")
-USE = flags.DEFINE_list("engines", list(ENGINES), "which to compare")
+ENGINES_TO_COMPARE = flags.DEFINE_list("engines", list(ENGINES), "which to compare")
 WORKER = flags.DEFINE_string("worker", None, "used by the benchmark itself: the engine of this process")
 CONVERTED = flags.DEFINE_string("converted", None, "used by the benchmark itself: weights for faster-whisper")
 
 # What an engine does with a batch of files: their texts.
-Transcribe = Callable[[list[np.ndarray]], list[str]]
+TranscribeFn = Callable[[list[np.ndarray]], list[str]]
 
 
-def ours(batch_size: int) -> Transcribe:
+def open_calce_jax(batch_size: int) -> TranscribeFn:
     """Open calce_jax's."""
-    from calce_jax.speech.mel import log_mel  # noqa: PLC0415
-    from calce_jax.speech.transcribe import Options, Sound, Transcriber  # noqa: PLC0415
+    from calce_jax.speech.mel import log_mel_spectrogram  # noqa: PLC0415
+    from calce_jax.speech.transcribe import AudioFeatures, Transcriber, TranscriptionOptions  # noqa: PLC0415
     from calce_jax.speech.whisper_model import open_whisper  # noqa: PLC0415
 
     model = open_whisper(MODEL.value)
-    options = Options(batch_size=batch_size, temperatures=(0.0,), only_voices=False, language="en")
+    options = TranscriptionOptions(batch_size=batch_size, temperatures=(0.0,), vad_filter=False, language="en")
     transcriber = Transcriber(model, options)
 
     def transcribe(files: list[np.ndarray]) -> list[str]:
-        mels = model.whisper.config.mels
-        named = ((number, Sound(log_mel([samples], mels), None)) for number, samples in enumerate(files))
-        found = dict(transcriber.transcribe(named))
-        return [" ".join(caption.text for caption in found[number].captions) for number in range(len(files))]
+        mels = model.whisper.config.mel_bins
+        numbered = (
+            (number, AudioFeatures(log_mel_spectrogram([samples], mels), None)) for number, samples in enumerate(files)
+        )
+        results = dict(transcriber.transcribe(numbered))
+        return [" ".join(caption.text for caption in results[number].captions) for number in range(len(files))]
 
     return transcribe
 
 
-def in_torch(batch_size: int) -> Transcribe:
+def open_torch(batch_size: int) -> TranscribeFn:
     """Open transformers'."""
     import torch  # noqa: PLC0415
     from transformers import WhisperForConditionalGeneration, WhisperProcessor  # noqa: PLC0415
@@ -89,17 +91,19 @@ def in_torch(batch_size: int) -> Transcribe:
     return transcribe
 
 
-def in_ctranslate2(batch_size: int, kind: str) -> Transcribe:
+def open_faster_whisper(batch_size: int, compute_type: str) -> TranscribeFn:
     """Open faster-whisper's; `kind` is that of its weights."""
     from faster_whisper import BatchedInferencePipeline, WhisperModel  # noqa: PLC0415
 
-    model = WhisperModel(CONVERTED.value, device="cpu", compute_type=kind, cpu_threads=THREADS.value)
-    how = {"language": "en", "beam_size": 1, "temperature": 0.0, "condition_on_previous_text": False}
+    model = WhisperModel(CONVERTED.value, device="cpu", compute_type=compute_type, cpu_threads=THREADS.value)
+    decode_options = {"language": "en", "beam_size": 1, "temperature": 0.0, "condition_on_previous_text": False}
 
-    def one_by_one(files: list[np.ndarray]) -> list[str]:
-        return [joined(model.transcribe(samples, **how, without_timestamps=False)[0]) for samples in files]
+    def transcribe_singly(files: list[np.ndarray]) -> list[str]:
+        return [
+            join_segments(model.transcribe(samples, **decode_options, without_timestamps=False)[0]) for samples in files
+        ]
 
-    def together(files: list[np.ndarray]) -> list[str]:
+    def transcribe_batched(files: list[np.ndarray]) -> list[str]:
         # It batches stretches of one recording: each file in a window of its own.
         size = WINDOW_S * RATE
         recording = np.concatenate([np.pad(samples, (0, -len(samples) % size)) for samples in files])
@@ -110,60 +114,62 @@ def in_ctranslate2(batch_size: int, kind: str) -> Transcribe:
         pipeline = BatchedInferencePipeline(model)
         segments, _ = pipeline.transcribe(
             recording,
-            **how,
+            **decode_options,
             batch_size=batch_size,
             vad_filter=False,
             clip_timestamps=stretches,
             without_timestamps=False,
         )
-        each: list[list[str]] = [[] for _ in files]
+        texts_by_file: list[list[str]] = [[] for _ in files]
         windows = [-(-len(samples) // size) for samples in files]
         starts = np.cumsum([0, *windows]) * WINDOW_S
         for segment in segments:
-            each[int(np.searchsorted(starts, segment.start, side="right")) - 1].append(segment.text.strip())
-        return [" ".join(texts) for texts in each]
+            texts_by_file[int(np.searchsorted(starts, segment.start, side="right")) - 1].append(segment.text.strip())
+        return [" ".join(texts) for texts in texts_by_file]
 
-    return one_by_one if batch_size == 1 else together
+    return transcribe_singly if batch_size == 1 else transcribe_batched
 
 
-def joined(segments) -> str:
+def join_segments(segments) -> str:
     """Return the text of segments."""
     return " ".join(segment.text.strip() for segment in segments)
 
 
-def samples_of(path: str) -> np.ndarray:
+def read_samples(path: str) -> np.ndarray:
     """Return a file's samples."""
-    from calce_jax.speech.audio import read_sound  # noqa: PLC0415
+    from calce_jax.speech.audio import read_audio  # noqa: PLC0415
 
-    return np.concatenate(list(read_sound(path)))
+    return np.concatenate(list(read_audio(path)))
 
 
-def work(engine: str, batch_size: int) -> None:
+def run_worker(engine: str, batch_size: int) -> None:
     """Warm up, say so, and run once for every line that comes in."""
     makers = {
-        "ours": ours,
-        "torch": in_torch,
-        "faster-whisper float32": lambda size: in_ctranslate2(size, "float32"),
-        "faster-whisper int8": lambda size: in_ctranslate2(size, "int8"),
+        "ours": open_calce_jax,
+        "torch": open_torch,
+        "faster-whisper float32": lambda size: open_faster_whisper(size, "float32"),
+        "faster-whisper int8": lambda size: open_faster_whisper(size, "int8"),
     }
-    files = [samples_of(AUDIO.value)] * batch_size
+    files = [read_samples(AUDIO.value)] * batch_size
     transcribe = makers[engine](batch_size)
     texts = transcribe(files)
     print(json.dumps({"ready": texts[0], "alike": len(set(texts)) == 1}), flush=True)
     for _ in sys.stdin:
         wall, processor = time.perf_counter(), time.process_time()
         transcribe(files)
-        done = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
-        done["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps(done), flush=True)
+        usage = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+        usage["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps(usage), flush=True)
 
 
 def convert(folder: Path) -> None:
     """Write the weights in CTranslate2's format."""
     from ctranslate2.converters import TransformersConverter  # noqa: PLC0415
 
-    there = [name for name in ("tokenizer.json", "preprocessor_config.json") if (Path(MODEL.value) / name).is_file()]
-    TransformersConverter(MODEL.value, copy_files=there).convert(str(folder), force=True)
+    tokenizer_files = [
+        name for name in ("tokenizer.json", "preprocessor_config.json") if (Path(MODEL.value) / name).is_file()
+    ]
+    TransformersConverter(MODEL.value, copy_files=tokenizer_files).convert(str(folder), force=True)
 
 
 def start(engine: str, batch_size: int, converted: Path) -> subprocess.Popen[str]:
@@ -180,7 +186,7 @@ def start(engine: str, batch_size: int, converted: Path) -> subprocess.Popen[str
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def turn(process: subprocess.Popen[str], message: str = "go\n") -> dict:
+def run_turn(process: subprocess.Popen[str], message: str = "go\n") -> dict:
     """Let an engine work once, and return what it says."""
     assert process.stdin
     assert process.stdout
@@ -195,7 +201,7 @@ def word_errors(text: str) -> str:
         return ""
     import jiwer  # noqa: PLC0415
 
-    plain = jiwer.Compose(
+    normalize = jiwer.Compose(
         [
             jiwer.ToLowerCase(),
             jiwer.SubstituteRegexes({"-": " "}),
@@ -204,13 +210,13 @@ def word_errors(text: str) -> str:
             jiwer.Strip(),
         ]
     )
-    return f"{100 * jiwer.wer(plain(Path(REFERENCE.value).read_text()), to_dict(text)):.1f} %"
+    return f"{100 * jiwer.wer(normalize(Path(REFERENCE.value).read_text()), to_dict(text)):.1f} %"
 
 
 def compare(batch_size: int, converted: Path) -> None:
     """Print a table for one batch size."""
-    seconds = len(samples_of(AUDIO.value)) / RATE * batch_size
-    workers = {engine: start(engine, batch_size, converted) for engine in USE.value}
+    seconds = len(read_samples(AUDIO.value)) / RATE * batch_size
+    workers = {engine: start(engine, batch_size, converted) for engine in ENGINES_TO_COMPARE.value}
     texts = {}
     for engine, worker in workers.items():
         assert worker.stdout
@@ -218,19 +224,19 @@ def compare(batch_size: int, converted: Path) -> None:
     turns: dict[str, list[dict]] = {engine: [] for engine in workers}
     for _ in range(ROUNDS.value):
         for engine, worker in workers.items():
-            turns[engine].append(turn(worker))
+            turns[engine].append(run_turn(worker))
     for worker in workers.values():
         assert worker.stdin
         worker.stdin.close()
         worker.wait()
     print(f"\nbatch {batch_size}: {seconds:.1f} s of sound; medians of {ROUNDS.value} turns")
     print(f"{'':24}{'s of sound / s':>15}{'processor s':>13}{'peak GiB':>10}{'ours is':>9}{'WER':>8}  text")
-    first = statistics.median(each["wall"] for each in turns[USE.value[0]])
-    for engine, done in turns.items():
-        wall, processor = (statistics.median(each[name] for each in done) for name in ("wall", "processor"))
-        same = "the same" if texts[engine] == texts[USE.value[0]] else "differs"
+    baseline_seconds = statistics.median(each["wall"] for each in turns[ENGINES_TO_COMPARE.value[0]])
+    for engine, usages in turns.items():
+        wall, processor = (statistics.median(each[name] for each in usages) for name in ("wall", "processor"))
+        same = "the same" if texts[engine] == texts[ENGINES_TO_COMPARE.value[0]] else "differs"
         print(
-            f"{engine:24}{seconds / wall:15.1f}{processor:13.2f}{done[-1]['memory']:10.2f}{wall / first:8.2f}x"
+            f"{engine:24}{seconds / wall:15.1f}{processor:13.2f}{usages[-1]['memory']:10.2f}{wall / baseline_seconds:8.2f}x"
             f"{word_errors(texts[engine]):>8}  {same}"
         )
 
@@ -238,13 +244,13 @@ def compare(batch_size: int, converted: Path) -> None:
 def main(argv: list[str]) -> None:
     """Compare the engines at every batch size."""
     if WORKER.value:
-        work(WORKER.value, int(BATCH_SIZES.value[0]))
+        run_worker(WORKER.value, int(BATCH_SIZES.value[0]))
         return
     packages = ("jax", "torch", "transformers", "faster-whisper", "ctranslate2")
     print(", ".join(f"{name} {version(name)}" for name in packages))
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "converted"
-        if any(engine.startswith("faster") for engine in USE.value):
+        if any(engine.startswith("faster") for engine in ENGINES_TO_COMPARE.value):
             convert(converted)
         for batch_size in BATCH_SIZES.value:
             compare(int(batch_size), converted)

@@ -25,42 +25,44 @@ from numpy import ndarray
 
 # numpy on the host, jax on the device, shapes alone where a program is compiled ahead; a type checker need not know.
 if TYPE_CHECKING:
-    Data: TypeAlias = Any
+    AnyArray: TypeAlias = Any
 else:
-    Data = Array | ndarray | jax.ShapeDtypeStruct
+    AnyArray = Array | ndarray | jax.ShapeDtypeStruct
 
-SPANS_BESIDE_FRAMES_AND_CAPTIONS = 4
+NUM_FIXED_SPANS = 4
 
 
 @struct.dataclass
 class Features:
     """What the vision tower gives of frames, or the Q-Former says of them, as it is stored (`calce_jax.models.feature_codec`)."""
 
-    values: Shaped[Data, "B T P D"]  # float32, bfloat16 or int8; 0 where there is no frame
-    scale: Float32[Data, "B T P G"] | None = None  # of int8 alone: what the values of D // G channels are multiples of
-    means: Float32[Data, "B T F"] | None = None  # of the Q-Former alone, which has Q tokens: see `Looked.means`
+    values: Shaped[AnyArray, "B T P D"]  # float32, bfloat16 or int8; 0 where there is no frame
+    scale: Float32[AnyArray, "B T P G"] | None = (
+        None  # of int8 alone: what the values of D // G channels are multiples of
+    )
+    means: Float32[AnyArray, "B T F"] | None = None  # of the Q-Former alone, which has Q tokens: see `Looked.means`
 
 
 @struct.dataclass
 class Batch:
     """A batch, on the host as numpy and on the device as jax arrays."""
 
-    frames: UInt8[Data, "B T Y X 3"]  # RGB; of no pixels where there are features
-    present: Bool[Data, "B T"]  # a real frame; videos shorter than T frames leave the last ones empty
-    times: Float[Data, "B T"]  # seconds
-    duration: Float[Data, " B"]  # seconds
-    tokens: Int[Data, "B M"]  # T5 ids
-    spans: Int[Data, "B I 2"]  # start and length in `tokens`; length 0 where there is nothing
-    query_words: Int[Data, "B U"]  # BERT ids of the query, 0 where padded
-    caption_words: Int[Data, "B C U"]  # BERT ids of each caption; all 0 where there is none
-    talk: Bool[Data, " B"]  # the query is about somebody talking
-    spoken: Bool[Data, "B T"]  # somebody talks while the frame is shown
-    windows: Float[Data, "B W 2"]  # seconds; the stage-1 windows, read by stage 2
-    window_valid: Bool[Data, "B W"]
-    labels: Int[Data, "B A"]  # T5 ids of the answer, 0 where padded
-    valid: Bool[Data, " B"]  # False for the rows that fill up the last batch of an evaluation
-    row: Int[Data, " B"]  # row of the queries table
-    notes: Int[Data, " B"]  # bits of `calce_jax.text.prompt.Note`: what of the row did not fit, or was mended
+    frames: UInt8[AnyArray, "B T Y X 3"]  # RGB; of no pixels where there are features
+    frame_mask: Bool[AnyArray, "B T"]  # a real frame; videos shorter than T frames leave the last ones empty
+    times: Float[AnyArray, "B T"]  # seconds
+    duration: Float[AnyArray, " B"]  # seconds
+    tokens: Int[AnyArray, "B M"]  # T5 ids
+    spans: Int[AnyArray, "B I 2"]  # start and length in `tokens`; length 0 where there is nothing
+    query_bert_tokens: Int[AnyArray, "B U"]  # BERT ids of the query, 0 where padded
+    caption_bert_tokens: Int[AnyArray, "B C U"]  # BERT ids of each caption; all 0 where there is none
+    is_speech_query: Bool[AnyArray, " B"]  # the query is about somebody talking
+    has_speech: Bool[AnyArray, "B T"]  # somebody talks while the frame is shown
+    stage1_windows: Float[AnyArray, "B W 2"]  # seconds; the stage-1 windows, read by stage 2
+    window_mask: Bool[AnyArray, "B W"]
+    labels: Int[AnyArray, "B A"]  # T5 ids of the answer, 0 where padded
+    row_mask: Bool[AnyArray, " B"]  # False for the rows that fill up the last batch of an evaluation
+    example_index: Int[AnyArray, " B"]  # row of the queries table
+    row_flags: Int[AnyArray, " B"]  # bits of `calce_jax.text.prompt.Note`: what of the row did not fit, or was mended
     features: Features | None = None  # what the tower gave of the frames before, in their place
 
     def without_frames(self) -> "Batch":

@@ -19,8 +19,8 @@ from calce_jax.distributed.meshes import MESHES
 from calce_jax.errors import UserError
 
 Behaviour = Literal["default", "reference"]
-Dataset = Literal["qvhighlights", "charades_sta", "shapes"]
-Size = Literal["full", "full_xxl", "small", "tiny"]
+DatasetName = Literal["qvhighlights", "charades_sta", "shapes"]
+ModelSize = Literal["full", "full_xxl", "small", "tiny"]
 Stage = Literal[1, 2]
 
 
@@ -39,27 +39,29 @@ class Range:
         return f"at least {self.low:g}" if self.high == float("inf") else f"from {self.low:g} to {self.high:g}"
 
 
-Count = Annotated[int, Range(1)]
-Fraction = Annotated[float, Range(0, 1)]
-Rate = Annotated[float, Range(0)]
+PositiveInt = Annotated[int, Range(1)]
+UnitInterval = Annotated[float, Range(0, 1)]
+NonNegativeFloat = Annotated[float, Range(0)]
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which queries about which videos, and how many at a time."""
 
-    dataset: Dataset
+    dataset: DatasetName
     directory: str  # what `launch/prepare.py --out` wrote
     train_split: str
     eval_split: str
     frames: Annotated[int, Range(2)]  # a video
-    captions: Count  # most captions of a video that enter a batch
-    batch: Count  # videos in a micro-step, over all devices
-    eval_batch: Count
+    captions: PositiveInt  # most captions of a video that enter a batch
+    batch: PositiveInt  # videos in a micro-step, over all devices
+    eval_batch: PositiveInt
     workers: Annotated[int, Range(0)]  # processes that read; 0 reads in this one
     augment: bool  # crop training clips at random
     use_captions: bool  # False withholds what is said
-    group: Count = 1  # batches that are seen together and dealt anew by the length of their prompts; 1 leaves them
+    group: PositiveInt = (
+        1  # batches that are seen together and dealt anew by the length of their prompts; 1 leaves them
+    )
     features: str = ""  # what `launch/cache_features.py --out` wrote; read in place of frames, unless empty
 
 
@@ -70,7 +72,7 @@ class ModelConfig:
     Fields with a value here came later than the first runs, whose configs lack them.
     """
 
-    size: Size
+    size: ModelSize
     frozen_dtype: Literal["float32", "bfloat16"]
     compute_dtype: Literal["float32", "bfloat16"]
     remat: Literal["none", "dots", "full"]
@@ -83,7 +85,7 @@ class KeyframesConfig:
     """Which frames keep full detail."""
 
     mode: Literal["cluster", "information", "interval", "none"]
-    clusters: Count
+    clusters: PositiveInt
     dilation: Annotated[int, Range(0)]  # frames by which the borders of clusters are dilated
     filter_dilation: Annotated[int, Range(0)]  # stage 2: frames by which the elected frames are dilated; 0 in stage 1
 
@@ -92,19 +94,19 @@ class KeyframesConfig:
 class LoraConfig:
     """The adapters on T5's linears; their output is scaled by alpha / rank."""
 
-    rank: Count = 8
+    rank: PositiveInt = 8
     alpha: Annotated[float, Range(0)] = 8.0
-    dropout: Fraction = 0.05
+    dropout: UnitInterval = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
     """The learning rate, see `calce_jax.training.schedule`."""
 
-    epochs: Count
-    peak: Rate
-    floor: Rate
-    warmup_from: Rate
+    epochs: PositiveInt
+    peak: NonNegativeFloat
+    floor: NonNegativeFloat
+    warmup_from: NonNegativeFloat
     warmup_steps: Annotated[int, Range(0)]  # micro-steps
 
 
@@ -112,11 +114,11 @@ class ScheduleConfig:
 class OptimizerConfig:
     """AdamW."""
 
-    accumulate: Count  # micro-steps to one step of the optimizer
-    beta1: Fraction
-    beta2: Fraction
-    eps: Rate
-    weight_decay: Rate
+    accumulate: PositiveInt  # micro-steps to one step of the optimizer
+    beta1: UnitInterval
+    beta2: UnitInterval
+    eps: NonNegativeFloat
+    weight_decay: NonNegativeFloat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,18 +128,18 @@ class TextConfig:
     t5_tokenizer: str  # a directory
     bert_tokenizer: str  # a directory
     buckets: tuple[int, ...]  # encoder lengths in tokens, ascending; a batch takes the first that holds it
-    text_tokens: Count  # T5 tokens of all the text of a video and its query, all captions included
-    max_text: Count  # T5 tokens of the query with all that stands around it, and of one caption
-    bert_tokens: Count  # BERT tokens of the query, and of one caption
-    windows: Count  # most stage-1 windows of a query
-    answer_tokens: Count  # length of the labels
+    text_tokens: PositiveInt  # T5 tokens of all the text of a video and its query, all captions included
+    max_text: PositiveInt  # T5 tokens of the query with all that stands around it, and of one caption
+    bert_tokens: PositiveInt  # BERT tokens of the query, and of one caption
+    windows: PositiveInt  # most stage-1 windows of a query
+    answer_tokens: PositiveInt  # length of the labels
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
     """How moments are written and ordered at evaluation."""
 
-    beams: Count
+    beams: PositiveInt
     window_order: Literal["given", "longest", "score"]
 
 
@@ -153,8 +155,8 @@ class WeightsConfig:
 class LoopConfig:
     """What the loop does besides stepping."""
 
-    log_every: Count  # micro-steps
-    eval_every: Count  # epochs
+    log_every: PositiveInt  # micro-steps
+    eval_every: PositiveInt  # epochs
     samples: Annotated[int, Range(0)]  # evaluated queries that are shown with their frames and windows
 
 
@@ -181,7 +183,15 @@ class RunConfig:
 ASSETS = "calce_jax/assets/"
 
 # These change neither the numbers of a run nor what its checkpoints hold, so a workdir goes on when they differ.
-HARMLESS = ("mesh", "data.directory", "data.eval_batch", "model.remat", "model.attention", "loop", "weights.start")
+IGNORED_ON_RESUME = (
+    "mesh",
+    "data.directory",
+    "data.eval_batch",
+    "model.remat",
+    "model.attention",
+    "loop",
+    "weights.start",
+)
 
 
 def validate(config: Any) -> RunConfig:
@@ -193,12 +203,12 @@ def validate(config: Any) -> RunConfig:
     Raises:
       ConfigError: names each field that is missing, misspelt, of the wrong type or out of range, and what is allowed.
     """
-    wrong: list[str] = []
-    run = _read(RunConfig, config, "config", wrong)
-    if not wrong:
-        wrong += _contradictions(run)
-    if wrong:
-        raise ConfigError("the config is wrong in " + f"{len(wrong)} place(s):\n  " + "\n  ".join(wrong))
+    errors: list[str] = []
+    run = _parse_dataclass(RunConfig, config, "config", errors)
+    if not errors:
+        errors += _check_consistency(run)
+    if errors:
+        raise ConfigError("the config is wrong in " + f"{len(errors)} place(s):\n  " + "\n  ".join(errors))
     return run
 
 
@@ -207,47 +217,47 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def field_names(kind: Any = RunConfig, prefix: str = "") -> Iterator[str]:
+def field_names(cls: Any = RunConfig, prefix: str = "") -> Iterator[str]:
     """Give the full name of every field ("data.frames") and every group of fields ("data")."""
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         yield prefix + name
         if dataclasses.is_dataclass(hint):
             yield from field_names(hint, f"{prefix}{name}.")
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def diff(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """List the fields in which two plain configs differ, but for the harmless ones: "seed: 1 there, 2 here"."""
-    left, right = (_later() | dict(flat(side)) for side in (there, here))
-    listed = []
+    left, right = (_field_defaults() | dict(flatten(side)) for side in (saved, current))
+    lines = []
     for name in sorted(left | right):
-        harmless = any(name == field or name.startswith(field + ".") for field in HARMLESS)
-        a, b = (_show(side, name) for side in (left, right))
-        if a != b and not harmless:
-            listed.append(f"{name}: {a} there, {b} here")
-    return listed
+        ignored = any(name == field or name.startswith(field + ".") for field in IGNORED_ON_RESUME)
+        a, b = (_format_value(side, name) for side in (left, right))
+        if a != b and not ignored:
+            lines.append(f"{name}: {a} there, {b} here")
+    return lines
 
 
-def _later(kind: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
+def _field_defaults(cls: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
     """Return the values of the fields that the configs of earlier runs lack, by full name."""
-    hints, found = typing.get_type_hints(kind), {}
-    for field in dataclasses.fields(kind):
+    hints, defaults = typing.get_type_hints(cls), {}
+    for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
-            found |= _later(hints[field.name], f"{prefix}{field.name}.")
+            defaults |= _field_defaults(hints[field.name], f"{prefix}{field.name}.")
         elif field.default is not dataclasses.MISSING:
-            found[prefix + field.name] = field.default
-    return found
+            defaults[prefix + field.name] = field.default
+    return defaults
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Give every field of a plain config with its full name ("data.frames"); tuples as lists, as JSON has them."""
     for name, value in config.items():
         if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, list(value) if isinstance(value, tuple) else value
 
 
-def _contradictions(run: RunConfig) -> Iterator[str]:
+def _check_consistency(run: RunConfig) -> Iterator[str]:
     if run.mesh not in MESHES:
         yield f"config.mesh: {run.mesh!r} is none of {', '.join(MESHES)}"
     if run.data.features and run.data.augment:
@@ -269,52 +279,52 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
         yield f"config.keyframes.filter_dilation: {run.keyframes.filter_dilation} in stage 1, which elects no frames; it should be 0"
 
 
-def _read(kind: Any, values: Any, name: str, wrong: list[str]) -> Any:
+def _parse_dataclass(cls: Any, values: Any, path: str, errors: list[str]) -> Any:
     """Read one dataclass, noting what is wrong; the result is of use only where nothing was."""
     if not hasattr(values, "items"):
-        wrong.append(f"{name}: {values!r} should be a group of fields")
+        errors.append(f"{path}: {values!r} should be a group of fields")
         return None
     values = dict(values.items())
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = typing.get_type_hints(cls, include_extras=True)
     for unknown in values.keys() - hints.keys():
-        near = difflib.get_close_matches(str(unknown), hints, n=1)
-        guess = f"did you mean {near[0]!r}? " if near else ""
-        wrong.append(f"{name}.{unknown}: no such field; {guess}there are {', '.join(hints)}")
-    read = {}
-    later = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
+        close_matches = difflib.get_close_matches(str(unknown), hints, n=1)
+        suggestion = f"did you mean {close_matches[0]!r}? " if close_matches else ""
+        errors.append(f"{path}.{unknown}: no such field; {suggestion}there are {', '.join(hints)}")
+    parsed = {}
+    optional = {field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING}
     for field, hint in hints.items():
-        here = f"{name}.{field}"
-        if field not in values and field in later:
+        field_path = f"{path}.{field}"
+        if field not in values and field in optional:
             continue
         if field not in values:
-            wrong.append(f"{here}: missing; it should be {_expected(hint)}")
+            errors.append(f"{field_path}: missing; it should be {_describe_type(hint)}")
         elif dataclasses.is_dataclass(hint):
-            read[field] = _read(hint, values[field], here, wrong)
+            parsed[field] = _parse_dataclass(hint, values[field], field_path, errors)
         else:
-            read[field] = _read_value(hint, values[field], here, wrong)
-    return None if wrong else kind(**read)
+            parsed[field] = _parse_value(hint, values[field], field_path, errors)
+    return None if errors else cls(**parsed)
 
 
-def _read_value(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
-    kind, bounds = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint, None)
-    if kind == tuple[int, ...] and isinstance(value, list | tuple):
+def _parse_value(hint: Any, value: Any, name: str, errors: list[str]) -> Any:
+    value_type, bounds = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint, None)
+    if value_type == tuple[int, ...] and isinstance(value, list | tuple):
         value = tuple(value)
-        fits = all(type(item) is int for item in value)
-    elif typing.get_origin(kind) is Literal:
-        fits = any(value == choice and type(value) is type(choice) for choice in typing.get_args(kind))
-    elif kind is float and type(value) is int:
-        value, fits = float(value), True
+        is_valid = all(type(item) is int for item in value)
+    elif typing.get_origin(value_type) is Literal:
+        is_valid = any(value == choice and type(value) is type(choice) for choice in typing.get_args(value_type))
+    elif value_type is float and type(value) is int:
+        value, is_valid = float(value), True
     else:
-        fits = isinstance(kind, type) and type(value) is kind
-    if not fits or (bounds is not None and not bounds.low <= value <= bounds.high):
-        wrong.append(f"{name}: {value!r} should be {_expected(hint)}")
+        is_valid = isinstance(value_type, type) and type(value) is value_type
+    if not is_valid or (bounds is not None and not bounds.low <= value <= bounds.high):
+        errors.append(f"{name}: {value!r} should be {_describe_type(hint)}")
     return value
 
 
-def _expected(hint: Any) -> str:
+def _describe_type(hint: Any) -> str:
     if typing.get_origin(hint) is Annotated:
-        kind, bounds = typing.get_args(hint)
-        return f"{_expected(kind)} {bounds}"
+        value_type, bounds = typing.get_args(hint)
+        return f"{_describe_type(value_type)} {bounds}"
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     if isinstance(hint, types.GenericAlias):
@@ -322,7 +332,7 @@ def _expected(hint: Any) -> str:
     return "a group of fields" if dataclasses.is_dataclass(hint) else f"a {hint.__name__}"
 
 
-def _show(config: Mapping[str, Any], name: str) -> str:
+def _format_value(config: Mapping[str, Any], name: str) -> str:
     return repr(config[name]) if name in config else "nothing"
 
 

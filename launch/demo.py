@@ -16,12 +16,12 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={1 <
 from absl import flags
 
 from calce_jax.commands.runner import no_arguments, run_main
-from data.shapes.demo_pipeline import VIDEOS, run_demo, text_table
+from data.shapes.demo_pipeline import VIDEOS_PER_SPLIT, format_results, run_demo
 
 OUT = flags.DEFINE_string("out", "runs/demo", "folder of the run")
 TRAIN, VAL, TEST = (
     flags.DEFINE_integer(f"{split}_videos", number, f"videos of the {split} split", lower_bound=2)
-    for split, number in VIDEOS.items()
+    for split, number in VIDEOS_PER_SPLIT.items()
 )
 SEED = flags.DEFINE_integer("seed", 0, "of the videos", lower_bound=0)
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     no_arguments(argv)
     videos = {"train": TRAIN.value, "val": VAL.value, "test": TEST.value}
     results = run_demo(Path(str(OUT.value)), videos, SEED.value)
-    print(text_table(results))
+    print(format_results(results))
     print(f"{results['seconds']:.0f} s; open {OUT.value}/report.html, or `tensorboard --logdir={OUT.value}`")
 
 

@@ -19,7 +19,7 @@ def write_clip(
     pixels: str = "yuv420p",
     ticks: list[int] | None = None,
     rotation: int = 0,
-    quarter: bool = False,
+    white_quarter: bool = False,
     noise: bool = False,
     sound: bool = False,
     cover: bool = False,
@@ -49,31 +49,31 @@ def write_clip(
     random = np.random.default_rng(0)
     with av.open(str(path), "w", options=container or {}) as output:
         if cover:
-            attached = output.add_stream("mjpeg", rate=1)
-            attached.width, attached.height, attached.pix_fmt = 96, 96, "yuvj420p"
-            attached.disposition = av.stream.Disposition.attached_pic
+            cover_stream = output.add_stream("mjpeg", rate=1)
+            cover_stream.width, cover_stream.height, cover_stream.pix_fmt = 96, 96, "yuvj420p"
+            cover_stream.disposition = av.stream.Disposition.attached_pic
         stream = output.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, pixels
         stream.codec_context.time_base = Fraction(1, rate)
         if rotation:
             stream.set_display_rotation(rotation)
-        voice = output.add_stream("aac", rate=8000, layout="mono") if sound else None
+        audio_stream = output.add_stream("aac", rate=8000, layout="mono") if sound else None
         if cover:
-            output.mux(attached.encode(av.VideoFrame.from_ndarray(np.full((96, 96, 3), 200, np.uint8), "rgb24")))
+            output.mux(cover_stream.encode(av.VideoFrame.from_ndarray(np.full((96, 96, 3), 200, np.uint8), "rgb24")))
         for index in range(frames):
             picture = np.full((height, width, 3), min(index * GREY, 255), np.uint8)
             if noise:
                 picture = random.integers(0, 256, picture.shape, np.uint8)
-            if quarter:
+            if white_quarter:
                 picture[:] = 0
                 picture[: height // 2, : width // 2] = 255
             frame = av.VideoFrame.from_ndarray(picture, "rgb24")
             frame.pts, frame.time_base = ticks[index] if ticks else index, Fraction(1, rate)
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
-        if voice is not None:
+        if audio_stream is not None:
             silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
             silence.rate, silence.time_base, silence.pts = 8000, Fraction(1, 8000), 0
-            output.mux(voice.encode(silence))
-            output.mux(voice.encode())
+            output.mux(audio_stream.encode(silence))
+            output.mux(audio_stream.encode())
     return path

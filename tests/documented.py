@@ -27,23 +27,23 @@ from tests.scripts import script
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TYPED = re.compile(r"(\S*/bin/)?(calce|python|pip|make|tensorboard|ffmpeg|taskset) |launch/\w+\.py\b")
+COMMAND_PATTERN = re.compile(r"(\S*/bin/)?(calce|python|pip|make|tensorboard|ffmpeg|taskset) |launch/\w+\.py\b")
 # Programs of others, which are looked at no further.
-FOREIGN = {"tensorboard", "ffmpeg"}
-SEVERAL_FILES = {"search"}  # take files beside flags
-EXTRA = {"web": "gradio"}  # packages that a script cannot be read without
+EXTERNAL_PROGRAMS = {"tensorboard", "ffmpeg"}
+TAKES_FILES = {"search"}  # take files beside flags
+REQUIRED_PACKAGE = {"web": "gradio"}  # packages that a script cannot be read without
 
 
 @dataclass(frozen=True)
 class Command:
     """A command of a page: where it stands, its words, and whether it is there in full."""
 
-    where: str
+    location: str
     words: tuple[str, ...]
-    full: bool
+    is_complete: bool
 
     def __str__(self) -> str:
-        return f"{self.where} {' '.join(self.words)}"
+        return f"{self.location} {' '.join(self.words)}"
 
 
 def commands() -> Iterator[Command]:
@@ -51,41 +51,41 @@ def commands() -> Iterator[Command]:
     for page in PAGES:
         name = page.name
         for number, text in code_lines(page.read_text(encoding="utf-8")):
-            if TYPED.match(text):
-                yield command(f"{name}:{number}", text, full=True)
+            if COMMAND_PATTERN.match(text):
+                yield command(f"{name}:{number}", text, is_complete=True)
         for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
             for text in re.findall(r"(?<!`)`([^`]+)`", line) if not line.startswith("    ") else ():
-                if TYPED.match(text):
-                    yield command(f"{name}:{number}", text, full=False)
-    for name, about in COMMANDS.items():
-        yield command(f"calce {name} --help", about.example, full=True)
+                if COMMAND_PATTERN.match(text):
+                    yield command(f"{name}:{number}", text, is_complete=False)
+    for name, entry in COMMANDS.items():
+        yield command(f"calce {name} --help", entry.example, is_complete=True)
 
 
 def code_lines(page: str) -> Iterator[tuple[int, str]]:
     """Return (number, text) of the lines of a page's blocks of code; what goes on after a backslash is one line."""
-    fenced, joined, first = False, "", 0
+    in_fence, line_so_far, first = False, "", 0
     for number, line in enumerate(page.splitlines(), 1):
         if line.strip().startswith("```"):
-            fenced = not fenced
-        elif fenced or line.startswith("    ") or joined:
-            first = first if joined else number
-            joined += line.strip().removesuffix("\\") + " "
+            in_fence = not in_fence
+        elif in_fence or line.startswith("    ") or line_so_far:
+            first = first if line_so_far else number
+            line_so_far += line.strip().removesuffix("\\") + " "
             if not line.endswith("\\"):
-                yield first, joined.strip()
-                joined = ""
+                yield first, line_so_far.strip()
+                line_so_far = ""
 
 
-def command(where: str, text: str, *, full: bool) -> Command:
+def command(location: str, text: str, *, is_complete: bool) -> Command:
     """Return a command, without what stands before the program, and without comments."""
     words = shlex.split(text, comments=True)
     while words[0] == "taskset" or re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words = words[3:] if words[0] == "taskset" else words[1:]
-    full &= not any("..." in word or word.startswith("[") for word in words)
+    is_complete &= not any("..." in word or word.startswith("[") for word in words)
     program, *rest = (word.strip("[]") if word.startswith("[") else word for word in words)
-    return Command(where, (Path(program).name if "/bin/" in program else program, *rest), full)
+    return Command(location, (Path(program).name if "/bin/" in program else program, *rest), is_complete)
 
 
-def check(command: Command) -> None:
+def check_command(command: Command) -> None:
     """Refuse what the program would not understand.
 
     Raises:
@@ -93,7 +93,7 @@ def check(command: Command) -> None:
       ImportError: the program needs a package that is absent.
     """
     program, *rest = command.words
-    if program in FOREIGN:
+    if program in EXTERNAL_PROGRAMS:
         return
     if program == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -103,13 +103,13 @@ def check(command: Command) -> None:
     elif program == "calce":
         if rest != ["--help"]:
             assert rest[0] in COMMANDS
-            check_script(rest[0], rest[1:], full=command.full)
+            check_script(rest[0], rest[1:], is_complete=command.is_complete)
     elif program.startswith("launch/"):
-        check_script(Path(program).stem, rest, full=command.full)
+        check_script(Path(program).stem, rest, is_complete=command.is_complete)
     elif rest[0] == "-c":
-        compile(rest[1], command.where, "exec")
+        compile(rest[1], command.location, "exec")
     elif rest[0].startswith("launch/"):
-        check_script(Path(rest[0]).stem, rest[1:], full=command.full)
+        check_script(Path(rest[0]).stem, rest[1:], is_complete=command.is_complete)
     else:
         module, arguments = (rest[1], rest[2:]) if rest[0] == "-m" else (rest[0], rest[1:])
         check_module(module.removesuffix(".py").replace("/", "."), arguments)
@@ -124,34 +124,34 @@ def check_pip(words: list[str]) -> None:
         assert set(re.findall(r"\w+", (re.findall(r"\[(.*)", word) or [""])[0])) <= extras.keys()
 
 
-def check_script(name: str, arguments: list[str], *, full: bool) -> None:
+def check_script(name: str, arguments: list[str], *, is_complete: bool) -> None:
     """Refuse what `launch/<name>.py` would not take."""
     assert (ROOT / "launch" / f"{name}.py").is_file()
     if not arguments:
         return
-    if name in EXTRA:
-        importlib.import_module(EXTRA[name])
-    left_open = [word for word in arguments if re.fullmatch(r"(--\w+=)?\.\.\.", word)]
-    argv = [name, *(word for word in arguments if word not in left_open)]
+    if name in REQUIRED_PACKAGE:
+        importlib.import_module(REQUIRED_PACKAGE[name])
+    placeholders = [word for word in arguments if re.fullmatch(r"(--\w+=)?\.\.\.", word)]
+    argv = [name, *(word for word in arguments if word not in placeholders)]
     with script(name) as module, patch.object(sys, "argv", argv):
-        assert {word[2:-4] for word in left_open} <= {"", *flags.FLAGS}
+        assert {word[2:-4] for word in placeholders} <= {"", *flags.FLAGS}
         try:
-            beside = getattr(module, "parse", flags.FLAGS)(argv)[1:]
+            positional = getattr(module, "parse", flags.FLAGS)(argv)[1:]
         except (flags.Error, SystemExit) as error:
-            if full or "must have a value other than None" not in str(error):
+            if is_complete or "must have a value other than None" not in str(error):
                 raise
             return
-        assert not beside or name in SEVERAL_FILES or "--" in arguments, f"{beside}: not taken"
-        given = {flag: flags.FLAGS[flag].value for flag in flags.FLAGS}
-        if given.get("config") is not None:
-            validate(given["config"])
-        if name == "convert" and full:
-            get_config(f"{given['run']},size={given['size']}")
-            parse_sources(given["source"])
-            parse_target(given["target"])
+        assert not positional or name in TAKES_FILES or "--" in arguments, f"{positional}: not taken"
+        flag_values = {flag: flags.FLAGS[flag].value for flag in flags.FLAGS}
+        if flag_values.get("config") is not None:
+            validate(flag_values["config"])
+        if name == "convert" and is_complete:
+            get_config(f"{flag_values['run']},size={flag_values['size']}")
+            parse_sources(flag_values["source"])
+            parse_target(flag_values["target"])
 
 
-class Parsed(Exception):
+class CommandParsed(Exception):
     """The command line was understood; the program need not go on."""
 
 
@@ -161,29 +161,29 @@ def check_module(name: str, arguments: list[str]) -> None:
     Raises:
       ImportError: it needs a package that is absent.
     """
-    before = set(flags.FLAGS)
+    flags_before = set(flags.FLAGS)
     parse = argparse.ArgumentParser.parse_args
 
     def parsed(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         parse(parser, arguments)
-        raise Parsed
+        raise CommandParsed
 
     def flags_parsed(*_: object, **__: object) -> None:
         flags.FLAGS([name, *arguments])
-        raise Parsed
+        raise CommandParsed
 
     try:
         module = importlib.import_module(name)
         if not hasattr(module, "main"):
             module = importlib.import_module(f"{name}.__main__")
-        if set(flags.FLAGS) > before:
+        if set(flags.FLAGS) > flags_before:
             flags_parsed()
         with patch.object(argparse.ArgumentParser, "parse_args", parsed):
             module.main()
-    except Parsed:
+    except CommandParsed:
         return
     finally:
         flags.FLAGS.unparse_flags()
-        for flag in set(flags.FLAGS) - before:
+        for flag in set(flags.FLAGS) - flags_before:
             delattr(flags.FLAGS, flag)
     raise AssertionError(f"{name} reads no arguments")

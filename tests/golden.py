@@ -9,35 +9,35 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from calce_jax.checkpoints.convert.state_dict import Row, Table, to_flax, to_torch
+from calce_jax.checkpoints.convert.state_dict import KeyMapping, MappingRow, to_flax, to_torch
 
 
-def recorded(shared: Path, group: str) -> dict[str, np.ndarray]:
+def load_recording(shared: Path, group: str) -> dict[str, np.ndarray]:
     """Return the arrays of one group, such as "01_vit"."""
     with np.load(shared / "golden" / f"{group}.npz") as arrays:
         return dict(arrays)
 
 
-def weights(arrays: Mapping[str, np.ndarray], *prefixes: str) -> dict[str, np.ndarray]:
+def select_weights(arrays: Mapping[str, np.ndarray], *prefixes: str) -> dict[str, np.ndarray]:
     """Return the arrays that are weights of the sub-models with these prefixes, under their full names."""
     return {name: array for name, array in arrays.items() if name.startswith(prefixes)}
 
 
-def load(module: Any, table: Table, tensors: Mapping[str, np.ndarray]) -> Any:
+def load_state_dict(module: Any, mapping: KeyMapping, tensors: Mapping[str, np.ndarray]) -> Any:
     """Give a module (an abstract one will do), in place, the weights of a PyTorch state dict; return it."""
-    nnx.update(module, jax.tree.map(jnp.asarray, to_flax(table, tensors, nnx.state(module))))
+    nnx.update(module, jax.tree.map(jnp.asarray, to_flax(mapping, tensors, nnx.state(module))))
     return module
 
 
-def waves(make: Callable[[], Any], table: Table) -> tuple[Any, dict[str, np.ndarray]]:
+def deterministic_weights(make_module: Callable[[], Any], mapping: KeyMapping) -> tuple[Any, dict[str, np.ndarray]]:
     """Return a module whose weights are a formula, which needs no compiling, and these as a PyTorch state dict."""
-    module = nnx.eval_shape(make)
+    module = nnx.eval_shape(make_module)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), nnx.state(module))
     tensors = {
         name: (0.3 * np.sin(1.7 * number + np.arange(tensor.size) * 0.9)).reshape(tensor.shape).astype(np.float32)
-        for number, (name, tensor) in enumerate(sorted(to_torch(table, zeros).items()))
+        for number, (name, tensor) in enumerate(sorted(to_torch(mapping, zeros).items()))
     }
-    for row in table:
-        if isinstance(row, Row):
-            tensors |= {name: tensors[row.torch] for name in row.tied}
-    return load(module, table, tensors), tensors
+    for row in mapping:
+        if isinstance(row, MappingRow):
+            tensors |= {name: tensors[row.torch_name] for name in row.tied}
+    return load_state_dict(module, mapping, tensors), tensors

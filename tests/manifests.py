@@ -15,15 +15,15 @@ def manifest(name: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the abstract tensors of one checkpoint."""
     entries = json.loads(FILE.read_text())[name]
     return {
-        key: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
+        name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
         for pattern, (shape, dtype) in entries.items()
-        for key in expanded(pattern)
+        for name in expand_ranges(pattern)
     }
 
 
-def expanded(pattern: str) -> list[str]:
+def expand_ranges(pattern: str) -> list[str]:
     """Return the names that "layer.{0..2}.x" stands for."""
-    if not (found := RANGE.search(pattern)):
+    if not (range_match := RANGE.search(pattern)):
         return [pattern]
-    first, last, step = (int(number or 1) for number in found.groups())
-    return [pattern.replace(found[0], str(layer)) for layer in range(first, last + 1, step)]
+    first, last, step = (int(number or 1) for number in range_match.groups())
+    return [pattern.replace(range_match[0], str(layer)) for layer in range(first, last + 1, step)]

@@ -7,30 +7,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from calce_jax.batch import SPANS_BESIDE_FRAMES_AND_CAPTIONS, Batch
+from calce_jax.batch import NUM_FIXED_SPANS, Batch
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.inference.predict_step import StepConfig
-from calce_jax.models.calce import Calce, CalceConfig, Selection, split
+from calce_jax.models.calce import Calce, CalceConfig, SelectionConfig, split_params
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
 
-FRAMES, CAPTIONS, WORDS, WINDOWS, ANSWER, VOCAB = 8, 3, 5, 2, 6, 40
-SIDE, BUCKETS = 28, (40, 96)
+FRAMES, CAPTIONS, BERT_TOKENS, WINDOWS, ANSWER_TOKENS, VOCAB = 8, 3, 5, 2, 6, 40
+IMAGE_SIZE, BUCKETS = 28, (40, 96)
 SIZES = CalceConfig(
-    VitConfig(SIDE, 14, width=16, depth=2, heads=2, mlp_width=24),
-    QFormerConfig(16, depth=2, heads=2, ffn_width=24, queries=4, image_width=16, vocab=VOCAB, positions=16),
+    VitConfig(IMAGE_SIZE, 14, width=16, depth=2, heads=2, mlp_width=24),
+    QFormerConfig(16, depth=2, heads=2, mlp_width=24, query_tokens=4, image_width=16, vocab=VOCAB, max_positions=16),
     T5Config(16, heads=2, head_width=8, mlp_width=24, encoder_depth=2, decoder_depth=2, vocab=VOCAB),
     LoraConfig(),
-    compressed=1,
+    compressed_query_tokens=1,
 )
 STEPS = {
     stage: StepConfig(
-        Selection(stage=stage, clusters=2, dilation=2 - stage, captions=2, similarity=0.0),
+        SelectionConfig(stage=stage, clusters=2, dilation=2 - stage, max_captions=2, min_similarity=0.0),
         BUCKETS,
-        beams=2,
-        answer_length=ANSWER,
+        num_beams=2,
+        max_answer_length=ANSWER_TOKENS,
     )
     for stage in (1, 2)
 }
@@ -38,9 +38,9 @@ STEPS = {
 
 def make_model(sizes=SIZES):
     """Return structure, trainables and frozen weights, drawn by numpy: nothing is compiled, and no adapter is zero."""
-    make = partial(Calce, sizes)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
-    abstract = jax.eval_shape(lambda: split(make(rngs=nnx.Rngs(0)), "float32")[1:])
+    make_calce = partial(Calce, sizes)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make_calce(rngs=nnx.Rngs(0))))
+    abstract = jax.eval_shape(lambda: split_params(make_calce(rngs=nnx.Rngs(0)), "float32")[1:])
     rng = np.random.default_rng(0)
 
     def draw(name, shape):
@@ -59,34 +59,34 @@ def make_batch(lengths, seed=1):
     """Return videos of so many frames each, with texts and answers of several lengths; the second says less."""
     count, rng = len(lengths), np.random.default_rng(seed)
     column = np.array(lengths)[:, None]
-    present = np.arange(FRAMES) < column
-    length = rng.integers(1, 4, (count, FRAMES + CAPTIONS + SPANS_BESIDE_FRAMES_AND_CAPTIONS)).astype(np.int32)
-    length[:, :FRAMES] *= present
+    frame_mask = np.arange(FRAMES) < column
+    length = rng.integers(1, 4, (count, FRAMES + CAPTIONS + NUM_FIXED_SPANS)).astype(np.int32)
+    length[:, :FRAMES] *= frame_mask
     length[1, FRAMES + 1 + CAPTIONS - 1] = 0
     start = np.cumsum(length, axis=1, dtype=np.int32) - length
-    caption_words = rng.integers(1, VOCAB, (count, CAPTIONS, WORDS)).astype(np.int32)
+    caption_words = rng.integers(1, VOCAB, (count, CAPTIONS, BERT_TOKENS)).astype(np.int32)
     caption_words[1, CAPTIONS - 1] = 0
-    labels = rng.integers(2, VOCAB, (count, ANSWER)).astype(np.int32)
-    answered = np.maximum(2, column - 2)
+    labels = rng.integers(2, VOCAB, (count, ANSWER_TOKENS)).astype(np.int32)
+    answer_lengths = np.maximum(2, column - 2)
     windows = np.zeros((count, WINDOWS, 2), np.float32)
     windows[:, 0, 1] = column[:, 0] / 2
     windows[0, 1] = lengths[0] - 2, lengths[0] - 1
     return Batch(
-        frames=rng.integers(0, 256, (count, FRAMES, SIDE, SIDE, 3), np.uint8)
-        * present[:, :, None, None, None].astype(np.uint8),
-        present=present,
-        times=np.arange(FRAMES, dtype=np.float32) * present,
-        duration=present.sum(axis=1).astype(np.float32),
+        frames=rng.integers(0, 256, (count, FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        * frame_mask[:, :, None, None, None].astype(np.uint8),
+        frame_mask=frame_mask,
+        times=np.arange(FRAMES, dtype=np.float32) * frame_mask,
+        duration=frame_mask.sum(axis=1).astype(np.float32),
         tokens=rng.integers(3, VOCAB, (count, int(length.sum(axis=1).max()))).astype(np.int32),
         spans=np.stack([start, length], axis=-1),
-        query_words=rng.integers(1, VOCAB, (count, WORDS)).astype(np.int32),
-        caption_words=caption_words,
-        talk=np.arange(count) == count - 1,
-        spoken=np.tile(np.arange(FRAMES) == 1, (count, 1)),
-        windows=windows,
-        window_valid=windows[:, :, 1] > 0,
-        labels=np.where(np.arange(ANSWER) < answered, labels, 0).astype(np.int32),
-        valid=np.ones(count, bool),
-        row=np.arange(count, dtype=np.int32),
-        notes=np.zeros(count, np.int32),
+        query_bert_tokens=rng.integers(1, VOCAB, (count, BERT_TOKENS)).astype(np.int32),
+        caption_bert_tokens=caption_words,
+        is_speech_query=np.arange(count) == count - 1,
+        has_speech=np.tile(np.arange(FRAMES) == 1, (count, 1)),
+        stage1_windows=windows,
+        window_mask=windows[:, :, 1] > 0,
+        labels=np.where(np.arange(ANSWER_TOKENS) < answer_lengths, labels, 0).astype(np.int32),
+        row_mask=np.ones(count, bool),
+        example_index=np.arange(count, dtype=np.int32),
+        row_flags=np.zeros(count, np.int32),
     )

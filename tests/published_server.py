@@ -15,7 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @dataclass
-class Served:
+class FakeServer:
     """What the server has, how it fails, and what it was asked.
 
     Attributes:
@@ -33,21 +33,21 @@ class Served:
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     drive: dict[str, tuple[str, bytes | str]] = field(default_factory=dict)
     folders: dict[str, list[str]] = field(default_factory=dict)
-    promised: dict[str, bytes] = field(default_factory=dict)
-    refused: dict[str, int] = field(default_factory=dict)
-    cuts: dict[str, int] = field(default_factory=dict)
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    advertised: dict[str, bytes] = field(default_factory=dict)
+    error_status: dict[str, int] = field(default_factory=dict)
+    truncate_at: dict[str, int] = field(default_factory=dict)
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
 
-    def contents_asked(self) -> list[str]:
+    def content_requests(self) -> list[str]:
         """Return the paths of the requests for contents."""
-        return [path for path, _ in self.asked if "/resolve/" in path or path.startswith("/uc")]
+        return [path for path, _ in self.requests if "/resolve/" in path or path.startswith("/uc")]
 
 
-def model(repo: str, files: dict[str, bytes], promised: dict[str, bytes]) -> dict[str, Any]:
+def hub_model(repo: str, files: dict[str, bytes], advertised: dict[str, bytes]) -> dict[str, Any]:
     """Return what the hub says of a model; large files, here .safetensors, have a sha256, others git's hash."""
     siblings: list[dict[str, Any]] = []
-    for name, sent in files.items():
-        content = promised.get(name, sent)
+    for name, stored in files.items():
+        content = advertised.get(name, stored)
         git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
         siblings.append({"rfilename": name, "size": len(content), "blobId": git})
         if name.endswith(".safetensors"):
@@ -59,41 +59,41 @@ def model(repo: str, files: dict[str, bytes], promised: dict[str, bytes]) -> dic
     return {"id": repo, "sha": COMMIT, "siblings": siblings}
 
 
-class Handler(BaseHTTPRequestHandler):
+class FakeHandler(BaseHTTPRequestHandler):
     """Answers GET."""
 
     protocol_version = "HTTP/1.1"
-    served: Served
+    served: FakeServer
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
 
     def do_GET(self) -> None:
         served, parts = self.served, urlsplit(self.path)
-        served.asked.append((self.path, self.headers["Range"]))
+        served.requests.append((self.path, self.headers["Range"]))
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        status = next((status for start, status in served.refused.items() if self.path.startswith(start)), None)
+        status = next((status for start, status in served.error_status.items() if self.path.startswith(start)), None)
         if status:
-            self.answer(b"no", "text/plain", status)
-        elif found := re.fullmatch(r"/api/models/(.+)", parts.path):
-            told = model(found[1], served.repos[found[1]], served.promised)
-            self.answer(json.dumps(told).encode(), "application/json")
-        elif found := re.fullmatch(rf"/(.+)/resolve/{COMMIT}/(.+)", parts.path):
-            self.answer(served.repos[found[1]][found[2]], "application/octet-stream")
+            self.respond(b"no", "text/plain", status)
+        elif path_match := re.fullmatch(r"/api/models/(.+)", parts.path):
+            model_info = hub_model(path_match[1], served.repos[path_match[1]], served.advertised)
+            self.respond(json.dumps(model_info).encode(), "application/json")
+        elif path_match := re.fullmatch(rf"/(.+)/resolve/{COMMIT}/(.+)", parts.path):
+            self.respond(served.repos[path_match[1]][path_match[2]], "application/octet-stream")
         elif parts.path == "/embeddedfolderview":
             links = [
                 f'<a href="https://drive.google.com/file/d/{file}/view">{served.drive[file][0]}</a>'
                 for file in served.folders[query["id"]]
             ]
-            self.answer(f"<html><title>files</title>{''.join(links)}</html>".encode(), "text/html")
+            self.respond(f"<html><title>files</title>{''.join(links)}</html>".encode(), "text/html")
         else:
             name, content = served.drive[query["id"]]
             if isinstance(content, str):
-                self.answer(content.encode(), "text/html; charset=utf-8")
+                self.respond(content.encode(), "text/html; charset=utf-8")
             else:
-                self.answer(content, "application/octet-stream", name=name)
+                self.respond(content, "application/octet-stream", name=name)
 
-    def answer(self, content: bytes, kind: str, status: int = 200, name: str = "") -> None:
+    def respond(self, content: bytes, kind: str, status: int = 200, name: str = "") -> None:
         """Send content, from where the client wants it, up to where the connection is to break."""
         start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if self.headers["Range"] else 0
         self.send_response(206 if start else status)
@@ -105,17 +105,17 @@ class Handler(BaseHTTPRequestHandler):
         if name:
             self.send_header("Content-Disposition", f'attachment; filename="{name}"')
         self.end_headers()
-        cut = next((cut for end, cut in self.served.cuts.items() if self.path.endswith(end)), len(content))
-        self.wfile.write(content[start:cut])
-        if cut < len(content):
+        limit = next((limit for end, limit in self.served.truncate_at.items() if self.path.endswith(end)), len(content))
+        self.wfile.write(content[start:limit])
+        if limit < len(content):
             self.close_connection = True
 
 
 @contextmanager
-def serving() -> Iterator[Served]:
+def run_server() -> Iterator[FakeServer]:
     """Run a server on a port of its own."""
-    served = Served()
-    handler = type("ServedHandler", (Handler,), {"served": served})
+    served = FakeServer()
+    handler = type("ServedHandler", (FakeHandler,), {"served": served})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         served.url = f"http://127.0.0.1:{server.server_port}"
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

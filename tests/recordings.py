@@ -12,7 +12,7 @@ from flax import nnx
 from calce_jax.checkpoints.convert import qformer as qformer_names
 from calce_jax.checkpoints.convert import t5 as t5_names
 from calce_jax.checkpoints.convert.state_dict import to_torch
-from calce_jax.checkpoints.convert.vit import TABLE as VIT_NAMES
+from calce_jax.checkpoints.convert.vit import KEY_MAPPING as VIT_NAMES
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.t5 import T5, T5Config
 from calce_jax.models.vit import Vit, VitConfig
@@ -23,22 +23,22 @@ from tests.test_qformer import transformers_text, transformers_visual
 from tests.test_schedule import QVH1, QVH1_RATES
 from tests.test_vit import transformers_hidden_states
 
-VIT = VitConfig(image_size=12, patch=4, width=24, depth=2, heads=3, mlp_width=20)
-LARGER = 20  # pixels
-T5_SIZE = T5Config(width=12, heads=3, head_width=5, mlp_width=10, encoder_depth=3, decoder_depth=2, vocab=37)
-RANK, SCALING = 2, 1.5
-SEARCHES = ((1, 6, 1), (3, 9, 1), (2, 7, 4))  # beams, longest, shortest
+VIT_CONFIG = VitConfig(image_size=12, patch_size=4, width=24, depth=2, heads=3, mlp_width=20)
+LARGER_IMAGE_SIZE = 20  # pixels
+T5_CONFIG = T5Config(width=12, heads=3, head_width=5, mlp_width=10, encoder_depth=3, decoder_depth=2, vocab=37)
+LORA_RANK, SCALING = 2, 1.5
+BEAM_SEARCHES = ((1, 6, 1), (3, 9, 1), (2, 7, 4))  # beams, longest, shortest
 SENTENCES = ("a red circle moves", "a blue square stays to the left", "red")
 LINEAR = (".q", ".k", ".v", ".o", ".wi_0", ".wi_1", ".wo", "lm_head")
 SRT = "1\n00:00:01,000 --> 00:00:02,500\nHello, there!\n\n2\n00:00:09,000 --> 00:00:10,000\nhello again\n"
 
 
-def make(folder: Path) -> Path:
+def make_recordings(folder: Path) -> Path:
     """Write the folder; needs torch and transformers."""
     folder.mkdir()
     shutil.copytree(Path(small.__path__[0]) / "tiny_bert", folder / "tokenizers" / "bert")
-    heads = {"01_vit": VIT.heads, "02_qformer": 3, "08_subtitles": 3, "16_later": 2}
-    write(folder, "config", {group: {"heads": count, "other": "setting"} for group, count in heads.items()})
+    heads = {"01_vit": VIT_CONFIG.heads, "02_qformer": 3, "08_subtitles": 3, "16_later": 2}
+    write_json(folder, "config", {group: {"heads": count, "other": "setting"} for group, count in heads.items()})
     _vit(folder)
     _qformer(folder)
     _t5(folder)
@@ -47,7 +47,7 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def write(folder: Path, name: str, content: Any) -> None:
+def write_json(folder: Path, name: str, content: Any) -> None:
     """Write JSON."""
     (folder / f"{name}.json").write_text(json.dumps(content))
 
@@ -55,18 +55,29 @@ def write(folder: Path, name: str, content: Any) -> None:
 def _vit(folder: Path) -> None:
     import torch  # noqa: PLC0415
 
-    _, tensors = golden.waves(lambda: Vit(VIT, rngs=nnx.Rngs(0)), VIT_NAMES)
+    _, tensors = golden.deterministic_weights(lambda: Vit(VIT_CONFIG, rngs=nnx.Rngs(0)), VIT_NAMES)
     rng = np.random.default_rng(0)
-    frames, large = (rng.normal(size=(2, side, side, 3)).astype(np.float32) for side in (VIT.image_size, LARGER))
-    _, *blocks = transformers_hidden_states(VIT, tensors, frames)
+    frames, large = (
+        rng.normal(size=(2, side, side, 3)).astype(np.float32) for side in (VIT_CONFIG.image_size, LARGER_IMAGE_SIZE)
+    )
+    _, *blocks = transformers_hidden_states(VIT_CONFIG, tensors, frames)
     first, grid = tensors["pos_embed"][:, :1], torch.from_numpy(tensors["pos_embed"][:, 1:].reshape(1, 3, 3, -1))
-    wide = torch.nn.functional.interpolate(grid.permute(0, 3, 1, 2), size=(5, 5), mode="bicubic", align_corners=False)
-    positions = np.concatenate([first, wide.permute(0, 2, 3, 1).reshape(1, 25, -1).numpy()], axis=1)
-    config = VitConfig(LARGER, VIT.patch, VIT.width, VIT.depth, VIT.heads, VIT.mlp_width)
+    resized = torch.nn.functional.interpolate(
+        grid.permute(0, 3, 1, 2), size=(5, 5), mode="bicubic", align_corners=False
+    )
+    positions = np.concatenate([first, resized.permute(0, 2, 3, 1).reshape(1, 25, -1).numpy()], axis=1)
+    config = VitConfig(
+        LARGER_IMAGE_SIZE,
+        VIT_CONFIG.patch_size,
+        VIT_CONFIG.width,
+        VIT_CONFIG.depth,
+        VIT_CONFIG.heads,
+        VIT_CONFIG.mlp_width,
+    )
     *_, larger = transformers_hidden_states(config, {**tensors, "pos_embed": positions}, large)
-    weight, bias = rng.normal(size=(2, VIT.width)).astype(np.float32)
+    weight, bias = rng.normal(size=(2, VIT_CONFIG.width)).astype(np.float32)
     normed = torch.nn.functional.layer_norm(
-        torch.from_numpy(blocks[-1]), (VIT.width,), *map(torch.from_numpy, (weight, bias))
+        torch.from_numpy(blocks[-1]), (VIT_CONFIG.width,), *map(torch.from_numpy, (weight, bias))
     )
     np.savez(
         folder / "01_vit.npz",
@@ -75,7 +86,11 @@ def _vit(folder: Path) -> None:
         ln_output=normed.numpy(),
         block_norm_eps=1e-6,
         ln_eps=1e-5,
-        **{f"input{LARGER}": large.transpose(0, 3, 1, 2), f"output{LARGER}": larger, f"pos_embed_{LARGER}": positions},
+        **{
+            f"input{LARGER_IMAGE_SIZE}": large.transpose(0, 3, 1, 2),
+            f"output{LARGER_IMAGE_SIZE}": larger,
+            f"pos_embed_{LARGER_IMAGE_SIZE}": positions,
+        },
         **{f"block{number}_out": block for number, block in enumerate(blocks)},
         **{f"visual_encoder.{name}": tensor for name, tensor in tensors.items()},
         **{"ln_vision.weight": weight, "ln_vision.bias": bias},
@@ -85,20 +100,20 @@ def _vit(folder: Path) -> None:
 def _qformer(folder: Path) -> None:
     bert = load_bert(folder / "tokenizers" / "bert")
     config = QFormerConfig(
-        width=12, depth=3, heads=3, ffn_width=10, queries=5, image_width=24, vocab=len(bert), positions=16
+        width=12, depth=3, heads=3, mlp_width=10, query_tokens=5, image_width=24, vocab=len(bert), max_positions=16
     )
-    names = qformer_names.table(config.cross_every)
-    _, tensors = golden.waves(lambda: QFormer(config, rngs=nnx.Rngs(0)), names)
-    ids = np.zeros((len(SENTENCES), config.positions), np.int32)
+    names = qformer_names.key_mapping(config.cross_attention_frequency)
+    _, tensors = golden.deterministic_weights(lambda: QFormer(config, rngs=nnx.Rngs(0)), names)
+    ids = np.zeros((len(SENTENCES), config.max_positions), np.int32)
     for row, sentence in zip(ids, SENTENCES, strict=True):
         words = bert(sentence)["input_ids"]
         row[: len(words)] = words
     image = np.random.default_rng(1).normal(size=(4, 6, config.image_width)).astype(np.float32)
     states = transformers_visual(config, tensors, image)
     text = transformers_text(config, tensors, ids)
-    table = tensors.pop("Qformer.bert.embeddings.word_embeddings.weight")
+    embeddings = tensors.pop("Qformer.bert.embeddings.word_embeddings.weight")
     used = np.unique(ids)
-    words = {"word_embedding_ids": used, "word_embedding_rows": table[used]}
+    words = {"word_embedding_ids": used, "word_embedding_rows": embeddings[used]}
     np.savez(
         folder / "02_qformer.npz",
         image_embeds=image,
@@ -119,8 +134,8 @@ def _captions(folder: Path, ids: np.ndarray, states: np.ndarray, arrays: dict[st
     """The choice of captions by the text path alone; the first sentence is the query."""
     del arrays["query_tokens"]
     np.savez(folder / "08_subtitles.npz", **arrays)
-    unit = states / np.linalg.norm(states, axis=1, keepdims=True)
-    cosines = (unit[1:] @ unit[0]).tolist()
+    normalised = states / np.linalg.norm(states, axis=1, keepdims=True)
+    cosines = (normalised[1:] @ normalised[0]).tolist()
     captions = [{"start": i, "end": i + 1, "text": text} for i, text in enumerate(SENTENCES[1:])]
     sentences = [row[row != 0].tolist() for row in ids]
     choice = {
@@ -133,11 +148,14 @@ def _captions(folder: Path, ids: np.ndarray, states: np.ndarray, arrays: dict[st
         "query_ids": sentences[0],
         "subtitle_ids": sentences[1:],
     }
-    silent = {**choice, "subtitles": [], "sims": None, "subtitle_ids": None}
-    silent["selected"] = [{"start": -1, "end": -1, "text": "*None*"}]
-    said = [{"start": 1.0, "text": "hello there", "end": 2.5}, {"start": 9.0, "text": "hello again", "end": 10.0}]
+    without_captions = {**choice, "subtitles": [], "sims": None, "subtitle_ids": None}
+    without_captions["selected"] = [{"start": -1, "end": -1, "text": "*None*"}]
+    srt_captions = [
+        {"start": 1.0, "text": "hello there", "end": 2.5},
+        {"start": 9.0, "text": "hello again", "end": 10.0},
+    ]
     files = {
-        "two": {"combined_subtitles": said, "subtitle_durations": [[1.0, 2.5], [9.0, 10.0]], "error": None},
+        "two": {"combined_subtitles": srt_captions, "subtitle_durations": [[1.0, 2.5], [9.0, 10.0]], "error": None},
         "dots": {"error": "ValueError: time data '00:00:01.000' does not match format '%H:%M:%S,%f'"},
         "none": {"error": "FileNotFoundError"},
         "text_filter": [["Hello, World!", "hello world"], ["the", None]],
@@ -145,7 +163,7 @@ def _captions(folder: Path, ids: np.ndarray, states: np.ndarray, arrays: dict[st
     (folder / "08_srt").mkdir()
     (folder / "08_srt" / "two.srt").write_text(SRT)
     (folder / "08_srt" / "dots.srt").write_text(SRT.replace(",000 -", ".000 -"))
-    write(folder, "08_subtitles", {"files": files, "cls_filter": [choice, silent]})
+    write_json(folder, "08_subtitles", {"files": files, "cls_filter": [choice, without_captions]})
 
 
 def _t5(folder: Path) -> None:
@@ -155,10 +173,12 @@ def _t5(folder: Path) -> None:
     rng = np.random.default_rng(2)
     zeros = jax.tree.map(
         lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-        nnx.state(nnx.eval_shape(lambda: T5(T5_SIZE, rngs=nnx.Rngs(0)))),
+        nnx.state(nnx.eval_shape(lambda: T5(T5_CONFIG, rngs=nnx.Rngs(0)))),
     )
     shapes = {
-        name: t.shape for name, t in to_torch(t5_names.table(lora=False), zeros).items() if "embed_tok" not in name
+        name: t.shape
+        for name, t in to_torch(t5_names.key_mapping(lora=False), zeros).items()
+        if "embed_tok" not in name
     }
     base = {name: rng.normal(scale=0.4, size=shape).astype(np.float32) for name, shape in shapes.items()}
     adapters, merged = {}, {}
@@ -166,11 +186,11 @@ def _t5(folder: Path) -> None:
         stem = name.removesuffix(".weight")
         if stem.endswith(LINEAR):
             out, into = matrix.shape
-            a, b = rng.normal(scale=0.3, size=(RANK, into)), rng.normal(scale=0.3, size=(out, RANK))
+            a, b = rng.normal(scale=0.3, size=(LORA_RANK, into)), rng.normal(scale=0.3, size=(out, LORA_RANK))
             adapters[f"{stem}.lora_A.default.weight"] = a.astype(np.float32)
             adapters[f"{stem}.lora_B.default.weight"] = b.astype(np.float32)
             merged[name] = (matrix + SCALING * b @ a).astype(np.float32)
-    x = rng.normal(size=(4, 9, T5_SIZE.width)).astype(np.float32)
+    x = rng.normal(size=(4, 9, T5_CONFIG.width)).astype(np.float32)
     mask = np.arange(9) < np.array([[9], [6], [7], [4]])
     mask[2, :2] = False  # padded on the left, too
     labels = np.array([[4, 9, 18, 1], [7, 1, -100, -100], [30, 2, 1, -100], [5, 5, 5, 1]])
@@ -178,9 +198,9 @@ def _t5(folder: Path) -> None:
     arrays["logits_hot_ids"] = np.array([0, 1, 7, 30])
     for tag, weights in (("base", base), ("lora", {**base, **merged})):
         model = _transformers_t5(weights)
-        given = {"inputs_embeds": torch.from_numpy(x), "attention_mask": torch.from_numpy(mask).long()}
+        inputs = {"inputs_embeds": torch.from_numpy(x), "attention_mask": torch.from_numpy(mask).long()}
         with torch.no_grad():
-            out = model(**given, labels=torch.from_numpy(labels))
+            out = model(**inputs, labels=torch.from_numpy(labels))
             logits = out.logits.numpy()
             arrays |= {
                 f"{tag}_encoder_last_hidden": out.encoder_last_hidden_state.numpy(),
@@ -190,12 +210,12 @@ def _t5(folder: Path) -> None:
                 f"{tag}_logits_logsumexp": torch.logsumexp(out.logits, -1).numpy(),
                 f"{tag}_argmax": logits.argmax(-1),
             }
-            for beams, longest, shortest in SEARCHES:
-                found = _search(model, given, beams, longest, shortest)
-                name = f"{tag}_gen_b{beams}_new{longest}_min{shortest}"
-                arrays[name] = found.sequences.numpy()
+            for beams, max_new_tokens, min_length in BEAM_SEARCHES:
+                beams_found = _search(model, inputs, beams, max_new_tokens, min_length)
+                name = f"{tag}_gen_b{beams}_new{max_new_tokens}_min{min_length}"
+                arrays[name] = beams_found.sequences.numpy()
                 if beams > 1:
-                    arrays[f"{name}_scores"] = found.sequences_scores.numpy()
+                    arrays[f"{name}_scores"] = beams_found.sequences_scores.numpy()
     arrays["act_x"] = np.linspace(-4, 4, 9, dtype=np.float32)
     arrays["act_y_reference"] = torch.nn.functional.gelu(torch.from_numpy(arrays["act_x"])).numpy()
     arrays["rel_positions"] = np.arange(-150, 151, 3)
@@ -206,15 +226,18 @@ def _t5(folder: Path) -> None:
     arrays |= {f"t5_model.{name}": tensor for name, tensor in base.items()}
     arrays |= {f"t5_model.base_model.model.{name}": tensor for name, tensor in adapters.items()}
     np.savez(folder / "03_t5.npz", **arrays)
-    write(folder, "03_t5_meta", {"transformers": transformers.__version__, "lora_scaling": SCALING})
-    many = torch.from_numpy(rng.normal(size=(6, 5, T5_SIZE.width)).astype(np.float32))
-    whole = {"inputs_embeds": many, "attention_mask": torch.ones(many.shape[:2], dtype=torch.long)}
-    found = _search(_transformers_t5(base), whole, 5, 8, 1)
+    write_json(folder, "03_t5_meta", {"transformers": transformers.__version__, "lora_scaling": SCALING})
+    beam_inputs = torch.from_numpy(rng.normal(size=(6, 5, T5_CONFIG.width)).astype(np.float32))
+    full_inputs = {"inputs_embeds": beam_inputs, "attention_mask": torch.ones(beam_inputs.shape[:2], dtype=torch.long)}
+    beams_found = _search(_transformers_t5(base), full_inputs, 5, 8, 1)
     version = "_".join(transformers.__version__.split(".")[:2])
     np.savez(
         folder / "03_t5_beam6.npz",
-        inputs_embeds=many.numpy(),
-        **{f"seq_transformers_{version}": found.sequences.numpy(), f"score_{version}": found.sequences_scores.numpy()},
+        inputs_embeds=beam_inputs.numpy(),
+        **{
+            f"seq_transformers_{version}": beams_found.sequences.numpy(),
+            f"score_{version}": beams_found.sequences_scores.numpy(),
+        },
     )
 
 
@@ -223,13 +246,13 @@ def _transformers_t5(weights: dict[str, np.ndarray]) -> Any:
     import transformers  # noqa: PLC0415
 
     config = transformers.T5Config(
-        vocab_size=T5_SIZE.vocab,
-        d_model=T5_SIZE.width,
-        d_kv=T5_SIZE.head_width,
-        d_ff=T5_SIZE.mlp_width,
-        num_layers=T5_SIZE.encoder_depth,
-        num_decoder_layers=T5_SIZE.decoder_depth,
-        num_heads=T5_SIZE.heads,
+        vocab_size=T5_CONFIG.vocab,
+        d_model=T5_CONFIG.width,
+        d_kv=T5_CONFIG.head_width,
+        d_ff=T5_CONFIG.mlp_width,
+        num_layers=T5_CONFIG.encoder_depth,
+        num_decoder_layers=T5_CONFIG.decoder_depth,
+        num_heads=T5_CONFIG.heads,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
         decoder_start_token_id=0,
@@ -239,17 +262,19 @@ def _transformers_t5(weights: dict[str, np.ndarray]) -> Any:
     config.dense_act_fn = "gelu"
     config.tie_word_embeddings = False  # transformers 5 ties whatever it is told, but reads this when it builds
     model = transformers.T5ForConditionalGeneration(config).eval()
-    tied = {f"{tower}.embed_tokens.weight": weights["shared.weight"] for tower in ("encoder", "decoder")}
-    model.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in {**weights, **tied}.items()})
+    tied_weights = {f"{tower}.embed_tokens.weight": weights["shared.weight"] for tower in ("encoder", "decoder")}
+    model.load_state_dict(
+        {name: torch.from_numpy(tensor.copy()) for name, tensor in {**weights, **tied_weights}.items()}
+    )
     return model
 
 
-def _search(model: Any, given: dict[str, Any], beams: int, longest: int, shortest: int) -> Any:
+def _search(model: Any, inputs: dict[str, Any], beams: int, max_new_tokens: int, min_length: int) -> Any:
     return model.generate(
-        **given,
+        **inputs,
         num_beams=beams,
-        max_new_tokens=longest,
-        min_length=shortest,
+        max_new_tokens=max_new_tokens,
+        min_length=min_length,
         do_sample=False,
         return_dict_in_generate=True,
         output_scores=True,
@@ -266,7 +291,7 @@ def _texts(folder: Path) -> None:
         {"s": "nothing", "post_process_None": {"out": [[-1, -1]]}, "moment_str_to_list": {"out": [[-1, -1]]}},
     ]
     overlap = [{"gt": "[[10, 20]]", "pred": [[15, 25]], "n_frms": 150, "out": 1 / 3}]
-    write(folder, "09_postprocess", {"cases": cases, "get_iou": overlap})
+    write_json(folder, "09_postprocess", {"cases": cases, "get_iou": overlap})
     thresholds = [str(round(0.5 + 0.05 * i, 2)) for i in range(10)]
     perfect = dict.fromkeys(thresholds, 100.0)
     row = {"qid": "q0", "pred_relevant_windows": [[0, 10]], "relevant_windows": [[0, 10]]}
@@ -275,7 +300,7 @@ def _texts(folder: Path) -> None:
         {"name": "exact", "submission": [row], "result": {"full": scores}, "error": None},
         {"name": "none", "submission": [{**row, "pred_relevant_windows": []}], "error": "TypeError: not iterable"},
     ]
-    write(folder, "10_metrics_synthetic", synthetic)
+    write_json(folder, "10_metrics_synthetic", synthetic)
 
 
 def _training(folder: Path) -> None:
@@ -310,6 +335,6 @@ def _training(folder: Path) -> None:
         "no_decay": [*exempt, "Qformer.bert.embeddings.LayerNorm.weight"],
         "decay_non_lora": ["query_tokens"],
     }
-    write(
+    write_json(
         folder, "12_lr_optim", {"lr": {"first": rates}, "optim": {"qformer_freeze_lora_item": groups, "lora": frozen}}
     )

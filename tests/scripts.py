@@ -10,12 +10,12 @@ from absl import logging
 from calce_jax.commands.runner import run_main
 
 
-def compiling_quickly(devices: int) -> str:
+def xla_test_flags(devices: int) -> str:
     """Return XLA's flags for a process of its own: those of the tests (conftest.py), with so many devices."""
     return os.environ["XLA_FLAGS"].replace("device_count=4", f"device_count={devices}")
 
 
-def call(name: str, *arguments: object) -> None:
+def run_script(name: str, *arguments: object) -> None:
     """Do what the command line `calce NAME ARGUMENTS` does.
 
     Raises:

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from calce_jax.distributed.sharding import make_mesh
-from calce_jax.inference.trained_run import Trained
+from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.presets.tiny import tiny_config
 from calce_jax.text.tokenizers import open_tokenizers
 from tests.minute import SIZES, make_model
 
-LONGEST = 10.0  # seconds of a piece
+MAX_SEGMENT_SECONDS = 10.0  # seconds of a piece
 FRAMES = {1: 5, 2: 10}
 
 
-def make_stages(dtype: Literal["float32", "bfloat16"] = "float32") -> list[Trained]:
+def make_stages(dtype: Literal["float32", "bfloat16"] = "float32") -> list[TrainedModel]:
     """Return both, which answer something about anything; frozen weights and activations are in a dtype."""
     stages = []
     for stage, frames in FRAMES.items():
@@ -39,5 +39,5 @@ def make_stages(dtype: Literal["float32", "bfloat16"] = "float32") -> list[Train
         )
         graph, trainable, frozen = make_model(sizes)
         frozen = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), frozen)
-        stages.append(Trained(config, sizes, tokenizers, make_mesh("single"), graph, trainable, frozen))
+        stages.append(TrainedModel(config, sizes, tokenizers, make_mesh("single"), graph, trainable, frozen))
     return stages

@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from calce_jax.search.ranking import Moment
-from calce_jax.search.searcher import Found, Searched, Searcher
-from calce_jax.storage.disk_cache import Cache
+from calce_jax.search.searcher import QueryResult, Searcher, VideoResult
+from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.video.decode import VideoError
 from tests.clips import write_clip
-from tests.searching import LONGEST, make_stages
+from tests.searching import MAX_SEGMENT_SECONDS, make_stages
 
 SECRET = "seen by nobody"
 
@@ -40,7 +40,7 @@ def serving(folder: Path, searcher: Any = None, names: tuple[str, ...] = (), **l
     sample = web.Sample("ours", write_clip(folder / "ours.mp4", frames=15, rate=5), ["a red circle moves"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("calce_jax.inference.answer_text", lambda *_: "[[0, 2]]")
-        searcher = searcher or Searcher(make_stages(), Cache(folder / "cache"), LONGEST)
+        searcher = searcher or Searcher(make_stages(), DiskCache(folder / "cache"), MAX_SEGMENT_SECONDS)
         limits = web.Limits(**{"megabytes": 1.0, "minutes": 0.5, **limits})
         app = web.make_app(searcher, folder / "app", [sample], "A model for tests.", limits, names=names)
         with socket.socket() as free:
@@ -78,7 +78,7 @@ class Stub(Searcher):
             if query == "damaged":
                 raise VideoError(video, "it is damaged", "fetch it again")
         stages = {name: [Moment(0.0, 1.0, 0.9)] for name in ("stage 1", "stage 2")}
-        return Searched(Path(video), 4.0, [Found(query, stages, [], [(0.0, "full")], []) for query in queries])
+        return VideoResult(Path(video), 4.0, [QueryResult(query, stages, [], [(0.0, "full")], []) for query in queries])
 
 
 class Visitor:

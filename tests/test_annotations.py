@@ -68,7 +68,7 @@ def test_the_originals_files(shared, dataset, split, count):
     rows = read_annotations(folder / f"{split}_stage2.json")
     assert len(rows) == count
     assert all(row.items and row.windows and row.stage1_windows for row in rows)
-    assert len([row for row in rows if row.clamped != row.windows]) == (278 if dataset == "charades" else 0)
+    assert len([row for row in rows if row.clipped_windows != row.windows]) == (278 if dataset == "charades" else 0)
     bare = read_annotations(folder / f"{split}.json")
     assert [dataclasses.replace(row, stage1_windows=None) for row in rows] == bare
 
@@ -87,7 +87,7 @@ def test_windows_beyond_the_video_are_kept_reported_and_cut(write, monkeypatch):
     monkeypatch.setattr(logging, "warning", lambda message, *values: said.append(message % values))
     (row,) = read_annotations(write({**ROW, "duration": 25}))
     assert row.windows == [[0, 10], [20, 30]]
-    assert row.clamped == [[0, 10], [20, 25]]
+    assert row.clipped_windows == [[0, 10], [20, 25]]
     assert "windows of 1 of 1 queries reach beyond" in said[0]
 
 

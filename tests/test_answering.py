@@ -14,11 +14,11 @@ import pytest
 from calce_jax.datasets.tables import VideoRecord, build_tables, rebuild_queries
 from calce_jax.inference import predict_split as answering
 from calce_jax.inference.answers import Answer
-from calce_jax.inference.predict_split import Split, answer_split
-from calce_jax.inference.trained_run import Trained
+from calce_jax.inference.predict_split import DatasetSplit, predict_split
+from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.predictions import PredictionError
-from calce_jax.moments.scoring import Moments
+from calce_jax.moments.scoring import QueryMoments
 from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.video.decode import encode_jpeg
 from tests.searching import make_stages
@@ -70,20 +70,20 @@ def asked(monkeypatch):
     """Answers in place of a model's, and the rows that were asked about."""
     asked = []
 
-    def ask(config, split: Split, t5, predict, first=0):
+    def ask(config, split: DatasetSplit, t5, predict, first=0):
         for row in range(first * config.data.eval_batch, len(split.queries)):
             asked.append(row)
-            yield Answer(row, Moments([[0.0, float(row), 0.5]], f"[[0, {row}]]", "exact"), [], [], [])
+            yield Answer(row, QueryMoments([[0.0, float(row), 0.5]], f"[[0, {row}]]", "exact"), [], [], [])
 
     monkeypatch.setattr(answering, "ask", ask)
-    monkeypatch.setattr(Trained, "predictor", lambda *_: None)
+    monkeypatch.setattr(TrainedModel, "predictor", lambda *_: None)
     return asked
 
 
 @pytest.fixture
 def whole(trained, asked, tmp_path):
     """The file of a job that was not interrupted."""
-    answer_split(trained, "val", tmp_path / "whole.jsonl")
+    predict_split(trained, "val", tmp_path / "whole.jsonl")
     asked.clear()
     return (tmp_path / "whole.jsonl").read_bytes()
 
@@ -99,7 +99,7 @@ class Job:
       whole: what is to come.
     """
 
-    trained: Trained
+    trained: TrainedModel
     out: Path
     asked: list[int]
     whole: bytes
@@ -113,7 +113,7 @@ class Job:
         return self.out.with_name(f"{self.out.name}.part.json")
 
     def run(self, trained=None, split="val"):
-        return answer_split(trained or self.trained, split, self.out)
+        return predict_split(trained or self.trained, split, self.out)
 
     def check_finished(self):
         assert self.out.read_bytes() == self.whole
@@ -134,7 +134,7 @@ def job(trained, asked, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(answering, "write_line", stop)
         with pytest.raises(KeyboardInterrupt):
-            answer_split(trained, "val", out)
+            predict_split(trained, "val", out)
     assert sorted(path.name for path in out.parent.iterdir()) == ["val.jsonl.part", "val.jsonl.part.json"]
     asked.clear()
     return Job(trained, out, asked, whole)
@@ -322,5 +322,5 @@ def test_a_killed_writer_does_not_lock_the_next_one_out(job):
 
 def test_an_output_in_a_locked_folder_beside_it_is_another(trained, asked, whole, tmp_path):
     with FileLock(tmp_path / "a.jsonl.lock"):
-        answer_split(trained, "val", tmp_path / "b.jsonl")
+        predict_split(trained, "val", tmp_path / "b.jsonl")
     assert (tmp_path / "b.jsonl").read_bytes() == whole

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.aot.budgets import RUNS, Case, cases
+from benchmarks.aot.budgets import RUNS, CompileCase, cases
 from benchmarks.aot.flops import count_flops
-from benchmarks.aot.measure import fitted
+from benchmarks.aot.measure import scale_batch_to_chips
 from benchmarks.aot.run import compile_cases
-from benchmarks.aot.targets import GIB, TARGETS, MissingCompiler, Target, mesh_for, missing_compiler
+from benchmarks.aot.targets import GIB, TARGETS, MissingCompilerError, Target, mesh_for, missing_compiler
 from calce_jax.config import ConfigError, validate
 from configs.calce import get_config
 
@@ -43,7 +43,7 @@ def test_products_count_as_often_as_they_run():
         return jax.lax.switch(jnp.int32(0), [product, lambda x: product(product(x))], x)
 
     assert count_flops(jax.make_jaxpr(product)(matrix)) == once
-    assert count_flops(jax.make_jaxpr(jax.jit(looped))(matrix), turns=7) == (5 + 7 + 2) * once
+    assert count_flops(jax.make_jaxpr(jax.jit(looped))(matrix), while_trip_count=7) == (5 + 7 + 2) * once
 
 
 def test_every_program_of_every_run_has_a_budget():
@@ -56,21 +56,21 @@ def test_every_program_of_every_run_has_a_budget():
 
 def test_batches_are_shared_by_the_chips_there_are():
     run = config("qvh,stage=1")
-    assert [fitted(run, chips).data.batch for chips in (1, 4, 16)] == [1, 4, 16]
-    assert fitted(run, 1).data.eval_batch == 1
-    assert fitted(run, 4).text.buckets == (max(run.text.buckets),)
+    assert [scale_batch_to_chips(run, chips).data.batch for chips in (1, 4, 16)] == [1, 4, 16]
+    assert scale_batch_to_chips(run, 1).data.eval_batch == 1
+    assert scale_batch_to_chips(run, 4).text.buckets == (max(run.text.buckets),)
 
 
 def test_a_target_whose_compiler_is_missing_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingCompiler, match=r"v5e-2x2: libtpu is not installed; pip install 'calce_jax\[aot\]'"):
+    with pytest.raises(MissingCompilerError, match=r"v5e-2x2: libtpu is not installed; pip install 'calce_jax\[aot\]'"):
         mesh_for(TARGETS["v5e-2x2"])
     assert missing_compiler(Target("any", "cuda", "1x1x1", GIB)).startswith("any: jax_plugins.xla_cuda12")
 
 
 @pytest.mark.slow
 def test_a_compiler_that_crashes_fails_one_row_and_no_more():
-    asked = [Case("v5e-2x2", run, "generate", GIB) for run in RUNS[:2]]
+    asked = [CompileCase("v5e-2x2", run, "generate", GIB) for run in RUNS[:2]]
     crashed, refused = compile_cases(asked, crash_or_refuse, timeout=300.0)
     assert (crashed.ok, crashed.program, crashed.error) == (
         False,
@@ -90,7 +90,7 @@ def test_the_vision_tower_fits(target, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", compilers, prepend=os.pathsep)
     if missing := missing_compiler(TARGETS[target]):
         pytest.skip(missing)
-    (row,) = compile_cases([Case(target, "charades,stage=1", "vision_encode", 16 * GIB)], config, timeout=300.0)
+    (row,) = compile_cases([CompileCase(target, "charades,stage=1", "vision_encode", 16 * GIB)], config, timeout=300.0)
     assert not row.error
     assert row.ok
     assert row.bytes_per_chip > row.temp_bytes > 0

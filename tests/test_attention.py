@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
 
-from calce_jax.distributed.sharding import mesh_of
+from calce_jax.distributed.sharding import build_mesh
 from calce_jax.models import attention as module
 from calce_jax.models.attention import attention
 from calce_jax.models.calce import Calce, CalceConfig
@@ -66,8 +66,8 @@ def test_flash(monkeypatch, bias, mask, scale):
 
 def test_flash_leaves_what_it_cannot_do_to_xla():
     """Nothing is interpreted here, so the kernel would fail."""
-    query, key, value, _, _ = draw(module.SHORTEST, module.SHORTEST)
-    causal = jnp.tril(jnp.ones((1, module.SHORTEST, module.SHORTEST), bool))
+    query, key, value, _, _ = draw(module.FLASH_MIN_LENGTH, module.FLASH_MIN_LENGTH)
+    causal = jnp.tril(jnp.ones((1, module.FLASH_MIN_LENGTH, module.FLASH_MIN_LENGTH), bool))
     for inputs, given in (
         ((query[:, :1], key, value), {}),
         ((query, key, value), {"mask": causal}),
@@ -81,9 +81,9 @@ def test_flash_leaves_what_it_cannot_do_to_xla():
 
 def test_flash_is_split_over_devices():
     """Lowered only: it is the partitioner that refuses a kernel it was not told how to split."""
-    mesh = mesh_of((2, 1, 2), jax.devices())
+    mesh = build_mesh((2, 1, 2), jax.devices())
     with jax.set_mesh(mesh):
-        query, key, value, bias, here = draw(module.SHORTEST, module.SHORTEST)
+        query, key, value, bias, here = draw(module.FLASH_MIN_LENGTH, module.FLASH_MIN_LENGTH)
         run = jax.jit(lambda *x: attention(*x[:3], bias=x[3], mask=x[4], implementation="flash"))
         traced = run.trace(query, key, value, bias, here)
     assert "shard_map" in str(traced.jaxpr)
@@ -103,8 +103,8 @@ def test_the_config_reaches_every_tower():
         memory = model.t5.encode(read, jnp.ones(read.shape[:2], bool))
         return read, memory
 
-    compare(run(SIZES.attending("dpa"), trainable, frozen), run(SIZES, trainable, frozen))
-    towers = nnx.eval_shape(lambda: Calce(SIZES.attending("flash"), rngs=nnx.Rngs(0)))
+    compare(run(SIZES.with_attention("dpa"), trainable, frozen), run(SIZES, trainable, frozen))
+    towers = nnx.eval_shape(lambda: Calce(SIZES.with_attention("flash"), rngs=nnx.Rngs(0)))
     asked = [module.implementation for _, module in nnx.iter_modules(towers) if hasattr(module, "implementation")]
     assert asked
     assert set(asked) == {"flash"}

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from calce_jax.input_pipeline.dataset import open_tables
+from calce_jax.input_pipeline.dataset import open_dataset
 from tests.clips import write_clip
-from tests.sounds import tone, write_sound
+from tests.sounds import tone, write_audio
 
 pytestmark = [
     pytest.mark.skipif(
@@ -64,7 +64,7 @@ def test_prepared_by_several_processes_as_by_one(films, tmp_path):
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     failures = (tmp_path / "many/failures.jsonl").read_text().splitlines()
     assert [json.loads(line)["video"] for line in failures] == ["v5", "v6"]
-    many, one = (list(open_tables(tmp_path / out, "train")) for out in ("many", "one"))
+    many, one = (list(open_dataset(tmp_path / out, "train")) for out in ("many", "one"))
     assert len(many) == 5
     assert str(many) == str(one)
 
@@ -78,7 +78,7 @@ def test_captioned_by_several_processes_as_by_one(shared, tmp_path):
     spoken = tmp_path / "spoken"
     spoken.mkdir()
     shutil.copy(shared / "media/speech/jfk.flac", spoken / "kennedy.flac")
-    write_sound(spoken / "tone.wav", tone(2, 16000), rate=16000)
+    write_audio(spoken / "tone.wav", tone(2, 16000), rate=16000)
     (spoken / "broken.mp4").write_bytes(b"no video")
     flags = ("launch/caption.py", f"--videos={spoken}", f"--model={shared}/weights/whisper-tiny.en", "--batch_size=1")
     alone = run(*flags, f"--out={tmp_path}/one")
@@ -102,8 +102,8 @@ def test_a_share_is_tried_again(monkeypatch):
             raise OSError("the disk does not answer")
         return "done"
 
-    assert beam._tried(lambda: attempt(3)) == "done"
+    assert beam._with_retries(lambda: attempt(3)) == "done"
     tries.clear()
     with pytest.raises(OSError, match="does not answer"):
-        beam._tried(lambda: attempt(4))
+        beam._with_retries(lambda: attempt(4))
     assert len(tries) == 3

@@ -7,15 +7,15 @@ import pytest
 
 from benchmarks import paired
 from benchmarks.__main__ import table
-from benchmarks.material import pictures
-from benchmarks.metrics import looped, made_up, numbers
-from benchmarks.paired import Setting, apart, compare, compiled, held, report
+from benchmarks.material import noise_images
+from benchmarks.metrics import flatten_scores, random_cases, scores_by_loop
+from benchmarks.paired import BenchmarkSettings, check_close, compare, compile_program, program_bytes, report
 from calce_jax.moments.metrics import PROTOCOLS
 
 
 @pytest.fixture
 def setting(tmp_path):
-    return Setting("cpu", "float32", threads=1, rounds=3, out=tmp_path, peak=2.0)
+    return BenchmarkSettings("cpu", "float32", threads=1, rounds=3, out=tmp_path, peak=2.0)
 
 
 @pytest.fixture
@@ -66,11 +66,11 @@ def test_turns_and_medians(setting, clock, capsys):
 
 
 def test_what_a_program_holds(setting, clock):
-    program, _ = compiled(lambda x: (x @ x, x.sum()), np.ones((256, 256), np.float32))
-    assert 2 * 2**18 + 4 <= held(program) < 4 * 2**18
+    program, _ = compile_program(lambda x: (x @ x, x.sum()), np.ones((256, 256), np.float32))
+    assert 2 * 2**18 + 4 <= program_bytes(program) < 4 * 2**18
     ours, theirs, _ = sides(clock, [1] * 5, [2] * 5)
     row = compare(setting, "work", ours, theirs, other="torch", agreement=lambda a, b: "same", program=program)
-    assert row.notes == {"GiB": held(program) / 2**30}
+    assert row.notes == {"GiB": program_bytes(program) / 2**30}
 
 
 def test_results_are_written_down_and_tabled(setting, clock):
@@ -86,20 +86,20 @@ def test_results_are_written_down_and_tabled(setting, clock):
 def test_different_results_are_no_comparison():
     torch = pytest.importorskip("torch")
     theirs = torch.tensor([1.0, 2.0])
-    assert apart(np.array([1.0, 2.002]), theirs, most=1e-2) == "results 1e-03 apart"
+    assert check_close(np.array([1.0, 2.002]), theirs, max_difference=1e-2) == "results 1e-03 apart"
     for wrong in (2.2, np.nan):
         with pytest.raises(ValueError, match="nothing to compare"):
-            apart(np.array([1.0, wrong]), theirs, most=1e-2)
+            check_close(np.array([1.0, wrong]), theirs, max_difference=1e-2)
 
 
 def test_the_loop_over_queries_gives_the_same_scores():
-    cases = made_up(60)
+    cases = random_cases(60)
     # Ours are rounded to two decimals, as published.
-    np.testing.assert_allclose(looped(cases), numbers(PROTOCOLS["official"](cases)), atol=0.0051)
+    np.testing.assert_allclose(scores_by_loop(cases), flatten_scores(PROTOCOLS["official"](cases)), atol=0.0051)
 
 
 def test_pictures_drift():
-    first, second = pictures(2, 16, 32)
+    first, second = noise_images(2, 16, 32)
     assert first.shape == (16, 32, 3)
     np.testing.assert_array_equal(first[:, 16:], second[:, :16])
     assert first.std() > 20

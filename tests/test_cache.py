@@ -16,16 +16,16 @@ import pytest
 from safetensors.numpy import save
 
 from calce_jax.config import ModelConfig
-from calce_jax.inference.predict_step import make_look
-from calce_jax.inference.predictor import Asker
-from calce_jax.search.captions import hear
-from calce_jax.search.searcher import Searcher, _fingerprint
-from calce_jax.search.segments import Sampling, footage
+from calce_jax.inference.predict_step import make_encode_video
+from calce_jax.inference.predictor import Predictor
+from calce_jax.search.captions import caption_with_cache
+from calce_jax.search.searcher import Searcher, _weights_key
+from calce_jax.search.segments import SegmentSampling, read_segments
 from calce_jax.search.web.visitors import COOKIE
-from calce_jax.storage.disk_cache import DTYPES, MAGIC, OVERHEAD, Cache
+from calce_jax.storage.disk_cache import DTYPES, MAGIC, OVERHEAD, DiskCache
 from tests.clips import write_clip
 from tests.minute import SIZES, make_model
-from tests.searching import FRAMES, LONGEST, make_stages
+from tests.searching import FRAMES, MAX_SEGMENT_SECONDS, make_stages
 
 ARRAYS = {
     "means": np.array([[0.1, np.nan, np.inf], [-0.0, 3.0, 1e-40]], np.float32),
@@ -63,13 +63,13 @@ def test_arrays_of_every_dtype_come_back_bit_by_bit(tmp_path, dtype):
         "columns": np.asfortranarray(wide),
         "strided": wide[:, ::2, ::-1],
     }
-    cache = Cache(tmp_path)
+    cache = DiskCache(tmp_path)
     cache.write_arrays("features", "a", arrays)
     assert_bitwise(cache.read_arrays("features", "a"), arrays)
 
 
 def test_arrays_of_a_device_of_no_name_and_of_another_byte_order(tmp_path):
-    cache = Cache(tmp_path)
+    cache = DiskCache(tmp_path)
     cache.write_arrays("features", "a", {"": jnp.ones((2, 1), jnp.bfloat16), "é": np.float32(1.5)})
     assert_bitwise(cache.read_arrays("features", "a"), {"": np.ones((2, 1), jnp.bfloat16), "é": np.float32(1.5)})
     cache.write_arrays("features", "b", {"big": np.arange(3, dtype=">f4")})
@@ -106,7 +106,7 @@ def spoilt(entry):
 
 
 def test_an_entry_that_was_spoilt_is_absent_and_made_anew(tmp_path):
-    cache, path = Cache(tmp_path), tmp_path / "features/a"
+    cache, path = DiskCache(tmp_path), tmp_path / "features/a"
     cache.write_arrays("features", "a", ARRAYS)
     entry = path.read_bytes()
     for content in spoilt(entry):
@@ -118,7 +118,7 @@ def test_an_entry_that_was_spoilt_is_absent_and_made_anew(tmp_path):
 
 
 def test_an_entry_under_the_name_or_kind_of_another_is_absent(tmp_path):
-    cache = Cache(tmp_path)
+    cache = DiskCache(tmp_path)
     cache.write_arrays("features", "a", ARRAYS)
     for kind, key in (("features", "b"), ("frames", "a")):
         (tmp_path / kind).mkdir(exist_ok=True)
@@ -167,7 +167,7 @@ def test_an_entry_under_the_name_or_kind_of_another_is_absent(tmp_path):
     ],
 )
 def test_a_header_that_lies_under_a_right_checksum_makes_an_entry_absent(tmp_path, caplog, content):
-    cache = Cache(tmp_path)
+    cache = DiskCache(tmp_path)
     cache.write("features", "a", content)
     assert cache.read("features", "a") == content
     assert cache.read_arrays("features", "a") is None
@@ -177,7 +177,7 @@ def test_a_header_that_lies_under_a_right_checksum_makes_an_entry_absent(tmp_pat
 
 
 def test_what_cannot_be_opened_is_absent_and_one_warning_says_so(tmp_path, caplog, monkeypatch):
-    cache = Cache(tmp_path)
+    cache = DiskCache(tmp_path)
     cache.write_arrays("features", "a", ARRAYS)
     assert warnings_in(caplog) == []
     (tmp_path / "features/b/inside").mkdir(parents=True)
@@ -189,7 +189,7 @@ def test_what_cannot_be_opened_is_absent_and_one_warning_says_so(tmp_path, caplo
     def denied(_):
         raise PermissionError(13, "Permission denied")
 
-    cache = Cache(tmp_path)
+    cache = DiskCache(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", denied)
         assert cache.read_arrays("features", "a") is None
@@ -200,7 +200,7 @@ def test_what_cannot_be_opened_is_absent_and_one_warning_says_so(tmp_path, caplo
 
 
 def test_a_directory_in_the_place_of_an_entry_stays_and_the_bound_holds(tmp_path, caplog):
-    cache = Cache(tmp_path, limit=1000)
+    cache = DiskCache(tmp_path, max_bytes=1000)
     (tmp_path / "frames/b/inside").mkdir(parents=True)
     os.utime(tmp_path / "frames/b", (0, 0))
     cache.write("frames", "b", bytes(400))
@@ -208,7 +208,7 @@ def test_a_directory_in_the_place_of_an_entry_stays_and_the_bound_holds(tmp_path
     for key in "acde":
         cache.write("frames", key, bytes(400))
         assert cache.read("frames", key) == bytes(400)
-    assert cache.size() == 2 * (400 + OVERHEAD)
+    assert cache.total_bytes() == 2 * (400 + OVERHEAD)
     assert (tmp_path / "frames/b/inside").is_dir()
     assert len(warnings_in(caplog)) == 2  # not written, not read
 
@@ -220,9 +220,9 @@ def changed(entry, **arrays):
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_frames_that_do_not_fit_together_are_decoded_again(tmp_path, caplog, whole):
-    video, cache = write_clip(tmp_path / "a.mp4", frames=16 if whole else 30, rate=2), Cache(tmp_path / "cache")
-    sampling = Sampling(longest=10.0, frames=10, size=16)
-    first = list(footage(video, "it", sampling, cache)[2])
+    video, cache = write_clip(tmp_path / "a.mp4", frames=16 if whole else 30, rate=2), DiskCache(tmp_path / "cache")
+    sampling = SegmentSampling(max_seconds=10.0, num_frames=10, image_size=16)
+    first = list(read_segments(video, "it", sampling, cache)[2])
     path = sorted((tmp_path / "cache/frames").iterdir())[0]
     entry = cache.read_arrays("frames", path.name)
     assert entry is not None
@@ -255,10 +255,10 @@ def test_frames_that_do_not_fit_together_are_decoded_again(tmp_path, caplog, who
     ):
         cache.write_arrays("frames", path.name, changed(entry, **wrong) if wrong else {})
         caplog.clear()
-        cache = Cache(tmp_path / "cache")
-        for before, after in zip(first, footage(video, "it", sampling, cache)[2], strict=True):
-            assert (before.piece, before.keyframes) == (after.piece, after.keyframes)
-            assert (before.total, before.rate) == (after.total, after.rate)
+        cache = DiskCache(tmp_path / "cache")
+        for before, after in zip(first, read_segments(video, "it", sampling, cache)[2], strict=True):
+            assert (before.segment, before.keyframes) == (after.segment, after.keyframes)
+            assert (before.total_frames, before.fps) == (after.total_frames, after.fps)
             np.testing.assert_array_equal(before.times, after.times)
             np.testing.assert_array_equal(before.indices, after.indices)
         assert len(warnings_in(caplog)) == 1, n
@@ -282,21 +282,21 @@ def test_captions_that_cannot_be_read_are_heard_again(tmp_path, monkeypatch, cap
         return {video: folder / f"{video.stem}.srt" for video in videos}
 
     monkeypatch.setattr("calce_jax.hearing.captions_for", caption)
-    cache, video = Cache(tmp_path / "cache"), tmp_path / "a.mp4"
+    cache, video = DiskCache(tmp_path / "cache"), tmp_path / "a.mp4"
     video.write_bytes(b"a video")
-    hear([video], tmp_path / "out", "tiny", cache)
+    caption_with_cache([video], tmp_path / "out", "tiny", cache)
     (path,) = (tmp_path / "cache/captions").iterdir()
     assert cache.read("captions", path.name) == srt.encode()
     for n, spoil in enumerate((lambda: cache.write("captions", path.name, content), lambda: path.write_bytes(b"")), 2):
         spoil()
-        found = hear([video], tmp_path / "out", "tiny", cache)
+        found = caption_with_cache([video], tmp_path / "out", "tiny", cache)
         assert found[video].read_text() == srt
         assert len(asked) == n
     assert len(warnings_in(caplog)) == 1
-    hear([video], tmp_path / "out", "tiny", cache)
+    caption_with_cache([video], tmp_path / "out", "tiny", cache)
     assert len(asked) == 3
     cache.write("captions", path.name, b"")  # of a video in which nobody speaks
-    assert hear([video], tmp_path / "out", "tiny", cache)[video].read_text() == ""
+    assert caption_with_cache([video], tmp_path / "out", "tiny", cache)[video].read_text() == ""
     assert len(asked) == 3
 
 
@@ -305,10 +305,10 @@ def test_what_is_seen_has_the_shapes_and_dtypes_that_are_expected_of_an_entry(fr
     graph, trainable, weights = make_model(sizes := replace(SIZES, dtype=compute))
     weights = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(frozen)), weights)
     video = jax.ShapeDtypeStruct((1, 5, sizes.vit.image_size, sizes.vit.image_size, 3), jnp.uint8)
-    looked = jax.eval_shape(make_look(graph), trainable, weights, video)
+    looked = jax.eval_shape(make_encode_video(graph), trainable, weights, video)
     asker = SimpleNamespace(frames=5, trained=SimpleNamespace(sizes=sizes))
     arrays = {name: np.zeros(getattr(looked, name).shape, getattr(looked, name).dtype) for name in ("means", "queries")}
-    assert Asker.looked_of(asker, arrays).queries.dtype == jnp.dtype(compute)
+    assert Predictor.looked_of(asker, arrays).queries.dtype == jnp.dtype(compute)
     for wrong in (
         {"means": None},
         {"queries": None},
@@ -318,13 +318,13 @@ def test_what_is_seen_has_the_shapes_and_dtypes_that_are_expected_of_an_entry(fr
         {"queries": arrays["queries"].astype(np.float16)},
     ):
         with pytest.raises(ValueError, match="what is seen in a video is"):
-            Asker.looked_of(asker, changed(arrays, **wrong))
+            Predictor.looked_of(asker, changed(arrays, **wrong))
 
 
 def counted(monkeypatch):
     """Return what reading the cache gave, by kind, and the frames of every video that was looked at."""
     reads, looked = [], []
-    read, look = Cache.read_arrays, Asker.look
+    read, look = DiskCache.read_arrays, Predictor.encode_video
 
     def counting_read(self, kind, key):
         found = read(self, kind, key)
@@ -335,22 +335,22 @@ def counted(monkeypatch):
         looked.append(self.frames)
         return look(self, example)
 
-    monkeypatch.setattr(Cache, "read_arrays", counting_read)
-    monkeypatch.setattr(Asker, "look", counting_look)
+    monkeypatch.setattr(DiskCache, "read_arrays", counting_read)
+    monkeypatch.setattr(Predictor, "look", counting_look)
     return reads, looked
 
 
 @pytest.fixture(scope="module")
 def compiled():
     """Serves two tests, which makes it compile once."""
-    return Searcher(make_stages("bfloat16"), Cache(""), LONGEST)
+    return Searcher(make_stages("bfloat16"), DiskCache(""), MAX_SEGMENT_SECONDS)
 
 
 @pytest.fixture
 def searcher(compiled, tmp_path, monkeypatch):
     """Its weights are random and write no windows, so each of their answers stands for one."""
     monkeypatch.setattr("calce_jax.inference.answer_text", lambda _, ids: f"[[{int(np.sum(ids)) % 7}, 8]]")
-    compiled.cache = Cache(tmp_path / "cache")
+    compiled.cache = DiskCache(tmp_path / "cache")
     return compiled
 
 
@@ -361,7 +361,7 @@ def test_a_second_search_with_a_bfloat16_model_reads_what_the_first_one_saw(sear
     first = searcher.search(video, ["a red circle moves"])
     assert reads == [("frames", False)] + [("features", False)] * 2
     assert sorted(looked) == sorted(FRAMES.values())
-    kept = [Cache(folder).read_arrays("features", path.name) for path in sorted((folder / "features").iterdir())]
+    kept = [DiskCache(folder).read_arrays("features", path.name) for path in sorted((folder / "features").iterdir())]
     assert [str(entry["queries"].dtype) for entry in kept if entry] == ["bfloat16"] * 2
 
     reads.clear()
@@ -372,13 +372,13 @@ def test_a_second_search_with_a_bfloat16_model_reads_what_the_first_one_saw(sear
 
     # Entries that are sound but not of this model, and entries of an earlier version, are made anew, bit by bit.
     paths = sorted((folder / "features").iterdir())
-    Cache(folder).write_arrays("features", paths[0].name, {"means": np.zeros((1, 3), np.float32)})
+    DiskCache(folder).write_arrays("features", paths[0].name, {"means": np.zeros((1, 3), np.float32)})
     paths[1].write_bytes(save({"means": kept[1]["means"], "queries": kept[1]["queries"]}))
     assert searcher.search(video, ["a red circle moves"]) == first
     assert len(looked) == 4
     assert len(warnings_in(caplog)) == 1
     for path, entry in zip(paths, kept, strict=True):
-        assert_bitwise(Cache(folder).read_arrays("features", path.name), entry)
+        assert_bitwise(DiskCache(folder).read_arrays("features", path.name), entry)
 
 
 @pytest.mark.slow
@@ -396,4 +396,4 @@ def test_a_second_search_in_the_app_with_a_bfloat16_model(searcher, tmp_path, mo
 
 
 def test_features_of_another_precision_are_other_entries():
-    assert len({_fingerprint(stage) for dtype in ("float32", "bfloat16") for stage in make_stages(dtype)}) == 2
+    assert len({_weights_key(stage) for dtype in ("float32", "bfloat16") for stage in make_stages(dtype)}) == 2

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from calce_jax.distributed.param_names import named_leaves
-from calce_jax.inference.predict_step import make_answer, make_look, make_predict
-from calce_jax.models.calce import Calce, CalceConfig, answer_loss, count, label, shifted, split
+from calce_jax.inference.predict_step import make_encode_video, make_predict, make_predict_from_features
+from calce_jax.models.calce import Calce, CalceConfig, answer_loss, count_params, param_label, shift_right, split_params
 from tests.minute import BUCKETS, STEPS, make_batch, make_model
 
 B = 3
@@ -90,8 +90,8 @@ def test_prompts_are_padded_at_the_far_right_alone(parts, batch, stage):
 def test_what_is_seen_may_be_computed_ahead_of_the_query(parts, batch, stage):
     graph, *weights = parts
     at_once = predicted(*parts, batch, stage)
-    looked = jax.jit(make_look(graph))(*weights, batch.frames)
-    later = jax.jit(make_answer(graph, STEPS[stage]))(*weights, looked, batch)
+    looked = jax.jit(make_encode_video(graph))(*weights, batch.frames)
+    later = jax.jit(make_predict_from_features(graph, STEPS[stage]))(*weights, looked, batch)
     np.testing.assert_array_equal(later.answers.tokens, at_once.answers.tokens)
     np.testing.assert_allclose(later.answers.score, at_once.answers.score, **CLOSE)
     np.testing.assert_array_equal(later.reading.plan.index, at_once.reading.plan.index)
@@ -119,20 +119,20 @@ def test_gradients_reach_what_is_trained_and_nothing_else_is_differentiated(part
 
 
 def test_labels_of_parameters():
-    assert label(("ln_vision", "scale")) == label(("t5", "lm_head", "b")) == "trainable"
-    assert label(("t5", "lm_head", "base", "kernel")) == label(("vit", "patches", "bias")) == "frozen"
+    assert param_label(("ln_vision", "scale")) == param_label(("t5", "lm_head", "b")) == "trainable"
+    assert param_label(("t5", "lm_head", "base", "kernel")) == param_label(("vit", "patches", "bias")) == "frozen"
 
 
 def test_the_full_model_has_the_papers_parameters():
     """The original keeps 622,650 more: the Q-Former's head that predicts words, which is never asked."""
-    _, trainable, frozen = nnx.eval_shape(lambda: split(Calce(CalceConfig.full(), rngs=nnx.Rngs(0))))
-    assert count(trainable) == 19_546_120
-    assert count(trainable) + count(frozen) == 4_041_504_450 - 622_650
+    _, trainable, frozen = nnx.eval_shape(lambda: split_params(Calce(CalceConfig.full(), rngs=nnx.Rngs(0))))
+    assert count_params(trainable) == 19_546_120
+    assert count_params(trainable) + count_params(frozen) == 4_041_504_450 - 622_650
 
 
 def test_the_loss_of_an_answer_is_the_mean_over_its_tokens():
     labels = jnp.array([[3, 1, 0], [2, 4, 1], [0, 0, 0]])
-    np.testing.assert_array_equal(shifted(labels), [[0, 3, 1], [0, 2, 4], [0, 0, 0]])
+    np.testing.assert_array_equal(shift_right(labels), [[0, 3, 1], [0, 2, 4], [0, 0, 0]])
     logits = jnp.log(jnp.full((3, 3, 5), 0.1).at[0, 0, 3].set(0.6).at[0, 1, 1].set(0.6))
     expected = [-np.log(0.6), -np.log(0.2), 0.0]  # the second's tokens are all alike
     np.testing.assert_allclose(answer_loss(logits, labels), expected, rtol=1e-6)

@@ -11,14 +11,21 @@ import jax
 import numpy as np
 import pytest
 
-from calce_jax.speech.audio import RATE
-from calce_jax.speech.captioning import CaptioningError, caption_videos, captions_for, compose, find_videos, opener
-from calce_jax.speech.transcribe import Options, Transcriber, Transcript
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.speech.audio import SAMPLE_RATE
+from calce_jax.speech.captioning import (
+    CaptioningError,
+    caption_videos,
+    caption_without_srt,
+    find_videos,
+    format_srt,
+    lazy_transcriber,
+)
+from calce_jax.speech.transcribe import Transcriber, Transcript, TranscriptionOptions
+from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.text.captions import read_srt
 from calce_jax.text.text_row import Caption
 from tests.clips import write_clip
-from tests.sounds import music, tone, write_sound
+from tests.sounds import music, tone, write_audio
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +49,7 @@ class Silent(Transcriber):
     """A transcriber without a model, in whose ears every video says its own name."""
 
     def __init__(self):
-        self.options, self.opened, self.heard = Options(batch_size=2), 0, []
+        self.options, self.opened, self.heard = TranscriptionOptions(batch_size=2), 0, []
 
     def __call__(self):
         self.opened += 1
@@ -77,14 +84,17 @@ def test_what_is_there_is_skipped_and_the_model_not_opened(tmp_path):
     assert read_srt(out / "a.srt") == [Caption(0.0, 1.0, "a")]
     assert done.seconds == 4.0
     again = caption_videos(videos, out, silent)
-    assert (len(again.there), again.written, silent.opened) == (3, [], 1)
+    assert (len(again.existing), again.written, silent.opened) == (3, [], 1)
     assert not (out / "failures.jsonl").exists()
     assert not list(out.glob("*.part"))
 
 
 def test_hosts_share_the_videos(tmp_path):
     videos = folder_of(tmp_path / "films", *(f"{n}.mp4" for n in range(5)))
-    shares = [caption_videos(videos, tmp_path / "out", Silent(), host=host, hosts=2).written for host in range(2)]
+    shares = [
+        caption_videos(videos, tmp_path / "out", Silent(), process_index=host, process_count=2).written
+        for host in range(2)
+    ]
     assert [[path.name for path in share] for share in shares] == [["0.srt", "2.srt", "4.srt"], ["1.srt", "3.srt"]]
 
 
@@ -107,9 +117,9 @@ def test_places_without_videos_are_named(tmp_path):
 
 def test_captions_end_with_the_sound(tmp_path):
     captions = [Caption(0.0, 1.5, "One"), Caption(1.5, 9.0, "two"), Caption(8.5, 9.0, "after the end")]
-    write_output(tmp_path / "a.srt", compose(captions, 8.25))
+    write_atomic(tmp_path / "a.srt", format_srt(captions, 8.25))
     assert read_srt(tmp_path / "a.srt") == [Caption(0.0, 1.5, "One"), Caption(1.5, 8.25, "two")]
-    assert compose([], 3.0) == ""
+    assert format_srt([], 3.0) == ""
 
 
 @pytest.mark.slow
@@ -118,21 +128,21 @@ def test_broken_files_are_counted_and_the_others_go_on(tmp_path, shared, weights
     films.mkdir()
     rng = np.random.default_rng(0)
     write_clip(films / "mute.mp4", frames=3, rate=5)
-    write_sound(films / "silence.wav", np.zeros(2 * RATE, np.float32), rate=RATE)
-    write_sound(films / "noise.wav", rng.normal(0, 0.1, 2 * RATE).astype(np.float32), rate=RATE)
-    write_sound(films / "music.mp4", music(4, 44100), rate=44100, codec="aac", pictures=4)
+    write_audio(films / "silence.wav", np.zeros(2 * SAMPLE_RATE, np.float32), rate=SAMPLE_RATE)
+    write_audio(films / "noise.wav", rng.normal(0, 0.1, 2 * SAMPLE_RATE).astype(np.float32), rate=SAMPLE_RATE)
+    write_audio(films / "music.mp4", music(4, 44100), rate=44100, codec="aac", pictures=4)
     (films / "empty.mp4").touch()
     (films / "text.mp4").write_text("no video")
-    whole = write_sound(tmp_path / "whole.mp4", tone(9, RATE), rate=RATE, codec="aac")
+    whole = write_audio(tmp_path / "whole.mp4", tone(9, SAMPLE_RATE), rate=SAMPLE_RATE, codec="aac")
     (films / "cut.mp4").write_bytes(whole.read_bytes()[:2000])
     shutil.copyfile(shared / "media" / "speech" / "jfk.flac", films / "jfk.flac")
-    done = caption_videos(find_videos(films), out, opener(weights, Options(batch_size=4)))
+    done = caption_videos(find_videos(films), out, lazy_transcriber(weights, TranscriptionOptions(batch_size=4)))
     assert {Path(failure.video).name for failure in done.failures} == {"empty.mp4", "text.mp4", "cut.mp4"}
     listed = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
     assert {row["video"] for row in listed} == {failure.video for failure in done.failures}
     assert all(row["reason"] and row["remedy"] for row in listed)
-    assert [path.name for path in done.soundless] == ["mute.mp4"]
-    assert {path.name for path in done.speechless} == {"silence.wav", "noise.wav", "music.mp4"}
+    assert [path.name for path in done.no_audio] == ["mute.mp4"]
+    assert {path.name for path in done.no_speech} == {"silence.wav", "noise.wav", "music.mp4"}
     for name in ("mute", "silence", "noise", "music"):
         assert (out / f"{name}.srt").read_text() == ""
     said = " ".join(caption.text for caption in read_srt(out / "jfk.srt")).lower()
@@ -149,9 +159,11 @@ def test_5_1_and_8_khz_are_understood(tmp_path, shared, weights):
     surround[2] = speech
     films = tmp_path / "films"
     films.mkdir()
-    write_sound(films / "surround.mkv", surround, rate=48000, layout="5.1", codec="aac")
-    write_sound(films / "telephone.wav", speech[::6], rate=8000)
-    done = caption_videos(find_videos(films), tmp_path / "out", opener(weights, Options(batch_size=4)))
+    write_audio(films / "surround.mkv", surround, rate=48000, layout="5.1", codec="aac")
+    write_audio(films / "telephone.wav", speech[::6], rate=8000)
+    done = caption_videos(
+        find_videos(films), tmp_path / "out", lazy_transcriber(weights, TranscriptionOptions(batch_size=4))
+    )
     assert not done.failures
     for path in done.written:
         said = " ".join(caption.text for caption in read_srt(path)).lower()
@@ -163,11 +175,11 @@ def test_5_1_and_8_khz_are_understood(tmp_path, shared, weights):
 def test_only_videos_without_captions_get_them(tmp_path, shared, weights):
     film = tmp_path / "nasa.mp4"
     shutil.copyfile(shared / "media" / "video" / "nasa_13013.mp4", film)
-    made = captions_for([film], tmp_path / "made", weights)
+    made = caption_without_srt([film], tmp_path / "made", weights)
     assert made == {film: tmp_path / "made" / "nasa.srt"}
     assert "Space Telescope" in made[film].read_text()
     shutil.copyfile(made[film], film.with_suffix(".srt"))
-    assert captions_for([film], tmp_path / "others", "no model is opened") == {}
+    assert caption_without_srt([film], tmp_path / "others", "no model is opened") == {}
 
 
 @pytest.mark.slow
@@ -223,7 +235,7 @@ def test_from_a_narrated_film_to_a_moment(tmp_path, shared, weights):
 
 def test_devices_share_a_batch(shared, weights):
     assert jax.device_count() == 4
-    transcriber = opener(weights, Options(batch_size=4))()
-    assert transcriber.rows_of(1) == 4
-    assert opener(weights, Options(batch_size=2))().rows_of(2) == 2
-    assert opener(weights, Options(batch_size=10))().rows_of(9) == 12
+    transcriber = lazy_transcriber(weights, TranscriptionOptions(batch_size=4))()
+    assert transcriber.padded_batch_size(1) == 4
+    assert lazy_transcriber(weights, TranscriptionOptions(batch_size=2))().padded_batch_size(2) == 2
+    assert lazy_transcriber(weights, TranscriptionOptions(batch_size=10))().padded_batch_size(9) == 12

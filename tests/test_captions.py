@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from calce_jax.text import captions
-from calce_jax.text.captions import MAX_BYTES, Caption, CaptionError, clean, clean_text, read_srt, spoken_intervals
+from calce_jax.text.captions import (
+    MAX_BYTES,
+    Caption,
+    CaptionError,
+    clean_captions,
+    clean_text,
+    read_srt,
+    speech_intervals,
+)
 
 HEADER = "1\n00:00:01,000 --> 00:00:02,000\n"
 GOOD = "1\n00:00:00,000 --> 00:00:03,000\nhello there\n\n2\n00:00:04,000 --> 00:00:05,500\ngoodbye\n"
@@ -43,8 +51,8 @@ def test_reference_gives_the_recorded_captions_intervals_and_errors(shared):
                 read_srt(path, "reference")
             continue
         said = read_srt(path, "reference")
-        assert as_recorded(clean(said)) == result["combined_subtitles"], name
-        assert [list(span) for span in spoken_intervals(said, "reference")] == result["subtitle_durations"], name
+        assert as_recorded(clean_captions(said)) == result["combined_subtitles"], name
+        assert [list(span) for span in speech_intervals(said, "reference")] == result["subtitle_durations"], name
 
 
 def test_default_differs_from_the_original_only_where_that_fails(shared):
@@ -52,7 +60,7 @@ def test_default_differs_from_the_original_only_where_that_fails(shared):
     apart = {"multiline", "bom", "bad_time_dot", "arrow_in_text", "only_index"}
     for name in recorded_files(shared).keys() - apart:
         path = shared / f"golden/08_srt/{name}.srt"
-        assert clean(read_srt(path)) == clean(read_srt(path, "reference")), name
+        assert clean_captions(read_srt(path)) == clean_captions(read_srt(path, "reference")), name
 
 
 def test_cleaning_gives_the_recorded_words(shared):
@@ -139,8 +147,8 @@ def test_default_returns_captions_in_order_and_times_turned(write):
 @pytest.mark.parametrize("text", ["", "\n\n"])
 def test_an_empty_file_has_no_captions(write, text, behaviour):
     assert read_srt(write(text), behaviour) == []
-    assert clean([]) == []
-    assert spoken_intervals([], behaviour) == []
+    assert clean_captions([]) == []
+    assert speech_intervals([], behaviour) == []
 
 
 @pytest.mark.parametrize(
@@ -238,5 +246,5 @@ def test_reading_takes_time_linear_in_the_file(write, unchecked, behaviour, kind
 
 def test_speech_ends_with_the_caption_that_ends_last():
     said = [Caption(0, 30, "long"), Caption(5, 6, "inside"), Caption(8, 9, "also"), Caption(33, 34, "later")]
-    assert spoken_intervals(said) == [(0, 30), (33, 34)]
-    assert spoken_intervals(said, "reference") == [(0, 9), (33, 34)]
+    assert speech_intervals(said) == [(0, 30), (33, 34)]
+    assert speech_intervals(said, "reference") == [(0, 9), (33, 34)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from calce_jax.datasets.validate import check
+from calce_jax.datasets.validate import validate_dataset
 from calce_jax.moments.annotations import read_annotations
 from tests.clips import write_clip
 
@@ -39,7 +39,7 @@ def dataset(tmp_path):
 
 def test_every_fault_is_named_with_its_remedy(dataset):
     splits = {split: read_annotations(dataset / f"{split}.jsonl") for split in ("train", "val")}
-    found = check(splits, dataset / "videos", dataset / "videos")
+    found = validate_dataset(splits, dataset / "videos", dataset / "videos")
     reasons = {(fault.video, fault.reason.split(":")[0].split(" (")[0]) for fault in found.faults}
     assert len(found.faults) == 6, found.faults
     by_video = {video: [fault.reason for fault in found.faults if fault.video == video] for video, _ in reasons}
@@ -52,8 +52,8 @@ def test_every_fault_is_named_with_its_remedy(dataset):
     assert "late.srt, line 1" in by_video["late"][2]
     assert "1 captions in" in by_video["fine"][0]
     assert all(fault.remedy for fault in found.faults)
-    assert (found.videos, found.windows, found.without_items) == (4, 5, 5)
-    assert found.longest == pytest.approx(10.0)
+    assert (found.num_videos, found.num_windows, found.without_items) == (4, 5, 5)
+    assert found.max_duration == pytest.approx(10.0)
 
 
 def test_the_command_tells_and_writes_nothing(dataset):

@@ -11,13 +11,13 @@ from jax.sharding import PartitionSpec as P
 from calce_jax.checkpoints.manager import (
     CheckpointError,
     Checkpoints,
+    checkpoint_steps,
     load_params,
+    resolve_init,
     save_params,
-    starting_point,
-    steps_in,
 )
 from calce_jax.checkpoints.manager import manager as checkpoints
-from calce_jax.distributed.sharding import abstract_like, make_mesh, shard_params
+from calce_jax.distributed.sharding import abstract_like, make_mesh, param_shardings
 from calce_jax.storage.provenance import file_hash
 from calce_jax.training.state import TrainState
 
@@ -41,7 +41,7 @@ def save(workdir, state, iterator=None, metrics=None, record=None):
 
 def abstract(mesh="single", **changes):
     state = jax.eval_shape(lambda: make_state(**changes))
-    return abstract_like(state, shard_params(state, make_mesh(mesh), RULES))
+    return abstract_like(state, param_shardings(state, make_mesh(mesh), RULES))
 
 
 def assert_equal(left, right):
@@ -61,7 +61,7 @@ def test_restores_state_iterator_and_record_onto_any_mesh(tmp_path, mesh):
     assert len(state.trainable["t5_proj"]["kernel"].sharding.device_set) == (4 if mesh == "a100x4" else 1)
     assert list(fresh) == rest
     assert len(seen) + len(rest) == 32
-    assert kept.record(3) == {"config": {"stage": 1}}
+    assert kept.read_metadata(3) == {"config": {"stage": 1}}
     kept.close()
 
 
@@ -70,13 +70,13 @@ def test_keeps_the_latest_two_and_the_best(tmp_path):
     for step, score in enumerate([50.0, 60.0, 60.0, 55.0, None], start=1):
         kept.save(make_state(step), make_iterator(), {}, None if score is None else {"R1_avg": score})
     kept.close()
-    assert steps_in(tmp_path) == [2, 4, 5]
+    assert checkpoint_steps(tmp_path) == [2, 4, 5]
     again = Checkpoints(tmp_path)
-    assert (again.latest, again.best) == (5, (2, 60.0))
+    assert (again.latest_step, again.best_step_and_metric) == (5, (2, 60.0))
     assert (again.before(5), again.before(4), again.before(2)) == (4, 2, None)
     again.save(make_state(6), make_iterator(), {}, {"R1_avg": 59.0})
     again.close()
-    assert steps_in(tmp_path) == [2, 5, 6]
+    assert checkpoint_steps(tmp_path) == [2, 5, 6]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -99,7 +99,7 @@ def test_a_state_that_is_not_finite_is_refused_and_others_stay(tmp_path, part, v
         with pytest.raises(CheckpointError, match=rf"checkpoints/{step} is not saved: {name} .* from step 3$"):
             kept.save(harmed(step), make_iterator(), {}, {"R1_avg": 99.0})
     kept.wait()
-    assert (steps_in(tmp_path), kept.best) == ([3], (3, 1.0))
+    assert (checkpoint_steps(tmp_path), kept.best_step_and_metric) == ([3], (3, 1.0))
     assert_equal(kept.restore(3, abstract(), make_iterator()), make_state(3))
     kept.close()
 
@@ -120,7 +120,7 @@ def test_what_an_earlier_version_saved_that_is_not_finite_is_refused_with_a_reme
     kept.close()
     shutil.rmtree(tmp_path / f"checkpoints/{harmed}")
     kept = Checkpoints(tmp_path)
-    assert (kept.latest, kept.best) == (other, (other, 9.0 - other))
+    assert (kept.latest_step, kept.best_step_and_metric) == (other, (other, 9.0 - other))
     assert_equal(kept.restore(other, abstract(), make_iterator()), make_state(other))
     kept.close()
 
@@ -131,19 +131,19 @@ def test_a_score_that_is_no_number_is_never_the_best(tmp_path, monkeypatch):
         save(tmp_path, make_state(1), metrics={"R1_avg": np.nan})
     save(tmp_path, make_state(2), metrics={"R1_avg": np.nan})
     kept = Checkpoints(tmp_path)
-    assert kept.best is None
+    assert kept.best_step_and_metric is None
     for step, score in ((3, 0.0), (4, np.nan), (5, None)):
         kept.save(make_state(step), make_iterator(), {}, None if score is None else {"R1_avg": score})
-    assert kept.best == (3, 0.0)
+    assert kept.best_step_and_metric == (3, 0.0)
     kept.close()
-    assert steps_in(tmp_path) == [3, 4, 5]
+    assert checkpoint_steps(tmp_path) == [3, 4, 5]
 
 
 def test_a_step_saved_unevaluated_can_be_saved_again_with_its_metrics(tmp_path):
     save(tmp_path, make_state(4))
     save(tmp_path, make_state(4), metrics={"R1_avg": 1.0})
     kept = Checkpoints(tmp_path)
-    assert kept.best == (4, 1.0)
+    assert kept.best_step_and_metric == (4, 1.0)
     kept.close()
 
 
@@ -194,23 +194,23 @@ def test_no_space(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match=r"no space left for .*checkpoints/3.*make room"):
         kept.save(make_state(), make_iterator(), {})
-    assert steps_in(tmp_path) == []
+    assert checkpoint_steps(tmp_path) == []
     kept.close()
 
 
 def test_resume_order(tmp_path):
     mine, other, base = tmp_path / "mine", tmp_path / "other", tmp_path / "base.safetensors"
-    assert starting_point(mine).kind == "fresh"
+    assert resolve_init(mine).kind == "fresh"
     save_params(base, {"a": jnp.ones(2)})
-    assert starting_point(mine, base=str(base)).kind == "base"
+    assert resolve_init(mine, base=str(base)).kind == "base"
     with pytest.raises(CheckpointError, match=r"config.weights.start.*other"):
-        starting_point(mine, given=str(other), base=str(base))
+        resolve_init(mine, other_run=str(other), base=str(base))
     save(other, make_state())
-    assert starting_point(mine, given=str(other), base=str(base)) == checkpoints.Start("given", other)
+    assert resolve_init(mine, other_run=str(other), base=str(base)) == checkpoints.Start("given", other)
     save(mine, make_state())
-    assert starting_point(mine, given=str(other), base=str(base)) == checkpoints.Start("resumed", mine)
+    assert resolve_init(mine, other_run=str(other), base=str(base)) == checkpoints.Start("resumed", mine)
     with pytest.raises(CheckpointError, match=r"config.weights.base.*nowhere"):
-        starting_point(tmp_path / "new", base="nowhere.safetensors")
+        resolve_init(tmp_path / "new", base="nowhere.safetensors")
 
 
 def test_params_whose_rows_do_not_follow_each_other(tmp_path):

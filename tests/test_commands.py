@@ -11,7 +11,7 @@ import pytest
 
 from calce_jax.moments.annotations import read_annotations
 from data.shapes.write import write_shapes
-from tests.scripts import call, compiling_quickly
+from tests.scripts import run_script, xla_test_flags
 
 # ml_collections reads a config's file in a way that Python 3.11 calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -35,7 +35,7 @@ SHORT = (
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a launch script on one device."""
-    environment = os.environ | {"XLA_FLAGS": compiling_quickly(1), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = os.environ | {"XLA_FLAGS": xla_test_flags(1), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, str(ROOT / "launch" / f"{script}.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=900)
 
@@ -138,7 +138,7 @@ def test_mistakes_with_a_trained_run(road, script, arguments, message):
     if script == "train":
         arguments += [*SHORT, f"--config.data.directory={out}/prepared", f"--config.data.frames={FRAMES[1]}"]
     with pytest.raises(SystemExit) as told:
-        call(script, *arguments, f"--workdir={out}/runs/stage1")
+        run_script(script, *arguments, f"--workdir={out}/runs/stage1")
     assert message in str(told.value)
 
 
@@ -195,7 +195,7 @@ def test_mistakes_are_answered_in_a_line(script, arguments, message, tmp_path):
         "prepare": ["--dataset=shapes", f"--out={tmp_path}/out"],
     }.get(script, [f"--out={tmp_path}/out"])
     with pytest.raises(SystemExit) as told:
-        call(script, *given)
+        run_script(script, *given)
     assert message.format(out=tmp_path, rows=rows) in str(told.value)
     assert list(tmp_path.iterdir()) == [rows]
 

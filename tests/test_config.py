@@ -4,7 +4,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from calce_jax.config import ConfigError, RunConfig, differences, to_dict, validate
+from calce_jax.config import ConfigError, RunConfig, diff, to_dict, validate
 from configs.calce import get_config
 
 
@@ -133,6 +133,6 @@ def test_differences_pass_over_what_is_harmless():
         loop=dataclasses.replace(one.loop, log_every=1),
     )
     there = json.loads(json.dumps(to_dict(one)))
-    assert differences(there, to_dict(one)) == []
-    assert differences(there, to_dict(two)) == ["data.frames: 10 there, 40 here", "seed: 42 there, 7 here"]
+    assert diff(there, to_dict(one)) == []
+    assert diff(there, to_dict(two)) == ["data.frames: 10 there, 40 here", "seed: 42 there, 7 here"]
     assert isinstance(two, RunConfig)

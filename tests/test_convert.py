@@ -14,20 +14,20 @@ from flax import nnx
 
 from calce_jax.checkpoints.convert import bert, blip2, calce, t5, vit, whisper
 from calce_jax.checkpoints.convert.calce_pth import write_checkpoint
-from calce_jax.checkpoints.convert.convert import convert, sizes_of
+from calce_jax.checkpoints.convert.convert import convert, model_config_of
 from calce_jax.checkpoints.convert.huggingface import write_blip2
-from calce_jax.checkpoints.convert.mapping import prefixed, rows_of
+from calce_jax.checkpoints.convert.mapping import add_prefix, mapping_rows
 from calce_jax.checkpoints.convert.reader import WeightsFileError, open_tensors
 from calce_jax.checkpoints.convert.sources import open_sources, parse_sources
-from calce_jax.checkpoints.convert.state_dict import ConversionError, torch_parameters
+from calce_jax.checkpoints.convert.state_dict import ConversionError, lazy_state_dict
 from calce_jax.checkpoints.convert.targets import parse_target, write_base, write_run
-from calce_jax.checkpoints.convert.weights import Weights, base_shapes, held, trained_shapes
-from calce_jax.checkpoints.convert.writer import cast, write_safetensors, write_shards
-from calce_jax.checkpoints.manager import load_params, starting_point
-from calce_jax.checkpoints.restore import trainables_of
+from calce_jax.checkpoints.convert.weights import Weights, as_lazy, base_param_shapes, trainable_param_shapes
+from calce_jax.checkpoints.convert.writer import cast_floating, write_safetensors, write_shards
+from calce_jax.checkpoints.manager import load_params, resolve_init
+from calce_jax.checkpoints.restore import load_trainable
 from calce_jax.config import WeightsConfig, to_dict, validate
 from calce_jax.distributed.param_names import named_leaves
-from calce_jax.models.calce import Calce, CalceConfig, label
+from calce_jax.models.calce import Calce, CalceConfig, param_label
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
@@ -36,34 +36,34 @@ from calce_jax.models.whisper import Whisper, WhisperConfig
 from configs.calce import get_config
 
 SIZES = CalceConfig(
-    VitConfig(image_size=8, patch=4, width=8, depth=2, heads=2, mlp_width=12),
-    QFormerConfig(width=8, depth=3, heads=2, ffn_width=12, queries=4, image_width=8, vocab=11, positions=9),
+    VitConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12),
+    QFormerConfig(width=8, depth=3, heads=2, mlp_width=12, query_tokens=4, image_width=8, vocab=11, max_positions=9),
     T5Config(width=8, heads=2, head_width=3, mlp_width=10, encoder_depth=2, decoder_depth=3, vocab=13),
     LoraConfig(rank=2, alpha=4.0),
-    compressed=2,
+    compressed_query_tokens=2,
 )
 HALF, BRAIN = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
-TRAINED = trained_shapes(SIZES)
+TRAINED = trainable_param_shapes(SIZES)
 
 
 def drawn(shapes, seed):
     draw = np.random.default_rng(seed)
-    return {name: held(draw.normal(size=leaf.shape).astype(np.float32)) for name, leaf in shapes.items()}
+    return {name: as_lazy(draw.normal(size=leaf.shape).astype(np.float32)) for name, leaf in shapes.items()}
 
 
-BASE = Weights(drawn(base_shapes(SIZES), 1), {}, SIZES, "chance")
+BASE = Weights(drawn(base_param_shapes(SIZES), 1), {}, SIZES, "chance")
 TUNED = replace(BASE, trained=drawn(TRAINED, 2))
 
 
 def state_dict(table, leaves, dtype=None):
     """Return the tensors that a checkpoint with these rows would hold."""
-    parts = {part for row in rows_of(table) for part in row.parts}
-    tensors = torch_parameters(rows_of(table), {name: leaf for name, leaf in leaves.items() if name in parts})
-    return tensors if dtype is None else cast(tensors, dtype)
+    parts = {part for row in mapping_rows(table) for part in row.param_names}
+    tensors = lazy_state_dict(mapping_rows(table), {name: leaf for name, leaf in leaves.items() if name in parts})
+    return tensors if dtype is None else cast_floating(tensors, dtype)
 
 
 def extra(*names):
-    return {name: held(np.arange(3)) for name in names}
+    return {name: as_lazy(np.arange(3)) for name in names}
 
 
 def save_pth(path, tensors, **more):
@@ -73,8 +73,8 @@ def save_pth(path, tensors, **more):
     return path
 
 
-EVA = prefixed(vit.TABLE, ours="vit/")
-T5 = prefixed(t5.table(lora=False), ours="t5/")
+EVA = add_prefix(vit.KEY_MAPPING, flax_prefix="vit/")
+T5 = add_prefix(t5.key_mapping(lora=False), flax_prefix="t5/")
 
 
 @pytest.fixture
@@ -82,14 +82,14 @@ def hub(tmp_path):
     """BERT, in the spelling of its first release, and Flan-T5 in shards."""
     words = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
-        for name, tensor in state_dict(bert.table(), BASE.base).items()
+        for name, tensor in state_dict(bert.key_mapping(), BASE.base).items()
     }
     unused = extra("bert.pooler.dense.weight", "cls.predictions.bias", "bert.embeddings.token_type_embeddings.weight")
     attention = extra("bert.encoder.layer.0.attention.self.query.weight", "bert.embeddings.LayerNorm.gamma")
     for name in ("bert", "t5"):
         (tmp_path / name).mkdir()
     write_safetensors(tmp_path / "bert/model.safetensors", words | unused | attention)
-    write_shards(tmp_path / "t5", state_dict(T5, BASE.base), shard_bytes=3000)
+    write_shards(tmp_path / "t5", state_dict(T5, BASE.base), max_shard_bytes=3000)
     return tmp_path
 
 
@@ -112,12 +112,12 @@ NOT_DRAWN = {name for name in BASE.base if not name.startswith("query_proj/")}
 def test_lavis_with_eva_t5_and_bert(hub):
     eva = save_pth(hub / "eva.pth", state_dict(EVA, BASE.base, HALF) | extra("blocks.39.norm1.weight", "head.bias"))
     tied = extra("Qformer.bert.embeddings.position_ids", "t5_model.encoder.embed_tokens.weight")
-    lavis = save_pth(hub / "lavis.pth", state_dict(blip2.lavis(), BASE.base) | tied, epoch=9)
+    lavis = save_pth(hub / "lavis.pth", state_dict(blip2.lavis_mapping(), BASE.base) | tied, epoch=9)
     assert (hub / "t5/model.safetensors.index.json").exists()
     weights = open_sources(parse_sources(f"lavis:{lavis},eva:{eva},t5:{hub / 't5'},bert:{hub / 'bert'}"), SIZES)
     seen = {name for name in BASE.base if name.startswith("vit/")}
     assert_same(weights.base, BASE.base, NOT_DRAWN - seen)
-    assert_same(weights.base, cast(BASE.base, HALF), seen)
+    assert_same(weights.base, cast_floating(BASE.base, HALF), seen)
     assert not weights.trained
 
 
@@ -140,8 +140,8 @@ def test_hugging_face_under_newer_names(hugging_face):
 
 def test_a_bias_on_the_keys_is_not_dropped_in_silence(hugging_face):
     path, name = hugging_face / "hf/model.safetensors", "vision_model.encoder.layers.1.self_attn.qkv.bias"
-    tensors = {name: held(tensor.read()) for name, tensor in open_tensors(path).items()}
-    write_safetensors(path, tensors | {name: held(np.ones(24, np.float32))})
+    tensors = {name: as_lazy(tensor.read()) for name, tensor in open_tensors(path).items()}
+    write_safetensors(path, tensors | {name: as_lazy(np.ones(24, np.float32))})
     weights = open_sources(parse_sources(f"hf:{hugging_face / 'hf'},bert:{hugging_face / 'bert'}"), SIZES)
     with pytest.raises(ConversionError, match=rf"{name}: has a bias on the keys"):
         write_base(hugging_face / "base.safetensors", weights)
@@ -149,10 +149,10 @@ def test_a_bias_on_the_keys_is_not_dropped_in_silence(hugging_face):
 
 
 def test_numbers_that_are_not_finite_are_damage(hub):
-    tensors = state_dict(bert.table(), BASE.base)
+    tensors = state_dict(bert.key_mapping(), BASE.base)
     broken = tensors["bert.embeddings.word_embeddings.weight"].read().copy()
     broken[3, 3] = np.inf
-    write_safetensors(hub / "b.safetensors", tensors | {"bert.embeddings.word_embeddings.weight": held(broken)})
+    write_safetensors(hub / "b.safetensors", tensors | {"bert.embeddings.word_embeddings.weight": as_lazy(broken)})
     write_safetensors(hub / "base.safetensors", BASE.base)
     sources = f"base:{hub / 'base.safetensors'},bert:{hub / 'b.safetensors'}"
     with pytest.raises(ConversionError, match=r"word_embeddings\.weight: holds numbers that are not finite"):
@@ -163,7 +163,7 @@ def test_numbers_that_are_not_finite_are_damage(hub):
 def test_positions_are_stretched_to_the_frames(hub):
     larger = replace(SIZES, vit=replace(SIZES.vit, image_size=12))
     write_safetensors(hub / "eva.safetensors", state_dict(EVA, BASE.base))
-    write_safetensors(hub / "base.safetensors", drawn(base_shapes(larger), 1))
+    write_safetensors(hub / "base.safetensors", drawn(base_param_shapes(larger), 1))
     sources = parse_sources(f"base:{hub / 'base.safetensors'},eva:{hub / 'eva.safetensors'}")
     positions = open_sources(sources, larger).base["vit/positions"]
     wanted = vit.interpolate_positions(BASE.base["vit/positions"].read(), 3)
@@ -173,7 +173,7 @@ def test_positions_are_stretched_to_the_frames(hub):
 def test_base_file_is_what_training_reads(hugging_face):
     weights = open_sources(parse_sources(f"hf:{hugging_face / 'hf'},bert:{hugging_face / 'bert'}"), SIZES)
     write_base(hugging_face / "weights/base.safetensors", weights)
-    wanted = base_shapes(SIZES)
+    wanted = base_param_shapes(SIZES)
     read = load_params(hugging_face / "weights/base.safetensors", wanted)
     jax.tree.map(np.testing.assert_array_equal, read, {name: weights.base[name].read() for name in wanted})
 
@@ -181,7 +181,7 @@ def test_base_file_is_what_training_reads(hugging_face):
 @pytest.mark.parametrize("dtype", [HALF, BRAIN])
 def test_narrow_weights_go_there_and_back(hub, dtype):
     """From torch to here to torch, in the dtype they came in."""
-    narrow = BASE.in_dtype(dtype)
+    narrow = BASE.cast_frozen(dtype)
     assert str(narrow.base["ln_vision/scale"].dtype) == "float32"
     write_blip2(hub / "hf", narrow)
     there = open_tensors(hub / "hf")
@@ -221,7 +221,7 @@ def test_checkpoint_of_the_original_there_and_back(checkpoint):
 def test_second_names_share_their_numbers(checkpoint):
     torch = pytest.importorskip("torch")
     model = torch.load(checkpoint / "stage1.pth", weights_only=True)["model"]
-    first, second = (model[f"{calce.PEFT}{tower}.embed_tokens.weight"] for tower in t5.TOWERS)
+    first, second = (model[f"{calce.PEFT_PREFIX}{tower}.embed_tokens.weight"] for tower in t5.TOWERS)
     assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
     np.testing.assert_array_equal(first.numpy(), BASE.base["t5/shared/embedding"].read())
     assert model["Qformer.bert.embeddings.position_ids"].tolist() == [list(range(9))]
@@ -242,13 +242,13 @@ def test_what_the_original_saves_besides_is_ignored(checkpoint):
 
 
 def test_mr_blip_has_no_query_proj(checkpoint):
-    tensors = state_dict(calce.checkpoint(query_proj=False), TUNED.trained)
+    tensors = state_dict(calce.checkpoint_mapping(query_proj=False), TUNED.trained)
     path = save_pth(checkpoint / "mr.pth", tensors, epoch=1)
     weights = open_sources(parse_sources(f"base:{checkpoint / 'base.safetensors'},mrblip:{path}"), SIZES)
     names = {name for name in TRAINED if not name.startswith("query_proj/")}
     assert weights.trained.keys() == names
-    assert_same(weights.all_trained(), TUNED.trained, names)
-    assert_same(weights.all_trained(), BASE.base, TRAINED.keys() - names)
+    assert_same(weights.trainable_params(), TUNED.trained, names)
+    assert_same(weights.trainable_params(), BASE.base, TRAINED.keys() - names)
     with pytest.raises(ConversionError, match=r"mrblip:\S+: query_proj\.weight \(2, 4\): matches no row"):
         open_sources([("base", checkpoint / "base.safetensors"), ("mrblip", checkpoint / "stage1.pth")], SIZES)
 
@@ -260,7 +260,7 @@ def test_folder_of_a_run(checkpoint):
     config = json.loads((checkpoint / "run/config.json").read_text())
     assert config["weights"] == {"base": str(base), "start": ""}
     assert sorted(path.name for path in (checkpoint / "run").iterdir()) == ["checkpoints", "config.json"]
-    assert starting_point(checkpoint / "new", given=str(checkpoint / "run")).kind == "given"
+    assert resolve_init(checkpoint / "new", other_run=str(checkpoint / "run")).kind == "given"
 
 
 # Orbax writes arrays at once; those still under way when one fails find its event loop closed.
@@ -269,7 +269,7 @@ def test_folder_of_a_run(checkpoint):
 def test_disk_full_at_the_checkpoint_of_a_run(tmp_path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     write_safetensors(tmp_path / "base.safetensors", BASE.base)
-    many = {name: held(np.random.default_rng(0).normal(size=(100, 100))) for name in TUNED.trained}
+    many = {name: as_lazy(np.random.default_rng(0).normal(size=(100, 100))) for name in TUNED.trained}
     weights = replace(TUNED, trained=many, file=tmp_path / "base.safetensors")
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
     try:
@@ -295,9 +295,9 @@ def test_folder_of_a_run_with_its_own_base(hugging_face, checkpoint):
 def test_training_goes_on_from_a_converted_run(checkpoint):
     write_run(checkpoint / "run", TUNED, RUN)
     model = nnx.eval_shape(lambda: Calce(SIZES, rngs=nnx.Rngs(0)))
-    state = nnx.state(model, lambda path, _: label(tuple(map(str, path))) == "trainable")
+    state = nnx.state(model, lambda path, _: param_label(tuple(map(str, path))) == "trainable")
     like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), state)
-    start = named_leaves(trainables_of(checkpoint / "run", like))
+    start = named_leaves(load_trainable(checkpoint / "run", like))
     assert start.keys() == TUNED.trained.keys()
     for name, leaf in TUNED.trained.items():
         np.testing.assert_array_equal(start[name], leaf.read())
@@ -312,11 +312,13 @@ def test_adapters_are_wanted_where_they_are_due(hub):
 
 
 def test_all_that_is_wrong_in_all_sources_is_said_at_once(hub):
-    words = {name: tensor for name, tensor in state_dict(bert.table(), BASE.base).items() if "layer.1." not in name}
-    words["bert.embeddings.position_embeddings.weight"] = held(np.zeros((9, 8), np.int8))
+    words = {
+        name: tensor for name, tensor in state_dict(bert.key_mapping(), BASE.base).items() if "layer.1." not in name
+    }
+    words["bert.embeddings.position_embeddings.weight"] = as_lazy(np.zeros((9, 8), np.int8))
     write_safetensors(hub / "words.safetensors", words | extra("stray"))
     eyes = state_dict(EVA, BASE.base)
-    eyes["blocks.0.norm1.weight"] = held(np.zeros(7, np.float32))
+    eyes["blocks.0.norm1.weight"] = as_lazy(np.zeros(7, np.float32))
     write_safetensors(hub / "eyes.safetensors", eyes)
     with pytest.raises(ConversionError) as caught:
         open_sources(
@@ -342,7 +344,7 @@ def test_missing_weights_are_named_with_who_has_them(hub):
 
 def test_base_of_another_size(hub):
     other = replace(SIZES, t5=replace(SIZES.t5, width=6))
-    write_safetensors(hub / "base.safetensors", drawn(base_shapes(other), 0))
+    write_safetensors(hub / "base.safetensors", drawn(base_param_shapes(other), 0))
     with pytest.raises(ConversionError, match=r"t5_proj/bias: has shape \(6,\), the model needs \(8,\)"):
         open_sources([("base", hub / "base.safetensors")], SIZES)
 
@@ -371,10 +373,10 @@ def test_a_run_whose_base_is_not_there(tmp_path, base, said):
 
 def test_command_from_end_to_end(tmp_path):
     """A run of the tiny size, out to the hub's formats and in again."""
-    tiny = sizes_of(RUN)
-    write_safetensors(tmp_path / "base.safetensors", drawn(base_shapes(tiny), 3))
+    tiny = model_config_of(RUN)
+    write_safetensors(tmp_path / "base.safetensors", drawn(base_param_shapes(tiny), 3))
     weights = open_sources([("base", tmp_path / "base.safetensors")], tiny)
-    write_run(tmp_path / "run", replace(weights, trained=drawn(trained_shapes(tiny), 4)), RUN)
+    write_run(tmp_path / "run", replace(weights, trained=drawn(trainable_param_shapes(tiny), 4)), RUN)
     config = get_preset("shapes")
     said = convert(f"orbax:{tmp_path / 'run'}", f"hf:{tmp_path / 'hf'}", config, dtype="bfloat16")
     assert re.fullmatch(r"\S+hf: \d\.\d MB from orbax:\S+run", said)
@@ -401,7 +403,7 @@ def test_whisper_under_our_names(tmp_path):
     sizes = WhisperConfig.from_hugging_face(config)
     shapes = named_leaves(nnx.state(nnx.eval_shape(lambda: Whisper(sizes, rngs=nnx.Rngs(0))), nnx.Param))
     weights = drawn(shapes, 6)
-    write_safetensors(tmp_path / "model.safetensors", torch_parameters(whisper.TABLE, weights))
+    write_safetensors(tmp_path / "model.safetensors", lazy_state_dict(whisper.KEY_MAPPING, weights))
     source, target = f"whisper:{tmp_path}", f"base:{tmp_path / 'ours.safetensors'}"
     convert(source, target, get_preset("shapes"))
     assert_same(open_tensors(tmp_path / "ours.safetensors"), weights)

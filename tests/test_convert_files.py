@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from calce_jax.checkpoints.convert import writer
 from calce_jax.checkpoints.convert.reader import WeightsFileError, open_tensors
-from calce_jax.checkpoints.convert.state_dict import Lazy
-from calce_jax.checkpoints.convert.weights import held
-from calce_jax.checkpoints.convert.writer import cast, whole_folder, write_safetensors, write_shards
+from calce_jax.checkpoints.convert.state_dict import LazyArray
+from calce_jax.checkpoints.convert.weights import as_lazy
+from calce_jax.checkpoints.convert.writer import atomic_folder, cast_floating, write_safetensors, write_shards
 
 ARRAYS = {
     "wide": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -27,7 +27,7 @@ ARRAYS = {
 
 
 def lazily(arrays):
-    return {name: held(array) for name, array in arrays.items()}
+    return {name: as_lazy(array) for name, array in arrays.items()}
 
 
 def assert_same(opened, arrays):
@@ -39,7 +39,7 @@ def assert_same(opened, arrays):
 
 def shards(folder, at_most=24):
     folder.mkdir()
-    write_shards(folder, lazily(ARRAYS), shard_bytes=at_most)
+    write_shards(folder, lazily(ARRAYS), max_shard_bytes=at_most)
     return folder / "model.safetensors.index.json"
 
 
@@ -203,7 +203,7 @@ def test_not_there(tmp_path, torch):
 
 
 def test_cast_spares_what_is_no_weight(tmp_path):
-    narrow = cast(lazily(ARRAYS), np.dtype(ml_dtypes.bfloat16))
+    narrow = cast_floating(lazily(ARRAYS), np.dtype(ml_dtypes.bfloat16))
     assert {name: str(tensor.dtype) for name, tensor in narrow.items()} == dict.fromkeys(ARRAYS, "bfloat16") | {
         "count": "int64"
     }
@@ -214,7 +214,7 @@ def broken():
     def read():
         raise WeightsFileError("damaged")
 
-    return {"good": held(np.ones(100, np.float32)), "bad": Lazy((3,), np.dtype(np.float32), read)}
+    return {"good": as_lazy(np.ones(100, np.float32)), "bad": LazyArray((3,), np.dtype(np.float32), read)}
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def full_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-BIG = {name: held(np.ones(200, np.float32)) for name in "abc"}
+BIG = {name: as_lazy(np.ones(200, np.float32)) for name in "abc"}
 
 
 def test_nothing_half_written_is_left(tmp_path, full_disk):
@@ -241,15 +241,15 @@ def test_nothing_half_written_is_left(tmp_path, full_disk):
 
 
 def write_folder(path, tensors):
-    with whole_folder(path) as part:
-        write_shards(part, tensors, shard_bytes=500)
+    with atomic_folder(path) as part:
+        write_shards(part, tensors, max_shard_bytes=500)
 
 
 def test_nothing_half_written_is_left_of_a_folder(tmp_path, full_disk):
     resource.setrlimit(resource.RLIMIT_FSIZE, (900, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    write_folder(tmp_path / "small", {"a": held(np.ones(9, np.float32))})
+    write_folder(tmp_path / "small", {"a": as_lazy(np.ones(9, np.float32))})
     with pytest.raises(OSError, match="make room"):
-        write_folder(tmp_path / "big", {"a": BIG["a"], "b": held(np.ones(300, np.float32))})
+        write_folder(tmp_path / "big", {"a": BIG["a"], "b": as_lazy(np.ones(300, np.float32))})
     with pytest.raises(WeightsFileError):
         write_folder(tmp_path / "broken", broken())
     assert [path.name for path in tmp_path.iterdir()] == ["small"]

@@ -10,9 +10,9 @@ from flax import nnx
 
 from calce_jax.checkpoints.convert import bert
 from calce_jax.checkpoints.convert.huggingface import write_adapter, write_blip2
-from calce_jax.checkpoints.convert.mapping import rows_of
-from calce_jax.checkpoints.convert.state_dict import check
-from calce_jax.checkpoints.convert.weights import Weights, base_shapes, held, trained_shapes
+from calce_jax.checkpoints.convert.mapping import mapping_rows
+from calce_jax.checkpoints.convert.state_dict import check_state_dict
+from calce_jax.checkpoints.convert.weights import Weights, as_lazy, base_param_shapes, trainable_param_shapes
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.models.lora import LoraConfig
@@ -21,11 +21,11 @@ from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
 
 SIZES = CalceConfig(
-    VitConfig(image_size=8, patch=4, width=8, depth=2, heads=2, mlp_width=12),
-    QFormerConfig(width=12, depth=3, heads=2, ffn_width=20, queries=3, image_width=8, vocab=11, positions=9),
+    VitConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12),
+    QFormerConfig(width=12, depth=3, heads=2, mlp_width=20, query_tokens=3, image_width=8, vocab=11, max_positions=9),
     T5Config(width=16, heads=2, head_width=4, mlp_width=24, encoder_depth=2, decoder_depth=3, vocab=19),
     LoraConfig(rank=2, alpha=4.0),
-    compressed=2,
+    compressed_query_tokens=2,
 )
 IMAGE, START = 18, 0
 # float32 sums in another order, through eleven layers and a head whose sums cancel.
@@ -34,10 +34,10 @@ CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 
 def drawn(shapes, seed):
     draw = np.random.default_rng(seed)
-    return {name: held((0.3 * draw.normal(size=leaf.shape)).astype(np.float32)) for name, leaf in shapes.items()}
+    return {name: as_lazy((0.3 * draw.normal(size=leaf.shape)).astype(np.float32)) for name, leaf in shapes.items()}
 
 
-WEIGHTS = Weights(drawn(base_shapes(SIZES), 1), drawn(trained_shapes(SIZES), 2), SIZES, "chance")
+WEIGHTS = Weights(drawn(base_param_shapes(SIZES), 1), drawn(trainable_param_shapes(SIZES), 2), SIZES, "chance")
 DRAW = np.random.default_rng(5)
 PIXELS = DRAW.normal(size=(2, 8, 8, 3)).astype(np.float32)
 TEXT = DRAW.integers(2, IMAGE, (2, 5)).astype(np.int32)
@@ -74,7 +74,7 @@ def logits(t5, prompt, answer):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_transformers_computes_the_same(tmp_path, torch, ours, dtype):
     transformers = pytest.importorskip("transformers")
-    weights = WEIGHTS if dtype == "float32" else WEIGHTS.in_dtype(np.dtype(jnp.bfloat16))
+    weights = WEIGHTS if dtype == "float32" else WEIGHTS.cast_frozen(np.dtype(jnp.bfloat16))
     write_blip2(tmp_path / "hf", weights)
     theirs, info = transformers.Blip2ForConditionalGeneration.from_pretrained(
         tmp_path / "hf", output_loading_info=True, dtype=torch.float32
@@ -135,6 +135,6 @@ def test_bert_names_are_those_of_transformers(torch):
         name: jax.ShapeDtypeStruct(tuple(tensor.shape), np.dtype(np.float32))
         for name, tensor in model.state_dict().items()
     }
-    parts = {part for row in rows_of(bert.table()) for part in row.parts}
-    full = base_shapes(CalceConfig.full())
-    check(bert.table(), tensors, {part: leaf for part, leaf in full.items() if part in parts})
+    parts = {part for row in mapping_rows(bert.key_mapping()) for part in row.param_names}
+    full = base_param_shapes(CalceConfig.full())
+    check_state_dict(bert.key_mapping(), tensors, {part: leaf for part, leaf in full.items() if part in parts})

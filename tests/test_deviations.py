@@ -13,15 +13,15 @@ import pytest
 from flax import nnx
 
 from calce_jax.config import OptimizerConfig, validate
-from calce_jax.inference.predict_step import StepConfig, chance_of
+from calce_jax.inference.predict_step import StepConfig, draw_noise_for_batch
 from calce_jax.input_pipeline.dataset import Query
-from calce_jax.models.calce import Selection
-from calce_jax.models.keyframes.reference_noise import draw_chance
-from calce_jax.text.prompt import answer_tokens
+from calce_jax.models.calce import SelectionConfig
+from calce_jax.models.keyframes.reference_noise import draw_reference_noise
+from calce_jax.text.prompt import max_answer_tokens
 from calce_jax.text.tokenizers import load_t5
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate
-from calce_jax.training.state import apply_gradients, new_state
+from calce_jax.training.state import apply_gradients, create_train_state
 from configs.calce import get_config
 from data import tokenizers as small
 from tests import minute
@@ -38,7 +38,9 @@ def model():
 
 
 def selection(behaviour, stage=1, **how):
-    return Selection(stage=stage, clusters=2, dilation=0, captions=2, similarity=-1.0, behaviour=behaviour, **how)
+    return SelectionConfig(
+        stage=stage, clusters=2, dilation=0, max_captions=2, min_similarity=-1.0, behaviour=behaviour, **how
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def frames_of(reading):
 def test_noise_decides_ties_under_reference_alone(read):
     # For two clusters the one neighbour that counts is the frame itself, so all frames are equally dense.
     seen = jax.random.normal(jax.random.key(2), (3, FRAMES, 5, 16))
-    one, other = (draw_chance(jax.random.key(seed), BATCH.row, FRAMES) for seed in (0, 1))
+    one, other = (draw_reference_noise(jax.random.key(seed), BATCH.row, FRAMES) for seed in (0, 1))
     plain = frames_of(read(seen, None, None, selection("default")))
     assert frames_of(read(seen, None, one, selection("default"))) == plain
     noisy = [frames_of(read(seen, None, chance, selection("reference"))) for chance in (one, other)]
@@ -69,9 +71,9 @@ def test_noise_decides_ties_under_reference_alone(read):
 
 def test_frames_are_removed_at_random_under_reference_alone(read):
     seen = jax.random.normal(jax.random.key(3), (3, FRAMES, 5, 16))
-    chances = [draw_chance(jax.random.key(seed), BATCH.row, FRAMES) for seed in range(4)]
+    chances = [draw_reference_noise(jax.random.key(seed), BATCH.row, FRAMES) for seed in range(4)]
     # Without noise, so that the clusters are the same.
-    chances = [dataclasses.replace(chance, noise=jnp.zeros_like(chance.noise)) for chance in chances]
+    chances = [dataclasses.replace(chance, noise=jnp.zeros_like(chance.density_noise)) for chance in chances]
     kept = {}
     for behaviour in BEHAVIOURS:
         how = selection(behaviour, stage=2, filter_dilation=FRAMES)
@@ -81,19 +83,21 @@ def test_frames_are_removed_at_random_under_reference_alone(read):
 
 
 def test_a_row_meets_the_same_chance_in_any_batch():
-    together = draw_chance(jax.random.key(0), jnp.asarray([4, 7, -1]), FRAMES)
-    alone = draw_chance(jax.random.key(0), jnp.asarray([7]), FRAMES)
-    np.testing.assert_array_equal(together.draws[1], alone.draws[0])
-    np.testing.assert_array_equal(together.noise[1], alone.noise[0])
-    assert not np.array_equal(together.noise[0], together.noise[1])
+    together = draw_reference_noise(jax.random.key(0), jnp.asarray([4, 7, -1]), FRAMES)
+    alone = draw_reference_noise(jax.random.key(0), jnp.asarray([7]), FRAMES)
+    np.testing.assert_array_equal(together.removal_draws[1], alone.removal_draws[0])
+    np.testing.assert_array_equal(together.density_noise[1], alone.density_noise[0])
+    assert not np.array_equal(together.density_noise[0], together.density_noise[1])
 
 
 def test_evaluation_repeats_itself_and_draws_under_reference_alone():
     step = {b: StepConfig(selection(b), buckets=(96,)) for b in BEHAVIOURS}
-    assert chance_of(step["default"], BATCH) is None
-    first, again = (chance_of(step["reference"], BATCH) for _ in range(2))
-    np.testing.assert_array_equal(first.noise, again.noise)
-    assert not np.array_equal(first.noise, chance_of(step["reference"], BATCH, jax.random.key(5)).noise)
+    assert draw_noise_for_batch(step["default"], BATCH) is None
+    first, again = (draw_noise_for_batch(step["reference"], BATCH) for _ in range(2))
+    np.testing.assert_array_equal(first.density_noise, again.density_noise)
+    assert not np.array_equal(
+        first.density_noise, draw_noise_for_batch(step["reference"], BATCH, jax.random.key(5)).density_noise
+    )
 
 
 def test_the_frozen_q_former_drops_under_reference_alone(model, read):
@@ -146,7 +150,7 @@ def test_gradients_left_over_at_the_end_of_an_epoch_enter_the_next_ones_first_st
     def of(value):
         return {"query_proj": {"kernel": jnp.full((1, 1), value, jnp.float32)}}
 
-    state = new_state(of(0.0), optimizer)
+    state = create_train_state(of(0.0), optimizer)
     for gradient in (1.0, 2.0, 5.0):  # an epoch of three micro-steps
         state = apply_gradients(state, of(gradient), optimizer, jnp.float32(1))
     after_epoch = float(state.trainable["query_proj"]["kernel"][0, 0])
@@ -165,7 +169,7 @@ def test_answers_end_after_70_tokens_under_reference_alone():
         for qid, duration in enumerate((150.0, 30.0))
     ]
     configs = {b: validate(get_config(f"qvh,stage=1,behaviour={b}")) for b in BEHAVIOURS}
-    lengths = {b: answer_tokens(config, queries, t5) for b, config in configs.items()}
+    lengths = {b: max_answer_tokens(config, queries, t5) for b, config in configs.items()}
     assert lengths["reference"] == 70
     assert lengths["default"] > 141, "the longest annotated answer"
 

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from calce_jax.config import field_names
-from tests.documented import PAGES, ROOT, Command, check, code_lines, commands
-from tests.scripts import call
+from tests.documented import PAGES, ROOT, Command, check_command, code_lines, commands
+from tests.scripts import run_script
 
 # Which test runs a program, on data that it makes; the full-size data of the docs are nobody's to ship.
 RUN_BY = {
@@ -36,7 +36,7 @@ MAKES_IT_ITSELF = {"demo", "aot", "make_base"}  # `make demo`, `make aot` and `m
 def test_commands_parse(command: Command, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     try:
-        check(command)
+        check_command(command)
     except ImportError as error:
         pytest.skip(f"{error.name} is absent")
 
@@ -105,13 +105,13 @@ def test_the_pages_build(tmp_path: Path):
 def test_weights_are_converted_as_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     base = ROOT / "calce_jax/assets/tiny/base.safetensors"
     tiny = ("--size=tiny", "--run=shapes")
-    call("convert", f"--source=base:{base}", f"--target=base:{tmp_path / 'again.safetensors'}", *tiny)
+    run_script("convert", f"--source=base:{base}", f"--target=base:{tmp_path / 'again.safetensors'}", *tiny)
     assert str(tmp_path / "again.safetensors") in capsys.readouterr().out
     before, after = load_file(base), load_file(tmp_path / "again.safetensors")
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
     with pytest.raises(SystemExit, match=r"^ValueError: --source: 'nothing:x' is none of"):
-        call("convert", "--source=nothing:x", f"--target=base:{tmp_path / 'b.safetensors'}", *tiny)
+        run_script("convert", "--source=nothing:x", f"--target=base:{tmp_path / 'b.safetensors'}", *tiny)
 
 
 def test_calce_says_what_there_is():

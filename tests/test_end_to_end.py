@@ -11,16 +11,16 @@ import pytest
 from flax import nnx
 
 from calce_jax.batch import Batch
-from calce_jax.checkpoints.convert.calce import table
-from calce_jax.input_pipeline.speech_mask import spoken_frames
+from calce_jax.checkpoints.convert.calce import key_mapping
+from calce_jax.input_pipeline.speech_mask import mark_speech_frames
 from calce_jax.models.beam_search import beam_search
-from calce_jax.models.calce import Calce, CalceConfig, Selection
+from calce_jax.models.calce import Calce, CalceConfig, SelectionConfig
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
-from calce_jax.text.captions import clean, spoken_intervals
-from calce_jax.text.prompt import PromptWriter, about_talking
+from calce_jax.text.captions import clean_captions, speech_intervals
+from calce_jax.text.prompt import PromptWriter, mentions_speech
 from calce_jax.text.text_row import Caption, TextSizes
 from calce_jax.text.tokenizers import load_bert, load_t5
 from tests import golden
@@ -44,15 +44,17 @@ def model(shared):
         ),
         T5Config(t5["d_model"], t5["heads"], t5["d_kv"], t5["d_ff"], t5["enc"], t5["dec"]),
         LoraConfig(),
-        compressed=2,
+        compressed_query_tokens=2,
     )
-    tensors = golden.recorded(shared, "13_e2e_state_dict")
-    return golden.load(nnx.eval_shape(lambda: Calce(config, rngs=nnx.Rngs(0))), table(lora=True), tensors)
+    tensors = golden.load_recording(shared, "13_e2e_state_dict")
+    return golden.load_state_dict(
+        nnx.eval_shape(lambda: Calce(config, rngs=nnx.Rngs(0))), key_mapping(lora=True), tensors
+    )
 
 
 @pytest.fixture(scope="module")
 def recorded(shared):
-    return golden.recorded(shared, "13_e2e"), golden.recorded(shared, "13_e2e_b1")
+    return golden.load_recording(shared, "13_e2e"), golden.load_recording(shared, "13_e2e_b1")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def batches(shared, recorded):
     """A batch of one for every stage and sample."""
     tokenizers = load_t5(shared / "tokenizers" / "t5"), load_bert(shared / "tokenizers" / "bert")
     meta = json.loads((shared / "golden" / "13_e2e_meta.json").read_text())
-    sizes = TextSizes(FRAMES, captions=4, words=24, text_tokens=LENGTH, answer_tokens=16)
+    sizes = TextSizes(FRAMES, captions=4, bert_tokens=24, text_tokens=LENGTH, answer_tokens=16)
     writers = {stage: PromptWriter(*tokenizers, sizes, stage=stage, behaviour="reference") for stage in (1, 2)}
     return {
         (stage, sample): one(meta[f"stage{stage}"], sample, recorded[0][f"s{stage}_timestamps"][sample], writers[stage])
@@ -88,7 +90,7 @@ def one(meta, sample, times, writer):
         items,
         times,
         duration,
-        clean(said),
+        clean_captions(said),
         answer=ast.literal_eval(fields["relevant_windows"]),
         reference_windows=windows,
     )
@@ -101,8 +103,8 @@ def one(meta, sample, times, writer):
         "spans": text.spans,
         "query_words": text.query_words,
         "caption_words": text.caption_words,
-        "talk": np.bool_(about_talking(query, "reference")),
-        "spoken": spoken_frames(spoken_intervals(said, "reference"), duration, FRAMES),
+        "talk": np.bool_(mentions_speech(query, "reference")),
+        "spoken": mark_speech_frames(speech_intervals(said, "reference"), duration, FRAMES),
         "windows": np.asarray(windows, np.float32),
         "window_valid": np.ones(len(windows), bool),
         "labels": text.labels,
@@ -114,7 +116,7 @@ def one(meta, sample, times, writer):
 
 
 def selection(stage):
-    return Selection(stage=stage, clusters=6, dilation=1, filter_dilation=1, behaviour="reference")
+    return SelectionConfig(stage=stage, clusters=6, dilation=1, filter_dilation=1, behaviour="reference")
 
 
 @partial(jax.jit, static_argnames=("graph", "stage"))
@@ -124,7 +126,7 @@ def run(graph, state, seen, batch, stage):
     loss = model.loss(seen, batch, reading, LENGTH, behaviour="reference")
     x, mask = model.embed(seen, batch, reading, LENGTH)
     memory = model.t5.encode(x, mask)
-    answers = beam_search(model.t5, memory, mask, beams=5, length=70, behaviour="reference")
+    answers = beam_search(model.t5, memory, mask, num_beams=5, max_length=70, behaviour="reference")
     return reading, loss, x, mask, answers
 
 

@@ -69,16 +69,16 @@ def test_formats_meet(shared):
     """The original's predictions against the official annotations: ids are strings there and numbers here."""
     predictions = shared / "annotations/calce/qvh/val_stage2.json"
     evaluation = evaluate_files(predictions, shared / "annotations/qvhighlights/highlight_val_release.jsonl")
-    assert evaluation.notes() == []
+    assert evaluation.warnings() == []
     assert evaluation.scores["official"]["R1@0.5"] == 78.00
     assert evaluation.scores["official"]["mAP@0.5"] == 70.80
 
 
 def test_queries_without_partner_are_named_and_miss(files):
     evaluation = evaluate_files(*files)
-    assert evaluation.matched.unanswered == [3]
-    assert evaluation.matched.unknown == [77]
-    assert evaluation.notes() == [
+    assert evaluation.pairing.missing_predictions == [3]
+    assert evaluation.pairing.unknown_predictions == [77]
+    assert evaluation.warnings() == [
         "1 annotated queries have no prediction and count as misses: 3",
         "1 predictions are for queries that are not annotated, and are not scored: 77",
         "1 answers were malformed: 1",
@@ -90,7 +90,7 @@ def test_queries_without_partner_are_named_and_miss(files):
 
 @pytest.mark.parametrize(("rank", "reference", "official"), [("given", 33.33, 50.0), ("longest", 66.67, 66.67)])
 def test_rank_decides_the_first_window_and_the_scores(files, rank, reference, official):
-    scores = evaluate_files(*files, rank=rank).scores
+    scores = evaluate_files(*files, window_order=rank).scores
     assert scores["reference"]["R1@0.5"] == scores["official"]["R1@0.5"] == reference
     assert scores["official"]["mAP@0.5"] == official
 

@@ -15,25 +15,25 @@ from flax import nnx
 
 from benchmarks.aot.flops import count_flops
 from calce_jax.checkpoints.manager import save_params
-from calce_jax.config import ConfigError, differences, to_dict, validate
+from calce_jax.config import ConfigError, diff, to_dict, validate
 from calce_jax.datasets.tables import VideoRecord, build_tables
 from calce_jax.inference.answers import extract_features as seeing
-from calce_jax.inference.extract_features import Footage, keep_features
+from calce_jax.inference.extract_features import VideoDataset, extract_features
 from calce_jax.inference.predict_split import open_split
 from calce_jax.inference.predict_step import make_predict, step_config
 from calce_jax.input_pipeline import InputError, abstract_batch, make_iterator
 from calce_jax.input_pipeline.batches import input_config
 from calce_jax.input_pipeline.feature_fingerprint import check_features, weights_hash
-from calce_jax.input_pipeline.feature_store import Clip, FeatureFolder, FeaturesError, Shard, sums_of
-from calce_jax.models.feature_codec import restored, seen_in, stored
+from calce_jax.input_pipeline.feature_store import FeaturesError, FeatureStore, FrameKeys, ShardWriter, checksums
+from calce_jax.models.feature_codec import dequantize, load_or_encode, quantize
 from calce_jax.moments.annotations import Annotation
 from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.training.optimizer import make_optimizer
-from calce_jax.training.state import new_state
+from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import make_train_step
 from calce_jax.video.decode import encode_jpeg
-from tests.minute import SIDE
-from tests.scripts import call
+from tests.minute import IMAGE_SIZE
+from tests.scripts import run_script
 from tests.searching import make_stages
 
 STORED, FRAMES = 8, 4
@@ -45,7 +45,7 @@ VAL = [Annotation(n, video, "a red circle", [], None, [[0, 1]]) for n, video in 
 def film(video, seed=0):
     """Frames of noise; the same for the same seed."""
     count, total = min(STORED, TOTALS[video]), TOTALS[video]
-    noise = np.random.default_rng((ord(video[0]), seed)).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
+    noise = np.random.default_rng((ord(video[0]), seed)).integers(0, 256, (count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     indices = np.arange(count, dtype=np.int32) * (total // count)
     return VideoRecord(video, total, 10.0, 8.0, indices, indices.astype(np.float32) / 10, encode_jpeg(noise), [])
 
@@ -69,7 +69,7 @@ def clip_of(video, seed=0):
     """The frames of a video that are wanted of it."""
     made = film(video, seed)
     step = len(made.jpegs) // min(FRAMES, len(made.jpegs))
-    return Clip(video, made.indices[::step].tolist(), sums_of(made.jpegs[::step]))
+    return FrameKeys(video, made.indices[::step].tolist(), checksums(made.jpegs[::step]))
 
 
 def reading(base, features):
@@ -77,7 +77,7 @@ def reading(base, features):
 
 
 def keep(base, out, store="float32", splits=(), **more):
-    return keep_features(base, Footage(base.config.data.directory, splits), out, store=store, **more)
+    return extract_features(base, VideoDataset(base.config.data.directory, splits), out, storage_dtype=store, **more)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,7 +128,7 @@ def loss_and_gradients(graph, config, weights, seen, batch):
 def learnt(base, config):
     """Return loss and gradients of the first batch of a run, as one vector."""
     batch = batches(base, config)[0]
-    see = jax.jit(lambda batch, *weights: seen_in(nnx.merge(base.graph, *weights), batch))
+    see = jax.jit(lambda batch, *weights: load_or_encode(nnx.merge(base.graph, *weights), batch))
     seen = see(batch, base.trainable, base.frozen)
     made = loss_and_gradients(
         base.graph, step_config(base.config, 8), (base.trainable, base.frozen), seen, batch.without_frames()
@@ -152,7 +152,7 @@ def test_a_step_from_features_leaves_out_the_tower_and_nothing_else(base, kept):
     step = make_train_step(base.graph, config, optimizer, lambda step: jnp.float32(1e-3))
     predict = make_predict(base.graph, config)
     frames, features = (batches(base, source)[0] for source in (base.config, reading(base, kept["int8"][0])))
-    state = jax.eval_shape(partial(new_state, optimizer=optimizer), base.trainable)
+    state = jax.eval_shape(partial(create_train_state, optimizer=optimizer), base.trainable)
     tower = flops(
         lambda frames, *weights: nnx.merge(base.graph, *weights).see(frames),
         frames.frames,
@@ -183,7 +183,7 @@ def test_batches_with_features_have_the_promised_shapes(base, kept):
             for leaf, its in zip(jax.tree.leaves(batch), jax.tree.leaves(promised), strict=True):
                 assert (leaf.shape, leaf.dtype) == (its.shape, its.dtype), store
         # The second of two batches has one query, of all frames, and two rows that stand for nothing.
-        assert batch.valid.tolist() == [True, False, False]
+        assert batch.row_mask.tolist() == [True, False, False]
         assert np.any(batch.features.values[0] != 0)
         assert not np.any(batch.features.values[1:] != 0)
 
@@ -241,7 +241,7 @@ def test_a_tower_is_known_by_its_weights(tmp_path):
 
 def test_a_video_without_features_is_named_before_training(base, tmp_path):
     done = keep(base, tmp_path, splits=["val"])
-    assert done.seen == 2
+    assert done.num_extracted == 2
     config = reading(base, tmp_path)
     open_split(config, "val", base.tokenizers, base.sizes)
     with pytest.raises(FeaturesError, match=r"2 of the 3 videos of split train have no features \(a, short\); run"):
@@ -262,18 +262,18 @@ def test_a_damaged_shard_is_named(base, kept, tmp_path, damage):
     with pytest.raises(FeaturesError, match=f"{shard} is damaged .*; remove it and run launch/cache_features.py again"):
         keep(base, out)
     shard.unlink()
-    assert keep(base, out).seen == 3
+    assert keep(base, out).num_extracted == 3
 
 
 def test_a_damaged_record_is_named(kept, tmp_path):
     out = shutil.copytree(kept["float32"][0], tmp_path / "out")
     shard = out / "features-00000-of-host-0.array_record"
-    values = FeatureFolder(out).read(clip_of("a"))["values"].tobytes()
+    values = FeatureStore(out).read(clip_of("a"))["values"].tobytes()
     content = bytearray(shard.read_bytes())
     content[content.index(values[:16])] ^= 1
     shard.write_bytes(content)
     with pytest.raises(FeaturesError, match=f"{shard} is damaged .*; remove it and run"):
-        FeatureFolder(out).read(clip_of("a"))
+        FeatureStore(out).read(clip_of("a"))
 
 
 def test_two_that_fill_one_folder_as_the_same_host_do_not_meet(base, kept, tmp_path):
@@ -281,11 +281,11 @@ def test_two_that_fill_one_folder_as_the_same_host_do_not_meet(base, kept, tmp_p
     with FileLock(out / "features-of-host-0.lock"):
         with pytest.raises(LockError, match="writes here"):
             keep(base, out)
-        assert keep(base, out, host=1, hosts=2).there == 2
+        assert keep(base, out, host=1, hosts=2).num_existing == 2
 
 
 def test_an_interrupted_run_goes_on_with_the_videos_that_are_left(base, kept, tmp_path, monkeypatch):
-    close, closed = Shard.close, []
+    close, closed = ShardWriter.close, []
 
     def interrupted(shard):
         if closed:
@@ -293,7 +293,7 @@ def test_an_interrupted_run_goes_on_with_the_videos_that_are_left(base, kept, tm
         closed.append(shard.path)
         close(shard)
 
-    monkeypatch.setattr(Shard, "close", interrupted)
+    monkeypatch.setattr(ShardWriter, "close", interrupted)
     with pytest.raises(KeyboardInterrupt):
         keep(base, tmp_path, videos_a_shard=1)
     assert list(tmp_path.glob("*.array_record*")) == closed
@@ -301,9 +301,9 @@ def test_an_interrupted_run_goes_on_with_the_videos_that_are_left(base, kept, tm
     # What a process leaves that is killed.
     (tmp_path / "features-00001-of-host-0.array_record.part").write_bytes(b"half")
     done = keep(base, tmp_path, videos_a_shard=2)
-    assert (done.seen, done.there) == (3, 1)
+    assert (done.num_extracted, done.num_existing) == (3, 1)
     assert not list(tmp_path.glob("*.part"))
-    assert keep(base, tmp_path).there == 4
+    assert keep(base, tmp_path).num_existing == 4
     for mine, whole in zip(
         batches(base, reading(base, tmp_path)), batches(base, reading(base, kept["float32"][0])), strict=True
     ):
@@ -319,16 +319,16 @@ def test_a_video_prepared_anew_is_seen_anew(base, tmp_path):
     build_tables(folder, "shapes", {"val": VAL}, lambda video: film(video, seed=int(video == "c")))
     with pytest.raises(InputError, match=r"query 0 of video c: it was prepared anew since .*; run launch/cache_feat"):
         batches(here, reading(here, out), "val")
-    assert (again := keep(here, out)).seen == again.there == 1
+    assert (again := keep(here, out)).num_extracted == again.num_existing == 1
     after = batches(here, reading(here, out), "val")[0]
     assert np.all(np.any(after.features.values[0] != before.features.values[0], axis=(1, 2)))
     np.testing.assert_array_equal(after.features.values[1], before.features.values[1])
 
 
 def test_machines_share_the_videos(base, tmp_path):
-    assert [keep(base, tmp_path, host=host, hosts=2).seen for host in range(2)] == [2, 2]
-    assert keep(base, tmp_path).there == 4
-    assert batches(base, reading(base, tmp_path))[1].valid.all()
+    assert [keep(base, tmp_path, host=host, hosts=2).num_extracted for host in range(2)] == [2, 2]
+    assert keep(base, tmp_path).num_existing == 4
+    assert batches(base, reading(base, tmp_path))[1].row_mask.all()
 
 
 def test_a_video_that_cannot_be_seen_is_named(base, tmp_path, monkeypatch):
@@ -353,42 +353,42 @@ def test_a_video_that_cannot_be_seen_is_named(base, tmp_path, monkeypatch):
 
 def test_a_full_disk_leaves_no_shard_and_says_what_to_do(tmp_path):
     def write(shard):
-        shard.add(Clip("a", [0, 1], [0, 0]), [bytes(2**20)] * 2, {})
+        shard.add(FrameKeys("a", [0, 1], [0, 0]), [bytes(2**20)] * 2, {})
         shard.close()
 
     (tmp_path / "features-00000-of-host-0.array_record.part").symlink_to("/dev/full")
-    shard = Shard(tmp_path, 0, 0)
+    shard = ShardWriter(tmp_path, 0, 0)
     with pytest.raises(OSError, match=r"cannot write .*features-00000.* make room and run the same command again"):
         write(shard)
-    shard.drop()
+    shard.discard()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_int8_is_off_by_half_a_step_of_its_group():
     tokens = jax.random.normal(jax.random.key(0), (2, 3, 5, 256)).at[:, :, :, 7].mul(1000).at[0, 0, 0].set(0)
-    features = stored(tokens, "int8")
+    features = quantize(tokens, "int8")
     assert features.values.dtype == np.int8
     assert features.scale.shape == (2, 3, 5, 2)
-    off = np.abs(restored(features, "float32") - tokens).reshape(2, 3, 5, 2, 128)
+    off = np.abs(dequantize(features, "float32") - tokens).reshape(2, 3, 5, 2, 128)
     assert np.all(off <= np.asarray(features.scale)[..., None] * (0.5 + 1e-5))
     # The large channel is in the first group alone.
     assert np.median(features.scale[..., 0]) > 100 * np.median(features.scale[..., 1])
     assert off[..., 1, :].max() < 0.02
     half = tokens.astype(jnp.bfloat16)
-    np.testing.assert_array_equal(restored(stored(half, "bfloat16"), "bfloat16"), half)
+    np.testing.assert_array_equal(dequantize(quantize(half, "bfloat16"), "bfloat16"), half)
 
 
 def test_the_error_that_is_told_is_that_of_the_folder(base, kept):
     exact, _ = kept["float32"]
     clip = clip_of("a")
-    true = FeatureFolder(exact).read(clip)["values"]
+    true = FeatureStore(exact).read(clip)["values"]
     told = {store: done.error for store, (_, done) in kept.items()}
     assert told["float32"] == 0
     # Half a unit of 8 bits at most; of 127 steps, where the largest of 16 values is about twice their spread.
     assert 2**-11 < told["bfloat16"] < 2**-9
     assert 2**-10 < told["int8"] < 2**-7
     for store in ("bfloat16", "int8"):
-        found = FeatureFolder(kept[store][0]).read(clip)
+        found = FeatureStore(kept[store][0]).read(clip)
         values = found["values"].astype(np.float32) * found.get("scale", 1)
         error = np.linalg.norm(values - true) / np.linalg.norm(true)
         assert error == pytest.approx(told[store], rel=0.15), "one video's is about that of all"
@@ -400,7 +400,7 @@ def test_the_error_that_is_told_is_that_of_the_folder(base, kept):
 def test_the_command_says_what_it_kept_and_what_is_wrong(base, prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("calce_jax.inference.trained_run.open_base", lambda config: base)
     asked = ["--config=configs/calce.py:shapes,stage=1", f"--out={tmp_path}", "--store=int8", "--splits=val"]
-    command = partial(call, "cache_features", *asked)
+    command = partial(run_script, "cache_features", *asked)
     command(f"--config.data.directory={prepared}")
     assert "2 videos seen now (8 frames of 100 bytes), 0 were there, 0 failed\nint8 is 0." in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"TablesError: there are no tables in /nowhere"):
@@ -426,7 +426,5 @@ def test_runs_from_before_features_go_on(base):
     earlier = to_dict(base.config)
     del earlier["data"]["features"]
     assert validate(earlier) == base.config
-    assert differences(earlier, to_dict(base.config)) == []
-    assert differences(earlier, to_dict(reading(base, "f"))) == [
-        "calce_jax.input_pipeline.feature_store: '' there, 'f' here"
-    ]
+    assert diff(earlier, to_dict(base.config)) == []
+    assert diff(earlier, to_dict(reading(base, "f"))) == ["calce_jax.input_pipeline.feature_store: '' there, 'f' here"]

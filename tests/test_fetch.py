@@ -19,9 +19,9 @@ import huggingface_hub
 import pytest
 import requests
 
-from calce_jax.datasets.download import RECORD, NoNetworkError, fetch
-from calce_jax.datasets.sources import PUBLISHED, DriveFile, DriveFolder, HubRepo, Publication
-from tests.published_server import COMMIT, serving
+from calce_jax.datasets.download import RECORD_FILE, NoNetworkError, fetch
+from calce_jax.datasets.sources import PUBLICATIONS, DriveFile, DriveFolder, HubRepo, Publication
+from tests.published_server import COMMIT, run_server
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = bytes(range(256)) * 400
@@ -52,7 +52,7 @@ def server(monkeypatch):
     """A server that stands in for the hub, and to which calls of Google Drive are led; without waiting to try again."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(random, "uniform", lambda *_: 0.0)
-    with serving() as served:
+    with run_server() as served:
         original = requests.Session.request
 
         def request(self, method, url, **more):
@@ -79,10 +79,10 @@ def line(faults):
 
 
 def test_a_model_is_fetched_once_and_recorded(hub, tmp_path):
-    files, faults = fetch(published(REPO), tmp_path, endpoint=hub.url, say=quiet)
+    files, faults = fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)
     assert faults == []
     found = there(tmp_path)
-    record = json.loads(found.pop(RECORD))
+    record = json.loads(found.pop(RECORD_FILE))
     assert found == {name: MODEL[name] for name in ("config.json", "a.safetensors", "b.safetensors")}
     assert [(row["file"], row["sha256"], row["checked"]) for row in record] == [
         ("a.safetensors", sha256(WEIGHTS).hexdigest(), "sha256"),
@@ -93,12 +93,12 @@ def test_a_model_is_fetched_once_and_recorded(hub, tmp_path):
     assert len(hub.contents_asked()) == 3
 
     said = []
-    again, _ = fetch(published(REPO), tmp_path, endpoint=hub.url, say=said.append)
+    again, _ = fetch(published(REPO), tmp_path, endpoint=hub.url, log=said.append)
     assert again == files
     assert len(hub.contents_asked()) == 3
     assert f"sha256 {sha256(WEIGHTS).hexdigest()}" in said[1]
     (tmp_path / "a.safetensors").write_bytes(WEIGHTS[:-1] + b"x")
-    fetch(published(REPO), tmp_path, endpoint=hub.url, say=quiet)
+    fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)
     assert there(tmp_path)["a.safetensors"] == WEIGHTS
     assert len(hub.contents_asked()) == 4
 
@@ -108,12 +108,12 @@ def test_a_cut_connection_is_gone_on_with_by_the_next_run(hub, tmp_path, monkeyp
     hub.cuts["/a.safetensors"] = 70_000
     expected = r"someone/model cannot be reached \(.*\); .* goes on with what has arrived"
     with pytest.raises(NoNetworkError, match=expected) as told:
-        fetch(published(REPO), tmp_path, endpoint=hub.url, say=quiet)
+        fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)
     assert "\n" not in str(told.value)
     assert there(tmp_path)["a.safetensors.part"] == WEIGHTS[:70_000]
     del hub.cuts["/a.safetensors"]
     hub.asked.clear()
-    assert fetch(published(REPO), tmp_path, endpoint=hub.url, say=quiet)[1] == []
+    assert fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)[1] == []
     assert [wanted for path, wanted in hub.asked if path.endswith("a.safetensors")] == ["bytes=70000-"]
     assert there(tmp_path)["a.safetensors"] == WEIGHTS
     assert not list(tmp_path.glob("*.part"))
@@ -121,32 +121,32 @@ def test_a_cut_connection_is_gone_on_with_by_the_next_run(hub, tmp_path, monkeyp
 
 def test_another_content_than_promised_is_not_kept(hub, tmp_path):
     hub.promised["a.safetensors"] = WEIGHTS[::-1]
-    files, faults = fetch(published(REPO), tmp_path, endpoint=hub.url, say=quiet)
+    files, faults = fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)
     expected = f"its sha256 is {sha256(WEIGHTS).hexdigest()} and {sha256(WEIGHTS[::-1]).hexdigest()} was promised"
     assert f"/a.safetensors: {expected}: damaged on the way, or changed there; run the same" in line(faults)
     assert [file.file for file in files] == ["config.json"]
-    assert set(there(tmp_path)) == {"config.json", RECORD}
+    assert set(there(tmp_path)) == {"config.json", RECORD_FILE}
     hub.promised = {"config.json": b'{"size": 2}'}
     (tmp_path / "config.json").unlink()
-    assert "its git hash is" in line(fetch(published(REPO), tmp_path, endpoint=hub.url, say=quiet)[1])
+    assert "its git hash is" in line(fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)[1])
 
 
 @pytest.mark.parametrize(("status", "remedy"), [(403, "open it in a browser, and put config"), (503, "try again")])
 def test_a_refusal_costs_one_part(hub, tmp_path, status, remedy):
     hub.refused["/api/models/closed/model"] = status
     closed = HubRepo("closed/model", ("config.json", "*.safetensors"))
-    files, faults = fetch(published(closed, REPO), tmp_path, endpoint=hub.url, say=quiet)
+    files, faults = fetch(published(closed, REPO), tmp_path, endpoint=hub.url, log=quiet)
     assert line(faults).startswith(f"{hub.url}/closed/model: the server answers {status}; {remedy}")
     assert len(files) == 3
     hub.refused = {f"/someone/model/resolve/{COMMIT}/b": status}
     (tmp_path / "b.safetensors").unlink()
-    faults = fetch(published(REPO), tmp_path, endpoint=hub.url, say=quiet)[1]
+    faults = fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)[1]
     assert line(faults).startswith(f"{hub.url}/someone/model: the server answers {status}; {remedy}")
 
 
 def test_a_model_without_a_file_is_named(hub, tmp_path):
     del hub.repos["someone/model"]["config.json"]
-    faults = fetch(published(REPO), tmp_path, endpoint=hub.url, say=quiet)[1]
+    faults = fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)[1]
     assert line(faults) == (
         f"{hub.url}/someone/model has no config.json; "
         f"open it in a browser, and put config.json, *.safetensors into {tmp_path}"
@@ -155,14 +155,14 @@ def test_a_model_without_a_file_is_named(hub, tmp_path):
 
 def test_files_of_somebody_else_are_left_alone(hub, tmp_path):
     (tmp_path / "config.json").write_text("mine")
-    faults = fetch(published(REPO), tmp_path, endpoint=hub.url, say=quiet)[1]
+    faults = fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)[1]
     assert f"{tmp_path}/config.json is there and is not that of someone/model; choose another --out" in line(faults)
     assert there(tmp_path) == {"config.json": b"mine"}
 
 
 def test_a_name_cannot_lead_out_of_the_folder(hub, tmp_path):
     hub.repos["someone/model"]["../x.safetensors"] = WEIGHTS
-    faults = fetch(published(REPO), tmp_path / "out", endpoint=hub.url, say=quiet)[1]
+    faults = fetch(published(REPO), tmp_path / "out", endpoint=hub.url, log=quiet)[1]
     assert "../x.safetensors: a file of this name would be written outside" in line(faults)
     assert there(tmp_path) == {}
 
@@ -170,7 +170,7 @@ def test_a_name_cannot_lead_out_of_the_folder(hub, tmp_path):
 def test_no_room(hub, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1))
-    faults = fetch(published(REPO), tmp_path, endpoint=hub.url, say=quiet)[1]
+    faults = fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)[1]
     assert line(faults) == f"{tmp_path} needs 0.00 GB more and 0.00 GB are free; make room, or choose another --out"
 
 
@@ -185,12 +185,12 @@ def test_no_network(server, tmp_path, monkeypatch):
     address = nobody()
     expected = rf"^{address}/someone/model cannot be reached \(.*\); check the network, or name a mirror"
     with pytest.raises(NoNetworkError, match=expected):
-        fetch(published(REPO), tmp_path, endpoint=address, say=quiet)
+        fetch(published(REPO), tmp_path, endpoint=address, log=quiet)
     monkeypatch.setattr(server, "url", address)
     expected = r"^https://drive\.google\.com/.* cannot be reached \(.*\); check the network"
     for part in (DriveFile(FIRST), DriveFile(FIRST, "a.pth"), DriveFolder(FOURTH, "notes")):
         with pytest.raises(NoNetworkError, match=expected) as told:
-            fetch(published(part), tmp_path, say=quiet)
+            fetch(published(part), tmp_path, log=quiet)
         assert "\n" not in str(told.value)
     assert there(tmp_path) == {}
 
@@ -221,21 +221,21 @@ def drive(server, monkeypatch, tmp_path):
 
 def test_drive_is_fetched_once_and_nothing_is_unpickled(drive, tmp_path):
     out = tmp_path / "out"
-    files, faults = fetch(DRIVE, out, say=quiet)
+    files, faults = fetch(DRIVE, out, log=quiet)
     assert faults == []
     checked = {file.file: file.checked for file in files}
     assert checked == {"stage1.pth": "archive", "captions.dat": "", "annotations/train.json": "json"}
     found = there(tmp_path)
-    del found[f"out/{RECORD}"]
+    del found[f"out/{RECORD_FILE}"]
     contents = (content for _, content in drive.drive.values())
     assert found == dict(zip((f"out/{name}" for name in checked), contents, strict=True))
     assert not (tmp_path / "sprung").exists()
 
     drive.asked.clear()
-    assert fetch(DRIVE, out, say=quiet) == (files, [])
+    assert fetch(DRIVE, out, log=quiet) == (files, [])
     assert [path for path in drive.contents_asked() if SECOND not in path] == []
     (out / "captions.dat").write_bytes(b"changed")
-    changed = line(fetch(DRIVE, out, say=quiet)[1])
+    changed = line(fetch(DRIVE, out, log=quiet)[1])
     assert "captions.dat: changed since it was fetched; remove it, and run" in changed
 
 
@@ -244,14 +244,14 @@ def test_drive_is_gone_on_with_by_the_next_run(drive, tmp_path, monkeypatch):
     part, out = published(DriveFile(FIRST, "stage1.pth")), tmp_path / "out"
     drive.cuts[FIRST] = 30_000
     with pytest.raises(NoNetworkError, match=r"cannot be reached \(.*\); check the network"):
-        fetch(part, out, say=quiet)
+        fetch(part, out, log=quiet)
     (kept,) = there(out).values()
     assert kept == CHECKPOINT[:30_000]
     drive.cuts.clear()
     drive.asked.clear()
-    assert fetch(part, out, say=quiet)[1] == []
+    assert fetch(part, out, log=quiet)[1] == []
     assert "bytes=30000-" in [wanted for _, wanted in drive.asked]
-    assert set(there(out)) == {"stage1.pth", RECORD}
+    assert set(there(out)) == {"stage1.pth", RECORD_FILE}
     assert there(out)["stage1.pth"] == CHECKPOINT
 
 
@@ -273,7 +273,7 @@ FLIPPED = CHECKPOINT.replace(WEIGHTS[:300], bytes([1]) + WEIGHTS[1:300], 1)
 )
 def test_what_drive_refuses_or_damages_is_not_kept(drive, tmp_path, content, message):
     drive.drive[FIRST] = ("a.pth", content)
-    files, faults = fetch(DRIVE, tmp_path / "out", say=quiet)
+    files, faults = fetch(DRIVE, tmp_path / "out", log=quiet)
     assert message in line(faults)
     if "refuses" in message:
         by_hand = f"open it in a browser, save it as {tmp_path}/out/stage1.pth, and run the same command, which checks"
@@ -285,17 +285,17 @@ def test_what_drive_refuses_or_damages_is_not_kept(drive, tmp_path, content, mes
 def test_what_was_saved_by_hand_is_checked(drive, tmp_path):
     part = published(DriveFile(FIRST, "stage1.pth"))
     (tmp_path / "stage1.pth").write_bytes(CHECKPOINT)
-    (file,), faults = fetch(part, tmp_path, say=quiet)
+    (file,), faults = fetch(part, tmp_path, log=quiet)
     assert (file.checked, faults, drive.asked) == ("archive", [], [])
     (tmp_path / "stage1.pth").write_bytes(FLIPPED)
-    fault = line(fetch(part, tmp_path, say=quiet)[1])
+    fault = line(fetch(part, tmp_path, log=quiet)[1])
     assert fault.startswith(f"{tmp_path}/stage1.pth: a damaged archive")
     assert fault.endswith("remove it, and run the same command again")
 
 
 def test_an_empty_folder_is_named(drive, tmp_path):
     drive.folders[FOURTH] = []
-    faults = fetch(published(DriveFolder(FOURTH, "annotations")), tmp_path, say=quiet)[1]
+    faults = fetch(published(DriveFolder(FOURTH, "annotations")), tmp_path, log=quiet)[1]
     assert line(faults) == (
         f"https://drive.google.com/drive/folders/{FOURTH} shows no file; "
         f"open it in a browser, and put its files into {tmp_path}/annotations"
@@ -303,11 +303,11 @@ def test_an_empty_folder_is_named(drive, tmp_path):
 
 
 def test_everything_published_says_its_terms_and_what_to_do():
-    assert {"blip2", "bert", "whisper", "calce-qvh", "calce-charades"} <= PUBLISHED.keys()
-    for publication in PUBLISHED.values():
+    assert {"blip2", "bert", "whisper", "calce-qvh", "calce-charades"} <= PUBLICATIONS.keys()
+    for publication in PUBLICATIONS.values():
         assert publication.parts
         assert "http" in publication.licence
-        assert "{" not in publication.then.format(out="there")
+        assert "{" not in publication.next_steps.format(out="there")
 
 
 def test_command(tmp_path):
@@ -315,8 +315,8 @@ def test_command(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))} | {"HOME": str(home)}
-    with serving() as served:
-        (part,) = PUBLISHED["bert"].parts
+    with run_server() as served:
+        (part,) = PUBLICATIONS["bert"].parts
         served.repos[part.repo] = {name: name.encode() for name in part.required}
         command = [sys.executable, str(ROOT / "launch/fetch.py"), "--what=bert", f"--out={tmp_path / 'out'}"]
 
@@ -330,7 +330,7 @@ def test_command(tmp_path):
         assert done.returncode == 0, done.stderr
         assert "Terms: Apache-2.0; see the model card" in done.stdout
         assert f"4 files are in {tmp_path / 'out'}" in done.stdout
-        assert {path.name for path in (tmp_path / "out").iterdir()} == {*part.required, RECORD}
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {*part.required, RECORD_FILE}
         assert there(home) == {}
     address = nobody()
     done = run(address)

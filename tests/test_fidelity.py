@@ -9,8 +9,8 @@ import pytest
 from tests import recordings
 from tests.fidelity import __main__ as program
 from tests.fidelity import vision
-from tests.fidelity.folder import Folder
-from tests.fidelity.report import END, START, Group, Row, as_text, write_page
+from tests.fidelity.folder import RecordingFolder
+from tests.fidelity.report import END, START, Group, ReportRow, as_text, write_page
 
 ONLY = "01|02|03|08|09|10_metrics_synthetic|12"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 def made(tmp_path_factory):
     """A folder that torch recorded at other sizes: unequal depths, other batches, rank and scaling, other searches."""
     pytest.importorskip("torch")
-    return recordings.make(tmp_path_factory.mktemp("recordings") / "golden")
+    return recordings.make_recordings(tmp_path_factory.mktemp("recordings") / "golden")
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def copy(made, tmp_path):
     return shutil.copytree(made, tmp_path / "golden")
 
 
-def rows_of(folder, only) -> dict[str, Row]:
-    return {row.group: row for row in program.compare(Folder(folder), only)}
+def rows_of(folder, only) -> dict[str, ReportRow]:
+    return {row.group: row for row in program.compare(RecordingFolder(folder), only)}
 
 
 def change(folder, file, **arrays):
@@ -45,15 +45,15 @@ def test_another_folder_is_equal_in_every_group(made, tmp_path, capsys):
     status = program.main([f"--golden={made}", f"--json={path}", f"--only={ONLY}", f"--beside={tmp_path}"])
     rows = {row["group"]: row for row in json.loads(path.read_text())}
     assert status == 0, capsys.readouterr().out
-    assert set(rows["01_vit/blocks"]) == set(Row.__dataclass_fields__)
+    assert set(rows["01_vit/blocks"]) == set(ReportRow.__dataclass_fields__)
     assert all(row["ok"] and row["cases"] == row["equal"] > 0 for row in rows.values())
     assert all(row["worst_rel"] <= row["tolerance"] for row in rows.values())
     cases = {name: row["cases"] for name, row in rows.items()}
-    assert cases["01_vit/blocks"] == 1 + recordings.VIT.depth
+    assert cases["01_vit/blocks"] == 1 + recordings.VIT_CONFIG.depth
     assert cases["01_vit/final"] == 3
     assert cases["02_qformer/visual"] == 1 + 4 + 1
     assert cases["03_t5/encoder"] == 2 * 4
-    assert cases["03_t5/answers"] == 2 * len(recordings.SEARCHES)
+    assert cases["03_t5/answers"] == 2 * len(recordings.BEAM_SEARCHES)
     assert sum(count for name, count in cases.items() if name.startswith("03_t5_beam6/")) == 6
     assert cases["12_lr_optim/groups"] == 2
     assert "all ok" in capsys.readouterr().out
@@ -79,14 +79,14 @@ def test_a_wrong_token_and_a_wrong_score_are_found(copy):
     content = json.loads((copy / "09_postprocess.json").read_text())
     content["cases"][0]["post_process_150"] = {"out": [[1, 2], [7, 10]]}
     content["cases"][2]["post_process_150"] = {"error": "TypeError"}
-    recordings.write(copy, "09_postprocess", content)
+    recordings.write_json(copy, "09_postprocess", content)
     content = json.loads((copy / "10_metrics_synthetic.json").read_text())
     content[0]["result"]["full"]["R1"]["0.7"] = 99.99
-    recordings.write(copy, "10_metrics_synthetic", content)
+    recordings.write_json(copy, "10_metrics_synthetic", content)
     content = json.loads((copy / "12_lr_optim.json").read_text())
     content["lr"]["first"]["sampled_first3epochs"][3][2] *= 1 + 1e-12
     content["optim"]["lora"]["no_decay"].append("query_proj.weight")
-    recordings.write(copy, "12_lr_optim", content)
+    recordings.write_json(copy, "12_lr_optim", content)
     rows = rows_of(copy, "09|10_metrics_synthetic|12")
     assert (rows["09_postprocess/mended"].cases, rows["09_postprocess/mended"].equal) == (4, 2)
     assert rows["09_postprocess/literal"].ok
@@ -112,7 +112,7 @@ def test_what_is_missing_or_broken_is_a_failed_row(copy):
 
 
 def test_missing_settings_are_named(copy):
-    recordings.write(copy, "config", {})
+    recordings.write_json(copy, "config", {})
     assert "config.json has no '01_vit'" in rows_of(copy, "01")["01_vit"].note
 
 
@@ -133,10 +133,10 @@ def test_more_than_is_known_is_told_and_nothing_fails(copy, monkeypatch):
 
 def test_an_empty_folder_fails_in_every_group(tmp_path):
     rows = rows_of(tmp_path, "")
-    assert program.FAMILIES.keys() <= rows.keys()
+    assert program.COMPARISONS.keys() <= rows.keys()
     assert not any(row.ok for row in rows.values())
     with pytest.raises(NotADirectoryError, match="no such folder of recordings"):
-        Folder(tmp_path / "none")
+        RecordingFolder(tmp_path / "none")
 
 
 def test_ties_are_counted_apart():
@@ -165,7 +165,7 @@ def test_deviations_are_relative_to_the_largest_number():
 def test_the_page_keeps_what_stands_around_the_table(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    rows = [Row("a/b", 2, 2, 0.0, 1e-6, 1e-5, True, "a | b")]
+    rows = [ReportRow("a/b", 2, 2, 0.0, 1e-6, 1e-5, True, "a | b")]
     write_page(page, rows)
     text = page.read_text()
     assert text.startswith(f"before\n{START}\n| group |")
@@ -186,14 +186,16 @@ def test_some_of_the_recorded_cases_alone(shared, tmp_path):
     shutil.copy(there / "04_cluster.npz", folder)
     shutil.copy(there / "05_keyframes_stage1.npz", folder)
     clusters = json.loads((there / "04_cluster_meta.json").read_text())
-    recordings.write(folder, "04_cluster_meta", [case for case in clusters if case["case"].startswith(("c1_", "c7_"))])
+    recordings.write_json(
+        folder, "04_cluster_meta", [case for case in clusters if case["case"].startswith(("c1_", "c7_"))]
+    )
     frames = json.loads((there / "05_keyframes_stage1.json").read_text())
     some = [case for case in frames["cases"] if case["t"] == 20][::-6]
     some[0]["key_frame_idx"][0] = [1]
-    recordings.write(folder, "05_keyframes_stage1", {**frames, "cases": some})
+    recordings.write_json(folder, "05_keyframes_stage1", {**frames, "cases": some})
     prompts = json.loads((there / "07_prompts.json").read_text())
-    recordings.write(folder, "07_prompts", {**prompts, "cases": [prompts["cases"][i] for i in (40, 2)]})
-    rows = {row.group: row for row in program.compare(Folder(folder, shared), "04|05|07_prompts")}
+    recordings.write_json(folder, "07_prompts", {**prompts, "cases": [prompts["cases"][i] for i in (40, 2)]})
+    rows = {row.group: row for row in program.compare(RecordingFolder(folder, shared), "04|05|07_prompts")}
     assert rows["04_cluster"].ok
     assert "apart: 6 cases decided by ties" in rows["04_cluster"].note
     assert rows["05_keyframes_stage1/plans"].equal == len(some) - 1

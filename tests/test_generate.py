@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.models.beam_search import END, Answers, beam_search
+from calce_jax.models.beam_search import EOS_ID, BeamSearchOutput, beam_search
 from calce_jax.models.t5 import T5, T5Config
 
 VOCAB, LENGTH = 5, 4
@@ -27,8 +27,8 @@ def prompts(t5: T5) -> tuple[jax.Array, jax.Array]:
     return t5.encode(x, mask), mask
 
 
-def search(t5: T5, memory: jax.Array, mask: jax.Array, beams: int, **kwargs: str) -> Answers:
-    run = nnx.jit(lambda t5, memory, mask: beam_search(t5, memory, mask, beams=beams, length=LENGTH, **kwargs))
+def search(t5: T5, memory: jax.Array, mask: jax.Array, beams: int, **kwargs: str) -> BeamSearchOutput:
+    run = nnx.jit(lambda t5, memory, mask: beam_search(t5, memory, mask, num_beams=beams, max_length=LENGTH, **kwargs))
     return run(t5, memory, mask)
 
 
@@ -46,7 +46,7 @@ def test_enough_beams_find_the_best_of_all_answers(t5, prompts):
     every = np.array(list(itertools.product(range(VOCAB), repeat=LENGTH)))
     for sample in range(len(memory)):
         each = log_probabilities(t5, memory[sample], mask[sample], every)
-        first_end = np.where((every == END).any(1), (every == END).argmax(1), LENGTH - 1)
+        first_end = np.where((every == EOS_ID).any(1), (every == EOS_ID).argmax(1), LENGTH - 1)
         length = first_end + 1
         total = np.where(np.arange(LENGTH)[None] < length[:, None], each, 0).sum(1)
         best = (total / length).argmax()
@@ -66,7 +66,7 @@ def test_one_beam_is_greedy(t5, prompts):
             ids = jnp.asarray(np.pad(answer[:, :-1], ((0, 0), (1, 0))))
             logits = t5.decode(ids, memory[sample][None], mask[sample][None])
             answer[0, at] = int(logits[0, at].argmax())
-            if answer[0, at] == END:
+            if answer[0, at] == EOS_ID:
                 break
         np.testing.assert_array_equal(found.tokens[sample, 0], answer[0])
 
@@ -96,10 +96,10 @@ def test_answers_are_distinct_and_best_first(t5, prompts):
 
 def test_the_reference_ranks_cut_answers_by_a_length_one_greater(t5, prompts):
     ours, theirs = search(t5, *prompts, beams=4), search(t5, *prompts, beams=4, behaviour="reference")
-    cut = ~np.asarray(theirs.ended)
+    cut = ~np.asarray(theirs.is_finished)
     assert cut.any()
     np.testing.assert_allclose(
         np.asarray(theirs.score)[cut], np.asarray(theirs.log_probability)[cut] / (LENGTH + 1), rtol=1e-6
     )
-    cut = ~np.asarray(ours.ended)
+    cut = ~np.asarray(ours.is_finished)
     np.testing.assert_allclose(np.asarray(ours.score)[cut], np.asarray(ours.log_probability)[cut] / LENGTH, rtol=1e-6)

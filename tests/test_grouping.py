@@ -8,16 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-from calce_jax.distributed.sharding import mesh_of
-from calce_jax.inference.length_grouping import Grouper, predict_all
+from calce_jax.distributed.sharding import build_mesh
+from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
 from calce_jax.inference.predict_step import compile_predict, make_predict
-from calce_jax.training.feed import Grouped
+from calce_jax.training.feed import LengthGroupedIterator
 from tests.minute import STEPS, make_batch, make_model
 
 ROWS, B, EPOCH, WINDOW = 20, 4, 5, 3
 TABLE = make_batch([3 + row * 7 % 6 for row in range(ROWS)])
 GRAPH, TRAINABLE, FROZEN = make_model()
-MESH = mesh_of((2, 2, 1), jax.devices())
+MESH = build_mesh((2, 2, 1), jax.devices())
 
 
 def batch_of(number):
@@ -31,11 +31,13 @@ def in_order(epochs=None):
 
 @pytest.fixture(scope="module")
 def grouper():
-    return Grouper(GRAPH, STEPS[1], MESH)
+    return LengthGrouper(GRAPH, STEPS[1], MESH)
 
 
 def grouped(grouper, state=None, **changes):
-    batches = Grouped(in_order(), grouper, FROZEN, **{"window": WINDOW, "epoch": EPOCH, "seed": 0, **changes})
+    batches = LengthGroupedIterator(
+        in_order(), grouper, FROZEN, **{"window": WINDOW, "epoch": EPOCH, "seed": 0, **changes}
+    )
     batches.trainable = TRAINABLE
     if state is not None:
         batches.set_state(json.loads(json.dumps(state)))
@@ -54,14 +56,14 @@ def test_an_epoch_holds_every_query_once_and_a_window_is_sorted(grouper):
         assert sorted(np.concatenate([each.row for each in told]).tolist()) == list(range(ROWS)), epoch
         for window, rows in ((told[:WINDOW], range(WINDOW * B)), (told[WINDOW:], range(WINDOW * B, ROWS))):
             assert set(np.concatenate([each.row for each in window]).tolist()) == set(rows)
-            lengths = np.concatenate(sorted((np.sort(each.needed) for each in window), key=lambda n: n.tolist()))
+            lengths = np.concatenate(sorted((np.sort(each.prompt_length) for each in window), key=lambda n: n.tolist()))
             assert (np.diff(lengths) >= 0).all()
 
 
 def test_the_device_gets_what_the_host_is_told_of(grouper):
     told, batch = next(grouped(grouper))
-    np.testing.assert_array_equal(batch.row, told.row)
-    np.testing.assert_array_equal(batch.present.sum(axis=1), told.present)
+    np.testing.assert_array_equal(batch.example_index, told.row)
+    np.testing.assert_array_equal(batch.frame_mask.sum(axis=1), told.num_frames)
     np.testing.assert_array_equal(batch.tokens, TABLE.tokens[told.row])
     assert batch.frames.size == 0
     hosts = [next(grouped(grouper, process_index=host, process_count=2))[0].row for host in range(2)]
@@ -90,7 +92,9 @@ def test_the_order_of_turns_follows_the_seed(grouper):
 
 
 def test_the_data_may_end(grouper):
-    batches = Grouped(in_order(1), grouper, FROZEN, window=WINDOW, epoch=EPOCH, seed=0)
+    batches = LengthGroupedIterator(
+        in_order(1), grouper, FROZEN, batches_per_window=WINDOW, batches_per_epoch=EPOCH, seed=0
+    )
     batches.trainable = TRAINABLE
     assert len(list(batches)) == EPOCH
 
@@ -99,11 +103,12 @@ def test_predictions_come_in_the_order_of_the_data(grouper):
     """Rows do not see each other, so only the matrix products of another batch differ, in the last bits."""
     predict = compile_predict(make_predict(GRAPH, replace(STEPS[1], buckets=(96,))), MESH)
     found, plain = (
-        list(predict_all(predict, MESH, grouper, window)(TRAINABLE, FROZEN, in_order(1))) for window in (WINDOW, 1)
+        list(make_batch_predictor(predict, MESH, grouper, window)(TRAINABLE, FROZEN, in_order(1)))
+        for window in (WINDOW, 1)
     )
     assert len(found) == EPOCH
     for prediction, alone in zip(found, plain, strict=True):
-        np.testing.assert_array_equal(prediction.about.row, alone.about.row)
-        np.testing.assert_array_equal(prediction.reading.needed, alone.reading.needed)
+        np.testing.assert_array_equal(prediction.about.example_index, alone.about.example_index)
+        np.testing.assert_array_equal(prediction.reading.prompt_lengths, alone.reading.prompt_lengths)
         np.testing.assert_array_equal(prediction.answers.tokens, alone.answers.tokens)
         np.testing.assert_allclose(prediction.answers.log_probability, alone.answers.log_probability, atol=2e-6)

@@ -14,15 +14,22 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from calce_jax.checkpoints.manager import steps_in
+from calce_jax.checkpoints.manager import checkpoint_steps
 from calce_jax.datasets.tables import VideoRecord, build_tables
-from calce_jax.distributed.multihost import HostError, agreed, is_first, join_hosts, this_host, told_to_stop
+from calce_jax.distributed.multihost import (
+    DistributedError,
+    broadcast_int,
+    initialize_distributed,
+    is_primary,
+    preemption_requested,
+    process_info,
+)
 from calce_jax.distributed.param_names import named_leaves
-from calce_jax.inference.trained_run import open_trained
+from calce_jax.inference.trained_run import load_trained_model
 from calce_jax.moments.annotations import Annotation
-from calce_jax.training.loop import LAG
+from calce_jax.training.loop import METRICS_LAG_STEPS
 from calce_jax.video.decode import encode_jpeg
-from tests.scripts import call, compiling_quickly
+from tests.scripts import run_script, xla_test_flags
 
 ROOT = Path(__file__).parents[1]
 FRAMES, SIZE, TRAIN, VAL = 6, 56, 8, 6
@@ -85,7 +92,7 @@ def start(*command):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": compiling_quickly(2)}
+    environment = os.environ | {"XLA_FLAGS": xla_test_flags(2)}
     return [
         Host([sys.executable, *command, f"--coordinator={address}", "--hosts=2", f"--host={host}"], environment)
         for host in range(2)
@@ -122,7 +129,7 @@ def finished(hosts):
 
 
 def wait_for_checkpoint(workdir, processes):
-    while not steps_in(workdir):
+    while not checkpoint_steps(workdir):
         for process in processes:
             if process.poll() is not None:
                 finished(processes)
@@ -140,11 +147,11 @@ def read(path):
 
 
 def test_one_host_needs_no_others():
-    join_hosts("")
-    assert this_host() == {"process_index": 0, "process_count": 1}
-    assert is_first()
-    assert agreed(7) == 7
-    assert not told_to_stop(3)
+    initialize_distributed("")
+    assert process_info() == {"process_index": 0, "process_count": 1}
+    assert is_primary()
+    assert broadcast_int(7) == 7
+    assert not preemption_requested(3)
 
 
 @pytest.mark.parametrize(
@@ -156,8 +163,8 @@ def test_one_host_needs_no_others():
     ],
 )
 def test_hosts_described_in_part_are_refused(description, named):
-    with pytest.raises(HostError, match=named):
-        join_hosts(*description)
+    with pytest.raises(DistributedError, match=named):
+        initialize_distributed(*description)
 
 
 @pytest.mark.slow
@@ -172,25 +179,26 @@ def test_two_hosts_train_stop_go_on_and_infer_as_one(prepared, tmp_path):
     wait_for_checkpoint(together, hosts)
     hosts[1].send_signal(signal.SIGTERM)
     said = finished(hosts)
-    stopped = steps_in(together)[-1]
+    stopped = checkpoint_steps(together)[-1]
     assert 0 < stopped < STEPS
     for _, errors in said:
         assert f"stopped by SIGTERM after step {stopped} of {STEPS}" in errors
 
     finished(start("launch/train.py", *train, f"--workdir={together}"))
-    call("train", *train, f"--workdir={alone}")
-    assert steps_in(together)[-1] == steps_in(alone)[-1] == STEPS
+    run_script("train", *train, f"--workdir={alone}")
+    assert checkpoint_steps(together)[-1] == checkpoint_steps(alone)[-1] == STEPS
     assert len(list(together.glob("events.out.tfevents*"))) == 2, "one writer for each of the two parts"
     here, there = losses(together), losses(alone)
     # Measurements are written when they have arrived, so not of every step. The first ones after a stop are the mean of
     # fewer steps than those of a run that went on.
-    both = {step for step in here.keys() & there.keys() if not stopped < step <= stopped + LAG}
+    both = {step for step in here.keys() & there.keys() if not stopped < step <= stopped + METRICS_LAG_STEPS}
     assert min(both) <= stopped < max(both)
     for step in both:
         # float32 sums in another order, through as many steps.
         np.testing.assert_allclose(here[step], there[step], rtol=1e-4)
     mine, theirs = (
-        named_leaves(open_trained(workdir, which="latest", mesh="single").trainable) for workdir in (together, alone)
+        named_leaves(load_trained_model(workdir, checkpoint="latest", mesh="single").trainable)
+        for workdir in (together, alone)
     )
     for name, leaf in mine.items():
         np.testing.assert_allclose(leaf, theirs[name], rtol=1e-3, atol=1e-4, err_msg=name)
@@ -199,7 +207,7 @@ def test_two_hosts_train_stop_go_on_and_infer_as_one(prepared, tmp_path):
     (first, _), (second, _) = finished(start("launch/infer.py", *infer, f"--out={tmp_path / 'together.jsonl'}"))
     assert f"{VAL} queries answered" in first
     assert "answered" not in second
-    call("infer", *infer, f"--out={tmp_path / 'alone.jsonl'}")
+    run_script("infer", *infer, f"--out={tmp_path / 'alone.jsonl'}")
     answers, expected = read(tmp_path / "together.jsonl"), read(tmp_path / "alone.jsonl")
     assert [answer["qid"] for answer in answers] == [f"q{i}" for i in range(VAL)]
     for answer, other in zip(answers, expected, strict=True):

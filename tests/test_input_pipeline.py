@@ -12,20 +12,20 @@ from calce_jax.datasets.tables import VideoRecord, build_tables
 from calce_jax.input_pipeline import (
     InputConfig,
     InputError,
-    NoteCounter,
+    RowFlagCounter,
     abstract_batch,
-    batches_an_epoch,
+    batches_per_epoch,
     make_iterator,
 )
-from calce_jax.input_pipeline.augment import Crop, crop_and_resize, draw_crop, resize, weights
+from calce_jax.input_pipeline.augment import Crop, bicubic_resize, bicubic_weights, crop_and_resize, sample_crop
 from calce_jax.input_pipeline.dataset import Example
 from calce_jax.moments.annotations import Annotation
-from calce_jax.text.prompt import answer_text
-from calce_jax.text.text_row import Note
+from calce_jax.text.prompt import decode_answer
+from calce_jax.text.text_row import RowFlag
 from calce_jax.text.tokenizers import load_bert, load_t5
 from calce_jax.video.decode import encode_jpeg
 from data import tokenizers as small
-from tests.golden import recorded
+from tests.golden import load_recording
 
 TOKENIZERS = load_t5(f"{small.__path__[0]}/tiny_t5"), load_bert(f"{small.__path__[0]}/tiny_bert")
 SIZE, TOTAL, STORED = 32, 64, 8
@@ -36,12 +36,12 @@ CONFIG = InputConfig(
     frames=4,
     image_size=SIZE,
     batch_size=4,
-    captions=3,
-    words=16,
+    max_captions=3,
+    bert_tokens=16,
     text_tokens=200,
-    windows=2,
+    max_windows=2,
     answer_tokens=24,
-    max_text=64,
+    max_text_tokens=64,
 )
 TRAINING = replace(CONFIG, augment=True, shuffle=True, remainder="drop", epochs=None, seed=7)
 
@@ -53,7 +53,7 @@ def example(number, **changes):
     told = Example(
         qid=f"q{number}",
         video=f"v{number}",
-        row=number,
+        video_row=number,
         query=f"a red circle moves to the left {number}",
         items=["red circle"],
         duration=8.0,
@@ -63,8 +63,8 @@ def example(number, **changes):
         keyframes=encode_jpeg(shades),
         indices=np.arange(0, TOTAL, TOTAL // STORED, dtype=np.int32),
         times=np.arange(STORED, dtype=np.float32),
-        total=TOTAL,
-        rate=8.0,
+        total_frames=TOTAL,
+        fps=8.0,
         captions=[(1.0, 2.0, "we found the lighthouse")],
     )
     return replace(told, **changes)
@@ -96,9 +96,9 @@ def test_batches_have_the_promised_shapes():
 
 def test_an_evaluation_sees_every_query_once_in_order():
     batches = list(iterate())
-    assert batches_an_epoch(len(EXAMPLES), CONFIG) == len(batches) == 3
-    rows = np.concatenate([batch.row for batch in batches])
-    valid = np.concatenate([batch.valid for batch in batches])
+    assert batches_per_epoch(len(EXAMPLES), CONFIG) == len(batches) == 3
+    rows = np.concatenate([batch.example_index for batch in batches])
+    valid = np.concatenate([batch.row_mask for batch in batches])
     assert rows.tolist() == [*range(10), -1, -1]
     assert valid.tolist() == [True] * 10 + [False] * 2
     assert not batches[-1].frames[2:].any()
@@ -124,7 +124,7 @@ def test_captions_reach_the_row_and_can_be_withheld():
     # From second 1 to 2 of 8, in four equal parts.
     assert row["spoken"].tolist() == [True, True, False, False]
     start, size = row["spans"][CONFIG.frames + 1]
-    assert answer_text(TOKENIZERS[0], row["tokens"][start : start + size]) == "[1 we found lighthouse2]"
+    assert decode_answer(TOKENIZERS[0], row["tokens"][start : start + size]) == "[1 we found lighthouse2]"
     assert row["caption_words"][0].any()
     silent = one(replace(CONFIG, use_captions=False), query="They talk about a lighthouse.")
     assert not silent["talk"]
@@ -142,10 +142,10 @@ def test_stage_2_reads_the_stage_1_windows():
     assert row["notes"] == 0
     row = one(config)
     assert row["windows"][0].tolist() == [0.0, 8.0]
-    assert row["notes"] == Note.NO_WINDOWS
+    assert row["notes"] == RowFlag.NO_STAGE1_WINDOWS
     row = one(config, stage1_windows=np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
     assert row["window_valid"].all()
-    assert row["notes"] == Note.WINDOWS_LEFT_OUT
+    assert row["notes"] == RowFlag.STAGE1_WINDOWS_DROPPED
 
 
 def test_the_original_rounds_times_of_stage_2():
@@ -160,10 +160,10 @@ def test_the_original_rounds_times_of_stage_2():
 def test_what_does_not_fit_is_counted_and_named():
     long = [example(n, query="red " * 90) if n % 2 else example(n) for n in range(10)]
     long[4] = example(4, captions=[(s, s + 0.5, "let me tell you") for s in range(6)])
-    counter = NoteCounter()
+    counter = RowFlagCounter()
     for batch in iterate(replace(CONFIG, epochs=2), long):
-        counter.add(batch.row, batch.notes)
-    lines = counter.lines(lambda rows: [f"q{row}" for row in rows])
+        counter.add(batch.example_index, batch.row_flags)
+    lines = counter.summary_lines(lambda rows: [f"q{row}" for row in rows])
     assert lines == ["query cut: 5 queries (q1, q3, q5, q7, q9)", "captions left out: 1 query (q4)"]
 
 
@@ -200,14 +200,14 @@ def test_impossible_batches_are_refused():
 def test_every_epoch_has_its_own_order_and_crops():
     iterator = iterate(TRAINING)
     first, second = ([next(iterator) for _ in range(2)] for _ in range(2))
-    rows = [np.concatenate([batch.row for batch in epoch]) for epoch in (first, second)]
+    rows = [np.concatenate([batch.example_index for batch in epoch]) for epoch in (first, second)]
     assert not np.array_equal(*rows)
     for each in rows:
         assert len(set(each)) == 8, "dropped: what is no whole batch"
     again = iterate(TRAINING)
     for batch in [*first, *second]:
         assert_same(batch, next(again))
-    assert not np.array_equal(next(iterate(replace(TRAINING, seed=8))).row, first[0].row)
+    assert not np.array_equal(next(iterate(replace(TRAINING, seed=8))).example_index, first[0].example_index)
 
 
 def textured(number):
@@ -221,7 +221,7 @@ def test_crops_depend_on_seed_epoch_and_example_alone():
     def crops(epochs, **changes):
         iterator = iterate(replace(TRAINING, **changes), examples)
         batches = [next(iterator) for _ in range(epochs)]
-        return [dict(zip(batch.row.tolist(), batch.frames, strict=True)) for batch in batches]
+        return [dict(zip(batch.example_index.tolist(), batch.frames, strict=True)) for batch in batches]
 
     first, second = crops(2)
     for number in range(4):
@@ -241,8 +241,8 @@ def test_hosts_share_each_batch():
 
 def test_a_host_may_have_fillers_alone():
     last = [list(iterate(process_index=i, process_count=2))[-1] for i in range(2)]
-    assert last[0].valid.tolist() == [True, True]
-    assert last[1].valid.tolist() == [False, False]
+    assert last[0].row_mask.tolist() == [True, True]
+    assert last[1].row_mask.tolist() == [False, False]
     assert last[1].frames.shape == last[0].frames.shape
 
 
@@ -284,12 +284,12 @@ def test_reading_does_not_import_tensorflow():
 
 def test_crops_are_resized_as_the_original_does(shared):
     """PyTorch finds the places in float32, which moves values by 3e-4 of 255; so near to a whole one, bytes differ."""
-    arrays = recorded(shared, "11_frames")
+    arrays = load_recording(shared, "11_frames")
     clip = arrays["raw_clip_cthw"].transpose(1, 2, 3, 0).astype(np.uint8)
     assert np.array_equal(clip.transpose(3, 0, 1, 2), arrays["raw_clip_cthw"])
     for i, crop in enumerate(arrays["train_crops_ijhw"].tolist()):
         values = arrays[f"train_resized_float_{i}"].transpose(1, 2, 3, 0)
-        np.testing.assert_allclose(resize(clip, Crop(*crop), 20), values, atol=5e-4)
+        np.testing.assert_allclose(bicubic_resize(clip, Crop(*crop), 20), values, atol=5e-4)
         wrapped = arrays[f"train_uint8_{i}"].transpose(1, 2, 3, 0)
         near_whole = np.abs(values - np.round(values)) < 5e-4
         ours = crop_and_resize(clip, Crop(*crop), 20, "reference")
@@ -306,14 +306,14 @@ def test_the_whole_frame_is_left_as_it_is():
 
 def test_weights_of_a_place_sum_to_one():
     for count in (5, 12, 31):
-        np.testing.assert_allclose(weights(count, 12).sum(axis=1), 1, atol=1e-6)
+        np.testing.assert_allclose(bicubic_weights(count, 12).sum(axis=1), 1, atol=1e-6)
 
 
 def test_crops_are_distributed_as_the_originals(shared):
     """2000 draws each: means within four standard errors."""
-    theirs = recorded(shared, "11_frames")["rrc_samples_224"].astype(np.float64)
+    theirs = load_recording(shared, "11_frames")["rrc_samples_224"].astype(np.float64)
     rng = np.random.default_rng(0)
-    ours = np.array([draw_crop(rng, 224, 224) for _ in range(2000)], np.float64)
+    ours = np.array([sample_crop(rng, 224, 224) for _ in range(2000)], np.float64)
 
     def measures(crops):
         top, left, height, width = crops.T
@@ -328,8 +328,8 @@ def test_crops_are_distributed_as_the_originals(shared):
 
 
 def test_a_shape_no_crop_fits_gives_its_middle():
-    assert draw_crop(np.random.default_rng(0), 10, 1000) == Crop(0, 493, 10, 13)
-    assert draw_crop(np.random.default_rng(0), 1000, 10) == Crop(493, 0, 13, 10)
+    assert sample_crop(np.random.default_rng(0), 10, 1000) == Crop(0, 493, 10, 13)
+    assert sample_crop(np.random.default_rng(0), 1000, 10) == Crop(493, 0, 13, 10)
 
 
 @pytest.mark.slow
@@ -341,7 +341,7 @@ def test_tables_become_batches(tmp_path):
     build_tables(tmp_path, "shapes", {"train": [query, replace(query, qid="q1")]}, lambda _: video)
     config = replace(CONFIG, folder=str(tmp_path), batch_size=2)
     batch = next(make_iterator(config, *TOKENIZERS))
-    assert batch.row.tolist() == [0, 1]
-    assert answer_text(TOKENIZERS[0], batch.labels[0]) == "[[2, 4]]"
+    assert batch.example_index.tolist() == [0, 1]
+    assert decode_answer(TOKENIZERS[0], batch.labels[0]) == "[[2, 4]]"
     np.testing.assert_array_equal(batch.frames[0], batch.frames[1])
     assert_same(batch, next(make_iterator(replace(config, workers=1), *TOKENIZERS)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.items import score
-from calce_jax.text.nouns import items_of
+from calce_jax.text.nouns import extract_items
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,12 @@ from calce_jax.text.nouns import items_of
     ids=lambda value: str(value)[:40],
 )
 def test_nouns_and_phrases(query: str, nouns: list[str], phrases: list[str]):
-    assert items_of(query) == nouns
-    assert items_of(query, phrases=True) == phrases
+    assert extract_items(query) == nouns
+    assert extract_items(query, phrases=True) == phrases
 
 
 @pytest.mark.parametrize(("path", "least"), [("qvh/val.json", 80), ("charades/test.json", 90)])
 def test_most_annotated_items_of_real_queries_are_found(shared: Path, path: str, least: float):
     rows = json.loads((shared / "annotations/calce" / path).read_text())[:150]  # all: 85.0, 94.6
-    f1, _, _ = score([(row["query"], row["items"]) for row in rows], items_of)
+    f1, _, _ = score([(row["query"], row["items"]) for row in rows], extract_items)
     assert f1 > least

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from calce_jax.input_pipeline.speech_mask import spoken_frames
-from calce_jax.models.keyframes.borders import borders, dilate
+from calce_jax.input_pipeline.speech_mask import mark_speech_frames
+from calce_jax.models.keyframes.borders import dilate, mark_cluster_borders
 from calce_jax.models.keyframes.coarse import select_coarse
-from calce_jax.models.keyframes.compress import compress, random_draws
+from calce_jax.models.keyframes.compress import compress, draw_removal_numbers
 from calce_jax.models.keyframes.fine import select_fine
 
 coarse_compiled = jax.jit(select_coarse, static_argnames=("mode", "clusters", "dilation", "behaviour"))
@@ -97,7 +97,9 @@ class TestRecorded:
                 clusters=clusters,
                 dilation=bias,
                 talk=np.array([talks(case["query"][i], words, said[r]) for r, (case, i) in enumerate(rows)]),
-                spoken=np.stack([spoken_frames(said[r], case["durations"][i], t) for r, (case, i) in enumerate(rows)]),
+                spoken=np.stack(
+                    [mark_speech_frames(said[r], case["durations"][i], t) for r, (case, i) in enumerate(rows)]
+                ),
                 behaviour="reference",
             )
             for r, (case, i) in enumerate(rows):
@@ -133,7 +135,7 @@ class TestRecorded:
                 dilation=bias1,
                 filter_dilation=bias2,
                 talk=np.array([talks(case["query"][i], words, said[r]) for r, (case, i) in enumerate(rows)]),
-                spoken=np.stack([spoken_frames(said[r], case["duration"], t) for r, (case, i) in enumerate(rows)]),
+                spoken=np.stack([mark_speech_frames(said[r], case["duration"], t) for r, (case, i) in enumerate(rows)]),
                 behaviour="reference",
                 draws=np.stack([as_draws([] if case["error"] else case["draws"][i], 32) for case, i in rows]),
             )
@@ -193,19 +195,19 @@ def as_draws(recorded, room):
     ],
 )
 def test_spoken_frames(intervals, duration, expected):
-    assert np.flatnonzero(spoken_frames(intervals, duration, 12)).tolist() == expected
+    assert np.flatnonzero(mark_speech_frames(intervals, duration, 12)).tolist() == expected
 
 
 def test_spoken_frames_of_a_video_without_length():
     with pytest.raises(ValueError, match="duration: 0"):
-        spoken_frames([[0.0, 1.0]], 0, 12)
+        mark_speech_frames([[0.0, 1.0]], 0, 12)
 
 
 def test_borders():
     cluster = jnp.array([2, 2, 2, 0, 0, 1, 2, 2, -1, -1])
-    assert np.array_equal(borders(cluster, jnp.arange(10) < 8), marks("x.xxxxxx.."))
-    assert np.array_equal(borders(jnp.zeros(6, jnp.int32), jnp.arange(6) < 4), marks("x..x.."))
-    assert not borders(jnp.full(6, -1), jnp.zeros(6, bool)).any()
+    assert np.array_equal(mark_cluster_borders(cluster, jnp.arange(10) < 8), marks("x.xxxxxx.."))
+    assert np.array_equal(mark_cluster_borders(jnp.zeros(6, jnp.int32), jnp.arange(6) < 4), marks("x..x.."))
+    assert not mark_cluster_borders(jnp.full(6, -1), jnp.zeros(6, bool)).any()
 
 
 class TestCoarse:
@@ -386,7 +388,7 @@ class TestCompress:
         assert self.run("x.x.x", ".x.x.", 3, never) == self.run("x.x.x", ".x.x.", 3)
 
     def test_random_draws_suffice(self):
-        draws = random_draws(jax.random.key(0), 2, 12)
+        draws = draw_removal_numbers(jax.random.key(0), 2, 12)
         assert draws.shape == (2, 48, 2)
         key, other = self.run("x.x.x.x.x.x.", ".x.x.x.x.x.x", 6, draws[0])
         assert key.count("x") + other.count("x") in (5, 6)

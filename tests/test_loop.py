@@ -11,15 +11,15 @@ import pytest
 from flax import struct
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from calce_jax.checkpoints.manager import CheckpointError, Checkpoints, steps_in
+from calce_jax.checkpoints.manager import CheckpointError, Checkpoints, checkpoint_steps
 from calce_jax.config import OptimizerConfig
-from calce_jax.text.text_row import Note
-from calce_jax.training.loop import MAX_SKIPPED, Evaluation, Plan, TrainingError, train
-from calce_jax.training.metric_writer import open_writer
+from calce_jax.text.text_row import RowFlag
+from calce_jax.training.loop import MAX_SKIPPED, EvalResult, TrainingError, TrainSchedule, train
+from calce_jax.training.metric_writer import open_metric_writer
 from calce_jax.training.optimizer import make_optimizer
-from calce_jax.training.state import apply_gradients, is_finite, new_state
+from calce_jax.training.state import apply_gradients, create_train_state, is_finite
 
-PLAN = Plan(steps_per_epoch=5, epochs=3, log_every=2, eval_every=1)
+PLAN = TrainSchedule(steps_per_epoch=5, epochs=3, log_every=2, eval_every=1)
 OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05))
 
 
@@ -34,7 +34,9 @@ class Rows:
 def make_batch(rows):
     rows = np.asarray(rows)
     x = np.stack([np.cos(rows), np.sin(rows)], axis=1).astype(np.float32)
-    notes = np.where(rows == 7, Note.QUERY_CUT, np.where(rows == 8, Note.QUERY_CUT | Note.CAPTION_CUT, 0))
+    notes = np.where(
+        rows == 7, RowFlag.QUERY_TRUNCATED, np.where(rows == 8, RowFlag.QUERY_TRUNCATED | RowFlag.CAPTION_TRUNCATED, 0)
+    )
     return Rows(x, rows, np.ones((len(rows), 3), bool), notes.astype(np.int32))
 
 
@@ -75,7 +77,7 @@ def harming(*steps, harm="gradient"):
 
 def score(state):
     value = 50.0 - abs(float(state.step) - 10.0)
-    return Evaluation(
+    return EvalResult(
         {"R1@0.5": value + 1, "R1_avg": value},
         images={"q1": np.zeros((2, 2, 3), np.uint8)},
         texts={"q1": "[[1, 2]]"},
@@ -83,25 +85,25 @@ def score(state):
 
 
 def run(workdir, step_fn=toy_step, evaluate=score, plan=PLAN, iterator=None):
-    state = new_state({"kernel": jnp.zeros(2), "bias": jnp.zeros(())}, OPTIMIZER)
+    state = create_train_state({"kernel": jnp.zeros(2), "bias": jnp.zeros(())}, OPTIMIZER)
     iterator = iterator or make_iterator()
     checkpoints = Checkpoints(workdir)
-    if checkpoints.latest is not None:
+    if checkpoints.latest_step is not None:
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
-        state = checkpoints.restore(checkpoints.latest, abstract, iterator)
+        state = checkpoints.restore(checkpoints.latest_step, abstract, iterator)
     try:
-        with open_writer(workdir) as writer:
+        with open_metric_writer(workdir) as writer:
             return train(
                 state,
                 iterator,
                 lambda state: (batch := next(iterator), jax.tree.map(jnp.asarray, batch)),
-                plan=plan,
+                schedule=plan,
                 step_fn=step_fn,
                 evaluate=evaluate,
                 checkpoints=checkpoints,
-                record={"seed": 42},
+                metadata={"seed": 42},
                 writer=writer,
-                queries=lambda rows: [f"q{row}" for row in rows],
+                query_ids_of=lambda rows: [f"q{row}" for row in rows],
             )
     finally:
         checkpoints.close()
@@ -127,9 +129,9 @@ def queries_of(step):
 def assert_finite(workdir):
     """See that no checkpoint holds anything else; `Checkpoints` has its own test."""
     kept = Checkpoints(workdir)
-    state = new_state({"kernel": jnp.zeros(2), "bias": jnp.zeros(())}, OPTIMIZER)
+    state = create_train_state({"kernel": jnp.zeros(2), "bias": jnp.zeros(())}, OPTIMIZER)
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
-    for step in steps_in(workdir):
+    for step in checkpoint_steps(workdir):
         for leaf in jax.tree.leaves(kept.restore(step, abstract, make_iterator())):
             assert np.isfinite(leaf).all()
     kept.close()
@@ -153,7 +155,7 @@ def scalars(workdir, name):
 def test_a_whole_run_keeps_latest_and_best_and_is_logged(uninterrupted):
     state, workdir = uninterrupted
     assert int(state.step) == 15
-    assert steps_in(workdir) == [10, 15]
+    assert checkpoint_steps(workdir) == [10, 15]
     assert scalars(workdir, "eval/R1_avg") == {5: 45.0, 10: 50.0, 15: 45.0}
     assert list(scalars(workdir, "train/loss")) == [4, 6, 8, 10, 12, 14]
     assert set(scalars(workdir, "data/padding").values()) == {0.25}
@@ -164,7 +166,7 @@ def test_a_whole_run_keeps_latest_and_best_and_is_logged(uninterrupted):
 def test_what_does_not_fit_is_counted_with_the_metrics_and_named_once(tmp_path, caplog):
     run(tmp_path)
     data, expected, mended = make_iterator(), {}, []
-    for step in range(1, PLAN.steps + 1):
+    for step in range(1, PLAN.total_steps + 1):
         mended += (next(data).notes != 0).tolist()
         # Nothing is written at step 2, where all that was measured is still under way.
         if step % PLAN.log_every == 0 and step > 2:
@@ -181,15 +183,15 @@ def test_stopped_in_a_step_and_resumed_equals_uninterrupted(uninterrupted, tmp_p
         run(tmp_path, step_fn=terminating(toy_step, at))
     assert stopped.value.code == 0
     assert f"stopped by SIGTERM after step {at + 1} of 15" in capsys.readouterr().err
-    assert steps_in(tmp_path)[-1] == at + 1
+    assert checkpoint_steps(tmp_path)[-1] == at + 1
     assert_same(run(tmp_path), uninterrupted[0])
-    assert steps_in(tmp_path) == [10, 15]
+    assert checkpoint_steps(tmp_path) == [10, 15]
 
 
 def test_stopped_in_an_evaluation_evaluates_first_when_resumed(uninterrupted, tmp_path):
     with pytest.raises(SystemExit):
         run(tmp_path, evaluate=terminating(score, 10))
-    assert steps_in(tmp_path) == [5, 10]
+    assert checkpoint_steps(tmp_path) == [5, 10]
     evaluated = []
 
     def noting(state):
@@ -224,7 +226,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, caplog
     assert int(state.step) == 15
     # Micro-steps 1 to 6 are three of the optimizer's; the fourth is made of 8 and 9, the last gradient waits.
     assert (int(state.opt_state.gradient_step), int(state.opt_state.mini_step)) == (7, 0)
-    assert steps_in(tmp_path) == [10, 15]
+    assert checkpoint_steps(tmp_path) == [10, 15]
     assert_finite(tmp_path)
     told = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
     assert len(told) == 1
@@ -240,7 +242,7 @@ def test_a_run_with_a_skipped_step_resumes_bit_for_bit(tmp_path):
     whole = run(tmp_path / "whole", step_fn=harming(7))
     with pytest.raises(SystemExit):
         run(tmp_path / "stopped", step_fn=terminating(harming(7), 6))
-    assert steps_in(tmp_path / "stopped")[-1] == 7
+    assert checkpoint_steps(tmp_path / "stopped")[-1] == 7
     assert_same(run(tmp_path / "stopped"), whole)
 
 
@@ -263,7 +265,7 @@ def test_many_skipped_in_a_row_end_the_run_with_a_true_word_on_how_to_go_on(tmp_
     assert "the same command then goes on from step 10, whose values are finite" in text
     assert f"remove {tmp_path / 'checkpoints/10'} to go on from step 5" in text
     assert f"config.weights.start={tmp_path}" in text
-    assert steps_in(tmp_path) == [5, 10]
+    assert checkpoint_steps(tmp_path) == [5, 10]
     assert_finite(tmp_path)
 
     # Both ways to go on are as told, and end as a run that never met the harm.
@@ -279,14 +281,14 @@ def test_many_skipped_in_a_row_end_the_run_with_a_true_word_on_how_to_go_on(tmp_
 
         assert_same(run(workdir, step_fn=noting), whole)
         assert first[0] == (10 if workdir == tmp_path else 5)
-        assert steps_in(workdir) == [10, 15]
+        assert checkpoint_steps(workdir) == [10, 15]
 
 
 def test_many_skipped_before_the_first_checkpoint(tmp_path):
     evaluated = []
     with pytest.raises(TrainingError, match="the same command then starts anew, since no checkpoint was saved"):
         run(tmp_path, step_fn=harming(*range(1, 6)), evaluate=evaluated.append)
-    assert steps_in(tmp_path) == evaluated == []
+    assert checkpoint_steps(tmp_path) == evaluated == []
 
 
 def test_a_finite_step_in_between_begins_the_count_anew(tmp_path):
@@ -305,20 +307,20 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
 
     with pytest.raises(CheckpointError, match=r"checkpoints/10 is not saved: trainable/bias.* from step 5"):
         run(tmp_path, step_fn=broken)
-    assert steps_in(tmp_path) == [5]
+    assert checkpoint_steps(tmp_path) == [5]
     assert int(run(tmp_path).step) == 15
 
 
 def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
     def scoring(state):
         value = {5: 3.0, 10: float("nan"), 15: 1.0}[int(state.step)]
-        return Evaluation({"R1_avg": value})
+        return EvalResult({"R1_avg": value})
 
     run(tmp_path, evaluate=scoring)
     kept = Checkpoints(tmp_path)
-    assert kept.best == (5, 3.0)
+    assert kept.best_step_and_metric == (5, 3.0)
     kept.close()
-    assert steps_in(tmp_path) == [5, 10, 15]
+    assert checkpoint_steps(tmp_path) == [5, 10, 15]
 
 
 def test_data_that_end_early(tmp_path):

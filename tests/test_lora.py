@@ -16,7 +16,7 @@ TINY = T5Config(width=16, heads=2, head_width=4, mlp_width=24, encoder_depth=2, 
 def model(config: LoraConfig | None = None) -> T5:
     t5 = T5(TINY, rngs=nnx.Rngs(0))
     if config:
-        lora.attach(t5, config, rngs=nnx.Rngs(1))
+        lora.add_adapters(t5, config, rngs=nnx.Rngs(1))
     return t5
 
 
@@ -61,7 +61,7 @@ def test_the_result_is_scaled_by_alpha_over_rank():
 def test_fusing_leaves_a_plain_model_that_computes_the_same():
     adapted = randomised(model(LoraConfig()))
     before = logits(adapted)
-    lora.fuse(adapted)
+    lora.merge(adapted)
     assert not any(isinstance(module, LoraLinear) for _, module in nnx.iter_modules(adapted))
     assert nnx.state(adapted).keys() == nnx.state(model()).keys()
     # (W + AB) x against W x + A (B x): float32 rounding through five blocks.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from calce_jax.moments.annotations import AnnotationError, read_annotations, write_annotations
-from calce_jax.moments.merge import merge
+from calce_jax.moments.merge import merge_stage1
 from calce_jax.moments.predictions import Prediction, write_predictions
 
 ROOT = Path(__file__).parents[1]
@@ -32,9 +32,9 @@ def annotations(tmp_path):
 
 
 def test_merged_rows_read_back(annotations, tmp_path):
-    merged = merge(read_annotations(annotations), PREDICTIONS)
-    assert merged.without_result == [2, 3]
-    assert merged.unknown == [9]
+    merged = merge_stage1(read_annotations(annotations), PREDICTIONS)
+    assert merged.missing_stage1 == [2, 3]
+    assert merged.unknown_predictions == [9]
     write_annotations(tmp_path / "stage2.jsonl", merged.annotations)
     before, after = read_annotations(annotations), read_annotations(tmp_path / "stage2.jsonl")
     assert [row.stage1_windows for row in after] == [[[1.5, 8], [30, 40]], [[0, 150]], [[0, 150]]]
@@ -42,7 +42,7 @@ def test_merged_rows_read_back(annotations, tmp_path):
 
 
 def test_whole_seconds_are_written_as_the_model_writes_them(annotations):
-    merged = merge(read_annotations(annotations), PREDICTIONS)
+    merged = merge_stage1(read_annotations(annotations), PREDICTIONS)
     assert str(merged.annotations[0].stage1_windows) == "[[1.5, 8], [30, 40]]"
 
 
@@ -51,8 +51,8 @@ def test_a_whole_video_needs_its_length(tmp_path):
     lines.write_text("AO8RW 0.0 6.9##a person talks.\nAO8RW 1.0 2.0##a person walks.\n")
     predictions = [Prediction("charades_1", "a person talks.", "AO8RW", [[0, 5, 0.5]])]
     with pytest.raises(AnnotationError, match=r"1 queries have no window .*, such as charades_2"):
-        merge(read_annotations(lines), predictions)
-    merged = merge(read_annotations(lines, durations={"AO8RW": 33.5}), predictions)
+        merge_stage1(read_annotations(lines), predictions)
+    merged = merge_stage1(read_annotations(lines, durations={"AO8RW": 33.5}), predictions)
     assert [row.stage1_windows for row in merged.annotations] == [[[0, 5]], [[0, 33.5]]]
 
 

@@ -11,11 +11,11 @@ import pytest
 from calce_jax.checkpoints.manager import Checkpoints
 from calce_jax.config import OptimizerConfig
 from calce_jax.distributed.param_names import named_leaves
-from calce_jax.distributed.sharding import abstract_like, make_mesh, mesh_of, put_batch, shard_params
+from calce_jax.distributed.sharding import abstract_like, build_mesh, make_mesh, param_shardings, put_batch
 from calce_jax.inference.predict_step import make_predict
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate
-from calce_jax.training.state import TrainState, new_state
+from calce_jax.training.state import TrainState, create_train_state
 from calce_jax.training.train_step import compile_train_step, make_train_step
 from tests import minute
 from tests.minute import BUCKETS
@@ -50,11 +50,11 @@ class Devices:
         self._predict = jax.jit(make_predict(graph, STEPS))
 
     def _place(self, tree):
-        return jax.device_put(tree, shard_params(tree, self.mesh))
+        return jax.device_put(tree, param_shardings(tree, self.mesh))
 
     def fresh(self) -> TrainState:
         """Return the first state."""
-        return self._place(jax.device_get(new_state(self._trainable, OPTIMIZER)))
+        return self._place(jax.device_get(create_train_state(self._trainable, OPTIMIZER)))
 
     def train(self, state, batch) -> tuple[TrainState, dict]:
         with jax.set_mesh(self.mesh):
@@ -92,7 +92,7 @@ def assert_close(here, there):
 @pytest.fixture(scope="module")
 def split(model):
     """Make the programs of a mesh, once."""
-    return cache(lambda name: Devices(model, mesh_of(MESHES[name], jax.devices())))
+    return cache(lambda name: Devices(model, build_mesh(MESHES[name], jax.devices())))
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_another(split, alone, tmp_path):
     kept.close()
 
     fresh = after.fresh()
-    abstract = abstract_like(fresh, shard_params(fresh, after.mesh))
+    abstract = abstract_like(fresh, param_shardings(fresh, after.mesh))
     again = Checkpoints(tmp_path)
     state = again.restore(1, abstract, iter(grain.MapDataset.range(4).to_iter_dataset()))
     again.close()

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from calce_jax.moments.metrics import Case, evaluate, table
+from calce_jax.moments.metrics import EvalCase, evaluate_cases, format_table
 from calce_jax.moments.metrics.average_precision import average_precision
 from calce_jax.moments.metrics.protocols import official_scores, reference_scores
 
@@ -18,7 +18,7 @@ FILES = {
 
 
 def read_cases(path):
-    return [Case(row["qid"], row["stage1_result"], row["relevant_windows"]) for row in json.loads(path.read_text())]
+    return [EvalCase(row["qid"], row["stage1_result"], row["relevant_windows"]) for row in json.loads(path.read_text())]
 
 
 def as_recorded(result):
@@ -40,7 +40,7 @@ def test_synthetic_cases_score_as_recorded(shared):
     assert len(recorded) == 35
     for record in recorded:
         cases = [
-            Case(row["qid"], row["pred_relevant_windows"], row["relevant_windows"]) for row in record["submission"]
+            EvalCase(row["qid"], row["pred_relevant_windows"], row["relevant_windows"]) for row in record["submission"]
         ]
         if record["error"]:
             with pytest.raises(TypeError, match="no predicted window"):
@@ -62,7 +62,7 @@ def test_official_sample_scores_as_shipped(shared):
     truth = [json.loads(line) for line in (folder / "highlight_val_release.jsonl").read_text().splitlines()]
     truth = {row["qid"]: row["relevant_windows"] for row in truth}
     shipped = json.loads((folder / "sample_val_preds_metrics_raw.json").read_text())
-    result = official_scores([Case(row["qid"], row["pred_relevant_windows"], truth[row["qid"]]) for row in rows])
+    result = official_scores([EvalCase(row["qid"], row["pred_relevant_windows"], truth[row["qid"]]) for row in rows])
     scores = rounded(result)
     assert scores == {name: shipped[name] for name in scores}
     brief = {name.removeprefix("MR-full-"): value for name, value in shipped["brief"].items() if "MR-full" in name}
@@ -76,18 +76,18 @@ def test_official_scores_of_published_predictions(shared):
 
 
 def test_no_prediction_is_a_miss():
-    results = evaluate([Case("a", [], [[0, 10]], malformed=True), Case("b", [[0, 10, 0.5]], [[0, 10]])])
+    results = evaluate_cases([EvalCase("a", [], [[0, 10]], malformed=True), EvalCase("b", [[0, 10, 0.5]], [[0, 10]])])
     for scores in results.values():
         assert (scores["R1@0.5"], scores["mIoU"], scores["mAP"]) == (50, 50, 50)
         assert (scores["queries"], scores["malformed"], scores["invalid"]) == (2, 1, 0)
 
 
 def test_windows_without_length_do_not_meet_by_default():
-    assert reference_scores([Case("a", [[5, 5]], [[5, 5]])])["mAP"] == 0
+    assert reference_scores([EvalCase("a", [[5, 5]], [[5, 5]])])["mAP"] == 0
 
 
 def test_scores_decide_only_the_official_precision():
-    cases = [Case("a", [[50, 60, 0.1], [0, 10, 0.9]], [[0, 10]])]
+    cases = [EvalCase("a", [[50, 60, 0.1], [0, 10, 0.9]], [[0, 10]])]
     assert reference_scores(cases)["mAP"] == 50
     assert official_scores(cases)["mAP"] == 100
     assert official_scores(cases)["R1@0.5"] == 0
@@ -95,13 +95,13 @@ def test_scores_decide_only_the_official_precision():
 
 def test_official_looks_at_ten_windows():
     windows = [[100 + second, 101 + second] for second in range(10)]
-    cases = [Case("a", [*windows, [0, 10]], [[0, 10]])]
+    cases = [EvalCase("a", [*windows, [0, 10]], [[0, 10]])]
     assert official_scores(cases)["mAP"] == 0
     assert reference_scores(cases)["mAP"] == 9.09
 
 
 def test_ranges_keep_only_their_true_windows():
-    ranges = official_scores([Case("a", [[0, 40], [50, 55]], [[0, 40], [50, 55]])])["detail"]["ranges"]
+    ranges = official_scores([EvalCase("a", [[0, 40], [50, 55]], [[0, 40], [50, 55]])])["detail"]["ranges"]
     assert ranges["middle"] is None
     assert (ranges["short"]["R1"]["0.5"], ranges["short"]["mAP"]["average"]) == (0, 50)
     assert (ranges["long"]["R1"]["0.5"], ranges["long"]["mAP"]["average"]) == (100, 100)
@@ -115,10 +115,10 @@ def test_precision_is_interpolated():
 
 def test_nothing_to_score_says_so():
     with pytest.raises(ValueError, match="no query to score"):
-        evaluate([])
+        evaluate_cases([])
 
 
 def test_table_lines_up():
-    lines = table(evaluate([Case("a", [[0, 10]], [[0, 10]])])).splitlines()
+    lines = format_table(evaluate_cases([EvalCase("a", [[0, 10]], [[0, 10]])])).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[1].split() == ["reference", *["100.00"] * 7]

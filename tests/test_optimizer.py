@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from calce_jax.config import OptimizerConfig
-from calce_jax.training.optimizer import decays, make_optimizer
-from calce_jax.training.state import apply_gradients, is_finite, new_state
+from calce_jax.training.optimizer import has_weight_decay, make_optimizer
+from calce_jax.training.state import apply_gradients, create_train_state, is_finite
 
 RATE = 3e-4
 
@@ -37,7 +37,7 @@ def tree(kernel, bias):
 def run(params, gradients, rates, accumulate=1, behaviour="default"):
     optimizer = make_optimizer(config(accumulate), behaviour)
     step = jax.jit(lambda state, gradient, rate: apply_gradients(state, gradient, optimizer, rate))
-    state, states = new_state(params, optimizer), []
+    state, states = create_train_state(params, optimizer), []
     for gradient, rate in zip(gradients, rates, strict=True):
         state = step(state, gradient, jnp.float32(rate))
         states.append(state)
@@ -68,7 +68,7 @@ def test_first_step_is_the_originals():
     ],
 )
 def test_what_decays(path, expected):
-    assert decays(path) is expected
+    assert has_weight_decay(path) is expected
 
 
 @pytest.mark.parametrize("behaviour", ["default", "reference"])
@@ -124,7 +124,7 @@ def test_skipped_micro_steps_leave_every_bit_and_the_others_go_on_as_if_they_had
     rng = np.random.default_rng(1)
     good = [tree(rng.normal(size=(2, 3)), rng.normal(size=2)) for _ in range(7)]
     bad = tree(np.full((2, 3), np.nan), np.full(2, np.inf))
-    state = new_state(tree(rng.normal(size=(2, 3)), rng.normal(size=2)), optimizer)
+    state = create_train_state(tree(rng.normal(size=(2, 3)), rng.normal(size=2)), optimizer)
     alone = run(state.trainable, good, [RATE] * 7, accumulate=accumulate, behaviour=behaviour)[-1]
     for i, gradient in enumerate(good):
         if i in (0, 1, 4):

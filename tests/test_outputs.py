@@ -7,36 +7,36 @@ from pathlib import Path
 import pytest
 
 from calce_jax.inference.predict_split import write_line
-from calce_jax.storage.atomic_files import replacing, write_output
+from calce_jax.storage.atomic_files import atomic_write, write_atomic
 
 
 def test_text_and_bytes_arrive_and_folders_are_made(tmp_path):
-    write_output(tmp_path / "new/folder/text.json", "é\n")
-    write_output(tmp_path / "bytes", b"\x00\xff")
+    write_atomic(tmp_path / "new/folder/text.json", "é\n")
+    write_atomic(tmp_path / "bytes", b"\x00\xff")
     assert (tmp_path / "new/folder/text.json").read_bytes() == "é\n".encode()
     assert (tmp_path / "bytes").read_bytes() == b"\x00\xff"
-    write_output(tmp_path / "bytes", "again")
+    write_atomic(tmp_path / "bytes", "again")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bytes", "new"]
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
-    write_output(tmp_path / "file", "before")
+    write_atomic(tmp_path / "file", "before")
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match=r"cannot write .*file \(No space left on device\); make room") as told:
-        write_output(tmp_path / "file", "after")
+        write_atomic(tmp_path / "file", "after")
     assert told.value.errno == errno.ENOSPC
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "before"
 
 
 def test_two_that_write_one_file_do_not_mix(tmp_path):
-    with replacing(tmp_path / "file") as first:
+    with atomic_write(tmp_path / "file") as first:
         first.write_text("of the first, which is longer")
-        write_output(tmp_path / "file", "of the second")
+        write_atomic(tmp_path / "file", "of the second")
         assert (tmp_path / "file").read_text() == "of the second"
     assert (tmp_path / "file").read_text() == "of the first, which is longer"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -52,13 +52,13 @@ def test_the_first_error_is_told_when_cleaning_up_fails_too(tmp_path, monkeypatc
     monkeypatch.setattr(Path, "write_bytes", failing(errno.ENOSPC))
     monkeypatch.setattr(Path, "unlink", failing(errno.EROFS))
     with pytest.raises(OSError, match="No space left on device"):
-        write_output(tmp_path / "file", "text")
+        write_atomic(tmp_path / "file", "text")
 
 
 def test_a_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot write .*file/under \(.*\); make room, or choose another place"):
-        write_output(tmp_path / "file/under", "text")
+        write_atomic(tmp_path / "file/under", "text")
 
 
 def test_a_full_disk_while_answers_are_written_is_told_with_what_to_do():

@@ -15,7 +15,7 @@ import pytest
 
 from calce_jax.search.samples import load_samples
 from data.shapes.write import write_shapes
-from tests.scripts import compiling_quickly
+from tests.scripts import xla_test_flags
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,7 @@ def run(command: list[object], folder: Path) -> str:
     """Run a command in a folder, without this checkout in sight; return what it printed."""
     hidden = {"PYTHONPATH", "PYTHONHOME"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"XLA_FLAGS": compiling_quickly(1), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment |= {"XLA_FLAGS": xla_test_flags(1), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     done = subprocess.run(
         list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=1800
     )

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from calce_jax.models.keyframes.plan import Plan
-from calce_jax.models.prompt_packing import Choice, choose_captions, lengths, pack
+from calce_jax.models.keyframes.plan import FramePlan
+from calce_jax.models.prompt_packing import CaptionSelection, build_prompt_layout, count_prompt_tokens, select_captions
 from calce_jax.text.prompt import NO_CAPTION, PromptWriter
 from calce_jax.text.text_row import Caption, TextSizes
 from calce_jax.text.tokenizers import load_bert, load_t5
@@ -28,7 +28,7 @@ def tokenizers(shared):
 def laid_out():
     """One compilation for all recorded cases, whatever the stage and the number of frames."""
     how = {"full": FULL, "compressed": COMPRESSED}
-    return jax.jit(partial(pack, length=LENGTH, **how)), jax.jit(partial(lengths, **how))
+    return jax.jit(partial(build_prompt_layout, length=LENGTH, **how)), jax.jit(partial(count_prompt_tokens, **how))
 
 
 def plan_of(key, other, slots=FRAMES):
@@ -46,7 +46,7 @@ def sample(case, i, tokenizers):
     said = [Caption(c["start"], c["end"], c["text"]) for c in case["subtitles_in"][i]]
     chosen = [c for c in case["subtitles_selected"][i] if c["text"] != NO_CAPTION]
     order = [said.index(Caption(c["start"], c["end"], c["text"])) for c in chosen]
-    sizes = TextSizes(FRAMES, CAPTIONS, words=64, text_tokens=700, answer_tokens=200)
+    sizes = TextSizes(FRAMES, CAPTIONS, bert_tokens=64, text_tokens=700, answer_tokens=200)
     writer = PromptWriter(*tokenizers, sizes, stage=case["stage"], behaviour="reference")
     windows = json.loads(case["stage1_result"][i]) if case["stage"] == 2 else None
     text = writer.write(
@@ -55,10 +55,10 @@ def sample(case, i, tokenizers):
         case["timestamps"][i],
         case["duration"][i],
         said,
-        answer=row["relevant_windows"],
-        reference_windows=windows,
+        true_windows=row["relevant_windows"],
+        stage1_windows=windows,
     )
-    assert not text.notes
+    assert not text.row_flags
     choice = np.array([*order, *[0] * (5 - len(order))], np.int32), np.arange(5) < len(order)
     return text.tokens, text.spans, plan_of(case["key_frame_idx"][i], case["non_key_frame_idx"][i]), choice
 
@@ -68,8 +68,8 @@ def batch_of(samples):
     index, kept, key = map(np.stack, zip(*plans, strict=True))
     order, used = map(np.stack, zip(*choices, strict=True))
     n = len(samples)
-    plan = device(Plan, index, kept, key, np.zeros((n, FRAMES), np.int32), np.zeros(n, bool))
-    choice = device(Choice, order, used, np.zeros((n, CAPTIONS), np.float32))
+    plan = device(FramePlan, index, kept, key, np.zeros((n, FRAMES), np.int32), np.zeros(n, bool))
+    choice = device(CaptionSelection, order, used, np.zeros((n, CAPTIONS), np.float32))
     return plan, jnp.asarray(np.stack(tokens)), jnp.asarray(np.stack(spans)), choice
 
 
@@ -125,7 +125,7 @@ def random_batch(key, n=4, slots=6, captions=3, tokens=40):
     used = np.sort(rng.random((n, 2)) < 0.7, axis=1)[:, ::-1].copy()
     used[1] = False
     plan = device(
-        Plan,
+        FramePlan,
         np.sort(rng.integers(0, slots, (n, slots)).astype(np.int32), axis=1),
         kept,
         kept & (rng.random((n, slots)) < 0.5),
@@ -136,7 +136,7 @@ def random_batch(key, n=4, slots=6, captions=3, tokens=40):
         [rng.integers(0, tokens - 3, (n, slots + captions + 4)), rng.integers(0, 4, (n, slots + captions + 4))], -1
     ).astype(np.int32)
     order = np.stack([rng.permutation(captions)[:2] for _ in range(n)]).astype(np.int32)
-    choice = device(Choice, order, used, np.zeros((n, captions), np.float32))
+    choice = device(CaptionSelection, order, used, np.zeros((n, captions), np.float32))
     return plan, jnp.asarray(rng.integers(1, 99, (n, tokens)).astype(np.int32)), jnp.asarray(spans), choice
 
 
@@ -163,8 +163,8 @@ def spelled_out(plan, tokens, spans, choice, i):
 
 
 def test_packing_equals_plain_loops():
-    packs = jax.jit(partial(pack, length=28, full=5, compressed=2))
-    measures = jax.jit(partial(lengths, full=5, compressed=2))
+    packs = jax.jit(partial(build_prompt_layout, length=28, full_tokens=5, compressed_tokens=2))
+    measures = jax.jit(partial(count_prompt_tokens, full_tokens=5, compressed_tokens=2))
     cut = 0
     for seed in range(20):
         batch = random_batch(seed)
@@ -187,7 +187,7 @@ def test_packing_equals_plain_loops():
 
 
 def test_a_sample_is_laid_out_alike_alone_and_in_a_batch():
-    packs = jax.jit(partial(pack, length=40, full=5, compressed=2))
+    packs = jax.jit(partial(build_prompt_layout, length=40, full_tokens=5, compressed_tokens=2))
     batch = random_batch(3)
     together = host(packs(*batch))
     alone = [host(packs(*jax.tree.map(lambda a, i=i: a[i : i + 1], batch))) for i in range(4)]
@@ -200,11 +200,13 @@ def test_captions_are_used_in_the_order_of_similarity():
     captions = jnp.array([[[0.6, 0.8], [2.0, 0.0], [0.95, 0.3122499], [5.0, 0.0], [1.0, 0.0]]])
     valid = jnp.array([[True, True, True, True, False]])
     query = jnp.array([[3.0, 0.0]])
-    choice = choose_captions(query, captions, valid, threshold=0.9, limit=4)
-    assert choice.order[0, :3].tolist() == [1, 3, 2]
-    assert choice.used[0].tolist() == [True, True, True, False]
+    choice = select_captions(query, captions, valid, min_similarity=0.9, max_captions=4)
+    assert choice.caption_index[0, :3].tolist() == [1, 3, 2]
+    assert choice.is_used[0].tolist() == [True, True, True, False]
     np.testing.assert_allclose(choice.similarity[0, :4], [0.6, 1.0, 0.95, 1.0], rtol=1e-6)
-    assert choose_captions(query, captions, valid, threshold=0.9, limit=2).order.tolist() == [[1, 3]]
+    assert select_captions(query, captions, valid, min_similarity=0.9, max_captions=2).caption_index.tolist() == [
+        [1, 3]
+    ]
 
 
 def test_the_captions_the_original_chooses(shared):
@@ -215,25 +217,27 @@ def test_the_captions_the_original_chooses(shared):
     for case in cases:
         cosine = np.array(case["sims"], np.float64)
         captions = jnp.asarray(np.stack([cosine, np.sqrt(1 - cosine**2)], -1)[None], jnp.float32)
-        choice = choose_captions(
+        choice = select_captions(
             jnp.array([[1.0, 0.0]]),
             captions,
             jnp.ones((1, len(cosine)), bool),
-            threshold=case["threshold"],
-            limit=case["topk"],
+            min_similarity=case["threshold"],
+            max_captions=case["topk"],
         )
-        chosen = [case["subtitles"][c] for c in choice.order[0, choice.used[0]]]
+        chosen = [case["subtitles"][c] for c in choice.caption_index[0, choice.is_used[0]]]
         assert (chosen or [{"start": -1, "end": -1, "text": NO_CAPTION}]) == case["selected"]
 
 
 def test_a_threshold_is_exceeded_not_met():
     query = jnp.array([[1.0, 0.0]])
-    choice = choose_captions(query, query[:, None], jnp.ones((1, 1), bool), threshold=1.0, limit=5)
-    assert not choice.used.any()
-    assert choice.order.shape == (1, 1), "no more places than captions"
+    choice = select_captions(query, query[:, None], jnp.ones((1, 1), bool), min_similarity=1.0, max_captions=5)
+    assert not choice.is_used.any()
+    assert choice.caption_index.shape == (1, 1), "no more places than captions"
 
 
 def test_a_caption_without_features_resembles_nothing():
-    choice = choose_captions(jnp.ones((1, 2)), jnp.zeros((1, 2, 2)), jnp.ones((1, 2), bool), threshold=0.0, limit=5)
+    choice = select_captions(
+        jnp.ones((1, 2)), jnp.zeros((1, 2, 2)), jnp.ones((1, 2), bool), min_similarity=0.0, max_captions=5
+    )
     assert np.isfinite(choice.similarity).all()
-    assert not choice.used.any()
+    assert not choice.is_used.any()

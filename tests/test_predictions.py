@@ -8,8 +8,8 @@ import pytest
 from calce_jax.moments.predictions import (
     Prediction,
     PredictionError,
-    ranked,
     read_predictions,
+    reorder_windows,
     write_predictions,
     write_submission,
 )
@@ -94,10 +94,10 @@ def test_missing_file_says_what_writes_one(tmp_path):
 
 def test_ranked_longest_scores_the_order():
     prediction = Prediction(1, "q", "v", [[0, 4, 0.9], [10, 30, 0.1]])
-    assert ranked(prediction, "given") == prediction
-    assert ranked(prediction, "longest").windows == [[10, 30, 1.0], [0, 4, 0.5]]
-    assert ranked(prediction, "score").windows == [[0, 4, 0.9], [10, 30, 0.1]]
-    assert ranked(SECOND, "longest") == SECOND
+    assert reorder_windows(prediction, "given") == prediction
+    assert reorder_windows(prediction, "longest").windows == [[10, 30, 1.0], [0, 4, 0.5]]
+    assert reorder_windows(prediction, "score").windows == [[0, 4, 0.9], [10, 30, 0.1]]
+    assert reorder_windows(SECOND, "longest") == SECOND
 
 
 def test_submission_holds_both_splits(tmp_path):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from calce_jax.datasets import prepare as module
-from calce_jax.datasets.prepare import PrepareError, prepare, read_splits
-from calce_jax.datasets.prepared_video import LONGEST_ID, Settings, UnusableVideo, find_job, load_video
-from calce_jax.input_pipeline.dataset import open_tables
+from calce_jax.datasets.prepare import PrepareError, prepare_dataset, read_splits
+from calce_jax.datasets.prepared_video import MAX_ID_BYTES, PrepareSettings, UnusableVideoError, load_video, make_job
+from calce_jax.input_pipeline.dataset import open_dataset
 from calce_jax.moments.annotations import Annotation, AnnotationError
 from calce_jax.storage.failures import Failure, failure_table
 from calce_jax.storage.locks import FileLock, LockError
@@ -20,7 +20,7 @@ from calce_jax.video.decode import decode_jpeg, read_frames
 from tests.clips import GREY, write_clip
 from tests.scripts import script
 
-SETTINGS = Settings(frames=6, image_size=32)
+SETTINGS = PrepareSettings(frames=6, image_size=32)
 SRT = "1\n00:00:00,500 --> 00:00:01,250\n<i>Look</i>, a lighthouse!\n"
 
 
@@ -43,7 +43,7 @@ def run(films, tmp_path):
     """Prepare queries of the split train in this process."""
 
     def run(rows, settings=SETTINGS, workers=1):
-        return prepare(
+        return prepare_dataset(
             "qvhighlights",
             {"train": rows},
             videos=films,
@@ -64,11 +64,11 @@ def test_a_video_of_many_queries_is_kept_once(run, films, tmp_path, monkeypatch)
     assert decoded == ["a", "b"]
     assert (done.ready, done.decoded, done.queries, done.failures) == (2, 2, {"train": 4}, [])
     assert (tmp_path / "out/failures.jsonl").read_text() == ""
-    examples = open_tables(tmp_path / "out", "train")
+    examples = open_dataset(tmp_path / "out", "train")
     assert [(example.qid, example.video) for example in examples] == [(1, "a"), (2, "b"), (3, "a"), (4, "a")]
     example = examples[2]
     assert example.captions == [(0.5, 1.25, "Look, a lighthouse!")]
-    assert (example.total, example.rate, example.duration) == (30, 10, 3)
+    assert (example.total_frames, example.fps, example.duration) == (30, 10, 3)
     np.testing.assert_array_equal(example.indices, [0, 5, 10, 15, 20, 25])
     np.testing.assert_allclose(example.times, [0, 0.5, 1, 1.5, 2, 2.5], rtol=1e-6)
     greys = np.stack([decode_jpeg(frame)[16, 16] for frame in example.keyframes])
@@ -99,11 +99,11 @@ def test_a_second_run_goes_on(run, films, tmp_path):
     (tmp_path / "out/videos/b.npz").write_bytes((tmp_path / "out/videos/a.npz").read_bytes()[:500])
     assert run(rows).decoded == 1  # b's file is half a file
     assert run(rows).decoded == 0
-    assert run(rows, Settings(frames=5, image_size=32)).decoded == 2
-    assert len(open_tables(tmp_path / "out", "train")[0].keyframes) == 5
+    assert run(rows, PrepareSettings(frames=5, image_size=32)).decoded == 2
+    assert len(open_dataset(tmp_path / "out", "train")[0].keyframes) == 5
     (films / "b.srt").write_text(SRT.replace("lighthouse", "violin"))
-    assert run(rows, Settings(frames=5, image_size=32)).decoded == 1
-    assert open_tables(tmp_path / "out", "train")[1].captions[0][2] == "Look, a violin!"
+    assert run(rows, PrepareSettings(frames=5, image_size=32)).decoded == 1
+    assert open_dataset(tmp_path / "out", "train")[1].captions[0][2] == "Look, a violin!"
 
 
 def _npy():
@@ -160,21 +160,21 @@ def test_new_windows_of_the_same_videos_leave_the_videos_table(run, films, tmp_p
         patch.setattr(module.shutil, "disk_usage", lambda _: namedtuple("usage", "total used free")(10, 9, 1))
         assert run([*merged, annotation("a", 3)]).queries == {"train": 3}
     assert {path.name: path.stat().st_mtime_ns for path in videos.iterdir()} == before
-    found = [example.stage1_windows for example in open_tables(tmp_path / "out", "train")]
+    found = [example.stage1_windows for example in open_dataset(tmp_path / "out", "train")]
     assert [None if windows is None else windows.tolist() for windows in found] == [[[0, 1]], [[0, 1]], None]
     assert built == [1]
 
     run(merged[:1])  # a video less
-    assert [len(open_tables(tmp_path / "out", "train")), len(built)] == [1, 2]
+    assert [len(open_dataset(tmp_path / "out", "train")), len(built)] == [1, 2]
     run(merged)  # and again one more, which was prepared before
-    assert [len(open_tables(tmp_path / "out", "train")), len(built)] == [2, 3]
+    assert [len(open_dataset(tmp_path / "out", "train")), len(built)] == [2, 3]
     (films / "b.srt").write_text(SRT.replace("lighthouse", "violin"))
     with monkeypatch.context() as patch:
         patch.setattr(module, "holds_videos", lambda *_, **__: 1 / 0)  # stopped before the tables were written
         with pytest.raises(ZeroDivisionError):
             run(merged)
     run(merged)
-    assert open_tables(tmp_path / "out", "train")[1].captions[0][2] == "Look, a violin!"
+    assert open_dataset(tmp_path / "out", "train")[1].captions[0][2] == "Look, a violin!"
     (videos / "metadata.json").write_text("{")
     run(merged)
     assert len(built) == 5
@@ -225,24 +225,26 @@ def test_damage_on_the_disk_costs_one_video(run, tmp_path):
     assert json.loads((tmp_path / "out/failures.jsonl").read_text())["video"] == "b"
 
 
-@pytest.mark.parametrize("video", ["", ".", "..", "../a", "/etc/a", "x/../a", "a\\b", "a\0b", "a" * (LONGEST_ID + 1)])
+@pytest.mark.parametrize("video", ["", ".", "..", "../a", "/etc/a", "x/../a", "a\\b", "a\0b", "a" * (MAX_ID_BYTES + 1)])
 def test_ids_stay_in_their_folder(films, tmp_path, video):
-    with pytest.raises(UnusableVideo, match="cannot be the name of a file"):
-        find_job(video, films, None, tmp_path / "out", SETTINGS)
+    with pytest.raises(UnusableVideoError, match="cannot be the name of a file"):
+        make_job(video, films, None, tmp_path / "out", SETTINGS)
 
 
 def test_a_split_without_videos_is_left_out(films, tmp_path):
     splits = {"train": [annotation("a")], "val": [annotation("gone", 2)]}
-    done = prepare("shapes", splits, videos=films, srts=None, out=tmp_path / "out", settings=SETTINGS, workers=1)
+    done = prepare_dataset(
+        "shapes", splits, videos=films, srts=None, out=tmp_path / "out", settings=SETTINGS, workers=1
+    )
     assert done.queries == {"train": 1}
-    assert open_tables(tmp_path / "out", "train")[0].captions == []
+    assert open_dataset(tmp_path / "out", "train")[0].captions == []
 
 
 def test_nothing_works(films, tmp_path):
     out = tmp_path / "out"
     splits = {"train": [annotation("gone")]}
-    done = prepare("qvhighlights", splits, videos=films, srts=films, out=out, settings=SETTINGS, workers=1)
-    assert (done.ready, done.queries, len(done.failures)) == (0, {}, 1)
+    done = prepare_dataset("qvhighlights", splits, videos=films, srts=films, out=out, settings=SETTINGS, workers=1)
+    assert (done.num_ready, done.queries, len(done.failures)) == (0, {}, 1)
     assert [path.name for path in out.iterdir()] == ["failures.jsonl"]
 
 
@@ -289,14 +291,16 @@ def test_a_crash_of_the_decoder_costs_one_video(run, films, monkeypatch):
 def test_folders_that_are_not_there(films, tmp_path):
     for folders in ({"videos": tmp_path / "no", "srts": films}, {"videos": films, "srts": tmp_path / "no"}):
         with pytest.raises(PrepareError, match=r"(videos|srts): there is no folder .*no; correct the flag"):
-            prepare("qvhighlights", {"train": [annotation("a")]}, **folders, out=tmp_path / "out", settings=SETTINGS)
+            prepare_dataset(
+                "qvhighlights", {"train": [annotation("a")]}, **folders, out=tmp_path / "out", settings=SETTINGS
+            )
 
 
 def test_settings_out_of_range():
     with pytest.raises(ValueError, match="frames: 0 is not from 1"):
-        Settings(frames=0)
+        PrepareSettings(frames=0)
     with pytest.raises(ValueError, match="image_size: 9999 is not from 1"):
-        Settings(frames=2, image_size=9999)
+        PrepareSettings(frames=2, image_size=9999)
 
 
 def test_splits_by_name(tmp_path):
@@ -361,7 +365,7 @@ def test_command(command, capsys, tmp_path):
     assert "there is no" in printed
     assert "1 failures" in printed
     assert f"val: 1 of 2 queries are in {tmp_path / 'out'}/tables" in printed
-    assert len(open_tables(tmp_path / "out", "val")) == 1
+    assert len(open_dataset(tmp_path / "out", "val")) == 1
 
 
 def test_command_fails_if_nothing_worked(command, capsys):

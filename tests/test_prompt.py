@@ -6,12 +6,12 @@ import pickle
 import numpy as np
 import pytest
 
-from calce_jax.text.prompt import PromptWriter, about_talking, answer_text, replaced_numbers, stage1_windows
-from calce_jax.text.text_row import Caption, Note, TextSizes
+from calce_jax.text.prompt import PromptWriter, decode_answer, find_number_replacements, mentions_speech, stage1_windows
+from calce_jax.text.text_row import Caption, RowFlag, TextSizes
 from calce_jax.text.tokenizers import load_bert, load_t5
 from data import tokenizers as small
 
-SIZES = TextSizes(frames=4, captions=3, words=16, text_tokens=400, answer_tokens=24)
+SIZES = TextSizes(frames=4, captions=3, bert_tokens=16, text_tokens=400, answer_tokens=24)
 TINY = small.__path__[0]
 WINDOWS = [[82, 150]]
 
@@ -43,18 +43,18 @@ def write(tokenizers, *, stage=1, behaviour="default", sizes=SIZES, **changes):
 
 def test_replaced_numbers_are_the_originals(real, golden):
     extras = golden["extras"]
-    assert replaced_numbers(real[0]) == {int(a): b for a, b in extras["replacement_dict"].items()}
-    assert replaced_numbers(real[0], 300) == {int(a): b for a, b in extras["replacement_dict_300"].items()}
+    assert find_number_replacements(real[0]) == {int(a): b for a, b in extras["replacement_dict"].items()}
+    assert find_number_replacements(real[0], 300) == {int(a): b for a, b in extras["replacement_dict_300"].items()}
 
 
 def test_small_tokenizer_needs_no_replacement(tiny):
-    assert replaced_numbers(tiny[0]) == {}
+    assert find_number_replacements(tiny[0]) == {}
 
 
 def test_every_second_is_one_token(real, tiny):
     for tokenizers in (real, tiny):
         seconds = np.arange(200)
-        sizes = TextSizes(frames=200, captions=1, words=16, text_tokens=600, answer_tokens=24)
+        sizes = TextSizes(frames=200, captions=1, bert_tokens=16, text_tokens=600, answer_tokens=24)
         row = write(tokenizers, sizes=sizes, times=seconds, duration=199)
         assert (row.spans[:200, 1] == 1).all()
 
@@ -63,7 +63,7 @@ def test_numbers_and_rounding_are_the_originals(real, golden):
     extras = golden["extras"]
     rounding = extras["rounding"]
     times = rounding["in_"]
-    sizes = TextSizes(frames=len(times), captions=1, words=16, text_tokens=400, answer_tokens=24)
+    sizes = TextSizes(frames=len(times), captions=1, bert_tokens=16, text_tokens=400, answer_tokens=24)
     row = write(real, behaviour="reference", sizes=sizes, times=times, duration=150)
     ids = [[2292] if n == -1 else extras["clean_timestamp_token_ids_0_199"][n] for n in rounding["out"]]
     assert pieces(row)[: len(times)] == ids
@@ -75,21 +75,21 @@ def test_numbers_and_rounding_are_the_originals(real, golden):
 def test_reference_answers_are_the_originals(real, golden):
     writer = PromptWriter(*real, SIZES, stage=1, behaviour="reference")
     for windows, text, _ in golden["extras"]["target_replacements"]:
-        assert writer.answer(json.loads(windows)) == text
+        assert writer.format_answer(json.loads(windows)) == text
 
 
 def test_default_answers_are_whole_seconds(real):
     writer = PromptWriter(*real, SIZES, stage=1)
-    assert writer.answer([[16, 1128]]) == "[[16, 1128]]"
-    assert writer.answer([[24.3, 30.4], [111.8, 128.2]]) == "[[24, 30], [113, 129]]"
-    assert writer.answer([[24.2, 24.4]]) == "[[24, 25]]"
-    assert writer.answer([[162, 163]]) == "[[162, 163]]", "replaced, nothing would be left of it"
+    assert writer.format_answer([[16, 1128]]) == "[[16, 1128]]"
+    assert writer.format_answer([[24.3, 30.4], [111.8, 128.2]]) == "[[24, 30], [113, 129]]"
+    assert writer.format_answer([[24.2, 24.4]]) == "[[24, 25]]"
+    assert writer.format_answer([[162, 163]]) == "[[162, 163]]", "replaced, nothing would be left of it"
 
 
 def test_windows_from_a_table_read_as_annotated(real):
     writer = PromptWriter(*real, SIZES, stage=1, behaviour="reference")
-    assert writer.answer(np.array([[82, 150]], np.float64)) == "[[82, 150]]"
-    assert writer.answer(np.array([[24.3, 30.0]])) == "[[24.3, 30.0]]"
+    assert writer.format_answer(np.array([[82, 150]], np.float64)) == "[[82, 150]]"
+    assert writer.format_answer(np.array([[24.3, 30.0]])) == "[[24.3, 30.0]]"
 
 
 @pytest.mark.parametrize("name", ["tiny", "real"])
@@ -97,19 +97,19 @@ def test_windows_from_a_table_read_as_annotated(real):
 def test_answers_survive_the_tokenizer(name, text, request):
     t5, _ = request.getfixturevalue(name)
     ids = t5(text)["input_ids"]
-    assert answer_text(t5, [0, *ids, 0, 0]) == text
-    assert answer_text(t5, np.array([*ids, len(t5) + 3])) == text
+    assert decode_answer(t5, [0, *ids, 0, 0]) == text
+    assert decode_answer(t5, np.array([*ids, len(t5) + 3])) == text
 
 
 def test_decoding_is_the_originals(real, golden):
     for case in golden["extras"]["decode"]:
-        assert answer_text(real[0], case["ids"]) == case["skip_special"]
+        assert decode_answer(real[0], case["ids"]) == case["skip_special"]
 
 
 def test_labels_of_the_original(real, golden):
     for case in golden["cases"]:
         for i, windows in enumerate(case["rows"]):
-            sizes = TextSizes(frames=2, captions=1, words=32, text_tokens=400, answer_tokens=200)
+            sizes = TextSizes(frames=2, captions=1, bert_tokens=32, text_tokens=400, answer_tokens=200)
             row = write(
                 real,
                 behaviour="reference",
@@ -124,17 +124,17 @@ def test_labels_of_the_original(real, golden):
 
 def test_every_annotation_can_be_written(real, shared):
     """The answers of all splits, and what of them is mended."""
-    sizes = TextSizes(frames=2, captions=1, words=64, text_tokens=400, answer_tokens=144)
+    sizes = TextSizes(frames=2, captions=1, bert_tokens=64, text_tokens=400, answer_tokens=144)
     writer = PromptWriter(*real, sizes, stage=1)
     counts = {}
     for name in ("qvh/val", "charades/test"):
         rows = json.loads((shared / f"annotations/calce/{name}.json").read_text())
         notes = [
-            writer.write(r["query"], r["items"], [0], r["duration"], answer=r["relevant_windows"]).notes
+            writer.write(r["query"], r["items"], [0], r["duration"], true_windows=r["relevant_windows"]).row_flags
             for r in rows[::10] + [r for r in rows if any(w[1] > r["duration"] for w in r["relevant_windows"])]
         ]
-        counts[name] = sum(Note.WINDOW_OUTSIDE in note for note in notes[len(rows[::10]) :])
-        assert not any(note & ~Note.WINDOW_OUTSIDE for note in notes)
+        counts[name] = sum(RowFlag.TRUE_WINDOW_CLIPPED in note for note in notes[len(rows[::10]) :])
+        assert not any(note & ~RowFlag.TRUE_WINDOW_CLIPPED for note in notes)
     assert counts == {"qvh/val": 0, "charades/test": 278}
 
 
@@ -143,7 +143,7 @@ def test_times_of_stage_2_are_rounded_twice_by_the_original_alone(tiny):
     t5 = tiny[0]
 
     def seconds(**how):
-        return [answer_text(t5, ids) for ids in pieces(write(tiny, times=times, **how))[:4]]
+        return [decode_answer(t5, ids) for ids in pieces(write(tiny, times=times, **how))[:4]]
 
     assert seconds() == ["1", "2", "4", "4"]
     assert seconds(stage=2, reference_windows=WINDOWS) == ["1", "2", "4", "4"]
@@ -152,8 +152,8 @@ def test_times_of_stage_2_are_rounded_twice_by_the_original_alone(tiny):
 
 def test_the_text_of_each_stage(tiny):
     t5 = tiny[0]
-    one = answer_text(t5, pieces(write(tiny))[-1])
-    two = answer_text(t5, pieces(write(tiny, stage=2, reference_windows=[[2.2, 4.6]]))[-1])
+    one = decode_answer(t5, pieces(write(tiny))[-1])
+    two = decode_answer(t5, pieces(write(tiny, stage=2, reference_windows=[[2.2, 4.6]]))[-1])
     task = "Given the video and the subtitle and the query, find the query relevant windows. Relevant windows:"
     assert one == f"Query: a red circle moves to the left Items: red circle {task}"
     assert two == f"Query: a red circle moves to the left ref: [[2, 5]] Items: red circle {task}"
@@ -162,8 +162,8 @@ def test_the_text_of_each_stage(tiny):
 def test_stage_1_windows_are_named_by_the_numbers_of_the_frames(real):
     windows = [[112, 150]]
     writer = {b: PromptWriter(*real, SIZES, stage=2, behaviour=b) for b in ("default", "reference")}
-    assert "ref: [[113, 150]]\n" in writer["default"].text("x", [], windows)
-    assert "ref: [[112, 150]]\n" in writer["reference"].text("x", [], windows)
+    assert "ref: [[113, 150]]\n" in writer["default"].format_text("x", [], windows)
+    assert "ref: [[112, 150]]\n" in writer["reference"].format_text("x", [], windows)
 
 
 def test_a_book_for_a_query_leaves_the_task(tiny):
@@ -171,27 +171,27 @@ def test_a_book_for_a_query_leaves_the_task(tiny):
     kept, cut = (pieces(write(tiny, query=book, behaviour=b)) for b in ("default", "reference"))
     assert len(cut[-1]) == 200
     assert 190 < len(kept[-1]) <= 200
-    assert "find the query relevant windows" in answer_text(t5, kept[-1])
-    assert "find the query" not in answer_text(t5, cut[-1])
+    assert "find the query relevant windows" in decode_answer(t5, kept[-1])
+    assert "find the query" not in decode_answer(t5, cut[-1])
     assert kept[-1][-1] == cut[-1][-1] == t5.eos_token_id
-    assert write(tiny, query=book).notes == Note.QUERY_CUT
+    assert write(tiny, query=book).row_flags == RowFlag.QUERY_TRUNCATED
 
 
 def test_items_and_windows_are_shortened_after_the_query(tiny):
     row = write(tiny, stage=2, items=["red circle"] * 300, reference_windows=[[2, 4]])
-    text = answer_text(tiny[0], pieces(row)[-1])
+    text = decode_answer(tiny[0], pieces(row)[-1])
     assert text.startswith("Query: ref: [[2, 4]] Items: red circle,red circle,")
     row = write(tiny, stage=2, items=["red circle"] * 300, reference_windows=[[2, 4]] * 300)
-    text = answer_text(tiny[0], pieces(row)[-1])
+    text = decode_answer(tiny[0], pieces(row)[-1])
     assert text.startswith("Query: ref: [[2, 4], [2, 4], ")
     assert "relevant windows" in text
 
 
 def test_missing_stage_1_windows():
-    assert stage1_windows(None, 8) == ([[0, 8]], Note.NO_WINDOWS)
-    assert stage1_windows([], 8) == ([[0, 8]], Note.NO_WINDOWS)
-    assert stage1_windows([], 8, "reference") == ([], Note(0))
-    assert stage1_windows(np.array([[2.0, 4.0]]), 8) == ([[2, 4]], Note(0))
+    assert stage1_windows(None, 8) == ([[0, 8]], RowFlag.NO_STAGE1_WINDOWS)
+    assert stage1_windows([], 8) == ([[0, 8]], RowFlag.NO_STAGE1_WINDOWS)
+    assert stage1_windows([], 8, "reference") == ([], RowFlag(0))
+    assert stage1_windows(np.array([[2.0, 4.0]]), 8) == ([[2, 4]], RowFlag(0))
     with pytest.raises(ValueError, match=r"no stage-1 windows.*merge"):
         stage1_windows(None, 8, "reference")
 
@@ -199,31 +199,31 @@ def test_missing_stage_1_windows():
 def test_more_captions_than_there_is_place_for(tiny):
     captions = [Caption(i, i + 1, "hello") for i in range(5)]
     row = write(tiny, captions=captions)
-    assert row.notes == Note.CAPTIONS_LEFT_OUT
-    assert (row.caption_words != 0).any(axis=1).all()
-    assert [answer_text(tiny[0], ids) for ids in pieces(row)[5:8]] == ["[0 hello1]", "[1 hello2]", "[2 hello3]"]
+    assert row.row_flags == RowFlag.CAPTIONS_DROPPED
+    assert (row.caption_bert_tokens != 0).any(axis=1).all()
+    assert [decode_answer(tiny[0], ids) for ids in pieces(row)[5:8]] == ["[0 hello1]", "[1 hello2]", "[2 hello3]"]
     one_caption = write(tiny, captions=captions[:1])
     tight = TextSizes(4, 3, 16, int(one_caption.spans[:, 1].sum()), 24)
     row = write(tiny, captions=captions, sizes=tight)
-    assert row.notes == Note.CAPTIONS_LEFT_OUT
+    assert row.row_flags == RowFlag.CAPTIONS_DROPPED
     assert row.spans[5:8, 1].astype(bool).tolist() == [True, False, False]
     assert pieces(row)[-1] == pieces(one_caption)[-1]
 
 
 def test_long_captions_and_queries_keep_their_bert_end(tiny):
     row = write(tiny, query="red " * 30, captions=[Caption(0, 1, "red " * 30)])
-    assert row.notes == Note.QUERY_CUT | Note.CAPTION_CUT
-    assert row.query_words[-1] == row.caption_words[0, -1] == tiny[1].sep_token_id
-    assert row.notes.describe() == ["query cut", "caption cut"]
+    assert row.row_flags == RowFlag.QUERY_TRUNCATED | RowFlag.CAPTION_TRUNCATED
+    assert row.query_bert_tokens[-1] == row.caption_bert_tokens[0, -1] == tiny[1].sep_token_id
+    assert row.row_flags.describe() == ["query cut", "caption cut"]
 
 
 def test_a_long_answer_loses_whole_windows(tiny):
     t5, windows = tiny[0], [[i, i + 1] for i in range(0, 8, 2)]
     row = write(tiny, answer=windows)
-    assert row.notes == Note.ANSWER_CUT
-    assert answer_text(t5, row.labels) == "[[0, 1], [2, 3]]"
+    assert row.row_flags == RowFlag.ANSWER_TRUNCATED
+    assert decode_answer(t5, row.labels) == "[[0, 1], [2, 3]]"
     row = write(tiny, answer=windows, behaviour="reference")
-    assert row.notes == Note.ANSWER_CUT
+    assert row.row_flags == RowFlag.ANSWER_TRUNCATED
     assert row.labels[-1] == t5.eos_token_id
 
 
@@ -251,8 +251,8 @@ def test_bad_rows_say_what_to_do(tiny, changes, message):
 
 def test_a_window_that_reaches_beyond_the_video_is_shortened(tiny):
     row = write(tiny, answer=[[6.6, 8.4]])
-    assert row.notes == Note.WINDOW_OUTSIDE
-    assert answer_text(tiny[0], row.labels) == "[[7, 8]]"
+    assert row.row_flags == RowFlag.TRUE_WINDOW_CLIPPED
+    assert decode_answer(tiny[0], row.labels) == "[[7, 8]]"
 
 
 @pytest.mark.parametrize(
@@ -267,13 +267,13 @@ def test_a_window_that_reaches_beyond_the_video_is_shortened(tiny):
     ],
 )
 def test_queries_about_talking(query, default, reference):
-    assert about_talking(query) is default
-    assert about_talking(query, "reference") is reference
+    assert mentions_speech(query) is default
+    assert mentions_speech(query, "reference") is reference
 
 
 def test_talk_queries_of_the_original(shared):
     recorded = json.loads((shared / "golden/05_keyframes_stage1.json").read_text())["is_talk_relative"]
-    assert [about_talking(r["query"], "reference") for r in recorded] == [r["talk"] for r in recorded]
+    assert [mentions_speech(r["query"], "reference") for r in recorded] == [r["talk"] for r in recorded]
 
 
 def test_writers_travel_to_worker_processes(tiny):

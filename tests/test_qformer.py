@@ -9,22 +9,24 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.checkpoints.convert.qformer import table
+from calce_jax.checkpoints.convert.qformer import key_mapping
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from tests import golden
 
 # float32 sums in another order; every layer ends in a norm, so nothing grows.
 CLOSE = {"rtol": 1e-5, "atol": 5e-6}
-MINUTE = QFormerConfig(width=8, depth=3, heads=2, ffn_width=12, queries=2, image_width=6, vocab=11, positions=9)
+MINUTE = QFormerConfig(
+    width=8, depth=3, heads=2, mlp_width=12, query_tokens=2, image_width=6, vocab=11, max_positions=9
+)
 
 
 def formula_qformer(config):
-    return golden.waves(lambda: QFormer(config, rngs=nnx.Rngs(0)), table(config.cross_every))
+    return golden.deterministic_weights(lambda: QFormer(config, rngs=nnx.Rngs(0)), key_mapping(config.cross_every))
 
 
 @pytest.fixture(scope="module")
 def recorded(shared):
-    return golden.recorded(shared, "02_qformer")
+    return golden.load_recording(shared, "02_qformer")
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +36,16 @@ def qformer(shared, recorded):
         width=sizes["hidden"],
         depth=sizes["layers"],
         heads=sizes["heads"],
-        ffn_width=sizes["ffn"],
-        queries=sizes["queries"],
+        mlp_width=sizes["ffn"],
+        query_tokens=sizes["queries"],
         image_width=sizes["encoder_width"],
-        cross_every=sizes["cross_attention_freq"],
+        cross_attention_frequency=sizes["cross_attention_freq"],
     )
-    tensors = golden.weights(recorded, "Qformer.", "query_tokens")
+    tensors = golden.select_weights(recorded, "Qformer.", "query_tokens")
     words = np.zeros((config.vocab, config.width), np.float32)
     words[recorded["word_embedding_ids"]] = recorded["word_embedding_rows"]
     tensors["Qformer.bert.embeddings.word_embeddings.weight"] = words
-    return golden.load(nnx.eval_shape(lambda: QFormer(config, rngs=nnx.Rngs(0))), table(), tensors)
+    return golden.load_state_dict(nnx.eval_shape(lambda: QFormer(config, rngs=nnx.Rngs(0))), key_mapping(), tensors)
 
 
 @pytest.fixture(scope="module")

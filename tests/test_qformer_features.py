@@ -11,23 +11,23 @@ from flax import nnx
 
 from benchmarks.aot.flops import count_flops
 from calce_jax.checkpoints.manager import save_params
-from calce_jax.checkpoints.restore import check_frozen
+from calce_jax.checkpoints.restore import check_ln_vision_frozen
 from calce_jax.config import ConfigError, to_dict, validate
 from calce_jax.datasets.tables import build_tables
 from calce_jax.distributed.param_names import named_leaves
-from calce_jax.distributed.sharding import mesh_of
-from calce_jax.inference.extract_features import Footage, keep_features
-from calce_jax.inference.length_grouping import Grouper, predict_all
+from calce_jax.distributed.sharding import build_mesh
+from calce_jax.inference.extract_features import VideoDataset, extract_features
+from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
 from calce_jax.inference.predict_step import make_predict, step_config
-from calce_jax.input_pipeline.feature_fingerprint import check_features, made_by, weights_hash
-from calce_jax.input_pipeline.feature_store import FeatureFolder, FeaturesError
-from calce_jax.models.feature_codec import restored, seen_in, stored
-from calce_jax.models.vision_features import Looked
+from calce_jax.input_pipeline.feature_fingerprint import check_features, make_feature_metadata, weights_hash
+from calce_jax.input_pipeline.feature_store import FeaturesError, FeatureStore
+from calce_jax.models.feature_codec import dequantize, load_or_encode, quantize
+from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.training.optimizer import make_optimizer
-from calce_jax.training.state import new_state
+from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import make_train_step
 from tests.minute import FRAMES, SIZES, STEPS, make_batch, make_model
-from tests.scripts import call
+from tests.scripts import run_script
 from tests.searching import make_stages
 from tests.test_features import TRAIN, VAL, batches, clip_of, film, reading
 
@@ -51,7 +51,7 @@ def base(prepared):
     stage, _ = make_stages()
     data = replace(stage.config.data, directory=str(prepared), frames=4, batch=2, eval_batch=2)
     config = replace(stage.config, data=data, model=replace(stage.config.model, ln_vision="frozen"))
-    sizes = replace(stage.sizes, ln_vision="frozen")
+    sizes = replace(stage.model_config, ln_vision="frozen")
     return replace(stage, config=config, sizes=sizes, graph=make_model(sizes)[0])
 
 
@@ -61,7 +61,9 @@ def kept(base, tmp_path_factory):
     return {
         store: (
             out := tmp_path_factory.mktemp(store),
-            keep_features(base, Footage(base.config.data.directory), out, store=store, of="qformer"),
+            extract_features(
+                base, VideoDataset(base.config.data.directory), out, storage_dtype=store, source="qformer"
+            ),
         )
         for store in ("float32", "bfloat16", "int8")
     }
@@ -71,7 +73,7 @@ def kept(base, tmp_path_factory):
 def loss_and_gradients(graph, config, trainable, frozen, batch):
     def loss(trainable):
         model = nnx.merge(graph, trainable, frozen)
-        seen = seen_in(model, batch)
+        seen = load_or_encode(model, batch)
         return model.loss(seen, batch, model.read(seen, batch, config.selection), config.buckets[-1]).mean()
 
     return jax.value_and_grad(loss)(trainable)
@@ -96,7 +98,7 @@ def test_steps_leave_ln_vision_bit_for_bit(base):
     """Also its decay: AdamW moves what has no gradient, unless it does not decay."""
     optimizer = make_optimizer(replace(base.config.optimizer, weight_decay=0.5, accumulate=1))
     step = jax.jit(make_train_step(FROZEN_PARTS[0], STEPS[1], optimizer, lambda step: jnp.float32(1e-2)))
-    state = new_state(PARTS[1], optimizer)
+    state = create_train_state(PARTS[1], optimizer)
     for _ in range(3):
         state, _ = step(state, PARTS[2], BATCH, jax.random.key(0))
     before = named_leaves(PARTS[1])
@@ -113,13 +115,13 @@ def test_answers_are_those_of_a_run_that_trains_it(stage):
 
 
 def test_a_window_keeps_what_was_said_in_place_of_frames():
-    mesh = mesh_of((2, 1, 1), jax.devices()[:2])
-    grouper, table = Grouper(FROZEN_PARTS[0], STEPS[1], mesh), make_batch([3, 8, 5, 4])
+    mesh = build_mesh((2, 1, 1), jax.devices()[:2])
+    grouper, table = LengthGrouper(FROZEN_PARTS[0], STEPS[1], mesh), make_batch([3, 8, 5, 4])
     halves = [jax.tree.map(lambda leaf, n=n: leaf[n : n + 2], table) for n in (0, 2)]
-    picked = grouper.pick(grouper.see(*PARTS[1:], halves), np.array([1, 2]))
-    assert picked.features.values.shape == (2, FRAMES, SIZES.qformer.queries, SIZES.qformer.width)
+    picked = grouper.take_rows(grouper.encode_window(*PARTS[1:], halves), np.array([1, 2]))
+    assert picked.features.values.shape == (2, FRAMES, SIZES.qformer.query_tokens, SIZES.qformer.width)
     predict = jax.jit(make_predict(FROZEN_PARTS[0], STEPS[1]))
-    found, plain = (list(predict_all(predict, mesh, grouper, window)(*PARTS[1:], halves)) for window in (2, 1))
+    found, plain = (list(make_batch_predictor(predict, mesh, grouper, window)(*PARTS[1:], halves)) for window in (2, 1))
     for grouped, alone in zip(found, plain, strict=True):
         np.testing.assert_array_equal(grouped.answers.tokens, alone.answers.tokens)
         np.testing.assert_array_equal(grouped.about.row, alone.about.row)
@@ -142,7 +144,7 @@ def test_a_step_leaves_out_the_tower_and_the_qformer_over_frames(base, kept):
     config, optimizer = step_config(base.config, 8), make_optimizer(base.config.optimizer)
     step = make_train_step(base.graph, config, optimizer, lambda step: jnp.float32(1e-3))
     frames, said = (batches(base, source)[0] for source in (base.config, reading(base, kept["bfloat16"][0])))
-    state = jax.eval_shape(partial(new_state, optimizer=optimizer), base.trainable)
+    state = jax.eval_shape(partial(create_train_state, optimizer=optimizer), base.trainable)
 
     def flops(program, *given):
         return count_flops(jax.make_jaxpr(program)(*given))
@@ -160,24 +162,26 @@ def test_a_step_leaves_out_the_tower_and_the_qformer_over_frames(base, kept):
 def test_what_is_read_is_what_was_said(base, kept):
     out, done = kept["float32"]
     assert (done.seen, done.frames, done.error, done.read_error) == (4, 3 * 4 + 3, 0, 0)
-    assert done.bytes_a_frame == 4 * (SIZES.qformer.queries * SIZES.qformer.width + SIZES.vit.width)
+    assert done.bytes_a_frame == 4 * (SIZES.qformer.query_tokens * SIZES.qformer.width + SIZES.vit.width)
     batch = batches(base, base.config)[0]
     model = nnx.merge(base.graph, base.trainable, base.frozen)
     looked = jax.jit(lambda frames: model.look(model.see(frames)))(batch.frames)
     found = batches(base, reading(base, out))[0].features
-    there = np.asarray(batch.present)
+    there = np.asarray(batch.frame_mask)
     np.testing.assert_allclose(found.values[there], looked.queries[there], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.means[there], looked.means[there], rtol=1e-5, atol=1e-5)
-    narrow = FeatureFolder(kept["int8"][0]).read(clip_of("a"))
-    np.testing.assert_array_equal(narrow["means"], FeatureFolder(out).read(clip_of("a"))["means"])
+    narrow = FeatureStore(kept["int8"][0]).read(clip_of("a"))
+    np.testing.assert_array_equal(narrow["means"], FeatureStore(out).read(clip_of("a"))["means"])
     assert 2**-10 < kept["int8"][1].error < 2**-6
     assert kept["int8"][1].read_error == pytest.approx(kept["int8"][1].error, rel=0.7)
 
 
 def test_means_are_kept_whole():
-    looked = Looked(means=jnp.full((1, 2, 3), 1 / 3), queries=jax.random.normal(jax.random.key(0), (1, 2, 4, 16)))
+    looked = QFormerFeatures(
+        means=jnp.full((1, 2, 3), 1 / 3), queries=jax.random.normal(jax.random.key(0), (1, 2, 4, 16))
+    )
     for store in ("float32", "bfloat16", "int8"):
-        again = restored(stored(looked, store), "float32")
+        again = dequantize(quantize(looked, store), "float32")
         np.testing.assert_array_equal(again.means, looked.means)
         np.testing.assert_allclose(again.queries, looked.queries, atol=2e-2)
 
@@ -187,18 +191,18 @@ def test_it_is_refused_where_the_qformer_says_something_else(base, kept, tmp_pat
     check_features(reading(base, out), base.sizes)
     learning = replace(base.config, model=replace(base.config.model, ln_vision="trained"))
     with pytest.raises(FeaturesError, match=r"config.model.ln_vision: 'trained', so what .* or keep what the tower gi"):
-        made_by(learning, base.sizes, "float32", "qformer")
+        make_feature_metadata(learning, base.sizes, "float32", "qformer")
     with pytest.raises(FeaturesError, match=r"config.model.ln_vision: 'trained', so what the Q-Former says"):
         check_features(reading(replace(base, config=learning), out), base.sizes)
     with pytest.raises(FeaturesError, match=r"choose another --out, .*(\n|.)*\n  of: qformer there, vit here"):
-        keep_features(base, Footage(base.config.data.directory), out, store="float32")
+        extract_features(base, VideoDataset(base.config.data.directory), out, storage_dtype="float32")
     wrong = to_dict(replace(base.config, behaviour="reference"))
     with pytest.raises(ConfigError, match=r"config.model.ln_vision: 'frozen', which .*'reference' trains"):
         validate(wrong)
-    check_frozen(base.trainable, base.trainable, tmp_path)
+    check_ln_vision_frozen(base.trainable, base.trainable, tmp_path)
     moved = jax.tree.map(lambda leaf: leaf + 1, base.trainable)
     with pytest.raises(ConfigError, match=rf"config.weights.start: {tmp_path} trained ln_vision, .* left it frozen"):
-        check_frozen(base.trainable, moved, tmp_path)
+        check_ln_vision_frozen(base.trainable, moved, tmp_path)
 
 
 def test_all_that_decides_what_is_said_names_it(tmp_path):
@@ -220,7 +224,7 @@ def test_all_that_decides_what_is_said_names_it(tmp_path):
 def test_the_command_keeps_it(base, prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("calce_jax.inference.trained_run.open_base", lambda config: base)
     asked = ["--config=configs/calce.py:shapes,stage=1", f"--config.data.directory={prepared}", f"--out={tmp_path}"]
-    call("cache_features", *asked, "--of=qformer", "--splits=val")
+    run_script("cache_features", *asked, "--of=qformer", "--splits=val")
     assert "bfloat16 is 0.1" in (told := capsys.readouterr().out)
     assert "off what the Q-Former says, " in told
-    assert FeatureFolder(tmp_path).made.of == "qformer"
+    assert FeatureStore(tmp_path).metadata.of == "qformer"

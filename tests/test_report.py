@@ -17,9 +17,9 @@ from calce_jax.report.page import (
     QueryView,
     StageView,
     SummaryTable,
-    embedded_video,
-    page,
+    render_page,
     ticks,
+    video_data_uri,
     write_page,
 )
 from calce_jax.report.timeline import draw_timeline
@@ -87,7 +87,7 @@ class Elements(HTMLParser):
 
 
 def test_page_shows_every_part_of_a_query():
-    elements = Elements(page("Found", [query()], about="tiny"))
+    elements = Elements(render_page("Found", [query()], subtitle="tiny"))
     text = elements.text()
     for words in ("Found", "tiny", "a <red> circle & a square", "video_7", "a <b>lighthouse</b>", "similarity 0.93"):
         assert words in text
@@ -101,7 +101,7 @@ def test_page_shows_every_part_of_a_query():
 
 
 def test_bars_lie_where_the_seconds_are():
-    elements = Elements(page("Found", [query()]))
+    elements = Elements(render_page("Found", [query()]))
     bars = {attrs["aria-label"]: attrs["style"] for attrs in elements.of_class("first") if attrs["data-start"] == "5"}
     assert set(bars.values()) == {"left: 25.0%; width: 25.0%"}
     frame = elements.of_class("frame")[1]
@@ -109,7 +109,7 @@ def test_bars_lie_where_the_seconds_are():
 
 
 def test_images_are_there_once():
-    html = page("Found", [query("q1"), query("q2")])
+    html = render_page("Found", [query("q1"), query("q2")])
     assert html.count("data:image/jpeg;base64,") == 4
 
 
@@ -129,7 +129,7 @@ def test_a_report_is_one_file_with_each_video_once(tmp_path):
     films = {}
     for name in ("one.mp4", "two.webm"):
         (tmp_path / name).write_bytes(name.encode())
-        films[name] = embedded_video(tmp_path / name)
+        films[name] = video_data_uri(tmp_path / name)
     queries = [query("q1", video_src=films["two.webm"]), query("q2", video_src=films["one.mp4"])]
     write_page(tmp_path / "report.html", "Found", [*queries, query("q3", video_src=films["two.webm"]), query("q4")])
     html = (tmp_path / "report.html").read_text()
@@ -145,11 +145,11 @@ def test_a_report_is_one_file_with_each_video_once(tmp_path):
     assert len(folds) == 3
     assert not any("open" in fold for fold in folds)
     with pytest.raises(FileNotFoundError, match=r"gone\.mp4"):
-        embedded_video(tmp_path / "gone.mp4")
+        video_data_uri(tmp_path / "gone.mp4")
 
 
 def test_search_page_has_no_truth_and_no_filters():
-    html = page("Found", [query(truth=None, kind="", video_src="a&b</script>.mp4")])
+    html = render_page("Found", [query(truth=None, kind="", video_src="a&b</script>.mp4")])
     assert outside(html) == ["a&b</script>.mp4"]
     elements = Elements(html)
     assert "IoU" not in elements.text()
@@ -160,7 +160,7 @@ def test_search_page_has_no_truth_and_no_filters():
 
 def test_filters_know_kind_and_overlap():
     missed = query("q2", kind="caption", stages={"stage 1": stage(["full"], [], "[[")}, captions=[])
-    elements = Elements(page("Found", [query(), missed]))
+    elements = Elements(render_page("Found", [query(), missed]))
     cards = elements.of_class("query")
     assert [(card["data-kind"], card["data-iou"]) for card in cards] == [("visual", "1.0"), ("caption", "0.0")]
     text = elements.text()
@@ -170,7 +170,7 @@ def test_filters_know_kind_and_overlap():
 
 def test_summary_shows_missing_numbers_as_dashes():
     table = SummaryTable("Held out", ["R1@0.5", "mIoU"], [("stage 1", [87.25, None])], "percent")
-    elements = Elements(page("Found", [query()], [table]))
+    elements = Elements(render_page("Found", [query()], [table]))
     assert "87.2" in elements.text()
     assert len(elements.of_class("none")) == 1
 
@@ -178,7 +178,7 @@ def test_summary_shows_missing_numbers_as_dashes():
 def test_a_frame_that_is_no_image_is_named():
     broken = StageView([FrameView(0, b"not a picture", "full")], [], "")
     with pytest.raises(ValueError, match="a frame of 13 bytes is no image"):
-        page("Found", [query(stages={"stage 1": broken})])
+        render_page("Found", [query(stages={"stage 1": broken})])
 
 
 @pytest.mark.parametrize(("duration", "expected"), [(20, 11), (31, 7), (150, 11), (7.5, 8), (0.4, 1), (10**6, 278)])

@@ -8,15 +8,15 @@ import pytest
 
 from calce_jax.config import ConfigError, read_config, to_dict, validate
 from calce_jax.inference import predict_split as answering
-from calce_jax.inference.answers import treatments
-from calce_jax.inference.predict_split import answer_split
-from calce_jax.inference.trained_run import open_trained
-from calce_jax.input_pipeline.dataset import open_tables
+from calce_jax.inference.answers import frame_treatments
+from calce_jax.inference.predict_split import predict_split
+from calce_jax.inference.trained_run import load_trained_model
+from calce_jax.input_pipeline.dataset import open_dataset
 from calce_jax.moments.predictions import read_predictions
-from calce_jax.search.inputs import SearchError, captions_of
-from calce_jax.search.results import told_apart, write_findings
+from calce_jax.search.inputs import SearchError, load_captions
+from calce_jax.search.results import break_ties_across_videos, write_results
 from calce_jax.search.searcher import Searcher, open_stages
-from calce_jax.storage.disk_cache import Cache
+from calce_jax.storage.disk_cache import DiskCache
 from configs.calce import get_config
 from data.shapes import demo_pipeline as demo
 
@@ -51,9 +51,9 @@ def test_the_demo_scores_both_stages_and_shows_them(road):
     assert written["baselines"].keys() == {"whole_video", "random"}
     assert {"visual", "caption"} <= written["by_kind"].keys() <= {"visual", "caption", "several"}
     page = (out / "report.html").read_text()
-    assert open_tables(out / "prepared", "test")[0].query in page
+    assert open_dataset(out / "prepared", "test")[0].query in page
     assert list((out / "stage1").glob("events.out.tfevents*"))
-    assert "stage 2" in demo.text_table(results)
+    assert "stage 2" in demo.format_results(results)
 
 
 @pytest.mark.slow
@@ -63,7 +63,7 @@ def test_stage_2_reads_the_windows_that_stage_1_wrote(road):
         p.qid: sorted(window[:2] for window in p.windows)
         for p in read_predictions(out / "predictions/stage1_train.jsonl")
     }
-    for query in open_tables(out / "prepared", "train").queries():
+    for query in open_dataset(out / "prepared", "train").queries():
         expected = found[query.qid] or [[0.0, query.duration]]
         assert query.stage1_windows is not None
         np.testing.assert_allclose(query.stage1_windows, expected)
@@ -72,8 +72,8 @@ def test_stage_2_reads_the_windows_that_stage_1_wrote(road):
 @pytest.mark.slow
 def test_an_interrupted_inference_goes_on_with_the_first_incomplete_batch(road, tmp_path, monkeypatch):
     out, _ = road
-    trained = open_trained(out / "stage2")
-    whole = answer_split(trained, "test", tmp_path / "whole.jsonl")
+    trained = load_trained_model(out / "stage2")
+    whole = predict_split(trained, "test", tmp_path / "whole.jsonl")
     batch, written = trained.config.data.eval_batch, []
     assert len(whole) > batch
 
@@ -88,17 +88,17 @@ def test_an_interrupted_inference_goes_on_with_the_first_incomplete_batch(road, 
     with monkeypatch.context() as patch:
         patch.setattr(answering, "write_line", killed)
         with pytest.raises(KeyboardInterrupt):
-            answer_split(trained, "test", tmp_path / "cut.jsonl")
+            predict_split(trained, "test", tmp_path / "cut.jsonl")
     # A run that is opened anew is the same run.
-    assert answer_split(open_trained(out / "stage2"), "test", tmp_path / "cut.jsonl") == whole
+    assert predict_split(load_trained_model(out / "stage2"), "test", tmp_path / "cut.jsonl") == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.jsonl", "whole.jsonl"]
     written.clear()
     with monkeypatch.context() as patch:
         patch.setattr(answering, "write_line", killed)
         with pytest.raises(KeyboardInterrupt):
-            answer_split(trained, "test", tmp_path / "cut.jsonl")
-    answer_split(open_trained(out / "stage2", use_captions=False), "test", tmp_path / "silent.jsonl")
-    answer_split(open_trained(out / "stage2", use_captions=False), "test", tmp_path / "cut.jsonl")
+            predict_split(trained, "test", tmp_path / "cut.jsonl")
+    predict_split(load_trained_model(out / "stage2", use_captions=False), "test", tmp_path / "silent.jsonl")
+    predict_split(load_trained_model(out / "stage2", use_captions=False), "test", tmp_path / "cut.jsonl")
     assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "silent.jsonl").read_bytes()
 
 
@@ -106,12 +106,12 @@ def test_an_interrupted_inference_goes_on_with_the_first_incomplete_batch(road, 
 def test_trained_runs_search_a_video_with_its_captions(road, tmp_path):
     out, _ = road
     video = sorted((out / "shapes/videos").glob("*test*.mp4"))[0]
-    captions = captions_of(video, out / "shapes/srts")
+    captions = load_captions(video, out / "shapes/srts")
     assert captions
-    searcher = Searcher(open_stages(out), Cache(tmp_path / "cache"))
+    searcher = Searcher(open_stages(out), DiskCache(tmp_path / "cache"))
     queries = ["A red circle moves to the left.", "Someone talks about a lighthouse."]
     searched = searcher.search(video, queries, captions)
-    write_findings(tmp_path, told_apart([searched]), top=3)
+    write_results(tmp_path, break_ties_across_videos([searched]), max_moments=3)
     (entry,) = json.loads((tmp_path / "moments.json").read_text())
     assert [query["query"] for query in entry["queries"]] == queries
     for query in entry["queries"]:
@@ -138,4 +138,4 @@ def test_what_comes_with_the_project_is_found_from_anywhere(tmp_path, monkeypatc
 
 def test_frames_that_no_slot_holds_are_dropped():
     index, kept, key = np.array([1, 3, 0]), np.array([True, True, False]), np.array([True, False, False])
-    assert treatments(index, kept, key, 5) == ["dropped", "full", "dropped", "compressed", "dropped"]
+    assert frame_treatments(index, kept, key, 5) == ["dropped", "full", "dropped", "compressed", "dropped"]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from calce_jax.input_pipeline.buffer_pool import Room
+from calce_jax.input_pipeline.buffer_pool import BufferPool
 
 SHAPE = (2, 300, 7)
 
@@ -20,50 +20,50 @@ def address(array):
 
 
 def test_memory_is_used_again_once_nobody_refers_to_it():
-    room = Room(SHAPE)
-    first = room.array()
+    room = BufferPool(SHAPE)
+    first = room.acquire()
     assert (first.shape, first.dtype, first.flags.c_contiguous, first.flags.writeable) == (SHAPE, np.uint8, True, True)
     place = address(first)
     del first
-    assert address(room.array()) == place
+    assert address(room.acquire()) == place
 
 
 def test_a_view_keeps_its_memory():
-    room = Room(SHAPE)
-    first = room.array()
+    room = BufferPool(SHAPE)
+    first = room.acquire()
     place, row = address(first), first[1][::2]
     row[:] = 7
     del first
-    second = room.array()
+    second = room.acquire()
     assert address(second) != place
     second[:] = 0
     assert (row == 7).all()
     del row
-    assert address(room.array()) == place
+    assert address(room.acquire()) == place
 
 
 def test_what_a_device_took_over_stays_as_it_was():
-    room = Room((64, 1024))
-    array = room.array()
+    room = BufferPool((64, 1024))
+    array = room.acquire()
     # A CPU takes memory over, in place of copying it, where it begins at a multiple of 64 bytes.
     part = array.reshape(-1)[-address(array) % 64 :][:32768]
     part[:] = 5
     there = jax.device_put(part)
     assert there.unsafe_buffer_pointer() == address(part)
     del array, part
-    for other in [room.array() for _ in range(3)]:
+    for other in [room.acquire() for _ in range(3)]:
         other[:] = 9
     assert (np.asarray(there) == 5).all()
 
 
 def test_another_process_has_its_own_and_nothing_is_lent_for_no_bytes():
-    room = Room(SHAPE)
-    kept = room.array()
+    room = BufferPool(SHAPE)
+    kept = room.acquire()
     kept[:] = 3
     other = pickle.loads(pickle.dumps(room)).array()
     other[:] = 4
     assert (kept == 3).all()
-    assert Room((4, 0, 0, 3)).array().shape == (4, 0, 0, 3)
+    assert BufferPool((4, 0, 0, 3)).acquire().shape == (4, 0, 0, 3)
 
 
 ALLOCATE = """

@@ -9,24 +9,37 @@ import av
 import numpy as np
 import pytest
 
-from calce_jax.inference.predictor import Asker
+from calce_jax.inference.predictor import Predictor
 from calce_jax.moments.annotations import Annotation
-from calce_jax.moments.scoring import Beam
-from calce_jax.search.captions import hear
-from calce_jax.search.inputs import SearchError, captions_of, check_queries, videos_in
-from calce_jax.search.ranking import SAME, Moment, moments_of, together
-from calce_jax.search.results import claim_folder, ranked, told_apart, truth_in, write_findings
+from calce_jax.moments.scoring import BeamHypothesis
+from calce_jax.search.captions import caption_with_cache
+from calce_jax.search.inputs import SearchError, check_queries, list_videos, load_captions
+from calce_jax.search.ranking import NMS_THRESHOLD, Moment, break_ties_jointly, select_moments
+from calce_jax.search.results import (
+    break_ties_across_videos,
+    ensure_writable,
+    ground_truth,
+    rank_moments,
+    write_results,
+)
 from calce_jax.search.searcher import Searcher
 from calce_jax.search.searcher import searcher as searching
-from calce_jax.search.segments import Piece, Sampling, captions_in, footage, length_of, pieces_of
-from calce_jax.storage.disk_cache import OVERHEAD, Cache, content_of, key_of
+from calce_jax.search.segments import (
+    Segment,
+    SegmentSampling,
+    read_segments,
+    searchable_duration,
+    segment_captions,
+    split_into_segments,
+)
+from calce_jax.storage.disk_cache import OVERHEAD, DiskCache, file_hash, make_cache_key
 from calce_jax.text.prompt import Caption
 from calce_jax.text.tokenizers import load_t5
-from calce_jax.video.clips import cut, pictures_at
-from calce_jax.video.decode import VideoError, decode_jpeg, duration_of, frames_at, read_frames
+from calce_jax.video.clips import cut_clip, thumbnails_at
+from calce_jax.video.decode import VideoError, decode_jpeg, frames_at, read_frames, video_duration
 from tests.clips import write_clip
 from tests.scripts import script
-from tests.searching import LONGEST, make_stages
+from tests.searching import MAX_SEGMENT_SECONDS, make_stages
 
 QUERY = "a red circle moves to the left"
 SRT = "1\n00:00:01,000 --> 00:00:02,000\nsaid in {} by {}\n"
@@ -36,7 +49,7 @@ SRT = "1\n00:00:01,000 --> 00:00:02,000\nsaid in {} by {}\n"
     ("duration", "count"), [(0.4, 1), (150.0, 1), (150.02, 1), (160.0, 2), (300.0, 3), (7200.0, 95)]
 )
 def test_pieces_cover_a_video_and_overlap_by_half(duration, count):
-    pieces = pieces_of(duration, 150.0)
+    pieces = split_into_segments(duration, 150.0)
     assert len(pieces) == count
     assert (pieces[0].start, pieces[-1].end) == (0.0, pytest.approx(duration))
     for piece, later in pairwise(pieces):
@@ -56,15 +69,15 @@ def test_frames_at_times_are_those_on_the_screen(tmp_path):
 
 def test_a_long_video_is_footage_by_footage_and_a_second_time_from_the_cache(tmp_path):
     video = write_clip(tmp_path / "a.mp4", frames=50, rate=2)
-    sampling, cache = Sampling(longest=10.0, frames=10, size=16), Cache(tmp_path / "cache")
-    duration, pieces, once = footage(video, content_of(video), sampling, cache)
+    sampling, cache = SegmentSampling(max_seconds=10.0, num_frames=10, image_size=16), DiskCache(tmp_path / "cache")
+    duration, pieces, once = read_segments(video, file_hash(video), sampling, cache)
     first = list(once)
     assert duration == pytest.approx(25.0)
-    assert [each.piece for each in first] == pieces == pieces_of(25.0, 10.0)
+    assert [each.segment for each in first] == pieces == split_into_segments(25.0, 10.0)
     shades = [[decode_jpeg(jpeg).mean() for jpeg in each.keyframes] for each in first]
     for each, shade in zip(first, shades, strict=True):
         np.testing.assert_allclose(each.times, np.arange(10), atol=1e-3)
-        index = np.floor((each.piece.start + each.times + 1e-3) * 2)
+        index = np.floor((each.segment.start + each.times + 1e-3) * 2)
         np.testing.assert_allclose(shade, np.minimum(index * 8, 255), atol=6)
 
     os.truncate(video, 100)  # the video itself is not needed any more but for its length
@@ -74,12 +87,12 @@ def test_a_long_video_is_footage_by_footage_and_a_second_time_from_the_cache(tmp
 
 def test_a_cache_that_lost_a_piece_makes_it_again(tmp_path):
     video = write_clip(tmp_path / "a.mp4", frames=50, rate=2)
-    sampling, cache = Sampling(longest=10.0, frames=10, size=16), Cache(tmp_path / "cache")
-    first = list(footage(video, "it", sampling, cache)[2])
+    sampling, cache = SegmentSampling(max_seconds=10.0, num_frames=10, image_size=16), DiskCache(tmp_path / "cache")
+    first = list(read_segments(video, "it", sampling, cache)[2])
     entries = sorted((tmp_path / "cache/frames").iterdir())
     entries[0].unlink()
     entries[1].write_bytes(b"cut off")
-    for before, after in zip(first, footage(video, "it", sampling, cache)[2], strict=True):
+    for before, after in zip(first, read_segments(video, "it", sampling, cache)[2], strict=True):
         assert before.keyframes == after.keyframes
         np.testing.assert_array_equal(before.times, after.times)
 
@@ -87,11 +100,11 @@ def test_a_cache_that_lost_a_piece_makes_it_again(tmp_path):
 def test_captions_are_cut_to_a_piece():
     said = [Caption(0, 4, "before"), Caption(8, 12, "into"), Caption(13, 14, "in"), Caption(19, 30, "out of")]
     expected = [Caption(0.0, 2.0, "into"), Caption(3.0, 4.0, "in"), Caption(9.0, 10.0, "out of")]
-    assert captions_in(said, Piece(10.0, 20.0)) == expected
+    assert segment_captions(said, Segment(10.0, 20.0)) == expected
 
 
 def test_the_cache_drops_what_was_not_used_for_longest(tmp_path):
-    cache, size = Cache(tmp_path, limit=1000), 400 + OVERHEAD
+    cache, size = DiskCache(tmp_path, max_bytes=1000), 400 + OVERHEAD
     for number, name in enumerate("ab"):
         cache.write("frames", name, bytes(400))
         os.utime(tmp_path / "frames" / name, (number, number))
@@ -99,14 +112,14 @@ def test_the_cache_drops_what_was_not_used_for_longest(tmp_path):
     cache.write("features", "c", bytes(400))
     assert cache.read("frames", "b") is None
     assert cache.read("frames", "a") == bytes(400)
-    assert cache.size() == 2 * size
+    assert cache.total_bytes() == 2 * size
     cache.write("features", "larger than all", bytes(2000))
-    assert cache.size() == 2 * size
+    assert cache.total_bytes() == 2 * size
 
 
 def test_a_cache_that_cannot_be_written_says_so_once_and_holds_nothing(tmp_path, caplog):
     (tmp_path / "taken").write_text("a file where the folder should be")
-    cache = Cache(tmp_path / "taken")
+    cache = DiskCache(tmp_path / "taken")
     for name in "ab":
         cache.write("frames", name, b"x")
         assert cache.read("frames", name) is None
@@ -114,14 +127,18 @@ def test_a_cache_that_cannot_be_written_says_so_once_and_holds_nothing(tmp_path,
 
 
 def test_keys_differ_with_what_they_are_made_from():
-    assert key_of(content="x", size=56) == key_of(size=56, content="x") != key_of(content="x", size=224)
+    assert (
+        make_cache_key(content="x", size=56)
+        == make_cache_key(size=56, content="x")
+        != make_cache_key(content="x", size=224)
+    )
 
 
 def test_a_moment_that_two_pieces_show_is_one_and_the_one_that_both_support():
-    pieces = [Piece(0.0, 100.0), Piece(50.0, 150.0)]
+    pieces = [Segment(0.0, 100.0), Segment(50.0, 150.0)]
     # The second piece sees that it goes on to 120; the first one sees it up to its end.
-    beams = [[Beam([[80, 100]], 0.9), Beam([[10, 20]], 0.1)], [Beam([[30, 70]], 1.0)]]
-    best, other = moments_of(pieces, beams, most=5)
+    beams = [[BeamHypothesis([[80, 100]], 0.9), BeamHypothesis([[10, 20]], 0.1)], [BeamHypothesis([[30, 70]], 1.0)]]
+    best, other = select_moments(pieces, beams, max_moments=5)
     assert (best.start, best.end) == (80.0, 120.0)
     assert best.score == pytest.approx((0.9 + 1.0) / 2)
     assert (other.start, other.end, other.score) == (10.0, 20.0, pytest.approx(0.1))
@@ -129,23 +146,26 @@ def test_a_moment_that_two_pieces_show_is_one_and_the_one_that_both_support():
 
 def test_moments_fall_strictly_and_do_not_lie_upon_each_other():
     rng = np.random.default_rng(0)
-    pieces = pieces_of(400.0, 100.0)
+    pieces = split_into_segments(400.0, 100.0)
     beams = [
-        [Beam([sorted(map(float, rng.integers(0, 100, 2))) for _ in range(2)], 0.2) for _ in range(5)] for _ in pieces
+        [BeamHypothesis([sorted(map(float, rng.integers(0, 100, 2))) for _ in range(2)], 0.2) for _ in range(5)]
+        for _ in pieces
     ]
-    beams = [[Beam([[a, b + 1] for a, b in beam.windows], beam.probability) for beam in each] for each in beams]
-    found = moments_of(pieces, beams, most=20)
+    beams = [
+        [BeamHypothesis([[a, b + 1] for a, b in beam.windows], beam.probability) for beam in each] for each in beams
+    ]
+    found = select_moments(pieces, beams, max_moments=20)
     assert len(found) > 5
     assert all(a.score > b.score for a, b in pairwise(found))
     for n, a in enumerate(found):
         for b in found[n + 1 :]:
             overlap = min(a.end, b.end) - max(a.start, b.start)
-            assert overlap <= SAME * min(a.end - a.start, b.end - b.start) + 1e-9
+            assert overlap <= NMS_THRESHOLD * min(a.end - a.start, b.end - b.start) + 1e-9
 
 
 def test_equal_scores_are_told_apart_across_videos():
     lists = [[Moment(0.0, 1.0, 1.0), Moment(4.0, 5.0, 0.25)], [Moment(0.0, 1.0, 1.0)], []]
-    first, second, third = together(lists)
+    first, second, third = break_ties_jointly(lists)
     assert first[0].score > second[0].score > first[1].score
     assert third == []
 
@@ -153,7 +173,7 @@ def test_equal_scores_are_told_apart_across_videos():
 @pytest.fixture(scope="module")
 def compiled():
     """Serves all tests, which makes it compile once."""
-    return Searcher(make_stages(), Cache(""), LONGEST)
+    return Searcher(make_stages(), DiskCache(""), MAX_SEGMENT_SECONDS)
 
 
 @pytest.fixture
@@ -165,7 +185,7 @@ def searcher(compiled, tmp_path, monkeypatch):
         return f"[[0, 1], [{start}, {start + 2}]]"
 
     monkeypatch.setattr("calce_jax.inference.answers.answer_text", text)
-    compiled.cache = Cache(tmp_path / "cache")
+    compiled.cache = DiskCache(tmp_path / "cache")
     return compiled
 
 
@@ -187,7 +207,7 @@ def test_videos_of_any_length_are_searched(searcher, tmp_path, seconds):
 def test_a_second_query_looks_at_nothing_again(searcher, tmp_path, monkeypatch):
     video = write_clip(tmp_path / "a.mp4", frames=100, rate=5)
     first = searcher.search(video, [QUERY])
-    monkeypatch.setattr(Asker, "look", lambda *_: pytest.fail("looked again"))
+    monkeypatch.setattr(Predictor, "look", lambda *_: pytest.fail("looked again"))
     monkeypatch.setattr("calce_jax.search.segments.frames_at", lambda *_: pytest.fail("decoded again"))
     assert searcher.search(video, [QUERY]) == first
     searcher.search(video, ["someone talks about a museum"])
@@ -196,11 +216,11 @@ def test_a_second_query_looks_at_nothing_again(searcher, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_findings_are_written_and_the_folder_can_be_moved(searcher, tmp_path):
     videos = [write_clip(tmp_path / n / "a&b.mp4", frames=40, rate=5, sound=True) for n in ("x", "y")]
-    searched = told_apart([searcher.search(video, [QUERY]) for video in videos])
-    truth = truth_in(
+    searched = break_ties_across_videos([searcher.search(video, [QUERY]) for video in videos])
+    truth = ground_truth(
         [Annotation("1", "a&b", QUERY, [], 8.0, [[1, 2], [7, 9]]), Annotation("2", "b", QUERY, [], 8.0, [[0, 1]])]
     )
-    write_findings(tmp_path / "out", searched, top=3, clips=True, truth=truth)
+    write_results(tmp_path / "out", searched, max_moments=3, clips=True, truth=truth)
     entries = json.loads((tmp_path / "out/moments.json").read_text())
     assert [entry["video"] for entry in entries] == list(map(str, videos))
     scores = []
@@ -208,13 +228,13 @@ def test_findings_are_written_and_the_folder_can_be_moved(searcher, tmp_path):
         (query,) = entry["queries"]
         assert query.keys() == {"query", "moments", "captions", "frames"}
         for moment in query["moments"]:
-            assert duration_of(tmp_path / "out" / moment["clip"]) == pytest.approx(
+            assert video_duration(tmp_path / "out" / moment["clip"]) == pytest.approx(
                 moment["end"] - moment["start"], abs=0.3
             )
             scores.append(moment["score"])
     assert len(set(scores)) == len(scores)
-    rows = ranked(searched, 3)
-    assert [row.place for row in rows] == [1, 2, 3][: len(rows)]
+    rows = rank_moments(searched, 3)
+    assert [row.position for row in rows] == [1, 2, 3][: len(rows)]
     assert all(a.moment.score > b.moment.score for a, b in pairwise(rows))
     page = (tmp_path / "out/index.html").read_text()
     assert page.count("<video") == 2
@@ -227,7 +247,7 @@ def test_findings_are_written_and_the_folder_can_be_moved(searcher, tmp_path):
 
 def test_a_clip_has_the_frames_between_its_times_and_sound(tmp_path):
     video = write_clip(tmp_path / "a.mp4", frames=30, rate=10, sound=True)
-    cut(video, 0.5, 1.5, tmp_path / "clip.mp4")
+    cut_clip(video, 0.5, 1.5, tmp_path / "clip.mp4")
     with av.open(str(tmp_path / "clip.mp4")) as clip:
         shades = [frame.to_ndarray(format="rgb24").mean() for frame in clip.decode(video=0)]
         assert [stream.type for stream in clip.streams] == ["video", "audio"]
@@ -235,17 +255,17 @@ def test_a_clip_has_the_frames_between_its_times_and_sound(tmp_path):
 
 
 def test_a_turned_video_gives_upright_pictures_and_clips(tmp_path):
-    video = write_clip(tmp_path / "a.mp4", frames=10, rate=10, size=(64, 32), rotation=90, quarter=True)
-    upright = decode_jpeg(pictures_at(video, [0.0], 64)[0])
+    video = write_clip(tmp_path / "a.mp4", frames=10, rate=10, size=(64, 32), rotation=90, white_quarter=True)
+    upright = decode_jpeg(thumbnails_at(video, [0.0], 64)[0])
     assert upright.shape == (64, 32, 3)
-    cut(video, 0.0, 0.5, tmp_path / "clip.mp4")
+    cut_clip(video, 0.0, 0.5, tmp_path / "clip.mp4")
     with av.open(str(tmp_path / "clip.mp4")) as clip:
         assert (clip.streams.video[0].width, clip.streams.video[0].height) == (32, 64)
 
 
 def test_pictures_are_those_of_their_times_wherever_key_frames_are(tmp_path):
     video = write_clip(tmp_path / "a.mp4", frames=32, rate=1)
-    shades = [decode_jpeg(jpeg).mean() for jpeg in pictures_at(video, [0.0, 2.5, 14.0, 31.0])]
+    shades = [decode_jpeg(jpeg).mean() for jpeg in thumbnails_at(video, [0.0, 2.5, 14.0, 31.0])]
     np.testing.assert_allclose(shades, [0, 16, 112, 248], atol=6)
 
 
@@ -272,24 +292,24 @@ def test_queries_that_cannot_be_asked(query, says):
 def test_a_video_of_ten_hours_is_refused(tmp_path):
     video = write_clip(tmp_path / "long.mp4", frames=2, rate=1, ticks=[0, 36_000])
     with pytest.raises(VideoError, match=r"long\.mp4: it lasts 10\.0 hours, and 4 are searched at most; cut it"):
-        length_of(video)
+        searchable_duration(video)
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_anything_is_searched(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write into .*file"):
-        claim_folder(tmp_path / "file")
+        ensure_writable(tmp_path / "file")
 
 
 def test_captions_come_from_where_they_are_said_to(tmp_path):
     video, srt = tmp_path / "a.mp4", tmp_path / "a.srt"
-    assert captions_of(video, "auto") == []
+    assert load_captions(video, "auto") == []
     srt.write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n")
     said = [Caption(1.0, 2.0, "hello")]
-    assert captions_of(video, "auto") == captions_of(video, srt) == captions_of(video, tmp_path) == said
-    assert captions_of(video, "none") == []
+    assert load_captions(video, "auto") == load_captions(video, srt) == load_captions(video, tmp_path) == said
+    assert load_captions(video, "none") == []
     with pytest.raises(FileNotFoundError):
-        captions_of(video, tmp_path / "gone.srt")
+        load_captions(video, tmp_path / "gone.srt")
 
 
 def test_what_was_heard_is_kept_by_content_and_not_by_name(tmp_path, monkeypatch):
@@ -305,27 +325,29 @@ def test_what_was_heard_is_kept_by_content_and_not_by_name(tmp_path, monkeypatch
         return found
 
     monkeypatch.setattr("calce_jax.search.captions.captions_for", caption)
-    cache, out = Cache(tmp_path / "cache"), tmp_path / "out"
+    cache, out = DiskCache(tmp_path / "cache"), tmp_path / "out"
     first, same, other = (tmp_path / folder / "a.mp4" for folder in ("x", "y", "z"))
     for video, content in ((first, "1"), (same, "1"), (other, "2")):
         video.parent.mkdir()
         video.write_text(content)
     for video in (first, same, other, first):
-        assert hear([video], out, "tiny", cache)[video].read_text() == SRT.format(video.read_text(), "tiny")
+        assert caption_with_cache([video], out, "tiny", cache)[video].read_text() == SRT.format(
+            video.read_text(), "tiny"
+        )
     assert asked == [first, other]
     with pytest.raises(SearchError, match="same name"):
-        hear([first, other], out, "tiny", cache)
+        caption_with_cache([first, other], out, "tiny", cache)
     first.with_suffix(".srt").touch()
-    assert hear([first], out, "tiny", cache) == {}
+    assert caption_with_cache([first], out, "tiny", cache) == {}
 
 
 def test_folders_are_looked_through_for_videos(tmp_path):
     for name in ("b/2.MKV", "a/1.mp4", "a/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert videos_in([tmp_path, tmp_path / "a/1.mp4"]) == [tmp_path / "a/1.mp4", tmp_path / "b/2.MKV"]
+    assert list_videos([tmp_path, tmp_path / "a/1.mp4"]) == [tmp_path / "a/1.mp4", tmp_path / "b/2.MKV"]
     with pytest.raises(SearchError, match="no video among"):
-        videos_in([tmp_path / "empty"] if (tmp_path / "empty").mkdir() is None else [])
+        list_videos([tmp_path / "empty"] if (tmp_path / "empty").mkdir() is None else [])
 
 
 @pytest.mark.slow

@@ -12,13 +12,13 @@ import pytest
 
 from calce_jax.moments.annotations import read_annotations
 from calce_jax.text.captions import read_srt
-from calce_jax.video.decode import duration_of, read_frames
-from data.shapes.render import PAINT, render_frame
-from data.shapes.scene import RATES, SIZES, make_scene
+from calce_jax.video.decode import read_frames, video_duration
+from data.shapes.render import COLOUR_RGB, render_frame
+from data.shapes.scene import FRAME_RATES, VIDEO_SIZES, make_scene
 from data.shapes.write import (
-    MOST_SEEDS,
-    MOST_VIDEOS,
-    PRETRAINING,
+    FIRST_PRETRAIN_SEED,
+    MAX_SEEDS,
+    MAX_VIDEOS_PER_SPLIT,
     SPLITS,
     scene_seed,
     video_id,
@@ -32,7 +32,7 @@ SCENES = [make_scene(seed) for seed in range(300)]
 
 def area_of(frame: np.ndarray, colour: str) -> float:
     """Return the share of the pixels that have a colour, as near as compression leaves it."""
-    return float((np.abs(frame.astype(int) - PAINT[colour]).max(axis=-1) < 60).mean())
+    return float((np.abs(frame.astype(int) - COLOUR_RGB[colour]).max(axis=-1) < 60).mean())
 
 
 def seen(scene, thing: str, second: float) -> bool:
@@ -42,7 +42,7 @@ def seen(scene, thing: str, second: float) -> bool:
 @pytest.fixture(scope="module")
 def silent_scene():
     """Return the shortest of the scenes with a rate of 12.5 and no sound."""
-    return min((s for s in SCENES if s.rate == 12.5 and s.seed % 5), key=lambda s: s.duration)
+    return min((s for s in SCENES if s.fps == 12.5 and s.seed % 5), key=lambda s: s.duration)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def test_all_kinds_sizes_rates_and_lengths_occur():
     kinds = Counter(query.kind for scene in SCENES for query in scene.queries)
     assert set(kinds) == {"visual", "caption", "several"}
     assert min(kinds.values()) > len(SCENES) / 2
-    assert {scene.size for scene in SCENES} == set(SIZES)
-    assert {scene.rate for scene in SCENES} == set(RATES)
+    assert {scene.size for scene in SCENES} == set(VIDEO_SIZES)
+    assert {scene.fps for scene in SCENES} == set(FRAME_RATES)
     assert {scene.duration for scene in SCENES} == set(range(20, 41))
 
 
@@ -75,7 +75,7 @@ def test_a_query_has_no_second_answer():
             else:
                 words = query.query.rstrip(".").split()
                 motion = {"left": "left", "right": "right", "place": "stays", "still": "stays"}.get(words[-1])
-                truth = [(t.start, t.end) for t in scene.tracks if t.thing == item and motion in (None, t.motion)]
+                truth = [(t.start, t.end) for t in scene.tracks if t.name == item and motion in (None, t.motion)]
             assert list(query.windows) == sorted(truth), (scene.seed, query)
             assert (len(truth) > 1) == (query.kind == "several")
 
@@ -90,7 +90,7 @@ def test_windows_lie_in_the_video_and_apart():
 def test_visual_queries_have_distractors():
     """Colour alone or shape alone would often answer wrongly."""
     shared = sum(
-        any(t.thing != query.items[0] and set(t.thing.split()) & set(query.items[0].split()) for t in scene.tracks)
+        any(t.name != query.items[0] and set(t.name.split()) & set(query.items[0].split()) for t in scene.tracks)
         for scene in SCENES
         for query in scene.queries
         if query.kind != "caption"
@@ -103,22 +103,26 @@ def test_frames_show_each_colour_when_it_is_there():
         for second in np.arange(0.5, scene.duration, 3.0):
             frame = render_frame(scene, second, scene.size[1], scene.size[0])
             there = {t.colour for t in scene.tracks if t.start <= second < t.end}
-            assert {colour for colour in PAINT if area_of(frame, colour) > 0.01} == there
+            assert {colour for colour in COLOUR_RGB if area_of(frame, colour) > 0.01} == there
 
 
 def test_splits_and_seeds_share_no_scene():
     ranges = sorted(
-        (scene_seed(split, 0, seed), scene_seed(split, MOST_VIDEOS - 1, seed))
+        (scene_seed(split, 0, seed), scene_seed(split, MAX_VIDEOS_PER_SPLIT - 1, seed))
         for split in SPLITS
-        for seed in range(MOST_SEEDS)
+        for seed in range(MAX_SEEDS)
     )
     assert all(last < first for (_, last), (first, _) in itertools.pairwise(ranges))
-    assert ranges[-1][1] < PRETRAINING
+    assert ranges[-1][1] < FIRST_PRETRAIN_SEED
 
 
 @pytest.mark.parametrize(
     ("split", "number", "seed", "named"),
-    [("dev", 0, 0, "train, val, test"), ("val", MOST_VIDEOS, 0, "fewer videos"), ("val", 0, MOST_SEEDS, "seed: 33")],
+    [
+        ("dev", 0, 0, "train, val, test"),
+        ("val", MAX_VIDEOS_PER_SPLIT, 0, "fewer videos"),
+        ("val", 0, MAX_SEEDS, "seed: 33"),
+    ],
 )
 def test_scenes_out_of_range_are_refused(split, number, seed, named):
     with pytest.raises(ValueError, match=named):
@@ -146,7 +150,7 @@ def test_video_has_the_scenes_length_rate_and_size(silent_scene, silent_video):
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
         assert (stream.width, stream.height) == silent_scene.size
         assert float(stream.average_rate) == silent_scene.rate
-    assert abs(duration_of(silent_video) - silent_scene.duration) < 1 / silent_scene.rate
+    assert abs(video_duration(silent_video) - silent_scene.duration) < 1 / silent_scene.rate
     assert not list(silent_video.parent.glob("*.part"))
 
 

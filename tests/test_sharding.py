@@ -13,15 +13,15 @@ from calce_jax.distributed.sharding import (
     abstract_like,
     constrain_batch,
     make_mesh,
+    param_shardings,
     put_batch,
-    shard_params,
 )
 from calce_jax.models import lora
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.t5 import T5, T5Config
 from calce_jax.models.vit import Vit, VitConfig
 from calce_jax.training.optimizer import make_optimizer
-from calce_jax.training.state import new_state
+from calce_jax.training.state import create_train_state
 
 
 def full_size():
@@ -29,7 +29,7 @@ def full_size():
 
     def make():
         t5 = T5(T5Config.flan_xl(), rngs=nnx.Rngs(0))
-        lora.attach(t5, lora.LoraConfig(), rngs=nnx.Rngs(0))
+        lora.add_adapters(t5, lora.LoraConfig(), rngs=nnx.Rngs(0))
         towers = {
             "vit": Vit(VitConfig.eva_g(), rngs=nnx.Rngs(0)),
             "qformer": QFormer(QFormerConfig.bert_base(), rngs=nnx.Rngs(0)),
@@ -42,7 +42,7 @@ def full_size():
 
 def test_every_parameter_has_a_rule_and_a_fourth_of_all_is_on_each_device():
     params = full_size()
-    shardings = named_leaves(shard_params(params, make_mesh("a100x4")))
+    shardings = named_leaves(param_shardings(params, make_mesh("a100x4")))
     total = here = 0
     for name, leaf in named_leaves(params).items():
         part = int(np.prod(shardings[name].shard_shape(leaf.shape)))
@@ -59,11 +59,11 @@ def test_every_parameter_has_a_rule_and_a_fourth_of_all_is_on_each_device():
 def test_an_optimizers_state_lives_where_its_parameters_do():
     params = {"t5_proj": {"kernel": jnp.zeros((8, 4)), "bias": jnp.zeros(4)}}
     optimizer = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05))
-    state = jax.eval_shape(lambda: new_state(params, optimizer))
-    shardings = named_leaves(shard_params(state, make_mesh("a100x4")))
+    state = jax.eval_shape(lambda: create_train_state(params, optimizer))
+    shardings = named_leaves(param_shardings(state, make_mesh("a100x4")))
     assert shardings["opt_state/inner_opt_state/0/mu/t5_proj/kernel"].spec == P("tensor", "fsdp")
     assert shardings["opt_state/mini_step"].spec == P()
-    assert abstract_like(state, shard_params(state, make_mesh("single"))).step.sharding.mesh.size == 1
+    assert abstract_like(state, param_shardings(state, make_mesh("single"))).step.sharding.mesh.size == 1
 
 
 def test_parameters_without_a_rule_and_uneven_ones_are_listed():
@@ -72,13 +72,13 @@ def test_parameters_without_a_rule_and_uneven_ones_are_listed():
         "wide": {"wi": {"kernel": jax.ShapeDtypeStruct((1001, 1000), jnp.float32)}},
     }
     with pytest.raises(ShardingError) as raised:
-        shard_params(params, make_mesh("a100x4"))
+        param_shardings(params, make_mesh("a100x4"))
     assert "t5/novel (3, 4): no rule matches" in str(raised.value)
     assert "wide/wi/kernel (1001, 1000): axis 0 of 1001 does not divide into 4 (fsdp)" in str(raised.value)
 
 
 def test_small_uneven_arrays_stay_whole():
-    shardings = shard_params({"wi": {"kernel": jnp.zeros((5, 4))}}, make_mesh("a100x4"))
+    shardings = param_shardings({"wi": {"kernel": jnp.zeros((5, 4))}}, make_mesh("a100x4"))
     assert shardings["wi"]["kernel"].spec == P()
 
 

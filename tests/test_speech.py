@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from calce_jax.speech.audio import RATE, NoSound, SoundError, read_sound
-from calce_jax.speech.mel import log_mel
-from calce_jax.speech.segments import Segment, cut, repetitiveness
-from calce_jax.speech.transcribe import Options, OptionsError, Sound, Transcriber
-from calce_jax.speech.vad import CHUNK_S, Voices, spoken
+from calce_jax.speech.audio import SAMPLE_RATE, AudioError, NoAudioError, read_audio
+from calce_jax.speech.mel import log_mel_spectrogram
+from calce_jax.speech.segments import Segment, compression_ratio, split_segments
+from calce_jax.speech.transcribe import AudioFeatures, OptionsError, Transcriber, TranscriptionOptions
+from calce_jax.speech.vad import CHUNK_S, VoiceActivityDetector, speech_intervals
 from calce_jax.speech.whisper_model import SpeechModelError, open_whisper
 from calce_jax.text.text_row import Caption
 from tests import golden
 from tests.clips import write_clip
-from tests.sounds import music, tone, write_sound
+from tests.sounds import music, tone, write_audio
 
 TIME = 100
 
 
 def samples(path):
-    return np.concatenate(list(read_sound(path)))
+    return np.concatenate(list(read_audio(path)))
 
 
 def loudness(part):
@@ -30,14 +30,14 @@ def loudness(part):
 
 @pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
 def test_any_rate_becomes_16_khz(tmp_path, rate):
-    heard = samples(write_sound(tmp_path / "a.wav", tone(2, rate), rate=rate))
-    assert abs(len(heard) - 2 * RATE) <= 16
-    np.testing.assert_allclose(heard[1000:-1000], tone(2, RATE)[1000 : len(heard) - 1000], atol=2e-3)
+    heard = samples(write_audio(tmp_path / "a.wav", tone(2, rate), rate=rate))
+    assert abs(len(heard) - 2 * SAMPLE_RATE) <= 16
+    np.testing.assert_allclose(heard[1000:-1000], tone(2, SAMPLE_RATE)[1000 : len(heard) - 1000], atol=2e-3)
 
 
 def test_samples_at_16_khz_stay_as_they_are(tmp_path):
-    sound = tone(1, RATE)
-    heard = samples(write_sound(tmp_path / "a.wav", sound, rate=RATE))
+    sound = tone(1, SAMPLE_RATE)
+    heard = samples(write_audio(tmp_path / "a.wav", sound, rate=SAMPLE_RATE))
     np.testing.assert_allclose(heard, sound, atol=2**-15)
 
 
@@ -45,47 +45,47 @@ def test_the_centre_of_5_1_is_heard(tmp_path):
     # FFmpeg's order: left, right, centre, bass, left and right behind.
     channels = np.zeros((6, 48000), np.float32)
     channels[2] = tone(1, 48000)
-    heard = samples(write_sound(tmp_path / "a.wav", channels, rate=48000, layout="5.1"))
-    assert abs(len(heard) - RATE) <= 16
+    heard = samples(write_audio(tmp_path / "a.wav", channels, rate=48000, layout="5.1"))
+    assert abs(len(heard) - SAMPLE_RATE) <= 16
     assert loudness(heard) > 0.05
     both = np.stack([tone(1, 48000), tone(1, 48000)])
-    assert loudness(samples(write_sound(tmp_path / "b.wav", both, rate=48000, layout="stereo"))) > 0.1
+    assert loudness(samples(write_audio(tmp_path / "b.wav", both, rate=48000, layout="stereo"))) > 0.1
 
 
 @pytest.mark.parametrize(
     ("suffix", "codec"), [(".mp4", "aac"), (".mkv", "libopus"), (".mp3", "libmp3lame"), (".flac", "flac")]
 )
 def test_any_container_and_codec(tmp_path, suffix, codec):
-    heard = samples(write_sound(tmp_path / f"a{suffix}", tone(2, 48000), rate=48000, codec=codec))
-    assert abs(len(heard) / RATE - 2) < 0.1
+    heard = samples(write_audio(tmp_path / f"a{suffix}", tone(2, 48000), rate=48000, codec=codec))
+    assert abs(len(heard) / SAMPLE_RATE - 2) < 0.1
     assert loudness(heard) == pytest.approx(0.3 / np.sqrt(2), rel=0.1)
 
 
 def test_sound_that_begins_late_is_late(tmp_path):
-    path = write_sound(tmp_path / "a.mkv", tone(2, RATE), rate=RATE, starts=1.5, pictures=4)
+    path = write_audio(tmp_path / "a.mkv", tone(2, SAMPLE_RATE), rate=SAMPLE_RATE, start_second=1.5, pictures=4)
     heard = samples(path)
-    assert abs(len(heard) / RATE - 3.5) < 0.05
-    assert loudness(heard[: int(1.4 * RATE)]) == 0
-    assert loudness(heard[int(1.6 * RATE) :]) > 0.1
+    assert abs(len(heard) / SAMPLE_RATE - 3.5) < 0.05
+    assert loudness(heard[: int(1.4 * SAMPLE_RATE)]) == 0
+    assert loudness(heard[int(1.6 * SAMPLE_RATE) :]) > 0.1
 
 
 def test_a_hole_is_silence(tmp_path):
-    path = write_sound(tmp_path / "a.mkv", tone(4, RATE), rate=RATE, hole=(1.0, 1.0))
+    path = write_audio(tmp_path / "a.mkv", tone(4, SAMPLE_RATE), rate=SAMPLE_RATE, gap=(1.0, 1.0))
     heard = samples(path)
-    assert abs(len(heard) / RATE - 4) < 0.1
-    assert loudness(heard[int(1.2 * RATE) : int(1.8 * RATE)]) == 0
-    assert loudness(heard[int(2.2 * RATE) :]) > 0.1
+    assert abs(len(heard) / SAMPLE_RATE - 4) < 0.1
+    assert loudness(heard[int(1.2 * SAMPLE_RATE) : int(1.8 * SAMPLE_RATE)]) == 0
+    assert loudness(heard[int(2.2 * SAMPLE_RATE) :]) > 0.1
 
 
 def test_a_film_without_sound_says_so(tmp_path):
-    with pytest.raises(NoSound, match=r"silent\.mp4: it has no sound track"):
+    with pytest.raises(NoAudioError, match=r"silent\.mp4: it has no sound track"):
         samples(write_clip(tmp_path / "silent.mp4", frames=3, rate=5))
 
 
 def test_files_that_cannot_be_heard_are_named(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("no video at all")
-    whole = write_sound(tmp_path / "whole.mp4", tone(20, 16000), rate=16000, codec="aac")
+    whole = write_audio(tmp_path / "whole.mp4", tone(20, 16000), rate=16000, codec="aac")
     (tmp_path / "headless.mp4").write_bytes(whole.read_bytes()[:3000])
     for name, reason in (
         ("missing.mp4", "there is no such file"),
@@ -93,16 +93,16 @@ def test_files_that_cannot_be_heard_are_named(tmp_path):
         ("text.mp4", "it holds no sound or video"),
         ("headless.mp4", "it holds no sound or video"),
     ):
-        with pytest.raises(SoundError, match=rf"{name}: {reason}"):
+        with pytest.raises(AudioError, match=rf"{name}: {reason}"):
             samples(tmp_path / name)
 
 
 def test_a_file_that_breaks_off_is_not_taken_for_whole(tmp_path):
-    noise = np.random.default_rng(0).normal(0, 0.1, 20 * RATE).astype(np.float32)
-    whole = write_sound(tmp_path / "whole.flac", noise, rate=RATE, codec="flac")
+    noise = np.random.default_rng(0).normal(0, 0.1, 20 * SAMPLE_RATE).astype(np.float32)
+    whole = write_audio(tmp_path / "whole.flac", noise, rate=SAMPLE_RATE, codec="flac")
     cut_off = tmp_path / "cut.flac"
     cut_off.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(SoundError, match=r"promises 20\.0 s of sound and only"):
+    with pytest.raises(AudioError, match=r"promises 20\.0 s of sound and only"):
         samples(cut_off)
 
 
@@ -116,21 +116,21 @@ def test_bands_as_transformers_extracts_them(mels):
         sound = (rng.normal(size=length) * np.linspace(0.0, 0.3, length)).astype(np.float32)
         # Its numpy code. Its torch code computes in float32, and differs from this by up to 4e-5.
         theirs = extractor._np_extract_fbank_features(sound[None], "cpu")[0].T
-        ours = log_mel([sound[at : at + 7000] for at in range(0, length, 7000)], mels)
+        ours = log_mel_spectrogram([sound[at : at + 7000] for at in range(0, length, 7000)], mels)
         np.testing.assert_allclose(ours, theirs[: length // 160], rtol=0, atol=1e-6)
 
 
 def test_bands_of_next_to_nothing():
     for length in (0, 1, 159):
-        assert log_mel([np.zeros(length, np.float32)], 80).shape == (0, 80)
+        assert log_mel_spectrogram([np.zeros(length, np.float32)], 80).shape == (0, 80)
     for length in (160, 200, 320):
-        assert np.isfinite(log_mel([np.zeros(length, np.float32)], 80)).all()
+        assert np.isfinite(log_mel_spectrogram([np.zeros(length, np.float32)], 80)).all()
 
 
 def test_bands_as_recorded(shared):
-    recorded = golden.recorded(shared, "15_whisper_tiny_en")["mel"].T
+    recorded = golden.load_recording(shared, "15_whisper_tiny_en")["mel"].T
     sound = samples(shared / "media" / "speech" / "librivox_joined.wav")
-    bands = log_mel([np.pad(sound, (0, 480000 - len(sound)))], 80)
+    bands = log_mel_spectrogram([np.pad(sound, (0, 480000 - len(sound)))], 80)
     np.testing.assert_allclose(bands, recorded, rtol=0, atol=2e-5)  # the rounding of the recording, in float32
 
 
@@ -138,26 +138,26 @@ def test_voices_begin_and_last_by_two_thresholds():
     def chunks(*parts):
         return [probability for probability, seconds in parts for _ in range(round(seconds / CHUNK_S))]
 
-    ((start, end),) = spoken(chunks((0.0, 2), (0.9, 1), (0.4, 1), (0.9, 1), (0.0, 2)))
+    ((start, end),) = speech_intervals(chunks((0.0, 2), (0.9, 1), (0.4, 1), (0.9, 1), (0.0, 2)))
     assert start == pytest.approx(1.6, abs=0.1)
     assert end == pytest.approx(5.4, abs=0.1)
-    assert len(spoken(chunks((0.9, 1), (0.1, 0.8), (0.9, 1)))) == 1, "a breath"
-    assert len(spoken(chunks((0.9, 1), (0.1, 2), (0.9, 1)))) == 2, "a pause"
-    assert spoken(chunks((0.0, 1), (0.9, 0.2), (0.0, 1))) == [], "a click"
-    assert spoken([]) == []
+    assert len(speech_intervals(chunks((0.9, 1), (0.1, 0.8), (0.9, 1)))) == 1, "a breath"
+    assert len(speech_intervals(chunks((0.9, 1), (0.1, 2), (0.9, 1)))) == 2, "a pause"
+    assert speech_intervals(chunks((0.0, 1), (0.9, 0.2), (0.0, 1))) == [], "a click"
+    assert speech_intervals([]) == []
 
 
 @pytest.mark.parametrize("kind", ["silence", "noise", "hum", "music"])
 def test_what_is_no_voice_is_silent(kind):
     rng = np.random.default_rng(0)
     sound = {
-        "silence": np.zeros(10 * RATE, np.float32),
-        "noise": rng.normal(0, 0.1, 10 * RATE).astype(np.float32),
-        "hum": tone(10, RATE, 50),
-        "music": music(10, RATE),
+        "silence": np.zeros(10 * SAMPLE_RATE, np.float32),
+        "noise": rng.normal(0, 0.1, 10 * SAMPLE_RATE).astype(np.float32),
+        "hum": tone(10, SAMPLE_RATE, 50),
+        "music": music(10, SAMPLE_RATE),
     }[kind]
-    voices = Voices()
-    heard = np.concatenate(list(voices.over(np.array_split(sound, 77))))
+    voices = VoiceActivityDetector()
+    heard = np.concatenate(list(voices.observe(np.array_split(sound, 77))))
     np.testing.assert_array_equal(heard, sound)
     assert voices.intervals() == []
 
@@ -166,8 +166,8 @@ def test_speech_is_heard_whatever_the_pieces(shared):
     sound = samples(shared / "media" / "speech" / "librivox_joined.wav")
     found = []
     for pieces in (1, 1000):
-        voices = Voices()
-        for _ in voices.over(np.array_split(sound, pieces)):
+        voices = VoiceActivityDetector()
+        for _ in voices.observe(np.array_split(sound, pieces)):
             pass
         found.append(voices.intervals())
     assert found[0] == found[1]
@@ -175,8 +175,8 @@ def test_speech_is_heard_whatever_the_pieces(shared):
 
 
 def test_music_on_a_film_is_no_voice(shared):
-    voices = Voices()
-    for _ in voices.over(read_sound(shared / "media" / "video" / "chaplin.mp4")):
+    voices = VoiceActivityDetector()
+    for _ in voices.observe(read_audio(shared / "media" / "video" / "chaplin.mp4")):
         pass
     assert voices.intervals() == []
 
@@ -187,7 +187,7 @@ def step(second):
 
 def test_segments_meet_where_two_times_stand():
     tokens = [step(0), 1, 2, step(2), step(2.5), 3, step(4), step(4), 4, 5]
-    segments, frames = cut(tokens, time=TIME, seek=1000, frames=3000)
+    segments, frames = split_segments(tokens, timestamp_begin=TIME, seek=1000, num_frames=3000)
     assert segments == [
         Segment(10.0, 12.0, (step(0), 1, 2, step(2))),
         Segment(12.5, 14.0, (step(2.5), 3, step(4))),
@@ -197,28 +197,28 @@ def test_segments_meet_where_two_times_stand():
 
 def test_a_single_time_at_the_end_finishes_the_window():
     tokens = [step(0), 1, step(2), step(2), 2, step(4)]
-    segments, frames = cut(tokens, time=TIME, seek=0, frames=2000)
+    segments, frames = split_segments(tokens, timestamp_begin=TIME, seek=0, num_frames=2000)
     assert [(each.start, each.end) for each in segments] == [(0, 2), (2, 4)]
     assert frames == 2000
 
 
 def test_a_text_whose_times_never_meet_is_one_segment():
     for tokens, end in (([step(0), 1, 2], 20.0), ([step(0), 1, step(3)], 3.0)):
-        segments, frames = cut(tokens, time=TIME, seek=500, frames=2001)
+        segments, frames = split_segments(tokens, timestamp_begin=TIME, seek=500, num_frames=2001)
         assert [(each.start, each.end) for each in segments] == [(5.0, 5.0 + end)]
         assert frames == 2001
 
 
 def test_a_window_always_moves():
-    segments, frames = cut([step(0), step(0), 1], time=TIME, seek=0, frames=2000)
+    segments, frames = split_segments([step(0), step(0), 1], timestamp_begin=TIME, seek=0, num_frames=2000)
     assert frames == 2000
     assert [(each.start, each.end) for each in segments] == [(0.0, 0.0)]
 
 
 def test_repetition_shows_in_the_ratio():
-    assert repetitiveness("and again " * 40) > 2.4
-    assert repetitiveness("He was not an ill-disposed young man.") < 1.5
-    assert repetitiveness("") < 2.4
+    assert compression_ratio("and again " * 40) > 2.4
+    assert compression_ratio("He was not an ill-disposed young man.") < 1.5
+    assert compression_ratio("") < 2.4
 
 
 @pytest.fixture(scope="module")
@@ -253,11 +253,11 @@ def test_an_unknown_size_is_named():
 
 def test_options_that_do_not_fit_are_named(tiny):
     with pytest.raises(OptionsError, match=r"language: .* knows English alone, not 'de'"):
-        Transcriber(tiny, Options(language="de"))
+        Transcriber(tiny, TranscriptionOptions(language="de"))
     with pytest.raises(OptionsError, match="batch_size: 0"):
-        Options(batch_size=0)
+        TranscriptionOptions(batch_size=0)
     with pytest.raises(OptionsError, match="temperatures"):
-        Options(temperatures=())
+        TranscriptionOptions(temperatures=())
 
 
 SPEECH = ("librivox_joined.wav", "speech_long.wav")
@@ -276,7 +276,7 @@ def theirs(shared):
         for name in SPEECH:
             bands = processor(
                 samples(shared / "media" / "speech" / name),
-                sampling_rate=RATE,
+                sampling_rate=SAMPLE_RATE,
                 truncation=False,
                 padding="longest",
                 return_attention_mask=True,
@@ -309,11 +309,11 @@ def rounded(captions):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"quote": True}, {"batch_size": 1, "only_voices": False}], ids=str)
 def test_text_and_times_as_transformers_writes_them(shared, tiny, theirs, how):
-    options = Options(**({"temperatures": (0.0,), "batch_size": 4} | how))
+    options = TranscriptionOptions(**({"temperatures": (0.0,), "batch_size": 4} | how))
     transcriber = Transcriber(tiny, options)
-    sounds = [(name, transcriber.listen(shared / "media" / "speech" / name)) for name in SPEECH]
+    sounds = [(name, transcriber.load_audio(shared / "media" / "speech" / name)) for name in SPEECH]
     ours = {name: rounded(transcript.captions) for name, transcript in transcriber.transcribe(sounds)}
-    assert ours == {name: theirs[name, options.quote] for name in SPEECH}
+    assert ours == {name: theirs[name, options.condition_on_previous_text] for name in SPEECH}
 
 
 @pytest.mark.slow
@@ -325,9 +325,9 @@ def test_text_and_times_as_faster_whisper_writes_them(shared, tiny, tmp_path):
     kept = ["tokenizer.json", "preprocessor_config.json"]
     converters.TransformersConverter(str(weights), copy_files=kept).convert(str(tmp_path / "converted"))
     model = faster_whisper.WhisperModel(str(tmp_path / "converted"), device="cpu", compute_type="float32")
-    transcriber = Transcriber(tiny, Options(temperatures=(0.0,), batch_size=4))
+    transcriber = Transcriber(tiny, TranscriptionOptions(temperatures=(0.0,), batch_size=4))
     files = {name: shared / "media" / "speech" / name for name in SPEECH}
-    sounds = [(name, transcriber.listen(path)) for name, path in files.items()]
+    sounds = [(name, transcriber.load_audio(path)) for name, path in files.items()]
     for name, transcript in transcriber.transcribe(sounds):
         segments, _ = model.transcribe(
             samples(files[name]), beam_size=1, temperature=0.0, condition_on_previous_text=False, language="en"
@@ -344,14 +344,16 @@ class Told(Transcriber):
         self.answers, self.asked = answers, []
 
     def _ask(self, files):
-        temperatures = [self.options.temperatures[file.attempt] for file in files]
+        temperatures = [self.options.temperatures[file.temperature_index] for file in files]
         self.asked += [(file.name, file.seek, t) for file, t in zip(files, temperatures, strict=True)]
         return [self.answers[temperature] for temperature in temperatures]
 
 
 def told(tiny, answers, seconds=40.0, voices=None, **how):
-    transcriber = Told(tiny, Options(**({"temperatures": (0.0, 0.4, 1.0), "batch_size": 4} | how)), answers)
-    sound = Sound(np.zeros((round(seconds * 100), 80), np.float32), voices)
+    transcriber = Told(
+        tiny, TranscriptionOptions(**({"temperatures": (0.0, 0.4, 1.0), "batch_size": 4} | how)), answers
+    )
+    sound = AudioFeatures(np.zeros((round(seconds * 100), 80), np.float32), voices)
     ((_, transcript),) = transcriber.transcribe([("a", sound)])
     return transcript, [(seek, temperature) for _, seek, temperature in transcriber.asked]
 
@@ -389,14 +391,14 @@ def test_silence_is_jumped_over_and_what_is_said_in_it_dropped(tiny):
 
 def test_windows_of_many_files_share_batches(tiny):
     answers = {0.0: (text(tiny, " A good text."), -0.1, 0.1)}
-    transcriber = Told(tiny, Options(batch_size=4), answers)
+    transcriber = Told(tiny, TranscriptionOptions(batch_size=4), answers)
     lengths = {"a": 25.0, "b": 95.0, "c": 31.0, "d": 0.0, "e": 61.0, "f": 10.0}
     drawn = []
 
     def sounds():
         for name, seconds in lengths.items():
             drawn.append(name)
-            yield name, Sound(np.zeros((round(seconds * 100), 80), np.float32), None)
+            yield name, AudioFeatures(np.zeros((round(seconds * 100), 80), np.float32), None)
 
     finished = {name: transcript.seconds for name, transcript in transcriber.transcribe(sounds())}
     assert finished == lengths

@@ -10,7 +10,7 @@ import pytest
 from calce_jax.config import OptimizerConfig
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.training.optimizer import make_optimizer
-from calce_jax.training.state import new_state
+from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import compile_train_step, make_train_step
 from tests import minute
 
@@ -29,7 +29,7 @@ def step(model):
     graph, trainable, frozen = model
     config = replace(minute.STEPS[1], buckets=minute.BUCKETS[-1:])
     program = make_train_step(graph, config, OPTIMIZER, lambda step: 1e-2 / (1 + step.astype(jnp.float32)))
-    compiled = compile_train_step(program, new_state(trainable, OPTIMIZER))
+    compiled = compile_train_step(program, create_train_state(trainable, OPTIMIZER))
 
     def run(state, frozen=frozen):
         before = jax.device_get(state)
@@ -54,7 +54,7 @@ def with_adapter(state, size):
 
 
 def test_a_step_with_a_finite_loss_and_a_gradient_that_is_not_changes_the_step_counter_alone(model, step):
-    _, state, measured = step(with_adapter(new_state(model[1], OPTIMIZER), 1))
+    _, state, measured = step(with_adapter(create_train_state(model[1], OPTIMIZER), 1))
     assert measured["skipped"] == 0
     assert np.any(named_leaves(state)["opt_state/acc_grads/t5_proj/kernel"])
 
@@ -77,7 +77,7 @@ def test_a_step_with_a_finite_loss_and_a_gradient_that_is_not_changes_the_step_c
 
 def test_a_step_whose_loss_is_not_finite_changes_the_step_counter_alone(model, step):
     frozen = with_leaves(model[2], {name: leaf * jnp.nan for name, leaf in named_leaves(model[2]).items()})
-    before, after, measured = step(new_state(model[1], OPTIMIZER), frozen)
+    before, after, measured = step(create_train_state(model[1], OPTIMIZER), frozen)
     assert np.isnan(measured["loss"])
     assert measured["skipped"] == 1
     assert changed(before, after) == {"step"}

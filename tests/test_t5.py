@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.checkpoints.convert.t5 import table
+from calce_jax.checkpoints.convert.t5 import key_mapping
 from calce_jax.models import lora
 from calce_jax.models.beam_search import beam_search
-from calce_jax.models.calce import answer_loss, shifted
+from calce_jax.models.calce import answer_loss, shift_right
 from calce_jax.models.layers import gelu
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.t5 import T5, T5Config, relative_bucket
+from calce_jax.models.t5 import T5, T5Config, relative_position_bucket
 from tests import golden
 
 # float32 sums in another order, through three layers.
@@ -27,7 +27,7 @@ KINDS = pytest.mark.parametrize("kind", ["base", "lora"])
 
 @pytest.fixture(scope="module")
 def recorded(shared):
-    return golden.recorded(shared, "03_t5")
+    return golden.load_recording(shared, "03_t5")
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +46,16 @@ def models(shared, recorded):
     def make(adapters):
         t5 = T5(config, rngs=nnx.Rngs(0))
         if adapters:
-            lora.attach(t5, LoraConfig(), rngs=nnx.Rngs(0))
+            lora.add_adapters(t5, LoraConfig(), rngs=nnx.Rngs(0))
         return t5
 
     tensors = {}
-    for name, array in golden.weights(recorded, "t5_model.").items():
+    for name, array in golden.select_weights(recorded, "t5_model.").items():
         tensors[name.removeprefix(PREFIX).removeprefix("base_model.model.")] = array
     plain = {name: array for name, array in tensors.items() if "lora_" not in name}
     return {
-        "base": golden.load(nnx.eval_shape(lambda: make(False)), table(lora=False), plain),
-        "lora": golden.load(nnx.eval_shape(lambda: make(True)), table(lora=True), tensors),
+        "base": golden.load_state_dict(nnx.eval_shape(lambda: make(False)), key_mapping(lora=False), plain),
+        "lora": golden.load_state_dict(nnx.eval_shape(lambda: make(True)), key_mapping(lora=True), tensors),
     }
 
 
@@ -82,7 +82,7 @@ def test_encoder_as_recorded(encoded, recorded, kind):
 def test_logits_and_loss_as_recorded(encoded, recorded, kind):
     labels = jnp.asarray(np.maximum(recorded["labels"], 0), jnp.int32)
     t5, memory, mask = encoded[kind]
-    logits = decode(t5, shifted(labels), memory, mask)
+    logits = decode(t5, shift_right(labels), memory, mask)
     # After an answer's end logits mean nothing, and the original masks what it is fed there.
     said = np.asarray(labels != 0)
     np.testing.assert_allclose(logits[0], recorded[f"{kind}_logits_b0"], **HEAD)
@@ -110,7 +110,7 @@ def test_answers_as_recorded(encoded, recorded, kind, how):
 
 @pytest.mark.parametrize(("behaviour", "version"), [("reference", "4_33_3"), ("default", "4_38_2")])
 def test_forty_answers_as_each_version_of_transformers_gives_them(models, shared, behaviour, version):
-    cases, t5 = golden.recorded(shared, "03_t5_beam40"), models["base"]
+    cases, t5 = golden.load_recording(shared, "03_t5_beam40"), models["base"]
     x = jnp.asarray(cases["inputs_embeds"])
     mask = jnp.ones(x.shape[:2], bool)
     answers = written(t5, encode(t5, x, mask), mask, beams=5, length=30, behaviour=behaviour)
@@ -121,13 +121,13 @@ def test_forty_answers_as_each_version_of_transformers_gives_them(models, shared
 def test_relative_buckets_as_recorded(recorded):
     distance = jnp.asarray(recorded["rel_positions"], jnp.int32)[None]
     for name, both_ways in (("bidirectional", True), ("unidirectional", False)):
-        buckets = relative_bucket(distance, both_ways=both_ways)
+        buckets = relative_position_bucket(distance, bidirectional=both_ways)
         np.testing.assert_array_equal(buckets[0], recorded[f"rel_bucket_{name}"])
 
 
 def test_relative_buckets_are_exact_near_and_one_far_away():
     distance = jnp.arange(-500, 501)[None]
-    both, back = (np.asarray(relative_bucket(distance, both_ways=way)[0]) for way in (True, False))
+    both, back = (np.asarray(relative_position_bucket(distance, bidirectional=way)[0]) for way in (True, False))
     assert both[500 - 7 : 501].tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
     assert both[501:508].tolist() == list(range(17, 24))
     assert (both[: 500 - 127] == 15).all()
@@ -147,7 +147,7 @@ def test_the_gate_is_the_exact_gelu(recorded):
 def minute():
     """A model of unequal depths, with weights by a formula."""
     config = T5Config(width=12, heads=3, head_width=5, mlp_width=10, encoder_depth=3, decoder_depth=2, vocab=19)
-    return golden.waves(lambda: T5(config, rngs=nnx.Rngs(0)), table(lora=False))
+    return golden.deterministic_weights(lambda: T5(config, rngs=nnx.Rngs(0)), key_mapping(lora=False))
 
 
 def test_as_transformers_computes_it(minute):
@@ -179,7 +179,7 @@ def test_as_transformers_computes_it(minute):
     with torch.no_grad():
         theirs = other(inputs_embeds=torch.from_numpy(x), attention_mask=torch.from_numpy(mask).long(), labels=asked)
     memory = encode(t5, jnp.asarray(x), jnp.asarray(mask))
-    logits = decode(t5, shifted(jnp.asarray(labels)), memory, jnp.asarray(mask))
+    logits = decode(t5, shift_right(jnp.asarray(labels)), memory, jnp.asarray(mask))
     np.testing.assert_allclose(memory, theirs.encoder_last_hidden_state.numpy(), **CLOSE)
     np.testing.assert_allclose(logits, theirs.logits.numpy(), **HEAD)
     loss = np.average(answer_loss(logits, jnp.asarray(labels)), weights=(labels != 0).sum(axis=1))

@@ -13,8 +13,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from calce_jax.datasets import builder, tables
-from calce_jax.datasets.tables import LeftOut, VideoRecord, build_tables, rebuild_queries
-from calce_jax.input_pipeline.dataset import TablesError, open_tables
+from calce_jax.datasets.tables import SkippedQuery, VideoRecord, build_tables, rebuild_queries
+from calce_jax.input_pipeline.dataset import TablesError, open_dataset
 from calce_jax.moments.annotations import Annotation
 
 ROOT = Path(__file__).parents[1]
@@ -34,8 +34,8 @@ def load(video: str) -> VideoRecord:
     rng = np.random.default_rng(ord(video))
     return VideoRecord(
         video=video,
-        total=300,
-        rate=30000 / 1001,
+        total_frames=300,
+        fps=30000 / 1001,
         duration=300 / (30000 / 1001),
         indices=np.arange(0, 300, 100),
         times=(np.arange(0, 300, 100) / (30000 / 1001)).astype(np.float32),
@@ -74,13 +74,13 @@ def assert_comes_back(example, annotation):
     assert (example.indices.dtype, example.times.dtype) == (np.int32, np.float32)
     np.testing.assert_array_equal(example.indices, record.indices)
     np.testing.assert_array_equal(example.times, record.times)
-    assert (example.total, example.rate) == (record.total, record.rate)
+    assert (example.total, example.rate) == (record.total_frames, record.fps)
     assert example.captions == record.captions
 
 
 def test_all_fields_come_back_bit_for_bit(built):
     folder, _, _ = built
-    train, val = open_tables(folder, "train"), open_tables(str(folder), "val")
+    train, val = open_dataset(folder, "train"), open_dataset(str(folder), "val")
     assert (len(train), len(val)) == (3, 1)
     for example, annotation in zip([*train, *val], TRAIN[:3] + VAL, strict=True):
         assert_comes_back(example, annotation)
@@ -91,9 +91,9 @@ def test_all_fields_come_back_bit_for_bit(built):
 
 def test_queries_need_no_videos(built, monkeypatch):
     folder, _, _ = built
-    train = open_tables(folder, "train")
+    train = open_dataset(folder, "train")
     monkeypatch.setattr(type(train), "_videos", None)
-    assert [(query.qid, query.row) for query in train.queries()] == [(2579, 0), ("x_1", 1), ("x_2", 0)]
+    assert [(query.qid, query.video_row) for query in train.queries()] == [(2579, 0), ("x_1", 1), ("x_2", 0)]
 
 
 def test_a_video_is_loaded_and_stored_once_and_failures_are_named(built):
@@ -101,7 +101,7 @@ def test_a_video_is_loaded_and_stored_once_and_failures_are_named(built):
     assert loaded == ["b", "a", "broken", "c"]
     videos = tfds.builder_from_directory(folder / "tables" / "videos")
     assert {split: info.num_examples for split, info in videos.info.splits.items()} == {"train": 2, "val": 1}
-    assert left_out == [LeftOut("train", "x_3", "broken", "broken.mp4: it is empty; fetch it again")]
+    assert left_out == [SkippedQuery("train", "x_3", "broken", "broken.mp4: it is empty; fetch it again")]
     assert sorted(path.name for path in folder.rglob("*") if path.is_dir()) == ["queries", "tables", "videos"]
 
 
@@ -125,7 +125,7 @@ def test_rows_of_several_shards_keep_their_order(tmp_path, monkeypatch):
         return VideoRecord(video, 1, 1.0, 1.0, np.zeros(1), np.zeros(1), [video.encode()], [])
 
     assert {left.video for left in build_tables(tmp_path, "charades", {"train": rows}, numbered)} == absent
-    train = open_tables(tmp_path, "train")
+    train = open_dataset(tmp_path, "train")
     kept = [row for row in rows if row.video not in absent]
     assert len(train) == len(kept)
     assert [(e.qid, e.video, e.keyframes) for e in train] == [(r.qid, r.video, [r.video.encode()]) for r in kept]
@@ -135,23 +135,23 @@ def test_more_than_tfds_would_sort_in_memory_can_be_built(tmp_path, monkeypatch)
     """Beyond a gigabyte, TFDS's usual builders import TensorFlow."""
     monkeypatch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 0)
     build_tables(tmp_path, "shapes", {"train": TRAIN}, load)
-    assert_comes_back(open_tables(tmp_path, "train")[2], TRAIN[2])
+    assert_comes_back(open_dataset(tmp_path, "train")[2], TRAIN[2])
 
 
 def test_rebuilding_changes_queries_and_keeps_videos(folder):
     stored = {path: path.stat().st_mtime_ns for path in (folder / "tables" / "videos").iterdir()}
     merged = [Annotation("new", "a", "Other words.", ["x"], 20.5, [[0, 1]], [[2, 3.5]]), TRAIN[3]]
     assert rebuild_queries(folder, "shapes", {"train": merged}) == [
-        LeftOut("train", "x_3", "broken", "not among the prepared videos")
+        SkippedQuery("train", "x_3", "broken", "not among the prepared videos")
     ]
-    (example,) = open_tables(folder, "train")
+    (example,) = open_dataset(folder, "train")
     assert_comes_back(example, merged[0])
     assert {path: path.stat().st_mtime_ns for path in (folder / "tables" / "videos").iterdir()} == stored
     with pytest.raises(TablesError, match=r"no split 'val', but train"):
-        open_tables(folder, "val")
+        open_dataset(folder, "val")
     rebuild_queries(folder, "shapes", {"train": TRAIN, "val": VAL})
-    assert_comes_back(open_tables(folder, "train")[1], TRAIN[1])
-    assert_comes_back(open_tables(folder, "val")[0], VAL[0])
+    assert_comes_back(open_dataset(folder, "train")[1], TRAIN[1])
+    assert_comes_back(open_dataset(folder, "val")[0], VAL[0])
 
 
 def read_second(opened):
@@ -159,7 +159,7 @@ def read_second(opened):
 
 
 def test_workers_open_the_files_themselves(built):
-    opened = open_tables(built[0], "train")
+    opened = open_dataset(built[0], "train")
     assert opened[0].qid == 2579
     assert len(pickle.dumps(opened)) < 1000
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -194,15 +194,15 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow",
 def test_nothing_to_build_is_an_error_and_changes_nothing(folder, rows, named):
     with pytest.raises(TablesError, match=named):
         build_tables(folder, "shapes", rows, load)
-    assert_comes_back(open_tables(folder, "train")[0], TRAIN[0])
+    assert_comes_back(open_dataset(folder, "train")[0], TRAIN[0])
     assert [path.name for path in folder.iterdir()] == ["tables"]
 
 
 def test_wrong_folder_split_version_or_dataset_is_named(folder, monkeypatch):
     with pytest.raises(TablesError, match=r"no tables in .*nowhere.*launch/prepare\.py with --out="):
-        open_tables(folder / "nowhere", "train")
+        open_dataset(folder / "nowhere", "train")
     with pytest.raises(TablesError, match=r"no split 'test', but train, val; choose one"):
-        open_tables(folder, "test")
+        open_dataset(folder, "test")
     with pytest.raises(TablesError, match="no dataset 'qvhighlight'; there are qvhighlights, charades_sta, shapes"):
         build_tables(folder, "qvhighlight", {"train": TRAIN}, load)
     with pytest.raises(TablesError, match="holds shapes, not qvhighlights"):
@@ -213,7 +213,7 @@ def test_wrong_folder_split_version_or_dataset_is_named(folder, monkeypatch):
         rebuild_queries(folder, "shapes", {"val": TRAIN})
     monkeypatch.setattr(builder, "VERSION", "2.0.0")
     with pytest.raises(TablesError, match=r"has version 1\.0\.0, this program reads 2\.0\.0; run launch/prepare"):
-        open_tables(folder, "train")
+        open_dataset(folder, "train")
 
 
 @pytest.mark.parametrize(
@@ -230,6 +230,6 @@ def test_full_disk_leaves_the_old_tables(folder, monkeypatch, full):
         build_tables(folder, "shapes", {"train": TRAIN}, load)
     with pytest.raises(OSError, match=r"cannot write .*queries .*No space left on device.*make room"):
         rebuild_queries(folder, "shapes", {"train": TRAIN})
-    assert_comes_back(open_tables(folder, "train")[0], TRAIN[0])
+    assert_comes_back(open_dataset(folder, "train")[0], TRAIN[0])
     assert json.loads((folder / "tables" / "videos" / "metadata.json").read_text())["train"].keys() == {"b", "a"}
     assert not list(folder.rglob("*.part"))

@@ -86,5 +86,5 @@ def test_a_folder_without_its_files_is_refused(tmp_path, load, file):
 
 
 def test_the_committed_t5_vocabulary_is_what_the_command_makes(tmp_path):
-    make.make_t5(tmp_path)
+    make.train_t5_tokenizer(tmp_path)
     assert load_t5(tmp_path).get_vocab() == load_t5(TINY / "tiny_t5").get_vocab()

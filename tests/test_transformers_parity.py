@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.checkpoints.convert.calce import table
+from calce_jax.checkpoints.convert.calce import key_mapping
 from calce_jax.checkpoints.convert.huggingface import write_blip2
 from calce_jax.checkpoints.convert.state_dict import to_torch
 from calce_jax.distributed.param_names import named_leaves, with_leaves
-from calce_jax.models.calce import Calce, answer_loss, shifted, split
+from calce_jax.models.calce import Calce, answer_loss, shift_right, split_params
 from tests.test_convert_hub import IMAGE, PIXELS, SIZES, TEXT, WEIGHTS
 
 ANSWER = np.array([[4, 9, 1], [7, 1, 0]], np.int32)
@@ -31,12 +31,12 @@ def theirs(tmp_path_factory):
     write_blip2(folder, WEIGHTS)
     model = transformers.Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     model.vision_model.post_layernorm.eps = 1e-5
-    ids = np.concatenate([np.full((2, SIZES.qformer.queries), IMAGE), TEXT], axis=1)
+    ids = np.concatenate([np.full((2, SIZES.qformer.query_tokens), IMAGE), TEXT], axis=1)
     logits = model(
         pixel_values=torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy()),
         input_ids=torch.from_numpy(ids).long(),
         attention_mask=torch.ones(ids.shape).long(),
-        decoder_input_ids=torch.from_numpy(np.array(shifted(jnp.asarray(ANSWER)))).long(),
+        decoder_input_ids=torch.from_numpy(np.array(shift_right(jnp.asarray(ANSWER)))).long(),
     ).logits
     asked = torch.from_numpy(np.where(ANSWER == 0, -100, ANSWER)).long()
     each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), asked, reduction="none")
@@ -53,7 +53,7 @@ def ours():
     weights = {**WEIGHTS.base, **WEIGHTS.trained}
     leaves = {name: jnp.asarray(weights[name.replace("/base/", "/")].read()) for name in named_leaves(nnx.state(model))}
     nnx.update(model, with_leaves(nnx.state(model), leaves))
-    graph, trainable, frozen = split(model, "float32")
+    graph, trainable, frozen = split_params(model, "float32")
     text, answer = jnp.asarray(TEXT), jnp.asarray(ANSWER)
 
     def loss(trainable):
@@ -61,13 +61,13 @@ def ours():
         image = model.t5_proj(model.qformer.visual(model.ln_vision(model.vit(jnp.asarray(PIXELS)))))
         prompt = jnp.concatenate([image, model.t5.shared(text)], axis=1)
         mask = jnp.ones(prompt.shape[:2], bool)
-        return answer_loss(model.t5.decode(shifted(answer), model.t5.encode(prompt, mask), mask), answer).mean()
+        return answer_loss(model.t5.decode(shift_right(answer), model.t5.encode(prompt, mask), mask), answer).mean()
 
     value, slopes = jax.jit(jax.value_and_grad(loss))(trainable)
     state = nnx.state(model)
     zeros = {name: np.zeros(leaf.shape, np.float32) for name, leaf in named_leaves(state).items()}
     filled = {name: np.asarray(leaf) for name, leaf in named_leaves(slopes).items()}
-    names = table(lora=True)
+    names = key_mapping(lora=True)
     gradients = to_torch(names, with_leaves(state, zeros | filled))
     return float(value), gradients, to_torch(names, state)
 

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from calce_jax.video.decode import VideoError, decode_jpeg, duration_of, encode_jpeg, head_indices, read_frames
+from calce_jax.video.decode import VideoError, decode_jpeg, encode_jpeg, head_indices, read_frames, video_duration
 from tests.clips import GREY, write_clip
 
 # Made by decord 0.6.0: crc32 of VideoReader(path, width=224, height=224).get_batch(head indices of 10 frames).
@@ -66,7 +66,7 @@ def test_bit_equal_to_decord(shared, name):
 def test_every_frame_is_found(tmp_path, options):
     path = write_clip(tmp_path / options.pop("name"), frames=30, rate=10, **options)
     video = read_frames(path, 6, size=32)
-    assert (video.total, video.rate) == (30, 10)
+    assert (video.total_frames, video.fps) == (30, 10)
     assert video.duration == pytest.approx(3.0)
     assert video.indices.tolist() == [0, 5, 10, 15, 20, 25]
     assert video.frames.shape == (6, 32, 32, 3)
@@ -74,7 +74,7 @@ def test_every_frame_is_found(tmp_path, options):
     np.testing.assert_allclose(video.times, [0, 0.5, 1, 1.5, 2, 2.5], rtol=1e-6)
     # Frame i is a grey of 8 * i; limited range and lossy codecs move it by less than half of the step between frames.
     np.testing.assert_allclose(video.frames[:, 16, 16, 0], GREY * video.indices, atol=GREY / 2 - 1)
-    assert duration_of(path) == pytest.approx(3.0, abs=0.11)  # Matroska's last frame has no length
+    assert video_duration(path) == pytest.approx(3.0, abs=0.11)  # Matroska's last frame has no length
 
 
 def test_shorter_than_wanted(tmp_path):
@@ -93,16 +93,16 @@ def test_varying_rate_tells_when_frames_are_shown(tmp_path, name):
     assert video.indices.tolist() == [0, 5, 10, 15, 20, 25]
     np.testing.assert_allclose(video.times, [0, 0.5, 1, 1.5, 2.5, 3.5], atol=2e-3)  # Matroska counts milliseconds
     assert video.duration == pytest.approx(4.5, abs=0.11)
-    assert video.rate == pytest.approx(video.total / video.duration)
+    assert video.fps == pytest.approx(video.total_frames / video.duration)
     reference = read_frames(path, 6, size=16, behaviour="reference")
-    np.testing.assert_allclose(reference.times, reference.indices / reference.rate, rtol=1e-6)
+    np.testing.assert_allclose(reference.times, reference.indices / reference.fps, rtol=1e-6)
     np.testing.assert_array_equal(reference.frames, video.frames)
 
 
 @pytest.mark.parametrize(("angle", "corner"), [(90, (1, 0)), (180, (1, 1)), (-90, (0, 1))])
 def test_turned_as_players_turn_it(tmp_path, angle, corner):
     # The upper left quarter is white; turned counterclockwise by 90 degrees it is at the lower left.
-    path = write_clip(tmp_path / "turned.mp4", frames=4, rate=4, rotation=angle, quarter=True)
+    path = write_clip(tmp_path / "turned.mp4", frames=4, rate=4, rotation=angle, white_quarter=True)
     quarters = read_frames(path, 1, size=32).frames[0, 8::16, 8::16, 0] > 128
     assert np.argwhere(quarters).tolist() == [list(corner)]
     reference = read_frames(path, 1, size=32, behaviour="reference").frames[0, 8::16, 8::16, 0] > 128
@@ -122,7 +122,7 @@ def test_size_that_changes_midway(tmp_path):
 def test_hidden_frames_are_not_counted(tmp_path):
     # VP9 with alternate references: some packets are never shown on their own.
     path = write_clip(tmp_path / "hidden.webm", frames=40, rate=10, codec="libvpx-vp9", options={"auto-alt-ref": "1"})
-    assert read_frames(path, 4, size=16).total == 40
+    assert read_frames(path, 4, size=16).total_frames == 40
 
 
 def test_threads_do_not_change_frames(tmp_path):
@@ -160,7 +160,7 @@ def test_a_damaged_middle_keeps_its_seconds(tmp_path):
     content[middle : middle + len(content) // 10] = bytes(len(content) // 10)
     path.write_bytes(content)
     video = read_frames(path, 8, size=16)
-    assert video.total <= 40
+    assert video.total_frames <= 40
     assert video.frames.shape == (8, 16, 16, 3)
     assert video.duration == pytest.approx(4.0, abs=0.2)
 
@@ -186,7 +186,7 @@ def test_empty_and_missing_files(tmp_path):
     (tmp_path / "empty.mp4").touch()
     with pytest.raises(VideoError, match=r"empty\.mp4: it is empty; fetch"):
         read_frames(tmp_path / "empty.mp4", 5)
-    for read in (lambda path: read_frames(path, 5), duration_of):
+    for read in (lambda path: read_frames(path, 5), video_duration):
         with pytest.raises(VideoError, match=r"gone\.mp4: there is no such file; put it there"):
             read(tmp_path / "gone.mp4")
 

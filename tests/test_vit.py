@@ -10,24 +10,24 @@ import pytest
 from flax import nnx
 
 from calce_jax.checkpoints.convert import qformer as qformer_names
-from calce_jax.checkpoints.convert.mapping import prefixed
-from calce_jax.checkpoints.convert.vit import TABLE, interpolate_positions
+from calce_jax.checkpoints.convert.mapping import add_prefix
+from calce_jax.checkpoints.convert.vit import KEY_MAPPING, interpolate_positions
 from calce_jax.models.layers import LayerNorm
-from calce_jax.models.vit import MEAN, STD, Vit, VitConfig, normalise
+from calce_jax.models.vit import CLIP_MEAN, CLIP_STD, Vit, VitConfig, normalise_frames
 from tests import golden
 
 # float32 sums in another order, on a stream that reaches 10.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-MINUTE = VitConfig(image_size=8, patch=4, width=8, depth=2, heads=2, mlp_width=12)
+MINUTE = VitConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12)
 
 
 def formula_vit(config):
-    return golden.waves(lambda: Vit(config, rngs=nnx.Rngs(0)), TABLE)
+    return golden.deterministic_weights(lambda: Vit(config, rngs=nnx.Rngs(0)), KEY_MAPPING)
 
 
 @pytest.fixture(scope="module")
 def recorded(shared):
-    return golden.recorded(shared, "01_vit")
+    return golden.load_recording(shared, "01_vit")
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,9 @@ def sizes(shared):
 
 @pytest.fixture(scope="module")
 def vit(recorded, sizes):
-    tensors = golden.weights(recorded, "visual_encoder.")
-    return golden.load(
-        nnx.eval_shape(lambda: Vit(sizes, rngs=nnx.Rngs(0))), prefixed(TABLE, "visual_encoder."), tensors
+    tensors = golden.select_weights(recorded, "visual_encoder.")
+    return golden.load_state_dict(
+        nnx.eval_shape(lambda: Vit(sizes, rngs=nnx.Rngs(0))), add_prefix(KEY_MAPPING, "visual_encoder."), tensors
     )
 
 
@@ -64,16 +64,16 @@ def test_tokens_and_their_norm_as_recorded(vit, recorded):
     tokens = vit(jnp.asarray(recorded["input"].transpose(0, 2, 3, 1)))
     np.testing.assert_allclose(tokens, recorded["output"], **CLOSE)
     norm = nnx.Dict(ln_vision=LayerNorm(32, eps=1e-5))
-    golden.load(norm, qformer_names.LN_VISION, golden.weights(recorded, "ln_vision."))
+    golden.load_state_dict(norm, qformer_names.LN_VISION, golden.select_weights(recorded, "ln_vision."))
     np.testing.assert_allclose(norm.ln_vision(tokens), recorded["ln_output"], **CLOSE)
 
 
 def test_larger_frames_as_recorded(sizes, recorded):
-    tensors = golden.weights(recorded, "visual_encoder.")
+    tensors = golden.select_weights(recorded, "visual_encoder.")
     positions = interpolate_positions(tensors["visual_encoder.pos_embed"][0], 6)
     tensors["visual_encoder.pos_embed"] = positions[None]
     larger = nnx.eval_shape(lambda: Vit(dataclasses.replace(sizes, image_size=84), rngs=nnx.Rngs(0)))
-    golden.load(larger, prefixed(TABLE, "visual_encoder."), tensors)
+    golden.load_state_dict(larger, add_prefix(KEY_MAPPING, "visual_encoder."), tensors)
     np.testing.assert_allclose(
         larger(jnp.asarray(recorded["input84"].transpose(0, 2, 3, 1))), recorded["output84"], **CLOSE
     )
@@ -102,18 +102,18 @@ def test_positions_must_be_a_square():
 
 def test_normalise_as_recorded(shared):
     said = json.loads((shared / "golden" / "11_frames.json").read_text())
-    assert (tuple(said["mean"]), tuple(said["std"])) == (MEAN, STD)
-    arrays = golden.recorded(shared, "11_frames")
+    assert (tuple(said["mean"]), tuple(said["std"])) == (CLIP_MEAN, CLIP_STD)
+    arrays = golden.load_recording(shared, "11_frames")
     pixels = jnp.asarray(arrays["raw_clip_cthw"].astype(np.uint8).transpose(1, 2, 3, 0))
     # One rounding of the division, one of the subtraction.
-    np.testing.assert_allclose(normalise(pixels), arrays["eval_out"].transpose(1, 2, 3, 0), rtol=0, atol=5e-7)
+    np.testing.assert_allclose(normalise_frames(pixels), arrays["eval_out"].transpose(1, 2, 3, 0), rtol=0, atol=5e-7)
 
 
 def test_normalise():
     pixels = jnp.asarray([[0, 0, 0], [255, 255, 255]], jnp.uint8)
     expected = [[-1.7922626, -1.7520971, -1.4802198], [1.9303361, 2.0748837, 2.1458969]]
-    np.testing.assert_allclose(normalise(pixels), expected, rtol=1e-6)
-    assert normalise(pixels, jnp.bfloat16).dtype == jnp.bfloat16
+    np.testing.assert_allclose(normalise_frames(pixels), expected, rtol=1e-6)
+    assert normalise_frames(pixels, jnp.bfloat16).dtype == jnp.bfloat16
 
 
 def transformers_hidden_states(config, tensors, frames):
@@ -160,7 +160,7 @@ def transformers_hidden_states(config, tensors, frames):
 
 
 def test_agrees_with_transformers():
-    config = VitConfig(image_size=12, patch=4, width=24, depth=3, heads=3, mlp_width=40)
+    config = VitConfig(image_size=12, patch_size=4, width=24, depth=3, heads=3, mlp_width=40)
     vit, tensors = formula_vit(config)
     frames = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
     embedded, *blocks = transformers_hidden_states(config, tensors, frames)

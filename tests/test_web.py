@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from calce_jax.search.web.app import draw_samples
-from calce_jax.search.web.visitors import COOKIE, Results, visitor_of
+from calce_jax.search.web.visitors import COOKIE, ResultStore, visitor_from_cookies
 from tests.clips import write_clip
-from tests.scripts import call
+from tests.scripts import run_script
 from tests.serving import serving
 
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 def test_a_result_is_its_visitors_alone_and_goes(tmp_path):
     now = [0.0]
-    results = Results(tmp_path, keep=10.0, clock=lambda: now[0])
-    name, folder = results.make("a")
+    results = ResultStore(tmp_path, retention_seconds=10.0, clock=lambda: now[0])
+    name, folder = results.create("a")
     (folder / "index.html").write_text("found")
     (tmp_path / "secret").write_text("x")
     assert results.find(name, "index.html", "a") == folder / "index.html"
@@ -28,17 +28,17 @@ def test_a_result_is_its_visitors_alone_and_goes(tmp_path):
         assert results.find(name, path, visitor) is None
     assert results.find("other", "index.html", "a") is None
     now[0] = 9.0
-    results.clear()
+    results.remove_expired()
     assert folder.exists()
     now[0] = 10.0
-    results.clear()
+    results.remove_expired()
     assert not folder.exists()
     assert results.find(name, "index.html", "a") is None
 
 
 def test_the_cookie_is_read_among_others():
-    assert visitor_of(f"theme=dark; {COOKIE}=abc") == "abc"
-    assert visitor_of("") == ""
+    assert visitor_from_cookies(f"theme=dark; {COOKIE}=abc") == "abc"
+    assert visitor_from_cookies("") == ""
 
 
 def test_a_port_in_use_is_told_in_one_line():
@@ -48,7 +48,7 @@ def test_a_port_in_use_is_told_in_one_line():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit) as told:
-            call("web", f"--port={port}")
+            run_script("web", f"--port={port}")
     assert re.fullmatch(rf"WebError: port {port} of 127\.0\.0\.1: .*; choose another with --port", str(told.value))
 
 

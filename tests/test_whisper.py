@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.checkpoints.convert.state_dict import check, to_torch
-from calce_jax.checkpoints.convert.whisper import TABLE
-from calce_jax.models.whisper import SIZES, Whisper, WhisperConfig
-from calce_jax.speech.decode import Windows, allowed, detect_language, transcribe_windows
-from calce_jax.speech.special_tokens import Vocabulary
+from calce_jax.checkpoints.convert.state_dict import check_state_dict, to_torch
+from calce_jax.checkpoints.convert.whisper import KEY_MAPPING
+from calce_jax.models.whisper import WHISPER_SIZES, Whisper, WhisperConfig
+from calce_jax.speech.decode import DecodeInputs, detect_language, filter_logits, transcribe_batch
+from calce_jax.speech.special_tokens import SpecialTokens
 from calce_jax.speech.whisper_model import open_whisper
 from tests import golden
 
 # float32 sums in another order, through three layers.
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
 # 60 text tokens, then what Whisper has after its text: end, start, two languages, tasks, ..., times.
-ENGLISH = Vocabulary(
-    start=61,
-    end=60,
-    no_times=68,
-    suppress=(1, 5, 61, 62, 63, 64, 65, 66, 67),
-    suppress_first=(7, 60),
-    first_time=2,
+ENGLISH = SpecialTokens(
+    sot=61,
+    eot=60,
+    no_timestamps=68,
+    suppress_tokens=(1, 5, 61, 62, 63, 64, 65, 66, 67),
+    begin_suppress_tokens=(7, 60),
+    max_initial_timestamp_index=2,
     languages={},
     transcribe=None,
 )
@@ -44,7 +44,7 @@ def size(mels: int) -> WhisperConfig:
         encoder_depth=3,
         decoder_depth=2,
         vocab=90,
-        mels=mels,
+        mel_bins=mels,
         audio_positions=20,
         text_positions=24,
     )
@@ -98,8 +98,8 @@ def pair(request):
     """A small model with weights by a formula, here and in torch, its vocabulary, and two windows."""
     vocabulary, mels = KINDS[request.param]
     config = size(mels)
-    whisper, tensors = golden.waves(lambda: Whisper(config, rngs=nnx.Rngs(0)), TABLE)
-    mel = np.random.default_rng(0).normal(size=(2, config.frames, mels)).astype(np.float32)
+    whisper, tensors = golden.deterministic_weights(lambda: Whisper(config, rngs=nnx.Rngs(0)), KEY_MAPPING)
+    mel = np.random.default_rng(0).normal(size=(2, config.mel_frames, mels)).astype(np.float32)
     return whisper, in_torch(config, vocabulary, tensors), vocabulary, mel
 
 
@@ -111,7 +111,7 @@ def windows(mel, prompts, temperature=0.0):
     rows = np.zeros((batch, width), np.int32)
     for row, prompt in zip(rows, prompts, strict=True):
         row[width - len(prompt) :] = prompt
-    return Windows(
+    return DecodeInputs(
         mel=jnp.asarray(mel),
         prompt=jnp.asarray(rows),
         prompt_length=jnp.asarray([len(prompt) for prompt in prompts], jnp.int32),
@@ -125,7 +125,7 @@ def written(whisper, asked, vocabulary, **how):
 
     @jax.jit
     def write(params, asked):
-        return transcribe_windows(nnx.merge(graph, params), asked, vocabulary, **how)
+        return transcribe_batch(nnx.merge(graph, params), asked, vocabulary, **how)
 
     return write(params, asked)
 
@@ -190,8 +190,8 @@ def test_language_as_transformers_detects_it(pair):
 @pytest.fixture(scope="module")
 def small():
     config = size(80)
-    whisper, _ = golden.waves(lambda: Whisper(config, rngs=nnx.Rngs(0)), TABLE)
-    return whisper, np.random.default_rng(1).normal(size=(3, config.frames, 80)).astype(np.float32)
+    whisper, _ = golden.deterministic_weights(lambda: Whisper(config, rngs=nnx.Rngs(0)), KEY_MAPPING)
+    return whisper, np.random.default_rng(1).normal(size=(3, config.mel_frames, 80)).astype(np.float32)
 
 
 def test_a_row_is_the_same_whatever_stands_beside_it(small):
@@ -224,7 +224,7 @@ def test_bfloat16_is_near(small):
     exact = written(whisper, asked, ENGLISH, longest=4)
     near = written(nnx.merge(graph, params), asked, ENGLISH, longest=4, dtype="bfloat16")
     np.testing.assert_allclose(near.no_speech, exact.no_speech, rtol=0.2)
-    np.testing.assert_array_equal(near.tokens[:, 0] >= ENGLISH.time, True)
+    np.testing.assert_array_equal(near.tokens[:, 0] >= ENGLISH.timestamp_begin, True)
 
 
 def test_rules_for_times():
@@ -234,7 +234,7 @@ def test_rules_for_times():
         # Words and the end so probable that no rule prefers times to them.
         tokens = jnp.asarray([[*before, *[60] * (12 - len(before))]], jnp.int32)
         rated = logits.at[:, :61].set(words)
-        kept = allowed(rated, tokens, jnp.asarray(len(before), jnp.int32), ENGLISH, times=True)
+        kept = filter_logits(rated, tokens, jnp.asarray(len(before), jnp.int32), ENGLISH, timestamps=True)
         return set(np.flatnonzero(np.isfinite(np.asarray(kept[0]))))
 
     words = set(range(60)) - {1, 5}
@@ -248,19 +248,19 @@ def test_rules_for_times():
 
 
 def test_published_sizes():
-    for name in SIZES:
-        config = WhisperConfig.named(name)
-        assert config.mels == (128 if name in ("large-v3", "turbo") else 80)
+    for name in WHISPER_SIZES:
+        config = WhisperConfig.from_name(name)
+        assert config.mel_bins == (128 if name in ("large-v3", "turbo") else 80)
         assert config.width % config.encoder_heads == 0
-    assert WhisperConfig.named("tiny", english=True).vocab == 51864
+    assert WhisperConfig.from_name("tiny", english_only=True).vocab == 51864
     for name, english in (("huge", False), ("large-v3", True)):
         with pytest.raises(ValueError, match="choose one of tiny"):
-            WhisperConfig.named(name, english=english)
+            WhisperConfig.from_name(name, english_only=english)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("tiny", 38), ("large-v3", 1543), ("turbo", 809)])
 def test_parameters_of_published_sizes(name, millions):
-    state = nnx.state(nnx.eval_shape(lambda: Whisper(WhisperConfig.named(name), rngs=nnx.Rngs(0))))
+    state = nnx.state(nnx.eval_shape(lambda: Whisper(WhisperConfig.from_name(name), rngs=nnx.Rngs(0))))
     assert round(sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e6) == millions
 
 
@@ -272,7 +272,7 @@ def test_configs_that_are_no_whisper_are_refused():
     with pytest.raises(ValueError, match="activation_function"):
         WhisperConfig.from_hugging_face({"model_type": "whisper", "activation_function": "relu"})
     with pytest.raises(ValueError, match=r"lang_to_id, task_to_id: missing"):
-        Vocabulary.from_hugging_face(
+        SpecialTokens.from_hugging_face(
             {
                 "is_multilingual": True,
                 "decoder_start_token_id": 1,
@@ -284,11 +284,11 @@ def test_configs_that_are_no_whisper_are_refused():
 
 def test_weights_go_back_bit_by_bit(small):
     whisper, _ = small
-    tensors = to_torch(TABLE, nnx.state(whisper))
-    check(TABLE, tensors, nnx.state(whisper))
+    tensors = to_torch(KEY_MAPPING, nnx.state(whisper))
+    check_state_dict(KEY_MAPPING, tensors, nnx.state(whisper))
     assert tensors["model.encoder.conv1.weight"].shape == (16, 80, 3)
-    again, _ = golden.waves(lambda: Whisper(size(80), rngs=nnx.Rngs(0)), TABLE)
-    golden.load(again, TABLE, tensors)
+    again, _ = golden.deterministic_weights(lambda: Whisper(size(80), rngs=nnx.Rngs(0)), KEY_MAPPING)
+    golden.load_state_dict(again, KEY_MAPPING, tensors)
     jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(whisper))
 
 
@@ -299,7 +299,7 @@ def tiny(shared):
 
 @pytest.fixture(scope="module")
 def recorded(shared):
-    return golden.recorded(shared, "15_whisper_tiny_en")
+    return golden.load_recording(shared, "15_whisper_tiny_en")
 
 
 def test_real_encoder_as_recorded(tiny, recorded):
@@ -320,4 +320,8 @@ def test_real_tokens_as_recorded(tiny, recorded):
 
 def test_real_config_is_the_published_one(shared, tiny):
     config = json.loads((shared / "weights" / "whisper-tiny.en" / "config.json").read_text())
-    assert WhisperConfig.from_hugging_face(config) == WhisperConfig.named("tiny", english=True) == tiny.whisper.config
+    assert (
+        WhisperConfig.from_hugging_face(config)
+        == WhisperConfig.from_name("tiny", english_only=True)
+        == tiny.whisper.config
+    )

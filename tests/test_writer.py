@@ -4,12 +4,12 @@ import sys
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from calce_jax.training.metric_writer import open_writer
+from calce_jax.training.metric_writer import open_metric_writer
 
 
 def test_tensorboard_reads_what_was_written(tmp_path):
     strip = np.zeros((4, 6, 3), np.uint8)
-    with open_writer(tmp_path) as writer:
+    with open_metric_writer(tmp_path) as writer:
         writer.write_hparams({"stage": 1, "schedule.peak": 3e-4})
         for step in (10, 20):
             writer.write_scalars(step, {"train/loss": 1.0 / step, "eval/R1@0.5": np.float32(step)})

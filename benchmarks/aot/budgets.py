@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from benchmarks.aot.targets import GIB, TARGETS
 
 RUNS = ("qvh,stage=1", "qvh,stage=2", "charades,stage=1", "charades,stage=2")
-ON_FOUR = ("train_step", "vision_encode", "generate")
+PROGRAMS = ("train_step", "vision_encode", "generate")
 # How memory changes with the number of chips; one run tells. Compiled when asked for.
-GROWN = ("a100x1", "a100x16", "a100x256")
+SCALING_TARGETS = ("a100x1", "a100x16", "a100x256")
 # Half of the card: the original needs all of it for this.
-TIGHTER = {("a100x4", "qvh,stage=1", "train_step"): 40 * GIB}
+BUDGET_OVERRIDES = {("a100x4", "qvh,stage=1", "train_step"): 40 * GIB}
 
 
 @dataclass(frozen=True)
-class Case:
+class CompileCase:
     """One program to compile.
 
     Fields:
@@ -35,9 +35,11 @@ class Case:
         return f"{self.run.replace(',stage=', '/stage')}/{self.program}"
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[CompileCase]:
     """Return all cases: all programs on four chips and on more and fewer A100, inference on a GPU of 24 GiB."""
     for target in TARGETS.values():
-        for run in RUNS[:1] if target.name in GROWN else RUNS:
-            for program in ON_FOUR[1:] if target.name == "gpu24" else ON_FOUR:
-                yield Case(target.name, run, program, TIGHTER.get((target.name, run, program), target.memory))
+        for run in RUNS[:1] if target.name in SCALING_TARGETS else RUNS:
+            for program in PROGRAMS[1:] if target.name == "gpu24" else PROGRAMS:
+                yield CompileCase(
+                    target.name, run, program, BUDGET_OVERRIDES.get((target.name, run, program), target.memory)
+                )

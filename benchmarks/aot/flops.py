@@ -10,7 +10,7 @@ import numpy as np
 from jax.extend import core
 
 
-def count_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, turns: int = 1) -> int:
+def count_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, while_trip_count: int = 1) -> int:
     """Return the operations of all matrix products, a multiplication and an addition being two.
 
     Args:
@@ -21,23 +21,23 @@ def count_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, turns: int = 1) -> int:
       The most that the program may take: of the branches of a switch, the longest counts.
     """
     body = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
-    return sum(_of_equation(equation, turns) for equation in body.eqns)
+    return sum(_equation_flops(equation, while_trip_count) for equation in body.eqns)
 
 
-def _of_equation(equation: Any, turns: int) -> int:
+def _equation_flops(equation: Any, while_trip_count: int) -> int:
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         left = equation.invars[0].aval.shape
         return 2 * int(np.prod([left[axis] for axis in contracted])) * int(np.prod(equation.outvars[0].aval.shape))
-    inner = [count_flops(each, turns) for each in _inside(equation.params)]
+    inner = [count_flops(subjaxpr, while_trip_count) for subjaxpr in _subjaxprs(equation.params)]
     if equation.primitive.name == "cond":
         return max(inner)
-    times = {"scan": equation.params.get("length", 1), "while": turns}.get(equation.primitive.name, 1)
-    return times * sum(inner)
+    trip_count = {"scan": equation.params.get("length", 1), "while": while_trip_count}.get(equation.primitive.name, 1)
+    return trip_count * sum(inner)
 
 
-def _inside(params: dict[str, Any]) -> Iterator[core.ClosedJaxpr | core.Jaxpr]:
+def _subjaxprs(params: dict[str, Any]) -> Iterator[core.ClosedJaxpr | core.Jaxpr]:
     for value in params.values():
-        for each in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(each, core.ClosedJaxpr | core.Jaxpr):
-                yield each
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, core.ClosedJaxpr | core.Jaxpr):
+                yield item

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 import jax
 
-from benchmarks.aot.budgets import Case
+from benchmarks.aot.budgets import CompileCase
 from benchmarks.aot.flops import count_flops
-from benchmarks.aot.programs import PROGRAMS, Shapes
+from benchmarks.aot.programs import PROGRAMS, AbstractRun
 from benchmarks.aot.targets import TARGETS, mesh_for
 from calce_jax.config import RunConfig
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """A row of the report; the sizes are None where nothing was compiled.
 
     Fields:
@@ -51,12 +51,12 @@ class Row:
         )
 
 
-def failed(case: Case, error: str) -> Row:
+def failed_row(case: CompileCase, error: str) -> ReportRow:
     """Return the row of a case that could not be compiled."""
-    return Row(case.target, case.name, None, case.budget, None, None, None, ok=False, error=error)
+    return ReportRow(case.target, case.name, None, case.budget, None, None, None, ok=False, error=error)
 
 
-def measure(case: Case, config: RunConfig) -> Row:
+def measure(case: CompileCase, config: RunConfig) -> ReportRow:
     """Compile a case.
 
     Args:
@@ -69,8 +69,8 @@ def measure(case: Case, config: RunConfig) -> Row:
     target = TARGETS[case.target]
     mesh = mesh_for(target)
     with jax.set_mesh(mesh):
-        shapes = Shapes(fitted(config, target.chips), mesh)
-        program, arguments = PROGRAMS[case.program](shapes)
+        abstract_run = AbstractRun(scale_batch_to_chips(config, target.chips), mesh)
+        program, arguments = PROGRAMS[case.program](abstract_run)
         traced = program.trace(*arguments)
         lowered = traced.lower()
         start = time.perf_counter()
@@ -79,19 +79,19 @@ def measure(case: Case, config: RunConfig) -> Row:
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = held + memory.temp_size_in_bytes
-    return Row(
+    return ReportRow(
         case.target,
         case.name,
         total,
         case.budget,
         memory.temp_size_in_bytes,
-        count_flops(traced.jaxpr, turns=config.text.answer_tokens),
+        count_flops(traced.jaxpr, while_trip_count=config.text.answer_tokens),
         round(seconds, 1),
         ok=total <= case.budget,
     )
 
 
-def fitted(config: RunConfig, chips: int) -> RunConfig:
+def scale_batch_to_chips(config: RunConfig, chips: int) -> RunConfig:
     """Return the config with batches that the chips can share, and with the longest of its prompt lengths alone.
 
     The config's batches are for four chips. A run compiles its programs with a branch for each prompt length; only one

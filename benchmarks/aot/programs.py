@@ -11,48 +11,50 @@ from jax.sharding import PartitionSpec as P
 
 from calce_jax.checkpoints.restore import calce_config
 from calce_jax.config import RunConfig
-from calce_jax.distributed.sharding import BATCH, abstract_like, shard_params
+from calce_jax.distributed.sharding import BATCH_AXES, abstract_like, param_shardings
 from calce_jax.inference.predict_step import compile_predict, make_predict, step_config
 from calce_jax.input_pipeline import abstract_batch
 from calce_jax.input_pipeline.batches import input_config
-from calce_jax.models.calce import Calce, split
+from calce_jax.models.calce import Calce, split_params
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate
-from calce_jax.training.state import new_state
+from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import compile_train_step, make_train_step
 
 # The vocabularies of Flan-T5 and of BERT; the sizes with published weights have them built in.
 T5_VOCAB, BERT_VOCAB = 32128, 30522
 
 
-class Shapes:
+class AbstractRun:
     """A run's model, state and batches as shapes with places, on a mesh."""
 
     def __init__(self, config: RunConfig, mesh: Mesh):
         self.config, self.mesh = config, mesh
-        self.sizes = calce_config(config, t5_vocab=T5_VOCAB, bert_vocab=BERT_VOCAB)
-        make = partial(Calce, self.sizes)
+        self.model_config = calce_config(config, t5_vocab=T5_VOCAB, bert_vocab=BERT_VOCAB)
+        make = partial(Calce, self.model_config)
         self.graph = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
-        weights = jax.eval_shape(lambda: split(make(rngs=nnx.Rngs(0)), config.model.frozen_dtype)[1:])
-        self.trainable, self.frozen = self._placed(weights)
+        weights = jax.eval_shape(lambda: split_params(make(rngs=nnx.Rngs(0)), config.model.frozen_dtype)[1:])
+        self.trainable, self.frozen = self._with_shardings(weights)
         self.optimizer = make_optimizer(config.optimizer, config.behaviour)
-        self.state = self._placed(jax.eval_shape(partial(new_state, optimizer=self.optimizer), self.trainable))
-        self.steps = step_config(config, config.text.answer_tokens)
+        self.state = self._with_shardings(
+            jax.eval_shape(partial(create_train_state, optimizer=self.optimizer), self.trainable)
+        )
+        self.program_config = step_config(config, config.text.answer_tokens)
 
     def batch(self, *, training: bool) -> Any:
         """Return a batch's shapes, split over the mesh."""
-        inputs = input_config(self.config, self.config.data.train_split, self.sizes, training=training)
+        inputs = input_config(self.config, self.config.data.train_split, self.model_config, training=training)
         shapes = abstract_batch(inputs)
-        return abstract_like(shapes, jax.tree.map(lambda _: NamedSharding(self.mesh, P(BATCH)), shapes))
+        return abstract_like(shapes, jax.tree.map(lambda _: NamedSharding(self.mesh, P(BATCH_AXES)), shapes))
 
-    def _placed(self, tree: Any) -> Any:
-        return abstract_like(tree, shard_params(tree, self.mesh))
+    def _with_shardings(self, tree: Any) -> Any:
+        return abstract_like(tree, param_shardings(tree, self.mesh))
 
 
-def train_step(shapes: Shapes) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def train_step(run: AbstractRun) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """One micro-step, as `training.run` compiles it."""
-    schedule = shapes.config.schedule
-    rate = partial(
+    schedule = run.config.schedule
+    learning_rate_fn = partial(
         learning_rate,
         steps_per_epoch=1000,
         epochs=schedule.epochs,
@@ -60,25 +62,25 @@ def train_step(shapes: Shapes) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         floor=schedule.floor,
         warmup_steps=schedule.warmup_steps,
     )
-    step = make_train_step(shapes.graph, shapes.steps, shapes.optimizer, rate)
+    step = make_train_step(run.graph, run.program_config, run.optimizer, learning_rate_fn)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(shapes.mesh, P()))
-    return compile_train_step(step, shapes.state), (shapes.state, shapes.frozen, shapes.batch(training=True), key)
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(run.mesh, P()))
+    return compile_train_step(step, run.state), (run.state, run.frozen, run.batch(training=True), key)
 
 
-def vision_encode(shapes: Shapes) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def vision_encode(run: AbstractRun) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The vision tower over the frames of a batch."""
 
-    def see(trainable: nnx.State, frozen: nnx.State, frames: jax.Array) -> jax.Array:
-        return nnx.merge(shapes.graph, trainable, frozen).see(frames)
+    def encode_frames(trainable: nnx.State, frozen: nnx.State, frames: jax.Array) -> jax.Array:
+        return nnx.merge(run.graph, trainable, frozen).see(frames)
 
-    return jax.jit(see), (shapes.trainable, shapes.frozen, shapes.batch(training=False).frames)
+    return jax.jit(encode_frames), (run.trainable, run.frozen, run.batch(training=False).frames)
 
 
-def generate(shapes: Shapes) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def generate(run: AbstractRun) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """All of inference: from the frames of a batch to its answers, beam search included."""
-    predict = compile_predict(make_predict(shapes.graph, shapes.steps), shapes.mesh)
-    return predict, (shapes.trainable, shapes.frozen, shapes.batch(training=False))
+    predict = compile_predict(make_predict(run.graph, run.program_config), run.mesh)
+    return predict, (run.trainable, run.frozen, run.batch(training=False))
 
 
 PROGRAMS = {"train_step": train_step, "vision_encode": vision_encode, "generate": generate}

@@ -7,19 +7,19 @@ from multiprocessing.connection import Connection
 
 import jax
 
-from benchmarks.aot.budgets import Case
-from benchmarks.aot.measure import Row, failed, measure
+from benchmarks.aot.budgets import CompileCase
+from benchmarks.aot.measure import ReportRow, failed_row, measure
 from calce_jax.config import RunConfig
 
-Configs = Callable[[str], RunConfig]
+ConfigFn = Callable[[str], RunConfig]
 # The compilers' own log, most of which says that there is no such device here.
-_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
+_QUIET_ENV = {"TF_CPP_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
 # How hard compilers try to make programs fast. What these hold hardly depends on it (docs/scaling.md), and the compiler
 # for TPUs, left to itself, takes four times as long.
-LEAST_EFFORT = "O0"
+OPTIMIZATION_LEVEL = "O0"
 
 
-def compile_cases(cases: Sequence[Case], configs: Configs, timeout: float) -> Iterator[Row]:
+def compile_cases(cases: Sequence[CompileCase], configs: ConfigFn, timeout: float) -> Iterator[ReportRow]:
     """Compile cases one after the other, in another process.
 
     Args:
@@ -30,39 +30,39 @@ def compile_cases(cases: Sequence[Case], configs: Configs, timeout: float) -> It
     Returns:
       A row for each case, in order, as they are ready.
     """
-    todo = list(cases)
+    pending = list(cases)
     context = multiprocessing.get_context("spawn")
-    for name, value in {"JAX_PLATFORMS": "cpu", **_QUIET}.items():
+    for name, value in {"JAX_PLATFORMS": "cpu", **_QUIET_ENV}.items():
         os.environ.setdefault(name, value)
-    while todo:
-        here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_serve, args=(there, todo, configs), daemon=True)
+    while pending:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_serve, args=(sender, pending, configs), daemon=True)
         process.start()
-        there.close()
+        sender.close()
         reason = ""
-        while todo and not reason:
-            if not here.poll(timeout):
+        while pending and not reason:
+            if not receiver.poll(timeout):
                 reason = f"not compiled within {timeout:g} s"
                 continue
             try:
-                row: Row = here.recv()
+                row: ReportRow = receiver.recv()
             except EOFError:
                 process.join()
                 reason = f"the compiler's process ended with code {process.exitcode}"
                 continue
             yield row
-            todo.pop(0)
+            pending.pop(0)
         process.kill()
         process.join()
         if reason:
-            yield failed(todo.pop(0), reason)
+            yield failed_row(pending.pop(0), reason)
 
 
-def _serve(pipe: Connection, cases: Sequence[Case], configs: Configs) -> None:
-    jax.config.update("jax_optimization_level", LEAST_EFFORT)
+def _serve(pipe: Connection, cases: Sequence[CompileCase], configs: ConfigFn) -> None:
+    jax.config.update("jax_optimization_level", OPTIMIZATION_LEVEL)
     for case in cases:
         try:
             row = measure(case, configs(case.run))
         except Exception as error:
-            row = failed(case, f"{type(error).__name__}: {error}".splitlines()[0])
+            row = failed_row(case, f"{type(error).__name__}: {error}".splitlines()[0])
         pipe.send(row)

@@ -28,9 +28,9 @@ from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.errors import UserError
 from calce_jax.storage.disk_space import free_bytes
 
-FOLDER = "checkpoints"
-CRITERION = "R1_avg"
-PART = "trainable/"
+CHECKPOINT_DIR = "checkpoints"
+BEST_METRIC = "R1_avg"
+TRAINABLE_PREFIX = "trainable/"
 
 
 class CheckpointError(UserError):
@@ -38,14 +38,14 @@ class CheckpointError(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class InitSource:
     """Where the trainables come from, and the folder or file that holds them."""
 
     kind: Literal["resumed", "given", "base", "fresh"]
     path: Path | None
 
 
-def starting_point(workdir: Path, given: str = "", base: str = "") -> Start:
+def resolve_init(workdir: Path, other_run: str = "", base: str = "") -> InitSource:
     """Decide where to start: this run's latest checkpoint > the given run's > the base weights > fresh ones.
 
     Args:
@@ -56,28 +56,28 @@ def starting_point(workdir: Path, given: str = "", base: str = "") -> Start:
     Raises:
       CheckpointError: what is asked for is not there.
     """
-    if steps_in(workdir):
-        return Start("resumed", workdir)
-    if given:
-        if not steps_in(Path(given)):
+    if checkpoint_steps(workdir):
+        return InitSource("resumed", workdir)
+    if other_run:
+        if not checkpoint_steps(Path(other_run)):
             raise CheckpointError(
-                f"config.weights.start: no checkpoint in {Path(given) / FOLDER}",
+                f"config.weights.start: no checkpoint in {Path(other_run) / CHECKPOINT_DIR}",
                 "give the workdir of a run that trained",
             )
-        return Start("given", Path(given))
+        return InitSource("given", Path(other_run))
     if base:
         if not packaged_path(base).is_file():
             raise CheckpointError(
                 f"config.weights.base: no file {base}",
                 "put the converted weights there, or leave it out (--config.weights.base=)",
             )
-        return Start("base", packaged_path(base))
-    return Start("fresh", None)
+        return InitSource("base", packaged_path(base))
+    return InitSource("fresh", None)
 
 
-def steps_in(workdir: Path) -> list[int]:
+def checkpoint_steps(workdir: Path) -> list[int]:
     """Return the steps of the complete checkpoints in a workdir, ascending."""
-    folder = Path(workdir) / FOLDER
+    folder = Path(workdir) / CHECKPOINT_DIR
     names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdecimal())
 
@@ -86,17 +86,19 @@ class Checkpoints:
     """The checkpoints of one workdir."""
 
     def __init__(self, workdir: Path):
-        self.folder = Path(workdir).absolute() / FOLDER
+        self.folder = Path(workdir).absolute() / CHECKPOINT_DIR
         policies = ocp.checkpoint_managers
-        keep = policies.AnyPreservationPolicy(
+        preservation = policies.AnyPreservationPolicy(
             [
                 # The one before the latest stays until training has gone on from the latest to another checkpoint.
                 policies.LatestN(2),
-                policies.BestN(get_metric_fn=_merit, n=1, keep_checkpoints_without_metrics=False),
+                policies.BestN(get_metric_fn=_metric_order, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
         # Orbax writes metrics only where `best_fn` is given; what is kept is up to the policy alone.
-        options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_merit, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation, best_fn=_metric_order, cleanup_tmp_directories=True
+        )
         handlers = {
             "state": ocp.PyTreeCheckpointHandler(),
             "iterator": grain.checkpoint.CheckpointHandler(),
@@ -108,7 +110,7 @@ class Checkpoints:
         self,
         state: Any,
         iterator: grain.DatasetIterator,
-        record: Mapping[str, Any],
+        metadata: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Save a state; return as soon as it is copied to the host.
@@ -128,9 +130,10 @@ class Checkpoints:
         if wrong := not_finite(leaves):
             raise CheckpointError(
                 f"{self.folder / str(step)} is not saved: {_first(wrong)} are not finite (NaN or infinite)",
-                "the same command goes on from " + ("the start" if self.latest is None else f"step {self.latest}"),
+                "the same command goes on from "
+                + ("the start" if self.latest_step is None else f"step {self.latest_step}"),
             )
-        if metrics is not None and not math.isfinite(metrics[CRITERION]):
+        if metrics is not None and not math.isfinite(metrics[BEST_METRIC]):
             metrics = None
         needed = sum(leaf.nbytes for leaf in leaves.values())
         free = free_bytes(self.folder)
@@ -140,7 +143,7 @@ class Checkpoints:
                 "are free",
                 "make room and run the same command again",
             )
-        with self._naming(step, "written"):
+        with self._translate_errors(step, "written"):
             # A state that was saved when a run was stopped is evaluated by the next one and then saved anew.
             if step in self._manager.all_steps():
                 self._manager.delete(step)
@@ -149,14 +152,14 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(leaves),  # pyright: ignore[reportCallIssue]
                     iterator=grain.checkpoint.CheckpointSave(iterator),  # pyright: ignore[reportCallIssue]
-                    record=ocp.args.JsonSave(dict(record)),  # pyright: ignore[reportCallIssue]
+                    record=ocp.args.JsonSave(dict(metadata)),  # pyright: ignore[reportCallIssue]
                 ),
-                metrics=None if metrics is None else {CRITERION: float(metrics[CRITERION]), "step": float(step)},
+                metrics=None if metrics is None else {BEST_METRIC: float(metrics[BEST_METRIC]), "step": float(step)},
             )
 
     def wait(self) -> None:
         """Wait until what was saved is on disk."""
-        with self._naming(self.latest, "written"):
+        with self._translate_errors(self.latest_step, "written"):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -165,24 +168,24 @@ class Checkpoints:
         self._manager.close()
 
     @property
-    def latest(self) -> int | None:
+    def latest_step(self) -> int | None:
         """The last saved step."""
         return self._manager.latest_step()
 
     @property
-    def best(self) -> tuple[int, float] | None:
+    def best_step_and_metric(self) -> tuple[int, float] | None:
         """The step with the highest R1_avg and its value; the earlier of equals."""
         metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        scored = [(_merit(m), step) for step, m in metrics.items() if m and math.isfinite(m[CRITERION])]
+        scored = [(_metric_order(m), step) for step, m in metrics.items() if m and math.isfinite(m[BEST_METRIC])]
         return (max(scored)[1], max(scored)[0][0]) if scored else None
 
     def before(self, step: int) -> int | None:
         """Return the last saved step before another."""
         return max((other for other in self._manager.all_steps() if other < step), default=None)
 
-    def record(self, step: int) -> dict[str, Any]:
+    def read_metadata(self, step: int) -> dict[str, Any]:
         """Return what was recorded with a step."""
-        with self._naming(step, "read"):
+        with self._translate_errors(step, "read"):
             return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
 
     def restore(self, step: int, abstract: Any, iterator: grain.DatasetIterator) -> Any:
@@ -206,19 +209,25 @@ class Checkpoints:
 
     def restore_trainable(self, step: int, abstract: Any) -> Any:
         """Return only what was trained, for another stage or for inference; arguments and errors as for `restore`."""
-        restored = self._restore(step, {PART + name: leaf for name, leaf in named_leaves(abstract).items()}, part=PART)
-        return with_leaves(abstract, {name.removeprefix(PART): leaf for name, leaf in restored.items()})
+        restored = self._restore(
+            step,
+            {TRAINABLE_PREFIX + name: leaf for name, leaf in named_leaves(abstract).items()},
+            prefix=TRAINABLE_PREFIX,
+        )
+        return with_leaves(abstract, {name.removeprefix(TRAINABLE_PREFIX): leaf for name, leaf in restored.items()})
 
-    def _restore(self, step: int, wanted: Mapping[str, Any], *, part: str = "", **items: Any) -> dict[str, Any]:
+    def _restore(
+        self, step: int, abstract_leaves: Mapping[str, Any], *, prefix: str = "", **items: Any
+    ) -> dict[str, Any]:
         """Restore the leaves whose names begin with `part`, after a look at their shapes."""
-        with self._naming(step, "read"):
+        with self._translate_errors(step, "read"):
             saved = self._manager.item_metadata(step)["state"].tree
-            there = {name: tuple(leaf.shape) for name, leaf in saved.items() if name.startswith(part)}
-            _compare_shapes(there, wanted, self.folder / str(step))
+            saved_shapes = {name: tuple(leaf.shape) for name, leaf in saved.items() if name.startswith(prefix)}
+            _compare_shapes(saved_shapes, abstract_leaves, self.folder / str(step))
             state = ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
-                dict(wanted),
-                restore_args=ocp.checkpoint_utils.construct_restore_args(dict(wanted)),
-                partial_restore=bool(part),
+                dict(abstract_leaves),
+                restore_args=ocp.checkpoint_utils.construct_restore_args(dict(abstract_leaves)),
+                partial_restore=bool(prefix),
             )
             restored = self._manager.restore(step, args=ocp.args.Composite(state=state, **items))["state"]
         if wrong := not_finite(restored):
@@ -231,7 +240,7 @@ class Checkpoints:
         return restored
 
     @contextmanager
-    def _naming(self, step: int | None, deed: str) -> Iterator[None]:
+    def _translate_errors(self, step: int | None, action: str) -> Iterator[None]:
         """Answer the many errors of the layers below with one that says what to do."""
         try:
             yield
@@ -240,19 +249,19 @@ class Checkpoints:
         except Exception as error:
             path = self.folder / str(step)
             if getattr(error, "errno", None) == errno.ENOSPC or "no space left" in str(error).lower():
-                text = f"no space left while {path} was {deed}; make room and run the same command again"
+                text = f"no space left while {path} was {action}; make room and run the same command again"
             else:
                 remedy = self._without(step)
-                text = f"{path} cannot be {deed}: it is damaged or incomplete; remove it {remedy} ({error})"
+                text = f"{path} cannot be {action}: it is damaged or incomplete; remove it {remedy} ({error})"
             raise CheckpointError(text) from error
 
     def _without(self, step: int | None) -> str:
         """Return, for messages, what removing a checkpoint leads to."""
-        others = [other for other in steps_in(self.folder.parent) if other != step]
+        others = [other for other in checkpoint_steps(self.folder.parent) if other != step]
         return f"to go on from step {others[-1]}" if others else "to start over"
 
 
-def save_params(path: Path, params: Any, about: Mapping[str, str] | None = None) -> None:
+def save_params(path: Path, params: Any, metadata: Mapping[str, str] | None = None) -> None:
     """Write parameters to one safetensors file, named by their paths, in the dtypes they have.
 
     Args:
@@ -263,15 +272,15 @@ def save_params(path: Path, params: Any, about: Mapping[str, str] | None = None)
     Raises:
       CheckpointError: no space is left.
     """
-    path, part = Path(path), Path(f"{path}.part")
+    path, partial_path = Path(path), Path(f"{path}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         # safetensors writes the memory as it lies, and a device may give arrays whose rows are not one after the other.
         host = {name: np.asarray(jax.device_get(leaf), order="C") for name, leaf in named_leaves(params).items()}
-        save_file(host, part, dict(about or {}))
-        os.replace(part, path)
+        save_file(host, partial_path, dict(metadata or {}))
+        os.replace(partial_path, path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        partial_path.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written ({error})", "make room, or choose another place") from error
 
 
@@ -285,20 +294,22 @@ def load_params(path: Path, abstract: Any) -> Any:
     Raises:
       CheckpointError: the file is missing or damaged, or holds other names or shapes (all are listed).
     """
-    wanted = named_leaves(abstract)
+    abstract_leaves = named_leaves(abstract)
     loaded = {}
     try:
         with safe_open(path, framework="flax") as file:
-            there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _compare_shapes(there, wanted, Path(path))
-            for name, leaf in wanted.items():
-                loaded[name] = _placed(file.get_tensor(name).astype(leaf.dtype), getattr(leaf, "sharding", None))
+            saved_shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            _compare_shapes(saved_shapes, abstract_leaves, Path(path))
+            for name, leaf in abstract_leaves.items():
+                loaded[name] = _put_on_devices(
+                    file.get_tensor(name).astype(leaf.dtype), getattr(leaf, "sharding", None)
+                )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: it is missing or damaged ({error})", "make it again") from error
     return with_leaves(abstract, loaded)
 
 
-def _placed(array: jax.Array, sharding: Any) -> jax.Array:
+def _put_on_devices(array: jax.Array, sharding: Any) -> jax.Array:
     """Put an array that every host has onto the devices of all; each host puts only its own parts."""
     if sharding is None:
         return array
@@ -321,23 +332,23 @@ def _first(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more arrays" if len(names) > 3 else "")
 
 
-def _merit(metrics: Mapping[str, float]) -> Any:
+def _metric_order(metrics: Mapping[str, float]) -> Any:
     """Order by R1_avg; of equals the earlier is better, as in the original, which saves only on improvement.
 
     Earlier versions could save an R1_avg of NaN, which no order holds; it comes last.
     """
-    return metrics[CRITERION] if math.isfinite(metrics[CRITERION]) else -math.inf, -metrics["step"]
+    return metrics[BEST_METRIC] if math.isfinite(metrics[BEST_METRIC]) else -math.inf, -metrics["step"]
 
 
-def _compare_shapes(there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any], path: Path) -> None:
-    here = {name: tuple(np.shape(leaf)) for name, leaf in wanted.items()}
-    wrong = [
-        f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
+def _compare_shapes(saved: Mapping[str, tuple[int, ...]], abstract_leaves: Mapping[str, Any], path: Path) -> None:
+    expected = {name: tuple(np.shape(leaf)) for name, leaf in abstract_leaves.items()}
+    mismatches = [
+        f"{name}: {saved.get(name, 'absent')} there, {expected.get(name, 'absent')} here"
+        for name in sorted(saved.keys() | expected.keys())
+        if saved.get(name) != expected.get(name)
     ]
-    if wrong:
+    if mismatches:
         raise CheckpointError(
             f"{path} was saved from a model of another size; use the config.model and config.lora that it was "
-            "made with:\n  " + "\n  ".join(wrong)
+            "made with:\n  " + "\n  ".join(mismatches)
         )

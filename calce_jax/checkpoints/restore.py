@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints, load_params
 from calce_jax.config import ConfigError, RunConfig, packaged_path
 from calce_jax.distributed.param_names import named_leaves, with_leaves
-from calce_jax.distributed.sharding import abstract_like, shard_params
-from calce_jax.models.calce import Calce, CalceConfig, split
+from calce_jax.distributed.sharding import abstract_like, param_shardings
+from calce_jax.models.calce import Calce, CalceConfig, split_params
 
 
 def calce_config(config: RunConfig, *, t5_vocab: int, bert_vocab: int) -> CalceConfig:
@@ -23,40 +23,42 @@ def calce_config(config: RunConfig, *, t5_vocab: int, bert_vocab: int) -> CalceC
       config: of the run.
       t5_vocab, bert_vocab: tokens that the tokenizers know; only the tiny model is as large as they are.
     """
-    named = CalceConfig.named(
+    model_config = CalceConfig.from_name(
         config.model.size, config.lora, config.model.compute_dtype, t5_vocab=t5_vocab, bert_vocab=bert_vocab
     )
-    return replace(named.attending(config.model.attention), ln_vision=config.model.ln_vision)
+    return replace(model_config.with_attention(config.model.attention), ln_vision=config.model.ln_vision)
 
 
-def build_model(sizes: CalceConfig, config: RunConfig, mesh: Mesh) -> tuple[Any, nnx.State, nnx.State]:
+def build_model(model_config: CalceConfig, config: RunConfig, mesh: Mesh) -> tuple[Any, nnx.State, nnx.State]:
     """Make the model on the mesh: structure, trainables (float32), frozen weights (`config.model.frozen_dtype`).
 
     With base weights only the adapters are drawn at random; the file holds the model as it is without adapters.
     """
 
-    def make() -> tuple[nnx.State, nnx.State]:
-        model = Calce(sizes, rngs=nnx.Rngs(config.seed))
-        return split(model, config.model.frozen_dtype)[1:]
+    def init() -> tuple[nnx.State, nnx.State]:
+        model = Calce(model_config, rngs=nnx.Rngs(config.seed))
+        return split_params(model, config.model.frozen_dtype)[1:]
 
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Calce(sizes, rngs=nnx.Rngs(config.seed))))
-    abstract = jax.eval_shape(make)
-    shardings = shard_params(abstract, mesh)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Calce(model_config, rngs=nnx.Rngs(config.seed))))
+    abstract = jax.eval_shape(init)
+    shardings = param_shardings(abstract, mesh)
     if not config.weights.base:
-        return graph, *jax.jit(make, out_shardings=shardings)()
+        return graph, *jax.jit(init, out_shardings=shardings)()
 
-    drawn = jax.jit(lambda: make()[0], out_shardings=shardings[0])()
-    places = named_leaves(abstract_like(abstract, shardings))
-    in_file = {name: _name_in_base(name) for name in places if name.split("/")[-1] not in ("a", "b")}
-    loaded = load_params(packaged_path(config.weights.base), {base: places[name] for name, base in in_file.items()})
-    weights = {f"0/{name}": leaf for name, leaf in named_leaves(drawn).items()}
-    weights |= {name: loaded[base] for name, base in in_file.items()}
+    initialized = jax.jit(lambda: init()[0], out_shardings=shardings[0])()
+    abstract_leaves = named_leaves(abstract_like(abstract, shardings))
+    base_names = {name: _base_weight_name(name) for name in abstract_leaves if name.split("/")[-1] not in ("a", "b")}
+    loaded = load_params(
+        packaged_path(config.weights.base), {base: abstract_leaves[name] for name, base in base_names.items()}
+    )
+    weights = {f"0/{name}": leaf for name, leaf in named_leaves(initialized).items()}
+    weights |= {name: loaded[base] for name, base in base_names.items()}
     return graph, *with_leaves(abstract, weights)
 
 
-def trainables_of(workdir: Path, like: nnx.State, which: Literal["best", "latest"] = "best") -> nnx.State:
+def load_trainable(workdir: Path, template: nnx.State, checkpoint: Literal["best", "latest"] = "best") -> nnx.State:
     """Return the trainables of another run: the best, or the latest, also where none was scored."""
-    return restore_trainables(workdir, like, which)[0]
+    return restore_trainables(workdir, template, checkpoint)[0]
 
 
 def restore_trainables(
@@ -64,7 +66,11 @@ def restore_trainables(
 ) -> tuple[nnx.State, Path]:
     """Return the trainables of another run as `trainables_of` does, and the folder of the checkpoint they are in."""
     checkpoints = Checkpoints(workdir)
-    step = checkpoints.best[0] if checkpoints.best and which == "best" else checkpoints.latest
+    step = (
+        checkpoints.best_step_and_metric[0]
+        if checkpoints.best_step_and_metric and which == "best"
+        else checkpoints.latest_step
+    )
     if step is None:
         raise CheckpointError(f"no checkpoint in {checkpoints.folder}", "give the workdir of a run that trained")
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
@@ -74,14 +80,16 @@ def restore_trainables(
         checkpoints.close()
 
 
-def check_frozen(base: nnx.State, given: nnx.State, path: Path) -> None:
+def check_ln_vision_frozen(base: nnx.State, other_trainable: nnx.State, path: Path) -> None:
     """See that another run left `ln_vision` as it is in the base weights, as a run that keeps it frozen wants it.
 
     Raises:
       ConfigError: it was trained.
     """
-    same = jax.jit(lambda *both: jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda a, b: (a == b).all(), *both)))
-    if not same(base["ln_vision"], given["ln_vision"]):
+    all_equal = jax.jit(
+        lambda *trees: jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda a, b: (a == b).all(), *trees))
+    )
+    if not all_equal(base["ln_vision"], other_trainable["ln_vision"]):
         raise ConfigError(
             f"config.weights.start: {path} trained ln_vision, and config.model.ln_vision='frozen' keeps that of "
             "config.weights.base",
@@ -89,6 +97,6 @@ def check_frozen(base: nnx.State, given: nnx.State, path: Path) -> None:
         )
 
 
-def _name_in_base(name: str) -> str:
+def _base_weight_name(name: str) -> str:
     """Return a weight's name in a model without adapters: that of "1/t5/lm_head/base/kernel" is "t5/lm_head/kernel"."""
     return name.split("/", 1)[1].replace("/base/", "/")

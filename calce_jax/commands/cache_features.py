@@ -18,14 +18,14 @@ from calce_jax.commands.runner import no_arguments
 FLAGS = flags.FlagValues()
 CONFIG = define_config(FLAGS)
 OUT = flags.DEFINE_string("out", None, "folder of the features", flag_values=FLAGS)
-STORE = flags.DEFINE_enum(
+STORAGE_DTYPE = flags.DEFINE_enum(
     "store",
     "bfloat16",
     ["float32", "bfloat16", "int8"],
     "dtype on disk; int8 takes half the room of bfloat16",
     flag_values=FLAGS,
 )
-OF = flags.DEFINE_enum(
+SOURCE = flags.DEFINE_enum(
     "of",
     "vit",
     ["vit", "qformer"],
@@ -48,30 +48,32 @@ def main(argv: list[str]) -> None:
     no_arguments(argv, "fields are set with --config.FIELD=VALUE")
 
     from calce_jax.config import validate
-    from calce_jax.inference.extract_features import Footage, keep_features
-    from calce_jax.inference.trained_run import open_base
-    from calce_jax.models.feature_codec import Of, Store
+    from calce_jax.inference.extract_features import VideoDataset, extract_features
+    from calce_jax.inference.trained_run import load_base_model
+    from calce_jax.models.feature_codec import FeatureSource, StorageDtype
     from calce_jax.storage.failures import failure_table
 
     config = validate(CONFIG.value)
-    footage = Footage(config.data.directory, SPLITS.value or ())
-    kept = keep_features(
-        open_base(config),
-        footage,
+    videos = VideoDataset(config.data.directory, SPLITS.value or ())
+    result = extract_features(
+        load_base_model(config),
+        videos,
         str(OUT.value),
-        store=cast(Store, STORE.value),
-        of=cast(Of, OF.value),
+        storage_dtype=cast(StorageDtype, STORAGE_DTYPE.value),
+        source=cast(FeatureSource, SOURCE.value),
         host=int(HOST.value or 0),
-        hosts=int(HOSTS.value or 1),
+        num_hosts=int(HOSTS.value or 1),
     )
-    if kept.failures:
-        print(failure_table(kept.failures))
+    if result.failures:
+        print(failure_table(result.failures))
     print(
-        f"{kept.seen} videos seen now ({kept.frames} frames of {kept.bytes_a_frame:,} bytes), {kept.there} were there, "
-        f"{len(kept.failures)} failed"
+        f"{result.num_extracted} videos seen now ({result.num_frames} frames of {result.bytes_per_frame:,} bytes), {result.num_existing} were there, "
+        f"{len(result.failures)} failed"
     )
-    exact, reader = ("the encoder's tokens", "ln_vision") if OF.value == "vit" else ("the Q-Former's output", "t5_proj")
+    exact, reader = (
+        ("the encoder's tokens", "ln_vision") if SOURCE.value == "vit" else ("the Q-Former's output", "t5_proj")
+    )
     print(
-        f"{STORE.value} differs from {exact} by {100 * kept.error:.3g} %, after {reader} by "
-        f"{100 * kept.read_error:.3g} % (relative L2)"
+        f"{STORAGE_DTYPE.value} differs from {exact} by {100 * result.error:.3g} %, after {reader} by "
+        f"{100 * result.projected_error:.3g} % (relative L2)"
     )

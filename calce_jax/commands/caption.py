@@ -54,31 +54,33 @@ def main(argv: list[str]) -> None:
     """Caption, and list what failed."""
     pipeline = BEAM.pipeline_options(argv)
 
-    from calce_jax.speech.captioning import CaptioningError, caption_videos, find_videos, opener
-    from calce_jax.speech.transcribe import Options
+    from calce_jax.speech.captioning import CaptioningError, caption_videos, find_videos, lazy_transcriber
+    from calce_jax.speech.transcribe import TranscriptionOptions
     from calce_jax.speech.whisper_model import Dtype
 
-    options = Options(
+    options = TranscriptionOptions(
         language=LANGUAGE.value,
         batch_size=int(BATCH_SIZE.value or 1),
-        quote=bool(CONDITION.value),
-        only_voices=bool(VAD_FILTER.value),
+        condition_on_previous_text=bool(CONDITION.value),
+        vad_filter=bool(VAD_FILTER.value),
     )
     videos = find_videos(str(VIDEOS.value))
     out, model, dtype = str(OUT.value), str(MODEL.value), cast(Dtype, DTYPE.value)
     if pipeline is None:
-        done = caption_videos(videos, out, opener(model, options, dtype), host=HOST.value, hosts=HOSTS.value)
+        result = caption_videos(
+            videos, out, lazy_transcriber(model, options, dtype), process_index=HOST.value, process_count=HOSTS.value
+        )
     else:
-        done = BEAM.module().caption_videos(videos, out, model, pipeline, choices=options, dtype=dtype)
-    for failure in done.failures:
+        result = BEAM.module().caption_videos(videos, out, model, pipeline, choices=options, dtype=dtype)
+    for failure in result.failures:
         print(f"{failure.reason}; {failure.remedy}")
-    for path in done.soundless:
+    for path in result.no_audio:
         print(f"{path}: has no sound; its captions are empty")
-    for path in done.speechless:
+    for path in result.no_speech:
         print(f"{path}: nobody speaks; its captions are empty")
     print(
-        f"{len(done.written)} files of captions written to {OUT.value}, {len(done.there)} were there; "
-        f"{done.seconds / 3600:.2f} hours of sound; {len(done.failures)} videos failed"
+        f"{len(result.written)} files of captions written to {OUT.value}, {len(result.existing)} were there; "
+        f"{result.seconds / 3600:.2f} hours of sound; {len(result.failures)} videos failed"
     )
-    if done.failures and not done.written and not done.there:
+    if result.failures and not result.written and not result.existing:
         raise CaptioningError("no video could be captioned", "see above")

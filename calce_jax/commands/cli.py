@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name in ("", "-h", "--help", "help"):
-        print(overview())
+        print(usage())
     elif name in ("--version", "version"):
         print(f"calce_jax {installed_version()}")
     elif name not in COMMANDS:
@@ -103,7 +103,7 @@ def run(name: str, arguments: list[str], program: str) -> None:
     """
     module = importlib.import_module(f"calce_jax.commands.{name}")
     if set(arguments) & {"-h", "--help", "--helpfull", "--helpshort"}:
-        run_main(lambda _: print(help_of(name, module)), [program], flags.FlagValues())
+        run_main(lambda _: print(command_help(name, module)), [program], flags.FlagValues())
     else:
         run_main(module.main, [program, *arguments], module.FLAGS, getattr(module, "parse", None))
 
@@ -116,14 +116,14 @@ def installed_version() -> str:
         return "(not installed)"
 
 
-def overview() -> str:
+def usage() -> str:
     """Return the list of commands, after an example."""
     width = max(map(len, COMMANDS)) + 2
     rows = "\n".join(f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items())
     return f"Example:\n  {COMMANDS['search'].example}\n\n{rows}\n\n`calce NAME --help` shows an example and all flags."
 
 
-def help_of(name: str, module: ModuleType) -> str:
+def command_help(name: str, module: ModuleType) -> str:
     """Return an example, the docstring of a command's module, and its flags."""
     values = module.FLAGS
     lines = []
@@ -135,8 +135,8 @@ def help_of(name: str, module: ModuleType) -> str:
         lines.append(
             f"  --{flag}\n" + textwrap.fill(about + more, 110, initial_indent=indent, subsequent_indent=indent)
         )
-    listed = "\n".join(lines)
-    return f"Example:\n  {COMMANDS[name].example}\n\n{(module.__doc__ or '').strip()}\n\nFlags:\n{listed}"
+    flag_help = "\n".join(lines)
+    return f"Example:\n  {COMMANDS[name].example}\n\n{(module.__doc__ or '').strip()}\n\nFlags:\n{flag_help}"
 
 
 if __name__ == "__main__":

@@ -36,20 +36,20 @@ def main(argv: list[str]) -> None:
     """Score, print, write."""
     no_arguments(argv)
 
-    from calce_jax.moments.metrics import table
+    from calce_jax.moments.metrics import format_table
     from calce_jax.moments.metrics.evaluate import evaluate_files
-    from calce_jax.moments.predictions import Split, write_submission
-    from calce_jax.moments.windows import RankBy
-    from calce_jax.storage.atomic_files import write_output
+    from calce_jax.moments.predictions import SubmissionSplit, write_submission
+    from calce_jax.moments.windows import WindowOrder
+    from calce_jax.storage.atomic_files import write_atomic
 
-    evaluation = evaluate_files(str(PREDICTIONS.value), str(ANNOTATIONS.value), cast(RankBy, RANK.value))
+    evaluation = evaluate_files(str(PREDICTIONS.value), str(ANNOTATIONS.value), cast(WindowOrder, RANK.value))
     if evaluation.scores:
-        write_output(str(OUT.value), json.dumps(evaluation.scores, indent=2, allow_nan=False) + "\n")
-        print(table(evaluation.scores))
+        write_atomic(str(OUT.value), json.dumps(evaluation.scores, indent=2, allow_nan=False) + "\n")
+        print(format_table(evaluation.scores))
     else:
         print(f"{ANNOTATIONS.value} has no true windows: nothing is scored, and {OUT.value} is not written")
-    for note in evaluation.notes():
+    for note in evaluation.warnings():
         print(note)
     if SUBMISSION.value:
-        write_submission(SUBMISSION.value, evaluation.predictions, cast(Split, SPLIT.value))
+        write_submission(SUBMISSION.value, evaluation.predictions, cast(SubmissionSplit, SPLIT.value))
         print(f"{SUBMISSION.value} holds the {SPLIT.value} split")

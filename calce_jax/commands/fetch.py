@@ -7,11 +7,11 @@ what is there. `$HF_ENDPOINT` names a mirror of the Hugging Face hub.
 from absl import flags
 
 from calce_jax.commands.runner import no_arguments
-from calce_jax.datasets.sources import PUBLISHED
+from calce_jax.datasets.sources import PUBLICATIONS
 
 FLAGS = flags.FlagValues()
 WHAT = flags.DEFINE_enum(
-    "what", None, list(PUBLISHED), "what to fetch, see calce_jax/datasets/sources.py", flag_values=FLAGS
+    "what", None, list(PUBLICATIONS), "what to fetch, see calce_jax/datasets/sources.py", flag_values=FLAGS
 )
 OUT = flags.DEFINE_string("out", None, "the folder it goes to; nothing is written elsewhere", flag_values=FLAGS)
 flags.mark_flags_as_required(["what", "out"], flag_values=FLAGS)
@@ -23,11 +23,11 @@ def main(argv: list[str]) -> None:
 
     from calce_jax.datasets.download import FetchError, fetch
 
-    publication = PUBLISHED[str(WHAT.value)]
-    print(f"{publication.about}\nTerms: {publication.licence}", flush=True)
+    publication = PUBLICATIONS[str(WHAT.value)]
+    print(f"{publication.description}\nTerms: {publication.licence}", flush=True)
     files, faults = fetch(publication, str(OUT.value))
     if unchecked := [file.file for file in files if not file.checked]:
         print(f"no checksum is published of {', '.join(unchecked)}: compare the sha256 with another copy's")
     if faults:
         raise FetchError("\n".join(map(str, faults)))
-    print(f"{len(files)} files are in {OUT.value}. {publication.then.format(out=OUT.value)}")
+    print(f"{len(files)} files are in {OUT.value}. {publication.next_steps.format(out=OUT.value)}")

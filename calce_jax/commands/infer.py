@@ -37,20 +37,20 @@ def main(argv: list[str]) -> None:
     no_arguments(argv)
     HOST_FLAGS.join()
 
-    from calce_jax.distributed.multihost import is_first
-    from calce_jax.inference.predict_split import answer_split
-    from calce_jax.inference.trained_run import open_trained
+    from calce_jax.distributed.multihost import is_primary
+    from calce_jax.inference.predict_split import predict_split
+    from calce_jax.inference.trained_run import load_trained_model
 
-    trained = open_trained(
+    trained = load_trained_model(
         str(WORKDIR.value),
-        which=cast(Literal["best", "latest"], CHECKPOINT.value),
-        directory=DATA.value,
+        checkpoint=cast(Literal["best", "latest"], CHECKPOINT.value),
+        data_dir=DATA.value,
         mesh=MESH.value,
         use_captions=CAPTIONS.value,
         features=FEATURES.value,
     )
-    predictions = answer_split(trained, str(SPLIT.value), str(OUT.value))
-    if not is_first():
+    predictions = predict_split(trained, str(SPLIT.value), str(OUT.value))
+    if not is_primary():
         return
     malformed = sum(prediction.malformed for prediction in predictions)
     print(f"{len(predictions)} queries answered, {malformed} answers malformed; wrote {OUT.value}")

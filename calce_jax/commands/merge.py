@@ -28,15 +28,15 @@ def main(argv: list[str]) -> None:
     no_arguments(argv)
 
     from calce_jax.moments.annotations import read_annotations, write_annotations
-    from calce_jax.moments.merge import merge
+    from calce_jax.moments.merge import merge_stage1
     from calce_jax.moments.predictions import read_predictions
 
     annotations = read_annotations(str(ANNOTATIONS.value), durations=DURATIONS.value)
-    merged = merge(annotations, read_predictions(str(PREDICTIONS.value)))
+    merged = merge_stage1(annotations, read_predictions(str(PREDICTIONS.value)))
     write_annotations(str(OUT.value), merged.annotations)
-    for qid in merged.without_result:
+    for qid in merged.missing_stage1:
         print(f"no result for {qid}: stage 2 will look at the whole video")
-    for qid in merged.unknown:
+    for qid in merged.unknown_predictions:
         print(f"result for {qid}, which is not annotated: left out")
     queries = len(merged.annotations)
-    print(f"{OUT.value}: {queries} queries, {queries - len(merged.without_result)} with windows of stage 1")
+    print(f"{OUT.value}: {queries} queries, {queries - len(merged.missing_stage1)} with windows of stage 1")

@@ -52,18 +52,24 @@ def main(argv: list[str]) -> None:
     pipeline = BEAM.pipeline_options(argv)
 
     from calce_jax.config import Behaviour
-    from calce_jax.datasets.prepare import PrepareError, annotated_videos, caption_missing, prepare, read_splits
-    from calce_jax.datasets.prepared_video import Settings
-    from calce_jax.datasets.validate import check
+    from calce_jax.datasets.prepare import (
+        PrepareError,
+        annotated_videos,
+        caption_missing_videos,
+        prepare_dataset,
+        read_splits,
+    )
+    from calce_jax.datasets.prepared_video import PrepareSettings
+    from calce_jax.datasets.validate import validate_dataset
     from calce_jax.storage.failures import failure_table
 
-    settings = Settings(FRAMES.value, IMAGE_SIZE.value, behaviour=cast(Behaviour, BEHAVIOUR.value))
+    settings = PrepareSettings(FRAMES.value, IMAGE_SIZE.value, behaviour=cast(Behaviour, BEHAVIOUR.value))
     splits = read_splits(ANNOTATIONS.value or [], ITEMS.value)
     if CHECK.value:
-        checked = check(splits, str(VIDEOS.value), SRTS.value)
+        checked = validate_dataset(splits, str(VIDEOS.value), SRTS.value)
         if checked.faults:
             print(failure_table(checked.faults))
-        print("\n".join(checked.lines()))
+        print("\n".join(checked.summary_lines()))
         if checked.faults:
             raise SystemExit(1)
         return
@@ -71,11 +77,11 @@ def main(argv: list[str]) -> None:
     if WHISPER.value:
         srts = srts or f"{OUT.value}/captions"
         if pipeline is None:
-            caption_missing(splits, str(VIDEOS.value), srts, WHISPER.value)
+            caption_missing_videos(splits, str(VIDEOS.value), srts, WHISPER.value)
         else:
             BEAM.module().caption_videos(annotated_videos(splits, str(VIDEOS.value)), srts, WHISPER.value, pipeline)
     dataset = str(DATASET.value)
-    done = prepare(
+    result = prepare_dataset(
         SHORT_NAMES.get(dataset, dataset),
         splits,
         videos=str(VIDEOS.value),
@@ -85,11 +91,11 @@ def main(argv: list[str]) -> None:
         workers=WORKERS.value,
         decode=pipeline and BEAM.module().prepare_with(pipeline, Path(str(OUT.value))),
     )
-    if done.failures:
-        print(failure_table(done.failures))
-        print(f"{len(done.failures)} failures, listed in {OUT.value}/failures.jsonl")
+    if result.failures:
+        print(failure_table(result.failures))
+        print(f"{len(result.failures)} failures, listed in {OUT.value}/failures.jsonl")
     for split in splits:
-        print(f"{split}: {done.queries.get(split, 0)} of {len(splits[split])} queries are in {OUT.value}/tables")
-    print(f"{done.ready} videos are ready, {done.decoded} of them decoded now")
-    if not done.queries:
+        print(f"{split}: {result.queries.get(split, 0)} of {len(splits[split])} queries are in {OUT.value}/tables")
+    print(f"{result.num_ready} videos are ready, {result.num_decoded} of them decoded now")
+    if not result.queries:
         raise PrepareError("no query has a usable video", "see the table above")

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from absl import flags
 
 if TYPE_CHECKING:
-    from calce_jax.search.results import Ranked
+    from calce_jax.search.results import RankedMoment
 
 T = TypeVar("T")
-TINY = (
+TINY_MODEL_NOTICE = (
     "no --checkpoint: this is the tiny model, made for the shapes videos of the demo alone. It runs on any video, and "
     "its answers about others mean nothing."
 )
@@ -41,7 +41,7 @@ ANNOTATIONS = flags.DEFINE_string(
     "annotations", None, "true moments of some of the videos, for the page", flag_values=FLAGS
 )
 CLIPS = flags.DEFINE_bool("clips", False, "also cut every moment out, as DIR/clips/*.mp4", flag_values=FLAGS)
-PIECE = flags.DEFINE_float(
+SEGMENT_SECONDS = flags.DEFINE_float(
     "piece_seconds", None, "length of videos the model was trained on; known for ours", 1.0, flag_values=FLAGS
 )
 CACHE = flags.DEFINE_string(
@@ -54,52 +54,58 @@ flags.mark_flags_as_required(["query", "out"], flag_values=FLAGS)
 def main(argv: list[str]) -> None:
     """Search every video, print a table, write the page; a video that cannot be searched does not stop the others."""
     from calce_jax.moments.annotations import read_annotations
-    from calce_jax.search.captions import hear
-    from calce_jax.search.inputs import SearchError, captions_of, check_queries, videos_in
-    from calce_jax.search.results import claim_folder, ranked, told_apart, truth_in, write_findings
-    from calce_jax.search.searcher import Searched, Searcher, keep_programs, open_stages
-    from calce_jax.search.segments import length_of
-    from calce_jax.storage.disk_cache import Cache, default_folder
+    from calce_jax.search.captions import caption_with_cache
+    from calce_jax.search.inputs import SearchError, check_queries, list_videos, load_captions
+    from calce_jax.search.results import (
+        break_ties_across_videos,
+        ensure_writable,
+        ground_truth,
+        rank_moments,
+        write_results,
+    )
+    from calce_jax.search.searcher import Searcher, VideoResult, enable_compilation_cache, open_stages
+    from calce_jax.search.segments import searchable_duration
+    from calce_jax.storage.disk_cache import DiskCache, default_cache_dir
 
-    began = time.monotonic()
+    start_time = time.monotonic()
     queries = list(QUERY.value or [])
     check_queries(queries)
-    truth = truth_in(read_annotations(ANNOTATIONS.value)) if ANNOTATIONS.value else None
-    videos = videos_in(argv[1:])
-    readable = [video for video in videos if tried(length_of, video) is not None]
+    truth = ground_truth(read_annotations(ANNOTATIONS.value)) if ANNOTATIONS.value else None
+    videos = list_videos(argv[1:])
+    readable = [video for video in videos if try_or_print(searchable_duration, video) is not None]
     if not readable:
         raise SearchError(f"no video among {', '.join(argv[1:])} can be searched", "see above")
-    out = claim_folder(str(OUT.value))
-    cache = Cache(CACHE.value or default_folder(), int(CACHE_GB.value * 1e9))
+    out = ensure_writable(str(OUT.value))
+    cache = DiskCache(CACHE.value or default_cache_dir(), int(CACHE_GB.value * 1e9))
     if Path(str(SRT.value)).is_file() and len(videos) > 1:
         raise SearchError(f"--srt={SRT.value} is one file for {len(videos)} videos", "give a folder, auto or none")
     if CHECKPOINT.value is None:
-        print(TINY, file=sys.stderr)
-    keep_programs(cache.folder)
+        print(TINY_MODEL_NOTICE, file=sys.stderr)
+    enable_compilation_cache(cache.folder)
     transcribed: dict[Path, Path] = {}
     if WHISPER.value and SRT.value == "auto":
-        transcribed = hear(readable, out / "captions", WHISPER.value, cache)
-    searcher = Searcher(open_stages(CHECKPOINT.value), cache, PIECE.value)
+        transcribed = caption_with_cache(readable, out / "captions", WHISPER.value, cache)
+    searcher = Searcher(open_stages(CHECKPOINT.value), cache, SEGMENT_SECONDS.value)
 
-    def search(video: Path) -> Searched:
-        captions = captions_of(video, transcribed.get(video, str(SRT.value)))
-        return searcher.search(video, queries, captions, most=TOP.value)
+    def search(video: Path) -> VideoResult:
+        captions = load_captions(video, transcribed.get(video, str(SRT.value)))
+        return searcher.search(video, queries, captions, max_moments=TOP.value)
 
-    results = [result for video in readable if (result := tried(search, video))]
+    results = [result for video in readable if (result := try_or_print(search, video))]
     if not results:
         raise SearchError("no video could be searched", "see above")
-    results = told_apart(results)
-    write_findings(out, results, top=TOP.value, clips=CLIPS.value, truth=truth)
-    show(ranked(results, TOP.value))
-    print(f"{len(results)} of {len(videos)} videos in {time.monotonic() - began:.1f} s; open {out}/index.html")
+    results = break_ties_across_videos(results)
+    write_results(out, results, max_moments=TOP.value, clips=CLIPS.value, truth=truth)
+    print_moments(rank_moments(results, TOP.value))
+    print(f"{len(results)} of {len(videos)} videos in {time.monotonic() - start_time:.1f} s; open {out}/index.html")
 
 
-def tried(do: Callable[..., T], *arguments: Any) -> T | None:
+def try_or_print(function: Callable[..., T], *arguments: Any) -> T | None:
     """Return what a function makes of a video; print its error and return None where it fails."""
     from calce_jax.search.inputs import SearchError
 
     try:
-        return do(*arguments)
+        return function(*arguments)
     except SearchError:
         raise
     except (OSError, ValueError) as error:
@@ -107,14 +113,14 @@ def tried(do: Callable[..., T], *arguments: Any) -> T | None:
         return None
 
 
-def show(rows: list["Ranked"]) -> None:
+def print_moments(rows: list["RankedMoment"]) -> None:
     """Print the moments of each query over all videos, best first."""
     width = max((len(row.video.name) for row in rows), default=0)
     for query in dict.fromkeys(QUERY.value or []):
         print(f"\n{query.strip()}")
-        of_query = [row for row in rows if row.query == query.strip()]
-        print(f"  {'file':<{width}}  {'start':>9}  {'end':>9}  score" if of_query else "  no moment found")
-        for row in of_query:
+        query_rows = [row for row in rows if row.query == query.strip()]
+        print(f"  {'file':<{width}}  {'start':>9}  {'end':>9}  score" if query_rows else "  no moment found")
+        for row in query_rows:
             start, end = row.moment.start, row.moment.end
             print(f"  {row.video.name:<{width}}  {start:7.1f} s  {end:7.1f} s  {row.moment.score:.3f}")
     print()

@@ -22,9 +22,9 @@ HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "address to listen on; 0.0.0.0 lets everybody in who reaches it", flag_values=FLAGS
 )
 PORT = flags.DEFINE_integer("port", 7860, "port to listen on", 1, 65535, flag_values=FLAGS)
-MEGABYTES = flags.DEFINE_float("max_mb", 500.0, "size of a video at most", lower_bound=0.0, flag_values=FLAGS)
-MINUTES = flags.DEFINE_float("max_minutes", 10.0, "length of a video at most", lower_bound=0.0, flag_values=FLAGS)
-KEEP = flags.DEFINE_float(
+MAX_MEGABYTES = flags.DEFINE_float("max_mb", 500.0, "size of a video at most", lower_bound=0.0, flag_values=FLAGS)
+MAX_MINUTES = flags.DEFINE_float("max_minutes", 10.0, "length of a video at most", lower_bound=0.0, flag_values=FLAGS)
+KEEP_MINUTES = flags.DEFINE_float(
     "keep_minutes", 60.0, "after so long, uploads and results are removed", lower_bound=0.0, flag_values=FLAGS
 )
 VISITOR_MB = flags.DEFINE_float(
@@ -44,11 +44,11 @@ CACHE = flags.DEFINE_string(
 )
 CACHE_GB = flags.DEFINE_float("cache_gb", 10.0, "what that folder may hold", lower_bound=0.0, flag_values=FLAGS)
 
-TINY = (
+TINY_MODEL_NOTICE = (
     "This is the **tiny model** of the demo. It knows four coloured shapes that come, move and go, and 24 things that "
     "are talked about. It runs on any video, and what it says of others means nothing."
 )
-TRAINED = "The model in `{}`. It answers also when what is asked for does not happen: look at the score."
+TRAINED_MODEL_NOTICE = "The model in `{}`. It answers also when what is asked for does not happen: look at the score."
 
 
 def main(argv: list[str]) -> None:
@@ -62,23 +62,27 @@ def main(argv: list[str]) -> None:
     except ImportError as error:
         raise UserError(str(error), "install the extra: pip install 'calce_jax[web]'") from None
     from calce_jax.search.samples import load_samples
-    from calce_jax.search.searcher import Searcher, keep_programs, open_stages
-    from calce_jax.storage.disk_cache import Cache, default_folder
+    from calce_jax.search.searcher import Searcher, enable_compilation_cache, open_stages
+    from calce_jax.storage.disk_cache import DiskCache, default_cache_dir
 
     host, port = str(HOST.value), int(PORT.value or 0)
     check_port(host, port)
-    cache = Cache(CACHE.value or default_folder(), int((CACHE_GB.value or 0.0) * 1e9))
-    keep_programs(cache.folder)
+    cache = DiskCache(CACHE.value or default_cache_dir(), int((CACHE_GB.value or 0.0) * 1e9))
+    enable_compilation_cache(cache.folder)
     searcher = Searcher(open_stages(CHECKPOINT.value), cache)
     megabytes, minutes, keep, own, total = (
-        float(flag.value or 0) for flag in (MEGABYTES, MINUTES, KEEP, VISITOR_MB, TOTAL_MB)
+        float(flag.value or 0) for flag in (MAX_MEGABYTES, MAX_MINUTES, KEEP_MINUTES, VISITOR_MB, TOTAL_MB)
     )
     limits = Limits(megabytes, minutes, keep, own, int(UPLOADS.value or 0), total)
     with tempfile.TemporaryDirectory(prefix="calce_web_") as folder:
         # By its name: visitors are shown no path of this machine.
-        about = TRAINED.format(Path(CHECKPOINT.value).resolve().name) if CHECKPOINT.value else TINY
-        served = make_app(searcher, Path(folder), load_samples(), about, limits, host=host, names=NAMES.value or [])
+        about = (
+            TRAINED_MODEL_NOTICE.format(Path(CHECKPOINT.value).resolve().name)
+            if CHECKPOINT.value
+            else TINY_MODEL_NOTICE
+        )
+        web_app = make_app(searcher, Path(folder), load_samples(), about, limits, host=host, names=NAMES.value or [])
         # Uvicorn shuts down and then passes the signal on; the folder is to go all the same.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         print(f"open http://{host}:{port}", flush=True)
-        uvicorn.run(served, host=host, port=port, log_level="warning")
+        uvicorn.run(web_app, host=host, port=port, log_level="warning")

@@ -18,18 +18,18 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from calce_jax.datasets import prepare
-from calce_jax.datasets.prepared_video import Job, is_prepared
-from calce_jax.speech.captioning import Captioned, caption_each, distinct
-from calce_jax.speech.transcribe import Options, Transcriber
+from calce_jax.datasets.prepared_video import PrepareJob, is_prepared
+from calce_jax.speech.captioning import CaptioningResult, caption_missing, deduplicate_names
+from calce_jax.speech.transcribe import Transcriber, TranscriptionOptions
 from calce_jax.speech.whisper_model import Dtype, open_whisper
 from calce_jax.storage.failures import Failure
 
 # Videos that a worker takes at a time at most, enough for a process, or a model, to pay; and the shares of a small set.
-JOBS_A_SHARE, CAPTIONED_A_SHARE = 16, 64
-SHARES = 64
+JOBS_PER_SHARD, CAPTION_VIDEOS_PER_SHARD = 16, 64
+NUM_SHARDS = 64
 # How often a share is begun, and the seconds before it is begun again, which double.
-TRIES, PAUSE = 3, 2.0
-BROKEN = "broken"
+MAX_ATTEMPTS, RETRY_DELAY_S = 3, 2.0
+FAILED_TAG = "broken"
 
 Item = TypeVar("Item")
 Rows = list[dict[str, Any]]
@@ -40,7 +40,7 @@ def beam_options(runner: str, arguments: Sequence[str]) -> PipelineOptions:
     return PipelineOptions([f"--runner={runner}", *arguments])
 
 
-def prepare_with(options: PipelineOptions, out: Path) -> Callable[[Sequence[Job]], list[prepare.Failure]]:
+def make_prepare_fn(options: PipelineOptions, out: Path) -> Callable[[Sequence[PrepareJob]], list[prepare.Failure]]:
     """Return what prepares videos by a pipeline, for `calce_jax.datasets.prepare.prepare`.
 
     Args:
@@ -48,9 +48,9 @@ def prepare_with(options: PipelineOptions, out: Path) -> Callable[[Sequence[Job]
       out: a folder that all workers see; gets a folder of lists while the pipeline runs.
     """
 
-    def run(jobs: Sequence[Job]) -> list[prepare.Failure]:
-        rows = _run(options, out, _shares(jobs, JOBS_A_SHARE), Prepare())
-        return [prepare.Failure(**row) for row in rows[BROKEN]]
+    def run(jobs: Sequence[PrepareJob]) -> list[prepare.Failure]:
+        rows = _run(options, out, _make_shards(jobs, JOBS_PER_SHARD), PrepareFn())
+        return [prepare.Failure(**row) for row in rows[FAILED_TAG]]
 
     return run
 
@@ -61,9 +61,9 @@ def caption_videos(
     whisper: str,
     options: PipelineOptions,
     *,
-    choices: Options | None = None,
+    transcribe_options: TranscriptionOptions | None = None,
     dtype: Dtype = "float32",
-) -> Captioned:
+) -> CaptioningResult:
     """Write `<video's name>.srt` for every video that has none there yet, by a pipeline; a worker opens the model once.
 
     Args:
@@ -75,70 +75,75 @@ def caption_videos(
       dtype: of the model.
     """
     out = Path(out)
-    mine, alike = distinct(videos)
-    rows = _run(options, out, _shares(mine, CAPTIONED_A_SHARE), Caption(out, whisper, choices or Options(), dtype))
-    done = Captioned(failures=[*alike, *(Failure(**row) for row in rows[BROKEN])])
+    unique_videos, duplicates = deduplicate_names(videos)
+    rows = _run(
+        options,
+        out,
+        _make_shards(unique_videos, CAPTION_VIDEOS_PER_SHARD),
+        CaptionFn(out, whisper, transcribe_options or TranscriptionOptions(), dtype),
+    )
+    captioned = CaptioningResult(failures=[*duplicates, *(Failure(**row) for row in rows[FAILED_TAG])])
     for row in rows["done"]:
         for name in ("written", "there", "soundless", "speechless"):
-            getattr(done, name).extend(map(Path, row[name]))
-        done.seconds += row["seconds"]
-    done.list_failures(out / "failures.jsonl")
-    return done
+            getattr(captioned, name).extend(map(Path, row[name]))
+        captioned.seconds += row["seconds"]
+    captioned.write_failures(out / "failures.jsonl")
+    return captioned
 
 
-class Prepare(beam.DoFn):
+class PrepareFn(beam.DoFn):
     """Prepares a share of videos in a process of its own, which a video that crashes the decoder may take with it."""
 
-    def process(self, element: Sequence[Job]) -> Iterator[Any]:
+    def process(self, element: Sequence[PrepareJob]) -> Iterator[Any]:
         """Give the failures to the side output."""
 
         def attempt() -> list[prepare.Failure]:
-            todo = [job for job in element if not is_prepared(job)]
-            return [failure for failure in prepare.in_processes(todo, workers=1) if failure is not None]
+            pending = [job for job in element if not is_prepared(job)]
+            return [failure for failure in prepare.prepare_in_processes(pending, workers=1) if failure is not None]
 
-        for failure in _tried(attempt):
-            yield beam.pvalue.TaggedOutput(BROKEN, json.dumps(asdict(failure)))
+        for failure in _with_retries(attempt):
+            yield beam.pvalue.TaggedOutput(FAILED_TAG, json.dumps(asdict(failure)))
 
 
-class Caption(beam.DoFn):
+class CaptionFn(beam.DoFn):
     """Captions a share of videos."""
 
-    def __init__(self, out: Path, whisper: str, choices: Options, dtype: Dtype):
+    def __init__(self, out: Path, whisper: str, transcribe_options: TranscriptionOptions, dtype: Dtype):
         super().__init__()
-        self._out, self._whisper, self._choices = out, whisper, choices
+        self._out, self._whisper, self._transcribe_options = out, whisper, transcribe_options
         self._dtype: Dtype = dtype
         self._transcriber: Transcriber | None = None
 
     def process(self, element: Sequence[Path]) -> Iterator[Any]:
         """Give what was done, and the failures to the side output."""
-        done = _tried(lambda: caption_each(element, self._out, self._opened))
-        for failure in done.failures:
-            yield beam.pvalue.TaggedOutput(BROKEN, json.dumps(asdict(failure)))
-        yield json.dumps(asdict(done), default=str)
+        captioned = _with_retries(lambda: caption_missing(element, self._out, self._get_transcriber))
+        for failure in captioned.failures:
+            yield beam.pvalue.TaggedOutput(FAILED_TAG, json.dumps(asdict(failure)))
+        yield json.dumps(asdict(captioned), default=str)
 
-    def _opened(self) -> Transcriber:
+    def _get_transcriber(self) -> Transcriber:
         if self._transcriber is None:
-            self._transcriber = Transcriber(open_whisper(self._whisper, self._dtype), self._choices)
+            self._transcriber = Transcriber(open_whisper(self._whisper, self._dtype), self._transcribe_options)
         return self._transcriber
 
 
-def _shares(items: Sequence[Item], most: int) -> list[list[Item]]:
+def _make_shards(items: Sequence[Item], max_size: int) -> list[list[Item]]:
     """Cut a list into `SHARES`, or into more of them that hold `most`."""
-    size = min(most, -(-len(items) // SHARES))
+    size = min(max_size, -(-len(items) // NUM_SHARDS))
     return [list(items[start : start + size]) for start in range(0, len(items), size or 1)]
 
 
-def _tried(attempt: Callable[[], Any]) -> Any:
+def _with_retries(attempt: Callable[[], Any]) -> Any:
     """Try again after what may be better the next time: a disk, or a network, that does not answer."""
-    for again in range(TRIES - 1):
+    for attempt_index in range(MAX_ATTEMPTS - 1):
         try:
             return attempt()
         except OSError:
-            time.sleep(PAUSE * 2**again)
+            time.sleep(RETRY_DELAY_S * 2**attempt_index)
     return attempt()
 
 
-def _run(options: PipelineOptions, out: Path, shares: Sequence[Any], work: beam.DoFn) -> dict[str, Rows]:
+def _run(options: PipelineOptions, out: Path, shards: Sequence[Any], do_fn: beam.DoFn) -> dict[str, Rows]:
     """Run a pipeline over shares to its end, and return the rows of both its outputs."""
     folder = out / "beam.part"
     shutil.rmtree(folder, ignore_errors=True)
@@ -146,14 +151,14 @@ def _run(options: PipelineOptions, out: Path, shares: Sequence[Any], work: beam.
     try:
         with beam.Pipeline(options=options) as pipeline:
             # Shuffled, so that the runner does not fuse the work with the list it comes from, on one worker.
-            spread = pipeline | beam.Create(shares) | beam.Reshuffle()
-            outputs = spread | beam.ParDo(work).with_outputs(BROKEN, main="done")
-            for name in ("done", BROKEN):
+            elements = pipeline | beam.Create(shards) | beam.Reshuffle()
+            outputs = elements | beam.ParDo(do_fn).with_outputs(FAILED_TAG, main="done")
+            for name in ("done", FAILED_TAG):
                 outputs[name] | name >> beam.io.WriteToText(str(folder / name))
-        written = {name: sorted(folder.glob(f"{name}-*")) for name in ("done", BROKEN)}
+        output_files = {name: sorted(folder.glob(f"{name}-*")) for name in ("done", FAILED_TAG)}
         return {
             name: [json.loads(row) for file in files for row in file.read_text(encoding="utf-8").splitlines()]
-            for name, files in written.items()
+            for name, files in output_files.items()
         }
     finally:
         shutil.rmtree(folder, ignore_errors=True)

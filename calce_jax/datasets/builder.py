@@ -15,28 +15,28 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from calce_jax.input_pipeline.dataset import VERSION, Table
+from calce_jax.input_pipeline.dataset import VERSION, TableName
 
-Rows = Iterator[dict[str, Any]]
+RowIterator = Iterator[dict[str, Any]]
 
 
-def _numbers(shape: tuple[int | None, ...], dtype: type[np.generic], doc: str) -> tfds.features.Tensor:
+def _number_feature(shape: tuple[int | None, ...], dtype: type[np.generic], doc: str) -> tfds.features.Tensor:
     return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes", doc=doc)
 
 
-def _features(table: Table) -> tfds.features.FeaturesDict:
+def _table_features(table: TableName) -> tfds.features.FeaturesDict:
     text, texts = tfds.features.Text, tfds.features.Sequence(tfds.features.Text())
     if table == "videos":
         return tfds.features.FeaturesDict(
             {
                 "video": text(doc="Id of the video."),
-                "total": _numbers((), np.int64, "Frames in the file."),
-                "rate": _numbers((), np.float64, "Frames a second."),
-                "duration": _numbers((), np.float64, "Seconds."),
-                "indices": _numbers((None,), np.int32, "Place of each key frame in the file."),
-                "times": _numbers((None,), np.float32, "Second of each key frame."),
+                "total": _number_feature((), np.int64, "Frames in the file."),
+                "rate": _number_feature((), np.float64, "Frames a second."),
+                "duration": _number_feature((), np.float64, "Seconds."),
+                "indices": _number_feature((None,), np.int32, "Place of each key frame in the file."),
+                "times": _number_feature((None,), np.float32, "Second of each key frame."),
                 "keyframes": texts,  # JPEG
-                "caption_times": _numbers((None, 2), np.float64, "Seconds from which and to which it is said."),
+                "caption_times": _number_feature((None, 2), np.float64, "Seconds from which and to which it is said."),
                 "caption_texts": texts,
             }
         )
@@ -44,13 +44,13 @@ def _features(table: Table) -> tfds.features.FeaturesDict:
         {
             "qid": text(doc="Id of the query, as JSON: a number stays one."),
             "video": text(doc="Id of the video."),
-            "row": _numbers((), np.int64, "Row of the video in the videos table of the same split."),
+            "row": _number_feature((), np.int64, "Row of the video in the videos table of the same split."),
             "query": text(doc="The sentence."),
             "items": texts,  # the things named in the query
-            "duration": _numbers((), np.float64, "Seconds, as annotated."),
-            "windows": _numbers((None, 2), np.float64, "Seconds from which and to which it happens."),
-            "stage1_windows": _numbers((None, 2), np.float64, "The windows stage 1 found, in seconds."),
-            "stage1_known": _numbers((), np.bool_, "Whether stage 1's windows have been merged in."),
+            "duration": _number_feature((), np.float64, "Seconds, as annotated."),
+            "windows": _number_feature((None, 2), np.float64, "Seconds from which and to which it happens."),
+            "stage1_windows": _number_feature((None, 2), np.float64, "The windows stage 1 found, in seconds."),
+            "stage1_known": _number_feature((), np.bool_, "Whether stage 1's windows have been merged in."),
             "kind": text(doc="What kind of query it is; empty where unknown."),
         }
     )
@@ -69,14 +69,14 @@ class TableBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         tfds.core.BuilderConfig(name="videos", description="One row a video."),
         tfds.core.BuilderConfig(name="queries", description="One row a query."),
     ]
-    about: ClassVar[str]
+    dataset_description: ClassVar[str]
     homepage: ClassVar[str]
     licence: ClassVar[str]
     citation: ClassVar[str]
 
-    def __init__(self, *, table: Table, shards: Mapping[str, Sequence[Rows]], data_dir: str | Path):
+    def __init__(self, *, table: TableName, shards: Mapping[str, Sequence[RowIterator]], data_dir: str | Path):
         """Prepare to write the rows of each split's shards into a folder below `data_dir`."""
-        self._table: Table = table
+        self._table: TableName = table
         self._shards = shards
         self._durations = tfds.core.MetadataDict()
         super().__init__(data_dir=data_dir, config=table, file_format="array_record")
@@ -84,8 +84,8 @@ class TableBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=self.about,
-            features=_features(self._table),
+            description=self.dataset_description,
+            features=_table_features(self._table),
             homepage=self.homepage,
             license=self.licence,
             citation=self.citation,
@@ -97,16 +97,19 @@ class TableBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]]:
         del dl_manager
-        return {split: [partial(self._keyed, split, rows) for rows in shards] for split, shards in self._shards.items()}
+        return {
+            split: [partial(self._enumerate_rows, split, rows) for rows in shards]
+            for split, shards in self._shards.items()
+        }
 
-    def _keyed(self, split: str, rows: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _enumerate_rows(self, split: str, rows: RowIterator) -> Iterator[tuple[int, dict[str, Any]]]:
         durations = self._durations.setdefault(split, {})
-        for key, row in enumerate(rows):
+        for index, row in enumerate(rows):
             if self._table == "videos":
                 durations[row["video"]] = float(row["duration"])
-            yield key, row
+            yield index, row
 
 
-def pairs(windows: Sequence[Sequence[float]]) -> np.ndarray:
+def windows_array(windows: Sequence[Sequence[float]]) -> np.ndarray:
     """Return windows as float64 (n, 2), also where there are none."""
     return np.asarray(windows, np.float64).reshape(-1, 2)

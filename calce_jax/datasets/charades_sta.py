@@ -7,7 +7,7 @@ class CharadesSta(TableBuilder):
     """The tables of Charades-STA."""
 
     name = "charades_sta"
-    about = (
+    dataset_description = (
         "Moments of the Charades videos (people acting out household scenes, about 30 s) that a sentence describes, "
         "one for each. There is no validation split."
     )

@@ -29,16 +29,16 @@ from huggingface_hub.hf_api import RepoSibling
 
 from calce_jax.datasets.sources import DriveFile, DriveFolder, HubRepo, Publication
 from calce_jax.errors import UserError
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.disk_space import free_bytes
 
 # The base of what the hub's HTTP library raises; which library that is changes with the hub's version.
 HubNetworkError = cast(type[Exception], HfHubHTTPError.__mro__[1])
 
-RECORD = "fetched.json"
-SECONDS = 60  # without a byte, after which a connection is given up
+RECORD_FILE = "fetched.json"
+TIMEOUT_SECONDS = 60  # without a byte, after which a connection is given up
 DRIVE_RETRIES = 3
-BLOCK = 2**20  # bytes
+HASH_BLOCK_BYTES = 2**20  # bytes
 
 
 class FetchError(UserError):
@@ -50,7 +50,7 @@ class NoNetworkError(UserError):
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchedFile:
     """A file that is there.
 
     Attributes:
@@ -69,8 +69,8 @@ class Fetched:
 
 
 def fetch(
-    publication: Publication, out: str | Path, *, endpoint: str | None = None, say: Callable[[str], None] = print
-) -> tuple[list[Fetched], list[str]]:
+    publication: Publication, out: str | Path, *, endpoint: str | None = None, log: Callable[[str], None] = print
+) -> tuple[list[FetchedFile], list[str]]:
     """Fetch all parts; one that a source refuses does not stop the others.
 
     Args:
@@ -88,44 +88,50 @@ def fetch(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    files: list[Fetched] = []
-    faults: list[str] = []
+    files: list[FetchedFile] = []
+    errors: list[str] = []
     record = _read_record(out)
     try:
         for part in publication.parts:
             try:
-                for fetched in _fetch_part(part, out, endpoint, record, faults):
+                for fetched in _fetch_part(part, out, endpoint, record, errors):
                     files.append(fetched)
                     record[fetched.file] = fetched
-                    say(f"{fetched.file}  {fetched.size / 1e6:.1f} MB  sha256 {fetched.sha256}")
+                    log(f"{fetched.file}  {fetched.size / 1e6:.1f} MB  sha256 {fetched.sha256}")
             except FetchError as error:
-                faults.append(str(error))
+                errors.append(str(error))
     finally:
         if files:
             rows = [asdict(record[name]) for name in sorted(record)]
-            write_output(out / RECORD, json.dumps(rows, indent=2) + "\n")
-    return files, faults
+            write_atomic(out / RECORD_FILE, json.dumps(rows, indent=2) + "\n")
+    return files, errors
 
 
 def _fetch_part(
     part: HubRepo | DriveFile | DriveFolder,
     out: Path,
     endpoint: str | None,
-    record: dict[str, Fetched],
-    faults: list[str],
-) -> Iterator[Fetched]:
+    record: dict[str, FetchedFile],
+    errors: list[str],
+) -> Iterator[FetchedFile]:
     if isinstance(part, HubRepo):
         yield from _fetch_repo(part, out, endpoint, record)
         return
-    listed = [(part.id, part.name or _drive_name(part.id, out))] if isinstance(part, DriveFile) else _listed(part, out)
-    for file_id, name in listed:
+    drive_files = (
+        [(part.id, part.name or _drive_name(part.id, out))]
+        if isinstance(part, DriveFile)
+        else _list_drive_folder(part, out)
+    )
+    for file_id, name in drive_files:
         try:
             yield _fetch_drive_file(file_id, name, out, record)
         except FetchError as error:
-            faults.append(str(error))
+            errors.append(str(error))
 
 
-def _fetch_repo(part: HubRepo, out: Path, endpoint: str | None, record: dict[str, Fetched]) -> Iterator[Fetched]:
+def _fetch_repo(
+    part: HubRepo, out: Path, endpoint: str | None, record: dict[str, FetchedFile]
+) -> Iterator[FetchedFile]:
     """Fetch the wanted files of a model on the hub.
 
     Raises:
@@ -135,42 +141,49 @@ def _fetch_repo(part: HubRepo, out: Path, endpoint: str | None, record: dict[str
     api = HfApi(endpoint=endpoint, token=False)
     page = f"{api.endpoint}/{part.repo}"
     by_hand = f"open it in a browser, and put {', '.join(part.required)} into {out / part.folder}"
-    with _hub_faults(page, by_hand):
-        info = api.model_info(part.repo, files_metadata=True, timeout=SECONDS)
+    with _hub_errors(page, by_hand):
+        info = api.model_info(part.repo, files_metadata=True, timeout=TIMEOUT_SECONDS)
     siblings = info.siblings or []
-    wanted = _matching(siblings, part.required + part.optional)
+    selected = _matching(siblings, part.required + part.optional)
     missing = [pattern for pattern in part.required if not _matching(siblings, (pattern,))]
     if missing:
         raise FetchError(f"{page} has no {', '.join(missing)}", f"{by_hand}")
 
-    places = [_place(out, part.folder, sibling.rfilename) for sibling in wanted]
-    there = [_is_there(place, sibling) for place, sibling in zip(places, wanted, strict=True)]
-    _check_room(out, [(place, s) for place, s, whole in zip(places, wanted, there, strict=True) if not whole])
-    for place, sibling, whole in zip(places, wanted, there, strict=True):
-        name = place.relative_to(out).as_posix()
+    targets = [_target_path(out, part.folder, sibling.rfilename) for sibling in selected]
+    are_complete = [_is_complete(target, sibling) for target, sibling in zip(targets, selected, strict=True)]
+    _check_free_space(
+        out,
+        [
+            (target, s)
+            for target, s, is_complete in zip(targets, selected, are_complete, strict=True)
+            if not is_complete
+        ],
+    )
+    for target, sibling, is_complete in zip(targets, selected, are_complete, strict=True):
+        name = target.relative_to(out).as_posix()
         address = hf_hub_url(part.repo, sibling.rfilename, revision=info.sha, endpoint=api.endpoint)
-        if not whole:
-            if place.exists() and (name not in record or record[name].source.split("@")[0] != part.repo):
+        if not is_complete:
+            if target.exists() and (name not in record or record[name].source.split("@")[0] != part.repo):
                 raise FetchError(
-                    f"{place} is there and is not that of {part.repo}", "choose another --out, or remove the file"
+                    f"{target} is there and is not that of {part.repo}", "choose another --out, or remove the file"
                 )
-            with _hub_faults(page, by_hand):
-                _download(address, place, sibling)
-        yield _fetched(place, out, f"{part.repo}@{info.sha}", "sha256" if sibling.lfs else "git")
+            with _hub_errors(page, by_hand):
+                _download(address, target, sibling)
+        yield _file_record(target, out, f"{part.repo}@{info.sha}", "sha256" if sibling.lfs else "git")
 
 
 def _matching(siblings: Sequence[RepoSibling], patterns: Sequence[str]) -> list[RepoSibling]:
     return [s for s in siblings if any(fnmatch.fnmatchcase(s.rfilename, pattern) for pattern in patterns)]
 
 
-def _download(address: str, place: Path, promised: RepoSibling) -> None:
+def _download(address: str, target: Path, sibling: RepoSibling) -> None:
     """Download to a name of its own, going on with what an earlier attempt left there; check, then rename."""
     # The hub's own `hf_hub_download` goes on within one call; what a stopped process has fetched it throws away.
-    part = place.with_name(f"{place.name}.part")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if promised.size is not None and part.exists() and part.stat().st_size > promised.size:
-        part.unlink()
-    with part.open("ab") as file:
+    partial = target.with_name(f"{target.name}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if sibling.size is not None and partial.exists() and partial.stat().st_size > sibling.size:
+        partial.unlink()
+    with partial.open("ab") as file:
         # Places in the file must be places in the content.
         headers = {"Accept-Encoding": "identity"}
         http_get(
@@ -178,47 +191,47 @@ def _download(address: str, place: Path, promised: RepoSibling) -> None:
             file,
             resume_size=file.tell(),
             headers=headers,
-            expected_size=promised.size,
-            displayed_filename=place.name,
+            expected_size=sibling.size,
+            displayed_filename=target.name,
         )
-    if fault := _differs(part, promised):
-        part.unlink()
+    if fault := _describe_mismatch(partial, sibling):
+        partial.unlink()
         raise FetchError(f"{address}: {fault}: damaged on the way, or changed there", "run the same command again")
-    os.replace(part, place)
+    os.replace(partial, target)
 
 
-def _differs(path: Path, promised: RepoSibling) -> str:
+def _describe_mismatch(path: Path, sibling: RepoSibling) -> str:
     """Return in what a file differs from what the hub promised; "" where it is the same."""
     size = path.stat().st_size
-    if promised.size is not None and size != promised.size:
-        return f"{size} bytes came and {promised.size} were promised"
-    if promised.lfs:
-        kind, expected, found = "sha256", promised.lfs.sha256, _digest(path, hashlib.sha256())
+    if sibling.size is not None and size != sibling.size:
+        return f"{size} bytes came and {sibling.size} were promised"
+    if sibling.lfs:
+        hash_name, expected, actual = "sha256", sibling.lfs.sha256, _digest(path, hashlib.sha256())
     else:
         # What git calls a file: the sha1 of a header and the content.
-        kind, expected = "git hash", promised.blob_id
-        found = _digest(path, hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False))
-    return "" if found == expected else f"its {kind} is {found} and {expected} was promised"
+        hash_name, expected = "git hash", sibling.blob_id
+        actual = _digest(path, hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False))
+    return "" if actual == expected else f"its {hash_name} is {actual} and {expected} was promised"
 
 
-def _is_there(place: Path, promised: RepoSibling) -> bool:
-    return place.is_file() and not _differs(place, promised)
+def _is_complete(target: Path, sibling: RepoSibling) -> bool:
+    return target.is_file() and not _describe_mismatch(target, sibling)
 
 
-def _check_room(out: Path, wanted: Sequence[tuple[Path, RepoSibling]]) -> None:
-    needed = sum(promised.size or 0 for _, promised in wanted)
-    parts = [place.with_name(f"{place.name}.part") for place, _ in wanted]
-    needed -= sum(part.stat().st_size for part in parts if part.exists())
+def _check_free_space(out: Path, downloads: Sequence[tuple[Path, RepoSibling]]) -> None:
+    num_bytes = sum(sibling.size or 0 for _, sibling in downloads)
+    partials = [target.with_name(f"{target.name}.part") for target, _ in downloads]
+    num_bytes -= sum(partial.stat().st_size for partial in partials if partial.exists())
     free = free_bytes(out)
-    if needed > free:
+    if num_bytes > free:
         raise FetchError(
-            f"{out} needs {needed / 1e9:.2f} GB more and {free / 1e9:.2f} GB are free",
+            f"{out} needs {num_bytes / 1e9:.2f} GB more and {free / 1e9:.2f} GB are free",
             "make room, or choose another --out",
         )
 
 
 @contextmanager
-def _hub_faults(address: str, by_hand: str) -> Iterator[None]:
+def _hub_errors(address: str, by_hand: str) -> Iterator[None]:
     """Tell in a line what goes wrong with the hub."""
     try:
         yield
@@ -230,70 +243,79 @@ def _hub_faults(address: str, by_hand: str) -> Iterator[None]:
         raise NoNetworkError(f"{address}: HF_HUB_OFFLINE forbids to look", "unset it") from error
     except HubNetworkError as error:
         raise NoNetworkError(
-            f"{address} cannot be reached ({_line(error)})",
+            f"{address} cannot be reached ({_one_line(error)})",
             "check the network, or name a mirror by HF_ENDPOINT. The same command goes on with what has arrived",
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise FetchError(f"{address}: {error.strerror}", "make room, and the same command goes on") from error
-        raise NoNetworkError(f"{address}: {_line(error)}", "the same command goes on with what has arrived") from error
+        raise NoNetworkError(
+            f"{address}: {_one_line(error)}", "the same command goes on with what has arrived"
+        ) from error
 
 
-def _listed(part: DriveFolder, out: Path) -> list[tuple[str, str]]:
+def _list_drive_folder(part: DriveFolder, out: Path) -> list[tuple[str, str]]:
     """Return the ids and places of the files in a folder on Google Drive."""
     address = f"https://drive.google.com/drive/folders/{part.id}"
-    with _drive_faults(address, f"open it in a browser, and put its files into {out / part.name}"):
+    with _drive_errors(address, f"open it in a browser, and put its files into {out / part.name}"):
         # Its types allow for links and for Google's own documents, which have no id.
-        found: Any = gdown.download_folder(
-            id=part.id, output=part.name, quiet=True, use_cookies=False, skip_download=True, timeout=SECONDS
+        entries: Any = gdown.download_folder(
+            id=part.id, output=part.name, quiet=True, use_cookies=False, skip_download=True, timeout=TIMEOUT_SECONDS
         )
-    if not found:
+    if not entries:
         raise FetchError(f"{address} shows no file", f"open it in a browser, and put its files into {out / part.name}")
-    return [(file.id, f"{part.name}/{file.path}") for file in found]
+    return [(file.id, f"{part.name}/{file.path}") for file in entries]
 
 
 def _drive_name(file_id: str, out: Path) -> str:
     """Ask for the name of a file on Google Drive."""
     address = _drive_address(file_id)
-    with _drive_faults(address, f"open it in a browser, and put the file into {out}"):
-        found: Any = gdown.download(id=file_id, quiet=True, use_cookies=False, skip_download=True, timeout=SECONDS)
-    return found.path
+    with _drive_errors(address, f"open it in a browser, and put the file into {out}"):
+        metadata: Any = gdown.download(
+            id=file_id, quiet=True, use_cookies=False, skip_download=True, timeout=TIMEOUT_SECONDS
+        )
+    return metadata.path
 
 
 def _drive_address(file_id: str) -> str:
     return f"https://drive.google.com/file/d/{file_id}/view"
 
 
-def _fetch_drive_file(file_id: str, name: str, out: Path, record: dict[str, Fetched]) -> Fetched:
+def _fetch_drive_file(file_id: str, name: str, out: Path, record: dict[str, FetchedFile]) -> FetchedFile:
     """Fetch one file of Google Drive, unless it is there and whole."""
-    place, address = _place(out, "", name), _drive_address(file_id)
+    target, address = _target_path(out, "", name), _drive_address(file_id)
     source = f"drive:{file_id}"
-    by_hand = f"open it in a browser, save it as {place}, and run the same command, which checks it"
-    again = "run the same command again"
-    if place.exists():
-        fetched = _fetched(place, out, source, _check_whole(place, address, f"remove it, and {again}"))
-        known = record.get(fetched.file)
-        if known and known.source == source and known.sha256 != fetched.sha256:
-            raise FetchError(f"{place}: changed since it was fetched", f"remove it, and {again}")
+    by_hand = f"open it in a browser, save it as {target}, and run the same command, which checks it"
+    retry_hint = "run the same command again"
+    if target.exists():
+        fetched = _file_record(target, out, source, _verify_content(target, address, f"remove it, and {retry_hint}"))
+        recorded = record.get(fetched.file)
+        if recorded and recorded.source == source and recorded.sha256 != fetched.sha256:
+            raise FetchError(f"{target}: changed since it was fetched", f"remove it, and {retry_hint}")
         return fetched
     # gdown keeps what has arrived beside it, and goes on with that.
-    new = place.with_name(f"new_{place.name}")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with _drive_faults(address, by_hand):
+    partial = target.with_name(f"new_{target.name}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _drive_errors(address, by_hand):
         gdown.download(
-            id=file_id, output=str(new), use_cookies=False, resume=True, timeout=SECONDS, retries=DRIVE_RETRIES
+            id=file_id,
+            output=str(partial),
+            use_cookies=False,
+            resume=True,
+            timeout=TIMEOUT_SECONDS,
+            retries=DRIVE_RETRIES,
         )
     try:
-        checked = _check_whole(new, address, again)
+        checked = _verify_content(partial, address, retry_hint)
     except FetchError:
-        new.unlink()
+        partial.unlink()
         raise
-    os.replace(new, place)
-    return _fetched(place, out, source, checked)
+    os.replace(partial, target)
+    return _file_record(target, out, source, checked)
 
 
 @contextmanager
-def _drive_faults(address: str, by_hand: str) -> Iterator[None]:
+def _drive_errors(address: str, by_hand: str) -> Iterator[None]:
     """Tell in a line what goes wrong with Google Drive."""
     unreachable = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
     try:
@@ -302,15 +324,15 @@ def _drive_faults(address: str, by_hand: str) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, DownloadError) else error
         if isinstance(cause, unreachable):
             raise NoNetworkError(
-                f"{address} cannot be reached ({_line(cause)})",
+                f"{address} cannot be reached ({_one_line(cause)})",
                 "check the network. The same command goes on with what has arrived",
             ) from error
-        raise FetchError(f"{address}: Google Drive refuses ({_line(error)})", f"{by_hand}") from error
+        raise FetchError(f"{address}: Google Drive refuses ({_one_line(error)})", f"{by_hand}") from error
     except OSError as error:
-        raise FetchError(f"{address}: {_line(error)}", "make room, and the same command goes on") from error
+        raise FetchError(f"{address}: {_one_line(error)}", "make room, and the same command goes on") from error
 
 
-def _check_whole(path: Path, address: str, remedy: str) -> str:
+def _verify_content(path: Path, address: str, remedy: str) -> str:
     """Return what a file whose hash nobody tells was checked against.
 
     Raises:
@@ -325,50 +347,50 @@ def _check_whole(path: Path, address: str, remedy: str) -> str:
     if head.startswith(b"pk\x03\x04"):
         try:
             with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
+                corrupt_member = archive.testzip()
         except (zipfile.BadZipFile, EOFError, OSError) as error:
-            raise FetchError(f"{path}: a damaged archive ({_line(error)})", f"{remedy}") from error
-        if broken:
-            raise FetchError(f"{path}: a damaged archive, the checksum of {broken} is wrong", f"{remedy}")
+            raise FetchError(f"{path}: a damaged archive ({_one_line(error)})", f"{remedy}") from error
+        if corrupt_member:
+            raise FetchError(f"{path}: a damaged archive, the checksum of {corrupt_member} is wrong", f"{remedy}")
         return "archive"
     if path.suffix == ".json":
         try:
             json.loads(path.read_bytes())
         except ValueError as error:
-            raise FetchError(f"{path}: not whole JSON ({_line(error)})", f"{remedy}") from error
+            raise FetchError(f"{path}: not whole JSON ({_one_line(error)})", f"{remedy}") from error
         return "json"
     return ""
 
 
-def _place(out: Path, folder: str, name: str) -> Path:
+def _target_path(out: Path, folder: str, name: str) -> Path:
     """Return where a file goes; its name comes from elsewhere, and must not lead out of the folder."""
-    place = out / folder / name
-    if not place.resolve().is_relative_to(out.resolve()):
+    target = out / folder / name
+    if not target.resolve().is_relative_to(out.resolve()):
         raise FetchError(f"{name}: a file of this name would be written outside {out}", "fetch it by hand")
-    return place
+    return target
 
 
-def _fetched(place: Path, out: Path, source: str, checked: str) -> Fetched:
-    name = place.relative_to(out).as_posix()
-    return Fetched(name, place.stat().st_size, _digest(place, hashlib.sha256()), source, checked)
+def _file_record(target: Path, out: Path, source: str, checked: str) -> FetchedFile:
+    name = target.relative_to(out).as_posix()
+    return FetchedFile(name, target.stat().st_size, _digest(target, hashlib.sha256()), source, checked)
 
 
-def _digest(path: Path, running: Any) -> str:
+def _digest(path: Path, hasher: Any) -> str:
     """Return the hexadecimal hash of a file, on top of what `running` has taken in."""
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            running.update(block)
-    return running.hexdigest()
+        while block := file.read(HASH_BLOCK_BYTES):
+            hasher.update(block)
+    return hasher.hexdigest()
 
 
-def _read_record(out: Path) -> dict[str, Fetched]:
+def _read_record(out: Path) -> dict[str, FetchedFile]:
     """Return what earlier runs fetched; a record that cannot be read is as good as none."""
     try:
-        return {row["file"]: Fetched(**row) for row in json.loads((out / RECORD).read_text(encoding="utf-8"))}
+        return {row["file"]: FetchedFile(**row) for row in json.loads((out / RECORD_FILE).read_text(encoding="utf-8"))}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     """Return an error's message in one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -14,17 +14,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from calce_jax.datasets.prepared_video import (
-    Job,
-    Settings,
-    UnusableVideo,
-    find_job,
+    PrepareJob,
+    PrepareSettings,
+    UnusableVideoError,
     is_prepared,
     load_duration,
     load_video,
+    make_job,
     prepare_video,
     prepared_path,
 )
-from calce_jax.datasets.tables import LeftOut, build_tables, holds_videos, rebuild_queries
+from calce_jax.datasets.tables import SkippedQuery, build_tables, rebuild_queries, videos_table_matches
 from calce_jax.errors import UserError
 from calce_jax.moments.annotations import Annotation, read_annotations
 from calce_jax.storage.disk_space import free_bytes
@@ -40,7 +40,7 @@ class PrepareError(UserError):
 
 
 @dataclass(frozen=True)
-class Preparation:
+class PrepareResult:
     """What came of it.
 
     Attributes:
@@ -50,13 +50,13 @@ class Preparation:
       failures: what was left out and why, in order of the videos' ids.
     """
 
-    ready: int
-    decoded: int
+    num_ready: int
+    num_decoded: int
     queries: dict[str, int]
     failures: list[Failure]
 
 
-def read_splits(files: Sequence[str], items: str | None = None) -> dict[str, list[Annotation]]:
+def read_splits(files: Sequence[str], items_file: str | None = None) -> dict[str, list[Annotation]]:
     """Read annotation files, each "SPLIT=FILE" or a FILE whose name says train, val or test.
 
     Args:
@@ -70,25 +70,25 @@ def read_splits(files: Sequence[str], items: str | None = None) -> dict[str, lis
     """
     splits: dict[str, list[Annotation]] = {}
     for file in files:
-        split, path = _split_of(file)
+        split, path = _parse_split(file)
         if split in splits:
             raise PrepareError(
                 f"annotations: {split} is given twice, the second time by {path}", "name one file a split"
             )
-        splits[split] = read_annotations(path, items=items)
+        splits[split] = read_annotations(path, items=items_file)
     return splits
 
 
-def _split_of(file: str) -> tuple[str, str]:
+def _parse_split(file: str) -> tuple[str, str]:
     split, _, path = file.partition("=")
     if split in SPLITS and path:
         return split, path
-    named = [split for split in SPLITS if split in re.split("[^a-z]+", Path(file).stem.lower())]
-    if len(named) != 1:
+    matching_splits = [split for split in SPLITS if split in re.split("[^a-z]+", Path(file).stem.lower())]
+    if len(matching_splits) != 1:
         raise PrepareError(
             f"annotations: which split {file} is cannot be told by its name", f"write train={file}, or val or test"
         )
-    return named[0], file
+    return matching_splits[0], file
 
 
 def annotated_videos(splits: Mapping[str, Sequence[Annotation]], videos: str | Path) -> list[Path]:
@@ -98,7 +98,7 @@ def annotated_videos(splits: Mapping[str, Sequence[Annotation]], videos: str | P
     return [path for path in paths if path is not None]
 
 
-def caption_missing(
+def caption_missing_videos(
     splits: Mapping[str, Sequence[Annotation]], videos: str | Path, srts: str | Path, whisper: str
 ) -> None:
     """Write the .srt of every annotated video that has none in the folder; those that fail are missing afterwards, too.
@@ -114,23 +114,23 @@ def caption_missing(
       OSError: an .srt cannot be written.
     """
     # Whisper is opened by those alone who want it.
-    from calce_jax.speech.captioning import caption_videos, opener  # noqa: PLC0415
+    from calce_jax.speech.captioning import caption_videos, lazy_transcriber  # noqa: PLC0415
 
     Path(srts).mkdir(parents=True, exist_ok=True)
-    caption_videos(annotated_videos(splits, videos), srts, opener(whisper), host=0, hosts=1)
+    caption_videos(annotated_videos(splits, videos), srts, lazy_transcriber(whisper), process_index=0, process_count=1)
 
 
-def prepare(
+def prepare_dataset(
     dataset: str,
     splits: Mapping[str, Sequence[Annotation]],
     *,
     videos: str | Path,
     srts: str | Path | None,
     out: str | Path,
-    settings: Settings,
+    settings: PrepareSettings,
     workers: int | None = None,
-    decode: Callable[[Sequence[Job]], list[Failure]] | None = None,
-) -> Preparation:
+    decode: Callable[[Sequence[PrepareJob]], list[Failure]] | None = None,
+) -> PrepareResult:
     """Prepare every annotated video once and build the tables; where all videos are in them, that of the queries only.
 
     Args:
@@ -150,9 +150,9 @@ def prepare(
       OSError: the tables or the list of failures cannot be written.
     """
     out = Path(out)
-    for field, place in (("videos", videos), ("srts", srts)):
-        if place is not None and not Path(place).is_dir():
-            raise PrepareError(f"{field}: there is no folder {place}", "correct the flag")
+    for field, path in (("videos", videos), ("srts", srts)):
+        if path is not None and not Path(path).is_dir():
+            raise PrepareError(f"{field}: there is no folder {path}", "correct the flag")
     if not any(splits.values()):
         raise PrepareError("annotations: they hold no query", "give files that do")
     with FileLock(out / "prepare.lock"):
@@ -175,35 +175,35 @@ def _prepare(
     videos: Path,
     srts: Path | None,
     out: Path,
-    settings: Settings,
+    settings: PrepareSettings,
     workers: int | None,
-    decode: Callable[[Sequence[Job]], list[Failure]] | None,
-) -> Preparation:
+    decode: Callable[[Sequence[PrepareJob]], list[Failure]] | None,
+) -> PrepareResult:
     folder = out / "videos"
     failures: list[Failure] = []
-    jobs: list[Job] = []
+    jobs: list[PrepareJob] = []
     for video in sorted({row.video for rows in splits.values() for row in rows}):
         try:
-            jobs.append(find_job(video, videos, srts, folder, settings))
-        except UnusableVideo as error:
+            jobs.append(make_job(video, videos, srts, folder, settings))
+        except UnusableVideoError as error:
             failures.append(Failure(video, error.reason, error.remedy))
     todo = [job for job in jobs if not is_prepared(job)]
     broken: list[Failure] = []
     if todo:
         # The tables hold the videos a second time.
-        _check_room(out, (len(todo) + len(jobs)) * settings.bytes_per_video)
+        _check_free_disk(out, (len(todo) + len(jobs)) * settings.bytes_per_video)
         broken = decode(todo) if decode else _prepare_all(todo, len(jobs), workers or os.cpu_count() or 1)
     ready = {job.video for job in jobs} - {failure.video for failure in broken}
     durations = {video: load_duration(folder, video) for video in sorted(ready)}
-    usable, outside = _usable(splits, durations)
+    usable, outside = _usable_queries(splits, durations)
     failures += broken + outside
     _write_failures(out, failures)
     queries = {split: len(rows) for split, rows in usable.items()}
-    left_out: list[LeftOut] = []
-    if usable and holds_videos(out, dataset, usable, newest=_newest(folder, ready)):
+    left_out: list[SkippedQuery] = []
+    if usable and videos_table_matches(out, dataset, usable, latest_mtime=_latest_mtime(folder, ready)):
         rebuild_queries(out, dataset, usable)
     elif usable:
-        _check_room(out, len(ready) * settings.bytes_per_video)
+        _check_free_disk(out, len(ready) * settings.bytes_per_video)
         # Left out is what was prepared and can no longer be read.
         left_out = build_tables(out, dataset, usable, partial(load_video, folder))
     if left_out:
@@ -213,19 +213,19 @@ def _prepare(
         queries[row.split] -= 1
         ready.discard(row.video)
     failures.sort(key=lambda failure: failure.video)
-    return Preparation(len(ready), len(todo) - len(broken), queries, failures)
+    return PrepareResult(len(ready), len(todo) - len(broken), queries, failures)
 
 
 def _write_failures(out: Path, failures: Sequence[Failure]) -> None:
     write_failures(out / "failures.jsonl", sorted(failures, key=lambda failure: failure.video))
 
 
-def _newest(folder: Path, videos: Iterable[str]) -> float:
+def _latest_mtime(folder: Path, videos: Iterable[str]) -> float:
     """Return when the last of these videos was prepared, seconds of the file system's clock."""
     return max(prepared_path(folder, video).stat().st_mtime for video in videos)
 
 
-def _check_room(out: Path, needed: int) -> None:
+def _check_free_disk(out: Path, needed: int) -> None:
     """Refuse to begin where the disk does not take so many bytes."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -239,11 +239,11 @@ def _check_room(out: Path, needed: int) -> None:
         )
 
 
-def _prepare_all(todo: Sequence[Job], total: int, workers: int) -> list[Failure]:
+def _prepare_all(pending: Sequence[PrepareJob], total: int, workers: int) -> list[Failure]:
     """Prepare videos behind a progress bar; return those that could not be."""
     failures = []
-    with tqdm(desc="prepare", total=total, initial=total - len(todo), unit="video", smoothing=0.05) as bar:
-        outcomes = map(_attempt, todo) if workers == 1 else in_processes(todo, workers)
+    with tqdm(desc="prepare", total=total, initial=total - len(pending), unit="video", smoothing=0.05) as bar:
+        outcomes = map(_try_prepare, pending) if workers == 1 else prepare_in_processes(pending, workers)
         try:
             for failure in outcomes:
                 bar.update()
@@ -255,15 +255,15 @@ def _prepare_all(todo: Sequence[Job], total: int, workers: int) -> list[Failure]
     return failures
 
 
-def _attempt(job: Job) -> Failure | None:
+def _try_prepare(job: PrepareJob) -> Failure | None:
     try:
         prepare_video(job)
-    except UnusableVideo as error:
+    except UnusableVideoError as error:
         return Failure(job.video, error.reason, error.remedy)
     return None
 
 
-def in_processes(jobs: Sequence[Job], workers: int) -> Iterator[Failure | None]:
+def prepare_in_processes(jobs: Sequence[PrepareJob], workers: int) -> Iterator[Failure | None]:
     """Prepare videos in processes, a few ahead; a video that takes its process with it is found and left out.
 
     Raises:
@@ -271,34 +271,34 @@ def in_processes(jobs: Sequence[Job], workers: int) -> Iterator[Failure | None]:
     """
     # Spawned, not forked: the parent may have threads, of JAX for instance.
     context = get_context("spawn")
-    waiting = iter(jobs)
-    while ahead := list(islice(waiting, 2 * workers)):
-        died: list[Job] = []
+    remaining = iter(jobs)
+    while chunk := list(islice(remaining, 2 * workers)):
+        crashed: list[PrepareJob] = []
         with ProcessPoolExecutor(min(workers, len(jobs)), context) as pool:
-            running: dict[Future[Failure | None], Job] = {pool.submit(_attempt, job): job for job in ahead}
+            running: dict[Future[Failure | None], PrepareJob] = {pool.submit(_try_prepare, job): job for job in chunk}
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     job = running.pop(future)
                     if isinstance(future.exception(), BrokenProcessPool):
-                        died.append(job)
+                        crashed.append(job)
                         continue
                     yield future.result()
-                    if not died and (following := next(waiting, None)) is not None:
+                    if not crashed and (next_job := next(remaining, None)) is not None:
                         try:
-                            running[pool.submit(_attempt, following)] = following
+                            running[pool.submit(_try_prepare, next_job)] = next_job
                         except BrokenProcessPool:
-                            died.append(following)
+                            crashed.append(next_job)
         # One of these ended the pool, and all that were in it with it.
-        for job in died:
+        for job in crashed:
             with ProcessPoolExecutor(1, context) as pool:
                 try:
-                    yield pool.submit(_attempt, job).result()
+                    yield pool.submit(_try_prepare, job).result()
                 except BrokenProcessPool:
-                    reason = f"{job.source}: the decoder crashed on it"
+                    reason = f"{job.video_path}: the decoder crashed on it"
                     yield Failure(job.video, reason, "make it again with ffmpeg, or remove it")
 
 
-def _usable(
+def _usable_queries(
     splits: Mapping[str, Sequence[Annotation]], durations: Mapping[str, float]
 ) -> tuple[dict[str, list[Annotation]], list[Failure]]:
     """Return the queries whose video is there and long enough, and which are not for their windows.
@@ -306,16 +306,18 @@ def _usable(
     A window may reach beyond the video's end (it ends with it), but not begin there.
     """
     usable: dict[str, list[Annotation]] = {}
-    outside = []
+    invalid_windows = []
     for split, rows in splits.items():
         for row in rows:
             if row.video not in durations:
                 continue
             duration = durations[row.video]
-            late = [window for window in row.windows if window[0] >= duration]
-            if late:
-                reason = f"query {row.qid}: window {late[0]} begins after the video's end at {duration:.2f} s"
-                outside.append(Failure(row.video, reason, "mend the window, or fetch the whole video"))
+            windows_after_end = [window for window in row.windows if window[0] >= duration]
+            if windows_after_end:
+                reason = (
+                    f"query {row.qid}: window {windows_after_end[0]} begins after the video's end at {duration:.2f} s"
+                )
+                invalid_windows.append(Failure(row.video, reason, "mend the window, or fetch the whole video"))
             else:
                 usable.setdefault(split, []).append(row)
-    return usable, outside
+    return usable, invalid_windows

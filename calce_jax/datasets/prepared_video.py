@@ -15,25 +15,25 @@ import numpy as np
 from calce_jax.config import Behaviour
 from calce_jax.datasets.tables import VideoRecord
 from calce_jax.errors import UserError
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.text.captions import CaptionError, read_srt
 from calce_jax.video.decode import VideoError, encode_jpeg, read_frames
 from calce_jax.video.files import VIDEO_SUFFIXES, find_video
 
 # File systems take names of 255 bytes; what is being written has a longer one.
-LONGEST_ID = 200
+MAX_ID_BYTES = 200
 # Of the bytes of the uncompressed frames; films at quality 95 take less.
-JPEG_SHARE = 0.14
+JPEG_COMPRESSION_RATIO = 0.14
 # What numpy raises for a file that is cut off, damaged (RuntimeError: it seems encrypted), or no .npz (TypeError).
 DAMAGED = (ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
-class UnusableVideo(UserError):
+class UnusableVideoError(UserError):
     """A video that cannot be prepared, or whose prepared file cannot be read."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class PrepareSettings:
     """How videos are prepared.
 
     Attributes:
@@ -49,18 +49,18 @@ class Settings:
     behaviour: Behaviour = "default"
 
     def __post_init__(self) -> None:
-        for field, value, most in (("frames", self.frames, 10_000), ("image_size", self.image_size, 4096)):
-            if not 1 <= value <= most:
-                raise UserError(f"{field}: {value} is not from 1 to {most}", "choose another number")
+        for field, value, max_value in (("frames", self.frames, 10_000), ("image_size", self.image_size, 4096)):
+            if not 1 <= value <= max_value:
+                raise UserError(f"{field}: {value} is not from 1 to {max_value}", "choose another number")
 
     @property
     def bytes_per_video(self) -> int:
         """About how many bytes a prepared video takes."""
-        return int(self.frames * self.image_size**2 * 3 * JPEG_SHARE)
+        return int(self.frames * self.image_size**2 * 3 * JPEG_COMPRESSION_RATIO)
 
 
 @dataclass(frozen=True)
-class Job:
+class PrepareJob:
     """A video to be prepared.
 
     Attributes:
@@ -72,20 +72,22 @@ class Job:
     """
 
     video: str
-    source: Path
-    captions: Path | None
-    target: Path
-    settings: Settings
+    video_path: Path
+    srt_path: Path | None
+    output_path: Path
+    settings: PrepareSettings
 
-    def made_of(self) -> str:
+    def fingerprint(self) -> str:
         """Return a text that changes with the settings and with the files."""
         files = [
-            (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (self.source, self.captions) if path
+            (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+            for path in (self.video_path, self.srt_path)
+            if path
         ]
         return json.dumps({"settings": asdict(self.settings), "files": files})
 
 
-def find_job(video: str, videos: Path, srts: Path | None, folder: Path, settings: Settings) -> Job:
+def make_job(video: str, videos: Path, srts: Path | None, folder: Path, settings: PrepareSettings) -> PrepareJob:
     """Find the files of a video.
 
     Args:
@@ -98,16 +100,16 @@ def find_job(video: str, videos: Path, srts: Path | None, folder: Path, settings
     Raises:
       UnusableVideo: a file is missing, or the id is not the name of a file.
     """
-    if not video or video in (".", "..") or set(video) & set("/\\\0") or len(video.encode()) > LONGEST_ID:
-        raise UnusableVideo("the id cannot be the name of a file", "correct it in the annotations")
-    source = find_video(videos, video)
-    if source is None:
+    if not video or video in (".", "..") or set(video) & set("/\\\0") or len(video.encode()) > MAX_ID_BYTES:
+        raise UnusableVideoError("the id cannot be the name of a file", "correct it in the annotations")
+    video_path = find_video(videos, video)
+    if video_path is None:
         suffixes = "|".join(suffix[1:] for suffix in VIDEO_SUFFIXES)
-        raise UnusableVideo(f"there is no {videos / video}.({suffixes})", "put the video there")
-    captions = srts and srts / f"{video}.srt"
-    if captions and not captions.is_file():
-        raise UnusableVideo(f"there is no {captions}", "put it there, empty if nothing is said")
-    return Job(video, source, captions, prepared_path(folder, video), settings)
+        raise UnusableVideoError(f"there is no {videos / video}.({suffixes})", "put the video there")
+    srt_path = srts and srts / f"{video}.srt"
+    if srt_path and not srt_path.is_file():
+        raise UnusableVideoError(f"there is no {srt_path}", "put it there, empty if nothing is said")
+    return PrepareJob(video, video_path, srt_path, prepared_path(folder, video), settings)
 
 
 def prepared_path(folder: Path, video: str) -> Path:
@@ -115,18 +117,18 @@ def prepared_path(folder: Path, video: str) -> Path:
     return folder / f"{video}.npz"
 
 
-def is_prepared(job: Job) -> bool:
+def is_prepared(job: PrepareJob) -> bool:
     """Return whether the result is there, whole, and made of these files in this way."""
     try:
         # Opened here, because numpy leaves a damaged file open.
-        with job.target.open("rb") as file, np.load(file) as stored:
+        with job.output_path.open("rb") as file, np.load(file) as archive:
             # The duration is read of every prepared video, also of one that the tables hold already.
-            return str(stored["made_of"]) == job.made_of() and float(stored["duration"]) > 0
+            return str(archive["made_of"]) == job.fingerprint() and float(archive["duration"]) > 0
     except (OSError, *DAMAGED):
         return False
 
 
-def prepare_video(job: Job) -> None:
+def prepare_video(job: PrepareJob) -> None:
     """Decode, shrink and store one video.
 
     Raises:
@@ -135,31 +137,33 @@ def prepare_video(job: Job) -> None:
     """
     behaviour = job.settings.behaviour
     try:
-        made_of = job.made_of()
-        captions = read_srt(job.captions, behaviour) if job.captions else []
+        fingerprint = job.fingerprint()
+        captions = read_srt(job.srt_path, behaviour) if job.srt_path else []
         # One thread a video: there are as many processes as cores.
-        video = read_frames(job.source, job.settings.frames, job.settings.image_size, behaviour=behaviour, threads=1)
+        video = read_frames(
+            job.video_path, job.settings.frames, job.settings.image_size, behaviour=behaviour, threads=1
+        )
     except VideoError as error:
-        raise UnusableVideo(f"{error.path}: {error.reason}", error.remedy) from error
+        raise UnusableVideoError(f"{error.path}: {error.reason}", error.remedy) from error
     except CaptionError as error:
-        raise UnusableVideo(error.reason, error.remedy) from error
+        raise UnusableVideoError(error.reason, error.remedy) from error
     except OSError as error:
-        raise UnusableVideo(str(error), "make the file readable") from error
+        raise UnusableVideoError(str(error), "make the file readable") from error
     jpegs = encode_jpeg(video.frames, job.settings.quality)
     content = io.BytesIO()
     np.savez(
         content,
-        made_of=np.array(made_of),
+        made_of=np.array(fingerprint),
         jpegs=np.frombuffer(b"".join(jpegs), np.uint8),
         sizes=np.array([len(jpeg) for jpeg in jpegs], np.int64),
         indices=video.indices.astype(np.int32),
         times=video.times,
-        total=np.int64(video.total),
-        rate=np.float64(video.rate),
+        total=np.int64(video.total_frames),
+        rate=np.float64(video.fps),
         duration=np.float64(video.duration),
         captions=np.array(json.dumps([(caption.start, caption.end, caption.text) for caption in captions])),
     )
-    write_output(job.target, content.getvalue())
+    write_atomic(job.output_path, content.getvalue())
 
 
 def load_video(folder: Path, video: str) -> VideoRecord:
@@ -171,24 +175,24 @@ def load_video(folder: Path, video: str) -> VideoRecord:
     """
     path = prepared_path(folder, video)
     try:
-        with path.open("rb") as file, np.load(file) as stored:
-            ends = np.cumsum(stored["sizes"])
-            jpegs = stored["jpegs"].tobytes()
+        with path.open("rb") as file, np.load(file) as archive:
+            ends = np.cumsum(archive["sizes"])
+            jpegs = archive["jpegs"].tobytes()
             return VideoRecord(
                 video=video,
-                total=int(stored["total"]),
-                rate=float(stored["rate"]),
-                duration=float(stored["duration"]),
-                indices=stored["indices"],
-                times=stored["times"],
-                jpegs=[jpegs[end - size : end] for end, size in zip(ends, stored["sizes"], strict=True)],
-                captions=[(start, end, text) for start, end, text in json.loads(str(stored["captions"]))],
+                total_frames=int(archive["total"]),
+                fps=float(archive["rate"]),
+                duration=float(archive["duration"]),
+                indices=archive["indices"],
+                times=archive["times"],
+                jpegs=[jpegs[end - size : end] for end, size in zip(ends, archive["sizes"], strict=True)],
+                captions=[(start, end, text) for start, end, text in json.loads(str(archive["captions"]))],
             )
     except DAMAGED as error:
-        raise UnusableVideo(f"{path}: damaged on the disk ({error})", "remove it and prepare it again") from error
+        raise UnusableVideoError(f"{path}: damaged on the disk ({error})", "remove it and prepare it again") from error
 
 
 def load_duration(folder: Path, video: str) -> float:
     """Return the seconds a prepared video lasts, without reading its frames."""
-    with np.load(prepared_path(folder, video)) as stored:
-        return float(stored["duration"])
+    with np.load(prepared_path(folder, video)) as archive:
+        return float(archive["duration"])

@@ -7,7 +7,7 @@ class QVHighlights(TableBuilder):
     """The tables of QVHighlights."""
 
     name = "qvhighlights"
-    about = (
+    dataset_description = (
         "Moments of YouTube videos (vlogs and news, up to 150 s) that a sentence describes, one or several for each. "
         "The captions are those given to the preparation."
     )

@@ -7,7 +7,7 @@ class Shapes(TableBuilder):
     """The tables of the shapes world."""
 
     name = "shapes"
-    about = (
+    dataset_description = (
         "Videos of 20 to 40 s, drawn by `python -m data.shapes.write`, in which coloured shapes come, move and go and "
         "things are said. Some queries need looking, some the captions, and some have several moments."
     )

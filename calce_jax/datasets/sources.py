@@ -47,10 +47,10 @@ class Publication:
       then: what to do with it; `{out}` stands for the folder it went to.
     """
 
-    about: str
+    description: str
     licence: str
     parts: tuple[HubRepo | DriveFile | DriveFolder, ...]
-    then: str
+    next_steps: str
 
 
 _T5_TOKENIZER = HubRepo("google/flan-t5-xl", ("tokenizer.json", "tokenizer_config.json"), ("spiece.model",), "t5")
@@ -62,13 +62,13 @@ _CALCE_TERMS = (
 
 def _blip2(repo: str, size: str) -> Publication:
     return Publication(
-        about=f"BLIP-2 ({repo}), and the tokenizer of Flan-T5",
+        description=f"BLIP-2 ({repo}), and the tokenizer of Flan-T5",
         licence=(
             f"See the model cards, https://huggingface.co/{repo} and https://huggingface.co/google/flan-t5-xl. To our "
             "knowledge they say MIT and Apache-2.0; LAVIS, the code that BLIP-2 comes from, is under BSD-3-Clause."
         ),
         parts=(HubRepo(repo, ("config.json", "*.safetensors"), ("*.safetensors.index.json",)), _T5_TOKENIZER),
-        then=(
+        next_steps=(
             "Convert with launch/convert.py --source=hf:{out},bert:DIR "
             f"--target=base:weights/{size}.safetensors --size={size}, where DIR is what --what=bert fetched; "
             "--config.text.t5_tokenizer={out}/t5 names the tokenizer."
@@ -76,11 +76,11 @@ def _blip2(repo: str, size: str) -> Publication:
     )
 
 
-PUBLISHED: dict[str, Publication] = {
+PUBLICATIONS: dict[str, Publication] = {
     "blip2": _blip2("Salesforce/blip2-flan-t5-xl", "full"),
     "blip2-xxl": _blip2("Salesforce/blip2-flan-t5-xxl", "full_xxl"),
     "bert": Publication(
-        about="BERT (bert-base-uncased): weights of the text branch, and its tokenizer",
+        description="BERT (bert-base-uncased): weights of the text branch, and its tokenizer",
         licence="Apache-2.0; see the model card, https://huggingface.co/google-bert/bert-base-uncased",
         parts=(
             HubRepo(
@@ -89,10 +89,10 @@ PUBLISHED: dict[str, Publication] = {
                 ("tokenizer_config.json",),
             ),
         ),
-        then="Give {out} to launch/convert.py as bert:{out}, and to a run as --config.text.bert_tokenizer={out}",
+        next_steps="Give {out} to launch/convert.py as bert:{out}, and to a run as --config.text.bert_tokenizer={out}",
     ),
     "whisper": Publication(
-        about="Whisper (openai/whisper-base), which turns speech into captions",
+        description="Whisper (openai/whisper-base), which turns speech into captions",
         licence=(
             "Apache-2.0 by the model card, https://huggingface.co/openai/whisper-base; OpenAI's own repository, "
             "https://github.com/openai/whisper, is under MIT"
@@ -104,10 +104,10 @@ PUBLISHED: dict[str, Publication] = {
                 ("tokenizer_config.json", "preprocessor_config.json", "vocab.json", "merges.txt"),
             ),
         ),
-        then="launch/caption.py --model={out} and launch/prepare.py --whisper={out} take it.",
+        next_steps="launch/caption.py --model={out} and launch/prepare.py --whisper={out} take it.",
     ),
     "calce-qvh": Publication(
-        about="the original's checkpoints of both stages for QVHighlights, with its annotations and captions",
+        description="the original's checkpoints of both stages for QVHighlights, with its annotations and captions",
         licence=(
             f"{_CALCE_TERMS} The annotations are those of QVHighlights, whose terms are in "
             "https://github.com/jayleicn/moment_detr (for its annotations, to our knowledge, CC BY-NC-SA 4.0)."
@@ -118,14 +118,14 @@ PUBLISHED: dict[str, Publication] = {
             DriveFile("1PibKAkATuZmtR8kl3bRsp7Fy2TuS6MY0"),
             DriveFolder("1ih6C2onYEMNZa2x8DbpmkmBriGkO-vRi", "annotations"),
         ),
-        then=(
+        next_steps=(
             "Convert a stage by launch/convert.py --source=hf:DIR,bert:DIR,calce:{out}/stage1.pth --target=orbax:DIR. "
             "If the captions are an archive, unpack it; launch/prepare.py wants a folder of .srt files. "
             "The videos are on YouTube and are not fetched."
         ),
     ),
     "calce-charades": Publication(
-        about="the original's checkpoints of both stages for Charades-STA, with its annotations",
+        description="the original's checkpoints of both stages for Charades-STA, with its annotations",
         licence=(
             f"{_CALCE_TERMS} The annotations are those of Charades-STA, https://github.com/jiyanggao/TALL; the videos' "
             "terms are at https://prior.allenai.org/projects/charades (non-commercial use)."
@@ -135,7 +135,7 @@ PUBLISHED: dict[str, Publication] = {
             DriveFile("1J3J3qCZ0bKdYjQIQZ61k-xnYsCA2JuI_", "stage2.pth"),
             DriveFolder("1O0Wo-aXzw0yT-Gjsou0J9O96iw-OyuJ8", "annotations"),
         ),
-        then=(
+        next_steps=(
             "Convert a stage by launch/convert.py --source=hf:DIR,bert:DIR,calce:{out}/stage1.pth --target=orbax:DIR. "
             "The videos are fetched by hand, from https://prior.allenai.org/projects/charades."
         ),

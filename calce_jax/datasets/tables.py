@@ -17,11 +17,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from calce_jax.datasets.builder import Rows, TableBuilder, pairs
+from calce_jax.datasets.builder import RowIterator, TableBuilder, windows_array
 from calce_jax.datasets.charades_sta import CharadesSta
 from calce_jax.datasets.qvhighlights import QVHighlights
 from calce_jax.datasets.shapes import Shapes
-from calce_jax.input_pipeline.dataset import Table, TablesError, open_table
+from calce_jax.input_pipeline.dataset import TableName, TablesError, open_table
 from calce_jax.moments.annotations import Annotation
 from calce_jax.storage.failures import Failure
 
@@ -29,8 +29,8 @@ from calce_jax.storage.failures import Failure
 BUILDERS: dict[str, type[TableBuilder]] = {"qvhighlights": QVHighlights, "charades_sta": CharadesSta, "shapes": Shapes}
 
 # TFDS keeps a shard in memory while it writes it; 100 videos of 150 key frames are about 300 MB.
-VIDEOS_A_SHARD = 100
-QUERIES_A_SHARD = 20_000
+VIDEOS_PER_SHARD = 100
+QUERIES_PER_SHARD = 20_000
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class VideoRecord:
     """
 
     video: str
-    total: int
-    rate: float
+    total_frames: int
+    fps: float
     duration: float
     indices: np.ndarray
     times: np.ndarray
@@ -59,7 +59,7 @@ class VideoRecord:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedQuery:
     """An annotated query that is not in the tables, because its video is not."""
 
     split: str
@@ -74,7 +74,7 @@ def build_tables(
     dataset: str,
     split_rows: Mapping[str, Sequence[Annotation]],
     load_video: Callable[[str], VideoRecord],
-) -> list[LeftOut]:
+) -> list[SkippedQuery]:
     """Write both tables of a dataset into a folder, in place of those that are there.
 
     Args:
@@ -91,7 +91,7 @@ def build_tables(
       TablesError: the dataset is unknown, or a split has no query, or no video that can be read.
       OSError: the tables cannot be written. Those that were there are untouched.
     """
-    builder = _builder(dataset)
+    builder = _get_builder(dataset)
     for split, rows in split_rows.items():
         if not rows:
             raise TablesError(f"split {split} has no annotated query", "check its annotations, or leave the split out")
@@ -100,20 +100,22 @@ def build_tables(
     for split, rows in split_rows.items():
         videos = list(dict.fromkeys(row.video for row in rows))
         loaded = _video_rows(split, videos, load_video, failures[split])
-        shards[split] = _shards(loaded, len(videos), VIDEOS_A_SHARD)
-    with _replacing(Path(folder) / "tables") as new:
-        _write(builder, "videos", shards, new / "videos")
-        _write(builder, "queries", _query_shards(split_rows, _stored_videos(new / "videos")), new / "queries")
+        shards[split] = _shards(loaded, len(videos), VIDEOS_PER_SHARD)
+    with _atomic_replace_dir(Path(folder) / "tables") as new:
+        _write_table(builder, "videos", shards, new / "videos")
+        _write_table(
+            builder, "queries", _query_shards(split_rows, _read_video_durations(new / "videos")), new / "queries"
+        )
     return [
-        LeftOut(split, row.qid, row.video, failures[split][row.video].reason, failures[split][row.video].remedy)
+        SkippedQuery(split, row.qid, row.video, failures[split][row.video].reason, failures[split][row.video].remedy)
         for split, rows in split_rows.items()
         for row in rows
         if row.video in failures[split]
     ]
 
 
-def holds_videos(
-    folder: str | Path, dataset: str, split_rows: Mapping[str, Sequence[Annotation]], newest: float
+def videos_table_matches(
+    folder: str | Path, dataset: str, split_rows: Mapping[str, Sequence[Annotation]], latest_mtime: float
 ) -> bool:
     """Return whether the videos table is what `build_tables` would make it, so that `rebuild_queries` is enough.
 
@@ -123,18 +125,20 @@ def holds_videos(
       split_rows: the annotated queries of each split.
       newest: when the last of their videos was prepared; a table that is not younger may hold it as it was before.
     """
-    place = Path(folder) / "tables" / "videos"
+    path = Path(folder) / "tables" / "videos"
     try:
-        same = open_table(folder, "videos").name == _builder(dataset).name
-        stored = {split: set(videos) for split, videos in _stored_videos(place).items()}
-        written = (place / "metadata.json").stat().st_mtime
+        same = open_table(folder, "videos").name == _get_builder(dataset).name
+        stored_videos = {split: set(videos) for split, videos in _read_video_durations(path).items()}
+        written_at = (path / "metadata.json").stat().st_mtime
     except (OSError, ValueError):
         return False  # none, or damaged
     wanted = {split: {row.video for row in rows} for split, rows in split_rows.items()}
-    return same and stored == wanted and written > newest
+    return same and stored_videos == wanted and written_at > latest_mtime
 
 
-def rebuild_queries(folder: str | Path, dataset: str, split_rows: Mapping[str, Sequence[Annotation]]) -> list[LeftOut]:
+def rebuild_queries(
+    folder: str | Path, dataset: str, split_rows: Mapping[str, Sequence[Annotation]]
+) -> list[SkippedQuery]:
     """Write the queries table anew, for other queries about the same videos or after merging; the videos stay.
 
     Args:
@@ -150,32 +154,32 @@ def rebuild_queries(folder: str | Path, dataset: str, split_rows: Mapping[str, S
         a stored video.
       OSError: the table cannot be written. The one that was there is untouched.
     """
-    builder, tables = _builder(dataset), Path(folder) / "tables"
+    builder, tables = _get_builder(dataset), Path(folder) / "tables"
     name = open_table(folder, "videos").name
     if name != builder.name:
         raise TablesError(f"{tables} holds {name}, not {builder.name}", "give the folder of this dataset")
-    stored = _stored_videos(tables / "videos")
-    if missing := set(split_rows) - set(stored):
+    stored_durations = _read_video_durations(tables / "videos")
+    if missing := set(split_rows) - set(stored_durations):
         raise TablesError(
-            f"{tables} has videos of {', '.join(stored)} only, not of {', '.join(sorted(missing))}",
+            f"{tables} has videos of {', '.join(stored_durations)} only, not of {', '.join(sorted(missing))}",
             "prepare them first",
         )
     for split, rows in split_rows.items():
-        if not any(row.video in stored[split] for row in rows):
+        if not any(row.video in stored_durations[split] for row in rows):
             raise TablesError(
                 f"no query of split {split} is about a video in {tables}", "give annotations of this split"
             )
-    with _replacing(tables / "queries") as new:
-        _write(builder, "queries", _query_shards(split_rows, stored), new)
+    with _atomic_replace_dir(tables / "queries") as new:
+        _write_table(builder, "queries", _query_shards(split_rows, stored_durations), new)
     return [
-        LeftOut(split, row.qid, row.video, "not among the prepared videos", "prepare it")
+        SkippedQuery(split, row.qid, row.video, "not among the prepared videos", "prepare it")
         for split, rows in split_rows.items()
         for row in rows
-        if row.video not in stored[split]
+        if row.video not in stored_durations[split]
     ]
 
 
-def _builder(dataset: str) -> type[TableBuilder]:
+def _get_builder(dataset: str) -> type[TableBuilder]:
     if dataset not in BUILDERS:
         raise TablesError(f"there is no dataset {dataset!r}", f"there are {', '.join(BUILDERS)}")
     return BUILDERS[dataset]
@@ -183,7 +187,7 @@ def _builder(dataset: str) -> type[TableBuilder]:
 
 def _video_rows(
     split: str, videos: Sequence[str], load_video: Callable[[str], VideoRecord], failures: dict[str, Failure]
-) -> Rows:
+) -> RowIterator:
     """Load the videos of a split; why some cannot be goes into `failures`."""
     for video in tqdm(videos, desc=f"write {split}", unit="video"):
         try:
@@ -193,13 +197,13 @@ def _video_rows(
             continue
         yield {
             "video": video,
-            "total": np.int64(record.total),
-            "rate": np.float64(record.rate),
+            "total": np.int64(record.total_frames),
+            "rate": np.float64(record.fps),
             "duration": np.float64(record.duration),
             "indices": np.asarray(record.indices, np.int32),
             "times": np.asarray(record.times, np.float32),
             "keyframes": list(record.jpegs),
-            "caption_times": pairs([(start, end) for start, end, _ in record.captions]),
+            "caption_times": windows_array([(start, end) for start, end, _ in record.captions]),
             "caption_texts": [text for _, _, text in record.captions],
         }
     if len(failures) == len(videos):
@@ -208,52 +212,54 @@ def _video_rows(
         )
 
 
-def _stored_videos(place: Path) -> dict[str, dict[str, float]]:
+def _read_video_durations(path: Path) -> dict[str, dict[str, float]]:
     """Return {split: {video: duration}} of a videos table; videos are in the order of its rows."""
-    return json.loads((place / "metadata.json").read_text())
+    return json.loads((path / "metadata.json").read_text())
 
 
 def _query_shards(
-    split_rows: Mapping[str, Sequence[Annotation]], stored: Mapping[str, Mapping[str, float]]
-) -> dict[str, list[Rows]]:
+    split_rows: Mapping[str, Sequence[Annotation]], stored_durations: Mapping[str, Mapping[str, float]]
+) -> dict[str, list[RowIterator]]:
     return {
-        split: _shards(_query_rows(rows, stored[split]), len(rows), QUERIES_A_SHARD)
+        split: _shards(_query_rows(rows, stored_durations[split]), len(rows), QUERIES_PER_SHARD)
         for split, rows in split_rows.items()
     }
 
 
-def _query_rows(rows: Sequence[Annotation], stored: Mapping[str, float]) -> Rows:
-    places = {video: place for place, video in enumerate(stored)}
+def _query_rows(rows: Sequence[Annotation], stored_durations: Mapping[str, float]) -> RowIterator:
+    video_rows = {video: place for place, video in enumerate(stored_durations)}
     for row in rows:
-        if row.video in places:
+        if row.video in video_rows:
             yield {
                 "qid": json.dumps(row.qid),
                 "video": row.video,
-                "row": np.int64(places[row.video]),
+                "row": np.int64(video_rows[row.video]),
                 "query": row.query,
                 "items": list(row.items),
-                "duration": np.float64(stored[row.video] if row.duration is None else row.duration),
-                "windows": pairs(row.windows or ()),
-                "stage1_windows": pairs(row.stage1_windows or ()),
+                "duration": np.float64(stored_durations[row.video] if row.duration is None else row.duration),
+                "windows": windows_array(row.windows or ()),
+                "stage1_windows": windows_array(row.stage1_windows or ()),
                 "stage1_known": np.bool_(row.stage1_windows is not None),
                 "kind": row.kind or "",
             }
 
 
-def _shards(rows: Rows, most: int, size: int) -> list[Rows]:
+def _shards(rows: RowIterator, max_rows: int, shard_size: int) -> list[RowIterator]:
     """Cut at most `most` rows into shards; where there turn out to be fewer, the last shards stay empty."""
-    return [islice(rows, size) for _ in range(math.ceil(most / size))]
+    return [islice(rows, shard_size) for _ in range(math.ceil(max_rows / shard_size))]
 
 
-def _write(builder: type[TableBuilder], table: Table, shards: Mapping[str, Sequence[Rows]], place: Path) -> None:
+def _write_table(
+    builder: type[TableBuilder], table: TableName, shards: Mapping[str, Sequence[RowIterator]], path: Path
+) -> None:
     """Write one table to `place`, which does not exist or is an empty folder."""
     # TFDS tells of a download that does not happen, and shows bars with the names of temporary files.
     tfds.display_progress_bar(enable=False)
     with (
-        tempfile.TemporaryDirectory(dir=place.parent, prefix="build_") as work,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix="build_") as work_dir,
         redirect_stdout(io.StringIO()),
     ):
-        build = builder(table=table, shards=shards, data_dir=work)
+        build = builder(table=table, shards=shards, data_dir=work_dir)
         try:
             build.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
         except RuntimeError as error:
@@ -261,26 +267,26 @@ def _write(builder: type[TableBuilder], table: Table, shards: Mapping[str, Seque
             if os.strerror(errno.ENOSPC) in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise
-        os.rename(build.data_dir, place)
+        os.rename(build.data_dir, path)
 
 
 @contextmanager
-def _replacing(place: Path) -> Iterator[Path]:
+def _atomic_replace_dir(path: Path) -> Iterator[Path]:
     """Give an empty folder beside `place`, and put it there when what it is to hold has been written."""
-    new, old = place.with_name(f"{place.name}.part"), place.with_name(f"{place.name}.old")
+    new, old = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.old")
     try:
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
         new.mkdir(parents=True)
         yield new
-        if place.exists():
-            place.rename(old)
-        new.rename(place)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
     except OSError as error:
-        if old.exists() and not place.exists():
-            old.rename(place)
+        if old.exists() and not path.exists():
+            old.rename(path)
         raise OSError(
-            error.errno, f"cannot write {place} ({error.strerror or error}); make room, or choose another place"
+            error.errno, f"cannot write {path} ({error.strerror or error}); make room, or choose another place"
         ) from error
     finally:
         for leftover in (new, old):

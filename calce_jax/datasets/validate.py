@@ -4,18 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from calce_jax.datasets.prepared_video import Settings, UnusableVideo, find_job
+from calce_jax.datasets.prepared_video import PrepareSettings, UnusableVideoError, make_job
 from calce_jax.moments.annotations import Annotation
 from calce_jax.storage.failures import Failure
-from calce_jax.text.captions import CaptionError, clean, read_srt
-from calce_jax.video.decode import VideoError, duration_of
+from calce_jax.text.captions import CaptionError, clean_captions, read_srt
+from calce_jax.video.decode import VideoError, video_duration
 
 # Annotated and real durations may differ by this much: annotations are rounded, headers too.
-ROUNDING_S = 1.0
+DURATION_TOLERANCE_S = 1.0
 
 
 @dataclass(frozen=True)
-class Checked:
+class ValidationReport:
     """What was found.
 
     Attributes:
@@ -30,25 +30,27 @@ class Checked:
     """
 
     queries: dict[str, int]
-    videos: int
+    num_videos: int
     hours: float
-    longest: float
-    windows: int
+    max_duration: float
+    num_windows: int
     without_windows: int
     without_items: int
     faults: list[Failure]
 
-    def lines(self) -> list[str]:
+    def summary_lines(self) -> list[str]:
         """Return what a person wants to know before training."""
         return [
             *(f"{split}: {count} queries" for split, count in self.queries.items()),
-            f"{self.videos} videos, {self.hours:.2f} hours, the longest of {self.longest:.1f} s",
-            f"{self.windows} windows; {self.without_windows} queries have none, {self.without_items} have no items",
+            f"{self.num_videos} videos, {self.hours:.2f} hours, the longest of {self.max_duration:.1f} s",
+            f"{self.num_windows} windows; {self.without_windows} queries have none, {self.without_items} have no items",
             f"{len(self.faults)} faults",
         ]
 
 
-def check(splits: Mapping[str, Sequence[Annotation]], videos: str | Path, srts: str | Path | None) -> Checked:
+def validate_dataset(
+    splits: Mapping[str, Sequence[Annotation]], videos: str | Path, srts: str | Path | None
+) -> ValidationReport:
     """Look at every annotated video's header and captions; nothing is written.
 
     Args:
@@ -57,34 +59,34 @@ def check(splits: Mapping[str, Sequence[Annotation]], videos: str | Path, srts: 
       srts: folder of <video id>.srt; None for a dataset without captions.
     """
     rows = [row for each in splits.values() for row in each]
-    of_video: dict[str, list[Annotation]] = {}
+    rows_by_video: dict[str, list[Annotation]] = {}
     for row in rows:
-        of_video.setdefault(row.video, []).append(row)
-    faults: list[Failure] = list(_shared(splits))
+        rows_by_video.setdefault(row.video, []).append(row)
+    faults: list[Failure] = list(_check_split_leakage(splits))
     durations: list[float] = []
-    for video in sorted(of_video):
+    for video in sorted(rows_by_video):
         try:
-            job = find_job(video, Path(videos), None if srts is None else Path(srts), Path(), Settings(frames=1))
-            durations.append(duration_of(job.source))
-        except (UnusableVideo, VideoError) as error:
+            job = make_job(video, Path(videos), None if srts is None else Path(srts), Path(), PrepareSettings(frames=1))
+            durations.append(video_duration(job.video_path))
+        except (UnusableVideoError, VideoError) as error:
             faults.append(Failure(video, error.reason, error.remedy))
             continue
-        faults += _of_windows(of_video[video], durations[-1])
-        if job.captions is not None:
-            faults += _of_captions(video, job.captions, durations[-1])
-    return Checked(
+        faults += _check_windows(rows_by_video[video], durations[-1])
+        if job.srt_path is not None:
+            faults += _check_captions(video, job.srt_path, durations[-1])
+    return ValidationReport(
         queries={split: len(each) for split, each in splits.items()},
-        videos=len(of_video),
+        num_videos=len(rows_by_video),
         hours=sum(durations) / 3600,
-        longest=max(durations, default=0.0),
-        windows=sum(len(row.windows) for row in rows),
+        max_duration=max(durations, default=0.0),
+        num_windows=sum(len(row.windows) for row in rows),
         without_windows=sum(not row.windows for row in rows),
         without_items=sum(not row.items for row in rows),
         faults=sorted(faults, key=lambda fault: fault.video),
     )
 
 
-def _shared(splits: Mapping[str, Sequence[Annotation]]) -> Iterator[Failure]:
+def _check_split_leakage(splits: Mapping[str, Sequence[Annotation]]) -> Iterator[Failure]:
     """Name the videos that are learnt from and judged by."""
     train = {row.video for row in splits.get("train", ())}
     for split in ("val", "test"):
@@ -92,9 +94,9 @@ def _shared(splits: Mapping[str, Sequence[Annotation]]) -> Iterator[Failure]:
             yield Failure(video, f"it is in train and in {split}", "leave it in one of them, or the scores say nothing")
 
 
-def _of_windows(rows: Sequence[Annotation], duration: float) -> Iterator[Failure]:
+def _check_windows(rows: Sequence[Annotation], duration: float) -> Iterator[Failure]:
     for row in rows:
-        if row.duration is not None and abs(float(row.duration) - duration) > ROUNDING_S:
+        if row.duration is not None and abs(float(row.duration) - duration) > DURATION_TOLERANCE_S:
             reason = f"query {row.qid}: annotated with {row.duration} s, and the file lasts {duration:.1f} s"
             yield Failure(row.video, reason, "mend the duration, or fetch the right video")
         for window in row.windows:
@@ -103,14 +105,16 @@ def _of_windows(rows: Sequence[Annotation], duration: float) -> Iterator[Failure
                 yield Failure(row.video, reason, "mend the window, or fetch the whole video")
 
 
-def _of_captions(video: str, srt: Path, duration: float) -> Iterator[Failure]:
+def _check_captions(video: str, srt: Path, duration: float) -> Iterator[Failure]:
     try:
-        said = read_srt(srt)
+        captions = read_srt(srt)
     except CaptionError as error:
         yield Failure.of(video, error)
         return
-    if said and not clean(said):
-        yield Failure(video, f"none of the {len(said)} captions in {srt} is English", "the model reads English alone")
-    if late := [caption for caption in said if float(caption.start) > duration + ROUNDING_S]:
+    if captions and not clean_captions(captions):
+        yield Failure(
+            video, f"none of the {len(captions)} captions in {srt} is English", "the model reads English alone"
+        )
+    if late := [caption for caption in captions if float(caption.start) > duration + DURATION_TOLERANCE_S]:
         reason = f"{len(late)} captions in {srt} begin after the video's end at {duration:.1f} s"
         yield Failure(video, reason, "they belong to another cut of the video; caption this one")

@@ -17,18 +17,18 @@ from calce_jax.errors import UserError
 from calce_jax.storage.locks import FileLock, LockError
 
 
-class HostError(UserError):
+class DistributedError(UserError):
     """The hosts cannot be joined as described; the message says what is missing."""
 
 
-class ThisHost(TypedDict):
+class ProcessInfo(TypedDict):
     """Which host this is, as `input_pipeline.make_iterator` takes it."""
 
     process_index: int
     process_count: int
 
 
-def join_hosts(coordinator: str, hosts: int | None = None, host: int | None = None) -> None:
+def initialize_distributed(coordinator: str, num_processes: int | None = None, process_id: int | None = None) -> None:
     """Wait for the other hosts and become one of them; to be called before anything else is asked of jax.
 
     Args:
@@ -45,35 +45,37 @@ def join_hosts(coordinator: str, hosts: int | None = None, host: int | None = No
         jax.distributed.initialize()
         return
     if not coordinator:
-        if hosts is not None or host is not None:
-            raise HostError("--coordinator: missing", "give HOST:PORT of the first host, or auto")
+        if num_processes is not None or process_id is not None:
+            raise DistributedError("--coordinator: missing", "give HOST:PORT of the first host, or auto")
         return
-    if hosts is None or host is None:
-        raise HostError(f"--coordinator={coordinator} needs --hosts (how many) and --host (which one this is, from 0)")
-    if not 0 <= host < hosts:
-        raise HostError(f"--host={host}: there are hosts 0 to {hosts - 1}")
-    jax.distributed.initialize(coordinator, hosts, host)
+    if num_processes is None or process_id is None:
+        raise DistributedError(
+            f"--coordinator={coordinator} needs --hosts (how many) and --host (which one this is, from 0)"
+        )
+    if not 0 <= process_id < num_processes:
+        raise DistributedError(f"--host={process_id}: there are hosts 0 to {num_processes - 1}")
+    jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
-def this_host() -> ThisHost:
+def process_info() -> ProcessInfo:
     """Return which host this is and how many there are."""
-    return ThisHost(process_index=jax.process_index(), process_count=jax.process_count())
+    return ProcessInfo(process_index=jax.process_index(), process_count=jax.process_count())
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Tell whether this is the host that writes."""
     return jax.process_index() == 0
 
 
-def agreed(number: int) -> int:
+def broadcast_int(value: int) -> int:
     """Return the first host's number on every host."""
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if jax.process_count() > 1 else number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value
 
 
-def meet(place: str) -> None:
+def barrier(name: str) -> None:
     """Wait until every host is here."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(place)
+        multihost_utils.sync_global_devices(name)
 
 
 @contextmanager
@@ -86,17 +88,17 @@ def one_writer(path: str | Path) -> Iterator[None]:
     """
     with ExitStack() as held:
         refusal: OSError | None = None
-        if is_first():
+        if is_primary():
             try:
                 held.enter_context(FileLock(path))
             except OSError as error:
                 refusal = error
-        if agreed(int(refusal is not None)):
+        if broadcast_int(int(refusal is not None)):
             raise refusal or LockError(f"{path}: the first host cannot take this lock", "see what it says")
         yield
 
 
-def told_to_stop(step: int) -> bool:
+def preemption_requested(step: int) -> bool:
     """Tell whether, one of several hosts having received SIGTERM, this is the step at which all of them stop.
 
     To be asked once at every step by every host. The hosts agree on a step that none has passed, and it is that step

@@ -9,16 +9,16 @@ from typing import Any
 import jax
 
 
-def path_of(keys: tuple[Any, ...]) -> tuple[str, ...]:
+def key_path_names(key_path: tuple[Any, ...]) -> tuple[str, ...]:
     """Turn jax's key path into plain strings, without the last step into an `nnx.Variable`."""
-    parts = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
-    in_variable = bool(keys) and isinstance(keys[-1], jax.tree_util.GetAttrKey) and parts[-1] == "value"
+    parts = tuple(jax.tree_util.keystr((key,), simple=True) for key in key_path)
+    in_variable = bool(key_path) and isinstance(key_path[-1], jax.tree_util.GetAttrKey) and parts[-1] == "value"
     return parts[:-1] if in_variable else parts
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Return the leaves by name, in the tree's order."""
-    return {"/".join(path_of(keys)): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {"/".join(key_path_names(keys)): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def with_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
@@ -27,4 +27,4 @@ def with_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
     Raises:
       KeyError: a name of the tree is missing.
     """
-    return jax.tree_util.tree_map_with_path(lambda keys, _: leaves["/".join(path_of(keys))], tree)
+    return jax.tree_util.tree_map_with_path(lambda keys, _: leaves["/".join(key_path_names(keys))], tree)

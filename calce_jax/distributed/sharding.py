@@ -19,23 +19,23 @@ from calce_jax.errors import UserError
 
 Tree = TypeVar("Tree")
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
 
-Rules = Sequence[tuple[str, P]]
+PartitionRules = Sequence[tuple[str, P]]
 
 # The first pattern found in a parameter's name decides. A partition speaks of the last axes, so the leading depth axis
 # of stacked blocks is never split. Adapters follow the kernel they adapt: `a` its input, `b` its output.
-_IN = r"(q|k|v|wi|wi_0|wi_1|lm_head)"
-_OUT = r"(o|wo|t5_proj|query_proj)"
-RULES: Rules = (
+_COLUMN_PARALLEL = r"(q|k|v|wi|wi_0|wi_1|lm_head)"
+_ROW_PARALLEL = r"(o|wo|t5_proj|query_proj)"
+PARTITION_RULES: PartitionRules = (
     (r"(^|/)(bias|scale)$", P()),
-    (rf"(^|/){_IN}(/base)?/kernel$", P("fsdp", "tensor")),
-    (rf"(^|/){_OUT}(/base)?/kernel$", P("tensor", "fsdp")),
-    (rf"(^|/){_IN}/a$", P("fsdp", None)),
-    (rf"(^|/){_IN}/b$", P(None, "tensor")),
-    (rf"(^|/){_OUT}/a$", P("tensor", None)),
-    (rf"(^|/){_OUT}/b$", P(None, "fsdp")),
+    (rf"(^|/){_COLUMN_PARALLEL}(/base)?/kernel$", P("fsdp", "tensor")),
+    (rf"(^|/){_ROW_PARALLEL}(/base)?/kernel$", P("tensor", "fsdp")),
+    (rf"(^|/){_COLUMN_PARALLEL}/a$", P("fsdp", None)),
+    (rf"(^|/){_COLUMN_PARALLEL}/b$", P(None, "tensor")),
+    (rf"(^|/){_ROW_PARALLEL}/a$", P("tensor", None)),
+    (rf"(^|/){_ROW_PARALLEL}/b$", P(None, "fsdp")),
     (r"(^|/)relative_bias/embedding$", P()),
     # Vocabularies and patches need not divide by the devices (BERT's 30522, ViT-g's 588 do not); widths do.
     (r"(^|/)(shared/embedding|words|patches/kernel)$", P(None, "fsdp")),
@@ -43,7 +43,7 @@ RULES: Rules = (
 )
 
 # Arrays up to this many elements stay whole where an axis does not divide: the biases of the world, and tiny models.
-WHOLE_UP_TO = 2**16
+MAX_REPLICATED_SIZE = 2**16
 
 
 class ShardingError(UserError):
@@ -59,24 +59,24 @@ def make_mesh(name: str, devices: Sequence[Any] | None = None) -> Mesh:
     if name not in MESHES:
         raise ShardingError(f"config.mesh: {name!r} is none of {', '.join(MESHES)}")
     devices = list(jax.devices() if devices is None else devices)
-    sizes = MESHES[name]
-    fixed = int(np.prod([size for size in sizes if size > 0]))
+    axis_sizes = MESHES[name]
+    fixed = int(np.prod([size for size in axis_sizes if size > 0]))
     if len(devices) < fixed:
         raise ShardingError(
             f"config.mesh: {name!r} needs {fixed} devices and {len(devices)} {devices[0].platform} device(s) are here",
             "choose another mesh (--config.mesh=single)",
         )
-    data, fsdp, tensor = (size if size > 0 else len(devices) // fixed for size in sizes)
-    return mesh_of((data, fsdp, tensor), devices)
+    data, fsdp, tensor = (size if size > 0 else len(devices) // fixed for size in axis_sizes)
+    return build_mesh((data, fsdp, tensor), devices)
 
 
-def mesh_of(sizes: tuple[int, int, int], devices: Sequence[Any]) -> Mesh:
+def build_mesh(axis_sizes: tuple[int, int, int], devices: Sequence[Any]) -> Mesh:
     """Make a mesh of so many devices along `AXES`, from the first ones; `make_mesh` knows those a config can name."""
-    needed = int(np.prod(sizes))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
+    needed = int(np.prod(axis_sizes))
+    return jax.make_mesh(axis_sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices[:needed])
 
 
-def shard_params(abstract: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+def param_shardings(abstract: Any, mesh: Mesh, rules: PartitionRules = PARTITION_RULES) -> Any:
     """Say where every leaf of a pytree lives.
 
     Args:
@@ -91,24 +91,24 @@ def shard_params(abstract: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     Raises:
       ShardingError: lists every name without a rule, and every large array that an axis does not divide.
     """
-    wrong: list[str] = []
+    errors: list[str] = []
     shardings = {}
     for name, leaf in named_leaves(abstract).items():
         spec = P() if not leaf.shape else next((spec for pattern, spec in rules if re.search(pattern, name)), None)
         if spec is None:
-            wrong.append(f"{name} {tuple(leaf.shape)}: no rule matches")
+            errors.append(f"{name} {tuple(leaf.shape)}: no rule matches")
             continue
         spec = P(*(None,) * (len(leaf.shape) - len(spec)), *spec)
-        uneven = [
+        uneven_axes = [
             f"axis {axis} of {size} does not divide into {mesh.shape[part]} ({part})"
             for axis, (size, part) in enumerate(zip(leaf.shape, spec, strict=True))
             if part is not None and size % mesh.shape[part]
         ]
-        if uneven and leaf.size > WHOLE_UP_TO:
-            wrong.append(f"{name} {tuple(leaf.shape)}: {', '.join(uneven)}")
-        shardings[name] = NamedSharding(mesh, P() if uneven else spec)
-    if wrong:
-        raise ShardingError("cannot lay out parameters on the mesh:\n  " + "\n  ".join(wrong))
+        if uneven_axes and leaf.size > MAX_REPLICATED_SIZE:
+            errors.append(f"{name} {tuple(leaf.shape)}: {', '.join(uneven_axes)}")
+        shardings[name] = NamedSharding(mesh, P() if uneven_axes else spec)
+    if errors:
+        raise ShardingError("cannot lay out parameters on the mesh:\n  " + "\n  ".join(errors))
     return with_leaves(abstract, shardings)
 
 
@@ -125,14 +125,14 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     Raises:
       ShardingError: the rows do not divide by the devices that split them.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
-    if rows % parts:
+    if rows % num_shards:
         raise ShardingError(
-            f"config.data.batch: {rows} videos do not divide by the {parts} devices that split a batch",
-            f"make it a multiple of {parts}, or choose another config.mesh",
+            f"config.data.batch: {rows} videos do not divide by the {num_shards} devices that split a batch",
+            f"make it a multiple of {num_shards}, or choose another config.mesh",
         )
-    sharding = NamedSharding(mesh, P(BATCH))
+    sharding = NamedSharding(mesh, P(BATCH_AXES))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
@@ -145,10 +145,10 @@ def constrain_batch(x: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:
         return x
-    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, P(BATCH)), x)
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, P(BATCH_AXES)), x)
 
 
-def settled(tree: Tree) -> Tree:
+def block_on_simulated_cpu(tree: Tree) -> Tree:
     """Wait for a program's results on a CPU, and nowhere else.
 
     A CPU that plays several devices hangs now and then when two programs are under way that both exchange data, neither

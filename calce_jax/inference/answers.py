@@ -13,9 +13,9 @@ from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
 from calce_jax.inference.predict_step import BatchPrediction
 from calce_jax.models.keyframes.plan import Treatment
-from calce_jax.moments.scoring import Moments, moments
-from calce_jax.moments.windows import RankBy
-from calce_jax.text.prompt import answer_text
+from calce_jax.moments.scoring import QueryMoments, score_moments
+from calce_jax.moments.windows import WindowOrder
+from calce_jax.text.prompt import decode_answer
 
 
 class InferenceError(UserError):
@@ -35,17 +35,17 @@ class Answer:
     """
 
     row: int
-    moments: Moments
+    moments: QueryMoments
     treatments: Sequence[Treatment]
-    similarity: Sequence[float]
-    used: Sequence[int]
+    caption_similarity: Sequence[float]
+    used_captions: Sequence[int]
 
 
-def read_answers(
+def decode_answers(
     prediction: BatchPrediction,
     t5: PreTrainedTokenizerBase,
     *,
-    by: RankBy,
+    window_order: WindowOrder,
     behaviour: Behaviour = "default",
 ) -> Iterator[Answer]:
     """Read the answers to the valid rows of a prediction.
@@ -59,36 +59,38 @@ def read_answers(
     Raises:
       InferenceError: under "reference", for a query on which the original stops.
     """
-    answers, plan, choice = prediction.answers, prediction.reading.plan, prediction.reading.choice
+    answers, plan, choice = prediction.answers, prediction.reading.frame_plan, prediction.reading.caption_selection
     batch = prediction.about
-    for i in np.flatnonzero(batch.valid):
+    for i in np.flatnonzero(batch.row_mask):
         duration = float(batch.duration[i])
-        if plan.error[i]:
+        if plan.reference_error[i]:
             raise InferenceError(
-                f"query in row {int(batch.row[i])}: the original stops here, on windows outside the video or fewer "
+                f"query in row {int(batch.example_index[i])}: the original stops here, on windows outside the video or fewer "
                 "frames than clusters",
                 "use behaviour=default",
             )
-        found = moments(
-            [answer_text(t5, ids) for ids in answers.tokens[i]],
+        answer_moments = score_moments(
+            [decode_answer(t5, ids) for ids in answers.tokens[i]],
             [float(value) for value in answers.log_probability[i]],
             int(duration) if duration.is_integer() else duration,
-            by=by,
+            window_order=window_order,
             behaviour=behaviour,
         )
         yield Answer(
-            row=int(batch.row[i]),
-            moments=found,
-            treatments=treatments(plan.index[i], plan.kept[i], plan.key[i], int(batch.present[i].sum())),
-            similarity=[float(value) for value in choice.similarity[i]],
-            used=[int(n) for n, used in zip(choice.order[i], choice.used[i], strict=True) if used],
+            row=int(batch.example_index[i]),
+            moments=answer_moments,
+            treatments=frame_treatments(
+                plan.frame_index[i], plan.slot_mask[i], plan.is_keyframe[i], int(batch.frame_mask[i].sum())
+            ),
+            caption_similarity=[float(value) for value in choice.similarity[i]],
+            used_captions=[int(n) for n, used in zip(choice.caption_index[i], choice.is_used[i], strict=True) if used],
         )
 
 
-def treatments(index: np.ndarray, kept: np.ndarray, key: np.ndarray, frames: int) -> list[Treatment]:
+def frame_treatments(index: np.ndarray, kept: np.ndarray, is_keyframe: np.ndarray, frames: int) -> list[Treatment]:
     """Say what became of each of a video's frames; the first three are one row of a plan."""
-    found: list[Treatment] = ["dropped"] * frames
-    for frame, in_prompt, in_full in zip(index, kept, key, strict=True):
+    result: list[Treatment] = ["dropped"] * frames
+    for frame, in_prompt, in_full in zip(index, kept, is_keyframe, strict=True):
         if in_prompt:
-            found[int(frame)] = "full" if in_full else "compressed"
-    return found
+            result[int(frame)] = "full" if in_full else "compressed"
+    return result

@@ -13,26 +13,26 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from calce_jax.batch import Batch, Data, Features
-from calce_jax.distributed.sharding import BATCH, put_batch, settled
+from calce_jax.batch import AnyArray, Batch, Features
+from calce_jax.distributed.sharding import BATCH_AXES, block_on_simulated_cpu, put_batch
 from calce_jax.inference.predict_step import BatchPrediction, StepConfig
 from calce_jax.models.calce import Calce
-from calce_jax.models.feature_codec import seen_in
-from calce_jax.models.vision_features import Looked
+from calce_jax.models.feature_codec import load_or_encode
+from calce_jax.models.vision_features import QFormerFeatures
 
 
 @struct.dataclass
-class Told:
+class RowInfo:
     """What the host wants to know of the rows of a batch."""
 
-    needed: Int[Data, " *B"]  # tokens of the prompt
-    row: Int[Data, " *B"]  # see `Batch`
-    notes: Int[Data, " *B"]
-    present: Int[Data, " *B"]  # frames
+    prompt_length: Int[AnyArray, " *B"]  # tokens of the prompt
+    row: Int[AnyArray, " *B"]  # see `Batch`
+    row_flags: Int[AnyArray, " *B"]
+    num_frames: Int[AnyArray, " *B"]  # frames
 
 
 @dataclass(frozen=True)
-class Window:
+class BatchWindow:
     """Batches that were seen.
 
     Fields:
@@ -43,20 +43,20 @@ class Window:
     """
 
     leaves: list[Array]
-    tree: Any
-    told: Told
+    treedef: Any
+    row_info: RowInfo
 
     @property
-    def batches(self) -> int:
+    def num_batches(self) -> int:
         """V."""
         return self.leaves[0].shape[0]
 
-    def by_length(self) -> Int[np.ndarray, "V B"]:
+    def rows_by_length(self) -> Int[np.ndarray, "V B"]:
         """Deal the rows, numbered through the window, into batches: the shortest prompts, the next ones, ..."""
-        return np.argsort(self.told.needed, kind="stable").reshape(self.batches, -1)
+        return np.argsort(self.row_info.prompt_length, kind="stable").reshape(self.num_batches, -1)
 
 
-class Grouper:
+class LengthGrouper:
     """Sees batches, and takes any of their rows together.
 
     Beside what sees a batch, two small programs are compiled for each number of batches: that of a window, and that of
@@ -69,53 +69,59 @@ class Grouper:
     """
 
     def __init__(self, graph: Any, config: StepConfig, mesh: Mesh):
-        def look(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Batch, Told]:
+        def encode(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Batch, RowInfo]:
             model: Calce = nnx.merge(graph, trainable, frozen)
-            seen = seen_in(model, batch)
-            told = Told(
-                needed=model.read(seen, batch, config.selection).needed,
-                row=batch.row,
-                notes=batch.notes,
-                present=batch.present.sum(axis=1),
+            vision_features = load_or_encode(model, batch)
+            row_info = RowInfo(
+                prompt_length=model.select(vision_features, batch, config.selection).prompt_lengths,
+                row=batch.example_index,
+                row_flags=batch.row_flags,
+                num_frames=batch.frame_mask.sum(axis=1),
             )
             # What was stored may be narrower than what is seen.
             features = batch.features
-            if isinstance(seen, Looked):
-                features = Features(values=seen.queries, means=seen.means)
+            if isinstance(vision_features, QFormerFeatures):
+                features = Features(values=vision_features.queries, means=vision_features.means)
             elif features is None:
-                features = Features(values=seen)
-            return replace(batch.without_frames(), features=features), told
+                features = Features(values=vision_features)
+            return replace(batch.without_frames(), features=features), row_info
 
         def stack(batches: Sequence[Batch]) -> list[Array]:
             return [jnp.stack(leaves) for leaves in zip(*map(jax.tree.leaves, batches), strict=True)]
 
-        def pick(leaves: list[Array], rows: Int[Array, " B"]) -> list[Array]:
+        def take_rows(leaves: list[Array], rows: Int[Array, " B"]) -> list[Array]:
             return [leaf[rows // leaf.shape[1], rows % leaf.shape[1]] for leaf in leaves]
 
-        split, whole = (NamedSharding(mesh, spec) for spec in (P(BATCH), P()))
+        batch_sharding, replicated = (NamedSharding(mesh, spec) for spec in (P(BATCH_AXES), P()))
         self._mesh = mesh
-        self._look = jax.jit(look, out_shardings=(split, whole))
-        self._stack = jax.jit(stack, out_shardings=NamedSharding(mesh, P(None, BATCH)))
-        self._pick = jax.jit(pick, out_shardings=split)
+        self._encode = jax.jit(encode, out_shardings=(batch_sharding, replicated))
+        self._stack = jax.jit(stack, out_shardings=NamedSharding(mesh, P(None, BATCH_AXES)))
+        self._take_rows = jax.jit(take_rows, out_shardings=batch_sharding)
 
-    def see(self, trainable: nnx.State, frozen: nnx.State, batches: Iterable[Batch]) -> Window:
+    def encode_window(self, trainable: nnx.State, frozen: nnx.State, batches: Iterable[Batch]) -> BatchWindow:
         """See this host's parts of V batches; waits until the devices have."""
-        settled(trainable)
-        looks = [settled(self._look(trainable, frozen, put_batch(batch, self._mesh))) for batch in batches]
-        seen, told = zip(*looks, strict=True)
-        told = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(told))
-        return Window(settled(self._stack(seen)), jax.tree.structure(seen[0]), told)
+        block_on_simulated_cpu(trainable)
+        outputs = [
+            block_on_simulated_cpu(self._encode(trainable, frozen, put_batch(batch, self._mesh))) for batch in batches
+        ]
+        encoded_batches, row_info = zip(*outputs, strict=True)
+        row_info = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(row_info))
+        return BatchWindow(
+            block_on_simulated_cpu(self._stack(encoded_batches)), jax.tree.structure(encoded_batches[0]), row_info
+        )
 
-    def pick(self, window: Window, rows: Int[np.ndarray, " B"]) -> Batch:
+    def take_rows(self, window: BatchWindow, rows: Int[np.ndarray, " B"]) -> Batch:
         """Take rows of a window, by their numbers, together."""
-        return jax.tree.unflatten(window.tree, settled(self._pick(window.leaves, rows.astype(np.int32))))
+        return jax.tree.unflatten(
+            window.treedef, block_on_simulated_cpu(self._take_rows(window.leaves, rows.astype(np.int32)))
+        )
 
 
-def predict_all(
+def make_batch_predictor(
     predict: Callable[[nnx.State, nnx.State, Batch], BatchPrediction],
     mesh: Mesh,
-    grouper: Grouper | None = None,
-    window: int = 1,
+    grouper: LengthGrouper | None = None,
+    batches_per_window: int = 1,
 ) -> Callable[[nnx.State, nnx.State, Iterable[Batch]], Iterator[BatchPrediction]]:
     """Return what predicts batch after batch, grouped by a window at a time on the way where there is a grouper.
 
@@ -135,18 +141,21 @@ def predict_all(
             for batch in batches:
                 yield jax.device_get(predict(trainable, frozen, put_batch(batch, mesh)))
             return
-        waiting = iter(batches)
-        while some := list(islice(waiting, window)):
-            seen = grouper.see(trainable, frozen, some)
-            order = seen.by_length()
-            parts = [settled(predict(trainable, frozen, grouper.pick(seen, rows))) for rows in order]
-            whole = jax.tree.map(_together, *jax.device_get(parts))
-            for rows in np.split(np.argsort(order.ravel()), len(some)):
-                yield jax.tree.map(lambda leaf, rows=rows: leaf[rows] if leaf.ndim else leaf, whole)
+        remaining = iter(batches)
+        while window_batches := list(islice(remaining, batches_per_window)):
+            batch_window = grouper.encode_window(trainable, frozen, window_batches)
+            order = batch_window.rows_by_length()
+            predictions = [
+                block_on_simulated_cpu(predict(trainable, frozen, grouper.take_rows(batch_window, rows)))
+                for rows in order
+            ]
+            merged = jax.tree.map(_merge_leaves, *jax.device_get(predictions))
+            for rows in np.split(np.argsort(order.ravel()), len(window_batches)):
+                yield jax.tree.map(lambda leaf, rows=rows: leaf[rows] if leaf.ndim else leaf, merged)
 
     return run
 
 
-def _together(*leaves: Any) -> np.ndarray:
+def _merge_leaves(*leaves: Any) -> np.ndarray:
     """Concatenate what rows have; of the decoder's steps, which a batch has, take the most."""
     return np.concatenate(leaves) if leaves[0].ndim else np.array(max(leaves))

@@ -13,7 +13,7 @@ from absl import logging
 
 from calce_jax.input_pipeline.dataset import Query
 from calce_jax.moments.predictions import PredictionError
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.atomic_files import write_atomic
 
 # A config can differ in every field; more than these help no one.
 SHOWN_DIFFERENCES = 8
@@ -57,7 +57,7 @@ class PartialPredictions:
             logging.warning("%s is started anew: %s", self.path, reason)
         # In this order no answer is ever beside a description of something else.
         self.path.unlink(missing_ok=True)
-        write_output(self._about, json.dumps(made_of, indent=2) + "\n")
+        write_atomic(self._about, json.dumps(made_of, indent=2) + "\n")
         return 0
 
     def finish(self) -> None:

@@ -14,29 +14,29 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch
-from calce_jax.config import HARMLESS, RunConfig, flat, packaged_path, to_dict
-from calce_jax.distributed.multihost import agreed, is_first, meet, one_writer, this_host
-from calce_jax.inference.answers import Answer, read_answers
+from calce_jax.config import IGNORED_ON_RESUME, RunConfig, flatten, packaged_path, to_dict
+from calce_jax.distributed.multihost import barrier, broadcast_int, is_primary, one_writer, process_info
+from calce_jax.inference.answers import Answer, decode_answers
 from calce_jax.inference.partial_predictions import PartialPredictions
 from calce_jax.inference.predict_step import BatchPrediction
-from calce_jax.inference.trained_run import Trained
-from calce_jax.input_pipeline import NoteCounter, make_iterator
+from calce_jax.inference.trained_run import TrainedModel
+from calce_jax.input_pipeline import RowFlagCounter, make_iterator
 from calce_jax.input_pipeline.batches import input_config
-from calce_jax.input_pipeline.dataset import Query, Tables, open_tables
+from calce_jax.input_pipeline.dataset import MomentDataset, Query, open_dataset
 from calce_jax.input_pipeline.feature_fingerprint import check_features, check_videos
 from calce_jax.models.calce import CalceConfig
-from calce_jax.moments.metrics import Case
-from calce_jax.moments.predictions import Prediction, prediction_row, read_predictions
+from calce_jax.moments.metrics import EvalCase
+from calce_jax.moments.predictions import Prediction, prediction_to_json, read_predictions
 from calce_jax.storage.provenance import file_hash
-from calce_jax.text.prompt import answer_tokens
+from calce_jax.text.prompt import max_answer_tokens
 from calce_jax.text.tokenizers import Tokenizers
 
 # Gives the predictions of batches in their order.
-Predict = Callable[[Iterable[Batch]], Iterator[BatchPrediction]]
+PredictFn = Callable[[Iterable[Batch]], Iterator[BatchPrediction]]
 
 
 @dataclass(frozen=True)
-class Split:
+class DatasetSplit:
     """The queries of one split, and the batches that ask them once, in order.
 
     Fields:
@@ -45,52 +45,58 @@ class Split:
       batches: makes a fresh iterator, from the given batch on.
     """
 
-    tables: Tables
+    dataset: MomentDataset
     queries: Sequence[Query]
-    batches: Callable[[int], Iterable[Batch]]
+    make_batches: Callable[[int], Iterable[Batch]]
 
 
-def open_split(config: RunConfig, split: str, tokenizers: Tokenizers, sizes: CalceConfig) -> Split:
+def open_split(config: RunConfig, split: str, tokenizers: Tokenizers, model_config: CalceConfig) -> DatasetSplit:
     """Open one split for asking all its queries once.
 
     Raises:
       TablesError: there is no such prepared folder or split.
       FeaturesError: features are wanted, and are not those of this run, or not of all videos.
     """
-    tables = open_tables(config.data.directory, split)
-    queries = list(tables.queries())
-    check_features(config, sizes)
+    dataset = open_dataset(config.data.directory, split)
+    queries = list(dataset.queries())
+    check_features(config, model_config)
     check_videos(config, split, [query.video for query in queries])
-    inputs = input_config(config, split, sizes, training=False)
+    inputs = input_config(config, split, model_config, training=False)
 
-    def batches(first: int) -> Iterable[Batch]:
-        return make_iterator(inputs, tokenizers.t5, tokenizers.bert, examples=tables, first_batch=first, **this_host())
+    def make_batches(first_batch: int) -> Iterable[Batch]:
+        return make_iterator(
+            inputs, tokenizers.t5, tokenizers.bert, examples=dataset, first_batch=first_batch, **process_info()
+        )
 
-    return Split(tables, queries, batches)
+    return DatasetSplit(dataset, queries, make_batches)
 
 
-def ask(
-    config: RunConfig, split: Split, t5: PreTrainedTokenizerBase, predict: Predict, first: int = 0
+def predict_answers(
+    config: RunConfig, split: DatasetSplit, t5: PreTrainedTokenizerBase, predict: PredictFn, first_batch: int = 0
 ) -> Iterator[Answer]:
     """Ask every query of a split, from batch `first` on; log what did not fit the shapes of a batch."""
-    notes = NoteCounter()
-    for prediction in predict(split.batches(first)):
-        notes.add(np.asarray(prediction.about.row), np.asarray(prediction.about.notes))
-        yield from read_answers(prediction, t5, by=config.generation.window_order, behaviour=config.behaviour)
-    for line in notes.lines(lambda rows: [str(split.queries[int(row)].qid) for row in rows]):
-        logging.warning("%s: %s", split.tables.split, line)
+    flag_counter = RowFlagCounter()
+    for prediction in predict(split.make_batches(first_batch)):
+        flag_counter.add(np.asarray(prediction.about.example_index), np.asarray(prediction.about.row_flags))
+        yield from decode_answers(
+            prediction, t5, window_order=config.generation.window_order, behaviour=config.behaviour
+        )
+    for line in flag_counter.summary_lines(lambda rows: [str(split.queries[int(row)].qid) for row in rows]):
+        logging.warning("%s: %s", split.dataset.split, line)
 
 
-def case_of(query: Query, answer: Answer) -> Case:
+def make_case(query: Query, answer: Answer) -> EvalCase:
     """Return an answer beside the truth."""
-    return Case(query.qid, answer.moments.windows, query.windows.tolist(), malformed=answer.moments.status != "exact")
+    return EvalCase(
+        query.qid, answer.moments.windows, query.windows.tolist(), malformed=answer.moments.status != "exact"
+    )
 
 
 # Fields that name files; what is in these counts, wherever they lie.
 PATHS = ("data.directory", "data.features", "weights.base", "weights.start", "text.t5_tokenizer", "text.bert_tokenizer")
 
 
-def answer_split(trained: Trained, split: str, out: str | Path) -> list[Prediction]:
+def predict_split(model: TrainedModel, split: str, out: str | Path) -> list[Prediction]:
     """Ask every query of a split, and write the predictions.
 
     They go to `OUT.part` batch by batch; a second run of the same model over the same split goes on after an
@@ -111,26 +117,34 @@ def answer_split(trained: Trained, split: str, out: str | Path) -> list[Predicti
       PredictionError: something else wrote to `OUT.part` meanwhile.
       OSError: the file cannot be written.
     """
-    config, out = trained.config, Path(out)
-    opened = open_split(config, split, trained.tokenizers, trained.sizes)
-    part, total, batch = PartialPredictions(out, opened.queries), len(opened.queries), config.data.eval_batch
+    config, out = model.config, Path(out)
+    dataset_split = open_split(config, split, model.tokenizers, model.model_config)
+    partial_path, total, batch = (
+        PartialPredictions(out, dataset_split.queries),
+        len(dataset_split.queries),
+        config.data.eval_batch,
+    )
     with one_writer(out.with_name(out.name + ".lock")):
-        done = agreed(part.resume(made_of(trained, opened), batch) if is_first() else 0)
-        if done < total:
-            max_duration = max(query.duration for query in opened.queries)
-            predict = trained.predictor(answer_tokens(trained.tokenizers.t5, max_duration, config.behaviour))
-            answers = ask(config, opened, trained.tokenizers.t5, predict, first=done // batch)
+        num_done = broadcast_int(partial_path.resume(made_of(model, dataset_split), batch) if is_primary() else 0)
+        if num_done < total:
+            max_duration = max(query.duration for query in dataset_split.queries)
+            predict = model.compile_predictor(max_answer_tokens(model.tokenizers.t5, max_duration, config.behaviour))
+            answers = predict_answers(
+                config, dataset_split, model.tokenizers.t5, predict, first_batch=num_done // batch
+            )
             # All hosts know all answers; one writes them down.
-            with open(part.path if is_first() else os.devnull, "a", encoding="utf-8") as file:
-                for answer in _shown(answers, split, done, total):
-                    write_line(file, json.dumps(prediction_row(predicted(opened.queries[answer.row], answer))))
-        if is_first():
-            part.finish()
-        meet("answered")
+            with open(partial_path.path if is_primary() else os.devnull, "a", encoding="utf-8") as file:
+                for answer in _with_progress(answers, split, num_done, total):
+                    write_line(
+                        file, json.dumps(prediction_to_json(to_prediction(dataset_split.queries[answer.row], answer)))
+                    )
+        if is_primary():
+            partial_path.finish()
+        barrier("answered")
         return read_predictions(out)
 
 
-def made_of(trained: Trained, opened: Split) -> dict[str, Any]:
+def made_of(trained: TrainedModel, opened: DatasetSplit) -> dict[str, Any]:
     """Return what the answers to a split depend on, by name, in values that JSON can hold.
 
     Names of folders are not among them: what they hold is, by SHA-256, or by size and time of the last change where
@@ -139,11 +153,11 @@ def made_of(trained: Trained, opened: Split) -> dict[str, Any]:
     Raises:
       OSError: a file of the run is gone.
     """
-    config, tables = trained.config, opened.tables
+    config, tables = trained.config, opened.dataset
     fields = {
         f"config.{name}": value
-        for name, value in flat(to_dict(config))
-        if name not in PATHS and not any(name == field or name.startswith(f"{field}.") for field in HARMLESS)
+        for name, value in flatten(to_dict(config))
+        if name not in PATHS and not any(name == field or name.startswith(f"{field}.") for field in IGNORED_ON_RESUME)
     }
     asked = [
         (query.qid, query.video, query.query, query.items, query.duration, _listed(query.stage1_windows))
@@ -198,22 +212,22 @@ def write_line(file: TextIO, line: str) -> None:
         ) from error
 
 
-def predicted(query: Query, answer: Answer) -> Prediction:
+def to_prediction(query: Query, answer: Answer) -> Prediction:
     """Return the answer to a query as it is written down."""
     duration = int(query.duration) if float(query.duration).is_integer() else query.duration
-    found = answer.moments
-    return Prediction(query.qid, query.query, query.video, found.windows, found.text, found.status, duration)
+    moments = answer.moments
+    return Prediction(query.qid, query.query, query.video, moments.windows, moments.text, moments.status, duration)
 
 
-def _shown(answers: Iterator[Answer], split: str, done: int, total: int) -> Iterator[Answer]:
+def _with_progress(answers: Iterator[Answer], split: str, num_done: int, total: int) -> Iterator[Answer]:
     return iter(
         tqdm(
             answers,
             desc=f"asking {split}",
-            initial=done,
+            initial=num_done,
             total=total,
             unit="query",
             dynamic_ncols=True,
-            disable=not is_first(),
+            disable=not is_primary(),
         )
     )

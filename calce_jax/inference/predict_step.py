@@ -17,12 +17,12 @@ from jaxtyping import Array, Int, UInt8
 
 from calce_jax.batch import Batch
 from calce_jax.config import Behaviour, RunConfig
-from calce_jax.models.beam_search import Answers, beam_search
-from calce_jax.models.calce import Calce, Reading, Selection
-from calce_jax.models.feature_codec import seen_in
-from calce_jax.models.keyframes.reference_noise import Chance, draw_chance
-from calce_jax.models.layers import Key, Remat
-from calce_jax.models.vision_features import Looked, Seen
+from calce_jax.models.beam_search import BeamSearchOutput, beam_search
+from calce_jax.models.calce import Calce, PromptSelection, SelectionConfig
+from calce_jax.models.feature_codec import load_or_encode
+from calce_jax.models.keyframes.reference_noise import ReferenceNoise, draw_reference_noise
+from calce_jax.models.layers import Key, RematPolicy
+from calce_jax.models.vision_features import QFormerFeatures, VisionFeatures
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class StepConfig:
       beams, answer_length: of the search; the length in tokens includes the end.
     """
 
-    selection: Selection
+    selection: SelectionConfig
     buckets: tuple[int, ...]
-    remat: Remat = "none"
-    beams: int = 5
-    answer_length: int = 70
+    remat: RematPolicy = "none"
+    num_beams: int = 5
+    max_answer_length: int = 70
 
     @property
     def behaviour(self) -> Behaviour:
@@ -52,27 +52,31 @@ class StepConfig:
 class BatchPrediction:
     """What is brought back for each sample of a batch: to every host for all of them, wherever they were read."""
 
-    answers: Answers
-    reading: Reading
+    answers: BeamSearchOutput
+    reading: PromptSelection
     about: Batch  # without frames
 
 
-def at_bucket(buckets: tuple[int, ...], needed: Int[Array, " B"], run: Callable[[int], Any]) -> tuple[Any, Array]:
+def switch_bucket(
+    buckets: tuple[int, ...], prompt_lengths: Int[Array, " B"], run: Callable[[int], Any]
+) -> tuple[Any, Array]:
     """Run `run(length)` at the smallest bucket that holds the longest prompt; also return that length."""
     lengths = jnp.array(buckets, jnp.int32)
-    index = jnp.minimum((needed.max() > lengths).sum(), len(buckets) - 1)
+    index = jnp.minimum((prompt_lengths.max() > lengths).sum(), len(buckets) - 1)
     branches = [lambda length=length: run(length) for length in buckets]
     return jax.lax.switch(index, branches), lengths[index]
 
 
-def chance_of(config: StepConfig, batch: Batch, key: Key = None) -> Chance | None:
+def draw_noise_for_batch(config: StepConfig, batch: Batch, key: Key = None) -> ReferenceNoise | None:
     """Return what the selection of a batch draws: under "reference" as the original does, otherwise nothing.
 
     Without a key, as in evaluation, a row meets the same chance whenever it is asked; there every run is another.
     """
     if config.behaviour == "default":
         return None
-    return draw_chance(jax.random.key(0) if key is None else key, batch.row, batch.present.shape[1])
+    return draw_reference_noise(
+        jax.random.key(0) if key is None else key, batch.example_index, batch.frame_mask.shape[1]
+    )
 
 
 def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.State, Batch], BatchPrediction]:
@@ -80,24 +84,33 @@ def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.Sta
 
     def predict(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> BatchPrediction:
         model: Calce = nnx.merge(graph, trainable, frozen)
-        return predicted(model, config, seen_in(model, batch), batch)
+        return predict_from_features(model, config, load_or_encode(model, batch), batch)
 
     return predict
 
 
-def predicted(model: Calce, config: StepConfig, seen: Seen, batch: Batch) -> BatchPrediction:
+def predict_from_features(
+    model: Calce, config: StepConfig, vision_features: VisionFeatures, batch: Batch
+) -> BatchPrediction:
     """Answer the queries of a batch about what was seen; its frames are not read."""
-    reading = model.read(seen, batch, config.selection, chance=chance_of(config, batch))
+    prompt_selection = model.select(
+        vision_features, batch, config.selection, reference_noise=draw_noise_for_batch(config, batch)
+    )
 
-    def run(length: int) -> Answers:
-        x, mask = model.embed(seen, batch, reading, length)
+    def run(length: int) -> BeamSearchOutput:
+        x, mask = model.embed_prompt(vision_features, batch, prompt_selection, length)
         memory = model.t5.encode(x, mask)
         return beam_search(
-            model.t5, memory, mask, beams=config.beams, length=config.answer_length, behaviour=config.behaviour
+            model.t5,
+            memory,
+            mask,
+            num_beams=config.num_beams,
+            max_length=config.max_answer_length,
+            behaviour=config.behaviour,
         )
 
-    answers, _ = at_bucket(config.buckets, reading.needed, run)
-    return BatchPrediction(answers=answers, reading=reading, about=batch.without_frames())
+    answers, _ = switch_bucket(config.buckets, prompt_selection.prompt_lengths, run)
+    return BatchPrediction(answers=answers, reading=prompt_selection, about=batch.without_frames())
 
 
 def compile_predict(predict: Callable[..., BatchPrediction], mesh: Mesh) -> Callable[..., BatchPrediction]:
@@ -105,10 +118,10 @@ def compile_predict(predict: Callable[..., BatchPrediction], mesh: Mesh) -> Call
     return jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def step_config(config: RunConfig, answer_tokens: int) -> StepConfig:
+def step_config(config: RunConfig, max_answer_tokens: int) -> StepConfig:
     """Return what the two programs need to know; answers may have `answer_tokens`."""
     return StepConfig(
-        selection=Selection(
+        selection=SelectionConfig(
             stage=config.stage,
             mode=config.keyframes.mode,
             clusters=config.keyframes.clusters,
@@ -118,25 +131,27 @@ def step_config(config: RunConfig, answer_tokens: int) -> StepConfig:
         ),
         buckets=config.text.buckets,
         remat=config.model.remat,
-        beams=config.generation.beams,
-        answer_length=answer_tokens,
+        num_beams=config.generation.beams,
+        max_answer_length=max_answer_tokens,
     )
 
 
-def make_look(graph: Any) -> Callable[[nnx.State, nnx.State, UInt8[Array, "B T Y X 3"]], Looked]:
+def make_encode_video(graph: Any) -> Callable[[nnx.State, nnx.State, UInt8[Array, "B T Y X 3"]], QFormerFeatures]:
     """Build `look(trainable, frozen, frames) -> Looked`, to be jitted."""
 
-    def look(trainable: nnx.State, frozen: nnx.State, frames: UInt8[Array, "B T Y X 3"]) -> Looked:
+    def encode_video(trainable: nnx.State, frozen: nnx.State, frames: UInt8[Array, "B T Y X 3"]) -> QFormerFeatures:
         model: Calce = nnx.merge(graph, trainable, frozen)
-        return model.look(model.see(frames))
+        return model.encode_queries(model.encode_frames(frames))
 
-    return look
+    return encode_video
 
 
-def make_answer(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.State, Looked, Batch], BatchPrediction]:
+def make_predict_from_features(
+    graph: Any, config: StepConfig
+) -> Callable[[nnx.State, nnx.State, QFormerFeatures, Batch], BatchPrediction]:
     """Build `answer(trainable, frozen, looked, batch) -> BatchPrediction`, to be jitted. It does not read `batch.frames`."""
 
-    def answer(trainable: nnx.State, frozen: nnx.State, looked: Looked, batch: Batch) -> BatchPrediction:
-        return predicted(nnx.merge(graph, trainable, frozen), config, looked, batch)
+    def predict(trainable: nnx.State, frozen: nnx.State, features: QFormerFeatures, batch: Batch) -> BatchPrediction:
+        return predict_from_features(nnx.merge(graph, trainable, frozen), config, features, batch)
 
-    return answer
+    return predict

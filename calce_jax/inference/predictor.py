@@ -13,24 +13,24 @@ import numpy as np
 
 from calce_jax.batch import Batch
 from calce_jax.distributed.sharding import put_batch
-from calce_jax.inference.answers import Answer, read_answers
-from calce_jax.inference.predict_step import BatchPrediction, make_answer, make_look, step_config
-from calce_jax.inference.trained_run import Trained
+from calce_jax.inference.answers import Answer, decode_answers
+from calce_jax.inference.predict_step import BatchPrediction, make_encode_video, make_predict_from_features, step_config
+from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.input_pipeline import text_sizes
 from calce_jax.input_pipeline.batches import input_config
 from calce_jax.input_pipeline.dataset import Example
-from calce_jax.input_pipeline.rows import Row, RowMaker, as_batch
-from calce_jax.models.vision_features import Looked
-from calce_jax.text.prompt import PromptWriter, longest_answer
+from calce_jax.input_pipeline.rows import Row, RowMaker, stack_rows
+from calce_jax.models.vision_features import QFormerFeatures
+from calce_jax.text.prompt import PromptWriter, answer_token_limit
 
 
-def ask(trained: Trained, examples: Sequence[Example]) -> list[Answer]:
+def predict_examples(model: TrainedModel, examples: Sequence[Example]) -> list[Answer]:
     """Ask about examples, each with a video of its own."""
-    asker = Asker(trained, max(example.duration for example in examples))
-    return asker.ask(examples, [asker.look(example) for example in examples])
+    predictor = Predictor(model, max(example.duration for example in examples))
+    return predictor.predict(examples, [predictor.encode_video(example) for example in examples])
 
 
-class Asker:
+class Predictor:
     """A trained run, ready for examples.
 
     Args:
@@ -42,50 +42,50 @@ class Asker:
       most: queries in a batch at most.
     """
 
-    def __init__(self, trained: Trained, longest: float):
-        config, tokenizers = trained.config, trained.tokenizers
-        inputs = input_config(config, config.data.eval_split, trained.sizes, training=False)
+    def __init__(self, model: TrainedModel, max_duration: float):
+        config, tokenizers = model.config, model.tokenizers
+        inputs = input_config(config, config.data.eval_split, model.model_config, training=False)
         writer = PromptWriter(
             tokenizers.t5, tokenizers.bert, text_sizes(inputs), stage=config.stage, behaviour=config.behaviour
         )
-        self.trained, self.frames = trained, config.data.frames
-        self._with_pixels, self._make = (
+        self.model, self.num_frames = model, config.data.frames
+        self._make_pixel_row, self._make_row = (
             RowMaker(
                 writer,
                 image_size=inputs.image_size,
-                windows=inputs.windows,
+                max_windows=inputs.max_windows,
                 use_captions=inputs.use_captions,
-                pixels=pixels,
+                decode_pixels=pixels,
             )
             for pixels in (True, False)
         )
-        self._answer_tokens = longest_answer(tokenizers.t5, longest)
-        self._devices = trained.mesh.shape["data"] * trained.mesh.shape["fsdp"]
-        self.most = inputs.batch_size
+        self._max_answer_tokens = answer_token_limit(tokenizers.t5, max_duration)
+        self._num_devices = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
+        self.max_batch_size = inputs.batch_size
 
-    def look(self, example: Example) -> Looked:
+    def encode_video(self, example: Example) -> QFormerFeatures:
         """Return what is seen in an example's video, on the host, with a first axis of 1."""
-        row = self._with_pixels(example, 0, None)
-        frames = np.stack([row["frames"]] * self._devices)
-        looked = self._run(self._look, frames)
-        return jax.tree.map(lambda array: array[:1], looked)
+        row = self._make_pixel_row(example, 0, None)
+        frames = np.stack([row["frames"]] * self._num_devices)
+        features = self._run(self._encode_video, frames)
+        return jax.tree.map(lambda array: array[:1], features)
 
-    def looked_of(self, arrays: Mapping[str, np.ndarray]) -> Looked:
+    def looked_of(self, arrays: Mapping[str, np.ndarray]) -> QFormerFeatures:
         """Return what `look` returned, from the arrays of its fields.
 
         Raises:
           ValueError: these are not fields, shapes and dtypes that `look` returns.
         """
-        sizes, qformer = self.trained.sizes, self.trained.sizes.qformer
+        sizes, qformer = self.model.model_config, self.model.model_config.qformer
         expected = {
-            "means": ((1, self.frames, sizes.vit.width), jnp.dtype(jnp.float32)),
-            "queries": ((1, self.frames, qformer.queries, qformer.width), jnp.dtype(sizes.dtype)),
+            "means": ((1, self.num_frames, sizes.vit.width), jnp.dtype(jnp.float32)),
+            "queries": ((1, self.num_frames, qformer.query_tokens, qformer.width), jnp.dtype(sizes.dtype)),
         }
         if (found := {name: (array.shape, array.dtype) for name, array in arrays.items()}) != expected:
             raise ValueError(f"it holds {found}, what is seen in a video is {expected}")
-        return Looked(**arrays)
+        return QFormerFeatures(**arrays)
 
-    def ask(self, examples: Sequence[Example], looked: Sequence[Looked]) -> list[Answer]:
+    def predict(self, examples: Sequence[Example], features: Sequence[QFormerFeatures]) -> list[Answer]:
         """Return the answers, in order.
 
         Args:
@@ -94,34 +94,39 @@ class Asker:
         """
         answers: list[Answer] = []
         # One of two sizes: a short video and a sentence is the common case, and any other would be compiled anew.
-        size = 1 if len(examples) == 1 else self.most
-        size = -(-size // self._devices) * self._devices
+        size = 1 if len(examples) == 1 else self.max_batch_size
+        size = -(-size // self._num_devices) * self._num_devices
         for first in range(0, len(examples), size):
-            rows = [self._make(example, n, None) for n, example in enumerate(examples[first : first + size], first)]
-            batch = Batch(**as_batch(self._filled(rows, size)))
-            seen = list(looked[first : first + size])
-            seen += [seen[0]] * (size - len(seen))
-            together = jax.tree.map(lambda *arrays: np.concatenate(arrays), *seen)
-            prediction: BatchPrediction = self._run(self._answer, together, batch)
-            config = self.trained.config
-            answers += read_answers(
-                prediction, self.trained.tokenizers.t5, by=config.generation.window_order, behaviour=config.behaviour
+            rows = [self._make_row(example, n, None) for n, example in enumerate(examples[first : first + size], first)]
+            batch = Batch(**stack_rows(self._pad_rows(rows, size)))
+            batch_features = list(features[first : first + size])
+            batch_features += [batch_features[0]] * (size - len(batch_features))
+            stacked = jax.tree.map(lambda *arrays: np.concatenate(arrays), *batch_features)
+            prediction: BatchPrediction = self._run(self._predict, stacked, batch)
+            config = self.model.config
+            answers += decode_answers(
+                prediction,
+                self.model.tokenizers.t5,
+                window_order=config.generation.window_order,
+                behaviour=config.behaviour,
             )
         return answers
 
-    def _filled(self, rows: Sequence[Row], size: int) -> list[Row]:
-        return [*rows, *[self._make.filler(rows[0])] * (size - len(rows))]
+    def _pad_rows(self, rows: Sequence[Row], size: int) -> list[Row]:
+        return [*rows, *[self._make_row.padding_row(rows[0])] * (size - len(rows))]
 
-    def _run(self, program: Callable[..., Any], *host: Any) -> Any:
-        trained = self.trained
-        with jax.set_mesh(trained.mesh):
-            placed = [put_batch(each, trained.mesh) for each in host]
-            return jax.device_get(program(trained.trainable, trained.frozen, *placed))
-
-    @cached_property
-    def _look(self) -> Callable[..., Looked]:
-        return jax.jit(make_look(self.trained.graph))
+    def _run(self, program: Callable[..., Any], *inputs: Any) -> Any:
+        model = self.model
+        with jax.set_mesh(model.mesh):
+            placed = [put_batch(array, model.mesh) for array in inputs]
+            return jax.device_get(program(model.trainable, model.frozen, *placed))
 
     @cached_property
-    def _answer(self) -> Callable[..., BatchPrediction]:
-        return jax.jit(make_answer(self.trained.graph, step_config(self.trained.config, self._answer_tokens)))
+    def _encode_video(self) -> Callable[..., QFormerFeatures]:
+        return jax.jit(make_encode_video(self.model.graph))
+
+    @cached_property
+    def _predict(self) -> Callable[..., BatchPrediction]:
+        return jax.jit(
+            make_predict_from_features(self.model.graph, step_config(self.model.config, self._max_answer_tokens))
+        )

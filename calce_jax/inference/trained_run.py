@@ -13,14 +13,14 @@ from calce_jax.batch import Batch
 from calce_jax.checkpoints.restore import build_model, calce_config, restore_trainables
 from calce_jax.config import RunConfig, read_config
 from calce_jax.distributed.sharding import make_mesh
-from calce_jax.inference.length_grouping import Grouper, predict_all
+from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
 from calce_jax.inference.predict_step import BatchPrediction, compile_predict, make_predict, step_config
 from calce_jax.models.calce import CalceConfig
 from calce_jax.text.tokenizers import Tokenizers, open_tokenizers
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A model with the config it was trained by.
 
     Fields:
@@ -32,7 +32,7 @@ class Trained:
     """
 
     config: RunConfig
-    sizes: CalceConfig
+    model_config: CalceConfig
     tokenizers: Tokenizers
     mesh: Mesh
     graph: Any
@@ -40,15 +40,15 @@ class Trained:
     frozen: nnx.State
     checkpoint: Path | None = None
 
-    def predictor(self, answer_tokens: int) -> Callable[[Iterable[Batch]], Iterator[BatchPrediction]]:
+    def compile_predictor(self, max_answer_tokens: int) -> Callable[[Iterable[Batch]], Iterator[BatchPrediction]]:
         """Compile the prediction for answers of at most so many tokens; it takes this host's parts of batches."""
-        programs, window = step_config(self.config, answer_tokens), self.config.data.group
-        grouper = Grouper(self.graph, programs, self.mesh) if window > 1 else None
-        predict = compile_predict(make_predict(self.graph, programs), self.mesh)
-        every = predict_all(predict, self.mesh, grouper, window)
+        program_config, batches_per_window = step_config(self.config, max_answer_tokens), self.config.data.group
+        grouper = LengthGrouper(self.graph, program_config, self.mesh) if batches_per_window > 1 else None
+        predict = compile_predict(make_predict(self.graph, program_config), self.mesh)
+        predict_batches = make_batch_predictor(predict, self.mesh, grouper, batches_per_window)
 
         def run(batches: Iterable[Batch]) -> Iterator[BatchPrediction]:
-            predictions = every(self.trainable, self.frozen, batches)
+            predictions = predict_batches(self.trainable, self.frozen, batches)
             while True:
                 with jax.set_mesh(self.mesh):
                     prediction = next(predictions, None)
@@ -59,15 +59,15 @@ class Trained:
         return run
 
 
-def open_trained(
+def load_trained_model(
     workdir: str | Path,
     *,
-    which: Literal["best", "latest"] = "best",
-    directory: str | None = None,
+    checkpoint: Literal["best", "latest"] = "best",
+    data_dir: str | None = None,
     mesh: str | None = None,
     use_captions: bool | None = None,
     features: str | None = None,
-) -> Trained:
+) -> TrainedModel:
     """Open the run in a workdir.
 
     Args:
@@ -83,17 +83,17 @@ def open_trained(
     config = read_config(workdir)
     data = replace(
         config.data,
-        directory=config.data.directory if directory is None else directory,
+        directory=config.data.directory if data_dir is None else data_dir,
         use_captions=config.data.use_captions if use_captions is None else use_captions,
         features=config.data.features if features is None else features,
     )
-    base = open_base(replace(config, data=data, mesh=config.mesh if mesh is None else mesh))
+    base = load_base_model(replace(config, data=data, mesh=config.mesh if mesh is None else mesh))
     with jax.set_mesh(base.mesh):
-        trainable, checkpoint = restore_trainables(Path(workdir), base.trainable, which)
+        trainable, checkpoint = restore_trainables(Path(workdir), base.trainable, checkpoint)
     return replace(base, trainable=trainable, checkpoint=checkpoint)
 
 
-def open_base(config: RunConfig) -> Trained:
+def load_base_model(config: RunConfig) -> TrainedModel:
     """Open the base weights that a config names as they are, before any training: adapters do nothing at first.
 
     Raises:
@@ -101,10 +101,10 @@ def open_base(config: RunConfig) -> Trained:
       TokenizerError: a tokenizer is missing.
     """
     tokenizers = open_tokenizers(config)
-    sizes, devices = (
+    model_config, mesh = (
         calce_config(config, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert)),
         make_mesh(config.mesh),
     )
-    with jax.set_mesh(devices):
-        graph, trainable, frozen = build_model(sizes, config, devices)
-    return Trained(config, sizes, tokenizers, devices, graph, trainable, frozen)
+    with jax.set_mesh(mesh):
+        graph, trainable, frozen = build_model(model_config, config, mesh)
+    return TrainedModel(config, model_config, tokenizers, mesh, graph, trainable, frozen)

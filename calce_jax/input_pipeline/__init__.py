@@ -4,18 +4,18 @@ from calce_jax.input_pipeline.batches import (
     InputConfig,
     InputError,
     abstract_batch,
-    batches_an_epoch,
+    batches_per_epoch,
     make_iterator,
     text_sizes,
 )
-from calce_jax.input_pipeline.row_flags import NoteCounter
+from calce_jax.input_pipeline.row_flags import RowFlagCounter
 
 __all__ = [
     "InputConfig",
     "InputError",
-    "NoteCounter",
+    "RowFlagCounter",
     "abstract_batch",
-    "batches_an_epoch",
+    "batches_per_epoch",
     "make_iterator",
     "text_sizes",
 ]

@@ -11,10 +11,10 @@ from jaxtyping import Float32, UInt8
 
 from calce_jax.config import Behaviour
 
-SCALE = (0.5, 1.0)  # of the area
-RATIO = (3 / 4, 4 / 3)  # width to height
-ATTEMPTS = 10
-CUBIC = -0.75  # the free parameter of the bicubic kernel, PyTorch's choice
+AREA_SCALE = (0.5, 1.0)  # of the area
+ASPECT_RATIO = (3 / 4, 4 / 3)  # width to height
+MAX_ATTEMPTS = 10
+BICUBIC_A = -0.75  # the free parameter of the bicubic kernel, PyTorch's choice
 
 
 class Crop(NamedTuple):
@@ -26,18 +26,18 @@ class Crop(NamedTuple):
     width: int
 
 
-def draw_crop(rng: np.random.Generator, height: int, width: int) -> Crop:
+def sample_crop(rng: np.random.Generator, height: int, width: int) -> Crop:
     """Draw a rectangle as torchvision's RandomResizedCrop does: area and log of the ratio uniform, then the place.
 
     Where ten draws do not fit, the central rectangle whose ratio is nearest to that of the whole is taken.
     """
-    for _ in range(ATTEMPTS):
-        area = height * width * rng.uniform(*SCALE)
-        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+    for _ in range(MAX_ATTEMPTS):
+        area = height * width * rng.uniform(*AREA_SCALE)
+        ratio = math.exp(rng.uniform(math.log(ASPECT_RATIO[0]), math.log(ASPECT_RATIO[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return Crop(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
-    ratio = min(max(width / height, RATIO[0]), RATIO[1])
+    ratio = min(max(width / height, ASPECT_RATIO[0]), ASPECT_RATIO[1])
     w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
     return Crop((height - h) // 2, (width - w) // 2, h, w)
 
@@ -59,37 +59,37 @@ def crop_and_resize(
       behaviour: by default values are rounded and end at 0 and 255. "reference" cuts off decimals and wraps, as the
         original's cast does: 258.4 becomes 2, and -11.6 becomes 245.
     """
-    resized = resize(frames, crop, size)
+    resized = bicubic_resize(frames, crop, size)
     if behaviour == "reference":
         return resized.astype(np.int32).astype(np.uint8)
     return np.rint(resized.clip(0, 255)).astype(np.uint8)
 
 
-def resize(frames: UInt8[np.ndarray, "T H W 3"], crop: Crop, size: int) -> Float32[np.ndarray, "T S S 3"]:
+def bicubic_resize(frames: UInt8[np.ndarray, "T H W 3"], crop: Crop, size: int) -> Float32[np.ndarray, "T S S 3"]:
     """Return what `crop_and_resize` makes into bytes."""
     top, left, height, width = crop
-    cut = frames[:, top : top + height, left : left + width]
+    cropped = frames[:, top : top + height, left : left + width]
     # Both products are large matrix products when the colours are planes.
-    planes = np.ascontiguousarray(cut.transpose(0, 3, 1, 2), dtype=np.float32)
-    rows = weights(height, size) @ planes
-    return (rows @ weights(width, size).T).transpose(0, 2, 3, 1)
+    planes = np.ascontiguousarray(cropped.transpose(0, 3, 1, 2), dtype=np.float32)
+    rows = bicubic_weights(height, size) @ planes
+    return (rows @ bicubic_weights(width, size).T).transpose(0, 2, 3, 1)
 
 
-def weights(count: int, size: int) -> Float32[np.ndarray, "S N"]:
+def bicubic_weights(in_size: int, out_size: int) -> Float32[np.ndarray, "S N"]:
     """Return the matrix that resamples `count` samples at `size` places: four cubic weights a row.
 
     Places are those of pixel centres; beyond the border the outermost sample is repeated.
     """
-    place = (np.arange(size) + 0.5) * (count / size) - 0.5
-    first = np.floor(place)
-    matrix = np.zeros((size, count))
+    position = (np.arange(out_size) + 0.5) * (in_size / out_size) - 0.5
+    first = np.floor(position)
+    matrix = np.zeros((out_size, in_size))
     for tap in range(-1, 3):
-        sample = np.clip(first + tap, 0, count - 1).astype(np.int64)
-        np.add.at(matrix, (np.arange(size), sample), _cubic(np.abs(place - first - tap)))
+        sample = np.clip(first + tap, 0, in_size - 1).astype(np.int64)
+        np.add.at(matrix, (np.arange(out_size), sample), _bicubic_kernel(np.abs(position - first - tap)))
     return matrix.astype(np.float32)
 
 
-def _cubic(x: np.ndarray) -> np.ndarray:
-    near = ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
-    far = ((CUBIC * x - 5 * CUBIC) * x + 8 * CUBIC) * x - 4 * CUBIC
+def _bicubic_kernel(x: np.ndarray) -> np.ndarray:
+    near = ((BICUBIC_A + 2) * x - (BICUBIC_A + 3)) * x * x + 1
+    far = ((BICUBIC_A * x - 5 * BICUBIC_A) * x + 8 * BICUBIC_A) * x - 4 * BICUBIC_A
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))

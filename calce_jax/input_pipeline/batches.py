@@ -18,16 +18,16 @@ from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch, Features
 from calce_jax.config import Behaviour, RunConfig
-from calce_jax.input_pipeline.buffer_pool import Room
-from calce_jax.input_pipeline.dataset import Example, open_tables
-from calce_jax.input_pipeline.feature_store import FeatureFolder
-from calce_jax.input_pipeline.rows import InputError, RowMaker, as_batch
+from calce_jax.input_pipeline.buffer_pool import BufferPool
+from calce_jax.input_pipeline.dataset import Example, open_dataset
+from calce_jax.input_pipeline.feature_store import FeatureStore
+from calce_jax.input_pipeline.rows import InputError, RowMaker, stack_rows
 from calce_jax.models.calce import CalceConfig
 from calce_jax.text.prompt import PromptWriter
 from calce_jax.text.text_row import TextSizes
 
 # Batches that each process has ready beyond the one in use. One of full size takes 30 MB a video, features 54 to 109.
-AHEAD = 2
+PREFETCH_BATCHES = 2
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,18 @@ class InputConfig:
     frames: int
     image_size: int
     batch_size: int
-    captions: int
-    words: int
+    max_captions: int
+    bert_tokens: int
     text_tokens: int
-    windows: int
+    max_windows: int
     answer_tokens: int
-    max_text: int = 200
+    max_text_tokens: int = 200
     augment: bool = False
     shuffle: bool = False
     remainder: Literal["drop", "fill"] = "fill"
-    epochs: int | None = 1
+    num_epochs: int | None = 1
     seed: int = 0
-    workers: int = 0
+    num_workers: int = 0
     use_captions: bool = True
     behaviour: Behaviour = "default"
     features: str = ""
@@ -82,17 +82,17 @@ def text_sizes(config: InputConfig) -> TextSizes:
     """Return the shapes of a row's text."""
     return TextSizes(
         frames=config.frames,
-        captions=config.captions,
-        words=config.words,
+        captions=config.max_captions,
+        bert_tokens=config.bert_tokens,
         text_tokens=config.text_tokens,
         answer_tokens=config.answer_tokens,
-        max_text=config.max_text,
+        max_text=config.max_text_tokens,
     )
 
 
-def batches_an_epoch(queries: int, config: InputConfig) -> int:
+def batches_per_epoch(num_queries: int, config: InputConfig) -> int:
     """Return the number of batches that an epoch of so many queries has."""
-    full, rest = divmod(queries, config.batch_size)
+    full, rest = divmod(num_queries, config.batch_size)
     return full + (rest > 0 and config.remainder == "fill")
 
 
@@ -102,30 +102,30 @@ def abstract_batch(config: InputConfig) -> Batch:
     def array(dtype: type[np.generic] | type[bool] | np.dtype, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
 
-    t, w = config.frames, config.windows
+    t, w = config.frames, config.max_windows
     s, features = config.image_size, None
     if config.features:
-        made, s = FeatureFolder(config.features).made, 0
-        values = array(made.dtype, t, made.tokens, made.width)
-        scale = array(np.float32, t, made.tokens, made.scales) if made.scales else None
-        features = Features(values, scale, array(np.float32, t, made.means) if made.means else None)
+        metadata, s = FeatureStore(config.features).metadata, 0
+        values = array(metadata.dtype, t, metadata.tokens, metadata.width)
+        scale = array(np.float32, t, metadata.tokens, metadata.scales) if metadata.scales else None
+        features = Features(values, scale, array(np.float32, t, metadata.means) if metadata.means else None)
     return Batch(
         frames=array(np.uint8, t, s, s, 3),
-        present=array(bool, t),
+        frame_mask=array(bool, t),
         times=array(np.float32, t),
         duration=array(np.float32),
         tokens=array(np.int32, config.text_tokens),
         spans=array(np.int32, text_sizes(config).spans, 2),
-        query_words=array(np.int32, config.words),
-        caption_words=array(np.int32, config.captions, config.words),
-        talk=array(bool),
-        spoken=array(bool, t),
-        windows=array(np.float32, w, 2),
-        window_valid=array(bool, w),
+        query_bert_tokens=array(np.int32, config.bert_tokens),
+        caption_bert_tokens=array(np.int32, config.max_captions, config.bert_tokens),
+        is_speech_query=array(bool),
+        has_speech=array(bool, t),
+        stage1_windows=array(np.float32, w, 2),
+        window_mask=array(bool, w),
         labels=array(np.int32, config.answer_tokens),
-        valid=array(bool),
-        row=array(np.int32),
-        notes=array(np.int32),
+        row_mask=array(bool),
+        example_index=array(np.int32),
+        row_flags=array(np.int32),
         features=features,
     )
 
@@ -156,12 +156,12 @@ def make_iterator(
       FeaturesError: there is no such folder of features.
     """
     if examples is None:
-        examples = open_tables(config.folder, config.split)
+        examples = open_dataset(config.folder, config.split)
     if config.batch_size % process_count:
         raise InputError(
             f"batch_size: {config.batch_size} cannot be shared by {process_count} hosts", "choose a multiple of it"
         )
-    if not batches_an_epoch(len(examples), config):
+    if not batches_per_epoch(len(examples), config):
         raise InputError(
             f"split {config.split} of {config.folder} has {len(examples)} queries, too few for a batch of "
             f"{config.batch_size}",
@@ -172,23 +172,27 @@ def make_iterator(
     order = grain.MapDataset.range(len(examples))
     if config.shuffle:
         order = order.shuffle(seed=config.seed)
-    order = order.batch(config.batch_size, drop_remainder=config.remainder == "drop").repeat(config.epochs)
+    order = order.batch(config.batch_size, drop_remainder=config.remainder == "drop").repeat(config.num_epochs)
     if first_batch:
         order = order[first_batch:]
-    share = config.batch_size // process_count
-    load = _Load(config, t5, bert, examples, slice(process_index * share, (process_index + 1) * share))
+    rows_per_process = config.batch_size // process_count
+    load_batch = _BatchLoader(
+        config, t5, bert, examples, slice(process_index * rows_per_process, (process_index + 1) * rows_per_process)
+    )
     # Two threads on one core read a twentieth less than one.
-    ahead = grain.ReadOptions(num_threads=min(AHEAD, _cores()), prefetch_buffer_size=AHEAD)
-    batches = order.map_with_index(load).to_iter_dataset(ahead)
-    if config.workers:
+    read_options = grain.ReadOptions(
+        num_threads=min(PREFETCH_BATCHES, _available_cores()), prefetch_buffer_size=PREFETCH_BATCHES
+    )
+    batches = order.map_with_index(load_batch).to_iter_dataset(read_options)
+    if config.num_workers:
         if not flags.FLAGS.is_parsed():
             # Grain's workers are told absl's flags, which a program that is no absl app never parses.
             flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
-    return iter(batches.map(_batch))
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.num_workers))
+    return iter(batches.map(_to_batch))
 
 
-class _Load:
+class _BatchLoader:
     """Loads one host's part of a batch, given where the batch stands and the rows it holds."""
 
     def __init__(
@@ -197,71 +201,71 @@ class _Load:
         t5: PreTrainedTokenizerBase,
         bert: PreTrainedTokenizerBase,
         examples: Sequence[Example],
-        part: slice,
+        host_rows: slice,
     ):
         writer = PromptWriter(t5, bert, text_sizes(config), stage=config.stage, behaviour=config.behaviour)
-        self._make = RowMaker(
+        self._make_row = RowMaker(
             writer,
             image_size=config.image_size,
-            windows=config.windows,
+            max_windows=config.max_windows,
             use_captions=config.use_captions,
-            features=FeatureFolder(config.features) if config.features else None,
+            feature_store=FeatureStore(config.features) if config.features else None,
         )
-        self._config, self._examples, self._part = config, examples, part
+        self._config, self._examples, self._host_rows = config, examples, host_rows
         # Most of a batch by far; every frame is decoded to where it stays.
         size = 0 if config.features else config.image_size
-        self._room = Room((part.stop - part.start, config.frames, size, size, 3))
+        self._buffer_pool = BufferPool((host_rows.stop - host_rows.start, config.frames, size, size, 3))
 
-    def __call__(self, place: int, numbers: np.ndarray) -> dict[str, Any]:
-        config, first = self._config, numbers[0]
-        epoch = place // batches_an_epoch(len(self._examples), config)
-        numbers, share = numbers[self._part], self._part.stop - self._part.start
-        frames = self._room.array()
-        loaded = [self._row(epoch, int(number), into) for number, into in zip(numbers, frames, strict=False)]
-        if len(loaded) < share:
+    def __call__(self, batch_index: int, indices: np.ndarray) -> dict[str, Any]:
+        config, first = self._config, indices[0]
+        epoch = batch_index // batches_per_epoch(len(self._examples), config)
+        indices, rows_per_process = indices[self._host_rows], self._host_rows.stop - self._host_rows.start
+        frames = self._buffer_pool.acquire()
+        rows = [self._load_row(epoch, int(index), out) for index, out in zip(indices, frames, strict=False)]
+        if len(rows) < rows_per_process:
             # A host may have fillers alone; they are shaped like any row.
-            filler = self._make.filler(loaded[0] if loaded else self._row(epoch, int(first), frames[0]))
-            frames[len(loaded) :] = 0
-            loaded += [filler] * (share - len(loaded))
-        return as_batch(loaded, frames)
+            padding = self._make_row.padding_row(rows[0] if rows else self._load_row(epoch, int(first), frames[0]))
+            frames[len(rows) :] = 0
+            rows += [padding] * (rows_per_process - len(rows))
+        return stack_rows(rows, frames)
 
-    def _row(self, epoch: int, number: int, into: np.ndarray) -> Any:
+    def _load_row(self, epoch: int, index: int, out: np.ndarray) -> Any:
         config = self._config
-        rng = np.random.default_rng((config.seed, epoch, number)) if config.augment else None
-        return self._make(self._examples[number], number, rng, into)
+        rng = np.random.default_rng((config.seed, epoch, index)) if config.augment else None
+        return self._make_row(self._examples[index], index, rng, out)
 
 
-def _cores() -> int:
+def _available_cores() -> int:
     """Return how many cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _batch(fields: dict[str, Any]) -> Batch:
+def _to_batch(fields: dict[str, Any]) -> Batch:
     features = fields.pop("features", None)
     return Batch(**fields, features=features and Features(**features))
 
 
-def input_config(config: RunConfig, split: str, sizes: CalceConfig, *, training: bool) -> InputConfig:
+def input_config(config: RunConfig, split: str, model_config: CalceConfig, *, training: bool) -> InputConfig:
     """Return how a split is read: shuffled, repeated and cropped for training; once, in order and whole otherwise."""
     return InputConfig(
         folder=config.data.directory,
         split=split,
         stage=config.stage,
         frames=config.data.frames,
-        image_size=sizes.vit.image_size,
+        image_size=model_config.vit.image_size,
         batch_size=config.data.batch if training else config.data.eval_batch,
-        captions=config.data.captions,
-        words=config.text.bert_tokens,
+        max_captions=config.data.captions,
+        bert_tokens=config.text.bert_tokens,
         text_tokens=config.text.text_tokens,
-        windows=config.text.windows,
+        max_windows=config.text.windows,
         answer_tokens=config.text.answer_tokens,
-        max_text=config.text.max_text,
+        max_text_tokens=config.text.max_text,
         augment=training and config.data.augment,
         shuffle=training,
         remainder="drop" if training else "fill",
-        epochs=None if training else 1,
+        num_epochs=None if training else 1,
         seed=config.seed,
-        workers=config.data.workers if training else 0,
+        num_workers=config.data.workers if training else 0,
         use_captions=config.data.use_captions,
         behaviour=config.behaviour,
         features=config.data.features,

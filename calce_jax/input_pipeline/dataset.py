@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from calce_jax.errors import UserError
 
-Table = Literal["videos", "queries"]
+TableName = Literal["videos", "queries"]
 VERSION = "1.0.0"
 
 
@@ -42,7 +42,7 @@ class Query:
 
     qid: str | int
     video: str
-    row: int
+    video_row: int
     query: str
     items: list[str]
     duration: float
@@ -67,12 +67,12 @@ class Example(Query):
     keyframes: list[bytes]
     indices: np.ndarray
     times: np.ndarray
-    total: int
-    rate: float
+    total_frames: int
+    fps: float
     captions: list[tuple[float, float, str]]
 
 
-class Tables(Sequence[Example]):
+class MomentDataset(Sequence[Example]):
     """The queries of one split, each with its video, by random access.
 
     It may be pickled, into worker processes for instance; each process opens the files when it first reads.
@@ -86,22 +86,22 @@ class Tables(Sequence[Example]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, place: int) -> Example:
+    def __getitem__(self, index: int) -> Example:
         """Read query number `place`, from the end where negative.
 
         Raises:
           IndexError: there are not that many.
         """
-        place = range(self._length)[place]
-        query = _query(self._queries[place])
-        video = self._videos[query.row]
+        index = range(self._length)[index]
+        query = _to_query(self._queries[index])
+        video = self._videos[query.video_row]
         return Example(
             **{field.name: getattr(query, field.name) for field in fields(Query)},
             keyframes=list(video["keyframes"]),
             indices=video["indices"],
             times=video["times"],
-            total=int(video["total"]),
-            rate=float(video["rate"]),
+            total_frames=int(video["total"]),
+            fps=float(video["rate"]),
             captions=[
                 (start, end, text.decode())
                 for (start, end), text in zip(video["caption_times"].tolist(), video["caption_texts"], strict=True)
@@ -110,27 +110,27 @@ class Tables(Sequence[Example]):
 
     def queries(self) -> Iterator[Query]:
         """Go through all queries without reading a video."""
-        return map(_query, self._queries)
+        return map(_to_query, self._queries)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "split": self.split, "_length": self._length}
 
     @cached_property
     def _videos(self) -> Any:
-        return _source(self.folder, "videos", self.split)
+        return _open_table_source(self.folder, "videos", self.split)
 
     @cached_property
     def _queries(self) -> Any:
-        return _source(self.folder, "queries", self.split)
+        return _open_table_source(self.folder, "queries", self.split)
 
 
-def open_tables(folder: str | Path, split: str) -> Tables:
+def open_dataset(folder: str | Path, split: str) -> MomentDataset:
     """Open a split of a prepared folder.
 
     Raises:
       TablesError: the folder holds no tables, or tables of another version, or not this split.
     """
-    return Tables(Path(folder), split)
+    return MomentDataset(Path(folder), split)
 
 
 def _split_length(folder: Path, split: str) -> int:
@@ -143,17 +143,17 @@ def _split_length(folder: Path, split: str) -> int:
     return splits[split].num_examples
 
 
-def _source(folder: Path, table: Table, split: str) -> Any:
+def _open_table_source(folder: Path, table: TableName, split: str) -> Any:
     # TFDS's decorators hide the arguments of its methods from type checkers.
     builder: Any = open_table(folder, table)
     return builder.as_data_source(split)
 
 
-def _query(row: dict[str, Any]) -> Query:
+def _to_query(row: dict[str, Any]) -> Query:
     return Query(
         qid=json.loads(row["qid"]),
         video=row["video"].decode(),
-        row=int(row["row"]),
+        video_row=int(row["row"]),
         query=row["query"].decode(),
         items=[item.decode() for item in row["items"]],
         duration=float(row["duration"]),
@@ -163,20 +163,20 @@ def _query(row: dict[str, Any]) -> Query:
     )
 
 
-def open_table(folder: str | Path, table: Table) -> tfds.core.DatasetBuilder:
+def open_table(folder: str | Path, table: TableName) -> tfds.core.DatasetBuilder:
     """Open a table of a prepared folder.
 
     Raises:
       TablesError: it is not there, or of another version.
     """
-    place = Path(folder) / "tables" / table
-    if not (place / "dataset_info.json").is_file():
+    path = Path(folder) / "tables" / table
+    if not (path / "dataset_info.json").is_file():
         raise TablesError(
-            f"there are no tables in {folder}: {place} is missing", f"run launch/prepare.py with --out={folder}"
+            f"there are no tables in {folder}: {path} is missing", f"run launch/prepare.py with --out={folder}"
         )
-    builder = tfds.builder_from_directory(place)
+    builder = tfds.builder_from_directory(path)
     if str(builder.version) != VERSION:
         raise TablesError(
-            f"{place} has version {builder.version}, this program reads {VERSION}", "run launch/prepare.py again"
+            f"{path} has version {builder.version}, this program reads {VERSION}", "run launch/prepare.py again"
         )
     return builder

@@ -10,50 +10,59 @@ from typing import cast
 import jax
 
 from calce_jax.config import RunConfig, packaged_path
-from calce_jax.input_pipeline.feature_store import FeatureFolder, FeaturesError, Made, differences
+from calce_jax.input_pipeline.feature_store import FeatureMetadata, FeaturesError, FeatureStore, diff_metadata
 from calce_jax.models.calce import CalceConfig
-from calce_jax.models.feature_codec import Of, Store, scales
+from calce_jax.models.feature_codec import FeatureSource, StorageDtype, count_scales
 from calce_jax.storage.provenance import git_revision
 
 # The weights that decide what is seen.
-PARTS: dict[Of, tuple[str, ...]] = {"vit": ("vit/",), "qformer": ("vit/", "ln_vision/", "qformer/")}
-CHUNK = 2**24
-SHOWN = 5
+FINGERPRINTED_PREFIXES: dict[FeatureSource, tuple[str, ...]] = {
+    "vit": ("vit/",),
+    "qformer": ("vit/", "ln_vision/", "qformer/"),
+}
+CHUNK_BYTES = 2**24
+MAX_LISTED_VIDEOS = 5
 
 
-def made_by(config: RunConfig, sizes: CalceConfig, store: Store, of: Of = "vit") -> Made:
+def make_feature_metadata(
+    config: RunConfig, model_config: CalceConfig, storage_dtype: StorageDtype, source: FeatureSource = "vit"
+) -> FeatureMetadata:
     """Return what features of a run's tower are made by, or of its Q-Former.
 
     Raises:
       FeaturesError: the base weights cannot be read, or the Q-Former's words change as the run learns.
     """
-    base, vit = config.weights.base, sizes.vit
-    if of == "qformer" and config.model.ln_vision == "trained":
+    base, vit = config.weights.base, model_config.vit
+    if source == "qformer" and config.model.ln_vision == "trained":
         raise FeaturesError(
             "config.model.ln_vision: 'trained', so what the Q-Former says of a frame changes at every step",
             "leave it frozen (--config.model.ln_vision=frozen), or keep what the tower gives (--of=vit)",
         )
-    tokens, width = (vit.tokens, vit.width) if of == "vit" else (sizes.qformer.queries, sizes.qformer.width)
-    return Made(
-        vision=weights_hash(packaged_path(base), of) if base else f"drawn from seed {config.seed}",
+    tokens, width = (
+        (vit.num_tokens, vit.width)
+        if source == "vit"
+        else (model_config.qformer.query_tokens, model_config.qformer.width)
+    )
+    return FeatureMetadata(
+        vision=weights_hash(packaged_path(base), source) if base else f"drawn from seed {config.seed}",
         size=config.model.size,
         frozen_dtype=config.model.frozen_dtype,
         compute_dtype=config.model.compute_dtype,
         image_size=vit.image_size,
         frames=config.data.frames,
-        store=store,
+        store=storage_dtype,
         tokens=tokens,
         width=width,
-        scales=scales(width) if store == "int8" else 0,
-        of=of,
-        means=vit.width if of == "qformer" else 0,
+        scales=count_scales(width) if storage_dtype == "int8" else 0,
+        of=source,
+        means=vit.width if source == "qformer" else 0,
         base=base,
         git=git_revision(),
         jax=jax.__version__,
     )
 
 
-def weights_hash(path: str | Path, of: Of = "vit") -> str:
+def weights_hash(path: str | Path, source: FeatureSource = "vit") -> str:
     """Return the SHA-256 of the vision tower in a safetensors file, or of all that it and the Q-Former have.
 
     Names, dtypes, shapes and bytes count, so another file with the same weights has the same.
@@ -64,19 +73,19 @@ def weights_hash(path: str | Path, of: Of = "vit") -> str:
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-            if not any(name.startswith(PARTS["vit"]) for name in header):
+            (header_bytes,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(header_bytes))
+            if not any(name.startswith(FINGERPRINTED_PREFIXES["vit"]) for name in header):
                 raise FeaturesError(
                     f"config.weights.base: {path} has no vision tower", "give the whole model's weights"
                 )
-            for name in sorted(name for name in header if name.startswith(PARTS[of])):
-                about = header[name]
-                digest.update(json.dumps([name, about["dtype"], about["shape"]]).encode())
-                begin, end = about["data_offsets"]
-                file.seek(8 + length + begin)
-                for at in range(begin, end, CHUNK):
-                    digest.update(file.read(min(CHUNK, end - at)))
+            for name in sorted(name for name in header if name.startswith(FINGERPRINTED_PREFIXES[source])):
+                tensor_info = header[name]
+                digest.update(json.dumps([name, tensor_info["dtype"], tensor_info["shape"]]).encode())
+                begin, end = tensor_info["data_offsets"]
+                file.seek(8 + header_bytes + begin)
+                for offset in range(begin, end, CHUNK_BYTES):
+                    digest.update(file.read(min(CHUNK_BYTES, end - offset)))
     except (OSError, struct.error, json.JSONDecodeError) as error:
         raise FeaturesError(
             f"config.weights.base: {path} cannot be read ({error})", "put the converted weights there"
@@ -84,7 +93,7 @@ def weights_hash(path: str | Path, of: Of = "vit") -> str:
     return digest.hexdigest()
 
 
-def check_features(config: RunConfig, sizes: CalceConfig) -> None:
+def check_features(config: RunConfig, model_config: CalceConfig) -> None:
     """See that the features a run is to read are those its tower would give; without any there is nothing to see.
 
     Raises:
@@ -92,16 +101,16 @@ def check_features(config: RunConfig, sizes: CalceConfig) -> None:
     """
     if not config.data.features:
         return
-    there = FeatureFolder(config.data.features).made
-    here = made_by(config, sizes, "float32", cast(Of, there.of))
-    wrong = differences(there, here)
-    if there.frames < here.frames:
-        wrong.append(f"frames: {there.frames} there, {here.frames} here")
-    if wrong:
+    stored = FeatureStore(config.data.features).metadata
+    expected = make_feature_metadata(config, model_config, "float32", cast(FeatureSource, stored.of))
+    mismatches = diff_metadata(stored, expected)
+    if stored.frames < expected.frames:
+        mismatches.append(f"frames: {stored.frames} there, {expected.frames} here")
+    if mismatches:
         raise FeaturesError(
-            f"{config.data.features}/features.json: these features (of {there.base or 'a random model'}) are not those "
+            f"{config.data.features}/features.json: these features (of {stored.base or 'a random model'}) are not those "
             "of this run; run launch/cache_features.py with its config and another --out, or set what they were made "
-            "with:\n  " + "\n  ".join(wrong)
+            "with:\n  " + "\n  ".join(mismatches)
         )
 
 
@@ -113,11 +122,11 @@ def check_videos(config: RunConfig, split: str, videos: Sequence[str]) -> None:
     """
     if not config.data.features:
         return
-    missing = FeatureFolder(config.data.features).without(videos)
+    missing = FeatureStore(config.data.features).videos_without_features(videos)
     if missing:
-        named = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
+        examples = ", ".join(missing[:MAX_LISTED_VIDEOS]) + (", ..." if len(missing) > MAX_LISTED_VIDEOS else "")
         raise FeaturesError(
             f"{config.data.features}: {len(missing)} of the {len(set(videos))} videos of split {split} have no "
-            f"features ({named})",
+            f"features ({examples})",
             "run launch/cache_features.py again, or read frames (--config.data.features=)",
         )

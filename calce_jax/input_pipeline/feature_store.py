@@ -26,13 +26,13 @@ import numpy as np
 from array_record.python import array_record_module as array_record  # pyright: ignore[reportAttributeAccessIssue]
 
 from calce_jax.errors import UserError
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.atomic_files import write_atomic
 
-VERSION = 1
-DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
-SHARD = re.compile(r"features-(\d+)-of-host-(\d+)\.array_record")
+FORMAT_VERSION = 1
+STORAGE_DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
+SHARD_NAME = re.compile(r"features-(\d+)-of-host-(\d+)\.array_record")
 # Numbers that look random do not compress, and a record is read alone.
-WRITING, READING = "group_size:1,uncompressed", "readahead_buffer_size:0,max_parallelism:0"
+WRITER_OPTIONS, READER_OPTIONS = "group_size:1,uncompressed", "readahead_buffer_size:0,max_parallelism:0"
 
 
 class FeaturesError(UserError):
@@ -40,7 +40,7 @@ class FeaturesError(UserError):
 
 
 @dataclass(frozen=True)
-class Made:
+class FeatureMetadata:
     """What made the features of a folder, and their shapes.
 
     Fields:
@@ -70,21 +70,21 @@ class Made:
     jax: str
     of: str = "vit"
     means: int = 0
-    version: int = VERSION
+    version: int = FORMAT_VERSION
 
     @property
     def dtype(self) -> np.dtype:
         """Return what the values are stored in."""
-        return np.dtype(DTYPES[self.store])
+        return np.dtype(STORAGE_DTYPES[self.store])
 
     @property
-    def bytes_a_frame(self) -> int:
+    def bytes_per_frame(self) -> int:
         """Return the size of a record."""
         return self.tokens * (self.width * self.dtype.itemsize + self.scales * 4) + self.means * 4
 
 
 @dataclass(frozen=True)
-class Clip:
+class FrameKeys:
     """The frames of a video that features are wanted of, in the order of time.
 
     Fields:
@@ -95,15 +95,15 @@ class Clip:
 
     video: str
     indices: Sequence[int]
-    sums: Sequence[int]
+    checksums: Sequence[int]
 
 
-def sums_of(jpegs: Sequence[bytes]) -> list[int]:
+def checksums(jpegs: Sequence[bytes]) -> list[int]:
     """Return what tells whether frames are the ones that were seen."""
     return [zlib.crc32(jpeg) for jpeg in jpegs]
 
 
-class FeatureFolder:
+class FeatureStore:
     """Features by video and frame.
 
     It may be pickled, into worker processes for instance; each process opens the shards when it first reads.
@@ -117,98 +117,99 @@ class FeatureFolder:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder, self.made = Path(folder), read_made(folder)
+        self.folder, self.metadata = Path(folder), read_metadata(folder)
 
-    def read(self, clip: Clip) -> dict[str, np.ndarray]:
+    def read(self, frame_keys: FrameKeys) -> dict[str, np.ndarray]:
         """Return the values (T, P, D), of int8 the scales (T, P, G), and of a Q-Former the means (T, F) of a clip.
 
         Raises:
           FeaturesError: some are not there, or are those of other pictures.
         """
-        known, made = self._places.get(clip.video, {}), self.made
-        if missing := [index for index in clip.indices if index not in known]:
+        locations, metadata = self._locations.get(frame_keys.video, {}), self.metadata
+        if missing := [index for index in frame_keys.indices if index not in locations]:
             raise FeaturesError(
-                f"{len(missing)} of its {len(clip.indices)} frames have no features in {self.folder}",
+                f"{len(missing)} of its {len(frame_keys.indices)} frames have no features in {self.folder}",
                 "run launch/cache_features.py with this config",
             )
-        places = [known[index] for index in clip.indices]
-        if any(place.sum != found for place, found in zip(places, clip.sums, strict=True)):
+        wanted = [locations[index] for index in frame_keys.indices]
+        if any(place.checksum != found for place, found in zip(wanted, frame_keys.checksums, strict=True)):
             raise FeaturesError(
                 f"it was prepared anew since its features were stored in {self.folder}",
                 "run launch/cache_features.py again",
             )
-        values = np.empty((len(places), made.tokens, made.width), made.dtype)
-        scales = np.empty((len(places), made.tokens, made.scales), np.float32)
-        means = np.empty((len(places), made.means), np.float32)
-        for row, record in enumerate(self._records(places)):
-            at = 0
+        values = np.empty((len(wanted), metadata.tokens, metadata.width), metadata.dtype)
+        scales = np.empty((len(wanted), metadata.tokens, metadata.scales), np.float32)
+        means = np.empty((len(wanted), metadata.means), np.float32)
+        for row, record in enumerate(self._read_records(wanted)):
+            offset = 0
             for part in (values[row], scales[row], means[row]):
-                part.reshape(-1).view(np.uint8)[:] = np.frombuffer(record, np.uint8, part.nbytes, at)
-                at += part.nbytes
+                part.reshape(-1).view(np.uint8)[:] = np.frombuffer(record, np.uint8, part.nbytes, offset)
+                offset += part.nbytes
         found = {"values": values, "scale": scales, "means": means}
         return {name: array for name, array in found.items() if array.shape[-1]}
 
-    def holds(self, clip: Clip) -> bool:
+    def has_frames(self, frame_keys: FrameKeys) -> bool:
         """Tell whether all of a clip's frames are there, as they are."""
-        known = self._places.get(clip.video, {})
+        locations = self._locations.get(frame_keys.video, {})
         return all(
-            index in known and known[index].sum == found for index, found in zip(clip.indices, clip.sums, strict=True)
+            index in locations and locations[index].checksum == checksum
+            for index, checksum in zip(frame_keys.indices, frame_keys.checksums, strict=True)
         )
 
-    def without(self, videos: Sequence[str]) -> list[str]:
+    def videos_without_features(self, videos: Sequence[str]) -> list[str]:
         """Return those of the videos of which nothing is there, each once."""
-        return [video for video in dict.fromkeys(videos) if video not in self._places]
+        return [video for video in dict.fromkeys(videos) if video not in self._locations]
 
-    def squares(self) -> dict[str, float]:
+    def squared_sums(self) -> dict[str, float]:
         """Return the sums that the shards keep of what storing changed, see `Shard.add`."""
         total: dict[str, float] = {}
-        for shard in _shards(self.folder):
-            for name, value in _contents(shard)["squares"].items():
+        for shard in _list_shards(self.folder):
+            for name, value in _read_contents(shard)["squares"].items():
                 total[name] = total.get(name, 0.0) + value
         return total
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "made": self.made}
+        return {"folder": self.folder, "made": self.metadata}
 
     @cached_property
-    def _places(self) -> dict[str, dict[int, "_Place"]]:
+    def _locations(self) -> dict[str, dict[int, "_RecordLocation"]]:
         """Where the record of every frame is, by video and index."""
-        places: dict[str, dict[int, _Place]] = {}
-        for shard in _shards(self.folder):
+        locations: dict[str, dict[int, _RecordLocation]] = {}
+        for shard in _list_shards(self.folder):
             record = 0
-            for clip in _contents(shard)["clips"]:
-                known = places.setdefault(clip["video"], {})
-                for index, found in zip(clip["indices"], clip["sums"], strict=True):
-                    known[index] = _Place(shard, record, found)
+            for clip in _read_contents(shard)["clips"]:
+                by_index = locations.setdefault(clip["video"], {})
+                for index, checksum in zip(clip["indices"], clip["sums"], strict=True):
+                    by_index[index] = _RecordLocation(shard, record, checksum)
                     record += 1
-        return places
+        return locations
 
     @cached_property
     def _readers(self) -> dict[Path, Any]:
         return {}
 
-    def _records(self, places: Sequence["_Place"]) -> Iterator[bytes]:
+    def _read_records(self, locations: Sequence["_RecordLocation"]) -> Iterator[bytes]:
         """Read records; those of a video lie in one shard, unless fewer of its frames were stored before."""
-        found = {}
-        for shard in dict.fromkeys(place.shard for place in places):
+        iterators = {}
+        for shard in dict.fromkeys(place.shard for place in locations):
             if shard not in self._readers:
-                self._readers[shard] = _reader(shard)
+                self._readers[shard] = _open_reader(shard)
             try:
-                found[shard] = iter(self._readers[shard].read([p.record for p in places if p.shard == shard]))
+                iterators[shard] = iter(self._readers[shard].read([p.record for p in locations if p.shard == shard]))
             except RuntimeError as error:  # a checksum is wrong
                 raise _damaged(shard, error) from error
-        for place in places:
-            yield next(found[place.shard])
+        for place in locations:
+            yield next(iterators[place.shard])
 
 
 @dataclass(frozen=True)
-class _Place:
+class _RecordLocation:
     shard: Path
     record: int
-    sum: int
+    checksum: int
 
 
-class Shard:
+class ShardWriter:
     """A shard that is being written; it gets its name on `close`, and is gone unless that is called.
 
     Args:
@@ -218,15 +219,15 @@ class Shard:
 
     def __init__(self, folder: Path, number: int, host: int):
         self.path = folder / f"features-{number:05d}-of-host-{host}.array_record"
-        self._part = self.path.with_name(self.path.name + ".part")
-        self._writer: Any = array_record.ArrayRecordWriter(str(self._part), WRITING)
+        self._partial_path = self.path.with_name(self.path.name + ".part")
+        self._writer: Any = array_record.ArrayRecordWriter(str(self._partial_path), WRITER_OPTIONS)
         self._clips: list[dict[str, Any]] = []
-        self._squares: dict[str, float] = {}
+        self._squared_sums: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._clips)
 
-    def add(self, clip: Clip, records: Sequence[bytes], squares: Mapping[str, float]) -> None:
+    def add(self, frame_keys: FrameKeys, records: Sequence[bytes], squared_sums: Mapping[str, float]) -> None:
         """Add a video.
 
         Args:
@@ -236,9 +237,11 @@ class Shard:
         """
         for record in records:
             self._write(record)
-        self._clips.append({"video": clip.video, "indices": list(clip.indices), "sums": list(clip.sums)})
-        for name, value in squares.items():
-            self._squares[name] = self._squares.get(name, 0.0) + value
+        self._clips.append(
+            {"video": frame_keys.video, "indices": list(frame_keys.indices), "sums": list(frame_keys.checksums)}
+        )
+        for name, value in squared_sums.items():
+            self._squared_sums[name] = self._squared_sums.get(name, 0.0) + value
 
     def close(self) -> None:
         """Write the contents, and give the shard its name.
@@ -246,22 +249,22 @@ class Shard:
         Raises:
           OSError: it cannot be written.
         """
-        self._write(json.dumps({"clips": self._clips, "squares": self._squares}).encode())
-        self._guarded(self._writer.close)
-        os.replace(self._part, self.path)
+        self._write(json.dumps({"clips": self._clips, "squares": self._squared_sums}).encode())
+        self._with_disk_errors(self._writer.close)
+        os.replace(self._partial_path, self.path)
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         """Remove what is written so far; of a closed shard nothing."""
         with suppress(RuntimeError):  # on a full disk
             self._writer.close()
-        self._part.unlink(missing_ok=True)
+        self._partial_path.unlink(missing_ok=True)
 
     def _write(self, record: bytes) -> None:
-        self._guarded(self._writer.write, record)
+        self._with_disk_errors(self._writer.write, record)
 
-    def _guarded(self, deed: Any, *given: Any) -> None:
+    def _with_disk_errors(self, operation: Any, *args: Any) -> None:
         try:
-            deed(*given)
+            operation(*args)
         except RuntimeError as error:
             # ArrayRecord's way to say that the disk is full.
             number = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
@@ -270,7 +273,7 @@ class Shard:
             ) from error
 
 
-def claim_features(folder: Path, made: Made, host: int) -> None:
+def init_feature_folder(folder: Path, metadata: FeatureMetadata, host: int) -> None:
     """Make the folder for features of this make, and remove what an interrupted run of this host left half done.
 
     Raises:
@@ -279,23 +282,23 @@ def claim_features(folder: Path, made: Made, host: int) -> None:
     """
     path = folder / "features.json"
     if path.exists():
-        if wrong := differences(read_made(folder), made, ("frames", "store")):
+        if mismatches := diff_metadata(read_metadata(folder), metadata, ("frames", "store")):
             raise FeaturesError(
                 f"{path}: these features were made by something else; choose another --out, or remove the folder:\n  "
-                + "\n  ".join(wrong)
+                + "\n  ".join(mismatches)
             )
     else:
-        write_output(path, json.dumps(asdict(made), indent=2) + "\n")
+        write_atomic(path, json.dumps(asdict(metadata), indent=2) + "\n")
     for part in folder.glob(f"features-*-of-host-{host}.array_record.part"):
         part.unlink()
 
 
-def next_number(folder: Path) -> int:
+def next_shard_number(folder: Path) -> int:
     """Return the first number that no shard has."""
-    return max((_number(shard)[0] for shard in _shards(folder)), default=-1) + 1
+    return max((_shard_number(shard)[0] for shard in _list_shards(folder)), default=-1) + 1
 
 
-def read_made(folder: str | Path) -> Made:
+def read_metadata(folder: str | Path) -> FeatureMetadata:
     """Read what made the features of a folder.
 
     Raises:
@@ -303,13 +306,13 @@ def read_made(folder: str | Path) -> Made:
     """
     path = Path(folder) / "features.json"
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        if about["version"] != VERSION:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["version"] != FORMAT_VERSION:
             raise FeaturesError(
-                f"{path} has version {about['version']}, this program reads {VERSION}",
+                f"{path} has version {content['version']}, this program reads {FORMAT_VERSION}",
                 "run launch/cache_features.py with another --out",
             )
-        return Made(**about)
+        return FeatureMetadata(**content)
     except FileNotFoundError:
         raise FeaturesError(
             f"there are no features in {folder}: {path} is missing", f"run launch/cache_features.py with --out={folder}"
@@ -320,7 +323,7 @@ def read_made(folder: str | Path) -> Made:
         ) from error
 
 
-def differences(there: Made, here: Made, more: Sequence[str] = ()) -> list[str]:
+def diff_metadata(stored: FeatureMetadata, expected: FeatureMetadata, extra_fields: Sequence[str] = ()) -> list[str]:
     """List the fields in which features are not those that a run would make: "vision: 3f.. there, 9a.. here".
 
     Args:
@@ -328,32 +331,39 @@ def differences(there: Made, here: Made, more: Sequence[str] = ()) -> list[str]:
       here: what the run would make.
       more: fields that need not differ in vain: "frames" and "store" where the same features are to be added to.
     """
-    compared = {field.name for field in fields(Made)} - {"frames", "store", "scales", "base", "git", "jax"} | set(more)
+    compared = {field.name for field in fields(FeatureMetadata)} - {
+        "frames",
+        "store",
+        "scales",
+        "base",
+        "git",
+        "jax",
+    } | set(extra_fields)
     return [
-        f"{field.name}: {getattr(there, field.name)} there, {getattr(here, field.name)} here"
-        for field in fields(Made)
-        if field.name in compared and getattr(there, field.name) != getattr(here, field.name)
+        f"{field.name}: {getattr(stored, field.name)} there, {getattr(expected, field.name)} here"
+        for field in fields(FeatureMetadata)
+        if field.name in compared and getattr(stored, field.name) != getattr(expected, field.name)
     ]
 
 
-def _shards(folder: Path) -> list[Path]:
+def _list_shards(folder: Path) -> list[Path]:
     """List the whole shards, in the order in which they were begun."""
-    return sorted((path for path in folder.iterdir() if SHARD.fullmatch(path.name)), key=_number)
+    return sorted((path for path in folder.iterdir() if SHARD_NAME.fullmatch(path.name)), key=_shard_number)
 
 
-def _number(shard: Path) -> tuple[int, int]:
-    found = SHARD.fullmatch(shard.name)
-    assert found is not None
-    return int(found[1]), int(found[2])
+def _shard_number(shard: Path) -> tuple[int, int]:
+    match = SHARD_NAME.fullmatch(shard.name)
+    assert match is not None
+    return int(match[1]), int(match[2])
 
 
-def _reader(shard: Path) -> Any:
-    return array_record.ArrayRecordReader(str(shard), READING)
+def _open_reader(shard: Path) -> Any:
+    return array_record.ArrayRecordReader(str(shard), READER_OPTIONS)
 
 
-def _contents(shard: Path) -> dict[str, Any]:
+def _read_contents(shard: Path) -> dict[str, Any]:
     try:
-        reader = _reader(shard)
+        reader = _open_reader(shard)
         # Of a file that is cut off, or no ArrayRecord, the reader says that it has no records.
         if not (records := reader.num_records()):
             raise ValueError("no records")

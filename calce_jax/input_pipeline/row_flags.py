@@ -5,33 +5,33 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int
 
-from calce_jax.text.text_row import Note
+from calce_jax.text.text_row import RowFlag
 
-SHOWN = 5
+MAX_LISTED_QUERIES = 5
 
 
-class NoteCounter:
+class RowFlagCounter:
     """The rows of the batches seen so far that did not fit in some way."""
 
     def __init__(self):
-        self.rows: dict[Note, set[int]] = {}
+        self.rows: dict[RowFlag, set[int]] = {}
 
-    def add(self, rows: Int[np.ndarray, " B"], notes: Int[np.ndarray, " B"]) -> None:
+    def add(self, rows: Int[np.ndarray, " B"], row_flags: Int[np.ndarray, " B"]) -> None:
         """Take in what a host batch says. A row that comes again, in a later epoch, counts once."""
-        for row, bits in zip(rows, notes, strict=True):
-            for note in Note(int(bits)):
-                self.rows.setdefault(note, set()).add(int(row))
+        for row, bits in zip(rows, row_flags, strict=True):
+            for flag in RowFlag(int(bits)):
+                self.rows.setdefault(flag, set()).add(int(row))
 
-    def lines(self, queries: Callable[[np.ndarray], list[str]]) -> list[str]:
+    def summary_lines(self, query_ids_of: Callable[[np.ndarray], list[str]]) -> list[str]:
         """Return a line a kind of note, most frequent first: "query cut: 2 queries (q4, q17)".
 
         Args:
           queries: turns rows of the queries table into ids.
         """
         lines = []
-        for note, rows in sorted(self.rows.items(), key=lambda item: (-len(item[1]), item[0])):
-            names = queries(np.array(sorted(rows)[:SHOWN]))
-            names += ["..."] if len(rows) > SHOWN else []
+        for flag, rows in sorted(self.rows.items(), key=lambda item: (-len(item[1]), item[0])):
+            names = query_ids_of(np.array(sorted(rows)[:MAX_LISTED_QUERIES]))
+            names += ["..."] if len(rows) > MAX_LISTED_QUERIES else []
             noun = "query" if len(rows) == 1 else "queries"
-            lines.append(f"{note.describe()[0]}: {len(rows)} {noun} ({', '.join(names)})")
+            lines.append(f"{flag.describe()[0]}: {len(rows)} {noun} ({', '.join(names)})")
         return lines

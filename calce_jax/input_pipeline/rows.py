@@ -9,13 +9,13 @@ from jaxtyping import UInt8
 
 from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
-from calce_jax.input_pipeline.augment import crop_and_resize, draw_crop
+from calce_jax.input_pipeline.augment import crop_and_resize, sample_crop
 from calce_jax.input_pipeline.dataset import Example
-from calce_jax.input_pipeline.feature_store import Clip, FeatureFolder, sums_of
-from calce_jax.input_pipeline.speech_mask import spoken_frames
-from calce_jax.text.captions import clean, spoken_intervals
-from calce_jax.text.prompt import PromptWriter, about_talking, stage1_windows
-from calce_jax.text.text_row import Caption, Note
+from calce_jax.input_pipeline.feature_store import FeatureStore, FrameKeys, checksums
+from calce_jax.input_pipeline.speech_mask import mark_speech_frames
+from calce_jax.text.captions import clean_captions, speech_intervals
+from calce_jax.text.prompt import PromptWriter, mentions_speech, stage1_windows
+from calce_jax.text.text_row import Caption, RowFlag
 from calce_jax.video.decode import decode_jpeg, head_indices, jpeg_size
 
 # The fields of a `Batch`; those of `Features` are a mapping of their own.
@@ -43,20 +43,25 @@ class RowMaker:
         writer: PromptWriter,
         *,
         image_size: int,
-        windows: int,
+        max_windows: int,
         use_captions: bool,
-        pixels: bool = True,
-        features: FeatureFolder | None = None,
+        decode_pixels: bool = True,
+        feature_store: FeatureStore | None = None,
     ):
-        self.writer, self.image_size, self.windows, self.use_captions = writer, image_size, windows, use_captions
-        self.pixels, self.features = pixels and features is None, features
+        self.writer, self.image_size, self.max_windows, self.use_captions = (
+            writer,
+            image_size,
+            max_windows,
+            use_captions,
+        )
+        self.decode_pixels, self.feature_store = decode_pixels and feature_store is None, feature_store
 
     def __call__(
         self,
         example: Example,
-        number: int,
-        augment: np.random.Generator | None,
-        into: UInt8[np.ndarray, "T Y X 3"] | None = None,
+        index: int,
+        rng: np.random.Generator | None,
+        out: UInt8[np.ndarray, "T Y X 3"] | None = None,
     ) -> Row:
         """Make the row of one example.
 
@@ -71,84 +76,89 @@ class RowMaker:
             be written.
         """
         try:
-            return self._row(example, number, augment, into)
+            return self._row(example, index, rng, out)
         except ValueError as error:
             raise InputError(f"query {example.qid} of video {example.video}: {error}") from error
 
-    def filler(self, like: Row) -> Row:
+    def padding_row(self, like: Row) -> Row:
         """Return a row that stands for nothing, shaped as another: not valid, of no query (-1)."""
         return {**jax.tree.map(np.zeros_like, dict(like)), "row": np.int32(-1)}
 
-    def _row(self, example: Example, number: int, augment: np.random.Generator | None, into: np.ndarray | None) -> Row:
+    def _row(self, example: Example, index: int, rng: np.random.Generator | None, out: np.ndarray | None) -> Row:
         writer, sizes = self.writer, self.writer.sizes
         behaviour: Behaviour = writer.behaviour
-        stored = places_of(example.total, example.indices, sizes.frames)
-        times = np.asarray(example.times, np.float32)[stored]
+        frame_positions = stored_frame_positions(example.total_frames, example.indices, sizes.frames)
+        times = np.asarray(example.times, np.float32)[frame_positions]
         if behaviour == "reference" and writer.stage == 2:
             times = np.round(times, 2)
-        jpegs = [example.keyframes[i] for i in stored]
-        frames = self._frames(jpegs, augment, into)
+        jpegs = [example.keyframes[i] for i in frame_positions]
+        frames = self._decode_frames(jpegs, rng, out)
 
-        said = [Caption(*caption) for caption in example.captions] if self.use_captions else []
-        spoken = spoken_frames(spoken_intervals(said, behaviour), example.duration, len(stored))
-        captions = clean(said)
+        raw_captions = [Caption(*caption) for caption in example.captions] if self.use_captions else []
+        speech_mask = mark_speech_frames(
+            speech_intervals(raw_captions, behaviour), example.duration, len(frame_positions)
+        )
+        captions = clean_captions(raw_captions)
 
-        windows, windows_note = [], Note(0)
+        windows, window_flags = [], RowFlag(0)
         if writer.stage == 2:
-            windows, windows_note = stage1_windows(example.stage1_windows, example.duration, behaviour)
-            if len(windows) > self.windows:
-                windows, windows_note = windows[: self.windows], windows_note | Note.WINDOWS_LEFT_OUT
-        text = writer.write(
+            windows, window_flags = stage1_windows(example.stage1_windows, example.duration, behaviour)
+            if len(windows) > self.max_windows:
+                windows, window_flags = windows[: self.max_windows], window_flags | RowFlag.STAGE1_WINDOWS_DROPPED
+        text_row = writer.write(
             example.query,
             example.items,
             times,
             example.duration,
             captions,
-            answer=example.windows,
-            reference_windows=windows,
+            true_windows=example.windows,
+            stage1_windows=windows,
         )
-        row = {
+        fields = {
             "frames": frames,
-            "present": np.arange(sizes.frames) < len(stored),
-            "times": _padded(times, sizes.frames),
+            "present": np.arange(sizes.frames) < len(frame_positions),
+            "times": _pad_first_axis(times, sizes.frames),
             "duration": np.float32(example.duration),
-            "tokens": text.tokens,
-            "spans": text.spans,
-            "query_words": text.query_words,
-            "caption_words": text.caption_words,
-            "talk": np.bool_(bool(said) and about_talking(example.query, behaviour)),
-            "spoken": _padded(spoken, sizes.frames),
-            "windows": _padded(np.asarray(windows, np.float32).reshape(-1, 2), self.windows),
-            "window_valid": np.arange(self.windows) < len(windows),
-            "labels": text.labels,
+            "tokens": text_row.tokens,
+            "spans": text_row.spans,
+            "query_words": text_row.query_bert_tokens,
+            "caption_words": text_row.caption_bert_tokens,
+            "talk": np.bool_(bool(raw_captions) and mentions_speech(example.query, behaviour)),
+            "spoken": _pad_first_axis(speech_mask, sizes.frames),
+            "windows": _pad_first_axis(np.asarray(windows, np.float32).reshape(-1, 2), self.max_windows),
+            "window_valid": np.arange(self.max_windows) < len(windows),
+            "labels": text_row.labels,
             "valid": np.bool_(True),
-            "row": np.int32(number),
-            "notes": np.int32(text.notes | windows_note),
+            "row": np.int32(index),
+            "notes": np.int32(text_row.row_flags | window_flags),
         }
-        if self.features is None:
-            return row
-        clip = Clip(example.video, [int(example.indices[i]) for i in stored], sums_of(jpegs))
-        return row | {
-            "features": {name: _padded(array, sizes.frames) for name, array in self.features.read(clip).items()}
+        if self.feature_store is None:
+            return fields
+        frame_keys = FrameKeys(example.video, [int(example.indices[i]) for i in frame_positions], checksums(jpegs))
+        return fields | {
+            "features": {
+                name: _pad_first_axis(array, sizes.frames)
+                for name, array in self.feature_store.read(frame_keys).items()
+            }
         }
 
-    def _frames(
-        self, jpegs: Sequence[bytes], augment: np.random.Generator | None, into: np.ndarray | None
+    def _decode_frames(
+        self, jpegs: Sequence[bytes], rng: np.random.Generator | None, out: np.ndarray | None
     ) -> UInt8[np.ndarray, "T Y X 3"]:
         frames, size = self.writer.sizes.frames, self.image_size
-        if not self.pixels:
+        if not self.decode_pixels:
             return np.zeros((frames, 0, 0, 3), np.uint8)
-        if into is None:
-            into = np.empty((frames, size, size, 3), np.uint8)
-        clip, rest = into[: len(jpegs)], into[len(jpegs) :]
-        decode(jpegs, clip)
-        rest[...] = 0
-        if augment is not None:
-            clip[...] = crop_and_resize(clip, draw_crop(augment, size, size), size, self.writer.behaviour)
-        return into
+        if out is None:
+            out = np.empty((frames, size, size, 3), np.uint8)
+        clip, padding = out[: len(jpegs)], out[len(jpegs) :]
+        decode_frames_into(jpegs, clip)
+        padding[...] = 0
+        if rng is not None:
+            clip[...] = crop_and_resize(clip, sample_crop(rng, size, size), size, self.writer.behaviour)
+        return out
 
 
-def places_of(total: int, indices: Sequence[int] | np.ndarray, frames: int) -> list[int]:
+def stored_frame_positions(total: int, indices: Sequence[int] | np.ndarray, frames: int) -> list[int]:
     """Return where among a video's stored frames the wanted ones are; more may be stored than are wanted.
 
     Args:
@@ -170,18 +180,18 @@ def places_of(total: int, indices: Sequence[int] | np.ndarray, frames: int) -> l
     return [place[index] for index in wanted]
 
 
-def decoded(jpegs: Sequence[bytes], size: int) -> UInt8[np.ndarray, "T Y X 3"]:
+def decode_frames(jpegs: Sequence[bytes], size: int) -> UInt8[np.ndarray, "T Y X 3"]:
     """Decode the frames of a video, which are Y = X = `size` pixels high and wide.
 
     Raises:
       InputError: as `decode`.
     """
     clip = np.empty((len(jpegs), size, size, 3), np.uint8)
-    decode(jpegs, clip)
+    decode_frames_into(jpegs, clip)
     return clip
 
 
-def decode(jpegs: Sequence[bytes], clip: UInt8[np.ndarray, "T Y X 3"]) -> None:
+def decode_frames_into(jpegs: Sequence[bytes], out: UInt8[np.ndarray, "T Y X 3"]) -> None:
     """Decode the frames of a video into `clip`, which has their size.
 
     Raises:
@@ -189,14 +199,14 @@ def decode(jpegs: Sequence[bytes], clip: UInt8[np.ndarray, "T Y X 3"]) -> None:
     """
     if not jpegs:
         raise InputError("it has no frames", "prepare the video again")
-    size = clip.shape[1]
-    for number, (jpeg, place) in enumerate(zip(jpegs, clip, strict=True)):
+    size = out.shape[1]
+    for index, (jpeg, frame) in enumerate(zip(jpegs, out, strict=True)):
         try:
             height, width = jpeg_size(jpeg)
             if (height, width) == (size, size):
-                decode_jpeg(jpeg, into=place)
+                decode_jpeg(jpeg, out=frame)
         except ValueError as error:
-            raise InputError(f"frame {number} is no JPEG ({error})", "prepare the video again") from None
+            raise InputError(f"frame {index} is no JPEG ({error})", "prepare the video again") from None
         if (height, width) != (size, size):
             raise InputError(
                 f"its frames are stored with {width} x {height} pixels, and the model sees {size} x {size}",
@@ -204,7 +214,7 @@ def decode(jpegs: Sequence[bytes], clip: UInt8[np.ndarray, "T Y X 3"]) -> None:
             )
 
 
-def as_batch(rows: Sequence[Row], frames: UInt8[np.ndarray, "B T Y X 3"] | None = None) -> dict[str, Any]:
+def stack_rows(rows: Sequence[Row], frames: UInt8[np.ndarray, "B T Y X 3"] | None = None) -> dict[str, Any]:
     """Stack rows into the fields of a batch.
 
     Args:
@@ -213,11 +223,11 @@ def as_batch(rows: Sequence[Row], frames: UInt8[np.ndarray, "B T Y X 3"] | None 
     """
     if frames is None:
         return jax.tree.map(lambda *arrays: np.stack(arrays), *map(dict, rows))
-    others = [{name: array for name, array in row.items() if name != "frames"} for row in rows]
-    return {"frames": frames} | jax.tree.map(lambda *arrays: np.stack(arrays), *others)
+    without_frames = [{name: array for name, array in row.items() if name != "frames"} for row in rows]
+    return {"frames": frames} | jax.tree.map(lambda *arrays: np.stack(arrays), *without_frames)
 
 
-def _padded(array: np.ndarray, size: int) -> np.ndarray:
+def _pad_first_axis(array: np.ndarray, size: int) -> np.ndarray:
     """Add zeros at the end of the first axis, where any are missing."""
     if len(array) == size:
         return array

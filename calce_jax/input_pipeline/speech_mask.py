@@ -8,7 +8,9 @@ import numpy as np
 Number = float | int | np.number
 
 
-def spoken_frames(intervals: Sequence[Sequence[Number]] | np.ndarray, duration: Number, frames: int) -> np.ndarray:
+def mark_speech_frames(
+    intervals: Sequence[Sequence[Number]] | np.ndarray, duration: Number, num_frames: int
+) -> np.ndarray:
     """Mark the frames in which somebody talks.
 
     The video is taken as `frames` equal parts, as the original does, whatever the frames' own times are. Every part
@@ -27,8 +29,8 @@ def spoken_frames(intervals: Sequence[Sequence[Number]] | np.ndarray, duration: 
     """
     if not duration > 0:
         raise ValueError(f"duration: {duration} s; spoken frames need the video's length, which is positive")
-    spoken = np.zeros(frames, bool)
+    has_speech = np.zeros(num_frames, bool)
     for interval in intervals:
-        start, end = (math.floor(float(second) / float(duration) * frames) for second in interval)
-        spoken[max(start, 0) : max(end + 1, 0)] = True
-    return spoken
+        start, end = (math.floor(float(second) / float(duration) * num_frames) for second in interval)
+        has_speech[max(start, 0) : max(end + 1, 0)] = True
+    return has_speech

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from calce_jax.distributed.sharding import BATCH
+from calce_jax.distributed.sharding import BATCH_AXES
 from calce_jax.models.layers import Key, dropout
 
-Implementation = Literal["xla", "dpa", "flash"]
+AttentionImplementation = Literal["xla", "dpa", "flash"]
 
 # Positions that "flash" takes at a time, and the fewest it is worth starting for: both axes are padded to blocks.
-BLOCK, SHORTEST = 256, 512
+FLASH_BLOCK_SIZE, FLASH_MIN_LENGTH = 256, 512
 
 
 def attention(
@@ -36,9 +36,9 @@ def attention(
     scale: float = 1.0,
     bias: Float[Array, "#B #N #Q L"] | None = None,
     mask: Bool[Array, "#B #Q L"] | None = None,
-    drop: float = 0.0,
-    drop_key: Key = None,
-    implementation: Implementation = "xla",
+    dropout_rate: float = 0.0,
+    dropout_key: Key = None,
+    implementation: AttentionImplementation = "xla",
 ) -> Float[Array, "B Q N H"]:
     """Softmax(scale * query key^T + bias) value, with float32 scores and softmax.
 
@@ -50,20 +50,20 @@ def attention(
       drop, drop_key: dropout on the attention weights.
       implementation: who computes it. "flash" compiles for TPUs alone.
     """
-    dropping = drop_key is not None and drop > 0.0
-    if implementation == "dpa" and not dropping:
-        return _dot_product(query, key, value, scale=scale, bias=bias, mask=mask)
-    long = min(query.shape[1], key.shape[1]) >= SHORTEST
-    if implementation == "flash" and not dropping and long and (mask is None or mask.shape[1] == 1):
-        return _flash(query, key, value, scale=scale, bias=bias, mask=mask)
+    use_dropout = dropout_key is not None and dropout_rate > 0.0
+    if implementation == "dpa" and not use_dropout:
+        return _dot_product_attention(query, key, value, scale=scale, bias=bias, mask=mask)
+    long_enough = min(query.shape[1], key.shape[1]) >= FLASH_MIN_LENGTH
+    if implementation == "flash" and not use_dropout and long_enough and (mask is None or mask.shape[1] == 1):
+        return _flash_attention(query, key, value, scale=scale, bias=bias, mask=mask)
     # Heads before positions: the layout in which every backend has a fast batched product.
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     scores = jnp.einsum("bnqh,bnlh->bnql", query, key, preferred_element_type=jnp.float32) * scale
-    weights = dropout(weigh(scores, bias, mask), drop, drop_key).astype(value.dtype)
+    weights = dropout(attention_weights(scores, bias, mask), dropout_rate, dropout_key).astype(value.dtype)
     return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, value), 1, 2)
 
 
-def weigh(
+def attention_weights(
     scores: Float[Array, "B N Q L"],
     bias: Float[Array, "#B #N #Q L"] | None,
     mask: Bool[Array, "#B #Q L"] | None,
@@ -94,12 +94,12 @@ def _softmax(scores: Float[Array, "B N Q L"]) -> Float[Array, "B N Q L"]:
 
 
 @_softmax.defjvp
-def _softmax_slope(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    weights, change = _softmax(primals[0]), tangents[0]
-    return weights, weights * (change - (weights * change).sum(-1, keepdims=True))
+def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    weights, tangent = _softmax(primals[0]), tangents[0]
+    return weights, weights * (tangent - (weights * tangent).sum(-1, keepdims=True))
 
 
-def _dot_product(
+def _dot_product_attention(
     query: Float[Array, "B Q N H"],
     key: Float[Array, "B L N H"],
     value: Float[Array, "B L N H"],
@@ -108,21 +108,21 @@ def _dot_product(
     bias: Float[Array, "#B #N #Q L"] | None,
     mask: Bool[Array, "#B #Q L"] | None,
 ) -> Float[Array, "B Q N H"]:
-    fused = jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16)
+    use_cudnn = jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16)
     # It makes a bias of the mask, and does not stretch a bias along the queries (jax issue 28974).
-    pairs = query.shape[1], key.shape[1]
+    score_shape = query.shape[1], key.shape[1]
     if bias is not None:
         # cuDNN wants the bias in the dtype of the rest; a wider one made its gradients infinite (jax issue 32242).
-        bias = bias.astype(query.dtype if fused else jnp.float32)
-        bias = jnp.broadcast_to(bias, (*bias.shape[:2], *pairs))
+        bias = bias.astype(query.dtype if use_cudnn else jnp.float32)
+        bias = jnp.broadcast_to(bias, (*bias.shape[:2], *score_shape))
     if mask is not None:
-        mask = jnp.broadcast_to(mask, (mask.shape[0], *pairs))[:, None]
+        mask = jnp.broadcast_to(mask, (mask.shape[0], *score_shape))[:, None]
     return jax.nn.dot_product_attention(
-        query, key, value, bias, mask, scale=scale, implementation="cudnn" if fused else "xla"
+        query, key, value, bias, mask, scale=scale, implementation="cudnn" if use_cudnn else "xla"
     )
 
 
-def _flash(
+def _flash_attention(
     query: Float[Array, "B Q N H"],
     key: Float[Array, "B L N H"],
     value: Float[Array, "B L N H"],
@@ -131,46 +131,49 @@ def _flash(
     bias: Float[Array, "#B #N #Q L"] | None,
     mask: Bool[Array, "#B 1 L"] | None,
 ) -> Float[Array, "B Q N H"]:
-    (batch, queries, heads, _), keys = query.shape, key.shape[1]
-    seen = jnp.ones((batch, keys), bool) if mask is None else jnp.broadcast_to(mask[:, 0], (batch, keys))
+    (batch, num_queries, heads, _), num_keys = query.shape, key.shape[1]
+    key_mask = jnp.ones((batch, num_keys), bool) if mask is None else jnp.broadcast_to(mask[:, 0], (batch, num_keys))
     if bias is not None:
-        bias = jnp.broadcast_to(bias, (bias.shape[0], heads, queries, keys))
-    run = partial(_flash_on_device, scale=scale)
+        bias = jnp.broadcast_to(bias, (bias.shape[0], heads, num_queries, num_keys))
+    run = partial(_flash_attention_per_device, scale=scale)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and not mesh.manual_axes:
         # The compiler cannot split a kernel over devices by itself.
-        split, bias_split = P(BATCH, None, "tensor"), P(None if bias is None or bias.shape[0] == 1 else BATCH, "tensor")
-        run = jax.shard_map(run, in_specs=(split, split, split, bias_split, P(BATCH)), out_specs=split, check_vma=False)
-    return run(query, key, value, bias, seen)
+        spec, bias_spec = (
+            P(BATCH_AXES, None, "tensor"),
+            P(None if bias is None or bias.shape[0] == 1 else BATCH_AXES, "tensor"),
+        )
+        run = jax.shard_map(run, in_specs=(spec, spec, spec, bias_spec, P(BATCH_AXES)), out_specs=spec, check_vma=False)
+    return run(query, key, value, bias, key_mask)
 
 
-def _flash_on_device(
+def _flash_attention_per_device(
     query: Float[Array, "B Q N H"],
     key: Float[Array, "B L N H"],
     value: Float[Array, "B L N H"],
     bias: Float[Array, "#B N Q L"] | None,
-    seen: Bool[Array, "B L"],
+    key_mask: Bool[Array, "B L"],
     *,
     scale: float,
 ) -> Float[Array, "B Q N H"]:
     # Importing Pallas takes a second, which nobody else should wait for.
     from jax.experimental.pallas.ops.tpu import flash_attention as kernel  # noqa: PLC0415
 
-    batch, queries = query.shape[:2]
-    beyond_q, beyond_k = (-length % BLOCK for length in (queries, key.shape[1]))
+    batch, num_queries = query.shape[:2]
+    pad_q, pad_k = (-length % FLASH_BLOCK_SIZE for length in (num_queries, key.shape[1]))
     query, key, value = (
-        jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, beyond), (0, 0)))
-        for x, beyond in ((query, beyond_q), (key, beyond_k), (value, beyond_k))
+        jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, pad_length), (0, 0)))
+        for x, pad_length in ((query, pad_q), (key, pad_k), (value, pad_k))
     )
     if bias is not None:
         # The kernel scales after it has added the bias. T5's needs none of that, and stays as narrow as it is.
         bias = bias if scale == 1.0 else bias.astype(jnp.float32) / scale
-        bias = jnp.pad(bias, ((0, 0), (0, 0), (0, beyond_q), (0, beyond_k)))
+        bias = jnp.pad(bias, ((0, 0), (0, 0), (0, pad_q), (0, pad_k)))
         bias = jnp.broadcast_to(bias, (batch, *bias.shape[1:]))
-    segments = kernel.SegmentIds(
+    segment_ids = kernel.SegmentIds(
         q=jnp.ones((batch, query.shape[2]), jnp.int32),
-        kv=jnp.pad(seen, ((0, 0), (0, beyond_k))).astype(jnp.int32),
+        kv=jnp.pad(key_mask, ((0, 0), (0, pad_k))).astype(jnp.int32),
     )
-    blocks = kernel.BlockSizes(BLOCK, BLOCK, BLOCK, 1, *(BLOCK,) * 7)
-    found = kernel.flash_attention(query, key, value, bias, segments, sm_scale=scale, block_sizes=blocks)
-    return jnp.swapaxes(found[:, :, :queries], 1, 2)
+    block_sizes = kernel.BlockSizes(FLASH_BLOCK_SIZE, FLASH_BLOCK_SIZE, FLASH_BLOCK_SIZE, 1, *(FLASH_BLOCK_SIZE,) * 7)
+    attended = kernel.flash_attention(query, key, value, bias, segment_ids, sm_scale=scale, block_sizes=block_sizes)
+    return jnp.swapaxes(attended[:, :, :num_queries], 1, 2)

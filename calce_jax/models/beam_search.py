@@ -17,35 +17,35 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from calce_jax.batch import Data
+from calce_jax.batch import AnyArray
 from calce_jax.config import Behaviour
 from calce_jax.models.kv_cache import LayerCache
 from calce_jax.models.t5 import T5
 
-START, END = 0, 1
-NEVER = -1e9
+DECODER_START_ID, EOS_ID = 0, 1
+NEG_INF = -1e9
 
 
 @struct.dataclass
-class Answers:
+class BeamSearchOutput:
     """The K best answers about each sample, best first."""
 
-    tokens: Int[Data, "B K M"]  # without the start token; 0 after the end
-    score: Float[Data, "B K"]  # mean log-probability a token, the ranking; very negative where there is no answer
-    log_probability: Float[Data, "B K"]  # of the whole answer
-    ended: Bool[Data, "B K"]  # False where the answer was cut at M tokens
-    steps: Int[Data, ""]  # decoder steps taken
+    tokens: Int[AnyArray, "B K M"]  # without the start token; 0 after the end
+    score: Float[AnyArray, "B K"]  # mean log-probability a token, the ranking; very negative where there is no answer
+    log_probability: Float[AnyArray, "B K"]  # of the whole answer
+    is_finished: Bool[AnyArray, "B K"]  # False where the answer was cut at M tokens
+    steps: Int[AnyArray, ""]  # decoder steps taken
 
 
 @struct.dataclass
-class _Search:
-    at: Int[Array, ""]
+class BeamState:
+    position: Int[Array, ""]
     tokens: Int[Array, "B K M"]
     log_probability: Float[Array, "B K"]
     cache: tuple[LayerCache, ...]
-    rows: Int[Array, "B K M"]  # of the cache, see `T5.step`
-    found: Answers
-    done: Bool[Array, " B"]
+    beam_indices: Int[Array, "B K M"]  # of the cache, see `T5.step`
+    finished: BeamSearchOutput
+    is_done: Bool[Array, " B"]
 
 
 def beam_search(
@@ -53,11 +53,11 @@ def beam_search(
     memory: Float[Array, "B L D"],
     mask: Bool[Array, "B L"],
     *,
-    beams: int,
-    length: int,
-    shortest: int = 1,
+    num_beams: int,
+    max_length: int,
+    min_length: int = 1,
     behaviour: Behaviour = "default",
-) -> Answers:
+) -> BeamSearchOutput:
     """Search the answers to encoded prompts.
 
     Args:
@@ -74,102 +74,105 @@ def beam_search(
       The answers of every sample, the same whatever else is in the batch.
     """
     batch, blocks = memory.shape[0], t5.decoder_blocks()
-    none = jnp.full((batch, beams), NEVER, jnp.float32)
-    blank = jnp.zeros((batch, beams, length), jnp.int32)
-    found = Answers(
-        tokens=blank,
-        score=none,
-        log_probability=none,
-        ended=jnp.zeros(none.shape, bool),
+    no_score = jnp.full((batch, num_beams), NEG_INF, jnp.float32)
+    no_tokens = jnp.zeros((batch, num_beams, max_length), jnp.int32)
+    finished = BeamSearchOutput(
+        tokens=no_tokens,
+        score=no_score,
+        log_probability=no_score,
+        is_finished=jnp.zeros(no_score.shape, bool),
         steps=jnp.zeros((), jnp.int32),
     )
-    search = _Search(
-        at=jnp.zeros((), jnp.int32),
-        tokens=blank,
+    state = BeamState(
+        position=jnp.zeros((), jnp.int32),
+        tokens=no_tokens,
         # All beams start alike: only the first may be continued, or they would stay alike.
-        log_probability=none.at[:, 0].set(0.0),
-        cache=t5.start(blocks, memory, beams, length),
-        rows=blank,
-        found=found,
-        done=jnp.zeros((batch,), bool),
+        log_probability=no_score.at[:, 0].set(0.0),
+        cache=t5.init_cache(blocks, memory, num_beams, max_length),
+        beam_indices=no_tokens,
+        finished=finished,
+        is_done=jnp.zeros((batch,), bool),
     )
 
     # What running answers are divided by beyond their length. One beam is a greedy search in `transformers`, which
     # divides nothing and stops at the first end.
-    extra = 1 if behaviour == "reference" and beams > 1 else 0
+    extra_length = 1 if behaviour == "reference" and num_beams > 1 else 0
 
-    def going_on(search: _Search) -> Bool[Array, ""]:
-        return (search.at < length) & ~search.done.all()
+    def should_continue(state: BeamState) -> Bool[Array, ""]:
+        return (state.position < max_length) & ~state.is_done.all()
 
-    def advance(search: _Search) -> _Search:
-        last = jnp.take(search.tokens, jnp.maximum(search.at - 1, 0), axis=2)
-        ids = jnp.where(search.at == 0, START, last)
-        rows = search.rows.at[:, :, search.at].set(jnp.arange(beams))
-        logits, cache = t5.step(blocks, ids, search.cache, search.at, rows=rows, mask=mask)
-        return _advance(replace(search, cache=cache, rows=rows), logits, shortest, extra)
+    def step(state: BeamState) -> BeamState:
+        last_tokens = jnp.take(state.tokens, jnp.maximum(state.position - 1, 0), axis=2)
+        ids = jnp.where(state.position == 0, DECODER_START_ID, last_tokens)
+        beam_indices = state.beam_indices.at[:, :, state.position].set(jnp.arange(num_beams))
+        logits, cache = t5.decode_step(blocks, ids, state.cache, state.position, beam_indices=beam_indices, mask=mask)
+        return _beam_step(replace(state, cache=cache, rows=beam_indices), logits, min_length, extra_length)
 
-    search = jax.lax.while_loop(going_on, advance, search)
-    cut = jnp.maximum(search.at + extra, 1).astype(jnp.float32)
-    running = Answers(
-        tokens=search.tokens,
-        score=jnp.where(search.done[:, None], NEVER, search.log_probability / cut),
-        log_probability=search.log_probability,
-        ended=jnp.zeros(none.shape, bool),
-        steps=search.at,
+    state = jax.lax.while_loop(should_continue, step, state)
+    running_length = jnp.maximum(state.position + extra_length, 1).astype(jnp.float32)
+    unfinished = BeamSearchOutput(
+        tokens=state.tokens,
+        score=jnp.where(state.is_done[:, None], NEG_INF, state.log_probability / running_length),
+        log_probability=state.log_probability,
+        is_finished=jnp.zeros(no_score.shape, bool),
+        steps=state.position,
     )
-    return replace(_best(search.found, running, beams), steps=search.at)
+    return replace(_best_of_both(state.finished, unfinished, num_beams), steps=state.position)
 
 
-def _advance(search: _Search, logits: Float[Array, "B K V"], shortest: int, extra: int) -> _Search:
-    batch, beams, vocab = logits.shape
-    log_probability = search.log_probability[:, :, None] + jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    if shortest > 1:
-        too_early = (jnp.arange(vocab) == END) & (search.at + 1 < shortest)
-        log_probability = jnp.where(too_early[None, None], 2 * NEVER, log_probability)
+def _beam_step(state: BeamState, logits: Float[Array, "B K V"], min_length: int, extra_length: int) -> BeamState:
+    batch, num_beams, vocab = logits.shape
+    log_probability = state.log_probability[:, :, None] + jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    if min_length > 1:
+        too_early = (jnp.arange(vocab) == EOS_ID) & (state.position + 1 < min_length)
+        log_probability = jnp.where(too_early[None, None], 2 * NEG_INF, log_probability)
     # Twice as many candidates as beams: even if all beams can end here, as many ways to go on remain.
-    each, token = jax.lax.top_k(log_probability, min(2 * beams, vocab))
-    value, rank = jax.lax.top_k(each.reshape(batch, -1), 2 * beams)
-    beam, token = rank // each.shape[2], jnp.take_along_axis(token.reshape(batch, -1), rank, axis=1)
-    tokens = jnp.take_along_axis(search.tokens, beam[:, :, None], axis=1).at[:, :, search.at].set(token)
-    ends = token == END
-    length = (search.at + 1).astype(jnp.float32)
+    top_log_probability, token = jax.lax.top_k(log_probability, min(2 * num_beams, vocab))
+    value, indices = jax.lax.top_k(top_log_probability.reshape(batch, -1), 2 * num_beams)
+    beam, token = (
+        indices // top_log_probability.shape[2],
+        jnp.take_along_axis(token.reshape(batch, -1), indices, axis=1),
+    )
+    tokens = jnp.take_along_axis(state.tokens, beam[:, :, None], axis=1).at[:, :, state.position].set(token)
+    is_eos = token == EOS_ID
+    length = (state.position + 1).astype(jnp.float32)
 
-    may_end = ends & (jnp.arange(2 * beams) < beams)[None] & ~search.done[:, None]
-    ended = Answers(
+    may_end = is_eos & (jnp.arange(2 * num_beams) < num_beams)[None] & ~state.is_done[:, None]
+    new_finished = BeamSearchOutput(
         tokens=tokens,
-        score=jnp.where(may_end, value / length, NEVER),
+        score=jnp.where(may_end, value / length, NEG_INF),
         log_probability=value,
-        ended=may_end,
-        steps=search.found.steps,
+        is_finished=may_end,
+        steps=state.finished.steps,
     )
-    found = _best(search.found, ended, beams)
-    done = search.done | (found.score[:, -1] >= value[:, 0] / (length + extra))
+    finished = _best_of_both(state.finished, new_finished, num_beams)
+    is_done = state.is_done | (finished.score[:, -1] >= value[:, 0] / (length + extra_length))
 
-    value, rank = jax.lax.top_k(jnp.where(ends, 2 * NEVER, value), beams)
-    beam = jnp.take_along_axis(beam, rank, axis=1)
-    return _Search(
-        at=search.at + 1,
-        tokens=jnp.take_along_axis(tokens, rank[:, :, None], axis=1),
+    value, indices = jax.lax.top_k(jnp.where(is_eos, 2 * NEG_INF, value), num_beams)
+    beam = jnp.take_along_axis(beam, indices, axis=1)
+    return BeamState(
+        position=state.position + 1,
+        tokens=jnp.take_along_axis(tokens, indices[:, :, None], axis=1),
         log_probability=value,
-        cache=search.cache,
-        rows=jnp.take_along_axis(search.rows, beam[:, :, None], axis=1),
-        found=found,
-        done=done,
+        cache=state.cache,
+        beam_indices=jnp.take_along_axis(state.beam_indices, beam[:, :, None], axis=1),
+        finished=finished,
+        is_done=is_done,
     )
 
 
-def _best(first: Answers, second: Answers, beams: int) -> Answers:
+def _best_of_both(first: BeamSearchOutput, second: BeamSearchOutput, num_beams: int) -> BeamSearchOutput:
     """Keep the best of both; of equal ones, those of `first`."""
-    score, rank = jax.lax.top_k(jnp.concatenate([first.score, second.score], axis=1), beams)
+    score, indices = jax.lax.top_k(jnp.concatenate([first.score, second.score], axis=1), num_beams)
 
     def pick(a: Array, b: Array) -> Array:
         both = jnp.concatenate([a, b], axis=1)
-        return jnp.take_along_axis(both, rank.reshape(*rank.shape, *(1,) * (both.ndim - 2)), axis=1)
+        return jnp.take_along_axis(both, indices.reshape(*indices.shape, *(1,) * (both.ndim - 2)), axis=1)
 
-    return Answers(
+    return BeamSearchOutput(
         tokens=pick(first.tokens, second.tokens),
         score=score,
         log_probability=pick(first.log_probability, second.log_probability),
-        ended=pick(first.ended, second.ended),
+        is_finished=pick(first.is_finished, second.is_finished),
         steps=first.steps,
     )

@@ -23,25 +23,25 @@ import numpy as np
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from calce_jax.batch import Batch, Data
+from calce_jax.batch import AnyArray, Batch
 from calce_jax.config import Behaviour
 from calce_jax.models import lora
 from calce_jax.models import prompt_packing as packing
-from calce_jax.models.attention import Implementation
+from calce_jax.models.attention import AttentionImplementation
 from calce_jax.models.keyframes.coarse import select_coarse
 from calce_jax.models.keyframes.fine import select_fine
-from calce_jax.models.keyframes.plan import Plan
-from calce_jax.models.keyframes.reference_noise import Chance
-from calce_jax.models.layers import Key, Keys, LayerNorm, Linear, Remat
+from calce_jax.models.keyframes.plan import FramePlan
+from calce_jax.models.keyframes.reference_noise import ReferenceNoise
+from calce_jax.models.layers import Key, KeyStream, LayerNorm, Linear, RematPolicy
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.prompt_packing import Choice
+from calce_jax.models.prompt_packing import CaptionSelection
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.t5 import T5, T5Config
-from calce_jax.models.vision_features import Looked, Seen
-from calce_jax.models.vit import Vit, VitConfig, normalise
+from calce_jax.models.vision_features import QFormerFeatures, VisionFeatures
+from calce_jax.models.vit import Vit, VitConfig, normalise_frames
 
-START = 0
-LORA = LoraConfig()
+DECODER_START_ID = 0
+DEFAULT_LORA = LoraConfig()
 
 
 @dataclass(frozen=True)
@@ -52,53 +52,53 @@ class CalceConfig:
     qformer: QFormerConfig
     t5: T5Config
     lora: LoraConfig | None
-    compressed: int = 8  # query tokens that a frame which is no key frame is compressed to
+    compressed_query_tokens: int = 8  # query tokens that a frame which is no key frame is compressed to
     ln_vision: Literal["trained", "frozen"] = "trained"  # frozen, what the Q-Former says of a frame never changes
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @staticmethod
-    def full(lora: LoraConfig | None = LORA) -> "CalceConfig":
+    def full(lora: LoraConfig | None = DEFAULT_LORA) -> "CalceConfig":
         """EVA-ViT-g, BLIP-2's Q-Former, Flan-T5-XL: 4.04 B parameters, as in the paper."""
         return CalceConfig(VitConfig.eva_g(), QFormerConfig.bert_base(), T5Config.flan_xl(), lora, dtype="bfloat16")
 
     @staticmethod
-    def full_xxl(lora: LoraConfig | None = LORA) -> "CalceConfig":
+    def full_xxl(lora: LoraConfig | None = DEFAULT_LORA) -> "CalceConfig":
         """The same with Flan-T5-XXL."""
         return replace(CalceConfig.full(lora), t5=T5Config.flan_xxl())
 
     @staticmethod
-    def small(lora: LoraConfig | None = LORA) -> "CalceConfig":
+    def small(lora: LoraConfig | None = DEFAULT_LORA) -> "CalceConfig":
         """A size that a laptop trains: ViT-S, a six-layer Q-Former, Flan-T5-small."""
         vit = VitConfig.small()
         qformer = QFormerConfig(
-            width=384, depth=6, heads=6, ffn_width=1536, queries=16, image_width=vit.width, vocab=30522
+            width=384, depth=6, heads=6, mlp_width=1536, query_tokens=16, image_width=vit.width, vocab=30522
         )
-        return CalceConfig(vit, qformer, T5Config.flan_small(), lora, compressed=4)
+        return CalceConfig(vit, qformer, T5Config.flan_small(), lora, compressed_query_tokens=4)
 
     @staticmethod
-    def tiny(t5_vocab: int, bert_vocab: int, lora: LoraConfig | None = LORA) -> "CalceConfig":
+    def tiny(t5_vocab: int, bert_vocab: int, lora: LoraConfig | None = DEFAULT_LORA) -> "CalceConfig":
         """The size of the tests and the demo."""
         qformer = replace(QFormerConfig.tiny(vocab=bert_vocab), queries=4)
-        return CalceConfig(VitConfig.tiny(), qformer, T5Config.tiny(t5_vocab), lora, compressed=1)
+        return CalceConfig(VitConfig.tiny(), qformer, T5Config.tiny(t5_vocab), lora, compressed_query_tokens=1)
 
     @staticmethod
-    def named(
+    def from_name(
         size: str, lora: LoraConfig | None, dtype: Literal["float32", "bfloat16"], *, t5_vocab: int, bert_vocab: int
     ) -> "CalceConfig":
         """Return one of the sizes above by its name; the vocabularies count for "tiny" alone."""
         if size == "tiny":
             return replace(CalceConfig.tiny(t5_vocab, bert_vocab, lora), dtype=dtype)
-        makers = {"full": CalceConfig.full, "full_xxl": CalceConfig.full_xxl, "small": CalceConfig.small}
-        return replace(makers[size](lora), dtype=dtype)
+        constructors = {"full": CalceConfig.full, "full_xxl": CalceConfig.full_xxl, "small": CalceConfig.small}
+        return replace(constructors[size](lora), dtype=dtype)
 
-    def attending(self, implementation: Implementation) -> "CalceConfig":
+    def with_attention(self, implementation: AttentionImplementation) -> "CalceConfig":
         """Return the same sizes with another implementation of attention in every tower."""
         vit, qformer, t5 = (replace(part, attention=implementation) for part in (self.vit, self.qformer, self.t5))
         return replace(self, vit=vit, qformer=qformer, t5=t5)
 
 
 @dataclass(frozen=True)
-class Selection:
+class SelectionConfig:
     """How key frames and captions are chosen."""
 
     stage: Literal[1, 2]
@@ -106,18 +106,18 @@ class Selection:
     clusters: int = 12
     dilation: int = 1  # frames on either side of a cluster border that are key frames too
     filter_dilation: int = 1  # stage 2: frames added on either side of the elected clusters
-    captions: int = 5
-    similarity: float = 0.9  # a caption is used if its cosine with the query is greater
+    max_captions: int = 5
+    min_similarity: float = 0.9  # a caption is used if its cosine with the query is greater
     behaviour: Behaviour = "default"
 
 
 @struct.dataclass
-class Reading:
+class PromptSelection:
     """What of a batch goes into its prompts."""
 
-    plan: Plan
-    choice: Choice
-    needed: Int[Data, " B"]  # tokens of each prompt
+    frame_plan: FramePlan
+    caption_selection: CaptionSelection
+    prompt_lengths: Int[AnyArray, " B"]  # tokens of each prompt
 
 
 class Calce(nnx.Module):
@@ -128,225 +128,256 @@ class Calce(nnx.Module):
         self.vit = Vit(config.vit, rngs=rngs)
         self.ln_vision = LayerNorm(config.vit.width, eps=1e-5)
         self.qformer = QFormer(config.qformer, rngs=rngs)
-        self.query_proj = Linear(config.qformer.queries, config.compressed, rngs=rngs)
+        self.query_proj = Linear(config.qformer.query_tokens, config.compressed_query_tokens, rngs=rngs)
         self.t5_proj = Linear(width, config.t5.width, rngs=rngs)
         self.t5 = T5(config.t5, rngs=rngs)
         if config.lora is not None:
-            lora.attach(self.t5, config.lora, rngs=rngs)
+            lora.add_adapters(self.t5, config.lora, rngs=rngs)
         self.config = config
 
-    def see(self, frames: UInt8[Array, "B T Y X 3"], *, remat: Remat = "none") -> Float[Array, "B T P D"]:
+    def encode_frames(
+        self, frames: UInt8[Array, "B T Y X 3"], *, remat: RematPolicy = "none"
+    ) -> Float[Array, "B T P D"]:
         """Run the frozen vision tower over every frame."""
-        flat = normalise(frames.reshape(-1, *frames.shape[2:]), jnp.dtype(self.config.dtype))
-        seen = self.vit(flat, remat=remat)
-        return jax.lax.stop_gradient(seen.reshape(*frames.shape[:2], *seen.shape[1:]))
+        flat = normalise_frames(frames.reshape(-1, *frames.shape[2:]), jnp.dtype(self.config.dtype))
+        tokens = self.vit(flat, remat=remat)
+        return jax.lax.stop_gradient(tokens.reshape(*frames.shape[:2], *tokens.shape[1:]))
 
-    def look(self, seen: Float[Array, "B T P D"]) -> Looked:
+    def encode_queries(self, tokens: Float[Array, "B T P D"]) -> QFormerFeatures:
         """Let the Q-Former say of every frame what it can. Nothing here is differentiated."""
-        return jax.lax.stop_gradient(Looked(means=self.means(seen), queries=self.queries(seen)))
+        return jax.lax.stop_gradient(
+            QFormerFeatures(means=self.frame_means(tokens), queries=self.frame_queries(tokens))
+        )
 
-    def read(
+    def select(
         self,
-        seen: Seen,
+        vision_features: VisionFeatures,
         batch: Batch,
-        selection: Selection,
+        selection: SelectionConfig,
         *,
         key: Key = None,
-        chance: Chance | None = None,
-    ) -> Reading:
+        reference_noise: ReferenceNoise | None = None,
+    ) -> PromptSelection:
         """Choose key frames and captions. Nothing here is differentiated.
 
         `key` makes the frozen Q-Former drop, which the original does while training; `chance` is what it draws while
         it selects, in evaluation too. Only "reference" heeds them.
         """
-        keys = Keys(key if selection.behaviour == "reference" else None)
-        if isinstance(seen, Looked):
-            features = seen.means if selection.stage == 1 else unit_rows(seen.queries)
+        keys = KeyStream(key if selection.behaviour == "reference" else None)
+        if isinstance(vision_features, QFormerFeatures):
+            features = vision_features.means if selection.stage == 1 else normalise_queries(vision_features.queries)
         else:
-            features = self.means(seen) if selection.stage == 1 else unit_rows(self.queries(seen, keys()))
-        return self.choose(features, batch, selection, key=keys(), chance=chance)
+            features = (
+                self.frame_means(vision_features)
+                if selection.stage == 1
+                else normalise_queries(self.frame_queries(vision_features, keys()))
+            )
+        return self.select_from_features(features, batch, selection, key=keys(), reference_noise=reference_noise)
 
-    def means(self, seen: Float[Array, "B T P D"]) -> Float[Array, "B T D"]:
+    def frame_means(self, tokens: Float[Array, "B T P D"]) -> Float[Array, "B T D"]:
         """Return what stage 1 tells frames apart by."""
-        return self.ln_vision(seen).astype(jnp.float32).mean(axis=2)
+        return self.ln_vision(tokens).astype(jnp.float32).mean(axis=2)
 
-    def choose(
+    def select_from_features(
         self,
         features: Float[Array, "B T F"],
         batch: Batch,
-        selection: Selection,
+        selection: SelectionConfig,
         *,
         key: Key = None,
-        chance: Chance | None = None,
-    ) -> Reading:
+        reference_noise: ReferenceNoise | None = None,
+    ) -> PromptSelection:
         """Choose key frames by their features, and captions by their words."""
-        drawn = chance if selection.behaviour == "reference" else None
+        noise = reference_noise if selection.behaviour == "reference" else None
         if selection.stage == 1:
-            plan = select_coarse(
+            frame_plan = select_coarse(
                 features,
-                batch.present,
+                batch.frame_mask,
                 mode=selection.mode,
                 clusters=selection.clusters,
                 dilation=selection.dilation,
-                talk=batch.talk,
-                spoken=batch.spoken,
+                is_speech_query=batch.is_speech_query,
+                has_speech=batch.has_speech,
                 behaviour=selection.behaviour,
-                noise=drawn and drawn.noise[:, 0],
+                noise=noise and noise.density_noise[:, 0],
             )
         else:
-            plan = select_fine(
+            frame_plan = select_fine(
                 features,
                 batch.times,
-                batch.present,
-                batch.windows,
-                batch.window_valid,
+                batch.frame_mask,
+                batch.stage1_windows,
+                batch.window_mask,
                 clusters=selection.clusters,
                 dilation=selection.dilation,
                 filter_dilation=selection.filter_dilation,
-                talk=batch.talk,
-                spoken=batch.spoken,
+                is_speech_query=batch.is_speech_query,
+                has_speech=batch.has_speech,
                 behaviour=selection.behaviour,
-                noise=drawn and drawn.noise,
-                draws=drawn and drawn.draws,
+                noise=noise and noise.density_noise,
+                draws=noise and noise.removal_draws,
             )
-        choice = self.choose_captions(batch, selection, key=key)
-        plan, choice = jax.lax.stop_gradient((plan, choice))
-        needed = packing.lengths(
-            plan, batch.spans, choice, full=self.config.qformer.queries, compressed=self.config.compressed
+        caption_selection = self.select_captions(batch, selection, key=key)
+        frame_plan, caption_selection = jax.lax.stop_gradient((frame_plan, caption_selection))
+        prompt_lengths = packing.count_prompt_tokens(
+            frame_plan,
+            batch.spans,
+            caption_selection,
+            full_tokens=self.config.qformer.query_tokens,
+            compressed_tokens=self.config.compressed_query_tokens,
         )
-        return Reading(plan=plan, choice=choice, needed=needed)
+        return PromptSelection(
+            frame_plan=frame_plan, caption_selection=caption_selection, prompt_lengths=prompt_lengths
+        )
 
-    def choose_captions(self, batch: Batch, selection: Selection, *, key: Key = None) -> Choice:
+    def select_captions(self, batch: Batch, selection: SelectionConfig, *, key: Key = None) -> CaptionSelection:
         """Compare every caption with the query by the Q-Former's text branch."""
-        keys, (b, c, u) = Keys(key), batch.caption_words.shape
-        query = self.qformer.text_cls(batch.query_words, key=keys())
-        captions = self.qformer.text_cls(batch.caption_words.reshape(b * c, u), key=keys())
-        return packing.choose_captions(
+        keys, (b, c, u) = KeyStream(key), batch.caption_bert_tokens.shape
+        query = self.qformer.embed_sentences(batch.query_bert_tokens, key=keys())
+        captions = self.qformer.embed_sentences(batch.caption_bert_tokens.reshape(b * c, u), key=keys())
+        return packing.select_captions(
             query.astype(jnp.float32),
             captions.reshape(b, c, -1).astype(jnp.float32),
-            (batch.caption_words != 0).any(axis=-1),
-            threshold=selection.similarity,
-            limit=selection.captions,
+            (batch.caption_bert_tokens != 0).any(axis=-1),
+            min_similarity=selection.min_similarity,
+            max_captions=selection.max_captions,
         )
 
-    def embed(
+    def embed_prompt(
         self,
-        seen: Seen,
+        vision_features: VisionFeatures,
         batch: Batch,
-        reading: Reading,
+        prompt_selection: PromptSelection,
         length: int,
         *,
         key: Key = None,
-        remat: Remat = "none",
+        remat: RematPolicy = "none",
     ) -> tuple[Float[Array, "B L E"], Bool[Array, "B L"]]:
         """Lay out the prompts: embeddings, and which positions hold any."""
-        looked = isinstance(seen, Looked)
-        slots = jnp.take_along_axis(seen.queries if looked else seen, reading.plan.index[:, :, None, None], axis=1)
-        queries = slots if looked else self.queries(slots, key, remat=remat)
-        return self.lay_out(self.described(queries), batch, reading, length)
+        has_queries = isinstance(vision_features, QFormerFeatures)
+        slot_features = jnp.take_along_axis(
+            vision_features.queries if has_queries else vision_features,
+            prompt_selection.frame_plan.frame_index[:, :, None, None],
+            axis=1,
+        )
+        queries = slot_features if has_queries else self.frame_queries(slot_features, key, remat=remat)
+        return self.assemble_prompt(self.project_queries(queries), batch, prompt_selection, length)
 
-    def described(self, queries: Float[Array, "B S Q W"]) -> Float[Array, "B S J E"]:
+    def project_queries(self, queries: Float[Array, "B S Q W"]) -> Float[Array, "B S J E"]:
         """Project what the Q-Former says of frames: all its query tokens, then those that a compressed frame keeps."""
-        few = jnp.swapaxes(self.query_proj(jnp.swapaxes(queries, -1, -2)), -1, -2)
-        return self.t5_proj(jnp.concatenate([queries, few], axis=2))
+        compressed_queries = jnp.swapaxes(self.query_proj(jnp.swapaxes(queries, -1, -2)), -1, -2)
+        return self.t5_proj(jnp.concatenate([queries, compressed_queries], axis=2))
 
-    def lay_out(
-        self, frames: Float[Array, "B S J E"], batch: Batch, reading: Reading, length: int
+    def assemble_prompt(
+        self, frame_embeddings: Float[Array, "B S J E"], batch: Batch, prompt_selection: PromptSelection, length: int
     ) -> tuple[Float[Array, "B L E"], Bool[Array, "B L"]]:
         """Put described frames, times and text in the order of the prompt."""
-        packed = self.packed(batch, reading, length)
-        at = packed.slot * frames.shape[2] + packed.query + jnp.where(packed.key, 0, self.config.qformer.queries)
-        visual = jnp.take_along_axis(
-            frames.reshape(frames.shape[0], -1, frames.shape[-1]), jnp.where(packed.text, 0, at)[:, :, None], axis=1
+        layout = self.prompt_layout(batch, prompt_selection, length)
+        source_index = (
+            layout.slot * frame_embeddings.shape[2]
+            + layout.query_token
+            + jnp.where(layout.is_keyframe, 0, self.config.qformer.query_tokens)
         )
-        text = self.t5.shared(packed.token).astype(visual.dtype)
-        x = jnp.where(packed.text[:, :, None], text, visual)
-        return jnp.where(packed.mask[:, :, None], x, jnp.zeros_like(x)), packed.mask
+        visual_embeddings = jnp.take_along_axis(
+            frame_embeddings.reshape(frame_embeddings.shape[0], -1, frame_embeddings.shape[-1]),
+            jnp.where(layout.is_text, 0, source_index)[:, :, None],
+            axis=1,
+        )
+        text_embeddings = self.t5.shared(layout.token_id).astype(visual_embeddings.dtype)
+        x = jnp.where(layout.is_text[:, :, None], text_embeddings, visual_embeddings)
+        return jnp.where(layout.mask[:, :, None], x, jnp.zeros_like(x)), layout.mask
 
-    def packed(self, batch: Batch, reading: Reading, length: int) -> packing.Packed:
+    def prompt_layout(self, batch: Batch, prompt_selection: PromptSelection, length: int) -> packing.PromptLayout:
         """Return what stands at each position of the prompts."""
-        return packing.pack(
-            reading.plan,
+        return packing.build_prompt_layout(
+            prompt_selection.frame_plan,
             batch.tokens,
             batch.spans,
-            reading.choice,
+            prompt_selection.caption_selection,
             length=length,
-            full=self.config.qformer.queries,
-            compressed=self.config.compressed,
+            full_tokens=self.config.qformer.query_tokens,
+            compressed_tokens=self.config.compressed_query_tokens,
         )
 
     def loss(
         self,
-        seen: Seen,
+        vision_features: VisionFeatures,
         batch: Batch,
-        reading: Reading,
+        prompt_selection: PromptSelection,
         length: int,
         *,
         key: Key = None,
-        remat: Remat = "none",
+        remat: RematPolicy = "none",
         behaviour: Behaviour = "default",
     ) -> Float[Array, " B"]:
         """Return each sample's mean cross-entropy over the tokens of its answer (padding and filler rows: 0)."""
-        keys = Keys(key)
-        drop_queries = keys()
-        x, mask = self.embed(
-            seen, batch, reading, length, key=drop_queries if behaviour == "reference" else None, remat=remat
+        keys = KeyStream(key)
+        qformer_key = keys()
+        x, mask = self.embed_prompt(
+            vision_features,
+            batch,
+            prompt_selection,
+            length,
+            key=qformer_key if behaviour == "reference" else None,
+            remat=remat,
         )
         memory = self.t5.encode(x, mask, key=keys(), remat=remat)
-        logits = self.t5.decode(shifted(batch.labels), memory, mask, key=keys(), remat=remat)
+        logits = self.t5.decode(shift_right(batch.labels), memory, mask, key=keys(), remat=remat)
         return answer_loss(logits, batch.labels)
 
-    def queries(
-        self, seen: Float[Array, "B T P D"], key: Key = None, *, remat: Remat = "none"
+    def frame_queries(
+        self, vit_tokens: Float[Array, "B T P D"], key: Key = None, *, remat: RematPolicy = "none"
     ) -> Float[Array, "B T Q W"]:
         """Return the Q-Former's query tokens of every frame."""
-        tokens = self.ln_vision(seen.reshape(-1, *seen.shape[2:]))
-        queries = self.qformer.visual(tokens, key=key, remat=remat)
-        return queries.reshape(*seen.shape[:2], *queries.shape[1:])
+        tokens = self.ln_vision(vit_tokens.reshape(-1, *vit_tokens.shape[2:]))
+        queries = self.qformer.encode_images(tokens, key=key, remat=remat)
+        return queries.reshape(*vit_tokens.shape[:2], *queries.shape[1:])
 
 
-def unit_rows(queries: Float[Array, "B T Q W"]) -> Float[Array, "B T Q*W"]:
+def normalise_queries(queries: Float[Array, "B T Q W"]) -> Float[Array, "B T Q*W"]:
     """Return what stage 2 tells frames apart by: query tokens of length 1, side by side."""
     queries = queries.astype(jnp.float32)
-    unit = queries / jnp.maximum(jnp.linalg.norm(queries, axis=-1, keepdims=True), 1e-12)
-    return unit.reshape(*unit.shape[:2], -1)
+    normalised = queries / jnp.maximum(jnp.linalg.norm(queries, axis=-1, keepdims=True), 1e-12)
+    return normalised.reshape(*normalised.shape[:2], -1)
 
 
-def shifted(labels: Int[Array, "B A"]) -> Int[Array, "B A"]:
+def shift_right(labels: Int[Array, "B A"]) -> Int[Array, "B A"]:
     """Return what the decoder is fed: the start token, then the answer without its last token."""
-    return jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=START)
+    return jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=DECODER_START_ID)
 
 
 def answer_loss(logits: Float[Array, "B A V"], labels: Int[Array, "B A"]) -> Float[Array, " B"]:
     """Mean cross-entropy of each answer, so that a batch is worth the mean of its samples alone."""
     log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    each = -jnp.take_along_axis(log_probability, labels[:, :, None], axis=-1)[..., 0]
-    counted = labels != 0
-    return jnp.where(counted, each, 0.0).sum(axis=1) / jnp.maximum(counted.sum(axis=1), 1).astype(jnp.float32)
+    token_loss = -jnp.take_along_axis(log_probability, labels[:, :, None], axis=-1)[..., 0]
+    token_mask = labels != 0
+    return jnp.where(token_mask, token_loss, 0.0).sum(axis=1) / jnp.maximum(token_mask.sum(axis=1), 1).astype(
+        jnp.float32
+    )
 
 
-TRAINED_PARTS = ("ln_vision", "query_proj", "t5_proj")
+TRAINABLE_MODULES = ("ln_vision", "query_proj", "t5_proj")
 
 
-def label(path: tuple[str, ...]) -> Literal["trainable", "frozen"]:
+def param_label(path: tuple[str, ...]) -> Literal["trainable", "frozen"]:
     """Say whether the parameter at `path` is trained: adapters, both projections and `ln_vision`.
 
     `CalceConfig.ln_vision` "frozen" changes nothing here: `ln_vision` keeps its place among what is trained, and gets
     no gradient there. It has no weight decay either, so it stays as it is.
     """
-    return "trainable" if path[0] in TRAINED_PARTS or path[-1] in ("a", "b") else "frozen"
+    return "trainable" if path[0] in TRAINABLE_MODULES or path[-1] in ("a", "b") else "frozen"
 
 
-def split(model: Calce, frozen_dtype: str = "bfloat16") -> tuple[Any, nnx.State, nnx.State]:
+def split_params(model: Calce, frozen_dtype: str = "bfloat16") -> tuple[Any, nnx.State, nnx.State]:
     """Split a model into its structure, what is trained (float32) and what is frozen (stored in `frozen_dtype`)."""
 
-    def trained(path: tuple[Any, ...], _: object) -> bool:
-        return label(tuple(map(str, path))) == "trainable"
+    def is_trainable(path: tuple[Any, ...], _: object) -> bool:
+        return param_label(tuple(map(str, path))) == "trainable"
 
-    graph, trainable, frozen = nnx.split(model, trained, ...)
+    graph, trainable, frozen = nnx.split(model, is_trainable, ...)
     return graph, trainable, jax.tree.map(lambda a: a.astype(jnp.dtype(frozen_dtype)), frozen)
 
 
-def count(state: nnx.State) -> int:
+def count_params(state: nnx.State) -> int:
     """Return the number of parameters in a state, abstract or not."""
     return sum(int(np.prod(a.shape)) for a in jax.tree.leaves(state))

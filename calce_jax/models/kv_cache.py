@@ -13,48 +13,53 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from calce_jax.models.attention import weigh
+from calce_jax.models.attention import attention_weights
 
 
 @struct.dataclass
-class Kept:
+class KVCache:
     """Keys and values of some positions."""
 
     key: Float[Array, "B N H L"]
     value: Float[Array, "B N L H"]
 
     @staticmethod
-    def of(key: Float[Array, "B L N H"], value: Float[Array, "B L N H"]) -> "Kept":
+    def from_projections(key: Float[Array, "B L N H"], value: Float[Array, "B L N H"]) -> "KVCache":
         """Keep projections."""
-        return Kept(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3))
+        return KVCache(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3))
 
-    def empty(self, length: int) -> "Kept":
+    def init(self, length: int) -> "KVCache":
         """Return room for other positions of the same sample: zeros."""
         key = jnp.zeros((*self.key.shape[:3], length), self.key.dtype)
-        return Kept(key, jnp.swapaxes(key, 2, 3))
+        return KVCache(key, jnp.swapaxes(key, 2, 3))
 
-    def put(self, key: Float[Array, "B S N H"], value: Float[Array, "B S N H"], at: Int[Array, ""]) -> "Kept":
+    def update(
+        self, key: Float[Array, "B S N H"], value: Float[Array, "B S N H"], cache_index: Int[Array, ""]
+    ) -> "KVCache":
         """Return this with the projections of positions `at` .. `at` + S."""
-        new, place = Kept.of(key, value), jax.lax.dynamic_update_slice_in_dim
-        return Kept(place(self.key, new.key, at, axis=3), place(self.value, new.value, at, axis=2))
+        projected, update_slice = KVCache.from_projections(key, value), jax.lax.dynamic_update_slice_in_dim
+        return KVCache(
+            update_slice(self.key, projected.key, cache_index, axis=3),
+            update_slice(self.value, projected.value, cache_index, axis=2),
+        )
 
 
 @struct.dataclass
 class LayerCache:
     """What one decoder block need not compute again: of the encoder's result, and of the tokens so far."""
 
-    cross: Kept
-    own: Kept
+    cross_attention: KVCache
+    self_attention: KVCache
 
-    def with_own(
-        self, key: Float[Array, "B S N H"], value: Float[Array, "B S N H"], at: Int[Array, ""]
+    def update_self(
+        self, key: Float[Array, "B S N H"], value: Float[Array, "B S N H"], cache_index: Int[Array, ""]
     ) -> "LayerCache":
         """Return the cache with the projections of tokens `at` .. `at` + S."""
-        return replace(self, own=self.own.put(key, value, at))
+        return replace(self, own=self.self_attention.update(key, value, cache_index))
 
 
-def attention_to(
-    kept: Kept,
+def cached_attention(
+    cache: KVCache,
     query: Float[Array, "B Q N H"],
     *,
     scale: float = 1.0,
@@ -62,6 +67,6 @@ def attention_to(
     mask: Bool[Array, "#B #Q L"] | None = None,
 ) -> Float[Array, "B Q N H"]:
     """Do as `attention` does, without dropout, for the few queries of a token."""
-    scores = jnp.einsum("bqnh,bnhl->bnql", query, kept.key, preferred_element_type=jnp.float32) * scale
-    weights = weigh(scores, bias, mask).astype(kept.value.dtype)
-    return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, kept.value), 1, 2)
+    scores = jnp.einsum("bqnh,bnhl->bnql", query, cache.key, preferred_element_type=jnp.float32) * scale
+    weights = attention_weights(scores, bias, mask).astype(cache.value.dtype)
+    return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, cache.value), 1, 2)

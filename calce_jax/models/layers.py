@@ -20,68 +20,68 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from calce_jax.distributed.sharding import constrain_batch
 
 Key = PRNGKeyArray | None
-Remat = Literal["none", "dots", "full"]
+RematPolicy = Literal["none", "dots", "full"]
 
 
 class Linear(nnx.Module):
     """`y = x @ kernel + bias`, kernel of shape (D, E), drawn so that `y` varies `gain` times as much as `x`."""
 
-    def __init__(self, features_in: int, features_out: int, *, bias: bool = True, gain: float = 1.0, rngs: nnx.Rngs):
-        scale = gain * features_in**-0.5
-        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (features_in, features_out), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32)) if bias else None
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True, gain: float = 1.0, rngs: nnx.Rngs):
+        scale = gain * in_features**-0.5
+        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (in_features, out_features), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if bias else None
 
     def __call__(self, x: Float[Array, "... D"], *, key: Key = None) -> Float[Array, "... E"]:
         """Apply to the last axis. `key` is for adapters that drop their input; the plain layer has no use for it."""
         # One plain product: with more axes the gradient of a gated MLP took XLA two to three times as long on a CPU.
         y = (x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
-        return y if self.bias is None else y + along_last(self.bias[...].astype(x.dtype), y.ndim)
+        return y if self.bias is None else y + expand_dims_to(self.bias[...].astype(x.dtype), y.ndim)
 
 
 class LayerNorm(nnx.Module):
     """Normalise the last axis to mean 0 and variance 1, then scale and shift; computed in float32."""
 
-    def __init__(self, features: int, *, eps: float):
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+    def __init__(self, num_features: int, *, eps: float):
+        self.scale = nnx.Param(jnp.ones((num_features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((num_features,), jnp.float32))
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Return the normalised activations in the dtype of `x`."""
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(-1, keepdims=True)
+        x_float32 = x.astype(jnp.float32)
+        centred = x_float32 - x_float32.mean(-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
-        scale, bias = (along_last(p[...].astype(jnp.float32), x.ndim) for p in (self.scale, self.bias))
+        scale, bias = (expand_dims_to(p[...].astype(jnp.float32), x.ndim) for p in (self.scale, self.bias))
         return (normed * scale + bias).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
     """T5's norm: no mean, no bias; computed in float32."""
 
-    def __init__(self, features: int, *, eps: float):
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+    def __init__(self, num_features: int, *, eps: float):
+        self.scale = nnx.Param(jnp.ones((num_features,), jnp.float32))
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Return the scaled activations in the dtype of `x`."""
-        wide = x.astype(jnp.float32)
-        normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
-        return (normed * along_last(self.scale[...].astype(jnp.float32), x.ndim)).astype(x.dtype)
+        x_float32 = x.astype(jnp.float32)
+        normed = x_float32 * jax.lax.rsqrt(jnp.square(x_float32).mean(-1, keepdims=True) + self.eps)
+        return (normed * expand_dims_to(self.scale[...].astype(jnp.float32), x.ndim)).astype(x.dtype)
 
 
-class Keys:
+class KeyStream:
     """A stream of keys drawn from one; a stream of None where there is none, so that evaluation reads the same."""
 
     def __init__(self, key: Key):
-        self._key, self._drawn = key, 0
+        self._key, self._num_drawn = key, 0
 
     def __call__(self) -> Key:
         """Return the next key."""
-        self._drawn += 1
-        return None if self._key is None else jax.random.fold_in(self._key, self._drawn)
+        self._num_drawn += 1
+        return None if self._key is None else jax.random.fold_in(self._key, self._num_drawn)
 
 
-def along_last(vector: Array, ndim: int) -> Array:
+def expand_dims_to(vector: Array, ndim: int) -> Array:
     """Give a vector leading axes of 1, because rank promotion is an error here."""
     return vector.reshape((1,) * (ndim - 1) + vector.shape)
 
@@ -102,12 +102,12 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key) -> Float[Array, "..."
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def stack(make: Callable[[nnx.Rngs], Any], depth: int, rngs: nnx.Rngs) -> Any:
+def stack_blocks(make_block: Callable[[nnx.Rngs], Any], depth: int, rngs: nnx.Rngs) -> Any:
     """Make `depth` blocks as one whose parameters have a leading axis of that length."""
-    return nnx.split_rngs(splits=depth)(nnx.vmap(make, in_axes=0, out_axes=0))(rngs)
+    return nnx.split_rngs(splits=depth)(nnx.vmap(make_block, in_axes=0, out_axes=0))(rngs)
 
 
-def unstack(blocks: Any) -> list[Any]:
+def unstack_blocks(blocks: Any) -> list[Any]:
     """Return stacked blocks one by one, to be gone through at every token of an answer.
 
     A token's step reads each weight once, so it is as slow as what is copied on the way. Sliced before the loop over
@@ -118,14 +118,14 @@ def unstack(blocks: Any) -> list[Any]:
     return [nnx.merge(graph, jax.tree.map(lambda leaf, n=n: leaf[n], params)) for n in range(depth)]
 
 
-def scan(
+def scan_blocks(
     blocks: Any,
     body: Callable[..., tuple[Any, Any]],
     carry: Any,
     xs: Any = None,
     *,
     key: Key = None,
-    remat: Remat = "none",
+    remat: RematPolicy = "none",
 ) -> tuple[Any, Any]:
     """Run `body(block, carry, x, key) -> (carry, y)` over stacked blocks, in order.
 
@@ -144,15 +144,15 @@ def scan(
     depth = jax.tree.leaves(params)[0].shape[0]
     keys = None if key is None else jax.random.split(key, depth)
 
-    def step(carry: Any, layer: Any) -> tuple[Any, Any]:
+    def apply_block(carry: Any, layer: Any) -> tuple[Any, Any]:
         params, x, key = layer
         carry, y = body(nnx.merge(graph, params), carry, x, key)
         return constrain_batch(carry), y
 
-    return jax.lax.scan(rematerialised(step, remat), constrain_batch(carry), (params, xs, keys))
+    return jax.lax.scan(apply_remat(apply_block, remat), constrain_batch(carry), (params, xs, keys))
 
 
-def rematerialised(step: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+def apply_remat(step: Callable[..., Any], remat: RematPolicy) -> Callable[..., Any]:
     """Wrap a function so that its backward pass recomputes what `remat` says not to keep."""
     if remat == "none":
         return step

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from calce_jax.config import LoraConfig
 from calce_jax.models.layers import Key, Linear, dropout
 
-Layer = TypeVar("Layer", bound=nnx.Module)
+LayerT = TypeVar("Layer", bound=nnx.Module)
 
 
 class LoraLinear(nnx.Module):
@@ -29,24 +29,24 @@ class LoraLinear(nnx.Module):
         self.base = base
         self.a = nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
         self.b = nnx.Param(jnp.zeros((*stacked, config.rank, features_out), jnp.float32))
-        self.scale, self.drop = config.alpha / config.rank, config.dropout
+        self.scale, self.dropout_rate = config.alpha / config.rank, config.dropout
 
     def __call__(self, x: Float[Array, "... D"], *, key: Key = None) -> Float[Array, "... E"]:
         """Return the frozen layer's result plus the adapter's."""
         # Plain products of two axes, as in `Linear`.
-        low = dropout(x, self.drop, key).reshape(-1, x.shape[-1]) @ self.a[...].astype(x.dtype)
-        return self.base(x) + (_widen(low, self.b[...].astype(x.dtype)) * self.scale).reshape(*x.shape[:-1], -1)
+        low = dropout(x, self.dropout_rate, key).reshape(-1, x.shape[-1]) @ self.a[...].astype(x.dtype)
+        return self.base(x) + (_lora_up(low, self.b[...].astype(x.dtype)) * self.scale).reshape(*x.shape[:-1], -1)
 
-    def fused(self) -> Linear:
+    def merge(self) -> Linear:
         """Return one linear layer that computes the same (without dropout)."""
         kernel = self.base.kernel[...]
-        product = self.a[...] @ self.b[...] * self.scale
-        self.base.kernel[...] = (kernel.astype(jnp.float32) + product).astype(kernel.dtype)
+        delta = self.a[...] @ self.b[...] * self.scale
+        self.base.kernel[...] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
         return self.base
 
 
 @jax.custom_vjp
-def _widen(low: Float[Array, "L R"], b: Float[Array, "R E"]) -> Float[Array, "L E"]:
+def _lora_up(low: Float[Array, "L R"], b: Float[Array, "R E"]) -> Float[Array, "L E"]:
     """Return `low @ b`.
 
     In jax's own gradient of `b` the slope comes first, and on a CPU what comes first is transposed: a copy of a wide
@@ -55,35 +55,37 @@ def _widen(low: Float[Array, "L R"], b: Float[Array, "R E"]) -> Float[Array, "L 
     return low @ b
 
 
-def _widen_forward(low: Float[Array, "L R"], b: Float[Array, "R E"]) -> tuple[Float[Array, "L E"], tuple[Array, Array]]:
+def _lora_up_forward(
+    low: Float[Array, "L R"], b: Float[Array, "R E"]
+) -> tuple[Float[Array, "L E"], tuple[Array, Array]]:
     return low @ b, (low, b)
 
 
-def _widen_back(kept: tuple[Array, Array], slope: Float[Array, "L E"]) -> tuple[Array, Array]:
-    low, b = kept
-    return slope @ b.T, low.T @ slope
+def _lora_up_backward(residuals: tuple[Array, Array], cotangent: Float[Array, "L E"]) -> tuple[Array, Array]:
+    low, b = residuals
+    return cotangent @ b.T, low.T @ cotangent
 
 
-_widen.defvjp(_widen_forward, _widen_back)
+_lora_up.defvjp(_lora_up_forward, _lora_up_backward)
 
 
-def attach(model: nnx.Module, config: LoraConfig, *, rngs: nnx.Rngs) -> None:
+def add_adapters(model: nnx.Module, config: LoraConfig, *, rngs: nnx.Rngs) -> None:
     """Give every linear layer of `model`, stacked or not, an adapter; in place."""
-    for parent, name, layer in _children(model, Linear):
+    for parent, name, layer in _find_layers(model, Linear):
         setattr(parent, name, LoraLinear(layer, config, rngs=rngs))
 
 
-def fuse(model: nnx.Module) -> None:
+def merge(model: nnx.Module) -> None:
     """Add every adapter into the layer it sits on, leaving a plain model; in place."""
-    for parent, name, layer in _children(model, LoraLinear):
-        setattr(parent, name, layer.fused())
+    for parent, name, layer in _find_layers(model, LoraLinear):
+        setattr(parent, name, layer.merge())
 
 
-def _children(model: nnx.Module, kind: type[Layer]) -> list[tuple[nnx.Module, str, Layer]]:
+def _find_layers(model: nnx.Module, layer_type: type[LayerT]) -> list[tuple[nnx.Module, str, LayerT]]:
     return [
         (module, name, child)
         for _, module in nnx.iter_modules(model)
-        if not isinstance(module, LoraLinear) or kind is LoraLinear
+        if not isinstance(module, LoraLinear) or layer_type is LoraLinear
         for name, child in vars(module).items()
-        if type(child) is kind
+        if type(child) is layer_type
     ]

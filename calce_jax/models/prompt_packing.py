@@ -14,112 +14,139 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from calce_jax.batch import Data
-from calce_jax.models.keyframes.plan import Plan
+from calce_jax.batch import AnyArray
+from calce_jax.models.keyframes.plan import FramePlan
 
 
 @struct.dataclass
-class Choice:
+class CaptionSelection:
     """Which captions are used, most similar to the query first."""
 
-    order: Int[Data, "*B K"]  # caption numbers
-    used: Bool[Data, "*B K"]
-    similarity: Float[Data, "*B C"]  # cosine with the query, of every caption
+    caption_index: Int[AnyArray, "*B K"]  # caption numbers
+    is_used: Bool[AnyArray, "*B K"]
+    similarity: Float[AnyArray, "*B C"]  # cosine with the query, of every caption
 
 
 @struct.dataclass
-class Packed:
+class PromptLayout:
     """What stands at every position. `token` counts where `text`; `slot`, `query` and `key` where not."""
 
-    text: Bool[Array, "*B L"]
-    token: Int[Array, "*B L"]  # T5 id
+    is_text: Bool[Array, "*B L"]
+    token_id: Int[Array, "*B L"]  # T5 id
     slot: Int[Array, "*B L"]  # of the plan
-    query: Int[Array, "*B L"]  # number of the query token within its frame
-    key: Bool[Array, "*B L"]  # the frame is a key frame
+    query_token: Int[Array, "*B L"]  # number of the query token within its frame
+    is_keyframe: Bool[Array, "*B L"]  # the frame is a key frame
     mask: Bool[Array, "*B L"]  # False where padded
 
 
-def choose_captions(
+def select_captions(
     query: Float[Array, "B D"],
     captions: Float[Array, "B C D"],
-    valid: Bool[Array, "B C"],
+    caption_mask: Bool[Array, "B C"],
     *,
-    threshold: float,
-    limit: int,
-) -> Choice:
+    min_similarity: float,
+    max_captions: int,
+) -> CaptionSelection:
     """Take the captions whose cosine with the query exceeds `threshold`, the `limit` most similar at most.
 
     Equally similar ones stay in order of time. As in the original, the order of use is that of similarity.
     """
     similarity = jnp.einsum("bd,bcd->bc", _unit(query), _unit(captions))
-    ranked = jnp.where(valid, similarity, -jnp.inf)
-    order = jnp.argsort(-ranked, axis=1)[:, :limit].astype(jnp.int32)
-    return Choice(order=order, used=jnp.take_along_axis(ranked, order, axis=1) > threshold, similarity=similarity)
+    masked_similarity = jnp.where(caption_mask, similarity, -jnp.inf)
+    caption_index = jnp.argsort(-masked_similarity, axis=1)[:, :max_captions].astype(jnp.int32)
+    return CaptionSelection(
+        caption_index=caption_index,
+        is_used=jnp.take_along_axis(masked_similarity, caption_index, axis=1) > min_similarity,
+        similarity=similarity,
+    )
 
 
 def _unit(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
 
 
-def lengths(plan: Plan, spans: Int[Array, "B I 2"], choice: Choice, *, full: int, compressed: int) -> Int[Array, " B"]:
+def count_prompt_tokens(
+    frame_plan: FramePlan,
+    spans: Int[Array, "B I 2"],
+    caption_selection: CaptionSelection,
+    *,
+    full_tokens: int,
+    compressed_tokens: int,
+) -> Int[Array, " B"]:
     """Return the number of tokens each prompt needs; a frame takes `full` or `compressed` query tokens."""
 
-    def one(plan: Plan, spans: Array, choice: Choice) -> Int[Array, ""]:
-        return _items(plan, spans, choice, full, compressed)[1].sum()
+    def sample_length(frame_plan: FramePlan, spans: Array, caption_selection: CaptionSelection) -> Int[Array, ""]:
+        return _prompt_items(frame_plan, spans, caption_selection, full_tokens, compressed_tokens)[1].sum()
 
-    return jax.vmap(one)(plan, spans, choice)
+    return jax.vmap(sample_length)(frame_plan, spans, caption_selection)
 
 
-def pack(
-    plan: Plan,
+def build_prompt_layout(
+    frame_plan: FramePlan,
     tokens: Int[Array, "B M"],
     spans: Int[Array, "B I 2"],
-    choice: Choice,
+    caption_selection: CaptionSelection,
     *,
     length: int,
-    full: int,
-    compressed: int,
-) -> Packed:
+    full_tokens: int,
+    compressed_tokens: int,
+) -> PromptLayout:
     """Say what stands at each of `length` positions.
 
     A prompt that needs more is cut at the right; compare `lengths`.
     """
 
-    def one(plan: Plan, tokens: Array, spans: Array, choice: Choice) -> Packed:
-        starts, sizes = _items(plan, spans, choice, full, compressed)
-        ends = jnp.cumsum(sizes)
-        at = jnp.arange(length, dtype=ends.dtype)
-        mask = at < ends[-1]
-        item = jnp.minimum(jnp.searchsorted(ends, at, side="right"), ends.shape[0] - 1)
-        offset = jnp.where(mask, at - (ends - sizes)[item], 0)
+    def layout_sample(
+        frame_plan: FramePlan, tokens: Array, spans: Array, caption_selection: CaptionSelection
+    ) -> PromptLayout:
+        item_starts, item_lengths = _prompt_items(frame_plan, spans, caption_selection, full_tokens, compressed_tokens)
+        item_ends = jnp.cumsum(item_lengths)
+        position = jnp.arange(length, dtype=item_ends.dtype)
+        mask = position < item_ends[-1]
+        item = jnp.minimum(jnp.searchsorted(item_ends, position, side="right"), item_ends.shape[0] - 1)
+        offset = jnp.where(mask, position - (item_ends - item_lengths)[item], 0)
         # Frames and their times alternate at the front; all other items are text.
-        slots = plan.index.shape[0]
-        visual = mask & (item < 2 * slots) & (item % 2 == 0)
-        slot = jnp.where(visual, item // 2, 0)
-        token = tokens[jnp.where(visual, 0, starts[item] + offset)]
-        return Packed(
-            text=mask & ~visual,
-            token=jnp.where(mask & ~visual, token, 0),
+        num_slots = frame_plan.frame_index.shape[0]
+        is_visual = mask & (item < 2 * num_slots) & (item % 2 == 0)
+        slot = jnp.where(is_visual, item // 2, 0)
+        token = tokens[jnp.where(is_visual, 0, item_starts[item] + offset)]
+        return PromptLayout(
+            is_text=mask & ~is_visual,
+            token_id=jnp.where(mask & ~is_visual, token, 0),
             slot=slot,
-            query=jnp.where(visual, offset, 0),
-            key=visual & plan.key[slot],
+            query_token=jnp.where(is_visual, offset, 0),
+            is_keyframe=is_visual & frame_plan.is_keyframe[slot],
             mask=mask,
         )
 
-    return jax.vmap(one)(plan, tokens, spans, choice)
+    return jax.vmap(layout_sample)(frame_plan, tokens, spans, caption_selection)
 
 
-def _items(
-    plan: Plan, spans: Int[Array, "I 2"], choice: Choice, full: int, compressed: int
+def _prompt_items(
+    frame_plan: FramePlan,
+    spans: Int[Array, "I 2"],
+    caption_selection: CaptionSelection,
+    full_tokens: int,
+    compressed_tokens: int,
 ) -> tuple[Int[Array, " J"], Int[Array, " J"]]:
     """Return where in the text each item starts (0 for frames), and how many positions it takes, for one sample."""
-    captions = choice.similarity.shape[0]
-    frames = spans.shape[0] - captions - 4
-    times = jnp.where(plan.kept[:, None], spans[plan.index], 0)
-    looks = jnp.stack([jnp.zeros_like(plan.index), jnp.where(plan.kept, jnp.where(plan.key, full, compressed), 0)], -1)
-    video = jnp.stack([looks, times], axis=1).reshape(-1, 2)
-    video_end, caption_end, text = spans[frames], spans[-2], spans[-1]
-    stand_in = jnp.where(choice.used.any(), 0, spans[-3])
-    used = jnp.where(choice.used[:, None], spans[frames + 1 + choice.order], 0)
-    items = jnp.concatenate([video, jnp.stack([video_end]), used, jnp.stack([stand_in, caption_end, text])])
+    num_captions = caption_selection.similarity.shape[0]
+    num_frames = spans.shape[0] - num_captions - 4
+    time_spans = jnp.where(frame_plan.slot_mask[:, None], spans[frame_plan.frame_index], 0)
+    frame_spans = jnp.stack(
+        [
+            jnp.zeros_like(frame_plan.frame_index),
+            jnp.where(frame_plan.slot_mask, jnp.where(frame_plan.is_keyframe, full_tokens, compressed_tokens), 0),
+        ],
+        -1,
+    )
+    video_spans = jnp.stack([frame_spans, time_spans], axis=1).reshape(-1, 2)
+    video_end, caption_end, text = spans[num_frames], spans[-2], spans[-1]
+    no_caption = jnp.where(caption_selection.is_used.any(), 0, spans[-3])
+    caption_spans = jnp.where(
+        caption_selection.is_used[:, None], spans[num_frames + 1 + caption_selection.caption_index], 0
+    )
+    items = jnp.concatenate(
+        [video_spans, jnp.stack([video_end]), caption_spans, jnp.stack([no_caption, caption_end, text])]
+    )
     return items[:, 0], items[:, 1]

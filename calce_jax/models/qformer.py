@@ -16,10 +16,20 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from calce_jax.models.attention import Implementation, attention, join_heads, split_heads
-from calce_jax.models.layers import Key, Keys, LayerNorm, Linear, Remat, dropout, gelu, scan, stack
+from calce_jax.models.attention import AttentionImplementation, attention, join_heads, split_heads
+from calce_jax.models.layers import (
+    Key,
+    KeyStream,
+    LayerNorm,
+    Linear,
+    RematPolicy,
+    dropout,
+    gelu,
+    scan_blocks,
+    stack_blocks,
+)
 
-PAD = 0  # BERT's id of [PAD]
+PAD_ID = 0  # BERT's id of [PAD]
 
 
 @dataclass(frozen=True)
@@ -29,34 +39,36 @@ class QFormerConfig:
     width: int
     depth: int
     heads: int
-    ffn_width: int
-    queries: int
+    mlp_width: int
+    query_tokens: int
     image_width: int
-    cross_every: int = 2
+    cross_attention_frequency: int = 2
     vocab: int = 30522
-    positions: int = 512
-    drop: float = 0.1
+    max_positions: int = 512
+    dropout_rate: float = 0.1
     eps: float = 1e-12
-    attention: Implementation = "xla"
+    attention: AttentionImplementation = "xla"
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} cannot be cut into {self.heads} heads")
 
     @property
-    def crosses(self) -> int:
+    def cross_depth(self) -> int:
         """Layers that look at the frame."""
-        return -(-self.depth // self.cross_every)
+        return -(-self.depth // self.cross_attention_frequency)
 
     @staticmethod
     def bert_base(image_width: int = 1408) -> "QFormerConfig":
         """BLIP-2's: BERT-base with 32 queries."""
-        return QFormerConfig(width=768, depth=12, heads=12, ffn_width=3072, queries=32, image_width=image_width)
+        return QFormerConfig(width=768, depth=12, heads=12, mlp_width=3072, query_tokens=32, image_width=image_width)
 
     @staticmethod
     def tiny(vocab: int, image_width: int = 64) -> "QFormerConfig":
         """A size for tests and the demo."""
-        return QFormerConfig(width=64, depth=4, heads=4, ffn_width=128, queries=8, image_width=image_width, vocab=vocab)
+        return QFormerConfig(
+            width=64, depth=4, heads=4, mlp_width=128, query_tokens=8, image_width=image_width, vocab=vocab
+        )
 
 
 class BertAttention(nnx.Module):
@@ -68,47 +80,47 @@ class BertAttention(nnx.Module):
         self.v = Linear(memory_width, config.width, rngs=rngs)
         self.o = Linear(config.width, config.width, rngs=rngs)
         self.norm = LayerNorm(config.width, eps=config.eps)
-        self.heads, self.drop = config.heads, config.drop
+        self.heads, self.dropout_rate = config.heads, config.dropout_rate
         self.scale = (config.width // config.heads) ** -0.5
-        self.implementation: Implementation = config.attention
+        self.implementation: AttentionImplementation = config.attention
 
     def __call__(
         self,
         x: Float[Array, "B L D"],
         memory: Float[Array, "B M I"],
-        keys: Keys,
+        keys: KeyStream,
         *,
         mask: Bool[Array, "B 1 M"] | None = None,
     ) -> Float[Array, "B L D"]:
         """Let `x` look at `memory`."""
         query = split_heads(self.q(x), self.heads)
         key, value = split_heads(self.k(memory), self.heads), split_heads(self.v(memory), self.heads)
-        seen = attention(
+        attended = attention(
             query,
             key,
             value,
             scale=self.scale,
             mask=mask,
-            drop=self.drop,
-            drop_key=keys(),
+            dropout_rate=self.dropout_rate,
+            dropout_key=keys(),
             implementation=self.implementation,
         )
-        return self.norm(x + dropout(self.o(join_heads(seen)), self.drop, keys()))
+        return self.norm(x + dropout(self.o(join_heads(attended)), self.dropout_rate, keys()))
 
 
 class BertMlp(nnx.Module):
     """Feed-forward with the erf GELU, its residual and the norm after it."""
 
     def __init__(self, config: QFormerConfig, *, rngs: nnx.Rngs):
-        self.wi = Linear(config.width, config.ffn_width, rngs=rngs)
-        self.wo = Linear(config.ffn_width, config.width, rngs=rngs)
+        self.wi = Linear(config.width, config.mlp_width, rngs=rngs)
+        self.wo = Linear(config.mlp_width, config.width, rngs=rngs)
         self.norm = LayerNorm(config.width, eps=config.eps)
-        self.drop = config.drop
+        self.dropout_rate = config.dropout_rate
 
-    def __call__(self, x: Float[Array, "B L D"], keys: Keys) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "B L D"], keys: KeyStream) -> Float[Array, "B L D"]:
         """Widen, bend, narrow."""
         y = self.wo(gelu(self.wi(x)))
-        return self.norm(x + dropout(y, self.drop, keys()))
+        return self.norm(x + dropout(y, self.dropout_rate, keys()))
 
 
 class QFormerBlock(nnx.Module):
@@ -131,16 +143,18 @@ class QFormer(nnx.Module):
         def normal(*shape: int) -> Float[Array, "size D"]:
             return 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
 
-        self.queries = nnx.Param(normal(config.queries, config.width))
+        self.queries = nnx.Param(normal(config.query_tokens, config.width))
         self.words = nnx.Param(normal(config.vocab, config.width))
-        self.positions = nnx.Param(normal(config.positions, config.width))
+        self.positions = nnx.Param(normal(config.max_positions, config.width))
         self.embedding_norm = LayerNorm(config.width, eps=config.eps)
-        self.blocks = stack(lambda rngs: QFormerBlock(config, rngs=rngs), config.depth, rngs)
-        self.cross = stack(lambda rngs: BertAttention(config, config.image_width, rngs=rngs), config.crosses, rngs)
+        self.blocks = stack_blocks(lambda rngs: QFormerBlock(config, rngs=rngs), config.depth, rngs)
+        self.cross = stack_blocks(
+            lambda rngs: BertAttention(config, config.image_width, rngs=rngs), config.cross_depth, rngs
+        )
         self.config = config
 
-    def visual(
-        self, image_tokens: Float[Array, "F P I"], *, key: Key = None, remat: Remat = "none"
+    def encode_images(
+        self, image_tokens: Float[Array, "F P I"], *, key: Key = None, remat: RematPolicy = "none"
     ) -> Float[Array, "F Q D"]:
         """Return what the queries read in each frame, in the dtype of the tokens.
 
@@ -149,13 +163,15 @@ class QFormer(nnx.Module):
           key: for dropout; without it nothing drops.
           remat: what the backward pass keeps of each group of layers.
         """
-        return self._read(image_tokens, key, remat, collect=False)[0]
+        return self._encode_images(image_tokens, key, remat, collect=False)[0]
 
-    def visual_hidden(self, image_tokens: Float[Array, "F P I"]) -> Float[Array, "K F Q D"]:
+    def image_hidden_states(self, image_tokens: Float[Array, "F P I"]) -> Float[Array, "K F Q D"]:
         """Return the normed queries and what each of the K - 1 layers makes of them, for comparing two models."""
-        return jnp.concatenate(self._read(image_tokens, None, "none", collect=True)[1])
+        return jnp.concatenate(self._encode_images(image_tokens, None, "none", collect=True)[1])
 
-    def text(self, ids: Int[Array, "S U"], *, dtype: DTypeLike = jnp.float32, key: Key = None) -> Float[Array, "S U D"]:
+    def encode_text(
+        self, ids: Int[Array, "S U"], *, dtype: DTypeLike = jnp.float32, key: Key = None
+    ) -> Float[Array, "S U D"]:
         """Return BERT's last hidden states, computed in `dtype`.
 
         Args:
@@ -166,61 +182,63 @@ class QFormer(nnx.Module):
         Raises:
           ValueError: if the sentences are longer than the position table.
         """
-        if ids.shape[1] > self.config.positions:
-            raise ValueError(f"{ids.shape[1]} tokens, but only {self.config.positions} positions; cut the sentences")
-        keys, mask = Keys(key), (ids != PAD)[:, None]
-        places = self.positions[...][: ids.shape[1]].astype(dtype)
-        x = self.embedding_norm(jnp.take(self.words[...], ids, axis=0).astype(dtype) + places[None])
+        if ids.shape[1] > self.config.max_positions:
+            raise ValueError(
+                f"{ids.shape[1]} tokens, but only {self.config.max_positions} positions; cut the sentences"
+            )
+        keys, mask = KeyStream(key), (ids != PAD_ID)[:, None]
+        position_embeddings = self.positions[...][: ids.shape[1]].astype(dtype)
+        x = self.embedding_norm(jnp.take(self.words[...], ids, axis=0).astype(dtype) + position_embeddings[None])
 
         def body(block: QFormerBlock, x: Array, _: None, key: Key) -> tuple[Array, None]:
-            keys = Keys(key)
+            keys = KeyStream(key)
             return block.text_mlp(block.attention(x, x, keys, mask=mask), keys), None
 
-        return scan(self.blocks, body, dropout(x, self.config.drop, keys()), key=keys())[0]
+        return scan_blocks(self.blocks, body, dropout(x, self.config.dropout_rate, keys()), key=keys())[0]
 
-    def text_cls(
+    def embed_sentences(
         self, ids: Int[Array, "S U"], *, dtype: DTypeLike = jnp.float32, key: Key = None
     ) -> Float[Array, "S D"]:
         """Return each sentence's state at [CLS], not pooled."""
-        return self.text(ids, dtype=dtype, key=key)[:, 0]
+        return self.encode_text(ids, dtype=dtype, key=key)[:, 0]
 
-    def _read(
-        self, image: Float[Array, "F P I"], key: Key, remat: Remat, *, collect: bool
+    def _encode_images(
+        self, image_tokens: Float[Array, "F P I"], key: Key, remat: RematPolicy, *, collect: bool
     ) -> tuple[Float[Array, "F Q D"], list[Array]]:
         """Run the visual path: the whole groups of layers in one scan, then what is left over as a shorter group."""
-        keys, every = Keys(key), self.config.cross_every
-        whole, left = divmod(self.config.depth, every)
-        graph, layers = nnx.split(self.blocks)
-        cross_graph, crosses = nnx.split(self.cross)
+        keys, group_size = KeyStream(key), self.config.cross_attention_frequency
+        num_groups, num_left_over = divmod(self.config.depth, group_size)
+        graph, block_params = nnx.split(self.blocks)
+        cross_graph, cross_params = nnx.split(self.cross)
 
-        def group(cross: BertAttention, x: Array, layers: Any, key: Key) -> tuple[Array, Array | None]:
-            keys, after = Keys(key), []
-            for number in range(jax.tree.leaves(layers)[0].shape[0]):
-                block = nnx.merge(graph, _rows(layers, number))
+        def apply_group(cross: BertAttention, x: Array, group_params: Any, key: Key) -> tuple[Array, Array | None]:
+            keys, hidden_states = KeyStream(key), []
+            for layer_index in range(jax.tree.leaves(group_params)[0].shape[0]):
+                block = nnx.merge(graph, _slice_params(group_params, layer_index))
                 x = block.attention(x, x, keys)
-                x = cross(x, image, keys) if number == 0 else x
+                x = cross(x, image_tokens, keys) if layer_index == 0 else x
                 x = block.query_mlp(x, keys)
-                after.append(x)
-            return x, jnp.stack(after) if collect else None
+                hidden_states.append(x)
+            return x, jnp.stack(hidden_states) if collect else None
 
-        queries = self.embedding_norm(self.queries[...].astype(image.dtype))
-        x = jnp.broadcast_to(queries[None], (image.shape[0], *queries.shape))
-        x = dropout(x, self.config.drop, keys())
+        queries = self.embedding_norm(self.queries[...].astype(image_tokens.dtype))
+        x = jnp.broadcast_to(queries[None], (image_tokens.shape[0], *queries.shape))
+        x = dropout(x, self.config.dropout_rate, keys())
         states = [x[None]]
-        for start, groups, size in ((0, whole, every), (whole, 1, left)):
+        for start, groups, size in ((0, num_groups, group_size), (num_groups, 1, num_left_over)):
             if groups * size == 0:
                 continue
-            looks = nnx.merge(cross_graph, _rows(crosses, slice(start, start + groups)))
-            first = start * every
-            members = jax.tree.map(
+            cross_blocks = nnx.merge(cross_graph, _slice_params(cross_params, slice(start, start + groups)))
+            first_layer = start * group_size
+            grouped_params = jax.tree.map(
                 lambda p, groups=groups, size=size: p.reshape(groups, size, *p.shape[1:]),
-                _rows(layers, slice(first, first + groups * size)),
+                _slice_params(block_params, slice(first_layer, first_layer + groups * size)),
             )
-            x, after = scan(looks, group, x, members, key=keys(), remat=remat)
+            x, hidden_states = scan_blocks(cross_blocks, apply_group, x, grouped_params, key=keys(), remat=remat)
             if collect:
-                states.append(after.reshape(-1, *x.shape))
+                states.append(hidden_states.reshape(-1, *x.shape))
         return x, states
 
 
-def _rows(stacked: Any, rows: int | slice) -> Any:
-    return jax.tree.map(lambda p: p[rows], stacked)
+def _slice_params(stacked: Any, index: int | slice) -> Any:
+    return jax.tree.map(lambda p: p[index], stacked)

@@ -16,11 +16,22 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.distributed.sharding import constrain_batch
-from calce_jax.models.attention import Implementation, attention, join_heads, split_heads
-from calce_jax.models.kv_cache import Kept, LayerCache, attention_to
-from calce_jax.models.layers import Key, Keys, Linear, Remat, RMSNorm, dropout, gelu, scan, stack, unstack
+from calce_jax.models.attention import AttentionImplementation, attention, join_heads, split_heads
+from calce_jax.models.kv_cache import KVCache, LayerCache, cached_attention
+from calce_jax.models.layers import (
+    Key,
+    KeyStream,
+    Linear,
+    RematPolicy,
+    RMSNorm,
+    dropout,
+    gelu,
+    scan_blocks,
+    stack_blocks,
+    unstack_blocks,
+)
 
-BUCKETS, FARTHEST = 32, 128
+RELATIVE_BUCKETS, RELATIVE_MAX_DISTANCE = 32, 128
 
 
 @dataclass(frozen=True)
@@ -34,9 +45,9 @@ class T5Config:
     encoder_depth: int
     decoder_depth: int
     vocab: int = 32128
-    drop: float = 0.1
+    dropout_rate: float = 0.1
     eps: float = 1e-6
-    attention: Implementation = "xla"
+    attention: AttentionImplementation = "xla"
 
     @staticmethod
     def flan_xl() -> "T5Config":
@@ -57,7 +68,14 @@ class T5Config:
     def tiny(vocab: int) -> "T5Config":
         """A size for tests and the demo."""
         return T5Config(
-            width=64, heads=4, head_width=16, mlp_width=128, encoder_depth=3, decoder_depth=2, vocab=vocab, drop=0.05
+            width=64,
+            heads=4,
+            head_width=16,
+            mlp_width=128,
+            encoder_depth=3,
+            decoder_depth=2,
+            vocab=vocab,
+            dropout_rate=0.05,
         )
 
 
@@ -82,11 +100,11 @@ class T5Attention(nnx.Module):
         self.k = Linear(config.width, inner, bias=False, rngs=rngs)
         self.v = Linear(config.width, inner, bias=False, rngs=rngs)
         self.o = Linear(inner, config.width, bias=False, rngs=rngs)
-        self.heads, self.drop = config.heads, config.drop
-        self.implementation: Implementation = config.attention
+        self.heads, self.dropout_rate = config.heads, config.dropout_rate
+        self.implementation: AttentionImplementation = config.attention
 
-    def keys_values(
-        self, memory: Float[Array, "B L D"], keys: Keys
+    def project_keys_values(
+        self, memory: Float[Array, "B L D"], keys: KeyStream
     ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L N H"]]:
         """Project what is looked at."""
         return (
@@ -94,41 +112,41 @@ class T5Attention(nnx.Module):
             split_heads(self.v(memory, key=keys()), self.heads),
         )
 
-    def look(
+    def attend(
         self,
         x: Float[Array, "B Q D"],
         key: Float[Array, "B L N H"],
         value: Float[Array, "B L N H"],
-        keys: Keys,
+        keys: KeyStream,
         *,
         bias: Float[Array, "1 N #Q L"] | None = None,
         mask: Bool[Array, "#B #Q L"] | None = None,
     ) -> Float[Array, "B Q D"]:
         """Attend from `x` to projected keys and values."""
         query = split_heads(self.q(x, key=keys()), self.heads)
-        seen = attention(
+        attended = attention(
             query,
             key,
             value,
             bias=bias,
             mask=mask,
-            drop=self.drop,
-            drop_key=keys(),
+            dropout_rate=self.dropout_rate,
+            dropout_key=keys(),
             implementation=self.implementation,
         )
-        return self.o(join_heads(seen), key=keys())
+        return self.o(join_heads(attended), key=keys())
 
-    def look_back(
+    def attend_cached(
         self,
         x: Float[Array, "B Q D"],
-        kept: Kept,
+        cache: KVCache,
         *,
         bias: Float[Array, "1 N #Q L"] | None = None,
         mask: Bool[Array, "#B #Q L"] | None = None,
     ) -> Float[Array, "B Q D"]:
         """Attend from `x` to what is kept."""
         query = split_heads(self.q(x), self.heads)
-        return self.o(join_heads(attention_to(kept, query, bias=bias, mask=mask)))
+        return self.o(join_heads(cached_attention(cache, query, bias=bias, mask=mask)))
 
 
 class T5Mlp(nnx.Module):
@@ -138,12 +156,12 @@ class T5Mlp(nnx.Module):
         self.wi_0 = Linear(config.width, config.mlp_width, bias=False, rngs=rngs)
         self.wi_1 = Linear(config.width, config.mlp_width, bias=False, rngs=rngs)
         self.wo = Linear(config.mlp_width, config.width, bias=False, rngs=rngs)
-        self.drop = config.drop
+        self.dropout_rate = config.dropout_rate
 
-    def __call__(self, x: Float[Array, "B L D"], keys: Keys) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "B L D"], keys: KeyStream) -> Float[Array, "B L D"]:
         """Widen, gate, narrow."""
         gated = gelu(self.wi_0(x, key=keys())) * self.wi_1(x, key=keys())
-        return self.wo(dropout(gated, self.drop, keys()), key=keys())
+        return self.wo(dropout(gated, self.dropout_rate, keys()), key=keys())
 
 
 class EncoderBlock(nnx.Module):
@@ -154,7 +172,7 @@ class EncoderBlock(nnx.Module):
         self.attention = T5Attention(config, rngs=rngs)
         self.mlp_norm = RMSNorm(config.width, eps=config.eps)
         self.mlp = T5Mlp(config, rngs=rngs)
-        self.drop = config.drop
+        self.dropout_rate = config.dropout_rate
 
     def __call__(
         self,
@@ -164,11 +182,13 @@ class EncoderBlock(nnx.Module):
         key: Key,
     ) -> Float[Array, "B L D"]:
         """Return the stream after this block."""
-        keys = Keys(key)
+        keys = KeyStream(key)
         normed = self.attention_norm(x)
-        seen = self.attention.look(normed, *self.attention.keys_values(normed, keys), keys, bias=bias, mask=mask)
-        x = x + dropout(seen, self.drop, keys())
-        return x + dropout(self.mlp(self.mlp_norm(x), keys), self.drop, keys())
+        attended = self.attention.attend(
+            normed, *self.attention.project_keys_values(normed, keys), keys, bias=bias, mask=mask
+        )
+        x = x + dropout(attended, self.dropout_rate, keys())
+        return x + dropout(self.mlp(self.mlp_norm(x), keys), self.dropout_rate, keys())
 
 
 class DecoderBlock(nnx.Module):
@@ -181,7 +201,7 @@ class DecoderBlock(nnx.Module):
         self.cross_attention = T5Attention(config, rngs=rngs)
         self.mlp_norm = RMSNorm(config.width, eps=config.eps)
         self.mlp = T5Mlp(config, rngs=rngs)
-        self.drop = config.drop
+        self.dropout_rate = config.dropout_rate
 
     def __call__(
         self,
@@ -192,24 +212,28 @@ class DecoderBlock(nnx.Module):
         key: Key,
     ) -> Float[Array, "B A D"]:
         """Return the stream after this block, for a whole answer at once."""
-        keys = Keys(key)
+        keys = KeyStream(key)
         normed = self.self_norm(x)
         causal = jnp.tril(jnp.ones((1, x.shape[1], x.shape[1]), bool))
-        own = self.self_attention.keys_values(normed, keys)
-        x = x + dropout(self.self_attention.look(normed, *own, keys, bias=bias, mask=causal), self.drop, keys())
-        other = self.cross_attention.keys_values(memory, keys)
-        seen = self.cross_attention.look(self.cross_norm(x), *other, keys, mask=mask)
-        x = x + dropout(seen, self.drop, keys())
-        return x + dropout(self.mlp(self.mlp_norm(x), keys), self.drop, keys())
+        self_keys_values = self.self_attention.project_keys_values(normed, keys)
+        x = x + dropout(
+            self.self_attention.attend(normed, *self_keys_values, keys, bias=bias, mask=causal),
+            self.dropout_rate,
+            keys(),
+        )
+        cross_keys_values = self.cross_attention.project_keys_values(memory, keys)
+        attended = self.cross_attention.attend(self.cross_norm(x), *cross_keys_values, keys, mask=mask)
+        x = x + dropout(attended, self.dropout_rate, keys())
+        return x + dropout(self.mlp(self.mlp_norm(x), keys), self.dropout_rate, keys())
 
-    def step(
+    def decode_step(
         self,
         x: Float[Array, "B K D"],
-        layer: LayerCache,
-        at: Int[Array, ""],
+        cache: LayerCache,
+        position: Int[Array, ""],
         *,
         bias: Float[Array, "1 N 1 J"],
-        past: Bool[Array, "B K J"],
+        self_mask: Bool[Array, "B K J"],
         mask: Bool[Array, "B 1 L"],
     ) -> tuple[Float[Array, "B K D"], LayerCache]:
         """Advance every beam by one token.
@@ -217,19 +241,19 @@ class DecoderBlock(nnx.Module):
         The beams of a sample are query positions, so what it keeps is read once for all of them.
         """
         normed = self.self_norm(x)
-        new = self.self_attention.keys_values(normed, Keys(None))
-        layer = layer.with_own(*new, at * x.shape[1])
-        x = x + self.self_attention.look_back(normed, layer.own, bias=bias, mask=past)
-        x = x + self.cross_attention.look_back(self.cross_norm(x), layer.cross, mask=mask)
-        return x + self.mlp(self.mlp_norm(x), Keys(None)), layer
+        new_keys_values = self.self_attention.project_keys_values(normed, KeyStream(None))
+        cache = cache.update_self(*new_keys_values, position * x.shape[1])
+        x = x + self.self_attention.attend_cached(normed, cache.self_attention, bias=bias, mask=self_mask)
+        x = x + self.cross_attention.attend_cached(self.cross_norm(x), cache.cross_attention, mask=mask)
+        return x + self.mlp(self.mlp_norm(x), KeyStream(None)), cache
 
 
 class Encoder(nnx.Module):
     """The blocks of the encoder and the relative-position table they share."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        self.relative_bias = Embedding(BUCKETS, config.heads, rngs=rngs)
-        self.blocks = stack(lambda rngs: EncoderBlock(config, rngs=rngs), config.encoder_depth, rngs)
+        self.relative_bias = Embedding(RELATIVE_BUCKETS, config.heads, rngs=rngs)
+        self.blocks = stack_blocks(lambda rngs: EncoderBlock(config, rngs=rngs), config.encoder_depth, rngs)
         self.final_norm = RMSNorm(config.width, eps=config.eps)
 
 
@@ -237,8 +261,8 @@ class Decoder(nnx.Module):
     """The blocks of the decoder and the relative-position table they share."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        self.relative_bias = Embedding(BUCKETS, config.heads, rngs=rngs)
-        self.blocks = stack(lambda rngs: DecoderBlock(config, rngs=rngs), config.decoder_depth, rngs)
+        self.relative_bias = Embedding(RELATIVE_BUCKETS, config.heads, rngs=rngs)
+        self.blocks = stack_blocks(lambda rngs: DecoderBlock(config, rngs=rngs), config.decoder_depth, rngs)
         self.final_norm = RMSNorm(config.width, eps=config.eps)
 
 
@@ -253,17 +277,17 @@ class T5(nnx.Module):
         self.config = config
 
     def encode(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, key: Key = None, remat: Remat = "none"
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, key: Key = None, remat: RematPolicy = "none"
     ) -> Float[Array, "B L D"]:
         """Encode embeddings; positions where `mask` is False are not looked at, and mean nothing in the result."""
-        keys, drop = Keys(key), self.config.drop
-        bias = self._bias(self.encoder.relative_bias, x.shape[1], x.dtype, both_ways=True)
+        keys, dropout_rate = KeyStream(key), self.config.dropout_rate
+        bias = self._position_bias(self.encoder.relative_bias, x.shape[1], x.dtype, bidirectional=True)
 
         def body(block: EncoderBlock, x: Array, _: None, key: Key) -> tuple[Array, None]:
             return block(x, bias, mask[:, None], key), None
 
-        x, _ = scan(self.encoder.blocks, body, dropout(x, drop, keys()), key=keys(), remat=remat)
-        return dropout(self.encoder.final_norm(x), drop, keys())
+        x, _ = scan_blocks(self.encoder.blocks, body, dropout(x, dropout_rate, keys()), key=keys(), remat=remat)
+        return dropout(self.encoder.final_norm(x), dropout_rate, keys())
 
     def decode(
         self,
@@ -272,25 +296,25 @@ class T5(nnx.Module):
         mask: Bool[Array, "B L"],
         *,
         key: Key = None,
-        remat: Remat = "none",
+        remat: RematPolicy = "none",
     ) -> Float[Array, "B A V"]:
         """Return the logits after each of the given tokens (the first being the start token), all at once."""
-        keys, drop = Keys(key), self.config.drop
-        bias = self._bias(self.decoder.relative_bias, ids.shape[1], memory.dtype, both_ways=False)
+        keys, dropout_rate = KeyStream(key), self.config.dropout_rate
+        bias = self._position_bias(self.decoder.relative_bias, ids.shape[1], memory.dtype, bidirectional=False)
 
         def body(block: DecoderBlock, x: Array, _: None, key: Key) -> tuple[Array, None]:
             return block(x, memory, bias, mask[:, None], key), None
 
-        x = dropout(self.shared(ids).astype(memory.dtype), drop, keys())
-        x, _ = scan(self.decoder.blocks, body, x, key=keys(), remat=remat)
-        return self.lm_head(dropout(self.decoder.final_norm(x), drop, keys()), key=keys())
+        x = dropout(self.shared(ids).astype(memory.dtype), dropout_rate, keys())
+        x, _ = scan_blocks(self.decoder.blocks, body, x, key=keys(), remat=remat)
+        return self.lm_head(dropout(self.decoder.final_norm(x), dropout_rate, keys()), key=keys())
 
     def decoder_blocks(self) -> list[DecoderBlock]:
         """Return the decoder's blocks one by one, for `step`."""
-        return unstack(self.decoder.blocks)
+        return unstack_blocks(self.decoder.blocks)
 
-    def start(
-        self, blocks: Sequence[DecoderBlock], memory: Float[Array, "B L D"], beams: int, length: int
+    def init_cache(
+        self, blocks: Sequence[DecoderBlock], memory: Float[Array, "B L D"], num_beams: int, max_length: int
     ) -> tuple[LayerCache, ...]:
         """Return a cache for `beams` answers of at most `length` tokens about each encoded sample.
 
@@ -298,17 +322,20 @@ class T5(nnx.Module):
         written, token by token, K beams each; which of them belong to a beam is said by a mask, so nothing is moved
         when beams are dropped and doubled.
         """
-        crosses = [Kept.of(*block.cross_attention.keys_values(memory, Keys(None))) for block in blocks]
-        return tuple(LayerCache(cross, cross.empty(length * beams)) for cross in crosses)
+        cross_caches = [
+            KVCache.from_projections(*block.cross_attention.project_keys_values(memory, KeyStream(None)))
+            for block in blocks
+        ]
+        return tuple(LayerCache(cross, cross.init(max_length * num_beams)) for cross in cross_caches)
 
-    def step(
+    def decode_step(
         self,
         blocks: Sequence[DecoderBlock],
         ids: Int[Array, "B K"],
         cache: tuple[LayerCache, ...],
-        at: Int[Array, ""],
+        position: Int[Array, ""],
         *,
-        rows: Int[Array, "B K M"],
+        beam_indices: Int[Array, "B K M"],
         mask: Bool[Array, "B L"],
     ) -> tuple[Float[Array, "B K V"], tuple[LayerCache, ...]]:
         """Return the logits after token number `at` of every beam, and the cache with that token in it.
@@ -321,39 +348,53 @@ class T5(nnx.Module):
           rows: which beam each beam's tokens were written by; at `at` each its own.
           mask: which positions of the encoder count.
         """
-        dtype, (batch, beams, length) = cache[0].own.key.dtype, rows.shape
-        numbers = jnp.arange(length)
-        bias = self._looked_up(self.decoder.relative_bias, numbers[None] - at, dtype, both_ways=False)
-        bias = jnp.repeat(bias, beams, axis=-1)
-        past = (numbers <= at)[None, None, :, None] & (rows[..., None] == jnp.arange(beams)[None, None, None])
-        past = past.reshape(batch, beams, length * beams)
+        dtype, (batch, num_beams, length) = cache[0].self_attention.key.dtype, beam_indices.shape
+        positions = jnp.arange(length)
+        bias = self._relative_position_bias(
+            self.decoder.relative_bias, positions[None] - position, dtype, bidirectional=False
+        )
+        bias = jnp.repeat(bias, num_beams, axis=-1)
+        self_mask = (positions <= position)[None, None, :, None] & (
+            beam_indices[..., None] == jnp.arange(num_beams)[None, None, None]
+        )
+        self_mask = self_mask.reshape(batch, num_beams, length * num_beams)
         x, caches = self.shared(ids).astype(dtype), []
         for block, layer in zip(blocks, cache, strict=True):
-            x, layer = block.step(x, layer, at, bias=bias, past=past, mask=mask[:, None])  # noqa: PLW2901
+            x, layer = block.decode_step(x, layer, position, bias=bias, self_mask=self_mask, mask=mask[:, None])  # noqa: PLW2901
             x = constrain_batch(x)
             caches.append(layer)
         return self.lm_head(self.decoder.final_norm(x)), tuple(caches)
 
-    def _bias(self, table: Embedding, length: int, dtype: jnp.dtype, *, both_ways: bool) -> Float[Array, "1 N L L"]:
-        at = jnp.arange(length)
-        return self._looked_up(table, at[None] - at[:, None], dtype, both_ways=both_ways)
+    def _position_bias(
+        self, table: Embedding, length: int, dtype: jnp.dtype, *, bidirectional: bool
+    ) -> Float[Array, "1 N L L"]:
+        positions = jnp.arange(length)
+        return self._relative_position_bias(
+            table, positions[None] - positions[:, None], dtype, bidirectional=bidirectional
+        )
 
-    def _looked_up(
-        self, table: Embedding, distance: Int[Array, "Q L"], dtype: jnp.dtype, *, both_ways: bool
+    def _relative_position_bias(
+        self, table: Embedding, relative_position: Int[Array, "Q L"], dtype: jnp.dtype, *, bidirectional: bool
     ) -> Float[Array, "1 N Q L"]:
-        buckets = relative_bucket(distance, both_ways=both_ways)
+        buckets = relative_position_bucket(relative_position, bidirectional=bidirectional)
         return table(buckets).astype(dtype).transpose(2, 0, 1)[None]
 
 
-def relative_bucket(distance: Int[Array, "Q L"], *, both_ways: bool) -> Int[Array, "Q L"]:
+def relative_position_bucket(relative_position: Int[Array, "Q L"], *, bidirectional: bool) -> Int[Array, "Q L"]:
     """Bucket of `key position - query position`: exact when near, logarithmic up to 128 away, one bucket beyond.
 
     The encoder looks both ways and gives each direction half of the 32 buckets; the decoder looks only back.
     """
-    half = BUCKETS // 2 if both_ways else BUCKETS
-    ahead = jnp.where(distance > 0, half, 0) if both_ways else jnp.zeros_like(distance)
-    away = jnp.abs(distance) if both_ways else jnp.maximum(-distance, 0)
-    exact = half // 2
-    grown = jnp.log(jnp.maximum(away, 1).astype(jnp.float32) / exact) / jnp.log(FARTHEST / exact) * (half - exact)
-    far = jnp.minimum(exact + grown.astype(jnp.int32), half - 1)
-    return ahead + jnp.where(away < exact, away, far)
+    num_buckets = RELATIVE_BUCKETS // 2 if bidirectional else RELATIVE_BUCKETS
+    direction_offset = (
+        jnp.where(relative_position > 0, num_buckets, 0) if bidirectional else jnp.zeros_like(relative_position)
+    )
+    distance_away = jnp.abs(relative_position) if bidirectional else jnp.maximum(-relative_position, 0)
+    max_exact = num_buckets // 2
+    log_offset = (
+        jnp.log(jnp.maximum(distance_away, 1).astype(jnp.float32) / max_exact)
+        / jnp.log(RELATIVE_MAX_DISTANCE / max_exact)
+        * (num_buckets - max_exact)
+    )
+    far_bucket = jnp.minimum(max_exact + log_offset.astype(jnp.int32), num_buckets - 1)
+    return direction_offset + jnp.where(distance_away < max_exact, distance_away, far_bucket)

@@ -11,15 +11,15 @@ from typing import TypeAlias
 from flax import struct
 from jaxtyping import Array, Float
 
-from calce_jax.batch import Data
+from calce_jax.batch import AnyArray
 
 
 @struct.dataclass
-class Looked:
+class QFormerFeatures:
     """What the Q-Former says of frames: at the full size 4 MB for 75 of them."""
 
-    means: Float[Data, "B T D"]  # what stage 1 tells frames apart by
-    queries: Float[Data, "B T Q W"]  # in the dtype of the activations
+    means: Float[AnyArray, "B T D"]  # what stage 1 tells frames apart by
+    queries: Float[AnyArray, "B T Q W"]  # in the dtype of the activations
 
 
-Seen: TypeAlias = Float[Array, "B T P D"] | Looked
+VisionFeatures: TypeAlias = Float[Array, "B T P D"] | QFormerFeatures

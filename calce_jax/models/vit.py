@@ -14,12 +14,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from calce_jax.models.attention import Implementation, attention, join_heads, split_heads
-from calce_jax.models.layers import Key, LayerNorm, Linear, Remat, along_last, gelu, scan, stack
+from calce_jax.models.attention import AttentionImplementation, attention, join_heads, split_heads
+from calce_jax.models.layers import Key, LayerNorm, Linear, RematPolicy, expand_dims_to, gelu, scan_blocks, stack_blocks
 
 # The mean and spread of CLIP's training images, red, green, blue.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -27,44 +27,44 @@ class VitConfig:
     """Sizes. `image_size` and `patch` in pixels; `width` of the stream, `mlp_width` between the two linear layers."""
 
     image_size: int
-    patch: int
+    patch_size: int
     width: int
     depth: int
     heads: int
     mlp_width: int
     eps: float = 1e-6
-    attention: Implementation = "xla"
+    attention: AttentionImplementation = "xla"
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch:
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch {self.patch}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch {self.patch_size}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} cannot be cut into {self.heads} heads")
 
     @property
-    def grid(self) -> int:
+    def grid_size(self) -> int:
         """Patches along one side of a frame."""
-        return self.image_size // self.patch
+        return self.image_size // self.patch_size
 
     @property
-    def tokens(self) -> int:
+    def num_tokens(self) -> int:
         """Tokens of a frame: the class token and the patches."""
-        return 1 + self.grid**2
+        return 1 + self.grid_size**2
 
     @staticmethod
     def eva_g() -> "VitConfig":
         """EVA-ViT-g/14 without its last block, BLIP-2's eye: 986 M parameters."""
-        return VitConfig(image_size=224, patch=14, width=1408, depth=39, heads=16, mlp_width=6144)
+        return VitConfig(image_size=224, patch_size=14, width=1408, depth=39, heads=16, mlp_width=6144)
 
     @staticmethod
     def small() -> "VitConfig":
         """About ViT-S/16: 22 M parameters; a laptop trains it."""
-        return VitConfig(image_size=224, patch=16, width=384, depth=12, heads=6, mlp_width=1536)
+        return VitConfig(image_size=224, patch_size=16, width=384, depth=12, heads=6, mlp_width=1536)
 
     @staticmethod
     def tiny() -> "VitConfig":
         """A size for tests and the demo."""
-        return VitConfig(image_size=56, patch=8, width=64, depth=4, heads=4, mlp_width=256)
+        return VitConfig(image_size=56, patch_size=8, width=64, depth=4, heads=4, mlp_width=256)
 
 
 class VitAttention(nnx.Module):
@@ -76,13 +76,13 @@ class VitAttention(nnx.Module):
         self.v = Linear(config.width, config.width, rngs=rngs)
         self.o = Linear(config.width, config.width, rngs=rngs)
         self.heads, self.scale = config.heads, (config.width // config.heads) ** -0.5
-        self.implementation: Implementation = config.attention
+        self.implementation: AttentionImplementation = config.attention
 
     def __call__(self, x: Float[Array, "F S D"]) -> Float[Array, "F S D"]:
         """Let every token look at every token of its frame."""
         query, key, value = (split_heads(project(x), self.heads) for project in (self.q, self.k, self.v))
-        seen = attention(query, key, value, scale=self.scale, implementation=self.implementation)
-        return self.o(join_heads(seen))
+        attended = attention(query, key, value, scale=self.scale, implementation=self.implementation)
+        return self.o(join_heads(attended))
 
 
 class VitMlp(nnx.Module):
@@ -116,13 +116,15 @@ class Vit(nnx.Module):
     """Frames to tokens. It computes in the dtype of the frames; nothing in it drops, since CALCE never trains it."""
 
     def __init__(self, config: VitConfig, *, rngs: nnx.Rngs):
-        self.patches = Linear(3 * config.patch**2, config.width, rngs=rngs)
+        self.patches = Linear(3 * config.patch_size**2, config.width, rngs=rngs)
         self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.width,), jnp.float32))
-        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.tokens, config.width), jnp.float32))
-        self.blocks = stack(lambda rngs: VitBlock(config, rngs=rngs), config.depth, rngs)
+        self.positions = nnx.Param(
+            0.02 * jax.random.normal(rngs.params(), (config.num_tokens, config.width), jnp.float32)
+        )
+        self.blocks = stack_blocks(lambda rngs: VitBlock(config, rngs=rngs), config.depth, rngs)
         self.config = config
 
-    def __call__(self, frames: Float[Array, "F H W 3"], *, remat: Remat = "none") -> Float[Array, "F S D"]:
+    def __call__(self, frames: Float[Array, "F H W 3"], *, remat: RematPolicy = "none") -> Float[Array, "F S D"]:
         """Return the tokens of each normalised frame, the class token first.
 
         Raises:
@@ -132,33 +134,44 @@ class Vit(nnx.Module):
         def body(block: VitBlock, x: Array, _: None, key: Key) -> tuple[Array, None]:
             return block(x), None
 
-        return scan(self.blocks, body, self.embed(frames), remat=remat)[0]
+        return scan_blocks(self.blocks, body, self.embed_patches(frames), remat=remat)[0]
 
-    def block_outputs(self, frames: Float[Array, "F H W 3"]) -> Float[Array, "Z F S D"]:
+    def hidden_states(self, frames: Float[Array, "F H W 3"]) -> Float[Array, "Z F S D"]:
         """Return what every block hands on, for comparing two models block by block."""
 
         def body(block: VitBlock, x: Array, _: None, key: Key) -> tuple[Array, Array]:
             x = block(x)
             return x, x
 
-        return scan(self.blocks, body, self.embed(frames))[1]
+        return scan_blocks(self.blocks, body, self.embed_patches(frames))[1]
 
-    def embed(self, frames: Float[Array, "F H W 3"]) -> Float[Array, "F S D"]:
+    def embed_patches(self, frames: Float[Array, "F H W 3"]) -> Float[Array, "F S D"]:
         """Cut frames into patches, project them, put the class token in front and add positions."""
-        side, patch, grid = self.config.image_size, self.config.patch, self.config.grid
-        if frames.shape[1:] != (side, side, 3):
+        image_size, patch_size, grid_size = self.config.image_size, self.config.patch_size, self.config.grid_size
+        if frames.shape[1:] != (image_size, image_size, 3):
             raise ValueError(
-                f"frames of shape {frames.shape} for a model of {side} x {side} pixels; "
+                f"frames of shape {frames.shape} for a model of {image_size} x {image_size} pixels; "
                 "resize the frames, or convert the weights for another image_size"
             )
-        count, width = frames.shape[0], self.config.width
-        squares = frames.reshape(count, grid, patch, grid, patch, 3).swapaxes(2, 3).reshape(count, grid**2, -1)
-        first = jnp.broadcast_to(along_last(self.class_token[...].astype(frames.dtype), 3), (count, 1, width))
-        return jnp.concatenate([first, self.patches(squares)], axis=1) + self.positions[...].astype(frames.dtype)[None]
+        num_frames, width = frames.shape[0], self.config.width
+        patch_pixels = (
+            frames.reshape(num_frames, grid_size, patch_size, grid_size, patch_size, 3)
+            .swapaxes(2, 3)
+            .reshape(num_frames, grid_size**2, -1)
+        )
+        class_tokens = jnp.broadcast_to(
+            expand_dims_to(self.class_token[...].astype(frames.dtype), 3), (num_frames, 1, width)
+        )
+        return (
+            jnp.concatenate([class_tokens, self.patches(patch_pixels)], axis=1)
+            + self.positions[...].astype(frames.dtype)[None]
+        )
 
 
-def normalise(frames: UInt8[Array, "*frames 3"], dtype: DTypeLike = jnp.float32) -> Float[Array, "*frames 3"]:
+def normalise_frames(frames: UInt8[Array, "*frames 3"], dtype: DTypeLike = jnp.float32) -> Float[Array, "*frames 3"]:
     """Scale 0..255 pixels to 0..1, subtract CLIP's mean and divide by its spread, in float32; return `dtype`."""
     scaled = frames.astype(jnp.float32) / 255.0
-    mean, std = (along_last(jnp.asarray(of, jnp.float32), frames.ndim) for of in (MEAN, STD))
+    mean, std = (
+        expand_dims_to(jnp.asarray(channel_stat, jnp.float32), frames.ndim) for channel_stat in (CLIP_MEAN, CLIP_STD)
+    )
     return ((scaled - mean) / std).astype(dtype)

@@ -16,14 +16,14 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.models.attention import attention, join_heads, split_heads
-from calce_jax.models.kv_cache import Kept, LayerCache, attention_to
-from calce_jax.models.layers import Key, LayerNorm, Linear, gelu, scan, stack, unstack
+from calce_jax.models.kv_cache import KVCache, LayerCache, cached_attention
+from calce_jax.models.layers import Key, LayerNorm, Linear, gelu, scan_blocks, stack_blocks, unstack_blocks
 
 # Queries that look at all positions at once: a few hundred, so that their scores stay in a CPU's cache.
-QUERY_BLOCK = 250
+QUERY_BLOCK_SIZE = 250
 
 # Width, heads, encoder blocks, decoder blocks.
-SIZES: dict[str, tuple[int, int, int, int]] = {
+WHISPER_SIZES: dict[str, tuple[int, int, int, int]] = {
     "tiny": (384, 6, 4, 4),
     "base": (512, 8, 6, 6),
     "small": (768, 12, 12, 12),
@@ -46,18 +46,18 @@ class WhisperConfig:
     encoder_depth: int
     decoder_depth: int
     vocab: int
-    mels: int = 80
+    mel_bins: int = 80
     audio_positions: int = 1500
     text_positions: int = 448
     eps: float = 1e-5
 
     @property
-    def frames(self) -> int:
+    def mel_frames(self) -> int:
         """F, the mel frames of a window."""
         return 2 * self.audio_positions
 
     @staticmethod
-    def named(size: str, *, english: bool = False) -> "WhisperConfig":
+    def from_name(size: str, *, english_only: bool = False) -> "WhisperConfig":
         """Return a published size.
 
         Args:
@@ -67,11 +67,11 @@ class WhisperConfig:
         Raises:
           ValueError: there is no such size.
         """
-        if size not in SIZES or (english and size not in ("tiny", "base", "small", "medium")):
-            kind = "English-only size" if english else "size"
-            raise ValueError(f"size: Whisper has no {kind} {size!r}; choose one of {', '.join(SIZES)}")
-        width, heads, encoder_depth, decoder_depth = SIZES[size]
-        newest = size in ("large-v3", "turbo")
+        if size not in WHISPER_SIZES or (english_only and size not in ("tiny", "base", "small", "medium")):
+            kind = "English-only size" if english_only else "size"
+            raise ValueError(f"size: Whisper has no {kind} {size!r}; choose one of {', '.join(WHISPER_SIZES)}")
+        width, heads, encoder_depth, decoder_depth = WHISPER_SIZES[size]
+        is_v3 = size in ("large-v3", "turbo")
         return WhisperConfig(
             width=width,
             encoder_heads=heads,
@@ -81,8 +81,8 @@ class WhisperConfig:
             encoder_depth=encoder_depth,
             decoder_depth=decoder_depth,
             # The newest sizes know one more language; English-only ones have one token less.
-            vocab=51866 if newest else 51864 if english else 51865,
-            mels=128 if newest else 80,
+            vocab=51866 if is_v3 else 51864 if english_only else 51865,
+            mel_bins=128 if is_v3 else 80,
         )
 
     @staticmethod
@@ -124,30 +124,32 @@ class WhisperAttention(nnx.Module):
         self.o = Linear(width, width, rngs=rngs)
         self.heads, self.scale = heads, (width // heads) ** -0.5
 
-    def keys_values(self, memory: Float[Array, "B S D"]) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
+    def project_keys_values(
+        self, memory: Float[Array, "B S D"]
+    ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
         """Project what is looked at."""
         return split_heads(self.k(memory), self.heads), split_heads(self.v(memory), self.heads)
 
-    def look_back(
-        self, x: Float[Array, "B A D"], kept: Kept, *, mask: Bool[Array, "B A L"] | None = None
+    def attend_cached(
+        self, x: Float[Array, "B A D"], cache: KVCache, *, mask: Bool[Array, "B A L"] | None = None
     ) -> Float[Array, "B A D"]:
         """Attend from `x` to what is kept."""
         query = split_heads(self.q(x), self.heads)
-        return self.o(join_heads(attention_to(kept, query, scale=self.scale, mask=mask)))
+        return self.o(join_heads(cached_attention(cache, query, scale=self.scale, mask=mask)))
 
-    def look_around(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    def self_attend(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """Attend from every position to all, a block of queries at a time."""
         batch, length, _ = x.shape
-        key, value = self.keys_values(x)
-        block = QUERY_BLOCK if length % QUERY_BLOCK == 0 else length
+        key, value = self.project_keys_values(x)
+        block = QUERY_BLOCK_SIZE if length % QUERY_BLOCK_SIZE == 0 else length
         query = split_heads(self.q(x), self.heads)
         query = jnp.swapaxes(query.reshape(batch, length // block, block, *query.shape[2:]), 0, 1)
 
-        def some(query: Float[Array, "B A N H"]) -> Float[Array, "B A N H"]:
+        def attend_block(query: Float[Array, "B A N H"]) -> Float[Array, "B A N H"]:
             return attention(query, key, value, scale=self.scale)
 
-        seen = jnp.swapaxes(jax.lax.map(some, query), 0, 1)
-        return self.o(join_heads(seen.reshape(batch, length, *seen.shape[3:])))
+        attended = jnp.swapaxes(jax.lax.map(attend_block, query), 0, 1)
+        return self.o(join_heads(attended.reshape(batch, length, *attended.shape[3:])))
 
 
 class WhisperMlp(nnx.Module):
@@ -173,7 +175,7 @@ class EncoderBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """Return the stream after this block."""
-        x = x + self.attention.look_around(self.attention_norm(x))
+        x = x + self.attention.self_attend(self.attention_norm(x))
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -188,14 +190,14 @@ class DecoderBlock(nnx.Module):
         self.mlp_norm = LayerNorm(config.width, eps=config.eps)
         self.mlp = WhisperMlp(config.width, config.decoder_mlp, rngs=rngs)
 
-    def advance(
-        self, x: Float[Array, "B A D"], cache: LayerCache, at: Int[Array, ""], mask: Bool[Array, "B A M"]
+    def decode_step(
+        self, x: Float[Array, "B A D"], cache: LayerCache, cache_index: Int[Array, ""], mask: Bool[Array, "B A M"]
     ) -> tuple[Float[Array, "B A D"], LayerCache]:
         """Read tokens `at` .. `at` + A, and put their keys and values into the cache."""
         normed = self.self_norm(x)
-        cache = cache.with_own(*self.self_attention.keys_values(normed), at)
-        x = x + self.self_attention.look_back(normed, cache.own, mask=mask)
-        x = x + self.cross_attention.look_back(self.cross_norm(x), cache.cross)
+        cache = cache.update_self(*self.self_attention.project_keys_values(normed), cache_index)
+        x = x + self.self_attention.attend_cached(normed, cache.self_attention, mask=mask)
+        x = x + self.cross_attention.attend_cached(self.cross_norm(x), cache.cross_attention)
         return x + self.mlp(self.mlp_norm(x)), cache
 
 
@@ -204,12 +206,12 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
         # A convolution over three frames is a product with these laid side by side.
-        self.conv1 = Linear(3 * config.mels, config.width, rngs=rngs)
+        self.conv1 = Linear(3 * config.mel_bins, config.width, rngs=rngs)
         self.conv2 = Linear(3 * config.width, config.width, rngs=rngs)
         self.positions = nnx.Param(
             0.02 * jax.random.normal(rngs.params(), (config.audio_positions, config.width), jnp.float32)
         )
-        self.blocks = stack(lambda rngs: EncoderBlock(config, rngs=rngs), config.encoder_depth, rngs)
+        self.blocks = stack_blocks(lambda rngs: EncoderBlock(config, rngs=rngs), config.encoder_depth, rngs)
         self.final_norm = LayerNorm(config.width, eps=config.eps)
 
 
@@ -221,7 +223,7 @@ class Decoder(nnx.Module):
         self.positions = nnx.Param(
             0.02 * jax.random.normal(rngs.params(), (config.text_positions, config.width), jnp.float32)
         )
-        self.blocks = stack(lambda rngs: DecoderBlock(config, rngs=rngs), config.decoder_depth, rngs)
+        self.blocks = stack_blocks(lambda rngs: DecoderBlock(config, rngs=rngs), config.decoder_depth, rngs)
         self.final_norm = LayerNorm(config.width, eps=config.eps)
 
 
@@ -239,40 +241,42 @@ class Whisper(nnx.Module):
         A window's activations fit a CPU's cache, a batch's do not: sixteen together take twice as long as one by one.
         """
 
-        def one_by_one(mel: Float[Array, "B F C"]) -> Float[Array, "B S D"]:
+        def encode_one_by_one(mel: Float[Array, "B F C"]) -> Float[Array, "B S D"]:
             return jax.lax.map(lambda window: self._encode(window[None])[0], mel)
 
-        return jax.lax.platform_dependent(mel, cpu=one_by_one, default=self._encode)
+        return jax.lax.platform_dependent(mel, cpu=encode_one_by_one, default=self._encode)
 
     def _encode(self, mel: Float[Array, "B F C"]) -> Float[Array, "B S D"]:
-        x = gelu(self.encoder.conv1(_neighbours(mel, stride=1)))
-        x = gelu(self.encoder.conv2(_neighbours(x, stride=2)))
+        x = gelu(self.encoder.conv1(_unfold_frames(mel, stride=1)))
+        x = gelu(self.encoder.conv2(_unfold_frames(x, stride=2)))
         x = x + self.encoder.positions[...].astype(x.dtype)[None]
 
         def body(block: EncoderBlock, x: Array, _: None, key: Key) -> tuple[Array, None]:
             return block(x), None
 
-        x, _ = scan(self.encoder.blocks, body, x)
+        x, _ = scan_blocks(self.encoder.blocks, body, x)
         return self.encoder.final_norm(x)
 
     def decoder_blocks(self) -> list[DecoderBlock]:
         """Return the decoder's blocks one by one, for `step`."""
-        return unstack(self.decoder.blocks)
+        return unstack_blocks(self.decoder.blocks)
 
-    def start(
-        self, blocks: Sequence[DecoderBlock], memory: Float[Array, "B S D"], length: int
+    def init_cache(
+        self, blocks: Sequence[DecoderBlock], memory: Float[Array, "B S D"], max_length: int
     ) -> tuple[LayerCache, ...]:
         """Return a cache for texts of `length` tokens, prompt included, about encoded windows."""
-        crosses = [Kept.of(*block.cross_attention.keys_values(memory)) for block in blocks]
-        return tuple(LayerCache(cross, cross.empty(length)) for cross in crosses)
+        cross_caches = [
+            KVCache.from_projections(*block.cross_attention.project_keys_values(memory)) for block in blocks
+        ]
+        return tuple(LayerCache(cross, cross.init(max_length)) for cross in cross_caches)
 
-    def advance(
+    def decode_step(
         self,
         blocks: Sequence[DecoderBlock],
         ids: Int[Array, "B A"],
         cache: tuple[LayerCache, ...],
-        at: Int[Array, ""],
-        first: Int[Array, " B"],
+        cache_index: Int[Array, ""],
+        text_start: Int[Array, " B"],
     ) -> tuple[Float[Array, "B A D"], tuple[LayerCache, ...]]:
         """Read the tokens at places `at` .. `at` + A.
 
@@ -287,16 +291,18 @@ class Whisper(nnx.Module):
         Returns:
           What `logits` reads after each of the tokens, and the cache with them in it.
         """
-        dtype, length = cache[0].own.key.dtype, cache[0].own.key.shape[3]
-        places = at + jnp.arange(ids.shape[1])
-        position = jnp.maximum(places[None] - first[:, None], 0)
+        dtype, length = cache[0].self_attention.key.dtype, cache[0].self_attention.key.shape[3]
+        cache_positions = cache_index + jnp.arange(ids.shape[1])
+        position_ids = jnp.maximum(cache_positions[None] - text_start[:, None], 0)
         x = jnp.take(self.decoder.tokens[...], ids, axis=0).astype(dtype)
-        x = x + jnp.take(self.decoder.positions[...], position, axis=0).astype(dtype)
-        seen = jnp.arange(length)
-        mask = (seen[None, None] <= places[None, :, None]) & (seen[None, None] >= first[:, None, None])
+        x = x + jnp.take(self.decoder.positions[...], position_ids, axis=0).astype(dtype)
+        key_positions = jnp.arange(length)
+        mask = (key_positions[None, None] <= cache_positions[None, :, None]) & (
+            key_positions[None, None] >= text_start[:, None, None]
+        )
         caches = []
         for block, layer in zip(blocks, cache, strict=True):
-            x, layer = block.advance(x, layer, at, mask)  # noqa: PLW2901
+            x, layer = block.decode_step(x, layer, cache_index, mask)  # noqa: PLW2901
             caches.append(layer)
         return self.decoder.final_norm(x), tuple(caches)
 
@@ -306,7 +312,7 @@ class Whisper(nnx.Module):
         return jnp.einsum("...d,vd->...v", x, tokens, preferred_element_type=jnp.float32)
 
 
-def _neighbours(x: Float[Array, "B F C"], *, stride: int) -> Float[Array, "B G E"]:
+def _unfold_frames(x: Float[Array, "B F C"], *, stride: int) -> Float[Array, "B G E"]:
     """Lay every `stride`-th frame beside the one before and the one after it; silence lies beyond the ends."""
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
     length = x.shape[1]

@@ -19,13 +19,13 @@ from typing import Any, TypeGuard
 from absl import logging
 
 from calce_jax.errors import UserError
-from calce_jax.moments.predictions import same_query
+from calce_jax.moments.predictions import normalise_qid
 from calce_jax.moments.windows import Seconds
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.atomic_files import write_atomic
 
-WINDOW_FIELDS = ("stage1_windows", "stage1_result")
+STAGE1_WINDOW_FIELDS = ("stage1_windows", "stage1_result")
 # A file can be wrong in every line; more than these help no one.
-_SHOWN_ERRORS = 30
+_MAX_SHOWN_ERRORS = 30
 
 
 class AnnotationError(UserError):
@@ -59,7 +59,7 @@ class Annotation:
     kind: str | None = None
 
     @property
-    def clamped(self) -> list[list[Seconds]]:
+    def clipped_windows(self) -> list[list[Seconds]]:
         """The true windows, cut at the end of the video; those that begin after it are left out."""
         end = math.inf if self.duration is None else self.duration
         return [[start, min(stop, end)] for start, stop in self.windows if start < end]
@@ -87,27 +87,27 @@ def read_annotations(
       AnnotationError: faults in it, all of them: a field that is missing or of the wrong kind, a window that is
         reversed, not finite or wholly outside the video, an id that repeats.
     """
-    path = _existing(path, "annotations")
-    lengths = durations if isinstance(durations, Mapping) else _read_durations(durations) if durations else {}
+    path = _require_file(path, "annotations")
+    duration_by_video = durations if isinstance(durations, Mapping) else _read_durations(durations) if durations else {}
     faults: list[str] = []
     annotations: list[Annotation] = []
-    for place, row in _rows(path, faults):
-        found = list(_faults(row))
-        faults += [f"{place}, {fault}" for fault in found]
-        if not found:
-            annotations.append(_annotation(row, lengths))
-    faults += repeated(annotations)
+    for location, row in _read_rows(path, faults):
+        row_faults = list(_find_row_faults(row))
+        faults += [f"{location}, {fault}" for fault in row_faults]
+        if not row_faults:
+            annotations.append(_annotation_from_json(row, duration_by_video))
+    faults += find_repeated_qids(annotations)
     if faults:
-        shown = [f"{path}, {fault}" for fault in faults[:_SHOWN_ERRORS]]
+        shown = [f"{path}, {fault}" for fault in faults[:_MAX_SHOWN_ERRORS]]
         more = [f"... and {len(faults) - len(shown)} more"] if len(faults) > len(shown) else []
         raise AnnotationError("\n".join(shown + more))
     if items is not None:
         annotations = _with_items(annotations, items)
-    _report_windows_beyond(path, annotations)
+    _warn_windows_beyond_video(path, annotations)
     return annotations
 
 
-def repeated(annotations: Sequence[Annotation]) -> list[str]:
+def find_repeated_qids(annotations: Sequence[Annotation]) -> list[str]:
     """Say in words which ids more than one of the annotations have."""
     counts: dict[str | int, int] = {}
     for annotation in annotations:
@@ -121,10 +121,10 @@ def write_annotations(path: str | Path, annotations: Iterable[Annotation]) -> No
     Raises:
       OSError: the file cannot be written.
     """
-    write_output(path, "".join(json.dumps(_row(annotation)) + "\n" for annotation in annotations))
+    write_atomic(path, "".join(json.dumps(_annotation_to_json(annotation)) + "\n" for annotation in annotations))
 
 
-def _row(annotation: Annotation) -> dict[str, Any]:
+def _annotation_to_json(annotation: Annotation) -> dict[str, Any]:
     row = {
         "qid": annotation.qid,
         "query": annotation.query,
@@ -138,14 +138,16 @@ def _row(annotation: Annotation) -> dict[str, Any]:
     return {field: value for field, value in row.items() if value is not None or field == "duration"}
 
 
-def _existing(path: str | Path, what: str) -> Path:
+def _require_file(path: str | Path, description: str) -> Path:
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of {what}; give the path of one that was released or written")
+        raise FileNotFoundError(
+            f"{path}: no such file of {description}; give the path of one that was released or written"
+        )
     return path
 
 
-def _rows(path: Path, faults: list[str]) -> Iterable[tuple[str, Any]]:
+def _read_rows(path: Path, faults: list[str]) -> Iterable[tuple[str, Any]]:
     """Return each row with its place in the file, in the fields of our own format; other text becomes a fault."""
     text = path.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
@@ -159,7 +161,11 @@ def _rows(path: Path, faults: list[str]) -> Iterable[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line) if line.lstrip().startswith("{") else _charades_row(line, f"{path.stem}_{number}")
+            row = (
+                json.loads(line)
+                if line.lstrip().startswith("{")
+                else _parse_charades_line(line, f"{path.stem}_{number}")
+            )
             rows.append((f"line {number}", row))
         except json.JSONDecodeError as error:
             faults.append(f"line {number}: not JSON ({error.msg}); give one object a line")
@@ -168,52 +174,52 @@ def _rows(path: Path, faults: list[str]) -> Iterable[tuple[str, Any]]:
     return rows
 
 
-def _charades_row(line: str, qid: str) -> dict[str, Any]:
-    moment, mark, query = line.partition("##")
-    words = moment.split()
+def _parse_charades_line(line: str, qid: str) -> dict[str, Any]:
+    timing, separator, query = line.partition("##")
+    words = timing.split()
     try:
         video, start, end = words
         window = [float(start), float(end)]
     except ValueError:
         window = video = None
-    if window is None or not mark or not query.strip():
+    if window is None or not separator or not query.strip():
         raise ValueError(
             f'expected "VIDEO START END##sentence" or a JSON object, got {line!r:.60}; mend or drop the line'
         )
     return {"qid": qid, "video": video, "query": query.strip(), "duration": None, "relevant_windows": [window]}
 
 
-def _faults(row: Any) -> Iterable[str]:
+def _find_row_faults(row: Any) -> Iterable[str]:
     if not isinstance(row, dict):
         yield f"expected an object with qid, query, vid and duration, got {row!r:.60}"
         return
     if not isinstance(row.get("qid"), str | int) or isinstance(row.get("qid"), bool):
-        yield f"qid: expected the query's id, {_got(row, 'qid')}"
+        yield f"qid: expected the query's id, {_describe_value(row, 'qid')}"
     if not isinstance(row.get("query"), str) or not row["query"].strip():
-        yield f"query: expected a sentence, {_got(row, 'query')}"
-    video = _name(row, "vid", "video")
+        yield f"query: expected a sentence, {_describe_value(row, 'query')}"
+    video = _field_name(row, "vid", "video")
     if not isinstance(row.get(video), str) or not row[video]:
-        yield f"{video}: expected the video's id, {_got(row, video)}"
+        yield f"{video}: expected the video's id, {_describe_value(row, video)}"
     items = row.get("items", [])
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        yield f"items: expected a list of noun phrases, {_got(row, 'items')}"
+        yield f"items: expected a list of noun phrases, {_describe_value(row, 'items')}"
     if not isinstance(row.get("kind"), str | None):
-        yield f"kind: expected a word, {_got(row, 'kind')}; leave the field out where it is not known"
+        yield f"kind: expected a word, {_describe_value(row, 'kind')}; leave the field out where it is not known"
     duration = row.get("duration")
     if not (_is_number(duration) and duration > 0):
         if duration is not None or "duration" not in row:
-            yield f"duration: expected the video's length in positive seconds, {_got(row, 'duration')}"
+            yield f"duration: expected the video's length in positive seconds, {_describe_value(row, 'duration')}"
         duration = None
-    yield from _window_faults(row, "relevant_windows", duration)
-    yield from _window_faults(row, _name(row, *WINDOW_FIELDS), None)
+    yield from _find_window_faults(row, "relevant_windows", duration)
+    yield from _find_window_faults(row, _field_name(row, *STAGE1_WINDOW_FIELDS), None)
 
 
-def _window_faults(row: dict[str, Any], field: str, duration: Seconds | None) -> Iterable[str]:
+def _find_window_faults(row: dict[str, Any], field: str, duration: Seconds | None) -> Iterable[str]:
     windows = row.get(field)
     if windows is None:
         return
     if not isinstance(windows, list):
-        yield f"{field}: expected a list of [start, end] in seconds, {_got(row, field)}"
+        yield f"{field}: expected a list of [start, end] in seconds, {_describe_value(row, field)}"
         return
     for window in windows:
         if not isinstance(window, list | tuple) or len(window) != 2 or not all(map(_is_number, window)):
@@ -228,18 +234,18 @@ def _is_number(value: Any) -> TypeGuard[Seconds]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _got(row: Mapping[str, Any], field: str) -> str:
+def _describe_value(row: Mapping[str, Any], field: str) -> str:
     return f"got {row[field]!r:.60}; mend it" if field in row else "which is missing; add the field"
 
 
-def _name(row: Mapping[str, Any], *names: str) -> str:
+def _field_name(row: Mapping[str, Any], *names: str) -> str:
     """Return the first of the names that the row has a field for, or else the first."""
     return next((name for name in names if name in row), names[0])
 
 
-def _annotation(row: dict[str, Any], durations: Mapping[str, Seconds]) -> Annotation:
-    stage1 = row.get(_name(row, *WINDOW_FIELDS))
-    video = row[_name(row, "vid", "video")]
+def _annotation_from_json(row: dict[str, Any], durations: Mapping[str, Seconds]) -> Annotation:
+    stage1_windows = row.get(_field_name(row, *STAGE1_WINDOW_FIELDS))
+    video = row[_field_name(row, "vid", "video")]
     return Annotation(
         qid=row["qid"],
         video=video,
@@ -247,34 +253,34 @@ def _annotation(row: dict[str, Any], durations: Mapping[str, Seconds]) -> Annota
         items=list(row.get("items", [])),
         duration=durations.get(video) if row["duration"] is None else row["duration"],
         windows=[list(window) for window in row.get("relevant_windows") or []],
-        stage1_windows=None if stage1 is None else [list(window) for window in stage1],
+        stage1_windows=None if stage1_windows is None else [list(window) for window in stage1_windows],
         kind=row.get("kind"),
     )
 
 
 def _read_durations(path: str | Path) -> dict[str, Seconds]:
-    path = _existing(path, "durations")
+    path = _require_file(path, "durations")
     with path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file)
-        if not {"id", "length"} <= set(table.fieldnames or ()):
+        reader = csv.DictReader(file)
+        if not {"id", "length"} <= set(reader.fieldnames or ()):
             raise AnnotationError(f'{path}: no columns "id" and "length"', "give the CSV file that came with Charades")
-        lengths = {}
-        for number, row in enumerate(table, 2):
+        duration_by_video = {}
+        for number, row in enumerate(reader, 2):
             try:
-                lengths[row["id"]] = float(row["length"])
+                duration_by_video[row["id"]] = float(row["length"])
             except (TypeError, ValueError):
                 raise AnnotationError(
                     f"{path}, line {number}, length: expected seconds, got {row['length']!r}", "mend or drop the line"
                 ) from None
-    return lengths
+    return duration_by_video
 
 
 def _with_items(annotations: Iterable[Annotation], path: str | Path) -> list[Annotation]:
-    path = _existing(path, "items")
+    path = _require_file(path, "items")
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        by_qid = {same_query(qid): entry["items"] for qid, entry in table.items()}
-        by_query = {entry["query"]: entry["items"] for entry in table.values()}
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        items_by_qid = {normalise_qid(qid): entry["items"] for qid, entry in entries.items()}
+        items_by_query = {entry["query"]: entry["items"] for entry in entries.values()}
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         raise AnnotationError(
             f'{path}: expected {{qid: {{"query": ..., "items": [...]}}}} ({type(error).__name__}: {error})',
@@ -284,20 +290,21 @@ def _with_items(annotations: Iterable[Annotation], path: str | Path) -> list[Ann
         annotation
         if annotation.items
         else dataclasses.replace(
-            annotation, items=list(by_qid.get(same_query(annotation.qid), by_query.get(annotation.query, [])))
+            annotation,
+            items=list(items_by_qid.get(normalise_qid(annotation.qid), items_by_query.get(annotation.query, []))),
         )
         for annotation in annotations
     ]
 
 
-def _report_windows_beyond(path: Path, annotations: Sequence[Annotation]) -> None:
-    beyond = [annotation.qid for annotation in annotations if annotation.clamped != annotation.windows]
-    if beyond:
+def _warn_windows_beyond_video(path: Path, annotations: Sequence[Annotation]) -> None:
+    clipped_qids = [annotation.qid for annotation in annotations if annotation.clipped_windows != annotation.windows]
+    if clipped_qids:
         logging.warning(
             "%s: windows of %d of %d queries reach beyond their video; where they are learnt they end with it: %s%s",
             path,
-            len(beyond),
+            len(clipped_qids),
             len(annotations),
-            ", ".join(map(str, beyond[:5])),
-            ", ..." if len(beyond) > 5 else "",
+            ", ".join(map(str, clipped_qids[:5])),
+            ", ..." if len(clipped_qids) > 5 else "",
         )

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 
 from calce_jax.moments.annotations import Annotation, AnnotationError
-from calce_jax.moments.predictions import Prediction, same_query
+from calce_jax.moments.predictions import Prediction, normalise_qid
 from calce_jax.moments.windows import Seconds
 
 
 @dataclasses.dataclass(frozen=True)
-class Merged:
+class MergeResult:
     """What stage 2 reads.
 
     Attributes:
@@ -19,11 +19,11 @@ class Merged:
     """
 
     annotations: list[Annotation]
-    without_result: list[str | int]
-    unknown: list[str | int]
+    missing_stage1: list[str | int]
+    unknown_predictions: list[str | int]
 
 
-def merge(annotations: Sequence[Annotation], predictions: Sequence[Prediction]) -> Merged:
+def merge_stage1(annotations: Sequence[Annotation], predictions: Sequence[Prediction]) -> MergeResult:
     """Put stage 1's windows into the annotations: in order of time, without scores, in seconds.
 
     They become words of stage 2's prompt, so whole seconds are whole numbers, as the model writes them.
@@ -31,25 +31,27 @@ def merge(annotations: Sequence[Annotation], predictions: Sequence[Prediction]) 
     Raises:
       AnnotationError: a query has neither a window nor a duration, so that its whole video has no end.
     """
-    found = {same_query(prediction.qid): prediction.windows for prediction in predictions}
-    merged, without_result, endless = [], [], []
+    windows_by_qid = {normalise_qid(prediction.qid): prediction.windows for prediction in predictions}
+    merged, missing_stage1, missing_duration = [], [], []
     for annotation in annotations:
-        windows = sorted(window[:2] for window in found.pop(same_query(annotation.qid), []))
+        windows = sorted(window[:2] for window in windows_by_qid.pop(normalise_qid(annotation.qid), []))
         if not windows:
-            without_result.append(annotation.qid)
+            missing_stage1.append(annotation.qid)
             if annotation.duration is None:
-                endless.append(annotation.qid)
+                missing_duration.append(annotation.qid)
             windows = [[0, annotation.duration or 0]]
-        stage1_windows = [[_whole(second) for second in window] for window in windows]
+        stage1_windows = [[_integer_if_whole(second) for second in window] for window in windows]
         merged.append(dataclasses.replace(annotation, stage1_windows=stage1_windows))
-    if endless:
+    if missing_duration:
         raise AnnotationError(
-            f"duration: {len(endless)} queries have no window of stage 1 and no duration, such as {endless[0]}",
+            f"duration: {len(missing_duration)} queries have no window of stage 1 and no duration, such as {missing_duration[0]}",
             "give annotations with durations, or the durations",
         )
-    unknown = [prediction.qid for prediction in predictions if same_query(prediction.qid) in found]
-    return Merged(merged, without_result, unknown)
+    unknown_predictions = [
+        prediction.qid for prediction in predictions if normalise_qid(prediction.qid) in windows_by_qid
+    ]
+    return MergeResult(merged, missing_stage1, unknown_predictions)
 
 
-def _whole(second: Seconds) -> Seconds:
+def _integer_if_whole(second: Seconds) -> Seconds:
     return int(second) if second == int(second) else second

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from calce_jax.errors import UserError
-from calce_jax.moments.windows import RankBy, Seconds, Status, rank
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.moments.windows import ParseStatus, Seconds, WindowOrder, order_windows
+from calce_jax.storage.atomic_files import write_atomic
 
-Split = Literal["val", "test"]
+SubmissionSplit = Literal["val", "test"]
 QVHIGHLIGHTS_PREFIX = "QVHighlight_"
-_WINDOW_FIELDS = ("pred_relevant_windows", "stage1_result")
+_WINDOW_FIELD_NAMES = ("pred_relevant_windows", "stage1_result")
 # A file can be wrong in every line; more than these help no one.
-_SHOWN_ERRORS = 30
+_MAX_SHOWN_ERRORS = 30
 
 
 class PredictionError(UserError):
@@ -45,7 +45,7 @@ class Prediction:
     video: str
     windows: list[list[Seconds]]
     text: str | None = None
-    status: Status | None = None
+    status: ParseStatus | None = None
     duration: Seconds | None = None
 
     @property
@@ -54,19 +54,19 @@ class Prediction:
         return self.status not in (None, "exact")
 
 
-def same_query(qid: str | int) -> str:
+def normalise_qid(qid: str | int) -> str:
     """Return the id by which files of both formats mean the same query: "QVHighlight_2579" and 2579 give "2579"."""
     return str(qid).removeprefix(QVHIGHLIGHTS_PREFIX)
 
 
-def ranked(prediction: Prediction, by: RankBy) -> Prediction:
+def reorder_windows(prediction: Prediction, window_order: WindowOrder) -> Prediction:
     """Return the prediction with its windows in another order.
 
     Longest first takes new scores, falling from 1, because some protocols go by the scores and not by the order.
     """
     scores = [window[2] for window in prediction.windows]
-    windows = [prediction.windows[i] for i in rank(prediction.windows, scores, by)]
-    if by == "longest":
+    windows = [prediction.windows[i] for i in order_windows(prediction.windows, scores, window_order)]
+    if window_order == "longest":
         windows = [[start, end, 1 - place / len(windows)] for place, (start, end, _) in enumerate(windows)]
     return dataclasses.replace(prediction, windows=windows)
 
@@ -77,10 +77,10 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> No
     Raises:
       OSError: the file cannot be written.
     """
-    write_output(path, "".join(json.dumps(prediction_row(prediction)) + "\n" for prediction in predictions))
+    write_atomic(path, "".join(json.dumps(prediction_to_json(prediction)) + "\n" for prediction in predictions))
 
 
-def prediction_row(prediction: Prediction) -> dict[str, Any]:
+def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
     """Return the JSON object of a prediction."""
     row = {
         "qid": prediction.qid,
@@ -109,24 +109,26 @@ def read_predictions(path: str | Path) -> list[Prediction]:
         raise FileNotFoundError(f"{path}: no such file of predictions; write one with launch/infer.py")
     faults: list[str] = []
     predictions: list[Prediction] = []
-    places: dict[str, list[str]] = {}
-    for place, row in _rows(path.read_text(encoding="utf-8"), faults):
-        found = list(_faults(row))
-        faults += [f"{place}: {fault}" for fault in found]
-        if not found:
-            predictions.append(_prediction(row))
-            places.setdefault(same_query(row["qid"]), []).append(place)
+    locations_by_qid: dict[str, list[str]] = {}
+    for location, row in _read_rows(path.read_text(encoding="utf-8"), faults):
+        row_faults = list(_find_row_faults(row))
+        faults += [f"{location}: {fault}" for fault in row_faults]
+        if not row_faults:
+            predictions.append(_prediction_from_json(row))
+            locations_by_qid.setdefault(normalise_qid(row["qid"]), []).append(location)
     faults += [
-        f"{', '.join(where)}: qid: {qid} repeats; keep one of them" for qid, where in places.items() if len(where) > 1
+        f"{', '.join(locations)}: qid: {qid} repeats; keep one of them"
+        for qid, locations in locations_by_qid.items()
+        if len(locations) > 1
     ]
     if faults:
-        shown = [f"{path}, {fault}" for fault in faults[:_SHOWN_ERRORS]]
+        shown = [f"{path}, {fault}" for fault in faults[:_MAX_SHOWN_ERRORS]]
         more = [f"... and {len(faults) - len(shown)} more"] if len(faults) > len(shown) else []
         raise PredictionError("\n".join(shown + more))
     return predictions
 
 
-def _rows(text: str, faults: list[str]) -> Iterable[tuple[str, Any]]:
+def _read_rows(text: str, faults: list[str]) -> Iterable[tuple[str, Any]]:
     """Return each row with its place in the file; what is no JSON becomes a fault."""
     if text.lstrip().startswith("["):
         try:
@@ -145,7 +147,7 @@ def _rows(text: str, faults: list[str]) -> Iterable[tuple[str, Any]]:
     return rows
 
 
-def _faults(row: Any) -> Iterable[str]:
+def _find_row_faults(row: Any) -> Iterable[str]:
     if not isinstance(row, dict):
         yield f"expected an object with qid, query, vid and pred_relevant_windows, got {row!r:.60}"
         return
@@ -153,20 +155,20 @@ def _faults(row: Any) -> Iterable[str]:
         yield f"qid: expected the query's id, got {row.get('qid')!r:.60}; copy it from the annotations"
     if not isinstance(row.get("query"), str):
         yield f"query: expected the sentence, got {row.get('query')!r:.60}; copy it from the annotations"
-    if not isinstance(_video(row), str):
-        yield f"vid: expected the video's id, got {_video(row)!r:.60}; copy it from the annotations"
-    yield from _window_faults(row)
+    if not isinstance(_video_id(row), str):
+        yield f"vid: expected the video's id, got {_video_id(row)!r:.60}; copy it from the annotations"
+    yield from _find_window_faults(row)
     if not isinstance(row.get("raw", ""), str):
         yield f"raw: expected the answer's text, got {row['raw']!r:.60}; leave the field out if there is none"
-    if row.get("status") not in (None, *get_args(Status)):
-        yield f"status: expected one of {', '.join(get_args(Status))}, got {row['status']!r:.60}"
+    if row.get("status") not in (None, *get_args(ParseStatus)):
+        yield f"status: expected one of {', '.join(get_args(ParseStatus))}, got {row['status']!r:.60}"
     duration = row.get("duration")
     if duration is not None and not (_is_number(duration) and duration > 0):
         yield f"duration: expected positive seconds, got {duration!r:.60}; leave the field out if it is not known"
 
 
-def _window_faults(row: dict[str, Any]) -> Iterable[str]:
-    field = next((name for name in _WINDOW_FIELDS if name in row), None)
+def _find_window_faults(row: dict[str, Any]) -> Iterable[str]:
+    field = next((name for name in _WINDOW_FIELD_NAMES if name in row), None)
     if field is None:
         yield "pred_relevant_windows: missing; give [[start, end, score], ...], or [] for no moment"
         return
@@ -184,19 +186,19 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _video(row: dict[str, Any]) -> Any:
+def _video_id(row: dict[str, Any]) -> Any:
     return row.get("vid", row.get("video"))
 
 
-def _prediction(row: dict[str, Any]) -> Prediction:
-    windows = row[next(name for name in _WINDOW_FIELDS if name in row)]
+def _prediction_from_json(row: dict[str, Any]) -> Prediction:
+    windows = row[next(name for name in _WINDOW_FIELD_NAMES if name in row)]
     windows = [[*window, 1.0][:3] for window in windows]
     return Prediction(
-        row["qid"], row["query"], _video(row), windows, row.get("raw"), row.get("status"), row.get("duration")
+        row["qid"], row["query"], _video_id(row), windows, row.get("raw"), row.get("status"), row.get("duration")
     )
 
 
-def write_submission(path: str | Path, predictions: Sequence[Prediction], split: Split) -> None:
+def write_submission(path: str | Path, predictions: Sequence[Prediction], split: SubmissionSplit) -> None:
     """Write the zip that the QVHighlights server takes: `hl_val_submission.jsonl`, `hl_test_submission.jsonl`.
 
     The server wants both splits in one file: a zip that already holds the other split keeps it. Ids become the
@@ -212,18 +214,20 @@ def write_submission(path: str | Path, predictions: Sequence[Prediction], split:
       PredictionError: ids that are not those of QVHighlights.
       OSError: the file cannot be written.
     """
-    foreign = [prediction.qid for prediction in predictions if not re.fullmatch("[0-9]+", same_query(prediction.qid))]
-    if foreign:
+    foreign_qids = [
+        prediction.qid for prediction in predictions if not re.fullmatch("[0-9]+", normalise_qid(prediction.qid))
+    ]
+    if foreign_qids:
         raise PredictionError(
-            f"{path}: qid: {len(foreign)} ids such as {foreign[0]!r} are not of QVHighlights, whose ids are whole "
+            f"{path}: qid: {len(foreign_qids)} ids such as {foreign_qids[0]!r} are not of QVHighlights, whose ids are whole "
             "numbers",
             "submit predictions for its val or test split",
         )
-    members = _members(Path(path))
+    members = _read_members(Path(path))
     members[f"hl_{split}_submission.jsonl"] = "".join(
         json.dumps(
             {
-                "qid": int(same_query(prediction.qid)),
+                "qid": int(normalise_qid(prediction.qid)),
                 "query": prediction.query,
                 "vid": prediction.video,
                 "pred_relevant_windows": [[float(number) for number in window] for window in prediction.windows]
@@ -237,10 +241,10 @@ def write_submission(path: str | Path, predictions: Sequence[Prediction], split:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in sorted(members.items()):
             archive.writestr(name, content)
-    write_output(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
-def _members(path: Path) -> dict[str, bytes]:
+def _read_members(path: Path) -> dict[str, bytes]:
     """Return what a submission holds so far."""
     if not path.exists():
         return {}

@@ -8,11 +8,19 @@ import numpy as np
 from jaxtyping import Float
 
 from calce_jax.config import Behaviour
-from calce_jax.moments.windows import RankBy, Seconds, Status, Window, iou_matrix, parse_windows, rank
+from calce_jax.moments.windows import (
+    ParseStatus,
+    Seconds,
+    Window,
+    WindowOrder,
+    iou_matrix,
+    order_windows,
+    parse_windows,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Beam:
+class BeamHypothesis:
     """One of the answers that were considered: its windows, and its probability among them all (they sum to 1)."""
 
     windows: list[Window]
@@ -20,7 +28,7 @@ class Beam:
 
 
 @dataclasses.dataclass(frozen=True)
-class Moments:
+class QueryMoments:
     """What the model answers to one query.
 
     Attributes:
@@ -32,18 +40,18 @@ class Moments:
 
     windows: list[list[float]]
     text: str
-    status: Status
-    beams: list[Beam] = dataclasses.field(default_factory=list)
+    status: ParseStatus
+    hypotheses: list[BeamHypothesis] = dataclasses.field(default_factory=list)
 
 
-def moments(
+def score_moments(
     texts: Sequence[str],
     log_probabilities: Sequence[float],
     duration: Seconds,
     *,
-    by: RankBy,
+    window_order: WindowOrder,
     behaviour: Behaviour = "default",
-) -> Moments:
+) -> QueryMoments:
     """Read the best answer, score its windows by all answers, and rank them.
 
     A window's score is the support it has: the probability-weighted mean over the beams of its overlap (IoU) with the
@@ -58,30 +66,33 @@ def moments(
         first; "reference" reads the first whatever it says, and keeps the order of time.
     """
     parsed = [parse_windows(text, duration) for text in texts]
-    chosen = next((i for i, each in enumerate(parsed) if each.windows), 0)
-    text, windows, status = texts[chosen], parsed[chosen].windows, parsed[chosen].status
+    best = next((i for i, each in enumerate(parsed) if each.windows), 0)
+    text, windows, status = texts[best], parsed[best].windows, parsed[best].status
     if behaviour == "reference":
-        text, answer = texts[0], parse_windows(texts[0], duration, behaviour="reference")
-        windows, status = answer.windows, answer.status
-    elif chosen > 0:
+        text, reference_answer = texts[0], parse_windows(texts[0], duration, behaviour="reference")
+        windows, status = reference_answer.windows, reference_answer.status
+    elif best > 0:
         status = "repaired"
-    beams = [Beam(each.windows, share) for each, share in zip(parsed, _shares(log_probabilities), strict=True)]
-    overlaps = expected_overlap(np.array(windows, np.float64).reshape(-1, 2), beams)
-    scores = [round(overlap, 4) for overlap in overlaps.tolist()]
-    order = rank(windows, scores, by="given" if behaviour == "reference" else by)
-    return Moments([[*map(float, windows[i]), scores[i]] for i in order], text, status, beams)
+    hypotheses = [
+        BeamHypothesis(each.windows, share)
+        for each, share in zip(parsed, _normalise_probabilities(log_probabilities), strict=True)
+    ]
+    expected_ious = expected_iou(np.array(windows, np.float64).reshape(-1, 2), hypotheses)
+    scores = [round(overlap, 4) for overlap in expected_ious.tolist()]
+    order = order_windows(windows, scores, window_order="given" if behaviour == "reference" else window_order)
+    return QueryMoments([[*map(float, windows[i]), scores[i]] for i in order], text, status, hypotheses)
 
 
-def expected_overlap(windows: Float[np.ndarray, "N 2"], beams: Sequence[Beam]) -> Float[np.ndarray, " N"]:
+def expected_iou(windows: Float[np.ndarray, "N 2"], hypotheses: Sequence[BeamHypothesis]) -> Float[np.ndarray, " N"]:
     """Return the mean over the beams, by probability, of each window's greatest overlap (IoU) with one of theirs."""
     total = np.zeros(len(windows))
-    for beam in beams:
-        if beam.windows and len(windows):
-            total += beam.probability * iou_matrix(windows, np.array(beam.windows, np.float64)).max(axis=1)
+    for hypothesis in hypotheses:
+        if hypothesis.windows and len(windows):
+            total += hypothesis.probability * iou_matrix(windows, np.array(hypothesis.windows, np.float64)).max(axis=1)
     return total
 
 
-def _shares(log_probabilities: Sequence[float]) -> list[float]:
-    highest = max(log_probabilities)
-    weights = [math.exp(value - highest) for value in log_probabilities]
+def _normalise_probabilities(log_probabilities: Sequence[float]) -> list[float]:
+    max_log_probability = max(log_probabilities)
+    weights = [math.exp(value - max_log_probability) for value in log_probabilities]
     return [weight / sum(weights) for weight in weights]

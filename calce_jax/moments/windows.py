@@ -18,15 +18,15 @@ from calce_jax.moments import windows_reference
 
 Seconds = int | float
 Window = list[Seconds]
-Status = Literal["exact", "repaired", "empty", "whole_video"]
-RankBy = Literal["given", "longest", "score"]
+ParseStatus = Literal["exact", "repaired", "empty", "whole_video"]
+WindowOrder = Literal["given", "longest", "score"]
 
 # Longest first beats the order in time on every published set that has more than one window: docs/ranking.md.
-BEST_SUPPORTED_RANK: RankBy = "longest"
+RECOMMENDED_WINDOW_ORDER: WindowOrder = "longest"
 
 _PAIR = r"\[\s*(-?[0-9]+(?:\.[0-9]+)?)\s*,\s*(-?[0-9]+(?:\.[0-9]+)?)\s*\]"
-_ANY_PAIR = re.compile(_PAIR)
-_WHOLE_ANSWER = re.compile(rf"\s*\[\s*{_PAIR}(?:\s*,\s*{_PAIR})*\s*\]\s*")
+_WINDOW_PATTERN = re.compile(_PAIR)
+_ANSWER_PATTERN = re.compile(rf"\s*\[\s*{_PAIR}(?:\s*,\s*{_PAIR})*\s*\]\s*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ParsedWindows:
     """
 
     windows: list[Window]
-    status: Status
+    status: ParseStatus
 
     @property
     def malformed(self) -> bool:
@@ -72,32 +72,34 @@ def parse_windows(text: str, duration: Seconds, behaviour: Behaviour = "default"
     """
     if not (math.isfinite(duration) and duration > 0):
         raise ValueError(f"a video's duration must be a positive number of seconds, not {duration!r}")
-    said = [[_number(start), _number(end)] for start, end in _ANY_PAIR.findall(text)]
-    well_formed = _WHOLE_ANSWER.fullmatch(text) is not None
+    written_windows = [[_parse_number(start), _parse_number(end)] for start, end in _WINDOW_PATTERN.findall(text)]
+    well_formed = _ANSWER_PATTERN.fullmatch(text) is not None
     if behaviour == "reference":
-        windows = windows_reference.mend(text, duration)
+        windows = windows_reference.repair_windows(text, duration)
         if not windows_reference.looks_like_windows(text):
             return ParsedWindows(windows, "whole_video")
-        return ParsedWindows(windows, _status(windows, exact=well_formed and windows == sorted(said, key=_start)))
+        return ParsedWindows(
+            windows, _parse_status(windows, exact=well_formed and windows == sorted(written_windows, key=_window_start))
+        )
     windows: list[Window] = []
-    for window in said:
+    for window in written_windows:
         start, end = (min(max(second, 0), duration) for second in sorted(window))
         if start < end and [start, end] not in windows:
             windows.append([start, end])
-    return ParsedWindows(windows, _status(windows, exact=well_formed and windows == said))
+    return ParsedWindows(windows, _parse_status(windows, exact=well_formed and windows == written_windows))
 
 
-def _status(windows: list[Window], *, exact: bool) -> Status:
+def _parse_status(windows: list[Window], *, exact: bool) -> ParseStatus:
     if not windows:
         return "empty"
     return "exact" if exact else "repaired"
 
 
-def _start(window: Sequence[Seconds]) -> Seconds:
+def _window_start(window: Sequence[Seconds]) -> Seconds:
     return window[0]
 
 
-def _number(text: str) -> Seconds:
+def _parse_number(text: str) -> Seconds:
     # Through float, because int() refuses texts of some thousand digits; past 2**53 the digits do not matter.
     value = float(text)
     return int(value) if "." not in text and math.isfinite(value) else value
@@ -128,8 +130,8 @@ def merge_overlapping(windows: Sequence[Sequence[Seconds]]) -> list[Window]:
     return merged
 
 
-def rank(
-    windows: Sequence[Sequence[Seconds]], scores: Sequence[Seconds] | None = None, by: RankBy = "given"
+def order_windows(
+    windows: Sequence[Sequence[Seconds]], scores: Sequence[Seconds] | None = None, window_order: WindowOrder = "given"
 ) -> list[int]:
     """Return the indices of the windows, best first; ties keep the given order.
 
@@ -141,9 +143,9 @@ def rank(
     Raises:
       ValueError: `by` is "score" and the scores are missing or not one a window.
     """
-    if by == "given":
+    if window_order == "given":
         return list(range(len(windows)))
-    if by == "longest":
+    if window_order == "longest":
         return sorted(range(len(windows)), key=lambda i: windows[i][0] - windows[i][1])
     if scores is None or len(scores) != len(windows):
         raise ValueError(f"ranking {len(windows)} windows by score needs as many scores, got {scores!r}")

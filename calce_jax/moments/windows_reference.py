@@ -11,17 +11,17 @@ import numpy as np
 
 Seconds = int | float
 
-_ANSWER = re.compile(r"\[\[.*\],*\]")
-_LITERAL = re.compile(r"\[\[.*\]\]")
-_INVALID = -1
+_ANSWER_PATTERN = re.compile(r"\[\[.*\],*\]")
+_LITERAL_PATTERN = re.compile(r"\[\[.*\]\]")
+_INVALID_SECOND = -1
 
 
 def looks_like_windows(text: str) -> bool:
     """Whether the text begins as a list of lists does; all that follows its first line is ignored in this test."""
-    return _ANSWER.match(text) is not None
+    return _ANSWER_PATTERN.match(text) is not None
 
 
-def mend(text: str, duration: Seconds | None) -> list[list[Seconds]]:
+def repair_windows(text: str, duration: Seconds | None) -> list[list[Seconds]]:
     """Return the windows of an answer in order of their starts, mended as the original does.
 
     The text is cut at every bracket that follows a space; each piece gives its first two whole numbers. A number that
@@ -36,31 +36,31 @@ def mend(text: str, duration: Seconds | None) -> list[list[Seconds]]:
       ValueError: an end consists of the duration's digits repeated, such as 150150, and nothing is left of it.
     """
     if not looks_like_windows(text):
-        return [[_INVALID, _INVALID]] if duration is None else [[0, duration]]
+        return [[_INVALID_SECOND, _INVALID_SECOND]] if duration is None else [[0, duration]]
     windows: list[list[Seconds]] = []
-    alone: int | None = None
-    for piece in re.split(r"\s+\[", text):
-        numbers = [int(digits) for digits in re.findall(r"\d+", piece)]
+    pending: int | None = None
+    for part in re.split(r"\s+\[", text):
+        numbers = [int(digits) for digits in re.findall(r"\d+", part)]
         if len(numbers) == 1:
-            if alone is None:
-                alone = numbers[0]
+            if pending is None:
+                pending = numbers[0]
             else:
-                windows.append(sorted([alone, numbers[0]]))
-                alone = None
+                windows.append(sorted([pending, numbers[0]]))
+                pending = None
         elif numbers:
             start, end = sorted(numbers[:2])
-            if alone is not None and start > alone:
-                windows.append([alone, start - 1])
-                alone = None
+            if pending is not None and start > pending:
+                windows.append([pending, start - 1])
+                pending = None
             windows.append([start, end])
     if duration is None:
         return sorted(windows, key=lambda window: window[0])
-    if alone is not None:
-        windows.append([alone, duration])
-    return sorted((sorted([start, _limit(end, duration)]) for start, end in windows), key=lambda window: window[0])
+    if pending is not None:
+        windows.append([pending, duration])
+    return sorted((sorted([start, _clip_end(end, duration)]) for start, end in windows), key=lambda window: window[0])
 
 
-def _limit(end: Seconds, duration: Seconds) -> Seconds:
+def _clip_end(end: Seconds, duration: Seconds) -> Seconds:
     """Bring an end that lies past the video back, on the guess that the model wrote two numbers as one."""
     if end <= duration:
         return end
@@ -70,14 +70,14 @@ def _limit(end: Seconds, duration: Seconds) -> Seconds:
     return {4: end % 100, 6: end % 1000}.get(len(digits), duration)
 
 
-def read_literal(text: str) -> list:
+def parse_literal(text: str) -> list:
     """Return the windows of text that is a Python list of pairs; whatever is no pair becomes [-1, -1].
 
     Raises:
       TypeError: a bare number stands among the windows.
     """
-    invalid = [_INVALID, _INVALID]
-    if not _LITERAL.match(text):
+    invalid = [_INVALID_SECOND, _INVALID_SECOND]
+    if not _LITERAL_PATTERN.match(text):
         return [invalid]
     try:
         value = ast.literal_eval(text)
@@ -99,10 +99,10 @@ def frame_iou(truth: str | list, predicted: list, frames: int) -> float:
     Returns:
       Seconds in both over seconds in either; NaN where neither has any.
     """
-    truth = read_literal(truth) if isinstance(truth, str) else truth
+    truth = parse_literal(truth) if isinstance(truth, str) else truth
     covered = np.zeros((2, frames + 1), bool)
-    for row, windows in zip(covered, (truth, predicted), strict=True):
+    for second_mask, windows in zip(covered, (truth, predicted), strict=True):
         for start, end in windows:
-            row[int(start) : int(end)] = True
-    either = np.count_nonzero(covered.any(axis=0))
-    return np.count_nonzero(covered.all(axis=0)) / either if either else float("nan")
+            second_mask[int(start) : int(end)] = True
+    union = np.count_nonzero(covered.any(axis=0))
+    return np.count_nonzero(covered.all(axis=0)) / union if union else float("nan")

@@ -6,17 +6,17 @@ The schedules of QVHighlights and Charades-STA are the paper's: four devices wit
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from calce_jax.config import DataConfig, KeyframesConfig, ScheduleConfig, Size, TextConfig, WeightsConfig
+from calce_jax.config import DataConfig, KeyframesConfig, ModelSize, ScheduleConfig, TextConfig, WeightsConfig
 
 WARMUP_FROM = 1e-8
 # More stage-1 windows than any published prediction has.
-WINDOWS = 32
+MAX_STAGE1_WINDOWS = 32
 # Batches that are dealt anew by length. In bfloat16 one waits in 54 MB a video on the device (stage 2: 109).
-GROUP = 16
+BATCHES_PER_GROUP = 16
 
 
 @dataclass(frozen=True)
-class Part:
+class DatasetDefaults:
     """What a dataset adds to a config."""
 
     data: DataConfig
@@ -27,13 +27,13 @@ class Part:
     t5_tokenizer: str
     bert_tokenizer: str
     text_tokens: int
-    prompt_text: int  # tokens that the text in a prompt seldom exceeds
-    prompt_lengths: int  # how many lengths of prompts are compiled
+    typical_text_tokens: int  # tokens that the text in a prompt seldom exceeds
+    num_buckets: int  # how many lengths of prompts are compiled
     bert_tokens: int
     answer_tokens: int
     log_every: int
 
-    def text(self, buckets: tuple[int, ...]) -> TextConfig:
+    def text_config(self, buckets: tuple[int, ...]) -> TextConfig:
         """Add the prompt lengths, which depend on the size of the model."""
         return TextConfig(
             t5_tokenizer=self.t5_tokenizer,
@@ -42,12 +42,12 @@ class Part:
             text_tokens=self.text_tokens,
             max_text=200,
             bert_tokens=self.bert_tokens,
-            windows=WINDOWS,
+            windows=MAX_STAGE1_WINDOWS,
             answer_tokens=self.answer_tokens,
         )
 
 
-def clusters(dilation: int, filter_dilation: int) -> KeyframesConfig:
+def cluster_keyframes(dilation: int, filter_dilation: int) -> KeyframesConfig:
     """Key frames at the borders of 12 clusters."""
     return KeyframesConfig(mode="cluster", clusters=12, dilation=dilation, filter_dilation=filter_dilation)
 
@@ -57,10 +57,10 @@ def schedule(epochs: int, peak: float, floor: float, warmup_steps: int) -> Sched
     return ScheduleConfig(epochs, peak, floor, WARMUP_FROM, warmup_steps)
 
 
-def qvhighlights(stage: int, size: Size) -> Part:
+def qvhighlights(stage: int, size: ModelSize) -> DatasetDefaults:
     """QVHighlights: YouTube videos of up to 150 s, speech, often several moments."""
     first = stage == 1
-    return Part(
+    return DatasetDefaults(
         data=DataConfig(
             dataset="qvhighlights",
             directory="runs/prepared/qvhighlights",
@@ -73,27 +73,27 @@ def qvhighlights(stage: int, size: Size) -> Part:
             workers=8,
             augment=True,
             use_captions=True,
-            group=GROUP,
+            group=BATCHES_PER_GROUP,
         ),
-        keyframes=clusters(1, 0) if first else clusters(3, 1),
+        keyframes=cluster_keyframes(1, 0) if first else cluster_keyframes(3, 1),
         schedule=schedule(50, 3e-4, 0.0, 2255) if first else schedule(15, 2.8e-4, 2.6e-4, 256),
         accumulate=2,
         weights=full_weights(size, "" if first else "runs/qvhighlights_stage1"),
         t5_tokenizer="weights/tokenizers/t5",
         bert_tokenizer="weights/tokenizers/bert",
         text_tokens=2304,
-        prompt_text=256,
-        prompt_lengths=8,
+        typical_text_tokens=256,
+        num_buckets=8,
         bert_tokens=64,
         answer_tokens=144,
         log_every=50,
     )
 
 
-def charades_sta(stage: int, size: Size) -> Part:
+def charades_sta(stage: int, size: ModelSize) -> DatasetDefaults:
     """Charades-STA: home videos of 30 s, no captions, one moment. It has no validation split: the test split serves."""
     first = stage == 1
-    return Part(
+    return DatasetDefaults(
         data=DataConfig(
             dataset="charades_sta",
             directory="runs/prepared/charades_sta",
@@ -106,34 +106,34 @@ def charades_sta(stage: int, size: Size) -> Part:
             workers=8,
             augment=True,
             use_captions=False,
-            group=GROUP,
+            group=BATCHES_PER_GROUP,
         ),
-        keyframes=clusters(1, 0) if first else clusters(3, 2),
+        keyframes=cluster_keyframes(1, 0) if first else cluster_keyframes(3, 2),
         schedule=schedule(50, 3e-4, 2e-4, 450) if first else schedule(15, 2.8e-4, 2.6e-4, 256),
         accumulate=4 if first else 2,
         weights=full_weights(size, "" if first else "runs/charades_sta_stage1"),
         t5_tokenizer="weights/tokenizers/t5",
         bert_tokenizer="weights/tokenizers/bert",
         text_tokens=400,
-        prompt_text=256,
-        prompt_lengths=8,
+        typical_text_tokens=256,
+        num_buckets=8,
         bert_tokens=64,
         answer_tokens=32,
         log_every=50,
     )
 
 
-def shapes(stage: int, size: Size) -> Part:
+def shapes(stage: int, size: ModelSize) -> DatasetDefaults:
     """The self-made set: coloured shapes in short videos, things being said, made for the demo and the tests."""
-    first = stage == 1
-    return Part(
+    is_stage1 = stage == 1
+    return DatasetDefaults(
         data=DataConfig(
             dataset="shapes",
             directory="runs/demo/prepared",
             train_split="train",
             eval_split="val",
             # Far enough apart that stage 2 has something to find.
-            frames=10 if first else 40,
+            frames=10 if is_stage1 else 40,
             captions=8,
             batch=8,
             eval_batch=16,
@@ -142,31 +142,34 @@ def shapes(stage: int, size: Size) -> Part:
             use_captions=True,
         ),
         keyframes=KeyframesConfig(
-            mode="cluster", clusters=4 if first else 6, dilation=0 if first else 1, filter_dilation=0 if first else 1
+            mode="cluster",
+            clusters=4 if is_stage1 else 6,
+            dilation=0 if is_stage1 else 1,
+            filter_dilation=0 if is_stage1 else 1,
         ),
-        schedule=schedule(3, 3e-4, 1e-5, 20) if first else schedule(3, 2e-4, 1e-5, 10),
+        schedule=schedule(3, 3e-4, 1e-5, 20) if is_stage1 else schedule(3, 2e-4, 1e-5, 10),
         accumulate=1,
         weights=WeightsConfig(
             base="calce_jax/assets/tiny/base.safetensors" if size == "tiny" else "",
-            start="" if first else "runs/demo/stage1",
+            start="" if is_stage1 else "runs/demo/stage1",
         ),
         t5_tokenizer="calce_jax/assets/tiny/t5",
         bert_tokenizer="calce_jax/assets/tiny/bert",
         text_tokens=320,
-        prompt_text=96,
-        prompt_lengths=2,
+        typical_text_tokens=96,
+        num_buckets=2,
         bert_tokens=24,
         answer_tokens=32,
         log_every=10,
     )
 
 
-def full_weights(size: Size, start: str) -> WeightsConfig:
+def full_weights(size: ModelSize, start: str) -> WeightsConfig:
     """Converted BLIP-2 and Flan-T5; the sizes below `full` have no published weights."""
     return WeightsConfig(base=f"weights/{size}.safetensors" if size.startswith("full") else "", start=start)
 
 
-DATASETS: dict[str, Callable[[int, Size], Part]] = {
+DATASETS: dict[str, Callable[[int, ModelSize], DatasetDefaults]] = {
     "qvhighlights": qvhighlights,
     "charades_sta": charades_sta,
     "shapes": shapes,

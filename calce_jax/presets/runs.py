@@ -8,14 +8,14 @@ from calce_jax.config import (
     ConfigError,
     GenerationConfig,
     LoopConfig,
+    ModelSize,
     OptimizerConfig,
     RunConfig,
-    Size,
     Stage,
 )
-from calce_jax.moments.windows import BEST_SUPPORTED_RANK
+from calce_jax.moments.windows import RECOMMENDED_WINDOW_ORDER
 from calce_jax.presets.datasets import DATASETS
-from calce_jax.presets.sizes import LORA, MESH, SIZES, buckets
+from calce_jax.presets.sizes import LORA, MESH, SIZES, prompt_buckets
 
 OPTIONS = {"stage": ("1", "2"), "size": tuple(SIZES), "behaviour": ("default", "reference")}
 SHORT_NAMES = {"qvh": "qvhighlights", "charades": "charades_sta"}
@@ -34,7 +34,7 @@ def get_preset(name: str) -> RunConfig:
     dataset, options = _parse(name)
     stage = cast(Stage, int(options.get("stage", "1")))
     behaviour = cast(Behaviour, options.get("behaviour", "default"))
-    size = cast(Size, options.get("size", "tiny" if dataset == "shapes" else "full"))
+    size = cast(ModelSize, options.get("size", "tiny" if dataset == "shapes" else "full"))
     part = DATASETS[dataset](stage, size)
     if behaviour == "reference":
         part = replace(part, data=replace(part.data, group=1))  # the original's order
@@ -49,8 +49,14 @@ def get_preset(name: str) -> RunConfig:
         lora=LORA[size],
         schedule=part.schedule,
         optimizer=OptimizerConfig(accumulate=part.accumulate, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05),
-        text=part.text(buckets(size, part.data.frames, stage, text=part.prompt_text, lengths=part.prompt_lengths)),
-        generation=GenerationConfig(beams=5, window_order="given" if behaviour == "reference" else BEST_SUPPORTED_RANK),
+        text=part.text_config(
+            prompt_buckets(
+                size, part.data.frames, stage, text_tokens=part.typical_text_tokens, num_buckets=part.num_buckets
+            )
+        ),
+        generation=GenerationConfig(
+            beams=5, window_order="given" if behaviour == "reference" else RECOMMENDED_WINDOW_ORDER
+        ),
         weights=part.weights,
         loop=LoopConfig(log_every=part.log_every, eval_every=1, samples=4),
     )

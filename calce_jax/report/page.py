@@ -20,18 +20,18 @@ from PIL import Image
 
 from calce_jax.models.keyframes.plan import Treatment
 from calce_jax.moments.windows import iou
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.atomic_files import write_atomic
 
 Seconds = int | float
 
-TREATMENTS: dict[Treatment, str] = {
+TREATMENT_LABELS: dict[Treatment, str] = {
     "full": "kept at full detail",
     "compressed": "compressed",
     "dropped": "dropped",
 }
 THUMBNAIL_HEIGHT = 112
 _TICK_STEPS = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
-_MOST_TICKS = 10
+_MAX_TICKS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class SummaryTable:
 
 
 def write_page(
-    path: str | Path, title: str, queries: Sequence[QueryView], summary: Sequence[SummaryTable] = (), about: str = ""
+    path: str | Path, title: str, queries: Sequence[QueryView], summary: Sequence[SummaryTable] = (), subtitle: str = ""
 ) -> None:
     """Write the page.
 
@@ -126,10 +126,12 @@ def write_page(
       ValueError: a frame is no image.
       OSError: the file cannot be written.
     """
-    write_output(path, page(title, queries, summary, about))
+    write_atomic(path, render_page(title, queries, summary, subtitle))
 
 
-def page(title: str, queries: Sequence[QueryView], summary: Sequence[SummaryTable] = (), about: str = "") -> str:
+def render_page(
+    title: str, queries: Sequence[QueryView], summary: Sequence[SummaryTable] = (), subtitle: str = ""
+) -> str:
     """Return the page's HTML; arguments as in `write_page`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("calce_jax.report"),
@@ -144,26 +146,26 @@ def page(title: str, queries: Sequence[QueryView], summary: Sequence[SummaryTabl
     cards = [_card(number, query, images, videos) for number, query in enumerate(queries)]
     return environment.get_template("page.html").render(
         title=title,
-        about=about,
+        about=subtitle,
         summary=summary,
         queries=cards,
         kinds=sorted({query.kind for query in queries if query.kind}),
         stages=list(dict.fromkeys(name for query in queries for name in query.stages)),
         has_truth=any(query.truth for query in queries),
-        treatments=TREATMENTS,
+        treatments=TREATMENT_LABELS,
         images=images.uris,
         videos=videos,
     )
 
 
-def embedded_video(path: str | Path) -> str:
+def video_data_uri(path: str | Path) -> str:
     """Return a video file as a data: URI, for `QueryView.video_src`: once in a page however many queries.
 
     Raises:
       OSError: it cannot be read.
     """
-    kind = mimetypes.guess_type(path)[0] or "video/mp4"
-    return f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+    mime_type = mimetypes.guess_type(path)[0] or "video/mp4"
+    return f"data:{mime_type};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
 
 
 class _Images:
@@ -173,7 +175,7 @@ class _Images:
         self.uris: list[str] = []
         self._numbers: dict[bytes, int] = {}
 
-    def number(self, jpeg: bytes) -> int:
+    def add(self, jpeg: bytes) -> int:
         if jpeg not in self._numbers:
             self._numbers[jpeg] = len(self.uris)
             self.uris.append("data:image/jpeg;base64," + base64.b64encode(_thumbnail(jpeg)).decode())
@@ -196,7 +198,7 @@ def _card(number: int, query: QueryView, images: _Images, videos: Sequence[str])
     truth = query.truth or []
     stages = []
     for name, stage in query.stages.items():
-        overlaps = [_best_overlap(moment, truth) for moment in stage.moments]
+        overlaps = [_best_iou(moment, truth) for moment in stage.moments]
         stages.append(
             {
                 "name": name,
@@ -222,7 +224,7 @@ def _card(number: int, query: QueryView, images: _Images, videos: Sequence[str])
     }
 
 
-def _best_overlap(moment: MomentView, truth: Iterable[MomentView]) -> float:
+def _best_iou(moment: MomentView, truth: Iterable[MomentView]) -> float:
     return max((iou([moment.start, moment.end], [true.start, true.end]) for true in truth), default=0.0)
 
 
@@ -240,7 +242,7 @@ def _strip(frames: Sequence[FrameView], duration: Seconds, images: _Images) -> l
     ends = [*(frame.second for frame in frames[1:]), duration]
     return [
         {
-            "image": images.number(frame.jpeg),
+            "image": images.add(frame.jpeg),
             "treatment": frame.treatment,
             "second": frame.second,
             "left": _percent(frame.second, duration),
@@ -252,7 +254,7 @@ def _strip(frames: Sequence[FrameView], duration: Seconds, images: _Images) -> l
 
 def ticks(duration: Seconds) -> list[int]:
     """Return whole seconds to mark on an axis from 0 to `duration`: at most ten steps of a round length."""
-    step = next((step for step in _TICK_STEPS if duration / step <= _MOST_TICKS), _TICK_STEPS[-1])
+    step = next((step for step in _TICK_STEPS if duration / step <= _MAX_TICKS), _TICK_STEPS[-1])
     return list(itertools.takewhile(lambda tick: tick <= duration, itertools.count(0, step)))
 
 

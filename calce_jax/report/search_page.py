@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 import jinja2
 
-from calce_jax.report.page import TREATMENTS, ticks
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.report.page import TREATMENT_LABELS, ticks
+from calce_jax.storage.atomic_files import write_atomic
 
 Seconds = int | float
 
@@ -38,7 +38,7 @@ class PictureView:
 
 
 @dataclass(frozen=True)
-class FindingView:
+class QueryResultView:
     """One query in one video: moments by stage, best first; captions used; the treatment of each picture; the truth.
 
     The true moments are (start, end) in seconds; none where nobody knows them.
@@ -59,10 +59,10 @@ class VideoView:
     address: str
     duration: Seconds
     pictures: Sequence[PictureView]
-    findings: Sequence[FindingView]
+    query_results: Sequence[QueryResultView]
 
 
-def write_search_page(path: str | Path, videos: Sequence[VideoView], *, top: int) -> None:
+def write_search_page(path: str | Path, videos: Sequence[VideoView], *, max_moments: int) -> None:
     """Write the page.
 
     Args:
@@ -73,10 +73,10 @@ def write_search_page(path: str | Path, videos: Sequence[VideoView], *, top: int
     Raises:
       OSError: the file cannot be written.
     """
-    write_output(path, search_page(videos, top=top))
+    write_atomic(path, render_search_page(videos, max_moments=max_moments))
 
 
-def search_page(videos: Sequence[VideoView], *, top: int) -> str:
+def render_search_page(videos: Sequence[VideoView], *, max_moments: int) -> str:
     """Return the page's HTML; arguments as in `write_search_page`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("calce_jax.report"),
@@ -85,18 +85,18 @@ def search_page(videos: Sequence[VideoView], *, top: int) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"clock": clock, "jpeg": _address, "link": quote}
+    environment.filters |= {"clock": format_time, "jpeg": _data_uri, "link": quote}
     return environment.get_template("search.html").render(
         title=f"Moments in {videos[0].name}" if len(videos) == 1 else f"Moments in {len(videos)} videos",
         videos=[_card(number, video) for number, video in enumerate(videos)],
-        rankings=_rankings(videos, top),
-        stages=list(videos[0].findings[0].stages),
-        treatments=TREATMENTS,
-        has_truth=any(finding.truth for video in videos for finding in video.findings),
+        rankings=_rankings(videos, max_moments),
+        stages=list(videos[0].query_results[0].stages),
+        treatments=TREATMENT_LABELS,
+        has_truth=any(finding.truth for video in videos for finding in video.query_results),
     )
 
 
-def clock(second: Seconds) -> str:
+def format_time(second: Seconds) -> str:
     """Return a time as people read it: 7.5 s, 2:07, 1:02:07."""
     if second < 60:
         return f"{round(float(second), 1):g} s"
@@ -105,20 +105,22 @@ def clock(second: Seconds) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def _address(jpeg: bytes) -> str:
+def _data_uri(jpeg: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
-def _rankings(videos: Sequence[VideoView], top: int) -> list[dict[str, Any]]:
+def _rankings(videos: Sequence[VideoView], max_moments: int) -> list[dict[str, Any]]:
     rankings = []
-    for number, finding in enumerate(videos[0].findings):
+    for number, query_result in enumerate(videos[0].query_results):
         rows = [
             {"card": card, "video": video.name, "bar": bar}
             for card, video in enumerate(videos)
-            for bar in list(video.findings[number].stages.values())[-1]
+            for bar in list(video.query_results[number].stages.values())[-1]
         ]
         rows.sort(key=lambda row: -row["bar"].score)
-        rankings.append({"query": finding.query, "rows": rows[:top], "more": max(len(rows) - top, 0)})
+        rankings.append(
+            {"query": query_result.query, "rows": rows[:max_moments], "more": max(len(rows) - max_moments, 0)}
+        )
     return rankings
 
 
@@ -131,12 +133,14 @@ def _card(number: int, video: VideoView) -> dict[str, Any]:
         "pictures": [(picture, n * width, width) for n, picture in enumerate(video.pictures)],
         "findings": [
             {
-                "view": finding,
-                "stages": {name: [_bar(bar, video.duration) for bar in bars] for name, bars in finding.stages.items()},
-                "truth": [_bar(BarView(*window, 1), video.duration) for window in finding.truth],
-                "captions": [_bar(bar, video.duration) for bar in finding.captions],
+                "view": query_result,
+                "stages": {
+                    name: [_bar(bar, video.duration) for bar in bars] for name, bars in query_result.stages.items()
+                },
+                "truth": [_bar(BarView(*window, 1), video.duration) for window in query_result.truth],
+                "captions": [_bar(bar, video.duration) for bar in query_result.captions],
             }
-            for finding in video.findings
+            for query_result in video.query_results
         ],
     }
 

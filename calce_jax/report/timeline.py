@@ -12,10 +12,10 @@ Seconds = int | float
 Windows = Sequence[Sequence[Seconds]]
 
 WIDTH = 960
-_MARGIN, _LABEL, _STRIP, _ROW, _AXIS = 12, 84, 84, 26, 24
-_GROUND, _LINE, _TEXT = (255, 255, 255), (224, 227, 232), (60, 66, 76)
-_TRUTH = (14, 132, 103)
-_STAGES = ((194, 101, 12), (44, 91, 209), (122, 79, 181))
+_MARGIN, _LABEL_WIDTH, _STRIP_HEIGHT, _ROW_HEIGHT, _AXIS_HEIGHT = 12, 84, 84, 26, 24
+_BACKGROUND, _LINE_COLOUR, _TEXT_COLOUR = (255, 255, 255), (224, 227, 232), (60, 66, 76)
+_TRUTH_COLOUR = (14, 132, 103)
+_STAGE_COLOURS = ((194, 101, 12), (44, 91, 209), (122, 79, 181))
 
 
 def draw_timeline(
@@ -37,38 +37,40 @@ def draw_timeline(
     """
     if not duration > 0:
         raise ValueError(f"a video's duration must be a positive number of seconds, not {duration!r}")
-    rows = {"true": truth, **predicted_by_stage}
-    colours = [_TRUTH, *(_STAGES[i % len(_STAGES)] for i in range(len(predicted_by_stage)))]
-    image = Image.new("RGB", (WIDTH, 2 * _MARGIN + _STRIP + _ROW * len(rows) + _AXIS), _GROUND)
+    windows_by_name = {"true": truth, **predicted_by_stage}
+    colours = [_TRUTH_COLOUR, *(_STAGE_COLOURS[i % len(_STAGE_COLOURS)] for i in range(len(predicted_by_stage)))]
+    image = Image.new(
+        "RGB", (WIDTH, 2 * _MARGIN + _STRIP_HEIGHT + _ROW_HEIGHT * len(windows_by_name) + _AXIS_HEIGHT), _BACKGROUND
+    )
     _draw_frames(image, frames)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    top = _MARGIN + _STRIP
-    bottom = top + _ROW * len(rows)
+    top = _MARGIN + _STRIP_HEIGHT
+    bottom = top + _ROW_HEIGHT * len(windows_by_name)
     for tick in ticks(duration):
-        x = _place(tick, duration)
-        draw.line((x, top + 4, x, bottom + 4), _LINE)
-        draw.text((x, bottom + 6), f"{tick}", _TEXT, font, anchor="ma")
-    for (name, windows), colour in zip(rows.items(), colours, strict=True):
-        draw.text((_LABEL - 8, top + _ROW / 2 + 2), name, _TEXT, font, anchor="rm")
-        for rank, (start, end, *_) in enumerate(windows):
-            solid = rank == 0 or name == "true"
-            left, right = _place(start, duration), _place(end, duration)
-            box = (left, top + 6, max(right, left + 2), top + _ROW - 2)
-            draw.rectangle(box, colour if solid else _GROUND, colour, 2)
-        top += _ROW
+        x = _x_of(tick, duration)
+        draw.line((x, top + 4, x, bottom + 4), _LINE_COLOUR)
+        draw.text((x, bottom + 6), f"{tick}", _TEXT_COLOUR, font, anchor="ma")
+    for (name, windows), colour in zip(windows_by_name.items(), colours, strict=True):
+        draw.text((_LABEL_WIDTH - 8, top + _ROW_HEIGHT / 2 + 2), name, _TEXT_COLOUR, font, anchor="rm")
+        for index, (start, end, *_) in enumerate(windows):
+            solid = index == 0 or name == "true"
+            left, right = _x_of(start, duration), _x_of(end, duration)
+            box = (left, top + 6, max(right, left + 2), top + _ROW_HEIGHT - 2)
+            draw.rectangle(box, colour if solid else _BACKGROUND, colour, 2)
+        top += _ROW_HEIGHT
     return np.array(image)
 
 
-def _place(second: Seconds, duration: Seconds) -> int:
+def _x_of(second: Seconds, duration: Seconds) -> int:
     """Return the column of a time; times outside the video are at its border."""
-    return round(_LABEL + (WIDTH - _LABEL - _MARGIN) * min(max(second / duration, 0), 1))
+    return round(_LABEL_WIDTH + (WIDTH - _LABEL_WIDTH - _MARGIN) * min(max(second / duration, 0), 1))
 
 
 def _draw_frames(image: Image.Image, frames: np.ndarray) -> None:
     """Paste the frames, each cut to its share of the axis from its middle."""
     for number, frame in enumerate(frames):
-        left, right = _place(number, len(frames)), _place(number + 1, len(frames))
-        width, height = max(right - left - 2, 1), _STRIP - 4
+        left, right = _x_of(number, len(frames)), _x_of(number + 1, len(frames))
+        width, height = max(right - left - 2, 1), _STRIP_HEIGHT - 4
         scale = max(width / frame.shape[1], height / frame.shape[0])
         size = max(round(frame.shape[1] * scale), width), max(round(frame.shape[0] * scale), height)
         picture = Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)

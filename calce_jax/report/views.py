@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from calce_jax.inference.answers import Answer
 from calce_jax.input_pipeline.dataset import Example
 from calce_jax.report.page import CaptionView, FrameView, MomentView, QueryView, StageView
-from calce_jax.text.captions import clean
+from calce_jax.text.captions import clean_captions
 from calce_jax.text.text_row import Caption
 
 
@@ -14,7 +14,7 @@ def query_view(
     answers: Mapping[str, Answer],
     pictures: Sequence[tuple[float, bytes]],
     *,
-    truth: bool = True,
+    has_truth: bool = True,
     video_src: str | None = None,
 ) -> QueryView:
     """Return the view of one query.
@@ -30,27 +30,33 @@ def query_view(
     stages = {}
     for name, answer in answers.items():
         step = max(len(pictures) // max(len(answer.treatments), 1), 1)
-        shown = zip(pictures[::step], answer.treatments, strict=False)
+        stage_pictures = zip(pictures[::step], answer.treatments, strict=False)
         stages[name] = StageView(
-            frames=[FrameView(second, jpeg, treatment) for (second, jpeg), treatment in shown],
+            frames=[FrameView(second, jpeg, treatment) for (second, jpeg), treatment in stage_pictures],
             moments=[MomentView(*window) for window in answer.moments.windows],
             raw_text=answer.moments.text,
         )
-    last = list(answers.values())[-1]
-    said = clean([Caption(*caption) for caption in example.captions])[: len(last.similarity)]
+    last_answer = list(answers.values())[-1]
+    captions = clean_captions([Caption(*caption) for caption in example.captions])[
+        : len(last_answer.caption_similarity)
+    ]
     return QueryView(
         qid=example.qid,
         video=example.video,
         query=example.query,
         kind=example.kind or "",
         duration=example.duration,
-        truth=[MomentView(*window) for window in example.windows.tolist()] if truth else None,
+        truth=[MomentView(*window) for window in example.windows.tolist()] if has_truth else None,
         stages=stages,
         captions=[
             CaptionView(
-                float(caption.start), float(caption.end), caption.text, round(last.similarity[n], 3), n in last.used
+                float(caption.start),
+                float(caption.end),
+                caption.text,
+                round(last_answer.caption_similarity[n], 3),
+                n in last_answer.used_captions,
             )
-            for n, caption in enumerate(said)
+            for n, caption in enumerate(captions)
         ],
         video_src=video_src,
     )

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calce_jax.search.inputs import SearchError
-from calce_jax.speech.captioning import captions_for
-from calce_jax.storage.atomic_files import write_output
-from calce_jax.storage.disk_cache import Cache, content_of, key_of
+from calce_jax.speech.captioning import caption_without_srt
+from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.storage.disk_cache import DiskCache, file_hash, make_cache_key
 from calce_jax.text.captions import check_srt
 
 
-def hear(videos: Sequence[Path], folder: str | Path, whisper: str, cache: Cache) -> dict[Path, Path]:
+def caption_with_cache(videos: Sequence[Path], folder: str | Path, whisper: str, cache: DiskCache) -> dict[Path, Path]:
     """Write the captions of all videos without an .srt beside them.
 
     Args:
@@ -26,26 +26,26 @@ def hear(videos: Sequence[Path], folder: str | Path, whisper: str, cache: Cache)
       SearchError: two videos without captions have the same name.
       OSError: a file cannot be written.
     """
-    silent = [video for video in videos if not video.with_suffix(".srt").is_file()]
-    targets = {video: Path(folder) / f"{video.stem}.srt" for video in silent}
-    if len(set(targets.values())) < len(silent):
+    uncaptioned = [video for video in videos if not video.with_suffix(".srt").is_file()]
+    targets = {video: Path(folder) / f"{video.stem}.srt" for video in uncaptioned}
+    if len(set(targets.values())) < len(uncaptioned):
         raise SearchError(
             "two videos have the same name, and so would their captions", "search them one after the other"
         )
-    keys = {video: key_of(content=content_of(video), whisper=whisper) for video in silent}
+    cache_keys = {video: make_cache_key(content=file_hash(video), whisper=whisper) for video in uncaptioned}
     for video, target in targets.items():
-        kept = _kept(cache, keys[video])
-        if kept is None:
+        cached = _kept(cache, cache_keys[video])
+        if cached is None:
             target.unlink(missing_ok=True)
         else:
-            write_output(target, kept)
-    heard = captions_for(silent, folder, whisper)
-    for video, srt in heard.items():
-        cache.write("captions", keys[video], srt.read_bytes())
-    return heard
+            write_atomic(target, cached)
+    srt_files = caption_without_srt(uncaptioned, folder, whisper)
+    for video, srt in srt_files.items():
+        cache.write("captions", cache_keys[video], srt.read_bytes())
+    return srt_files
 
 
-def _kept(cache: Cache, key: str) -> bytes | None:
+def _kept(cache: DiskCache, key: str) -> bytes | None:
     """Return the content of an .srt file, or nothing if it is not in the cache or cannot be read as captions."""
     content = cache.read("captions", key)
     if content is None:

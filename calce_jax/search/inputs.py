@@ -7,10 +7,10 @@ from transformers import PreTrainedTokenizerBase
 
 from calce_jax.errors import UserError
 from calce_jax.text.captions import read_srt
-from calce_jax.text.prompt import BORDER, Caption
+from calce_jax.text.prompt import WORD_BOUNDARY, Caption
 from calce_jax.video.files import VIDEO_SUFFIXES, is_video_name
 
-MOST_WORDS = 60  # of a query; more would push each other out of the prompt
+MAX_QUERY_WORDS = 60  # of a query; more would push each other out of the prompt
 MOST_LETTERS = 1000  # of a query; its 60 words may have any length, and all of them are tagged and tokenized
 
 
@@ -34,23 +34,23 @@ def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = N
     for number, query in enumerate(queries, 1):
         if not query.strip():
             raise SearchError(f"query {number} is empty", "say in a sentence what to look for")
-        if (words := len(query.split())) > MOST_WORDS:
-            raise SearchError(f"query {number} has {words:,} words", f"say it in {MOST_WORDS} or fewer")
+        if (words := len(query.split())) > MAX_QUERY_WORDS:
+            raise SearchError(f"query {number} has {words:,} words", f"say it in {MAX_QUERY_WORDS} or fewer")
         if len(query) > MOST_LETTERS:
             raise SearchError(f"query {number} has {len(query):,} characters", f"say it in {MOST_LETTERS:,} or fewer")
-        if t5 and not any(piece.strip(BORDER).isalnum() for piece in _pieces(query, t5)):
+        if t5 and not any(token.strip(WORD_BOUNDARY).isalnum() for token in _known_tokens(query, t5)):
             raise SearchError(
                 f"query {number} ({query.strip()[:40]}) has no word that the model knows", "ask in English"
             )
 
 
-def _pieces(text: str, t5: PreTrainedTokenizerBase) -> list[str]:
+def _known_tokens(text: str, t5: PreTrainedTokenizerBase) -> list[str]:
     """Return what the tokenizer makes of a text, without what it does not know."""
     ids = [int(i) for i in t5(text, add_special_tokens=False)["input_ids"]]
     return [str(t5.convert_ids_to_tokens(i)) for i in ids if i != t5.unk_token_id]
 
 
-def captions_of(video: str | Path, srt: str | Path) -> list[Caption]:
+def load_captions(video: str | Path, srt: str | Path) -> list[Caption]:
     """Return what is said in a video.
 
     Args:
@@ -61,24 +61,24 @@ def captions_of(video: str | Path, srt: str | Path) -> list[Caption]:
     Raises:
       CaptionError, FileNotFoundError: the captions cannot be read.
     """
-    beside = Path(video).with_suffix(".srt")
-    if srt == "none" or (srt == "auto" and not beside.is_file()):
+    default_srt = Path(video).with_suffix(".srt")
+    if srt == "none" or (srt == "auto" and not default_srt.is_file()):
         return []
     if srt == "auto":
-        return read_srt(beside)
-    return read_srt(Path(srt) / beside.name if Path(srt).is_dir() else srt)
+        return read_srt(default_srt)
+    return read_srt(Path(srt) / default_srt.name if Path(srt).is_dir() else srt)
 
 
-def videos_in(paths: Iterable[str | Path]) -> list[Path]:
+def list_videos(paths: Iterable[str | Path]) -> list[Path]:
     """Return the files, and those in the folders that are called like videos, each once.
 
     Raises:
       SearchError: there is none.
     """
-    found: list[Path] = []
+    videos: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.rglob("*") if is_video_name(p)) if path.is_dir() else [path]
-        found += [each for each in inside if each not in found]
-    if not found:
+        candidates = sorted(p for p in path.rglob("*") if is_video_name(p)) if path.is_dir() else [path]
+        videos += [video for video in candidates if video not in videos]
+    if not videos:
         raise SearchError(f"no video among {', '.join(map(str, paths))}", f"they end in {', '.join(VIDEO_SUFFIXES)}")
-    return found
+    return videos

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from calce_jax.moments.scoring import Beam, expected_overlap
-from calce_jax.search.segments import Piece
+from calce_jax.moments.scoring import BeamHypothesis, expected_iou
+from calce_jax.search.segments import Segment
 
-SAME = 0.5  # the share of the shorter one, above which two windows are one moment
-SHOWN = 0.5  # the share of a window that a piece must show to have a say in it
-STEP = 1e-6  # by which equal scores are told apart; the order of equals is that of time
+NMS_THRESHOLD = 0.5  # the share of the shorter one, above which two windows are one moment
+MIN_COVERAGE = 0.5  # the share of a window that a piece must show to have a say in it
+MIN_SCORE_GAP = 1e-6  # by which equal scores are told apart; the order of equals is that of time
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Moment:
     score: float
 
 
-def moments_of(pieces: Sequence[Piece], beams: Sequence[Sequence[Beam]], most: int) -> list[Moment]:
+def select_moments(
+    segments: Sequence[Segment], beams: Sequence[Sequence[BeamHypothesis]], max_moments: int
+) -> list[Moment]:
     """Return the moments of one video for one query, best first.
 
     Args:
@@ -42,8 +44,8 @@ def moments_of(pieces: Sequence[Piece], beams: Sequence[Sequence[Beam]], most: i
     """
     windows = np.unique(
         [
-            [piece.start + start, piece.start + end]
-            for piece, answers in zip(pieces, beams, strict=True)
+            [segment.start + start, segment.start + end]
+            for segment, answers in zip(segments, beams, strict=True)
             for beam in answers
             for start, end in beam.windows
         ],
@@ -51,49 +53,51 @@ def moments_of(pieces: Sequence[Piece], beams: Sequence[Sequence[Beam]], most: i
     )
     if not len(windows):
         return []
-    scores = _scores(windows, pieces, beams)
+    scores = _window_scores(windows, segments, beams)
     order = np.lexsort((windows[:, 0], -scores))
-    found: list[Moment] = []
+    selected: list[Moment] = []
     for i in order:
         start, end = windows[i].tolist()
-        if len(found) < most and all(_shared(start, end, other) <= SAME for other in found):
-            found.append(Moment(start, end, float(scores[i])))
-    return told_apart(found)
+        if len(selected) < max_moments and all(
+            _overlap_fraction(start, end, other) <= NMS_THRESHOLD for other in selected
+        ):
+            selected.append(Moment(start, end, float(scores[i])))
+    return break_ties(selected)
 
 
-def told_apart(moments: Sequence[Moment]) -> list[Moment]:
+def break_ties(moments: Sequence[Moment]) -> list[Moment]:
     """Return the moments, best first, with scores that fall strictly; those that come to nothing are left out."""
-    told: list[Moment] = []
+    distinct: list[Moment] = []
     for moment in sorted(moments, key=lambda moment: -moment.score):
-        score = round(min(moment.score, told[-1].score - STEP if told else 1.0), 6)
+        score = round(min(moment.score, distinct[-1].score - MIN_SCORE_GAP if distinct else 1.0), 6)
         if score > 0:
-            told.append(replace(moment, score=score))
-    return told
+            distinct.append(replace(moment, score=score))
+    return distinct
 
 
-def together(lists: Sequence[Sequence[Moment]]) -> list[list[Moment]]:
+def break_ties_jointly(moments_by_video: Sequence[Sequence[Moment]]) -> list[list[Moment]]:
     """Return the moments of several videos with scores that are told apart across all of them."""
-    order = sorted(((-m.score, n, i) for n, moments in enumerate(lists) for i, m in enumerate(moments)))
-    flat = told_apart([lists[n][i] for _, n, i in order])
-    result: list[list[Moment]] = [[] for _ in lists]
-    for (_, n, _), moment in zip(order, flat, strict=False):  # what comes to nothing is at the end
+    order = sorted(((-m.score, n, i) for n, moments in enumerate(moments_by_video) for i, m in enumerate(moments)))
+    distinct = break_ties([moments_by_video[n][i] for _, n, i in order])
+    result: list[list[Moment]] = [[] for _ in moments_by_video]
+    for (_, n, _), moment in zip(order, distinct, strict=False):  # what comes to nothing is at the end
         result[n].append(moment)
     return result
 
 
-def _scores(
-    windows: Float[np.ndarray, "N 2"], pieces: Sequence[Piece], beams: Sequence[Sequence[Beam]]
+def _window_scores(
+    windows: Float[np.ndarray, "N 2"], segments: Sequence[Segment], beams: Sequence[Sequence[BeamHypothesis]]
 ) -> Float[np.ndarray, " N"]:
-    total, voices = np.zeros(len(windows)), np.zeros(len(windows))
+    total, num_segments = np.zeros(len(windows)), np.zeros(len(windows))
     lengths = windows[:, 1] - windows[:, 0]
-    for piece, answers in zip(pieces, beams, strict=True):
-        part = np.clip(windows, piece.start, piece.end)
-        seen = np.flatnonzero(part[:, 1] - part[:, 0] >= SHOWN * lengths)
-        total[seen] += expected_overlap(part[seen] - piece.start, answers)
-        voices[seen] += 1
-    return total / np.maximum(voices, 1)
+    for segment, answers in zip(segments, beams, strict=True):
+        visible = np.clip(windows, segment.start, segment.end)
+        covered = np.flatnonzero(visible[:, 1] - visible[:, 0] >= MIN_COVERAGE * lengths)
+        total[covered] += expected_iou(visible[covered] - segment.start, answers)
+        num_segments[covered] += 1
+    return total / np.maximum(num_segments, 1)
 
 
-def _shared(start: float, end: float, other: Moment) -> float:
+def _overlap_fraction(start: float, end: float, other: Moment) -> float:
     overlap = min(end, other.end) - max(start, other.start)
     return max(overlap, 0.0) / min(end - start, other.end - other.start)

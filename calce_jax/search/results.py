@@ -20,27 +20,27 @@ import numpy as np
 from tqdm import tqdm
 
 from calce_jax.moments.annotations import Annotation
-from calce_jax.report.search_page import BarView, FindingView, PictureView, VideoView, write_search_page
-from calce_jax.search.ranking import Moment, together
-from calce_jax.search.searcher import Found, Searched
-from calce_jax.storage.atomic_files import replacing, write_output
-from calce_jax.video.clips import cut, pictures_at
+from calce_jax.report.search_page import BarView, PictureView, QueryResultView, VideoView, write_search_page
+from calce_jax.search.ranking import Moment, break_ties_jointly
+from calce_jax.search.searcher import QueryResult, VideoResult
+from calce_jax.storage.atomic_files import atomic_write, write_atomic
+from calce_jax.video.clips import cut_clip, thumbnails_at
 
-PICTURES = 48  # of a video on the page
-Truth = Mapping[tuple[str, str], Sequence[Sequence[int | float]]]
+NUM_PICTURES = 48  # of a video on the page
+GroundTruth = Mapping[tuple[str, str], Sequence[Sequence[int | float]]]
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedMoment:
     """A moment among those of all videos: the place counts from 1."""
 
     query: str
-    place: int
+    position: int
     video: Path
     moment: Moment
 
 
-def claim_folder(out: str | Path) -> Path:
+def ensure_writable(out: str | Path) -> Path:
     """Make a folder, and see that it can be written, before hours are spent.
 
     Raises:
@@ -56,32 +56,40 @@ def claim_folder(out: str | Path) -> Path:
     return out
 
 
-def ranked(searched: Sequence[Searched], top: int) -> list[Ranked]:
+def rank_moments(results: Sequence[VideoResult], max_moments: int) -> list[RankedMoment]:
     """Return the best moments of all videos for each query, best first; scores as `told_apart` left them."""
     rows = []
-    for number, first in enumerate(searched[0].found):
-        moments = [(each.video, moment) for each in searched for moment in each.found[number].moments]
+    for number, first in enumerate(results[0].query_results):
+        moments = [(result.video, moment) for result in results for moment in result.query_results[number].moments]
         moments.sort(key=lambda pair: -pair[1].score)
-        rows += [Ranked(first.query, place, *pair) for place, pair in enumerate(moments[:top], 1)]
+        rows += [RankedMoment(first.query, position, *pair) for position, pair in enumerate(moments[:max_moments], 1)]
     return rows
 
 
-def told_apart(searched: Sequence[Searched]) -> list[Searched]:
+def break_ties_across_videos(results: Sequence[VideoResult]) -> list[VideoResult]:
     """Return the results with scores that fall strictly over the moments of all videos for a query."""
-    columns = [together([each.found[number].moments for each in searched]) for number in range(len(searched[0].found))]
+    columns = [
+        break_ties_jointly([result.query_results[number].moments for result in results])
+        for number in range(len(results[0].query_results))
+    ]
     return [
-        replace(each, found=[_with_moments(f, columns[q][n]) for q, f in enumerate(each.found)])
-        for n, each in enumerate(searched)
+        replace(result, found=[_replace_moments(f, columns[q][n]) for q, f in enumerate(result.query_results)])
+        for n, result in enumerate(results)
     ]
 
 
-def truth_in(annotations: Iterable[Annotation]) -> Truth:
+def ground_truth(annotations: Iterable[Annotation]) -> GroundTruth:
     """Return the true windows by video and query, those that lie in the video."""
-    return {(each.video, each.query.strip()): each.clamped for each in annotations}
+    return {(annotation.video, annotation.query.strip()): annotation.clipped_windows for annotation in annotations}
 
 
-def write_findings(
-    out: str | Path, searched: Sequence[Searched], *, top: int, clips: bool = False, truth: Truth | None = None
+def write_results(
+    out: str | Path,
+    results: Sequence[VideoResult],
+    *,
+    max_moments: int,
+    clips: bool = False,
+    truth: GroundTruth | None = None,
 ) -> None:
     """Write everything.
 
@@ -96,26 +104,26 @@ def write_findings(
       OSError: something cannot be written.
     """
     out = Path(out)
-    names = _names([each.video for each in searched])
+    names = _unique_names([result.video for result in results])
     entries, views = [], []
-    for each, name in zip(searched, names, strict=True):
-        bring(each.video, out / "videos" / name)
-        cut_to = _cut_all(each, out, Path(name).stem) if clips else {}
-        entries.append(entry(each, cut_to))
-        views.append(video_view(each, name, cut_to, truth or {}))
-    write_output(out / "moments.json", json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
-    write_search_page(out / "index.html", views, top=top)
+    for result, name in zip(results, names, strict=True):
+        link_or_copy(result.video, out / "videos" / name)
+        clip_names = _cut_clips(result, out, Path(name).stem) if clips else {}
+        entries.append(to_json(result, clip_names))
+        views.append(video_view(result, name, clip_names, truth or {}))
+    write_atomic(out / "moments.json", json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+    write_search_page(out / "index.html", views, max_moments=max_moments)
 
 
-def entry(searched: Searched, clips: dict[tuple[int, int], str] | None = None) -> dict[str, Any]:
+def to_json(result: VideoResult, clips: dict[tuple[int, int], str] | None = None) -> dict[str, Any]:
     """Return what `moments.json` says of a video; clips by number of query and moment."""
     clips = clips or {}
     return {
-        "video": str(searched.video),
-        "duration": round(searched.duration, 3),
+        "video": str(result.video),
+        "duration": round(result.duration, 3),
         "queries": [
             {
-                "query": found.query,
+                "query": query_result.query,
                 "moments": [
                     {
                         "start": round(moment.start, 2),
@@ -123,45 +131,45 @@ def entry(searched: Searched, clips: dict[tuple[int, int], str] | None = None) -
                         "score": moment.score,
                         **({"clip": clips[number, n]} if (number, n) in clips else {}),
                     }
-                    for n, moment in enumerate(found.moments)
+                    for n, moment in enumerate(query_result.moments)
                 ],
                 "captions": [
                     {"start": round(c.start, 2), "end": round(c.end, 2), "text": c.text, "similarity": c.similarity}
-                    for c in found.captions
+                    for c in query_result.captions
                 ],
-                "frames": _kept(found),
+                "frames": _kept_frames(query_result),
             }
-            for number, found in enumerate(searched.found)
+            for number, query_result in enumerate(result.query_results)
         ],
     }
 
 
-def video_view(searched: Searched, name: str, clips: dict[tuple[int, int], str], truth: Truth) -> VideoView:
+def video_view(result: VideoResult, name: str, clips: dict[tuple[int, int], str], truth: GroundTruth) -> VideoView:
     """Return what the page shows of a video, which lies beside it in `videos/`."""
-    seconds = np.linspace(0.0, searched.duration, PICTURES, endpoint=False).tolist()
-    pictures = pictures_at(searched.video, seconds)
+    seconds = np.linspace(0.0, result.duration, NUM_PICTURES, endpoint=False).tolist()
+    pictures = thumbnails_at(result.video, seconds)
     return VideoView(
-        name=searched.video.name,
+        name=result.video.name,
         address=f"videos/{name}",
-        duration=searched.duration,
+        duration=result.duration,
         pictures=[PictureView(second, jpeg) for second, jpeg in zip(seconds, pictures, strict=True)],
-        findings=[
-            FindingView(
-                query=found.query,
+        query_results=[
+            QueryResultView(
+                query=query_result.query,
                 stages={
                     stage: [BarView(m.start, m.end, m.score, clips.get((q, n), "")) for n, m in enumerate(moments)]
-                    for stage, moments in found.stages.items()
+                    for stage, moments in query_result.stages.items()
                 },
-                captions=[BarView(c.start, c.end, c.similarity, text=c.text) for c in found.captions],
-                treatments=[_treatment(found, second) for second in seconds],
-                truth=[(start, end) for start, end in truth.get((searched.video.stem, found.query), [])],
+                captions=[BarView(c.start, c.end, c.similarity, text=c.text) for c in query_result.captions],
+                treatments=[_treatment_at(query_result, second) for second in seconds],
+                truth=[(start, end) for start, end in truth.get((result.video.stem, query_result.query), [])],
             )
-            for q, found in enumerate(searched.found)
+            for q, query_result in enumerate(result.query_results)
         ],
     )
 
 
-def bring(video: Path, to: Path) -> None:
+def link_or_copy(video: Path, to: Path) -> None:
     """Put a video where the page finds it: a second name for the same file, or a copy on another disk.
 
     Raises:
@@ -169,53 +177,58 @@ def bring(video: Path, to: Path) -> None:
     """
     if to.exists() and to.samefile(video):
         return
-    with replacing(to) as part:
-        part.unlink(missing_ok=True)
+    with atomic_write(to) as tmp_path:
+        tmp_path.unlink(missing_ok=True)
         try:
-            os.link(video.resolve(), part)
+            os.link(video.resolve(), tmp_path)
         except OSError:
-            shutil.copyfile(video, part)
+            shutil.copyfile(video, tmp_path)
 
 
-def _cut_all(searched: Searched, out: Path, stem: str) -> dict[tuple[int, int], str]:
-    every = [(q, n, moment) for q, found in enumerate(searched.found) for n, moment in enumerate(found.moments)]
+def _cut_clips(result: VideoResult, out: Path, stem: str) -> dict[tuple[int, int], str]:
+    numbered_moments = [
+        (q, n, moment)
+        for q, query_result in enumerate(result.query_results)
+        for n, moment in enumerate(query_result.moments)
+    ]
     names = {}
-    for q, n, moment in tqdm(every, desc=f"cutting {stem}", unit="clip", dynamic_ncols=True, leave=False):
+    for q, n, moment in tqdm(numbered_moments, desc=f"cutting {stem}", unit="clip", dynamic_ncols=True, leave=False):
         name = f"clips/{stem}_query{q + 1}_{n + 1}.mp4"
-        cut(searched.video, moment.start, moment.end, out / name)
+        cut_clip(result.video, moment.start, moment.end, out / name)
         names[q, n] = name
     return names
 
 
-def _names(videos: Sequence[Path]) -> list[str]:
+def _unique_names(videos: Sequence[Path]) -> list[str]:
     """Return names for files of many folders that do not clash, not even where case does not count."""
-    taken: set[str] = set()
+    used_names: set[str] = set()
     names = []
     for video in videos:
         stem, number = re.sub(r"[^\w. -]", "_", video.stem), 1
         name = f"{stem}{video.suffix}"
-        while name.lower() in taken:
+        while name.lower() in used_names:
             number += 1
             name = f"{stem}_{number}{video.suffix}"
-        taken.add(name.lower())
+        used_names.add(name.lower())
         names.append(name)
     return names
 
 
-def _with_moments(found: Found, moments: list[Moment]) -> Found:
-    last = list(found.stages)[-1]
-    return replace(found, stages={**found.stages, last: moments})
+def _replace_moments(query_result: QueryResult, moments: list[Moment]) -> QueryResult:
+    last = list(query_result.stages)[-1]
+    return replace(query_result, stages={**query_result.stages, last: moments})
 
 
-def _kept(found: Found) -> list[float]:
+def _kept_frames(query_result: QueryResult) -> list[float]:
     """Return the seconds of the key frames that the answers around the moments were made from."""
     return [
         second
-        for second, treatment in found.frames
-        if treatment != "dropped" and any(piece.start <= second < piece.end for piece in found.shown)
+        for second, treatment in query_result.frames
+        if treatment != "dropped"
+        and any(segment.start <= second < segment.end for segment in query_result.segments_with_moments)
     ]
 
 
-def _treatment(found: Found, second: float) -> str:
-    seconds = [at for at, _ in found.frames]
-    return found.frames[int(np.abs(np.array(seconds) - second).argmin())][1]
+def _treatment_at(query_result: QueryResult, second: float) -> str:
+    seconds = [at for at, _ in query_result.frames]
+    return query_result.frames[int(np.abs(np.array(seconds) - second).argmin())][1]

@@ -13,30 +13,30 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from calce_jax.config import Dataset, packaged_path
+from calce_jax.config import DatasetName, packaged_path
 from calce_jax.inference.answers import Answer
-from calce_jax.inference.predictor import Asker
-from calce_jax.inference.trained_run import Trained, open_base, open_trained
+from calce_jax.inference.predictor import Predictor
+from calce_jax.inference.trained_run import TrainedModel, load_base_model, load_trained_model
 from calce_jax.input_pipeline.dataset import Example
 from calce_jax.models.keyframes.plan import Treatment
-from calce_jax.models.vision_features import Looked
+from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.presets.tiny import tiny_config
 from calce_jax.search.inputs import SearchError, check_queries
-from calce_jax.search.ranking import Moment, moments_of
-from calce_jax.search.segments import Footage, Piece, Sampling, captions_in, footage
-from calce_jax.storage.disk_cache import Cache, content_of, key_of
-from calce_jax.text.captions import clean
-from calce_jax.text.nouns import items_of
+from calce_jax.search.ranking import Moment, select_moments
+from calce_jax.search.segments import Segment, SegmentFrames, SegmentSampling, read_segments, segment_captions
+from calce_jax.storage.disk_cache import DiskCache, file_hash, make_cache_key
+from calce_jax.text.captions import clean_captions
+from calce_jax.text.nouns import extract_items
 from calce_jax.text.prompt import Caption
 
 # Seconds of the videos of each dataset: all of QVHighlights', all of shapes', 99 of 100 of Charades'.
-TRAINED_ON: dict[Dataset, float] = {"qvhighlights": 150.0, "charades_sta": 60.0, "shapes": 40.0}
-MOST_MOMENTS = 5
-DETAIL: dict[Treatment, int] = {"dropped": 0, "compressed": 1, "full": 2}
+TRAINED_DURATION: dict[DatasetName, float] = {"qvhighlights": 150.0, "charades_sta": 60.0, "shapes": 40.0}
+MAX_MOMENTS = 5
+TREATMENT_ORDER: dict[Treatment, int] = {"dropped": 0, "compressed": 1, "full": 2}
 
 
 @dataclass(frozen=True)
-class Said:
+class UsedCaption:
     """A caption that the model was given: seconds, words, and how alike it is to the query (cosine)."""
 
     start: float
@@ -46,7 +46,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Found:
+class QueryResult:
     """What was found for one query in one video.
 
     Attributes:
@@ -59,9 +59,9 @@ class Found:
 
     query: str
     stages: dict[str, list[Moment]]
-    captions: list[Said]
+    captions: list[UsedCaption]
     frames: list[tuple[float, Treatment]]
-    shown: list[Piece]
+    segments_with_moments: list[Segment]
 
     @property
     def moments(self) -> list[Moment]:
@@ -70,12 +70,12 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Searched:
+class VideoResult:
     """A video with what was found in it, one entry a query."""
 
     video: Path
     duration: float
-    found: list[Found]
+    query_results: list[QueryResult]
 
 
 class Searcher:
@@ -87,19 +87,26 @@ class Searcher:
       longest: seconds of a piece; what the runs were trained on unless given.
     """
 
-    def __init__(self, stages: Sequence[Trained], cache: Cache, longest: float | None = None):
+    def __init__(self, stages: Sequence[TrainedModel], cache: DiskCache, max_seconds: float | None = None):
         last = stages[-1].config
         frames = max(trained.config.data.frames for trained in stages)
-        self.sampling = Sampling(longest or TRAINED_ON[last.data.dataset], frames, stages[0].sizes.vit.image_size)
+        self.sampling = SegmentSampling(
+            max_seconds or TRAINED_DURATION[last.data.dataset], frames, stages[0].model_config.vit.image_size
+        )
         self.cache = cache
         self._t5 = stages[0].tokenizers.t5
-        self._phrases = last.data.dataset == "shapes"  # how the items looked that the runs were trained with
-        self._askers = {f"stage {each.config.stage}": Asker(each, self.sampling.longest) for each in stages}
-        self._weights = {name: _fingerprint(asker.trained) for name, asker in self._askers.items()}
+        self._noun_phrases = last.data.dataset == "shapes"  # how the items looked that the runs were trained with
+        self._predictors = {f"stage {run.config.stage}": Predictor(run, self.sampling.max_seconds) for run in stages}
+        self._weight_keys = {name: _weights_key(asker.model) for name, asker in self._predictors.items()}
 
     def search(
-        self, video: str | Path, queries: Sequence[str], captions: Sequence[Caption] = (), *, most: int = MOST_MOMENTS
-    ) -> Searched:
+        self,
+        video: str | Path,
+        queries: Sequence[str],
+        captions: Sequence[Caption] = (),
+        *,
+        max_moments: int = MAX_MOMENTS,
+    ) -> VideoResult:
         """Find the moments of each sentence in one video.
 
         Args:
@@ -113,68 +120,77 @@ class Searcher:
           VideoError: the video cannot be read.
         """
         check_queries(queries, self._t5)
-        content = content_of(video) if Path(video).is_file() else ""
-        duration, pieces, footages = footage(video, content, self.sampling, self.cache)
-        parts: list[_Part] = []
-        together = max(min(asker.most for asker in self._askers.values()) // len(queries), 1)
-        with tqdm(desc=Path(video).name, total=len(pieces), unit="piece", dynamic_ncols=True, leave=False) as bar:
-            while group := list(islice(footages, together)):
-                parts += self._ask(group, content, queries, captions)
-                bar.update(len(group))
-        found = [_found(query.strip(), number, parts, most) for number, query in enumerate(queries)]
-        return Searched(Path(video), duration, found)
+        content = file_hash(video) if Path(video).is_file() else ""
+        duration, segments, segment_frames = read_segments(video, content, self.sampling, self.cache)
+        segment_answers: list[_SegmentAnswers] = []
+        group_size = max(min(asker.max_batch_size for asker in self._predictors.values()) // len(queries), 1)
+        with tqdm(
+            desc=Path(video).name, total=len(segments), unit="piece", dynamic_ncols=True, leave=False
+        ) as progress:
+            while batch := list(islice(segment_frames, group_size)):
+                segment_answers += self._predict(batch, content, queries, captions)
+                progress.update(len(batch))
+        results = [
+            _merge_answers(query.strip(), number, segment_answers, max_moments) for number, query in enumerate(queries)
+        ]
+        return VideoResult(Path(video), duration, results)
 
-    def _ask(
-        self, group: Sequence[Footage], content: str, queries: Sequence[str], captions: Sequence[Caption]
-    ) -> list["_Part"]:
-        heard = [captions_in(captions, each.piece) for each in group]
-        named = [items_of(query, phrases=self._phrases) for query in queries]
+    def _predict(
+        self, segment_batch: Sequence[SegmentFrames], content: str, queries: Sequence[str], captions: Sequence[Caption]
+    ) -> list["_SegmentAnswers"]:
+        captions_by_segment = [segment_captions(captions, segment_frames.segment) for segment_frames in segment_batch]
+        items_by_query = [extract_items(query, phrases=self._noun_phrases) for query in queries]
         examples = [
-            _example(number, query, items, each, said)
-            for each, said in zip(group, heard, strict=True)
-            for number, (query, items) in enumerate(zip(queries, named, strict=True))
+            _example(number, query, items, segment_frames, clipped_captions)
+            for segment_frames, clipped_captions in zip(segment_batch, captions_by_segment, strict=True)
+            for number, (query, items) in enumerate(zip(queries, items_by_query, strict=True))
         ]
         answers: dict[str, list[Answer]] = {}
-        for name, asker in self._askers.items():
-            looked = [
-                self._look(name, asker, example, each, content)
-                for each, example in zip(group, examples[:: len(queries)], strict=True)
+        for name, predictor in self._predictors.items():
+            features = [
+                self._load_features(name, predictor, example, segment_frames, content)
+                for segment_frames, example in zip(segment_batch, examples[:: len(queries)], strict=True)
             ]
-            answers[name] = asker.ask(examples, [each for each in looked for _ in queries])
+            answers[name] = predictor.predict(examples, [feature for feature in features for _ in queries])
             examples = [
-                replace(example, stage1_windows=_windows(answer))
+                replace(example, stage1_windows=_stage1_windows(answer))
                 for example, answer in zip(examples, answers[name], strict=True)
             ]
         return [
-            _Part(
-                each.piece,
-                each.times,
-                clean(said),
-                {name: found[n * len(queries) : (n + 1) * len(queries)] for name, found in answers.items()},
+            _SegmentAnswers(
+                segment_frames.segment,
+                segment_frames.times,
+                clean_captions(clipped_captions),
+                {
+                    name: stage_answers[n * len(queries) : (n + 1) * len(queries)]
+                    for name, stage_answers in answers.items()
+                },
             )
-            for n, (each, said) in enumerate(zip(group, heard, strict=True))
+            for n, (segment_frames, clipped_captions) in enumerate(zip(segment_batch, captions_by_segment, strict=True))
         ]
 
-    def _look(self, name: str, asker: Asker, example: Example, footage: Footage, content: str) -> Looked:
-        piece = footage.piece
-        key = key_of(
+    def _load_features(
+        self, name: str, predictor: Predictor, example: Example, segment_frames: SegmentFrames, content: str
+    ) -> QFormerFeatures:
+        segment = segment_frames.segment
+        cache_key = make_cache_key(
             content=content,
-            piece=[piece.start, piece.end, len(footage.keyframes)],
-            frames=asker.frames,
-            weights=self._weights[name],
+            piece=[segment.start, segment.end, len(segment_frames.keyframes)],
+            frames=predictor.num_frames,
+            weights=self._weight_keys[name],
         )
-        kept = self.cache.read_arrays("features", key)
-        if kept is not None:
+        cached = self.cache.read_arrays("features", cache_key)
+        if cached is not None:
             try:
-                return asker.looked_of(kept)
+                return predictor.looked_of(cached)
             except ValueError as error:
-                self.cache.refuse("features", key, error)
-        looked = asker.look(example)
-        self.cache.write_arrays("features", key, {"means": looked.means, "queries": looked.queries})
-        return looked
+                self.cache.refuse("features", cache_key, error)
+        features = predictor.encode_video(example)
+        self.cache.write_arrays("features", cache_key, {"means": features.means, "queries": features.queries})
+        return features
 
 
-def open_stages(checkpoint: str | Path | None = None) -> list[Trained]:
+def open_stages(checkpoint: str | Path | None = None) -> list[TrainedModel]:
     """Open the runs of both stages on one device, with frozen weights that are there once.
 
     Args:
@@ -186,7 +202,7 @@ def open_stages(checkpoint: str | Path | None = None) -> list[Trained]:
       ConfigError, CheckpointError, TokenizerError: a run cannot be opened.
     """
     if checkpoint is None:
-        stages = [open_base(tiny_config(stage)) for stage in (1, 2)]
+        stages = [load_base_model(tiny_config(stage)) for stage in (1, 2)]
     else:
         folders = [Path(checkpoint) / f"stage{stage}" for stage in (1, 2)]
         missing = [str(folder) for folder in folders if not (folder / "config.json").is_file()]
@@ -196,92 +212,100 @@ def open_stages(checkpoint: str | Path | None = None) -> list[Trained]:
                 "give the folder that holds the workdirs "
                 "stage1 and stage2 (`make demo` makes runs/demo), or leave --checkpoint out for the tiny model",
             )
-        stages = [open_trained(folder, mesh="single") for folder in folders]
+        stages = [load_trained_model(folder, mesh="single") for folder in folders]
     first, second = stages
     if (first.config.model, first.config.weights.base) == (second.config.model, second.config.weights.base):
         second = replace(second, frozen=first.frozen)
     return [first, second]
 
 
-def keep_programs(folder: str | Path, limit: int = 10**9) -> None:
+def enable_compilation_cache(folder: str | Path, max_bytes: int = 10**9) -> None:
     """Keep compiled programs in a folder, too, up to so many bytes; those unused for longest go first."""
     jax.config.update("jax_compilation_cache_dir", str(Path(folder).absolute() / "programs"))
-    jax.config.update("jax_compilation_cache_max_size", limit)
+    jax.config.update("jax_compilation_cache_max_size", max_bytes)
 
 
-def _fingerprint(trained: Trained) -> str:
+def _weights_key(trained: TrainedModel) -> str:
     """Name the weights that decide what is seen: those of the base, and `ln_vision`, which is trained."""
     config, base = trained.config, trained.config.weights.base
-    norm = [np.asarray(leaf).tobytes().hex() for leaf in jax.tree.leaves(trained.trainable["ln_vision"])]
-    about = packaged_path(base).stat() if base else None
-    return key_of(
+    ln_vision = [np.asarray(leaf).tobytes().hex() for leaf in jax.tree.leaves(trained.trainable["ln_vision"])]
+    base_stat = packaged_path(base).stat() if base else None
+    return make_cache_key(
         model=[config.model.size, config.model.frozen_dtype, config.model.compute_dtype],
-        base=[about.st_size, about.st_mtime_ns] if about else config.seed,
-        norm=norm,
+        base=[base_stat.st_size, base_stat.st_mtime_ns] if base_stat else config.seed,
+        norm=ln_vision,
     )
 
 
-def _example(number: int, query: str, items: list[str], footage: Footage, captions: Sequence[Caption]) -> Example:
+def _example(
+    number: int, query: str, items: list[str], segment_frames: SegmentFrames, captions: Sequence[Caption]
+) -> Example:
     return Example(
         qid=number,
         video="",
-        row=0,
+        video_row=0,
         query=query.strip(),
         items=items,
-        duration=footage.piece.duration,
+        duration=segment_frames.segment.duration,
         windows=np.zeros((0, 2)),
         stage1_windows=None,
         kind=None,
-        keyframes=footage.keyframes,
-        indices=footage.indices,
-        times=footage.times,
-        total=footage.total,
-        rate=footage.rate,
+        keyframes=segment_frames.keyframes,
+        indices=segment_frames.indices,
+        times=segment_frames.times,
+        total_frames=segment_frames.total_frames,
+        fps=segment_frames.fps,
         captions=[(float(caption.start), float(caption.end), caption.text) for caption in captions],
     )
 
 
-def _windows(answer: Answer) -> np.ndarray | None:
+def _stage1_windows(answer: Answer) -> np.ndarray | None:
     """Return what stage 2 is told: the windows in order of time, or nothing where stage 1 found none."""
     windows = sorted(window[:2] for window in answer.moments.windows)
     return np.array(windows, np.float64) if windows else None
 
 
 @dataclass(frozen=True)
-class _Part:
+class _SegmentAnswers:
     """A piece with the times of its key frames, what is said in it, and by stage the answers to each query."""
 
-    piece: Piece
+    segment: Segment
     times: np.ndarray  # seconds from the piece's start
-    said: list[Caption]
+    captions: list[Caption]
     answers: dict[str, list[Answer]]
 
 
-def _found(query: str, number: int, parts: Sequence[_Part], most: int) -> Found:
-    pieces = [part.piece for part in parts]
+def _merge_answers(
+    query: str, query_index: int, segment_answers: Sequence[_SegmentAnswers], max_moments: int
+) -> QueryResult:
+    segments = [segment_answer.segment for segment_answer in segment_answers]
     stages = {
-        name: moments_of(pieces, [part.answers[name][number].moments.beams for part in parts], most)
-        for name in parts[0].answers
+        name: select_moments(
+            segments,
+            [segment_answer.answers[name][query_index].moments.hypotheses for segment_answer in segment_answers],
+            max_moments,
+        )
+        for name in segment_answers[0].answers
     }
     name, moments = list(stages.items())[-1]
     captions: dict[tuple[float, float, str], float] = {}
     frames: dict[float, Treatment] = {}
-    shown: list[Piece] = []
-    for part in parts:
-        piece, answer = part.piece, part.answers[name][number]
-        for second, treatment in zip(part.times.tolist(), answer.treatments, strict=True):
-            at = round(piece.start + second, 2)
-            frames[at] = max(frames.get(at, treatment), treatment, key=DETAIL.__getitem__)
-        if any(moment.start < piece.end and moment.end > piece.start for moment in moments):
-            shown.append(piece)
-            for n in answer.used:
-                said = part.said[n]
-                span = piece.start + float(said.start), piece.start + float(said.end)
-                captions[*span, said.text] = answer.similarity[n]
-    return Found(
+    segments_with_moments: list[Segment] = []
+    for segment_answer in segment_answers:
+        segment, answer = segment_answer.segment, segment_answer.answers[name][query_index]
+        for second, treatment in zip(segment_answer.times.tolist(), answer.treatments, strict=True):
+            time = round(segment.start + second, 2)
+            frames[time] = max(frames.get(time, treatment), treatment, key=TREATMENT_ORDER.__getitem__)
+        if any(moment.start < segment.end and moment.end > segment.start for moment in moments):
+            segments_with_moments.append(segment)
+            for n in answer.used_captions:
+                caption = segment_answer.captions[n]
+                span = segment.start + float(caption.start), segment.start + float(caption.end)
+                captions[*span, caption.text] = answer.caption_similarity[n]
+    return QueryResult(
         query=query,
         stages=stages,
-        captions=[Said(*caption, round(alike, 3)) for caption, alike in sorted(captions.items())],
+        captions=[UsedCaption(*caption, round(similarity, 3)) for caption, similarity in sorted(captions.items())],
         frames=sorted(frames.items()),
-        shown=shown,
+        segments_with_moments=segments_with_moments,
     )

@@ -17,19 +17,19 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from calce_jax.storage.disk_cache import Cache, key_of
+from calce_jax.storage.disk_cache import DiskCache, make_cache_key
 from calce_jax.text.prompt import Caption
-from calce_jax.video.decode import VideoError, duration_of, encode_jpeg, frames_at, read_frames
+from calce_jax.video.decode import VideoError, encode_jpeg, frames_at, read_frames, video_duration
 
-LONGEST_HOURS = 4.0
+MAX_HOURS = 4.0
 # Longer by so much, a video is still one piece: 150.02 s are the 150 s that were annotated.
-TOLERANCE = 1.02
+LENGTH_TOLERANCE = 1.02
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-VERSION = 1  # of how frames are taken; another one does not find what an earlier one kept
+FRAMES_VERSION = 1  # of how frames are taken; another one does not find what an earlier one kept
 
 
 @dataclass(frozen=True)
-class Piece:
+class Segment:
     """From second `start` to second `end` of a video."""
 
     start: float
@@ -42,16 +42,16 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SegmentSampling:
     """How videos are looked at: pieces of at most `longest` seconds, T `frames` of a piece, `size` pixels a side."""
 
-    longest: float
-    frames: int
-    size: int
+    max_seconds: float
+    num_frames: int
+    image_size: int
 
 
 @dataclass(frozen=True)
-class Footage:
+class SegmentFrames:
     """The key frames of a piece, as `calce_jax.input_pipeline.dataset.Example` has them; times count from the piece's start.
 
     Attributes:
@@ -63,38 +63,40 @@ class Footage:
       rate: of those, frames a second.
     """
 
-    piece: Piece
+    segment: Segment
     keyframes: list[bytes]
     indices: Int[np.ndarray, " T"]
     times: Float[np.ndarray, " T"]
-    total: int
-    rate: float
+    total_frames: int
+    fps: float
 
 
-def pieces_of(duration: float, longest: float) -> list[Piece]:
+def split_into_segments(duration: float, max_seconds: float) -> list[Segment]:
     """Cut `duration` seconds into pieces of `longest` seconds, the last one ending with the video."""
-    if duration <= longest * TOLERANCE:
-        return [Piece(0.0, duration)]
-    steps = ceil((duration - longest) / (longest / 2))
-    return [Piece(start, start + longest) for start in np.linspace(0.0, duration - longest, steps + 1).tolist()]
+    if duration <= max_seconds * LENGTH_TOLERANCE:
+        return [Segment(0.0, duration)]
+    steps = ceil((duration - max_seconds) / (max_seconds / 2))
+    return [
+        Segment(start, start + max_seconds) for start in np.linspace(0.0, duration - max_seconds, steps + 1).tolist()
+    ]
 
 
-def length_of(path: str | os.PathLike[str]) -> float:
+def searchable_duration(path: str | os.PathLike[str]) -> float:
     """Return a video's duration in seconds, of one that is not too long to be searched.
 
     Raises:
       VideoError: it is, or cannot be read.
     """
-    duration = duration_of(path)
-    if duration > LONGEST_HOURS * 3600:
-        reason = f"it lasts {duration / 3600:.1f} hours, and {LONGEST_HOURS:g} are searched at most"
+    duration = video_duration(path)
+    if duration > MAX_HOURS * 3600:
+        reason = f"it lasts {duration / 3600:.1f} hours, and {MAX_HOURS:g} are searched at most"
         raise VideoError(path, reason, "cut it with `ffmpeg -i FILE -c copy -f segment -segment_time 3600 part%d.mp4`")
     return duration
 
 
-def footage(
-    video: str | Path, content: str, sampling: Sampling, cache: Cache
-) -> tuple[float, list[Piece], Iterator[Footage]]:
+def read_segments(
+    video: str | Path, content: str, sampling: SegmentSampling, cache: DiskCache
+) -> tuple[float, list[Segment], Iterator[SegmentFrames]]:
     """Return a video's duration, its pieces, and their key frames one after the other, from the cache if it has them.
 
     Args:
@@ -106,109 +108,136 @@ def footage(
     Raises:
       VideoError: the file is no video, is damaged or too long; when the frames are read, where decoding shows it.
     """
-    duration = length_of(video)
-    pieces = pieces_of(duration, sampling.longest)
-    keys = [
-        key_of(content=content, start=p.start, end=p.end, frames=sampling.frames, size=sampling.size, version=VERSION)
-        for p in pieces
+    duration = searchable_duration(video)
+    segments = split_into_segments(duration, sampling.max_seconds)
+    cache_keys = [
+        make_cache_key(
+            content=content,
+            start=p.start,
+            end=p.end,
+            frames=sampling.num_frames,
+            size=sampling.image_size,
+            version=FRAMES_VERSION,
+        )
+        for p in segments
     ]
-    read = _read(video, list(zip(pieces, keys, strict=True)), sampling, cache)
-    if len(pieces) > 1:
-        return duration, pieces, read
+    segment_frames = _read_cached(video, list(zip(segments, cache_keys, strict=True)), sampling, cache)
+    if len(segments) > 1:
+        return duration, segments, segment_frames
     # What the header says and what the frames add up to may differ; a short video's windows are counted in the latter.
-    only = next(read)
-    return only.piece.duration, [only.piece], iter([only])
+    single = next(segment_frames)
+    return single.segment.duration, [single.segment], iter([single])
 
 
-def captions_in(captions: Sequence[Caption], piece: Piece) -> list[Caption]:
+def segment_captions(captions: Sequence[Caption], segment: Segment) -> list[Caption]:
     """Return what is said in a piece, in seconds from its start."""
     return [
         Caption(
-            max(float(caption.start) - piece.start, 0.0),
-            min(float(caption.end), piece.end) - piece.start,
+            max(float(caption.start) - segment.start, 0.0),
+            min(float(caption.end), segment.end) - segment.start,
             caption.text,
         )
         for caption in captions
-        if float(caption.start) < piece.end and float(caption.end) > piece.start
+        if float(caption.start) < segment.end and float(caption.end) > segment.start
     ]
 
 
-def _read(
-    video: str | Path, wanted: Sequence[tuple[Piece, str]], sampling: Sampling, cache: Cache
-) -> Iterator[Footage]:
+def _read_cached(
+    video: str | Path, keyed_segments: Sequence[tuple[Segment, str]], sampling: SegmentSampling, cache: DiskCache
+) -> Iterator[SegmentFrames]:
     """Read pieces by their keys; from the first that is not in the cache on, all of them from the video."""
-    left = list(wanted)
-    while left and (kept := _kept(*left[0], sampling, cache, whole=len(wanted) == 1)) is not None:
+    remaining = list(keyed_segments)
+    while remaining and (kept := _kept(*remaining[0], sampling, cache, whole=len(keyed_segments) == 1)) is not None:
         yield kept
-        left.pop(0)
-    if not left:
+        remaining.pop(0)
+    if not remaining:
         return
-    decoded = iter([_whole(video, sampling)]) if len(wanted) == 1 else _decode(video, [p for p, _ in left], sampling)
-    for (_, key), found in zip(left, decoded, strict=True):
-        cache.write_arrays("frames", key, _packed(found))
-        yield found
+    decoded = (
+        iter([_read_whole_video(video, sampling)])
+        if len(keyed_segments) == 1
+        else _decode_segments(video, [p for p, _ in remaining], sampling)
+    )
+    for (_, cache_key), segment_frames in zip(remaining, decoded, strict=True):
+        cache.write_arrays("frames", cache_key, _pack(segment_frames))
+        yield segment_frames
 
 
-def _whole(video: str | Path, sampling: Sampling) -> Footage:
-    looked = read_frames(video, sampling.frames, sampling.size)
-    keyframes = encode_jpeg(looked.frames)
-    return Footage(Piece(0.0, looked.duration), keyframes, looked.indices, looked.times, looked.total, looked.rate)
+def _read_whole_video(video: str | Path, sampling: SegmentSampling) -> SegmentFrames:
+    video_frames = read_frames(video, sampling.num_frames, sampling.image_size)
+    keyframes = encode_jpeg(video_frames.frames)
+    return SegmentFrames(
+        Segment(0.0, video_frames.duration),
+        keyframes,
+        video_frames.indices,
+        video_frames.times,
+        video_frames.total_frames,
+        video_frames.fps,
+    )
 
 
-def _decode(video: str | Path, pieces: Sequence[Piece], sampling: Sampling) -> Iterator[Footage]:
+def _decode_segments(
+    video: str | Path, segments: Sequence[Segment], sampling: SegmentSampling
+) -> Iterator[SegmentFrames]:
     """Decode once; a picture is encoded when it comes and dropped with the last piece that shows it."""
-    frames = sampling.frames
-    times = [[round(p.start + n * p.duration / frames, 4) for n in range(frames)] for p in pieces]
-    wanted = sorted({second for each in times for second in each})  # overlapping pieces mostly show the same frames
+    frames = sampling.num_frames
+    times = [[round(p.start + n * p.duration / frames, 4) for n in range(frames)] for p in segments]
+    all_times = sorted(
+        {second for segment_times in times for second in segment_times}
+    )  # overlapping pieces mostly show the same frames
     pictures: dict[float, bytes] = {}
-    done = 0
-    for second, picture in zip(wanted, frames_at(video, wanted, sampling.size), strict=True):
+    num_done = 0
+    for second, picture in zip(all_times, frames_at(video, all_times, sampling.image_size), strict=True):
         pictures[second] = encode_jpeg(picture[None])[0]
-        while done < len(pieces) and second >= times[done][-1]:
-            piece = pieces[done]
-            yield Footage(
-                piece=piece,
-                keyframes=[pictures[second] for second in times[done]],
+        while num_done < len(segments) and second >= times[num_done][-1]:
+            segment = segments[num_done]
+            yield SegmentFrames(
+                segment=segment,
+                keyframes=[pictures[second] for second in times[num_done]],
                 indices=np.arange(frames),
-                times=np.array([second - piece.start for second in times[done]], np.float32),
-                total=frames,
-                rate=frames / piece.duration,
+                times=np.array([second - segment.start for second in times[num_done]], np.float32),
+                total_frames=frames,
+                fps=frames / segment.duration,
             )
-            done += 1
-            still = times[done][0] if done < len(pieces) else second
-            pictures = {at: jpeg for at, jpeg in pictures.items() if at >= still}
+            num_done += 1
+            min_time = times[num_done][0] if num_done < len(segments) else second
+            pictures = {at: jpeg for at, jpeg in pictures.items() if at >= min_time}
 
 
-def _kept(piece: Piece, key: str, sampling: Sampling, cache: Cache, *, whole: bool) -> Footage | None:
+def _kept(
+    piece: Segment, key: str, sampling: SegmentSampling, cache: DiskCache, *, whole: bool
+) -> SegmentFrames | None:
     """Return a piece from the cache, or nothing if it is not there or is not what `_packed` wrote of this piece."""
     entry = cache.read_arrays("frames", key)
     if entry is None:
         return None
     try:
-        found = _unpacked(entry)
+        found = _unpack(entry)
         # How long a whole video is, its frames say.
-        if found.piece.start != piece.start or (found.piece.end != piece.end and not whole):
-            raise ValueError(f"it is of {found.piece}, not of {piece}")
-        if len(found.keyframes) > sampling.frames:
-            raise ValueError(f"it has {len(found.keyframes)} frames, not {sampling.frames}")
+        if found.segment.start != piece.start or (found.segment.end != piece.end and not whole):
+            raise ValueError(f"it is of {found.segment}, not of {piece}")
+        if len(found.keyframes) > sampling.num_frames:
+            raise ValueError(f"it has {len(found.keyframes)} frames, not {sampling.num_frames}")
     except ValueError as error:
         cache.refuse("frames", key, error)
         return None
     return found
 
 
-def _packed(found: Footage) -> dict[str, np.ndarray]:
-    ends = np.cumsum([len(jpeg) for jpeg in found.keyframes])
+def _pack(segment_frames: SegmentFrames) -> dict[str, np.ndarray]:
+    ends = np.cumsum([len(jpeg) for jpeg in segment_frames.keyframes])
     return {
-        "jpeg": np.frombuffer(b"".join(found.keyframes), np.uint8),
+        "jpeg": np.frombuffer(b"".join(segment_frames.keyframes), np.uint8),
         "ends": ends.astype(np.int64),
-        "indices": found.indices.astype(np.int64),
-        "times": found.times.astype(np.float32),
-        "about": np.array([found.piece.start, found.piece.end, found.total, found.rate], np.float64),
+        "indices": segment_frames.indices.astype(np.int64),
+        "times": segment_frames.times.astype(np.float32),
+        "about": np.array(
+            [segment_frames.segment.start, segment_frames.segment.end, segment_frames.total_frames, segment_frames.fps],
+            np.float64,
+        ),
     }
 
 
-def _unpacked(entry: dict[str, np.ndarray]) -> Footage:
+def _unpack(entry: dict[str, np.ndarray]) -> SegmentFrames:
     """Undo `_packed`.
 
     Raises:
@@ -240,4 +269,4 @@ def _unpacked(entry: dict[str, np.ndarray]) -> Footage:
     )
     if not sound:
         raise ValueError("its frames, their places and their times do not fit together")
-    return Footage(Piece(start, end), keyframes, indices, times, int(total), rate)
+    return SegmentFrames(Segment(start, end), keyframes, indices, times, int(total), rate)

@@ -15,10 +15,10 @@ from absl import logging
 from tqdm import tqdm
 
 from calce_jax.errors import UserError
-from calce_jax.speech.audio import NoSound, SoundError
-from calce_jax.speech.transcribe import Options, Sound, Transcriber
+from calce_jax.speech.audio import AudioError, NoAudioError
+from calce_jax.speech.transcribe import AudioFeatures, Transcriber, TranscriptionOptions
 from calce_jax.speech.whisper_model import Dtype, open_whisper
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.failures import Failure, write_failures
 from calce_jax.text.text_row import Caption
 from calce_jax.video.files import is_video_name
@@ -26,7 +26,7 @@ from calce_jax.video.files import is_video_name
 # What is looked for in a folder; a file that is named itself may be called anything.
 SOUND_SUFFIXES = frozenset((".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus"))
 # Threads that decode sound and look for voices, several hundred times as fast as it plays each.
-READERS = min(os.cpu_count() or 1, 8)
+NUM_READERS = min(os.cpu_count() or 1, 8)
 
 
 class CaptioningError(UserError):
@@ -34,7 +34,7 @@ class CaptioningError(UserError):
 
 
 @dataclass
-class Captioned:
+class CaptioningResult:
     """What came of it.
 
     Attributes:
@@ -47,13 +47,13 @@ class Captioned:
     """
 
     written: list[Path] = field(default_factory=list)
-    there: list[Path] = field(default_factory=list)
-    soundless: list[Path] = field(default_factory=list)
-    speechless: list[Path] = field(default_factory=list)
+    existing: list[Path] = field(default_factory=list)
+    no_audio: list[Path] = field(default_factory=list)
+    no_speech: list[Path] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
 
-    def list_failures(self, path: Path) -> None:
+    def write_failures(self, path: Path) -> None:
         """Write one line a failure; where there is none, see that no list is there."""
         if self.failures:
             write_failures(path, self.failures)
@@ -61,25 +61,25 @@ class Captioned:
             path.unlink(missing_ok=True)
 
 
-def find_videos(place: str | Path) -> list[Path]:
+def find_videos(source: str | Path) -> list[Path]:
     """Return a file, or the media files of a folder by name.
 
     Raises:
       CaptioningError: there is no such place, or no media file in the folder.
     """
-    place = Path(place)
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise CaptioningError(f"videos: there is no file or folder {place}", "correct the flag")
-    found = sorted(
+    source = Path(source)
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise CaptioningError(f"videos: there is no file or folder {source}", "correct the flag")
+    media_files = sorted(
         path
-        for path in place.iterdir()
+        for path in source.iterdir()
         if path.is_file() and (is_video_name(path) or path.suffix.lower() in SOUND_SUFFIXES)
     )
-    if not found:
-        raise CaptioningError(f"videos: no file in {place} has a suffix of video or sound", "give another folder")
-    return found
+    if not media_files:
+        raise CaptioningError(f"videos: no file in {source} has a suffix of video or sound", "give another folder")
+    return media_files
 
 
 def caption_videos(
@@ -87,9 +87,9 @@ def caption_videos(
     out: str | Path,
     transcriber: Callable[[], Transcriber],
     *,
-    host: int | None = None,
-    hosts: int | None = None,
-) -> Captioned:
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> CaptioningResult:
     """Write `<video's name>.srt` for every video that has none there yet.
 
     Args:
@@ -102,40 +102,47 @@ def caption_videos(
       OSError: an .srt cannot be written.
     """
     out = Path(out)
-    host, hosts = jax.process_index() if host is None else host, jax.process_count() if hosts is None else hosts
-    named, alike = distinct(videos)
-    done = caption_each(named[host::hosts], out, transcriber)
-    done.failures = alike + done.failures
-    done.list_failures(out / ("failures.jsonl" if hosts == 1 else f"failures-{host + 1}-of-{hosts}.jsonl"))
-    return done
+    process_index, process_count = (
+        jax.process_index() if process_index is None else process_index,
+        jax.process_count() if process_count is None else process_count,
+    )
+    unique_videos, duplicate_failures = deduplicate_names(videos)
+    result = caption_missing(unique_videos[process_index::process_count], out, transcriber)
+    result.failures = duplicate_failures + result.failures
+    result.write_failures(
+        out / ("failures.jsonl" if process_count == 1 else f"failures-{process_index + 1}-of-{process_count}.jsonl")
+    )
+    return result
 
 
-def distinct(videos: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
+def deduplicate_names(videos: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
     """Return the first video of every name, whose captions its .srt holds, and of the others that they are left out."""
-    taken: dict[str, Path] = {}
+    first_by_stem: dict[str, Path] = {}
     failures = []
     for video in videos:
-        if (first := taken.setdefault(video.stem, video)) != video:
+        if (first := first_by_stem.setdefault(video.stem, video)) != video:
             reason = f"{video}: {first.name} has the same name, and its captions are in {video.stem}.srt"
             failures.append(Failure(str(video), reason, "rename one of them"))
-    return list(taken.values()), failures
+    return list(first_by_stem.values()), failures
 
 
-def caption_each(videos: Sequence[Path], out: Path, transcriber: Callable[[], Transcriber]) -> Captioned:
+def caption_missing(videos: Sequence[Path], out: Path, transcriber: Callable[[], Transcriber]) -> CaptioningResult:
     """Write `<video's name>.srt` for those of these videos that have none there yet; see `caption_videos`."""
-    done = Captioned(there=[_target(out, video) for video in videos if _target(out, video).is_file()])
-    todo = [video for video in videos if not _target(out, video).is_file()]
-    if todo:
-        _caption(todo, out, transcriber(), done)
-    return done
+    result = CaptioningResult(existing=[_srt_path(out, video) for video in videos if _srt_path(out, video).is_file()])
+    pending = [video for video in videos if not _srt_path(out, video).is_file()]
+    if pending:
+        _caption_all(pending, out, transcriber(), result)
+    return result
 
 
-def opener(whisper: str | Path, options: Options | None = None, dtype: Dtype = "float32") -> Callable[[], Transcriber]:
+def lazy_transcriber(
+    whisper: str | Path, options: TranscriptionOptions | None = None, dtype: Dtype = "float32"
+) -> Callable[[], Transcriber]:
     """Return what opens a model when it turns out to be needed; see `open_whisper` and `Transcriber` for its errors."""
-    return lambda: Transcriber(open_whisper(whisper, dtype), options or Options())
+    return lambda: Transcriber(open_whisper(whisper, dtype), options or TranscriptionOptions())
 
 
-def captions_for(videos: Sequence[Path], folder: str | Path, whisper: str | Path) -> dict[Path, Path]:
+def caption_without_srt(videos: Sequence[Path], folder: str | Path, whisper: str | Path) -> dict[Path, Path]:
     """Caption the videos that have no .srt beside them, and say of those that cannot be why.
 
     Args:
@@ -146,20 +153,20 @@ def captions_for(videos: Sequence[Path], folder: str | Path, whisper: str | Path
     Returns:
       The new .srt of each video that needed one and could be captioned.
     """
-    silent = [video for video in videos if not video.with_suffix(".srt").is_file()]
-    done = caption_videos(silent, folder, opener(whisper), host=0, hosts=1)
-    for failure in done.failures:
+    uncaptioned = [video for video in videos if not video.with_suffix(".srt").is_file()]
+    result = caption_videos(uncaptioned, folder, lazy_transcriber(whisper), process_index=0, process_count=1)
+    for failure in result.failures:
         logging.warning("no captions: %s; %s", failure.reason, failure.remedy)
-    failed = {failure.video for failure in done.failures}
-    there = {*done.written, *done.there}
+    failed = {failure.video for failure in result.failures}
+    srt_files = {*result.written, *result.existing}
     return {
-        video: _target(Path(folder), video)
-        for video in silent
-        if str(video) not in failed and _target(Path(folder), video) in there
+        video: _srt_path(Path(folder), video)
+        for video in uncaptioned
+        if str(video) not in failed and _srt_path(Path(folder), video) in srt_files
     }
 
 
-def compose(captions: Iterable[Caption], seconds: float) -> str:
+def format_srt(captions: Iterable[Caption], seconds: float) -> str:
     """Return the contents of an .srt file; captions end with the sound."""
     entries = []
     for caption in captions:
@@ -170,55 +177,60 @@ def compose(captions: Iterable[Caption], seconds: float) -> str:
     return srt.compose(entries)
 
 
-def _caption(videos: Sequence[Path], out: Path, transcriber: Transcriber, done: Captioned) -> None:
-    with tqdm(desc="caption", total=len(videos), unit="video", smoothing=0.05) as bar:
-        began = time.monotonic()
+def _caption_all(videos: Sequence[Path], out: Path, transcriber: Transcriber, result: CaptioningResult) -> None:
+    with tqdm(desc="caption", total=len(videos), unit="video", smoothing=0.05) as progress:
+        start_time = time.monotonic()
 
         def finished(video: Path, content: str) -> None:
-            write_output(_target(out, video), content)
-            done.written.append(_target(out, video))
-            bar.update()
-            minutes = (time.monotonic() - began) / 60
-            bar.set_postfix_str(
-                f"{done.seconds / 3600 / minutes:.2f} hours of sound a minute, {len(done.failures)} failed"
+            write_atomic(_srt_path(out, video), content)
+            result.written.append(_srt_path(out, video))
+            progress.update()
+            minutes = (time.monotonic() - start_time) / 60
+            progress.set_postfix_str(
+                f"{result.seconds / 3600 / minutes:.2f} hours of sound a minute, {len(result.failures)} failed"
             )
 
-        def sounds() -> Iterator[tuple[Path, Sound]]:
-            for video, sound in _ahead(videos, transcriber.listen, transcriber.options.batch_size):
+        def sounds() -> Iterator[tuple[Path, AudioFeatures]]:
+            for video, future in _prefetch(videos, transcriber.load_audio, transcriber.options.batch_size):
                 try:
-                    heard = sound.result()
-                except NoSound:
-                    done.soundless.append(video)
+                    audio = future.result()
+                except NoAudioError:
+                    result.no_audio.append(video)
                     finished(video, "")
-                except SoundError as error:
-                    done.failures.append(Failure(str(video), f"{error.path}: {error.reason}", error.remedy))
-                    bar.update()
+                except AudioError as error:
+                    result.failures.append(Failure(str(video), f"{error.path}: {error.reason}", error.remedy))
+                    progress.update()
                 else:
-                    yield video, heard
+                    yield video, audio
 
         for video, transcript in transcriber.transcribe(sounds()):
-            done.seconds += transcript.seconds
-            content = compose(transcript.captions, transcript.seconds)
+            result.seconds += transcript.seconds
+            content = format_srt(transcript.captions, transcript.seconds)
             if not content:
-                done.speechless.append(video)
+                result.no_speech.append(video)
             finished(video, content)
 
 
-def _ahead(videos: Sequence[Path], listen: Callable[[Path], Sound], many: int) -> Iterator[tuple[Path, Future[Sound]]]:
+def _prefetch(
+    videos: Sequence[Path], load_audio: Callable[[Path], AudioFeatures], batch_size: int
+) -> Iterator[tuple[Path, Future[AudioFeatures]]]:
     """Yield files in order, the next ones being read by threads meanwhile; FFmpeg and numpy leave Python's lock."""
-    waiting, running = iter(videos), deque[tuple[Path, Future[Sound]]]()
-    with ThreadPoolExecutor(READERS) as pool:
+    remaining, in_flight = iter(videos), deque[tuple[Path, Future[AudioFeatures]]]()
+    with ThreadPoolExecutor(NUM_READERS) as pool:
         try:
             while True:
-                while len(running) < min(many + 1, 2 * READERS) and (video := next(waiting, None)) is not None:
-                    running.append((video, pool.submit(listen, video)))
-                if not running:
+                while (
+                    len(in_flight) < min(batch_size + 1, 2 * NUM_READERS)
+                    and (video := next(remaining, None)) is not None
+                ):
+                    in_flight.append((video, pool.submit(load_audio, video)))
+                if not in_flight:
                     return
-                yield running.popleft()
+                yield in_flight.popleft()
         finally:
-            for _, future in running:
+            for _, future in in_flight:
                 future.cancel()
 
 
-def _target(out: Path, video: Path) -> Path:
+def _srt_path(out: Path, video: Path) -> Path:
     return out / f"{video.stem}.srt"

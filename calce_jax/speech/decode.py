@@ -12,53 +12,53 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from calce_jax.batch import Data
+from calce_jax.batch import AnyArray
 from calce_jax.models.kv_cache import LayerCache
 from calce_jax.models.whisper import Whisper
-from calce_jax.speech.special_tokens import Vocabulary
+from calce_jax.speech.special_tokens import SpecialTokens
 
 
 @struct.dataclass
-class Windows:
+class DecodeInputs:
     """What is asked of the device."""
 
-    mel: Float[Data, "B F C"]
-    prompt: Int[Data, "B P"]  # padded on the left with anything
-    prompt_length: Int[Data, " B"]
-    temperature: Float[Data, " B"]  # 0 for the most probable token
-    seed: UInt32[Data, " B"]  # for temperatures above 0
+    mel: Float[AnyArray, "B F C"]
+    prompt: Int[AnyArray, "B P"]  # padded on the left with anything
+    prompt_length: Int[AnyArray, " B"]
+    temperature: Float[AnyArray, " B"]  # 0 for the most probable token
+    seed: UInt32[AnyArray, " B"]  # for temperatures above 0
 
 
 @struct.dataclass
-class Texts:
+class DecodeOutputs:
     """What it answers."""
 
-    tokens: Int[Data, "B M"]  # without the prompt; the end token from the end on
-    length: Int[Data, " B"]  # tokens before the end
-    log_probability: Float[Data, " B"]  # of a token, the end included, on average
-    no_speech: Float[Data, " B"]  # probability that nobody speaks
+    tokens: Int[AnyArray, "B M"]  # without the prompt; the end token from the end on
+    length: Int[AnyArray, " B"]  # tokens before the end
+    avg_logprob: Float[AnyArray, " B"]  # of a token, the end included, on average
+    no_speech_prob: Float[AnyArray, " B"]  # probability that nobody speaks
 
 
 @struct.dataclass
-class _State:
-    at: Int[Array, ""]  # tokens written
+class _DecodeState:
+    step: Int[Array, ""]  # tokens written
     logits: Float[Array, "B V"]  # of the next
     cache: tuple[LayerCache, ...]
     tokens: Int[Array, "B M"]
     length: Int[Array, " B"]
-    total: Float[Array, " B"]  # summed log-probability
+    sum_logprob: Float[Array, " B"]  # summed log-probability
     done: Bool[Array, " B"]
 
 
-def transcribe_windows(
+def transcribe_batch(
     whisper: Whisper,
-    windows: Windows,
-    vocabulary: Vocabulary,
+    inputs: DecodeInputs,
+    special_tokens: SpecialTokens,
     *,
-    longest: int,
+    max_length: int,
     dtype: str = "float32",
-    times: bool = True,
-) -> Texts:
+    timestamps: bool = True,
+) -> DecodeOutputs:
     """Encode windows and write what is said in them.
 
     Args:
@@ -69,69 +69,74 @@ def transcribe_windows(
       dtype: that everything but norms, softmax and logits is computed in.
       times: whether texts have times; the prompt must say the same.
     """
-    batch, width = windows.prompt.shape
+    batch_size, prompt_width = inputs.prompt.shape
     blocks = whisper.decoder_blocks()
-    cache = whisper.start(blocks, whisper.encode(windows.mel.astype(dtype)), width + longest)
-    first = width - windows.prompt_length
-    x, cache = whisper.advance(blocks, windows.prompt, cache, jnp.zeros((), jnp.int32), first)
+    cache = whisper.init_cache(blocks, whisper.encode(inputs.mel.astype(dtype)), prompt_width + max_length)
+    prompt_start = prompt_width - inputs.prompt_length
+    x, cache = whisper.decode_step(blocks, inputs.prompt, cache, jnp.zeros((), jnp.int32), prompt_start)
     # OpenAI's measure: after the token that starts a text, before language and task are told.
-    started = jnp.argmax(windows.prompt == vocabulary.start, axis=1)
-    after_start = jnp.take_along_axis(x, started[:, None, None], axis=1)[:, 0]
-    silence = jax.nn.softmax(whisper.logits(after_start), axis=-1)[:, vocabulary.no_speech]
-    keys = jax.vmap(jax.random.key)(windows.seed)
+    sot_position = jnp.argmax(inputs.prompt == special_tokens.sot, axis=1)
+    sot_hidden = jnp.take_along_axis(x, sot_position[:, None, None], axis=1)[:, 0]
+    no_speech_prob = jax.nn.softmax(whisper.logits(sot_hidden), axis=-1)[:, special_tokens.no_speech]
+    keys = jax.vmap(jax.random.key)(inputs.seed)
 
-    def going_on(state: _State) -> Bool[Array, ""]:
-        return (state.at < longest) & ~state.done.all()
+    def going_on(state: _DecodeState) -> Bool[Array, ""]:
+        return (state.step < max_length) & ~state.done.all()
 
-    def write(state: _State) -> _State:
-        logits = allowed(state.logits, state.tokens, state.at, vocabulary, times=times)
-        token = _choose(logits, windows.temperature, jax.vmap(jax.random.fold_in, (0, None))(keys, state.at))
-        token = jnp.where(state.done, vocabulary.end, token)
-        each = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=1)[:, 0]
-        x, cache = whisper.advance(blocks, token[:, None], state.cache, width + state.at, first)
-        ends = token == vocabulary.end
-        return _State(
-            at=state.at + 1,
+    def write(state: _DecodeState) -> _DecodeState:
+        logits = filter_logits(state.logits, state.tokens, state.step, special_tokens, timestamps=timestamps)
+        token = _sample_tokens(logits, inputs.temperature, jax.vmap(jax.random.fold_in, (0, None))(keys, state.step))
+        token = jnp.where(state.done, special_tokens.eot, token)
+        token_logprob = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=1)[:, 0]
+        x, cache = whisper.decode_step(blocks, token[:, None], state.cache, prompt_width + state.step, prompt_start)
+        is_end = token == special_tokens.eot
+        return _DecodeState(
+            step=state.step + 1,
             logits=whisper.logits(x[:, 0]),
             cache=cache,
-            tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.at, axis=1),
-            length=state.length + (~ends).astype(jnp.int32),
-            total=state.total + jnp.where(state.done, 0.0, each),
-            done=state.done | ends,
+            tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.step, axis=1),
+            length=state.length + (~is_end).astype(jnp.int32),
+            sum_logprob=state.sum_logprob + jnp.where(state.done, 0.0, token_logprob),
+            done=state.done | is_end,
         )
 
-    state = _State(
-        at=jnp.zeros((), jnp.int32),
+    state = _DecodeState(
+        step=jnp.zeros((), jnp.int32),
         logits=whisper.logits(x[:, -1]),
         cache=cache,
-        tokens=jnp.full((batch, longest), vocabulary.end, jnp.int32),
-        length=jnp.zeros((batch,), jnp.int32),
-        total=jnp.zeros((batch,), jnp.float32),
-        done=jnp.zeros((batch,), bool),
+        tokens=jnp.full((batch_size, max_length), special_tokens.eot, jnp.int32),
+        length=jnp.zeros((batch_size,), jnp.int32),
+        sum_logprob=jnp.zeros((batch_size,), jnp.float32),
+        done=jnp.zeros((batch_size,), bool),
     )
     state = jax.lax.while_loop(going_on, write, state)
-    return Texts(
+    return DecodeOutputs(
         tokens=state.tokens,
         length=state.length,
-        log_probability=state.total / (state.length + 1).astype(jnp.float32),
-        no_speech=silence,
+        avg_logprob=state.sum_logprob / (state.length + 1).astype(jnp.float32),
+        no_speech_prob=no_speech_prob,
     )
 
 
 def detect_language(
-    whisper: Whisper, mel: Float[Array, "B F C"], vocabulary: Vocabulary, *, dtype: str = "float32"
+    whisper: Whisper, mel: Float[Array, "B F C"], special_tokens: SpecialTokens, *, dtype: str = "float32"
 ) -> Int[Array, " B"]:
     """Return the token of each window's most probable language."""
     blocks = whisper.decoder_blocks()
-    cache = whisper.start(blocks, whisper.encode(mel.astype(dtype)), 1)
-    ids = jnp.full((mel.shape[0], 1), vocabulary.start, jnp.int32)
-    x, _ = whisper.advance(blocks, ids, cache, jnp.zeros((), jnp.int32), jnp.zeros((mel.shape[0],), jnp.int32))
-    languages = jnp.asarray(sorted(vocabulary.languages.values()), jnp.int32)
+    cache = whisper.init_cache(blocks, whisper.encode(mel.astype(dtype)), 1)
+    ids = jnp.full((mel.shape[0], 1), special_tokens.sot, jnp.int32)
+    x, _ = whisper.decode_step(blocks, ids, cache, jnp.zeros((), jnp.int32), jnp.zeros((mel.shape[0],), jnp.int32))
+    languages = jnp.asarray(sorted(special_tokens.languages.values()), jnp.int32)
     return languages[whisper.logits(x[:, 0])[:, languages].argmax(axis=-1)]
 
 
-def allowed(
-    logits: Float[Array, "B V"], tokens: Int[Array, "B M"], at: Int[Array, ""], vocabulary: Vocabulary, *, times: bool
+def filter_logits(
+    logits: Float[Array, "B V"],
+    tokens: Int[Array, "B M"],
+    step: Int[Array, ""],
+    special_tokens: SpecialTokens,
+    *,
+    timestamps: bool,
 ) -> Float[Array, "B V"]:
     """Return the logits with minus infinity where the rules forbid a token.
 
@@ -143,38 +148,44 @@ def allowed(
         come in pairs, except before the end; none is before the last one; and a time is written where all times
         together are more probable than any one word.
     """
-    number = np.arange(logits.shape[1])
-    never = np.isin(number, vocabulary.suppress)
-    never_first = np.isin(number, vocabulary.suppress_first)
-    if times:
-        is_time = number >= vocabulary.time
-        never |= number == vocabulary.no_times
-        never_first |= ~is_time | (number > vocabulary.time + vocabulary.first_time)
-    forbidden = never[None] | (never_first[None] & (at == 0))
-    if not times:
+    token_ids = np.arange(logits.shape[1])
+    always_suppressed = np.isin(token_ids, special_tokens.suppress_tokens)
+    suppressed_at_begin = np.isin(token_ids, special_tokens.begin_suppress_tokens)
+    if timestamps:
+        is_timestamp = token_ids >= special_tokens.timestamp_begin
+        always_suppressed |= token_ids == special_tokens.no_timestamps
+        suppressed_at_begin |= ~is_timestamp | (
+            token_ids > special_tokens.timestamp_begin + special_tokens.max_initial_timestamp_index
+        )
+    forbidden = always_suppressed[None] | (suppressed_at_begin[None] & (step == 0))
+    if not timestamps:
         return jnp.where(forbidden, -jnp.inf, logits)
 
-    last, before = (jnp.take(tokens, jnp.maximum(at - back, 0), axis=1) >= vocabulary.time for back in (1, 2))
-    last, before = last & (at >= 1), before | (at < 2)
-    pair, single = last & before, last & ~before
-    forbidden = forbidden | (pair[:, None] & is_time[None]) | (single[:, None] & (number < vocabulary.end)[None])
-    latest = jnp.where((jnp.arange(tokens.shape[1]) < at)[None], tokens, 0).max(axis=1)
+    last_is_timestamp, penultimate_is_timestamp = (
+        jnp.take(tokens, jnp.maximum(step - back, 0), axis=1) >= special_tokens.timestamp_begin for back in (1, 2)
+    )
+    last_is_timestamp, penultimate_is_timestamp = last_is_timestamp & (step >= 1), penultimate_is_timestamp | (step < 2)
+    pair, single = last_is_timestamp & penultimate_is_timestamp, last_is_timestamp & ~penultimate_is_timestamp
+    forbidden = (
+        forbidden | (pair[:, None] & is_timestamp[None]) | (single[:, None] & (token_ids < special_tokens.eot)[None])
+    )
+    last_timestamp = jnp.where((jnp.arange(tokens.shape[1]) < step)[None], tokens, 0).max(axis=1)
     # The end of one text may be the begin of the next; a text of no length is not.
-    least = jnp.where(single, latest, latest + 1)
-    forbidden = forbidden | (is_time[None] & (number[None] < least[:, None]))
+    min_timestamp = jnp.where(single, last_timestamp, last_timestamp + 1)
+    forbidden = forbidden | (is_timestamp[None] & (token_ids[None] < min_timestamp[:, None]))
     logits = jnp.where(forbidden, -jnp.inf, logits)
 
-    total = jax.nn.logsumexp(logits[:, vocabulary.time :], axis=1)
-    word = logits[:, : vocabulary.time].max(axis=1)
-    return jnp.where((total > word)[:, None] & ~is_time[None], -jnp.inf, logits)
+    timestamp_logsumexp = jax.nn.logsumexp(logits[:, special_tokens.timestamp_begin :], axis=1)
+    max_text_logit = logits[:, : special_tokens.timestamp_begin].max(axis=1)
+    return jnp.where((timestamp_logsumexp > max_text_logit)[:, None] & ~is_timestamp[None], -jnp.inf, logits)
 
 
-def _choose(logits: Float[Array, "B V"], temperature: Float[Array, " B"], keys: Array) -> Int[Array, " B"]:
-    best = logits.argmax(axis=1).astype(jnp.int32)
+def _sample_tokens(logits: Float[Array, "B V"], temperature: Float[Array, " B"], keys: Array) -> Int[Array, " B"]:
+    greedy = logits.argmax(axis=1).astype(jnp.int32)
 
     def sample() -> Int[Array, " B"]:
-        warm = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
-        drawn = jax.vmap(jax.random.categorical)(keys, warm).astype(jnp.int32)
-        return jnp.where(temperature > 0, drawn, best)
+        scaled_logits = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+        sampled = jax.vmap(jax.random.categorical)(keys, scaled_logits).astype(jnp.int32)
+        return jnp.where(temperature > 0, sampled, greedy)
 
-    return jax.lax.cond((temperature > 0).any(), sample, lambda: best)
+    return jax.lax.cond((temperature > 0).any(), sample, lambda: greedy)

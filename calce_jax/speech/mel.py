@@ -13,20 +13,20 @@ import numpy as np
 from jaxtyping import Float
 from transformers.audio_utils import mel_filter_bank
 
-from calce_jax.speech.audio import RATE
+from calce_jax.speech.audio import SAMPLE_RATE
 
-HOP, WINDOW = 160, 400
-FRAMES_PER_S = RATE // HOP
+HOP_LENGTH, N_FFT = 160, 400
+FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
 # Samples before the middle of a window; the sound is mirrored by that much at both ends.
-EDGE = WINDOW // 2
+EDGE_SAMPLES = N_FFT // 2
 # Frames that are computed at once, and the samples these take.
-BLOCK = 3000
-NEEDED = (BLOCK - 1) * HOP + WINDOW
+BLOCK_FRAMES = 3000
+BLOCK_SAMPLES = (BLOCK_FRAMES - 1) * HOP_LENGTH + N_FFT
 # Bands this many powers of ten below the loudest of the file are as good as silent.
-RANGE = 8.0
+DYNAMIC_RANGE = 8.0
 
 
-def log_mel(pieces: Iterable[Float[np.ndarray, "_"]], mels: int) -> Float[np.ndarray, "F C"]:
+def log_mel_spectrogram(chunks: Iterable[Float[np.ndarray, "_"]], mel_bins: int) -> Float[np.ndarray, "F C"]:
     """Return the bands of a whole file, float32; F = samples // 160, the rest of a frame is left out.
 
     They are scaled by the loudest band of the file, as `transformers` scales long sound; so the first window of a file
@@ -36,58 +36,58 @@ def log_mel(pieces: Iterable[Float[np.ndarray, "_"]], mels: int) -> Float[np.nda
       pieces: samples, 16 kHz, of any lengths.
       mels: C, 80 or 128.
     """
-    filters = _filters(mels)
-    blocks = [_log_power(block, filters)[:frames] for block, frames in _blocks(pieces)]
+    filters = _mel_filters(mel_bins)
+    blocks = [_log_power(block, filters)[:frames] for block, frames in _blocks(chunks)]
     if not blocks:
-        return np.zeros((0, mels), np.float32)
+        return np.zeros((0, mel_bins), np.float32)
     bands = np.concatenate(blocks)
-    return (np.maximum(bands, bands.max() - np.float32(RANGE)) + np.float32(4)) / np.float32(4)
+    return (np.maximum(bands, bands.max() - np.float32(DYNAMIC_RANGE)) + np.float32(4)) / np.float32(4)
 
 
-def _blocks(pieces: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
+def _blocks(chunks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
     """Yield stretches of NEEDED samples that overlap as windows do, and how many frames of each are the file's."""
-    held: list[np.ndarray] = []
-    size = total = done = 0
-    for piece in pieces:
-        held, size, total = [*held, piece], size + len(piece), total + len(piece)
-        if done == 0 and size == total > EDGE:  # the first time there is enough to mirror
-            start = np.concatenate(held)
-            held, size = [start[EDGE:0:-1], start], size + EDGE
-        while size >= NEEDED and size != total:
-            samples = np.concatenate(held)
-            yield samples[:NEEDED], BLOCK
-            done += BLOCK
-            held, size = [samples[BLOCK * HOP :]], size - BLOCK * HOP
-    if not (frames := total // HOP - done):
+    buffered: list[np.ndarray] = []
+    num_buffered = num_samples = num_done = 0
+    for chunk in chunks:
+        buffered, num_buffered, num_samples = [*buffered, chunk], num_buffered + len(chunk), num_samples + len(chunk)
+        if num_done == 0 and num_buffered == num_samples > EDGE_SAMPLES:  # the first time there is enough to mirror
+            start = np.concatenate(buffered)
+            buffered, num_buffered = [start[EDGE_SAMPLES:0:-1], start], num_buffered + EDGE_SAMPLES
+        while num_buffered >= BLOCK_SAMPLES and num_buffered != num_samples:
+            samples = np.concatenate(buffered)
+            yield samples[:BLOCK_SAMPLES], BLOCK_FRAMES
+            num_done += BLOCK_FRAMES
+            buffered, num_buffered = [samples[BLOCK_FRAMES * HOP_LENGTH :]], num_buffered - BLOCK_FRAMES * HOP_LENGTH
+    if not (frames := num_samples // HOP_LENGTH - num_done):
         return
-    samples = np.concatenate(held)
-    if total <= EDGE:
-        samples = np.pad(samples, EDGE, mode="reflect")
+    samples = np.concatenate(buffered)
+    if num_samples <= EDGE_SAMPLES:
+        samples = np.pad(samples, EDGE_SAMPLES, mode="reflect")
     else:
-        samples = np.concatenate([samples, samples[-2 : -EDGE - 2 : -1]])
-    for first in range(0, frames, BLOCK):
-        rest = samples[first * HOP : first * HOP + NEEDED]
-        yield np.pad(rest, (0, NEEDED - len(rest))), min(BLOCK, frames - first)
+        samples = np.concatenate([samples, samples[-2 : -EDGE_SAMPLES - 2 : -1]])
+    for first in range(0, frames, BLOCK_FRAMES):
+        block = samples[first * HOP_LENGTH : first * HOP_LENGTH + BLOCK_SAMPLES]
+        yield np.pad(block, (0, BLOCK_SAMPLES - len(block))), min(BLOCK_FRAMES, frames - first)
 
 
 @cache
-def _filters(mels: int) -> Float[np.ndarray, "X C"]:
-    bank = mel_filter_bank(
-        num_frequency_bins=1 + WINDOW // 2,
-        num_mel_filters=mels,
+def _mel_filters(mel_bins: int) -> Float[np.ndarray, "X C"]:
+    filter_bank = mel_filter_bank(
+        num_frequency_bins=1 + N_FFT // 2,
+        num_mel_filters=mel_bins,
         min_frequency=0.0,
-        max_frequency=RATE / 2,
-        sampling_rate=RATE,
+        max_frequency=SAMPLE_RATE / 2,
+        sampling_rate=SAMPLE_RATE,
         norm="slaney",
         mel_scale="slaney",
     )
-    return bank.astype(np.float32)
+    return filter_bank.astype(np.float32)
 
 
 def _log_power(samples: Float[np.ndarray, "_"], filters: Float[np.ndarray, "X C"]) -> Float[np.ndarray, "F C"]:
     """Return log10 of the power in each band, float32."""
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
-    frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP]
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
+    frames = np.lib.stride_tricks.sliding_window_view(samples, N_FFT)[::HOP_LENGTH]
     spectrum = np.fft.rfft(frames * hann)
     power = (np.square(spectrum.real) + np.square(spectrum.imag)).astype(np.float32)
     return np.log10(np.maximum(power @ filters, np.float32(1e-10)))

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from calce_jax.speech.mel import FRAMES_PER_S
+from calce_jax.speech.mel import FRAMES_PER_SECOND
 from calce_jax.speech.special_tokens import TIME_STEP_S
 
 # Mel frames between two times that can be written.
-FRAMES_PER_STEP = round(TIME_STEP_S * FRAMES_PER_S)
+FRAMES_PER_STEP = round(TIME_STEP_S * FRAMES_PER_SECOND)
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class Segment:
     tokens: tuple[int, ...]
 
 
-def cut(tokens: Sequence[int], *, time: int, seek: int, frames: int) -> tuple[list[Segment], int]:
+def split_segments(
+    tokens: Sequence[int], *, timestamp_begin: int, seek: int, num_frames: int
+) -> tuple[list[Segment], int]:
     """Cut a window's text at its times.
 
     Where two times meet, a segment ends and the next begins. What follows the last such place was cut off by the
@@ -36,32 +38,32 @@ def cut(tokens: Sequence[int], *, time: int, seek: int, frames: int) -> tuple[li
     Returns:
       The segments, and how many frames later the next window begins; never 0.
     """
-    is_time = [token >= time for token in tokens]
-    meet = [n for n in range(1, len(tokens)) if is_time[n - 1] and is_time[n]]
-    finished = is_time[-2:] == [False, True]
-    offset = seek / FRAMES_PER_S
+    is_timestamp = [token >= timestamp_begin for token in tokens]
+    boundaries = [n for n in range(1, len(tokens)) if is_timestamp[n - 1] and is_timestamp[n]]
+    single_timestamp_ending = is_timestamp[-2:] == [False, True]
+    offset = seek / FRAMES_PER_SECOND
 
     def second(token: int) -> float:
-        return offset + (token - time) * TIME_STEP_S
+        return offset + (token - timestamp_begin) * TIME_STEP_S
 
-    if not meet:
-        end = frames // FRAMES_PER_STEP * TIME_STEP_S
-        times = [token for token in tokens if token >= time]
-        if times and times[-1] > time:
-            end = (times[-1] - time) * TIME_STEP_S
-        return [Segment(offset, offset + end, tuple(tokens))], frames
-    bounds = [0, *meet, *([len(tokens)] if finished else [])]
+    if not boundaries:
+        end = num_frames // FRAMES_PER_STEP * TIME_STEP_S
+        timestamps = [token for token in tokens if token >= timestamp_begin]
+        if timestamps and timestamps[-1] > timestamp_begin:
+            end = (timestamps[-1] - timestamp_begin) * TIME_STEP_S
+        return [Segment(offset, offset + end, tuple(tokens))], num_frames
+    bounds = [0, *boundaries, *([len(tokens)] if single_timestamp_ending else [])]
     segments = []
     for first, last in pairwise(bounds):
-        part = tokens[first:last]
-        segments.append(Segment(second(part[0]), second(part[-1]), tuple(part)))
-    if finished:
-        return segments, frames
-    step = (tokens[meet[-1] - 1] - time) * FRAMES_PER_STEP
-    return segments, step if step > 0 else frames
+        segment_tokens = tokens[first:last]
+        segments.append(Segment(second(segment_tokens[0]), second(segment_tokens[-1]), tuple(segment_tokens)))
+    if single_timestamp_ending:
+        return segments, num_frames
+    num_advanced = (tokens[boundaries[-1] - 1] - timestamp_begin) * FRAMES_PER_STEP
+    return segments, num_advanced if num_advanced > 0 else num_frames
 
 
-def repetitiveness(text: str) -> float:
+def compression_ratio(text: str) -> float:
     """Return how much smaller a text becomes when compressed: above 2.4 it says the same over and over."""
     content = text.encode()
     return len(content) / len(zlib.compress(content))

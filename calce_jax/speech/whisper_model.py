@@ -15,14 +15,23 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from calce_jax.checkpoints.convert.reader import WeightsFileError, open_tensors
 from calce_jax.checkpoints.convert.state_dict import ConversionError, to_flax
-from calce_jax.checkpoints.convert.whisper import TABLE
+from calce_jax.checkpoints.convert.whisper import KEY_MAPPING
 from calce_jax.errors import UserError
-from calce_jax.models.whisper import SIZES, Whisper, WhisperConfig
-from calce_jax.speech.special_tokens import Vocabulary
+from calce_jax.models.whisper import WHISPER_SIZES, Whisper, WhisperConfig
+from calce_jax.speech.special_tokens import SpecialTokens
 
-CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
-WANTED = [CONFIG, GENERATION, WEIGHTS, INDEX, "model-*.safetensors", "*token*.json", "vocab.json", "merges.txt"]
+CONFIG_FILE, GENERATION_CONFIG_FILE, WEIGHTS_FILE = "config.json", "generation_config.json", "model.safetensors"
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+HF_FILE_PATTERNS = [
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    WEIGHTS_FILE,
+    INDEX_FILE,
+    "model-*.safetensors",
+    "*token*.json",
+    "vocab.json",
+    "merges.txt",
+]
 
 
 T = TypeVar("T")
@@ -46,15 +55,15 @@ class SpeechModel:
     """
 
     whisper: Whisper
-    vocabulary: Vocabulary
+    special_tokens: SpecialTokens
     tokenizer: PreTrainedTokenizerBase
     dtype: Dtype
     source: str
 
-    def text(self, tokens: list[int]) -> str:
+    def decode_text(self, tokens: list[int]) -> str:
         """Return what tokens say, without those that are no text."""
-        said = [token for token in tokens if token < self.vocabulary.end]
-        return str(self.tokenizer.decode(said, clean_up_tokenization_spaces=False))
+        text_tokens = [token for token in tokens if token < self.special_tokens.eot]
+        return str(self.tokenizer.decode(text_tokens, clean_up_tokenization_spaces=False))
 
 
 def open_whisper(source: str | Path, dtype: Dtype = "float32") -> SpeechModel:
@@ -68,28 +77,28 @@ def open_whisper(source: str | Path, dtype: Dtype = "float32") -> SpeechModel:
     Raises:
       SpeechModelError: there is no such folder, model or size; a file is missing or damaged; weights do not fit.
     """
-    folder = _folder(source)
-    config = _read(folder / CONFIG, WhisperConfig.from_hugging_face)
-    vocabulary = _read(folder / GENERATION, Vocabulary.from_hugging_face)
+    folder = _resolve_folder(source)
+    config = _read_json(folder / CONFIG_FILE, WhisperConfig.from_hugging_face)
+    special_tokens = _read_json(folder / GENERATION_CONFIG_FILE, SpecialTokens.from_hugging_face)
     whisper = nnx.eval_shape(lambda: Whisper(config, rngs=nnx.Rngs(0)))
-    weights = folder / INDEX if (folder / INDEX).is_file() else folder / WEIGHTS
+    weights = folder / INDEX_FILE if (folder / INDEX_FILE).is_file() else folder / WEIGHTS_FILE
     try:
-        arrays = to_flax(TABLE, open_tensors(weights), nnx.state(whisper))
+        arrays = to_flax(KEY_MAPPING, open_tensors(weights), nnx.state(whisper))
     except WeightsFileError as error:
         raise SpeechModelError(f"{error} (a Whisper is read from safetensors alone)") from error
     except ConversionError as error:
         raise SpeechModelError(f"{weights}: {error}\nfetch the whole model again") from error
     nnx.update(whisper, jax.tree.map(lambda weight: jnp.asarray(weight, dtype), arrays))
-    return SpeechModel(whisper, vocabulary, _tokenizer(folder, vocabulary, config), dtype, str(source))
+    return SpeechModel(whisper, special_tokens, _open_tokenizer(folder, special_tokens, config), dtype, str(source))
 
 
-def _folder(source: str | Path) -> Path:
+def _resolve_folder(source: str | Path) -> Path:
     if Path(source).is_dir():
         return Path(source)
     name, stem = str(source), str(source).removesuffix(".en")
     if "/" not in name:
-        if stem not in SIZES or (name != stem and stem not in ("tiny", "base", "small", "medium")):
-            sizes = ", ".join(SIZES)
+        if stem not in WHISPER_SIZES or (name != stem and stem not in ("tiny", "base", "small", "medium")):
+            sizes = ", ".join(WHISPER_SIZES)
             raise SpeechModelError(
                 f"{name}: no such folder, and no size of Whisper",
                 "give a folder, a name on the Hugging Face hub, or "
@@ -97,7 +106,7 @@ def _folder(source: str | Path) -> Path:
             )
         name = f"openai/whisper-{'large-v3-turbo' if stem == 'turbo' else name}"
     try:
-        return Path(snapshot_download(name, allow_patterns=WANTED))
+        return Path(snapshot_download(name, allow_patterns=HF_FILE_PATTERNS))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise SpeechModelError(
             f"{source}: neither a folder nor a model that could be fetched from the Hugging Face hub "
@@ -106,9 +115,9 @@ def _folder(source: str | Path) -> Path:
         ) from error
 
 
-def _read(path: Path, understand: Callable[[Mapping[str, Any]], T]) -> T:
+def _read_json(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> T:
     try:
-        return understand(json.loads(path.read_text()))
+        return parse(json.loads(path.read_text()))
     except FileNotFoundError:
         raise SpeechModelError(
             f"{path}: no such file", "fetch the whole model, in the layout of Hugging Face"
@@ -119,15 +128,19 @@ def _read(path: Path, understand: Callable[[Mapping[str, Any]], T]) -> T:
         raise SpeechModelError(f"{path}: {error}") from error
 
 
-def _tokenizer(folder: Path, vocabulary: Vocabulary, config: WhisperConfig) -> PreTrainedTokenizerBase:
+def _open_tokenizer(folder: Path, special_tokens: SpecialTokens, config: WhisperConfig) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError) as error:
         raise SpeechModelError(
             f"{folder}: no usable tokenizer ({error})", "fetch tokenizer.json and tokenizer_config.json"
         ) from error
-    if tokenizer.convert_tokens_to_ids("<|startoftranscript|>") != vocabulary.start or vocabulary.time >= config.vocab:
+    if (
+        tokenizer.convert_tokens_to_ids("<|startoftranscript|>") != special_tokens.sot
+        or special_tokens.timestamp_begin >= config.vocab
+    ):
         raise SpeechModelError(
-            f"{folder}: {CONFIG}, {GENERATION} and the tokenizer are not of the same model", "fetch them from one place"
+            f"{folder}: {CONFIG_FILE}, {GENERATION_CONFIG_FILE} and the tokenizer are not of the same model",
+            "fetch them from one place",
         )
     return tokenizer

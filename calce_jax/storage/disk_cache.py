@@ -25,10 +25,10 @@ import ml_dtypes
 import numpy as np
 from absl import logging
 
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.atomic_files import write_atomic
 
-Kind = Literal["frames", "captions", "features"]
-LIMIT_GB = 10.0
+EntryKind = Literal["frames", "captions", "features"]
+DEFAULT_LIMIT_GB = 10.0
 MAGIC = b"calce cache 2\n"
 # SHA-256 takes 5 ms for 8 MB, the features of a piece at the full size, on a CPU with instructions for it (AMD EPYC,
 # one core); BLAKE2b takes 10 ms, CRC-32 2 ms. Seeing the piece takes the towers' time for 150 frames.
@@ -49,25 +49,25 @@ DTYPES: dict[str, np.dtype] = {
 }
 
 
-def default_folder() -> Path:
+def default_cache_dir() -> Path:
     """Return where entries go unless told otherwise: `$CALCE_CACHE`, or `calce` where a user's caches are."""
-    named = os.environ.get("CALCE_CACHE")
+    override = os.environ.get("CALCE_CACHE")
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(caches) / "calce"
+    return Path(override) if override else Path(caches) / "calce"
 
 
-def key_of(**parts: Any) -> str:
+def make_cache_key(**parts: Any) -> str:
     """Return the name of an entry made from these, which JSON can hold."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
 
 
-def content_of(path: str | os.PathLike[str]) -> str:
+def file_hash(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class Cache:
+class DiskCache:
     """Entries of bytes, or of named arrays.
 
     Args:
@@ -75,74 +75,74 @@ class Cache:
       limit: bytes that all entries together may take.
     """
 
-    def __init__(self, folder: str | Path, limit: int = int(LIMIT_GB * 1e9)):
-        self.folder, self.limit = Path(folder), limit
+    def __init__(self, folder: str | Path, max_bytes: int = int(DEFAULT_LIMIT_GB * 1e9)):
+        self.folder, self.max_bytes = Path(folder), max_bytes
         self._warned_of_writing = self._warned_of_reading = False
 
-    def read(self, kind: Kind, key: str) -> bytes | None:
+    def read(self, kind: EntryKind, cache_key: str) -> bytes | None:
         """Return the content of an entry, or nothing if it is absent or damaged."""
-        path = self.folder / kind / key
+        path = self.folder / kind / cache_key
         try:
             entry = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            self.refuse(kind, key, error.strerror or error)
+            self.refuse(kind, cache_key, error.strerror or error)
             return None
         content = entry[OVERHEAD:]
-        if entry[:OVERHEAD] != _head(kind, key, content):
-            self.refuse(kind, key, "damaged, or of an earlier version")
+        if entry[:OVERHEAD] != _head(kind, cache_key, content):
+            self.refuse(kind, cache_key, "damaged, or of an earlier version")
             return None
         with suppress(OSError):  # an entry of another user can be read, but not marked as used
             os.utime(path)
         return content
 
-    def write(self, kind: Kind, key: str, content: bytes) -> None:
+    def write(self, kind: EntryKind, cache_key: str, content: bytes) -> None:
         """Keep an entry, and drop others if it does not fit beside them; one larger than the bound is not kept."""
-        if OVERHEAD + len(content) > self.limit:
+        if OVERHEAD + len(content) > self.max_bytes:
             return
         try:
-            write_output(self.folder / kind / key, _head(kind, key, content) + content)
-            self._make_room()
+            write_atomic(self.folder / kind / cache_key, _head(kind, cache_key, content) + content)
+            self._evict()
         except OSError as error:
             if not self._warned_of_writing:
                 logging.warning("nothing is kept for later: %s", error)
             self._warned_of_writing = True
 
-    def read_arrays(self, kind: Kind, key: str) -> dict[str, np.ndarray] | None:
+    def read_arrays(self, kind: EntryKind, cache_key: str) -> dict[str, np.ndarray] | None:
         """Return the arrays of an entry as they were written, bit by bit, or nothing if it is absent or damaged."""
-        content = self.read(kind, key)
+        content = self.read(kind, cache_key)
         if content is None:
             return None
         try:
             return _unpacked(content)
         except ValueError as error:
-            self.refuse(kind, key, error)
+            self.refuse(kind, cache_key, error)
             return None
 
-    def write_arrays(self, kind: Kind, key: str, arrays: Mapping[str, Any]) -> None:
+    def write_arrays(self, kind: EntryKind, cache_key: str, arrays: Mapping[str, Any]) -> None:
         """Keep an entry of arrays.
 
         Raises:
           TypeError: an array has a dtype that is not in `DTYPES`.
         """
-        self.write(kind, key, _packed(arrays))
+        self.write(kind, cache_key, _packed(arrays))
 
-    def refuse(self, kind: Kind, key: str, reason: object) -> None:
+    def refuse(self, kind: EntryKind, key: str, reason: object) -> None:
         """Warn, once for this cache, that an entry cannot be used, for a caller that makes it anew."""
         if not self._warned_of_reading:
             logging.warning("%s is made anew: %s", self.folder / kind / key, reason)
         self._warned_of_reading = True
 
-    def size(self) -> int:
+    def total_bytes(self) -> int:
         """Return the bytes that all entries take."""
         return sum(size for _, size, _ in self._entries())
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         entries = sorted(self._entries())
         total = sum(size for _, size, _ in entries)
         for _, size, path in entries:
-            if total <= self.limit:
+            if total <= self.max_bytes:
                 return
             with suppress(OSError):  # one that cannot be removed, or is gone already, does not keep the others
                 path.unlink()
@@ -150,18 +150,18 @@ class Cache:
 
     def _entries(self) -> list[tuple[int, int, Path]]:
         """List (last used, bytes, path); another process may be deleting."""
-        found = []
-        for path in (path for kind in get_args(Kind) for path in self.folder.glob(f"{kind}/*")):
+        entries = []
+        for path in (path for kind in get_args(EntryKind) for path in self.folder.glob(f"{kind}/*")):
             try:
                 about = path.stat()
             except OSError:
                 continue
             if stat.S_ISREG(about.st_mode):
-                found.append((about.st_mtime_ns, about.st_size, path))
-        return found
+                entries.append((about.st_mtime_ns, about.st_size, path))
+        return entries
 
 
-def _head(kind: Kind, key: str, content: bytes) -> bytes:
+def _head(kind: EntryKind, key: str, content: bytes) -> bytes:
     """Return the bytes before the content. Kind and key are in the checksum: a file that was renamed does not pass."""
     checksum = hashlib.sha256(f"{kind}/{key}\n".encode())
     checksum.update(content)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calce_jax.errors import UserError
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.atomic_files import write_atomic
 
 # More rows than this help no one; failures.jsonl has them all.
-SHOWN_FAILURES = 40
+MAX_LISTED_FAILURES = 40
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
     Raises:
       OSError: the file cannot be written.
     """
-    write_output(path, "".join(json.dumps(dataclasses.asdict(failure)) + "\n" for failure in failures))
+    write_atomic(path, "".join(json.dumps(dataclasses.asdict(failure)) + "\n" for failure in failures))
 
 
 def failure_table(failures: Sequence[Failure]) -> str:
     """Return the failures as a table for people, in columns."""
     rows = [("video", "what is wrong", "what to do")]
-    rows += [(failure.video, failure.reason, failure.remedy) for failure in failures[:SHOWN_FAILURES]]
+    rows += [(failure.video, failure.reason, failure.remedy) for failure in failures[:MAX_LISTED_FAILURES]]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = [f"{video:<{widths[0]}}  {reason:<{widths[1]}}  {remedy}" for video, reason, remedy in rows]
-    more = len(failures) - SHOWN_FAILURES
+    more = len(failures) - MAX_LISTED_FAILURES
     return "\n".join([*lines, f"... and {more} more, in failures.jsonl"] if more > 0 else lines)

@@ -16,9 +16,9 @@ from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
 from calce_jax.text.text_row import Caption, Number
 
-FILLERS = frozenset({"the", "a", "o", "oh", "yeah", "uh", "ah", "yep", "uh-no", "hmm"})
-ENGLISH_SHARE = 0.8  # of a caption's words that must be made of a to z alone
-PAUSE_S = 2.5  # the longest silence that does not end a stretch of speech
+FILLER_WORDS = frozenset({"the", "a", "o", "oh", "yeah", "uh", "ah", "yep", "uh-no", "hmm"})
+MIN_ENGLISH_FRACTION = 0.8  # of a caption's words that must be made of a to z alone
+MAX_PAUSE_SECONDS = 2.5  # the longest silence that does not end a stretch of speech
 
 MAX_BYTES = 50_000_000  # of a file; a film of two hours takes 200 kB
 MAX_HOURS = 100_000  # times are smaller, so that seconds fit into 32 bits
@@ -38,7 +38,7 @@ _SPACE = re.compile(r"\s*+")
 _MARKUP = re.compile(r"</?[A-Za-z][^<>]*>|\{\\[^{}]*\}")
 # Without the ";" it may be part of an address ("?a=1&copy=2"); more digits than these name no character.
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-_SIGNS = re.compile(r"[^\w\s]")
+_PUNCTUATION = re.compile(r"[^\w\s]")
 
 
 class CaptionError(UserError):
@@ -73,7 +73,7 @@ def read_srt(path: str | Path, behaviour: Behaviour = "default") -> list[Caption
     except UnicodeDecodeError as error:
         raise CaptionError(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
     if behaviour == "reference":
-        return list(_by_lines(text, path))
+        return list(_parse_lines(text, path))
     return sorted(_by_entries(text, path), key=lambda caption: caption.start)
 
 
@@ -87,25 +87,25 @@ def check_srt(content: bytes) -> None:
         pass
 
 
-def clean(captions: Sequence[Caption]) -> list[Caption]:
+def clean_captions(captions: Sequence[Caption]) -> list[Caption]:
     """Join repeats and keep what is English: lower case, without signs and fillers.
 
     These are the original's rules; captions in which fewer than four of five words consist of a to z are dropped.
     """
-    kept = ((caption, clean_text(caption.text)) for caption in _joined(captions))
-    return [replace(caption, text=text) for caption, text in kept if text]
+    cleaned = ((caption, clean_text(caption.text)) for caption in _merge_repeats(captions))
+    return [replace(caption, text=text) for caption, text in cleaned if text]
 
 
 def clean_text(text: str) -> str | None:
     """Return a caption's words, or `None` where nothing remains of it or too little is English."""
-    words = _SIGNS.sub("", text).lower().split()
+    words = _PUNCTUATION.sub("", text).lower().split()
     english = [word for word in words if word.isascii() and word.isalpha()]
-    if len(english) < ENGLISH_SHARE * len(words):
+    if len(english) < MIN_ENGLISH_FRACTION * len(words):
         return None
-    return " ".join(word for word in words if word not in FILLERS) or None
+    return " ".join(word for word in words if word not in FILLER_WORDS) or None
 
 
-def spoken_intervals(captions: Sequence[Caption], behaviour: Behaviour = "default") -> list[tuple[Number, Number]]:
+def speech_intervals(captions: Sequence[Caption], behaviour: Behaviour = "default") -> list[tuple[Number, Number]]:
     """Return the stretches [start, end], in seconds, in which somebody talks with pauses of at most 2.5 s.
 
     Args:
@@ -116,22 +116,22 @@ def spoken_intervals(captions: Sequence[Caption], behaviour: Behaviour = "defaul
     intervals: list[tuple[Number, Number]] = []
     for caption in captions:
         start, end = intervals[-1] if intervals else (0.0, float("-inf"))
-        if caption.start - end <= PAUSE_S:
+        if caption.start - end <= MAX_PAUSE_SECONDS:
             intervals[-1] = (start, caption.end if behaviour == "reference" else max(end, caption.end))
         else:
             intervals.append((caption.start, caption.end))
     return intervals
 
 
-def _joined(captions: Iterable[Caption]) -> list[Caption]:
+def _merge_repeats(captions: Iterable[Caption]) -> list[Caption]:
     """Make one caption of those that follow each other at once with the same text."""
-    joined: list[Caption] = []
+    merged: list[Caption] = []
     for caption in captions:
-        if joined and (joined[-1].end, joined[-1].text) == (caption.start, caption.text):
-            joined[-1] = replace(joined[-1], end=caption.end)
+        if merged and (merged[-1].end, merged[-1].text) == (caption.start, caption.text):
+            merged[-1] = replace(merged[-1], end=caption.end)
         else:
-            joined.append(caption)
-    return joined
+            merged.append(caption)
+    return merged
 
 
 def _by_entries(text: str, path: Path) -> Iterator[Caption]:
@@ -144,12 +144,12 @@ def _by_entries(text: str, path: Path) -> Iterator[Caption]:
     while at < len(text):
         header = _HEADER.match(text, at)
         if header is None:
-            raise _malformed(path, text, _end(_NUMBER_ALONE, text, at))
+            raise _malformed_error(path, text, _end(_NUMBER_ALONE, text, at))
         first = header.end()
         at = next((start.start() for start in starts if _ends_text(text, first, start)), len(text))
         # An entry whose times are broken starts nowhere, and would be more text of the one before.
         if broken := _BROKEN_TIMES.search(text, first, at):
-            raise _malformed(path, text, broken.start(1))
+            raise _malformed_error(path, text, broken.start(1))
         said = " ".join(_ENTITY.sub(_character, _MARKUP.sub("", text[first:at])).split())
         start, end = sorted((_header_time(header, 1, path), _header_time(header, 5, path)))
         if said:
@@ -192,11 +192,11 @@ def _line(text: str, at: int) -> int:
     return text.count("\n", 0, at) + 1
 
 
-def _malformed(path: Path, text: str, at: int) -> CaptionError:
-    found = text[at : at + 60].partition("\n")[0]
+def _malformed_error(path: Path, text: str, at: int) -> CaptionError:
+    actual = text[at : at + 60].partition("\n")[0]
     return CaptionError(
         f'{path}, line {_line(text, at)}: expected a number, then "00:00:01,000 --> 00:00:02,500", then text, '
-        f"got {_excerpt(found)}",
+        f"got {_excerpt(actual)}",
         "mend the file, or empty it if there are no captions",
     )
 
@@ -206,32 +206,32 @@ def _excerpt(text: str) -> str:
     return f"{text[:60]!r:.60}"
 
 
-def _by_lines(text: str, path: Path) -> Iterable[Caption]:
+def _parse_lines(text: str, path: Path) -> Iterable[Caption]:
     """Read as the original does: what a line is depends on that line alone."""
     times: tuple[float, float] | None = None
-    said: list[str] = []
+    text_lines: list[str] = []
     for number, line in enumerate(map(str.strip, chain(text.splitlines(), "0")), 1):
         if line.isdigit():
-            if said and times is None:
-                above = _excerpt(said[0])
+            if text_lines and times is None:
+                above = _excerpt(text_lines[0])
                 raise CaptionError(f"{path}, line {number}, start: no times for {above} above", "mend the file")
-            if said and times:
-                yield Caption(*times, " ".join(said))
-            times, said = None, []
+            if text_lines and times:
+                yield Caption(*times, " ".join(text_lines))
+            times, text_lines = None, []
         elif "-->" in line:
-            times = _times(line, path, number)
+            times = _parse_times(line, path, number)
         elif line:
-            said.append(line)
+            text_lines.append(line)
 
 
-def _times(line: str, path: Path, number: int) -> tuple[float, float]:
+def _parse_times(line: str, path: Path, number: int) -> tuple[float, float]:
     start, end = (side.strip() for side in line.split("-->", 1))
     try:
-        return _seconds(start), _seconds(end)
+        return _parse_seconds(start), _parse_seconds(end)
     except ValueError as error:
         raise CaptionError(f"{path}, line {number}: {error!s:.100}", "write times as 00:00:01,000") from None
 
 
-def _seconds(time: str) -> float:
-    moment = datetime.strptime(time, "%H:%M:%S,%f")
-    return moment.hour * 3600 + moment.minute * 60 + moment.second + moment.microsecond / 1e6
+def _parse_seconds(time: str) -> float:
+    parsed = datetime.strptime(time, "%H:%M:%S,%f")
+    return parsed.hour * 3600 + parsed.minute * 60 + parsed.second + parsed.microsecond / 1e6

@@ -37,24 +37,24 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.config import Behaviour
-from calce_jax.text.text_row import Caption, Note, Number, TextRow, TextSizes, Windows
-from calce_jax.text.tokenizers import bare
+from calce_jax.text.text_row import Caption, Number, RowFlag, TextRow, TextSizes, Windows
+from calce_jax.text.tokenizers import unwrap_fast_tokenizer
 
-TASK = "Given the video and the subtitle and the query, find the query relevant windows.\nRelevant windows: "
+TASK_PROMPT = "Given the video and the subtitle and the query, find the query relevant windows.\nRelevant windows: "
 NO_CAPTION = "*None*"
-BORDER = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes that a word begins
-END = "</s>"
-SINGLE_NUMBERS = 200  # the numbers below are made single pieces
+WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes that a word begins
+EOS_TOKEN = "</s>"
+SINGLE_TOKEN_LIMIT = 200  # the numbers below are made single pieces
 
-_TALK = ("talk", "speak", "say", "describe", "explain", "chat", "shout", "scream")
-_TALK_WORDS = re.compile(
+_SPEECH_SUBSTRINGS = ("talk", "speak", "say", "describe", "explain", "chat", "shout", "scream")
+_SPEECH_PATTERN = re.compile(
     r"\b(?:(?:talk|speak|say|explain|shout|scream)(?:s|ed|ing)?|spoke|spoken|said"
     r"|describ(?:e|es|ed|ing)|chat(?:s|ted|ting)?)\b",
     re.IGNORECASE,
 )
 
 
-def about_talking(query: str, behaviour: Behaviour = "default") -> bool:
+def mentions_speech(query: str, behaviour: Behaviour = "default") -> bool:
     """Say whether a query is about somebody talking, in which case the frames with captions are the key frames.
 
     Args:
@@ -64,50 +64,50 @@ def about_talking(query: str, behaviour: Behaviour = "default") -> bool:
         ("say") and "Talking" and "describing" are not.
     """
     if behaviour == "reference":
-        return any(word in query for word in _TALK)
-    return _TALK_WORDS.search(query) is not None
+        return any(word in query for word in _SPEECH_SUBSTRINGS)
+    return _SPEECH_PATTERN.search(query) is not None
 
 
 def stage1_windows(
     windows: Windows | None, duration: Number, behaviour: Behaviour = "default"
-) -> tuple[list[list[int | float]], Note]:
+) -> tuple[list[list[int | float]], RowFlag]:
     """Return what stage 2 takes for the stage-1 windows of a query: by default the whole video where there are none.
 
     Raises:
       ValueError: stage 1 has not been asked (`None`), under "reference". That it found none is no error there.
     """
     if windows is not None and (len(windows) or behaviour == "reference"):
-        return _listed(windows), Note(0)
+        return _to_lists(windows), RowFlag(0)
     if behaviour == "reference":
         raise ValueError(
             "no stage-1 windows, which stage 2 reads; run launch/infer.py on stage 1, then launch/merge.py"
         )
-    return [[0, float(duration)]], Note.NO_WINDOWS
+    return [[0, float(duration)]], RowFlag.NO_STAGE1_WINDOWS
 
 
-def replaced_numbers(t5: PreTrainedTokenizerBase, below: int = SINGLE_NUMBERS) -> dict[int, int]:
+def find_number_replacements(t5: PreTrainedTokenizerBase, limit: int = SINGLE_TOKEN_LIMIT) -> dict[int, int]:
     """Return, for each number below `below` that T5 would split, the nearest that it does not; of two, the greater.
 
     A number is split if it has several pieces and the first is not the lone word border, which is dropped.
     """
 
-    border = _id(t5, BORDER)
+    boundary_id = _token_id(t5, WORD_BOUNDARY)
     # One call for all: a call takes a tokenizer longer than a number does.
-    pieces = t5([str(number) for number in range(2 * below)], add_special_tokens=False)["input_ids"]
-    whole = [number for number, ids in enumerate(pieces) if len(ids) == 1 or ids[0] == border]
-    return {n: min(whole, key=lambda w: (abs(w - n), -w)) for n in sorted(set(range(below)) - set(whole))}
+    token_ids = t5([str(number) for number in range(2 * limit)], add_special_tokens=False)["input_ids"]
+    single_token = [number for number, ids in enumerate(token_ids) if len(ids) == 1 or ids[0] == boundary_id]
+    return {n: min(single_token, key=lambda w: (abs(w - n), -w)) for n in sorted(set(range(limit)) - set(single_token))}
 
 
-def answer_text(t5: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -> str:
+def decode_answer(t5: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -> str:
     """Return what T5 wrote, without padding, end and sentinels.
 
     Ids behind the vocabulary, which T5's padded embedding has, are nothing.
     """
-    known = [int(i) for i in ids if i < len(t5)]
-    return str(t5.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=True))
+    vocabulary_ids = [int(i) for i in ids if i < len(t5)]
+    return str(t5.decode(vocabulary_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True))
 
 
-def longest_answer(t5: PreTrainedTokenizerBase, duration: Number, step: int = 2) -> int:
+def answer_token_limit(t5: PreTrainedTokenizerBase, duration: Number, min_window: int = 2) -> int:
     """Return the tokens of the longest answer a video of `duration` seconds allows, with the end.
 
     Args:
@@ -115,7 +115,9 @@ def longest_answer(t5: PreTrainedTokenizerBase, duration: Number, step: int = 2)
       duration: seconds.
       step: seconds that a window takes at least, and that lie between two: 2 in QVHighlights, the finest there is.
     """
-    windows = [[start, start + step] for start in range(0, max(int(duration) + 1 - step, 1), 2 * step)]
+    windows = [
+        [start, start + min_window] for start in range(0, max(int(duration) + 1 - min_window, 1), 2 * min_window)
+    ]
     return len(t5(str(windows), add_special_tokens=False)["input_ids"]) + 1
 
 
@@ -140,15 +142,17 @@ class PromptWriter:
     ):
         self.sizes, self.stage = sizes, stage
         self.behaviour: Behaviour = behaviour
-        self._t5, self._bert = bare(t5), bare(bert)
-        self._replaced = replaced_numbers(t5)
-        self._border, self._end = _id(t5, BORDER), _id(t5, END)
-        self._times: dict[int, list[int]] = {}  # ids of the seconds written so far
-        self._open, self._close, self._until = (self._without_borders(sign) for sign in "[]>")
-        self._keyed, self._told = self._ids("<extra_id_0>"), self._ids("<extra_id_1>")
-        nothing = Caption(-1, -1, NO_CAPTION)
-        self._learn(_rounded(nothing))
-        self._nothing = self._caption(nothing, self._ids(NO_CAPTION))[0]
+        self._t5, self._bert = unwrap_fast_tokenizer(t5), unwrap_fast_tokenizer(bert)
+        self._replacements = find_number_replacements(t5)
+        self._boundary_id, self._eos_id = _token_id(t5, WORD_BOUNDARY), _token_id(t5, EOS_TOKEN)
+        self._second_ids: dict[int, list[int]] = {}  # ids of the seconds written so far
+        self._open_bracket, self._close_bracket, self._greater_sign = (
+            self._encode_without_boundary(sign) for sign in "[]>"
+        )
+        self._video_end, self._captions_end = self._encode("<extra_id_0>"), self._encode("<extra_id_1>")
+        no_caption = Caption(-1, -1, NO_CAPTION)
+        self._encode_seconds(_rounded_times(no_caption))
+        self._no_caption = self._caption_ids(no_caption, self._encode(NO_CAPTION))[0]
 
     def write(
         self,
@@ -158,8 +162,8 @@ class PromptWriter:
         duration: Number,
         captions: Sequence[Caption] = (),
         *,
-        answer: Windows = (),
-        reference_windows: Windows | None = None,
+        true_windows: Windows = (),
+        stage1_windows: Windows | None = None,
     ) -> TextRow:
         """Write one row.
 
@@ -176,192 +180,204 @@ class PromptWriter:
           ValueError: more frames than T; true windows that lie outside the video or end before they start; no
             `reference_windows` in stage 2; or text that exceeds M without any caption.
         """
-        sizes, notes = self.sizes, Note(0)
+        sizes, row_flags = self.sizes, RowFlag(0)
         if len(times) > sizes.frames:
             raise ValueError(f"{len(times)} frames, in a batch of {sizes.frames} a video; prepare with --frames=")
-        shown = self._seconds_of_frames(times)
-        spoken_at = chain.from_iterable(map(_rounded, captions[: sizes.captions]))
-        self._learn([*shown, round(float(duration)), *spoken_at])
-        head = [self._times[second] for second in shown]
-        head += [[]] * (sizes.frames - len(head))
-        head.append([*self._until, *self._times[round(float(duration))], *self._keyed])
-        text, cut = self._text(query, items, reference_windows)
-        notes |= cut
-        tail = [self._nothing, self._told, text]
+        frame_seconds = self._frame_seconds(times)
+        caption_seconds = chain.from_iterable(map(_rounded_times, captions[: sizes.captions]))
+        self._encode_seconds([*frame_seconds, round(float(duration)), *caption_seconds])
+        leading_spans = [self._second_ids[second] for second in frame_seconds]
+        leading_spans += [[]] * (sizes.frames - len(leading_spans))
+        leading_spans.append([*self._greater_sign, *self._second_ids[round(float(duration))], *self._video_end])
+        text_ids, truncated_flags = self._text_ids(query, items, stage1_windows)
+        row_flags |= truncated_flags
+        trailing_spans = [self._no_caption, self._captions_end, text_ids]
 
         # A call takes a tokenizer longer than a caption does, so all captions go in one.
         texts = [caption.text for caption in captions[: sizes.captions]]
-        query_words, *caption_words = _all_ids(self._bert, [query, *texts], ends=True)
-        spoken, cuts = [], []
-        room = sizes.text_tokens - sum(map(len, [*head, *tail]))
-        if room < 0:
+        query_bert_tokens, *caption_bert_tokens = _encode_batch(self._bert, [query, *texts], special_tokens=True)
+        caption_spans, truncated = [], []
+        tokens_left = sizes.text_tokens - sum(map(len, [*leading_spans, *trailing_spans]))
+        if tokens_left < 0:
             raise ValueError(
-                f"a prompt without captions takes {sizes.text_tokens - room} text tokens of the {sizes.text_tokens} "
+                f"a prompt without captions takes {sizes.text_tokens - tokens_left} text tokens of the {sizes.text_tokens} "
                 f"a row has; raise text_tokens"
             )
-        written = _all_ids(self._t5, texts)
-        for caption, ids in zip(captions, written, strict=False):
-            piece, was_cut = self._caption(caption, ids)
-            room -= len(piece)
-            if room < 0:
+        caption_ids = _encode_batch(self._t5, texts)
+        for caption, ids in zip(captions, caption_ids, strict=False):
+            span, is_truncated = self._caption_ids(caption, ids)
+            tokens_left -= len(span)
+            if tokens_left < 0:
                 break
-            spoken.append(piece)
-            cuts.append(was_cut)
-        notes |= Note.CAPTIONS_LEFT_OUT if len(spoken) < len(captions) else Note(0)
-        caption_words = caption_words[: len(spoken)]
-        notes |= Note.QUERY_CUT if len(query_words) > sizes.words else Note(0)
-        notes |= Note.CAPTION_CUT if any(cuts) or any(len(w) > sizes.words for w in caption_words) else Note(0)
-
-        labels, cut = self._labels(answer, duration)
-        tokens, spans = _end_to_end([*head, *spoken, *([[]] * (sizes.captions - len(spoken))), *tail])
-        caption_rows = [self._padded_words(each) for each in caption_words]
-        caption_rows += [np.zeros(sizes.words, np.int32)] * (sizes.captions - len(caption_rows))
-        return TextRow(
-            tokens=_padded(tokens, sizes.text_tokens),
-            spans=spans,
-            query_words=self._padded_words(query_words),
-            caption_words=np.stack(caption_rows),
-            labels=_padded(labels, sizes.answer_tokens),
-            notes=notes | cut,
+            caption_spans.append(span)
+            truncated.append(is_truncated)
+        row_flags |= RowFlag.CAPTIONS_DROPPED if len(caption_spans) < len(captions) else RowFlag(0)
+        caption_bert_tokens = caption_bert_tokens[: len(caption_spans)]
+        row_flags |= RowFlag.QUERY_TRUNCATED if len(query_bert_tokens) > sizes.bert_tokens else RowFlag(0)
+        row_flags |= (
+            RowFlag.CAPTION_TRUNCATED
+            if any(truncated) or any(len(w) > sizes.bert_tokens for w in caption_bert_tokens)
+            else RowFlag(0)
         )
 
-    def text(self, query: str, items: Sequence[str], reference_windows: Windows | None = None) -> str:
+        labels, truncated_flags = self._label_ids(true_windows, duration)
+        tokens, spans = _concatenate(
+            [*leading_spans, *caption_spans, *([[]] * (sizes.captions - len(caption_spans))), *trailing_spans]
+        )
+        caption_rows = [self._pad_bert_tokens(token_ids) for token_ids in caption_bert_tokens]
+        caption_rows += [np.zeros(sizes.bert_tokens, np.int32)] * (sizes.captions - len(caption_rows))
+        return TextRow(
+            tokens=_pad(tokens, sizes.text_tokens),
+            spans=spans,
+            query_bert_tokens=self._pad_bert_tokens(query_bert_tokens),
+            caption_bert_tokens=np.stack(caption_rows),
+            labels=_pad(labels, sizes.answer_tokens),
+            row_flags=row_flags | truncated_flags,
+        )
+
+    def format_text(self, query: str, items: Sequence[str], stage1_windows: Windows | None = None) -> str:
         """Return the text part as it reads before any cut."""
         ref = (
             ""
             if self.stage == 1
-            else f"ref: {self._windows_text([] if reference_windows is None else reference_windows)}\n"
+            else f"ref: {self._format_windows([] if stage1_windows is None else stage1_windows)}\n"
         )
-        return f"Query: {query}\n{ref}Items: {','.join(items)}\n{TASK}"
+        return f"Query: {query}\n{ref}Items: {','.join(items)}\n{TASK_PROMPT}"
 
-    def answer(self, windows: Windows) -> str:
+    def format_answer(self, windows: Windows) -> str:
         """Return the answer that names `windows` (seconds), as it is learnt."""
         if self.behaviour == "default":
-            return self._windows_text(windows)
-        text = str(_listed(windows))
-        for number, other in self._replaced.items():
-            text = text.replace(str(number), str(other))
+            return self._format_windows(windows)
+        text = str(_to_lists(windows))
+        for number, replacement in self._replacements.items():
+            text = text.replace(str(number), str(replacement))
         return text
 
-    def _seconds_of_frames(self, times: Sequence[Number] | np.ndarray) -> list[int]:
+    def _frame_seconds(self, times: Sequence[Number] | np.ndarray) -> list[int]:
         exact = np.asarray(times, np.float32)
         if self.behaviour == "reference" and self.stage == 2:
             exact = np.round(exact, 2)
         return [round(float(second)) for second in exact]
 
-    def _windows_text(self, windows: Windows) -> str:
+    def _format_windows(self, windows: Windows) -> str:
         if self.behaviour == "reference":
-            return str(_listed(windows))
-        return str([self._whole_window(window) for window in windows])
+            return str(_to_lists(windows))
+        return str([self._single_token_window(window) for window in windows])
 
-    def _whole_window(self, window: Sequence[Number]) -> list[int]:
+    def _single_token_window(self, window: Sequence[Number]) -> list[int]:
         """Return a window in whole seconds that are single pieces, unless that would leave nothing of it."""
-        seconds = _whole(window)
-        single = [self._replaced.get(second, second) for second in seconds]
+        seconds = _whole_seconds(window)
+        single = [self._replacements.get(second, second) for second in seconds]
         return single if single[0] < single[1] else list(seconds)
 
-    def _text(self, query: str, items: Sequence[str], windows: Windows | None) -> tuple[list[int], Note]:
+    def _text_ids(self, query: str, items: Sequence[str], windows: Windows | None) -> tuple[list[int], RowFlag]:
         if self.stage == 2 and windows is None:
             raise ValueError("no stage-1 windows for a prompt of stage 2; see `stage1_windows`")
-        limit = self.sizes.max_text
-        ids = [*self._ids(self.text(query, items, windows)), self._end]
-        if len(ids) <= limit:
-            return ids, Note(0)
+        max_tokens = self.sizes.max_text
+        ids = [*self._encode(self.format_text(query, items, windows)), self._eos_id]
+        if len(ids) <= max_tokens:
+            return ids, RowFlag(0)
         if self.behaviour == "reference":
-            return [*ids[: limit - 1], self._end], Note.QUERY_CUT
+            return [*ids[: max_tokens - 1], self._eos_id], RowFlag.QUERY_TRUNCATED
 
-        words, items, windows = query.split(), list(items), [] if windows is None else list(windows)
+        query_words, items, windows = query.split(), list(items), [] if windows is None else list(windows)
 
-        def attempt(word_count: int, item_count: int, window_count: int) -> list[int]:
-            shorter = self.text(" ".join(words[:word_count]), items[:item_count], windows[:window_count])
-            return [*self._ids(shorter), self._end]
+        def encode_shortened(word_count: int, item_count: int, window_count: int) -> list[int]:
+            shortened = self.format_text(" ".join(query_words[:word_count]), items[:item_count], windows[:window_count])
+            return [*self._encode(shortened), self._eos_id]
 
         # A word is a token or more, so no more words than `limit` can stay, and a book is not tokenised again.
-        most = min(len(words), limit)
-        some = _longest(most, limit, lambda n: attempt(n, len(items), len(windows)))
-        some = some or _longest(len(items), limit, lambda n: attempt(0, n, len(windows)))
-        some = some or _longest(len(windows), limit, lambda n: attempt(0, 0, n))
-        if some is None:
-            raise ValueError(f"max_text: {limit} tokens do not even hold the task, which takes {len(attempt(0, 0, 0))}")
-        return some, Note.QUERY_CUT
+        max_words = min(len(query_words), max_tokens)
+        fitted_ids = _longest_prefix(max_words, max_tokens, lambda n: encode_shortened(n, len(items), len(windows)))
+        fitted_ids = fitted_ids or _longest_prefix(
+            len(items), max_tokens, lambda n: encode_shortened(0, n, len(windows))
+        )
+        fitted_ids = fitted_ids or _longest_prefix(len(windows), max_tokens, lambda n: encode_shortened(0, 0, n))
+        if fitted_ids is None:
+            raise ValueError(
+                f"max_text: {max_tokens} tokens do not even hold the task, which takes {len(encode_shortened(0, 0, 0))}"
+            )
+        return fitted_ids, RowFlag.QUERY_TRUNCATED
 
-    def _caption(self, caption: Caption, text: list[int]) -> tuple[list[int], bool]:
+    def _caption_ids(self, caption: Caption, text: list[int]) -> tuple[list[int], bool]:
         """Return the ids of "[", start, text, end, "]", and whether the text was cut."""
-        start, end = (self._times[second] for second in _rounded(caption))
-        limit = self.sizes.max_text
-        return [*self._open, *start, *text[:limit], *end, *self._close], len(text) > limit
+        start, end = (self._second_ids[second] for second in _rounded_times(caption))
+        max_tokens = self.sizes.max_text
+        return [*self._open_bracket, *start, *text[:max_tokens], *end, *self._close_bracket], len(text) > max_tokens
 
-    def _labels(self, windows: Windows, duration: Number) -> tuple[list[int], Note]:
+    def _label_ids(self, windows: Windows, duration: Number) -> tuple[list[int], RowFlag]:
         if not len(windows):
-            return [], Note(0)
-        windows, notes = _inside(_listed(windows), duration, self.behaviour)
-        ids, most = [*self._ids(self.answer(windows)), self._end], self.sizes.answer_tokens
-        if len(ids) <= most:
-            return ids, notes
-        notes |= Note.ANSWER_CUT
+            return [], RowFlag(0)
+        windows, row_flags = _check_windows(_to_lists(windows), duration, self.behaviour)
+        ids, max_tokens = [*self._encode(self.format_answer(windows)), self._eos_id], self.sizes.answer_tokens
+        if len(ids) <= max_tokens:
+            return ids, row_flags
+        row_flags |= RowFlag.ANSWER_TRUNCATED
         if self.behaviour == "reference":
-            return [*ids[: most - 1], self._end], notes
-        kept = _longest(len(windows), most, lambda n: [*self._ids(self.answer(windows[:n])), self._end])
-        if kept is None or len(kept) == len([*self._ids("[]"), self._end]):
-            raise ValueError(f"answer_tokens: {most} do not hold one window; raise it")
-        return kept, notes
+            return [*ids[: max_tokens - 1], self._eos_id], row_flags
+        fitted_ids = _longest_prefix(
+            len(windows), max_tokens, lambda n: [*self._encode(self.format_answer(windows[:n])), self._eos_id]
+        )
+        if fitted_ids is None or len(fitted_ids) == len([*self._encode("[]"), self._eos_id]):
+            raise ValueError(f"answer_tokens: {max_tokens} do not hold one window; raise it")
+        return fitted_ids, row_flags
 
-    def _padded_words(self, ids: list[int]) -> np.ndarray:
+    def _pad_bert_tokens(self, ids: list[int]) -> np.ndarray:
         """Cut to U words, the last of which stays [SEP]; pad."""
-        most = self.sizes.words
-        return _padded(ids if len(ids) <= most else [*ids[: most - 1], ids[-1]], most)
+        max_tokens = self.sizes.bert_tokens
+        return _pad(ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]], max_tokens)
 
-    def _ids(self, text: str) -> list[int]:
-        return _all_ids(self._t5, [text])[0]
+    def _encode(self, text: str) -> list[int]:
+        return _encode_batch(self._t5, [text])[0]
 
-    def _without_borders(self, text: str) -> list[int]:
-        return [i for i in self._ids(text) if i != self._border]
+    def _encode_without_boundary(self, text: str) -> list[int]:
+        return [i for i in self._encode(text) if i != self._boundary_id]
 
-    def _learn(self, seconds: Iterable[int]) -> None:
+    def _encode_seconds(self, seconds: Iterable[int]) -> None:
         """See that whole seconds have their ids; like a sign, a second stands without the border of a word."""
-        new = sorted(set(seconds) - self._times.keys())
-        if not new:
+        new_seconds = sorted(set(seconds) - self._second_ids.keys())
+        if not new_seconds:
             return
-        written = _all_ids(self._t5, [str(self._replaced.get(second, second)) for second in new])
-        for second, ids in zip(new, written, strict=True):
-            self._times[second] = ids[1:] if ids[0] == self._border else ids
+        encoded = _encode_batch(self._t5, [str(self._replacements.get(second, second)) for second in new_seconds])
+        for second, ids in zip(new_seconds, encoded, strict=True):
+            self._second_ids[second] = ids[1:] if ids[0] == self._boundary_id else ids
 
 
-def _all_ids(tokenizer: Tokenizer, texts: list[str], *, ends: bool = False) -> list[list[int]]:
+def _encode_batch(tokenizer: Tokenizer, texts: list[str], *, special_tokens: bool = False) -> list[list[int]]:
     """Tokenize texts; with BERT's [CLS] and [SEP] at the `ends`."""
-    return [encoded.ids for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=ends)]
+    return [encoded.ids for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=special_tokens)]
 
 
-def _id(t5: PreTrainedTokenizerBase, piece: str) -> int:
-    found = t5.convert_tokens_to_ids(piece)
-    assert isinstance(found, int), "one piece has one id"
-    return found
+def _token_id(t5: PreTrainedTokenizerBase, piece: str) -> int:
+    token_id = t5.convert_tokens_to_ids(piece)
+    assert isinstance(token_id, int), "one piece has one id"
+    return token_id
 
 
-def _rounded(caption: Caption) -> tuple[int, int]:
+def _rounded_times(caption: Caption) -> tuple[int, int]:
     return round(float(caption.start)), round(float(caption.end))
 
 
-def _listed(windows: Windows) -> list[list[int | float]]:
+def _to_lists(windows: Windows) -> list[list[int | float]]:
     """Return windows as the annotation writes them, 82 or 24.3; in the array of a table both are floats."""
     if not isinstance(windows, np.ndarray):
         return [[n if isinstance(n, int | float) else float(n) for n in window] for window in windows]
-    whole = bool((windows == np.round(windows)).all())
-    return windows.astype(np.int64 if whole else np.float64).tolist()
+    all_integers = bool((windows == np.round(windows)).all())
+    return windows.astype(np.int64 if all_integers else np.float64).tolist()
 
 
-def _whole(window: Sequence[Number]) -> tuple[int, int]:
+def _whole_seconds(window: Sequence[Number]) -> tuple[int, int]:
     """Return a window in whole seconds; one that rounding would empty takes the seconds it touches."""
     start, end = (float(second) for second in window)
     first, last = round(start), round(end)
     return (first, last) if first < last else (int(np.floor(start)), max(int(np.ceil(end)), int(np.floor(start)) + 1))
 
 
-def _inside(
+def _check_windows(
     windows: list[list[int | float]], duration: Number, behaviour: Behaviour
-) -> tuple[list[list[int | float]], Note]:
+) -> tuple[list[list[int | float]], RowFlag]:
     """Refuse impossible windows, and by default shorten those that reach a little beyond the video."""
-    notes = Note(0)
+    row_flags = RowFlag(0)
     for window in windows:
         if len(window) != 2 or not 0 <= window[0] <= window[1]:
             raise ValueError(f"window {window}: should be [start, end] in seconds, start first; correct the annotation")
@@ -372,26 +388,26 @@ def _inside(
             )
         if window[1] > duration and behaviour == "default":
             window[1] = float(duration)
-            notes |= Note.WINDOW_OUTSIDE
-    return windows, notes
+            row_flags |= RowFlag.TRUE_WINDOW_CLIPPED
+    return windows, row_flags
 
 
-def _longest(count: int, limit: int, write: Callable[[int], list[int]]) -> list[int] | None:
+def _longest_prefix(max_count: int, max_ids: int, encode: Callable[[int], list[int]]) -> list[int] | None:
     """Return `write(n)` for the greatest n up to `count` with at most `limit` ids, or None where even 0 has more."""
-    n = bisect_right(range(count + 1), limit, key=lambda n: len(write(n))) - 1
-    return write(n) if n >= 0 else None
+    n = bisect_right(range(max_count + 1), max_ids, key=lambda n: len(encode(n))) - 1
+    return encode(n) if n >= 0 else None
 
 
-def _end_to_end(pieces: Iterable[Sequence[int]]) -> tuple[list[int], np.ndarray]:
+def _concatenate(spans: Iterable[Sequence[int]]) -> tuple[list[int], np.ndarray]:
     """Return all pieces in one list, and where each starts and how long it is."""
-    pieces = list(pieces)
-    sizes = np.array([len(piece) for piece in pieces], np.int32)
+    spans = list(spans)
+    sizes = np.array([len(piece) for piece in spans], np.int32)
     starts = np.concatenate([np.zeros(1, np.int32), np.cumsum(sizes, dtype=np.int32)[:-1]])
     starts[sizes == 0] = 0
-    return [i for piece in pieces for i in piece], np.stack([starts, sizes], axis=1)
+    return [i for piece in spans for i in piece], np.stack([starts, sizes], axis=1)
 
 
-def _padded(ids: Sequence[int], size: int) -> np.ndarray:
+def _pad(ids: Sequence[int], size: int) -> np.ndarray:
     padded = np.zeros(size, np.int32)
     padded[: len(ids)] = ids
     return padded
@@ -401,7 +417,7 @@ def _padded(ids: Sequence[int], size: int) -> np.ndarray:
 REFERENCE_ANSWER_TOKENS = 70
 
 
-def answer_tokens(t5: PreTrainedTokenizerBase, max_duration: float, behaviour: Behaviour = "default") -> int:
+def max_answer_tokens(t5: PreTrainedTokenizerBase, max_duration: float, behaviour: Behaviour = "default") -> int:
     """Return how many tokens an answer may have: what the longest video needs; under "reference" always 70.
 
     Args:
@@ -409,4 +425,4 @@ def answer_tokens(t5: PreTrainedTokenizerBase, max_duration: float, behaviour: B
       max_duration: of the videos, seconds.
       behaviour: the run's.
     """
-    return REFERENCE_ANSWER_TOKENS if behaviour == "reference" else longest_answer(t5, max_duration)
+    return REFERENCE_ANSWER_TOKENS if behaviour == "reference" else answer_token_limit(t5, max_duration)

@@ -16,9 +16,9 @@ from calce_jax.errors import UserError
 
 T5_FILES = ("tokenizer.json", "spiece.model")
 BERT_FILES = ("tokenizer.json", "vocab.txt")
-T5_SENTINELS = 100
+NUM_T5_SENTINELS = 100
 
-T = TypeVar("T", bound=PreTrainedTokenizerBase)
+TokenizerT = TypeVar("T", bound=PreTrainedTokenizerBase)
 
 
 class TokenizerError(UserError):
@@ -34,16 +34,16 @@ def load_t5(source: str | Path) -> T5Tokenizer:
     Raises:
       TokenizerError: the folder has neither file, or what it has is not a T5 vocabulary.
     """
-    _look_for(source, T5_FILES)
+    _check_vocabulary_files(source, T5_FILES)
     # As the original decoded: "[[12, 30]]" also where the model wrote a border before the comma.
     tokenizer = T5Tokenizer.from_pretrained(str(source), clean_up_tokenization_spaces=True)
-    sentinels = tokenizer.convert_tokens_to_ids(["<extra_id_0>", f"<extra_id_{T5_SENTINELS - 1}>"])
-    expected = [len(tokenizer) - 1, len(tokenizer) - T5_SENTINELS]
+    sentinels = tokenizer.convert_tokens_to_ids(["<extra_id_0>", f"<extra_id_{NUM_T5_SENTINELS - 1}>"])
+    expected = [len(tokenizer) - 1, len(tokenizer) - NUM_T5_SENTINELS]
     if tokenizer.convert_tokens_to_ids(["<pad>", "</s>", "<unk>", "▁"]) != [0, 1, 2, 3] or sentinels != expected:
         raise TokenizerError(
             f"{source}: not laid out like T5's vocabulary", "give the folder or name of a T5 tokenizer"
         )
-    return _tried(tokenizer, source)
+    return _check_tokenizer(tokenizer, source)
 
 
 def load_bert(source: str | Path) -> BertTokenizer:
@@ -55,27 +55,27 @@ def load_bert(source: str | Path) -> BertTokenizer:
     Raises:
       TokenizerError: the folder has neither file, or what it has is not a BERT vocabulary.
     """
-    _look_for(source, BERT_FILES)
+    _check_vocabulary_files(source, BERT_FILES)
     tokenizer = BertTokenizer.from_pretrained(str(source))
     if tokenizer.pad_token_id != 0:
         raise TokenizerError(f"{source}: [PAD] is not id 0", "give the folder or name of an uncased BERT tokenizer")
-    return _tried(tokenizer, source)
+    return _check_tokenizer(tokenizer, source)
 
 
-def bare(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+def unwrap_fast_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """Return what works inside a tokenizer, which neither pads nor cuts.
 
     transformers' own call finds the same ids, and takes half as long again to note which letters a token is made of.
     """
-    inside: Any = tokenizer
-    found = inside.backend_tokenizer
-    assert isinstance(found, Tokenizer), "T5's and BERT's are written in Rust"
-    found.no_padding()
-    found.no_truncation()
-    return found
+    wrapper: Any = tokenizer
+    backend = wrapper.backend_tokenizer
+    assert isinstance(backend, Tokenizer), "T5's and BERT's are written in Rust"
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
 
 
-def _look_for(source: str | Path, files: tuple[str, ...]) -> None:
+def _check_vocabulary_files(source: str | Path, files: tuple[str, ...]) -> None:
     """Refuse a folder without a vocabulary; a name of the shape "owner/model" that is no folder is left to the hub."""
     folder = Path(source)
     is_hub_name = not folder.exists() and not folder.is_absolute() and str(source).count("/") <= 1
@@ -86,7 +86,7 @@ def _look_for(source: str | Path, files: tuple[str, ...]) -> None:
         )
 
 
-def _tried(tokenizer: T, source: str | Path) -> T:
+def _check_tokenizer(tokenizer: TokenizerT, source: str | Path) -> TokenizerT:
     ids = tokenizer.encode("a moment in a video", add_special_tokens=False)
     if all(piece == tokenizer.unk_token_id for piece in ids):
         raise TokenizerError(f"{source}: every word is unknown to this tokenizer", "its vocabulary file is damaged")

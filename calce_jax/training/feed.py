@@ -20,12 +20,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from calce_jax.batch import Batch
-from calce_jax.distributed.sharding import put_batch, settled
-from calce_jax.inference.length_grouping import Grouper, Told, Window
+from calce_jax.distributed.sharding import block_on_simulated_cpu, put_batch
+from calce_jax.inference.length_grouping import BatchWindow, LengthGrouper, RowInfo
 from calce_jax.training.state import TrainState
 
 
-class Grouped(grain.DatasetIterator[tuple[Told, Batch]]):
+class LengthGroupedIterator(grain.DatasetIterator[tuple[RowInfo, Batch]]):
     """Gives batches on the devices, and what this host is told of its rows.
 
     Its state says which rows the window's batches are made of, so that a run that goes on in the middle of a window
@@ -47,11 +47,11 @@ class Grouped(grain.DatasetIterator[tuple[Told, Batch]]):
     def __init__(
         self,
         batches: grain.DatasetIterator[Batch],
-        grouper: Grouper,
+        grouper: LengthGrouper,
         frozen: nnx.State,
         *,
-        window: int,
-        epoch: int,
+        batches_per_window: int,
+        batches_per_epoch: int,
         seed: int,
         process_index: int = 0,
         process_count: int = 1,
@@ -59,50 +59,61 @@ class Grouped(grain.DatasetIterator[tuple[Told, Batch]]):
         super().__init__()
         self.trainable: Any = None
         self._batches, self._grouper, self._frozen = batches, grouper, frozen
-        self._most, self._epoch, self._seed = window, epoch, seed
-        self._host, self._hosts = process_index, process_count
-        self._begin(0)
+        self._batches_per_window, self._batches_per_epoch, self._seed = batches_per_window, batches_per_epoch, seed
+        self._process_index, self._process_count = process_index, process_count
+        self._start_window(0)
 
-    def __next__(self) -> tuple[Told, Batch]:
+    def __next__(self) -> tuple[RowInfo, Batch]:
         """Take the next batch, and before the first of a window see them all.
 
         Raises:
           StopIteration: the data end.
         """
         if self._window is None:
-            count = len(self._order) or min(self._most, self._epoch - self._before % self._epoch)
+            count = len(self._order) or min(
+                self._batches_per_window,
+                self._batches_per_epoch - self._batches_before_window % self._batches_per_epoch,
+            )
             batches = chain([next(self._batches)], islice(self._batches, count - 1))
-            self._window = self._grouper.see(self.trainable, self._frozen, batches)
+            self._window = self._grouper.encode_window(self.trainable, self._frozen, batches)
         if not self._order:
-            order = self._window.by_length()
-            np.random.default_rng((self._seed, self._before)).shuffle(order)
+            order = self._window.rows_by_length()
+            np.random.default_rng((self._seed, self._batches_before_window)).shuffle(order)
             self._order = order.tolist()
-        settled(self.trainable)
-        rows = np.array(self._order[self._taken], np.int32)
-        share = len(rows) // self._hosts
-        mine = rows[self._host * share : (self._host + 1) * share]
-        taken = jax.tree.map(lambda of: of[mine], self._window.told), self._grouper.pick(self._window, rows)
-        self._taken += 1
-        if self._taken == len(self._order):
-            self._begin(self._before + self._taken)
-        return taken
+        block_on_simulated_cpu(self.trainable)
+        rows = np.array(self._order[self._num_taken], np.int32)
+        rows_per_process = len(rows) // self._process_count
+        local_rows = rows[self._process_index * rows_per_process : (self._process_index + 1) * rows_per_process]
+        item = (
+            jax.tree.map(lambda leaf: leaf[local_rows], self._window.row_info),
+            self._grouper.take_rows(self._window, rows),
+        )
+        self._num_taken += 1
+        if self._num_taken == len(self._order):
+            self._start_window(self._batches_before_window + self._num_taken)
+        return item
 
     def get_state(self) -> dict[str, Any]:
         """Return where it stands, for JSON."""
-        return {"batches": self._at, "before": self._before, "order": self._order, "taken": self._taken}
+        return {
+            "batches": self._source_state,
+            "before": self._batches_before_window,
+            "order": self._order,
+            "taken": self._num_taken,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go to where another one stood; the batches of its window are read, and seen, again."""
         self._batches.set_state(state["batches"])
-        self._begin(state["before"])
-        self._order, self._taken = state["order"], state["taken"]
+        self._start_window(state["before"])
+        self._order, self._num_taken = state["order"], state["taken"]
 
-    def _begin(self, before: int) -> None:
+    def _start_window(self, batches_before_window: int) -> None:
         """Begin a window, after so many batches: what stands in it is not known yet."""
-        self._at, self._before = self._batches.get_state(), before
-        self._window: Window | None = None
+        self._source_state, self._batches_before_window = self._batches.get_state(), batches_before_window
+        self._window: BatchWindow | None = None
         self._order: list[list[int]] = []  # rows of the window's batches, in the order of their turns
-        self._taken = 0
+        self._num_taken = 0
 
 
 @dataclass(frozen=True)
@@ -115,25 +126,25 @@ class Feed:
     """
 
     iterator: grain.DatasetIterator
-    draw: Callable[[TrainState], tuple[Any, Batch]]
+    next_batch: Callable[[TrainState], tuple[Any, Batch]]
 
 
-def in_order(batches: grain.DatasetIterator[Batch], mesh: Mesh) -> Feed:
+def sequential_feed(batches: grain.DatasetIterator[Batch], mesh: Mesh) -> Feed:
     """Feed this host's parts of batches as they come."""
 
-    def draw(state: TrainState) -> tuple[Any, Batch]:
+    def next_batch(state: TrainState) -> tuple[Any, Batch]:
         del state
         batch = next(batches)
         return batch, put_batch(batch, mesh)
 
-    return Feed(batches, draw)
+    return Feed(batches, next_batch)
 
 
-def in_groups(grouped: Grouped) -> Feed:
+def length_grouped_feed(iterator: LengthGroupedIterator) -> Feed:
     """Feed batches that are grouped."""
 
-    def draw(state: TrainState) -> tuple[Any, Batch]:
-        grouped.trainable = state.trainable
-        return next(grouped)
+    def next_batch(state: TrainState) -> tuple[Any, Batch]:
+        iterator.trainable = state.trainable
+        return next(iterator)
 
-    return Feed(grouped, draw)
+    return Feed(iterator, next_batch)

@@ -23,15 +23,15 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from calce_jax.checkpoints.manager import CRITERION, Checkpoints
-from calce_jax.distributed.multihost import told_to_stop
+from calce_jax.checkpoints.manager import BEST_METRIC, Checkpoints
+from calce_jax.distributed.multihost import preemption_requested
 from calce_jax.errors import UserError
-from calce_jax.input_pipeline import NoteCounter
+from calce_jax.input_pipeline import RowFlagCounter
 from calce_jax.training.metric_writer import MetricWriter
 from calce_jax.training.state import TrainState
 
 # Steps whose measurements are left on the device at a log, so that reading the others does not wait.
-LAG = 2
+METRICS_LAG_STEPS = 2
 # Skipped steps in a row that end the run: by then it is not one batch, and nothing is being learnt.
 MAX_SKIPPED = 5
 
@@ -40,12 +40,12 @@ class TrainingError(UserError):
     """Training cannot go on; the message says at which step and why."""
 
 
-class _EvaluationStopped(BaseException):
+class _EvaluationInterrupted(BaseException):
     """SIGTERM arrived during an evaluation. Not an `Exception`, so that no handler in between swallows it."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvalResult:
     """What an evaluation brings back.
 
     Fields:
@@ -60,7 +60,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainSchedule:
     """How long a run is, and when it logs and evaluates."""
 
     steps_per_epoch: int  # micro-steps
@@ -69,28 +69,28 @@ class Plan:
     eval_every: int  # epochs
 
     @property
-    def steps(self) -> int:
+    def total_steps(self) -> int:
         """Micro-steps of the whole run."""
         return self.steps_per_epoch * self.epochs
 
-    def evaluates(self, step: int) -> bool:
+    def is_eval_step(self, step: int) -> bool:
         """Tell whether the state after `step` micro-steps is evaluated: every few epochs, and in the end."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        return step > 0 and within == 0 and (epoch % self.eval_every == 0 or step == self.steps)
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        return step > 0 and step_in_epoch == 0 and (epoch % self.eval_every == 0 or step == self.total_steps)
 
 
 def train(
     state: TrainState,
     iterator: grain.DatasetIterator,
-    draw: Callable[[TrainState], tuple[Any, Any]],
+    next_batch: Callable[[TrainState], tuple[Any, Any]],
     *,
-    plan: Plan,
+    schedule: TrainSchedule,
     step_fn: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, jax.Array]]],
-    evaluate: Callable[[TrainState], Evaluation],
+    evaluate: Callable[[TrainState], EvalResult],
     checkpoints: Checkpoints,
-    record: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     writer: MetricWriter,
-    queries: Callable[[np.ndarray], list[str]],
+    query_ids_of: Callable[[np.ndarray], list[str]],
 ) -> TrainState:
     """Train from `state` to the end of the plan, or until SIGTERM, and leave a checkpoint either way.
 
@@ -117,63 +117,66 @@ def train(
       CheckpointError: a checkpoint cannot be written, or the state is not finite.
     """
     step = int(state.step)
-    log = _Log(writer, queries, checkpoints)
-    due = step == checkpoints.latest and bool(checkpoints.record(step).get("evaluation_due"))
+    log = _MetricLog(writer, query_ids_of, checkpoints)
+    eval_due = step == checkpoints.latest_step and bool(checkpoints.read_metadata(step).get("evaluation_due"))
 
     def save(metrics: Mapping[str, float] | None, *, evaluation_due: bool = False) -> None:
-        log.read_all()
-        checkpoints.save(state, iterator, {**record, "evaluation_due": evaluation_due}, metrics)
+        log.fetch_all()
+        checkpoints.save(state, iterator, {**metadata, "evaluation_due": evaluation_due}, metrics)
 
-    bar = tqdm(total=plan.steps, initial=step, unit="step", dynamic_ncols=True, disable=jax.process_index() > 0)
-    with _sigterm() as stop, bar:
+    bar = tqdm(
+        total=schedule.total_steps, initial=step, unit="step", dynamic_ncols=True, disable=jax.process_index() > 0
+    )
+    with _handle_sigterm() as stop, bar:
         while True:
             # 1. Evaluate at the end of an epoch (or what the last process left to evaluate), save latest and best.
-            if due:
-                log.read_all()  # an evaluation waits for the device anyway, and may be long
+            if eval_due:
+                log.fetch_all()  # an evaluation waits for the device anyway, and may be long
                 try:
-                    evaluation = _interruptible(stop, evaluate, state)
-                except _EvaluationStopped:
+                    evaluation = _evaluate_interruptibly(stop, evaluate, state)
+                except _EvaluationInterrupted:
                     save(None, evaluation_due=True)
                     break
-                _report(writer, bar, step, plan, evaluation)
+                _write_evaluation(writer, bar, step, schedule, evaluation)
                 save(evaluation.metrics)
-                due = False
-                log.restart()
-            elif step % plan.steps_per_epoch == 0 and step not in (0, checkpoints.latest):
+                eval_due = False
+                log.reset_timer()
+            elif step % schedule.steps_per_epoch == 0 and step not in (0, checkpoints.latest_step):
                 save(None)
 
             # 2. Stop: at the end, or because we were told to.
-            if step >= plan.steps:
+            if step >= schedule.total_steps:
                 break
-            if stop.ask(step):
-                if step != checkpoints.latest:
+            if stop.should_stop(step):
+                if step != checkpoints.latest_step:
                     save(None)
                 break
 
             # 3. One micro-step. Nothing here waits for the device, but batches dealt by length, once a window.
             try:
-                told, batch = draw(state)
+                row_info, batch = next_batch(state)
             except StopIteration:
                 raise TrainingError(
-                    f"the data end before step {step} of {plan.steps}", "the iterator should repeat without end"
+                    f"the data end before step {step} of {schedule.total_steps}",
+                    "the iterator should repeat without end",
                 ) from None
-            state, measured = step_fn(state, batch)
+            state, step_metrics = step_fn(state, batch)
             step += 1
-            log.add(step, told, measured)
+            log.add(step, row_info, step_metrics)
             bar.update()
 
             # 4. Log what is ready.
-            if step % plan.log_every == 0:
+            if step % schedule.log_every == 0:
                 bar.set_postfix(log.write(step), refresh=False)
-            if step % plan.steps_per_epoch == 0:
-                log.tell_notes()
-            due = plan.evaluates(step)
+            if step % schedule.steps_per_epoch == 0:
+                log.report_row_flags()
+            eval_due = schedule.is_eval_step(step)
 
         checkpoints.wait()
         writer.flush()
-    if stop.told and (step < plan.steps or due):
+    if stop.requested and (step < schedule.total_steps or eval_due):
         print(
-            f"stopped by SIGTERM after step {step} of {plan.steps}; saved to {checkpoints.folder / str(step)}. "
+            f"stopped by SIGTERM after step {step} of {schedule.total_steps}; saved to {checkpoints.folder / str(step)}. "
             "The same command goes on from there.",
             file=sys.stderr,
         )
@@ -181,83 +184,83 @@ def train(
     return state
 
 
-class _Log:
+class _MetricLog:
     """Measurements on their way from the device to the writer."""
 
-    def __init__(self, writer: MetricWriter, queries: Callable[[np.ndarray], list[str]], checkpoints: Checkpoints):
-        self._writer, self._queries, self._checkpoints = writer, queries, checkpoints
-        self._waiting: deque[tuple[int, np.ndarray, Mapping[str, jax.Array]]] = deque()
-        self._read: list[dict[str, float]] = []
+    def __init__(self, writer: MetricWriter, query_ids_of: Callable[[np.ndarray], list[str]], checkpoints: Checkpoints):
+        self._writer, self._query_ids_of, self._checkpoints = writer, query_ids_of, checkpoints
+        self._pending: deque[tuple[int, np.ndarray, Mapping[str, jax.Array]]] = deque()
+        self._fetched: list[dict[str, float]] = []
         self._skipped: list[tuple[int, list[str]]] = []  # the last steps and their queries, as far as all were skipped
-        self._notes, self._noted = NoteCounter(), 0
-        self._samples, self._mended = 0, 0
-        self._frames = 0
-        self._since, self._steps = time.perf_counter(), 0
+        self._flag_counter, self._num_reported_flags = RowFlagCounter(), 0
+        self._num_rows, self._num_flagged_rows = 0, 0
+        self._num_frames = 0
+        self._start_time, self._num_steps = time.perf_counter(), 0
 
-    def add(self, step: int, told: Any, measured: Mapping[str, jax.Array]) -> None:
+    def add(self, step: int, row_info: Any, metrics: Mapping[str, jax.Array]) -> None:
         """Take in a step that is under way."""
-        self._waiting.append((step, np.asarray(told.row), measured))
-        self._notes.add(np.asarray(told.row), np.asarray(told.notes))
-        self._frames += int(np.sum(told.present)) * jax.process_count()
-        self._samples += len(told.row)
-        self._mended += int(np.count_nonzero(told.notes))
-        self._steps += 1
+        self._pending.append((step, np.asarray(row_info.row), metrics))
+        self._flag_counter.add(np.asarray(row_info.row), np.asarray(row_info.notes))
+        self._num_frames += int(np.sum(row_info.present)) * jax.process_count()
+        self._num_rows += len(row_info.row)
+        self._num_flagged_rows += int(np.count_nonzero(row_info.notes))
+        self._num_steps += 1
 
     def write(self, step: int) -> dict[str, str]:
         """Write the means since the last time; return what the progress bar shows."""
-        self._read_but(LAG)
-        if not self._read:
+        self._fetch_until(METRICS_LAG_STEPS)
+        if not self._fetched:
             return {}
         # A skipped step says nothing of loss and gradient; all else is true of it too.
-        applied = [each for each in self._read if not each["skipped"]]
-        of = {name: applied if name in ("loss", "gradient_norm") else self._read for name in self._read[0]}
+        applied = [step_values for step_values in self._fetched if not step_values["skipped"]]
+        of = {name: applied if name in ("loss", "gradient_norm") else self._fetched for name in self._fetched[0]}
         mean = {name: float(np.mean([each[name] for each in steps])) for name, steps in of.items() if steps}
-        seconds = time.perf_counter() - self._since
+        seconds = time.perf_counter() - self._start_time
         scalars = {f"train/{name}": value for name, value in mean.items() if name not in ("tokens", "padding")}
-        scalars["train/learning_rate"] = self._read[-1]["learning_rate"]
-        scalars["train/skipped"] = float(len(self._read) - len(applied))
+        scalars["train/learning_rate"] = self._fetched[-1]["learning_rate"]
+        scalars["train/skipped"] = float(len(self._fetched) - len(applied))
         scalars |= {
             "data/tokens": mean["tokens"],
             "data/padding": mean["padding"],
-            "data/mended": self._mended / self._samples,  # the share that did not fit as it was
-            "speed/step_seconds": seconds / self._steps,
-            "speed/frames_per_second": self._frames / seconds,
-            "speed/tokens_per_second": mean["tokens"] * self._steps / seconds,
+            "data/mended": self._num_flagged_rows / self._num_rows,  # the share that did not fit as it was
+            "speed/step_seconds": seconds / self._num_steps,
+            "speed/frames_per_second": self._num_frames / seconds,
+            "speed/tokens_per_second": mean["tokens"] * self._num_steps / seconds,
             "memory/host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         }
         if device := jax.local_devices()[0].memory_stats():
             scalars["memory/device_gb"] = device["peak_bytes_in_use"] / 1e9
         self._writer.write_scalars(step, scalars)
-        self._read.clear()
-        self._samples, self._mended = 0, 0
-        self.restart()
+        self._fetched.clear()
+        self._num_rows, self._num_flagged_rows = 0, 0
+        self.reset_timer()
         return {"loss": f"{mean.get('loss', np.nan):.3f}", "lr": f"{scalars['train/learning_rate']:.2e}"}
 
-    def tell_notes(self) -> None:
+    def report_row_flags(self) -> None:
         """Name the queries that did not fit the shapes of a batch, where there are more than the last time."""
-        count = sum(map(len, self._notes.rows.values()))
-        if count > self._noted:
-            for line in self._notes.lines(self._queries):
+        count = sum(map(len, self._flag_counter.rows.values()))
+        if count > self._num_reported_flags:
+            for line in self._flag_counter.summary_lines(self._query_ids_of):
                 logging.warning("training: %s", line)
-        self._noted = count
+        self._num_reported_flags = count
 
-    def restart(self) -> None:
+    def reset_timer(self) -> None:
         """Begin to time anew, so that an evaluation does not count as slow steps."""
-        self._frames, self._steps, self._since = 0, 0, time.perf_counter()
+        self._num_frames, self._num_steps, self._start_time = 0, 0, time.perf_counter()
 
-    def read_all(self) -> None:
+    def fetch_all(self) -> None:
         """Wait for every measurement."""
-        self._read_but(0)
+        self._fetch_until(0)
 
-    def _read_but(self, lag: int) -> None:
-        while len(self._waiting) > lag:
-            step, rows, measured = self._waiting.popleft()
-            values = {name: float(value) for name, value in jax.device_get(dict(measured)).items()}
-            self._read.append(values)
+    def _fetch_until(self, max_pending: int) -> None:
+        while len(self._pending) > max_pending:
+            step, rows, metrics = self._pending.popleft()
+            values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+            self._fetched.append(values)
             if not values["skipped"]:
                 self._skipped.clear()
                 continue
-            queries = self._queries(rows)
+            queries = self._query_ids_of(rows)
             logging.warning(
                 "training: step %d was skipped: its loss is %g and its gradient norm %g; its queries are %s",
                 step,
@@ -272,7 +275,7 @@ class _Log:
     def _end(self) -> str:
         """Return why the run ends after the steps that were skipped, and how to go on."""
         named = "; ".join(f"step {step}: {', '.join(queries)}" for step, queries in self._skipped)
-        latest, workdir = self._checkpoints.latest, self._checkpoints.folder.parent
+        latest, workdir = self._checkpoints.latest_step, self._checkpoints.folder.parent
         text = (
             f"{MAX_SKIPPED} steps in a row had a loss or a gradient that is not finite and were skipped; their queries "
             f"are {named}. Correct their videos, captions and windows; the same command then "
@@ -288,54 +291,60 @@ class _Log:
         return text + f"train in another --workdir with config.weights.start={workdir} and a lower config.schedule.peak"
 
 
-def _report(writer: MetricWriter, bar: tqdm, step: int, plan: Plan, evaluation: Evaluation) -> None:
+def _write_evaluation(
+    writer: MetricWriter, bar: tqdm, step: int, schedule: TrainSchedule, evaluation: EvalResult
+) -> None:
     writer.write_scalars(step, {f"eval/{name}": value for name, value in evaluation.metrics.items()})
     writer.write_images(step, {f"samples/{name}": image for name, image in evaluation.images.items()})
     writer.write_texts(step, {f"samples/{name}": text for name, text in evaluation.texts.items()})
-    epoch = step // plan.steps_per_epoch
+    epoch = step // schedule.steps_per_epoch
     if not bar.disable:
-        bar.write(f"epoch {epoch}/{plan.epochs}  {CRITERION} {evaluation.metrics[CRITERION]:.2f}", file=sys.stderr)
+        bar.write(
+            f"epoch {epoch}/{schedule.epochs}  {BEST_METRIC} {evaluation.metrics[BEST_METRIC]:.2f}", file=sys.stderr
+        )
 
 
 @dataclass
-class _Stop:
-    told: bool = False
+class _StopRequest:
+    requested: bool = False
     evaluating: bool = False
 
-    def ask(self, step: int) -> bool:
+    def should_stop(self, step: int) -> bool:
         """Tell whether to stop before a step; several hosts find out together."""
-        self.told = self.told or told_to_stop(step)
-        return self.told
+        self.requested = self.requested or preemption_requested(step)
+        return self.requested
 
 
 @contextmanager
-def _sigterm() -> Iterator[_Stop]:
+def _handle_sigterm() -> Iterator[_StopRequest]:
     """Note SIGTERM instead of dying of it.
 
     Of several hosts none may act on it alone: there jax has taken hold of the signal and tells the others.
     """
-    stop = _Stop()
+    stop = _StopRequest()
     if jax.process_count() > 1:
         yield stop
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
         del number, frame
-        stop.told = True
+        stop.requested = True
         if stop.evaluating:
-            raise _EvaluationStopped
+            raise _EvaluationInterrupted
 
-    before = signal.signal(signal.SIGTERM, handle)
+    previous_handler = signal.signal(signal.SIGTERM, handle)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
-def _interruptible(stop: _Stop, evaluate: Callable[[TrainState], Evaluation], state: TrainState) -> Evaluation:
+def _evaluate_interruptibly(
+    stop: _StopRequest, evaluate: Callable[[TrainState], EvalResult], state: TrainState
+) -> EvalResult:
     """Evaluate, unless SIGTERM comes: an evaluation may take longer than one is given to leave."""
-    if stop.told:
-        raise _EvaluationStopped
+    if stop.requested:
+        raise _EvaluationInterrupted
     stop.evaluating = True
     try:
         return evaluate(state)

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from calce_jax.distributed.multihost import is_first
+from calce_jax.distributed.multihost import is_primary
 
-_PLACE = "clu.metric_writers.summary_writer"
-if _PLACE not in sys.modules:
+_CLU_SUMMARY_WRITER = "clu.metric_writers.summary_writer"
+if _CLU_SUMMARY_WRITER not in sys.modules:
     # The name has to exist while clu is imported; the class below needs clu's interface, so it follows.
-    sys.modules[_PLACE] = types.ModuleType(_PLACE)
-    sys.modules[_PLACE].SummaryWriter = None  # pyright: ignore[reportAttributeAccessIssue]
+    sys.modules[_CLU_SUMMARY_WRITER] = types.ModuleType(_CLU_SUMMARY_WRITER)
+    sys.modules[_CLU_SUMMARY_WRITER].SummaryWriter = None  # pyright: ignore[reportAttributeAccessIssue]
 
 from clu import metric_writers  # noqa: E402
 
@@ -92,12 +92,12 @@ metric_writers.SummaryWriter = TensorBoardWriter  # pyright: ignore[reportAttrib
 
 
 @contextmanager
-def open_writer(folder: Path) -> Iterator[MetricWriter]:
+def open_metric_writer(folder: Path) -> Iterator[MetricWriter]:
     """Give a writer into `folder` that works in a thread of its own; on leaving, all is on disk.
 
     Of several hosts only the first writes.
     """
-    writer = metric_writers.AsyncWriter(TensorBoardWriter(folder)) if is_first() else metric_writers.MultiWriter([])
+    writer = metric_writers.AsyncWriter(TensorBoardWriter(folder)) if is_primary() else metric_writers.MultiWriter([])
     try:
         yield writer
     finally:

@@ -6,14 +6,14 @@ import jax
 import optax
 
 from calce_jax.config import Behaviour, OptimizerConfig
-from calce_jax.distributed.param_names import path_of
+from calce_jax.distributed.param_names import key_path_names
 
-EXEMPT = ("bias", "scale")
+NO_DECAY_NAMES = ("bias", "scale")
 
 
-def decays(path: tuple[str, ...]) -> bool:
+def has_weight_decay(path: tuple[str, ...]) -> bool:
     """Tell whether a parameter decays: all do but biases and the scale of `ln_vision`."""
-    return path[-1] not in EXEMPT
+    return path[-1] not in NO_DECAY_NAMES
 
 
 def make_optimizer(config: OptimizerConfig, behaviour: Behaviour = "default") -> optax.GradientTransformationExtraArgs:
@@ -26,7 +26,7 @@ def make_optimizer(config: OptimizerConfig, behaviour: Behaviour = "default") ->
     inner: Any = optax.chain(
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
         optax.add_decayed_weights(config.weight_decay, _decay_mask),
-        _scale_by_given_rate(),
+        _scale_by_learning_rate(),
     )
     if config.accumulate > 1:
         inner = optax.MultiSteps(inner, config.accumulate, use_grad_mean=behaviour == "default")
@@ -40,10 +40,10 @@ def make_optimizer(config: OptimizerConfig, behaviour: Behaviour = "default") ->
 
 
 def _decay_mask(params: optax.Params) -> optax.Params:
-    return jax.tree_util.tree_map_with_path(lambda keys, _: decays(path_of(keys)), params)
+    return jax.tree_util.tree_map_with_path(lambda keys, _: has_weight_decay(key_path_names(keys)), params)
 
 
-def _scale_by_given_rate() -> optax.GradientTransformationExtraArgs:
+def _scale_by_learning_rate() -> optax.GradientTransformationExtraArgs:
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params
         return jax.tree.map(lambda u: -extra["learning_rate"] * u, updates), state

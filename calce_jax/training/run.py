@@ -11,27 +11,27 @@ from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 
-from calce_jax.checkpoints.manager import Checkpoints, Start, starting_point
-from calce_jax.checkpoints.restore import build_model, check_frozen, trainables_of
-from calce_jax.config import ConfigError, RunConfig, differences, flat, packaged_path, read_config_json, to_dict
-from calce_jax.distributed.multihost import is_first, one_writer, this_host
-from calce_jax.distributed.sharding import make_mesh, shard_params
-from calce_jax.inference.length_grouping import Grouper, predict_all
+from calce_jax.checkpoints.manager import Checkpoints, InitSource, resolve_init
+from calce_jax.checkpoints.restore import build_model, check_ln_vision_frozen, load_trainable
+from calce_jax.config import ConfigError, RunConfig, diff, flatten, packaged_path, read_config_json, to_dict
+from calce_jax.distributed.multihost import is_primary, one_writer, process_info
+from calce_jax.distributed.sharding import make_mesh, param_shardings
+from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
 from calce_jax.inference.predict_step import compile_predict, make_predict, step_config
-from calce_jax.models.calce import count
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.models.calce import count_params
+from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.provenance import file_hash, git_revision
-from calce_jax.training.feed import Grouped, in_groups, in_order
-from calce_jax.training.loop import Plan, train
-from calce_jax.training.metric_writer import open_writer
+from calce_jax.training.feed import LengthGroupedIterator, length_grouped_feed, sequential_feed
+from calce_jax.training.loop import TrainSchedule, train
+from calce_jax.training.metric_writer import open_metric_writer
 from calce_jax.training.optimizer import make_optimizer
-from calce_jax.training.run_data import Material
+from calce_jax.training.run_data import RunData
 from calce_jax.training.schedule import learning_rate
-from calce_jax.training.state import TrainState, new_state
+from calce_jax.training.state import TrainState, create_train_state
 from calce_jax.training.train_step import compile_train_step, make_train_step
 
 
-def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainState:
+def train_run(config: RunConfig, workdir: Path, run_data: RunData) -> TrainState:
     """Train, evaluate and save, from wherever the workdir stands, to the end of the schedule.
 
     Raises:
@@ -43,47 +43,47 @@ def train_run(config: RunConfig, workdir: Path, material: Material) -> TrainStat
       SystemExit: with code 0, after SIGTERM and a checkpoint.
     """
     with one_writer(Path(workdir) / "train.lock"):
-        return _train_run(config, workdir, material)
+        return _train_run(config, workdir, run_data)
 
 
-def _train_run(config: RunConfig, workdir: Path, material: Material) -> TrainState:
+def _train_run(config: RunConfig, workdir: Path, material: RunData) -> TrainState:
     # 1. The workdir, and where the weights come from.
-    claim_workdir(workdir, config)
-    start = starting_point(workdir, config.weights.start, config.weights.base)
+    init_workdir(workdir, config)
+    start = resolve_init(workdir, config.weights.start, config.weights.base)
     mesh = make_mesh(config.mesh)
     checkpoints = Checkpoints(workdir)
 
-    with jax.set_mesh(mesh), open_writer(workdir) as writer:
+    with jax.set_mesh(mesh), open_metric_writer(workdir) as writer:
         # 2. The model: frozen weights and trainables, on their devices.
-        graph, trainable, frozen = build_model(material.sizes, config, mesh)
-        logging.info("%d parameters are trainable, %d are frozen", count(trainable), count(frozen))
+        graph, trainable, frozen = build_model(material.model_config, config, mesh)
+        logging.info("%d parameters are trainable, %d are frozen", count_params(trainable), count_params(frozen))
         if start.kind == "given" and start.path:
-            given = trainables_of(start.path, trainable)
+            given = load_trainable(start.path, trainable)
             if config.model.ln_vision == "frozen":
-                check_frozen(trainable, given, start.path)
+                check_ln_vision_frozen(trainable, given, start.path)
             trainable = given
 
         # 3. The data, and the optimizer and its state; all of it anew from the checkpoint when this run goes on.
-        steps_per_epoch, programs = material.steps_per_epoch, step_config(config, material.answer_tokens)
-        grouper = Grouper(graph, programs, mesh) if config.data.group > 1 else None
-        feed = in_order(material.iterator, mesh)
+        steps_per_epoch, programs = material.steps_per_epoch, step_config(config, material.max_answer_tokens)
+        grouper = LengthGrouper(graph, programs, mesh) if config.data.group > 1 else None
+        feed = sequential_feed(material.train_iterator, mesh)
         if grouper is not None:
-            feed = in_groups(
-                Grouped(
-                    material.iterator,
+            feed = length_grouped_feed(
+                LengthGroupedIterator(
+                    material.train_iterator,
                     grouper,
                     frozen,
-                    window=config.data.group,
-                    epoch=steps_per_epoch,
+                    batches_per_window=config.data.group,
+                    batches_per_epoch=steps_per_epoch,
                     seed=config.seed,
-                    **this_host(),
+                    **process_info(),
                 )
             )
         optimizer = make_optimizer(config.optimizer, config.behaviour)
-        state = place_state(trainable, optimizer, mesh)
-        if start.kind == "resumed" and checkpoints.latest is not None:
+        state = create_sharded_train_state(trainable, optimizer, mesh)
+        if start.kind == "resumed" and checkpoints.latest_step is not None:
             abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
-            state = checkpoints.restore(checkpoints.latest, abstract, feed.iterator)
+            state = checkpoints.restore(checkpoints.latest_step, abstract, feed.iterator)
         logging.info("%s start at step %d from %s", start.kind, int(state.step), start.path or "a random model")
 
         # 4. The two programs.
@@ -99,59 +99,63 @@ def _train_run(config: RunConfig, workdir: Path, material: Material) -> TrainSta
             first_epoch=int(state.step) // steps_per_epoch,
         )
         step = compile_train_step(make_train_step(graph, programs, optimizer, rate), state)
-        predict = predict_all(compile_predict(make_predict(graph, programs), mesh), mesh, grouper, config.data.group)
+        predict = make_batch_predictor(
+            compile_predict(make_predict(graph, programs), mesh), mesh, grouper, config.data.group
+        )
         key = jax.random.key(config.seed)
 
         # 5. The loop.
-        writer.write_hparams(dict(flat(to_dict(config))))
+        writer.write_hparams(dict(flatten(to_dict(config))))
         try:
             return train(
                 state,
                 feed.iterator,
-                feed.draw,
-                plan=Plan(steps_per_epoch, config.schedule.epochs, config.loop.log_every, config.loop.eval_every),
+                feed.next_batch,
+                schedule=TrainSchedule(
+                    steps_per_epoch, config.schedule.epochs, config.loop.log_every, config.loop.eval_every
+                ),
                 step_fn=lambda state, batch: step(state, frozen, batch, key),
                 evaluate=lambda state: material.evaluate(partial(predict, state.trainable, frozen)),
                 checkpoints=checkpoints,
-                record=make_record(config, start),
+                metadata=checkpoint_metadata(config, start),
                 writer=writer,
-                queries=material.query_ids,
+                query_ids_of=material.query_ids,
             )
         finally:
             checkpoints.close()
 
 
-def claim_workdir(workdir: Path, config: RunConfig) -> None:
+def init_workdir(workdir: Path, config: RunConfig) -> None:
     """Write the config into a new workdir; in one that has a config, see that it is the same but for harmless fields.
 
     Raises:
       ConfigError: lists the fields that differ.
     """
     path = Path(workdir) / "config.json"
-    if path.exists() and (listed := differences(read_config_json(workdir), to_dict(config))):
+    if path.exists() and (lines := diff(read_config_json(workdir), to_dict(config))):
         raise ConfigError(
             f"the workdir {workdir} belongs to another config; choose another --workdir, or the values it was "
-            "made with:\n  " + "\n  ".join(listed)
+            "made with:\n  " + "\n  ".join(lines)
         )
-    if is_first():
-        write_output(path, json.dumps(to_dict(config), indent=2) + "\n")
+    if is_primary():
+        write_atomic(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
-def make_record(config: RunConfig, start: Start) -> dict[str, Any]:
+def checkpoint_metadata(config: RunConfig, init_source: InitSource) -> dict[str, Any]:
     """Return what is kept with every checkpoint: enough to load it, and to know what made it."""
     base = config.weights.base
     return {
         "config": to_dict(config),
         "lora": {"rank": config.lora.rank, "alpha": config.lora.alpha},
         "base": {"file": base, "sha256": file_hash(packaged_path(base))} if base else None,
-        "start": {"kind": start.kind, "path": str(start.path)},
+        "start": {"kind": init_source.kind, "path": str(init_source.path)},
         "git": git_revision(),
         "jax": jax.__version__,
     }
 
 
-def place_state(trainable: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def create_sharded_train_state(trainable: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Return the first state, the optimizer's part laid out as the parameters are."""
-    make = partial(new_state, optimizer=optimizer)
-    shardings = shard_params(jax.eval_shape(make, trainable), mesh)
-    return jax.jit(make, out_shardings=shardings)(trainable)
+    create = partial(create_train_state, optimizer=optimizer)
+    shardings = param_shardings(jax.eval_shape(create, trainable), mesh)
+    return jax.jit(create, out_shardings=shardings)(trainable)

@@ -12,25 +12,25 @@ from transformers import PreTrainedTokenizerBase
 from calce_jax.batch import Batch
 from calce_jax.checkpoints.restore import calce_config
 from calce_jax.config import RunConfig
-from calce_jax.distributed.multihost import this_host
-from calce_jax.inference.predict_split import Predict, Split, ask, case_of, open_split
-from calce_jax.input_pipeline import batches_an_epoch, make_iterator
+from calce_jax.distributed.multihost import process_info
+from calce_jax.inference.predict_split import DatasetSplit, PredictFn, make_case, open_split, predict_answers
+from calce_jax.input_pipeline import batches_per_epoch, make_iterator
 from calce_jax.input_pipeline.batches import input_config
-from calce_jax.input_pipeline.dataset import open_tables
+from calce_jax.input_pipeline.dataset import open_dataset
 from calce_jax.input_pipeline.feature_fingerprint import check_videos
 from calce_jax.models.calce import CalceConfig
-from calce_jax.moments.metrics import evaluate
+from calce_jax.moments.metrics import evaluate_cases
 from calce_jax.report.timeline import draw_timeline
-from calce_jax.text.prompt import answer_tokens
+from calce_jax.text.prompt import max_answer_tokens
 from calce_jax.text.tokenizers import open_tokenizers
-from calce_jax.training.loop import Evaluation
+from calce_jax.training.loop import EvalResult
 from calce_jax.video.decode import decode_jpeg
 
-SHOWN_FRAMES = 10
+MAX_TIMELINE_FRAMES = 10
 
 
 @dataclass(frozen=True)
-class Material:
+class RunData:
     """A run's data and tokenizers.
 
     Fields:
@@ -42,15 +42,15 @@ class Material:
       answer_tokens: the longest answer that is generated.
     """
 
-    iterator: grain.DatasetIterator[Batch]
+    train_iterator: grain.DatasetIterator[Batch]
     steps_per_epoch: int
     query_ids: Callable[[np.ndarray], list[str]]
-    evaluate: Callable[[Predict], Evaluation]
-    sizes: CalceConfig
-    answer_tokens: int
+    evaluate: Callable[[PredictFn], EvalResult]
+    model_config: CalceConfig
+    max_answer_tokens: int
 
 
-def open_material(config: RunConfig) -> Material:
+def open_run_data(config: RunConfig) -> RunData:
     """Open what a config names.
 
     Raises:
@@ -60,39 +60,45 @@ def open_material(config: RunConfig) -> Material:
       FeaturesError: features are wanted, and are not those of this run, or not of all videos.
     """
     tokenizers = open_tokenizers(config)
-    sizes = calce_config(config, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert))
-    train = open_tables(config.data.directory, config.data.train_split)
-    train_input = input_config(config, config.data.train_split, sizes, training=True)
-    judged = open_split(config, config.data.eval_split, tokenizers, sizes)
-    asked = list(train.queries())
-    check_videos(config, config.data.train_split, [query.video for query in asked])
-    ids = [str(query.qid) for query in asked]
-    return Material(
-        iterator=make_iterator(train_input, tokenizers.t5, tokenizers.bert, examples=train, **this_host()),
-        steps_per_epoch=batches_an_epoch(len(train), train_input),
-        query_ids=lambda rows: [ids[int(row)] for row in rows],
-        evaluate=partial(evaluate_split, config, judged, tokenizers.t5),
-        sizes=sizes,
-        answer_tokens=answer_tokens(tokenizers.t5, max(query.duration for query in judged.queries), config.behaviour),
+    model_config = calce_config(config, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert))
+    train_dataset = open_dataset(config.data.directory, config.data.train_split)
+    train_input = input_config(config, config.data.train_split, model_config, training=True)
+    eval_split = open_split(config, config.data.eval_split, tokenizers, model_config)
+    train_queries = list(train_dataset.queries())
+    check_videos(config, config.data.train_split, [query.video for query in train_queries])
+    query_ids = [str(query.qid) for query in train_queries]
+    return RunData(
+        train_iterator=make_iterator(
+            train_input, tokenizers.t5, tokenizers.bert, examples=train_dataset, **process_info()
+        ),
+        steps_per_epoch=batches_per_epoch(len(train_dataset), train_input),
+        query_ids=lambda rows: [query_ids[int(row)] for row in rows],
+        evaluate=partial(evaluate_split, config, eval_split, tokenizers.t5),
+        model_config=model_config,
+        max_answer_tokens=max_answer_tokens(
+            tokenizers.t5, max(query.duration for query in eval_split.queries), config.behaviour
+        ),
     )
 
 
-def evaluate_split(config: RunConfig, split: Split, t5: PreTrainedTokenizerBase, predict: Predict) -> Evaluation:
+def evaluate_split(
+    config: RunConfig, split: DatasetSplit, t5: PreTrainedTokenizerBase, predict: PredictFn
+) -> EvalResult:
     """Ask, score by the original's protocol, and draw some of the answers."""
-    answers = list(ask(config, split, t5, predict))
-    scores = evaluate([case_of(split.queries[answer.row], answer) for answer in answers])["reference"]
+    answers = list(predict_answers(config, split, t5, predict))
+    scores = evaluate_cases([make_case(split.queries[answer.row], answer) for answer in answers])["reference"]
     metrics = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
     images: dict[str, np.ndarray] = {}
     texts: dict[str, str] = {}
     for answer in answers[:: max(len(answers) // max(config.loop.samples, 1), 1)][: config.loop.samples]:
-        example = split.tables[answer.row]
-        frames = _some(example.keyframes)
+        example = split.dataset[answer.row]
+        frames = _sample_frames(example.keyframes)
         predicted = {f"stage {config.stage}": answer.moments.windows}
         images[str(example.qid)] = draw_timeline(example.windows.tolist(), predicted, example.duration, frames)
         texts[str(example.qid)] = f"**{example.query}** true {example.windows.tolist()}, answer `{answer.moments.text}`"
-    return Evaluation(metrics, images, texts)
+    return EvalResult(metrics, images, texts)
 
 
-def _some(keyframes: Sequence[bytes]) -> Any:
-    places = np.linspace(0, len(keyframes) - 1, min(SHOWN_FRAMES, len(keyframes))).round().astype(int)
-    return np.stack([decode_jpeg(keyframes[place]) for place in places])
+def _sample_frames(keyframes: Sequence[bytes]) -> Any:
+    indices = np.linspace(0, len(keyframes) - 1, min(MAX_TIMELINE_FRAMES, len(keyframes))).round().astype(int)
+    return np.stack([decode_jpeg(keyframes[place]) for place in indices])

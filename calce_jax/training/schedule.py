@@ -47,14 +47,14 @@ def learning_rate(
       first_epoch: the epoch in which this process started; "default" is a function of the step alone.
     """
     on_device = isinstance(step, jax.Array)
-    xp, real = (jnp, jnp.float32) if on_device else (np, np.float64)
-    epoch, within = step // steps_per_epoch, step % steps_per_epoch
+    xp, dtype = (jnp, jnp.float32) if on_device else (np, np.float64)
+    epoch, step_in_epoch = step // steps_per_epoch, step % steps_per_epoch
     if behaviour == "default":
-        counted = step
+        warmup_step = step
     else:
-        largest_seen = xp.where(epoch == first_epoch, within, steps_per_epoch - 1)
-        counted = epoch * largest_seen + within
-    climbing = warmup_from + (peak - warmup_from) * xp.asarray(counted, real) / max(warmup_steps, 1)
-    falling = floor + (peak - floor) * 0.5 * (1.0 + xp.cos(np.pi * xp.asarray(epoch, real) / epochs))
-    rate = xp.where(counted < warmup_steps, climbing, falling)
+        max_step_in_epoch = xp.where(epoch == first_epoch, step_in_epoch, steps_per_epoch - 1)
+        warmup_step = epoch * max_step_in_epoch + step_in_epoch
+    warmup_rate = warmup_from + (peak - warmup_from) * xp.asarray(warmup_step, dtype) / max(warmup_steps, 1)
+    cosine_rate = floor + (peak - floor) * 0.5 * (1.0 + xp.cos(np.pi * xp.asarray(epoch, dtype) / epochs))
+    rate = xp.where(warmup_step < warmup_steps, warmup_rate, cosine_rate)
     return rate if on_device or np.ndim(step) else float(rate)

@@ -23,7 +23,7 @@ class TrainState:
     opt_state: Any
 
 
-def new_state(trainable: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def create_train_state(trainable: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the state before the first step."""
     return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
 

@@ -10,10 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from calce_jax.batch import Batch
-from calce_jax.inference.predict_step import StepConfig, at_bucket, chance_of
+from calce_jax.inference.predict_step import StepConfig, draw_noise_for_batch, switch_bucket
 from calce_jax.models.calce import Calce
-from calce_jax.models.feature_codec import seen_in
-from calce_jax.models.layers import Keys
+from calce_jax.models.feature_codec import load_or_encode
+from calce_jax.models.layers import KeyStream
 from calce_jax.training.state import TrainState, apply_gradients, is_finite
 
 
@@ -39,44 +39,53 @@ def make_train_step(
     def step(
         state: TrainState, frozen: nnx.State, batch: Batch, key: PRNGKeyArray
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        keys = Keys(jax.random.fold_in(key, state.step))
+        keys = KeyStream(jax.random.fold_in(key, state.step))
         model: Calce = nnx.merge(graph, state.trainable, frozen)
-        seen = seen_in(model, batch)
+        vision_features = load_or_encode(model, batch)
         drop_key, loss_key = keys(), keys()
-        reading = model.read(seen, batch, config.selection, key=drop_key, chance=chance_of(config, batch, keys()))
-        count = jnp.maximum(batch.valid.sum(), 1).astype(jnp.float32)
+        prompt_selection = model.select(
+            vision_features,
+            batch,
+            config.selection,
+            key=drop_key,
+            reference_noise=draw_noise_for_batch(config, batch, keys()),
+        )
+        num_rows = jnp.maximum(batch.row_mask.sum(), 1).astype(jnp.float32)
 
         def run(length: int) -> tuple[Array, nnx.State]:
             def mean_loss(trainable: nnx.State) -> Float[Array, ""]:
                 model: Calce = nnx.merge(graph, trainable, frozen)
-                each = model.loss(
-                    seen,
+                losses = model.loss(
+                    vision_features,
                     batch,
-                    reading,
+                    prompt_selection,
                     length,
                     key=loss_key,
                     remat=config.remat,
                     behaviour=config.behaviour,
                 )
-                return jnp.where(batch.valid, each, 0.0).sum() / count
+                return jnp.where(batch.row_mask, losses, 0.0).sum() / num_rows
 
             return jax.value_and_grad(mean_loss)(state.trainable)
 
         # The gradient is taken inside the switch: taken outside, every bucket's residuals would be kept.
-        (loss, gradients), length = at_bucket(config.buckets, reading.needed, run)
+        (loss, gradients), length = switch_bucket(config.buckets, prompt_selection.prompt_lengths, run)
         rate = learning_rate(state.step)
         gradient_norm = optax.tree.norm(gradients)
         finite = is_finite(loss, gradient_norm)
-        tokens = jnp.minimum(reading.needed, length).sum().astype(jnp.float32)
+        tokens = jnp.minimum(prompt_selection.prompt_lengths, length).sum().astype(jnp.float32)
         metrics = {
             "loss": loss,
             "learning_rate": rate,
             "gradient_norm": gradient_norm,
             "skipped": (~finite).astype(jnp.float32),
             "tokens": tokens,
-            "padding": 1.0 - tokens / (length * reading.needed.shape[0]).astype(jnp.float32),
-            "cut": (reading.needed > length).sum().astype(jnp.float32),
-            "key_frames": (reading.plan.key & reading.plan.kept).sum().astype(jnp.float32) / count,
+            "padding": 1.0 - tokens / (length * prompt_selection.prompt_lengths.shape[0]).astype(jnp.float32),
+            "cut": (prompt_selection.prompt_lengths > length).sum().astype(jnp.float32),
+            "key_frames": (prompt_selection.frame_plan.is_keyframe & prompt_selection.frame_plan.slot_mask)
+            .sum()
+            .astype(jnp.float32)
+            / num_rows,
         }
         return apply_gradients(state, gradients, optimizer, rate, finite=finite), metrics
 
@@ -93,5 +102,5 @@ def compile_train_step(
       state: whose shardings the new one gets; arrays, or `jax.ShapeDtypeStruct`s with shardings.
     """
     # Left to itself XLA lays the new state out in its own way, and the second step is compiled again.
-    places = jax.tree.map(lambda a: a.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    shardings = jax.tree.map(lambda a: a.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

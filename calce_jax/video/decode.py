@@ -28,15 +28,15 @@ from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
 
 # Seconds that may be missing at the end of a video before it counts as cut off.
-SHORTFALL = 1.0
+MAX_MISSING_SECONDS = 1.0
 # Seconds by which two times that mean the same may differ.
-ROUNDING = 1e-3
+TIME_TOLERANCE = 1e-3
 # Files that hold a video themselves. FFmpeg's playlists, scripts and device readers can lead to other files or hosts.
-FORMATS = (
+VIDEO_FORMATS = (
     "mov,mp4,3gp,matroska,webm,avi,flv,asf,mpeg,mpegts,"
     "mpegvideo,m4v,h264,hevc,av1,obu,ivf,ogg,rm,nut,mxf,vob,wtv,dv,gif"
 )
-FETCH_AGAIN = "fetch the file again, or make it again with ffmpeg"
+REFETCH_REMEDY = "fetch the file again, or make it again with ffmpeg"
 
 
 class VideoError(UserError):
@@ -67,11 +67,11 @@ class VideoFrames:
     indices: Int[np.ndarray, " n"]
     times: Float[np.ndarray, " n"]
     duration: float
-    total: int
-    rate: float
+    total_frames: int
+    fps: float
 
 
-def head_indices(n_total: int, n_frames: int) -> Int[np.ndarray, " n"]:
+def head_indices(num_total: int, num_frames: int) -> Int[np.ndarray, " n"]:
     """Return int64: the first frame of each of n = min(n_frames, n_total) equal intervals.
 
     Rounded down in float64 as the original does, with the same errors: 89.99999 becomes 89.
@@ -79,14 +79,14 @@ def head_indices(n_total: int, n_frames: int) -> Int[np.ndarray, " n"]:
     Raises:
       ValueError: a negative total, or fewer than one frame wanted.
     """
-    if n_total < 0 or n_frames < 1:
-        raise ValueError(f"cannot take {n_frames} frames of {n_total}; ask for at least one")
-    return np.linspace(0, n_total, min(n_frames, n_total) + 1).astype(np.int64)[:-1]
+    if num_total < 0 or num_frames < 1:
+        raise ValueError(f"cannot take {num_frames} frames of {num_total}; ask for at least one")
+    return np.linspace(0, num_total, min(num_frames, num_total) + 1).astype(np.int64)[:-1]
 
 
 def read_frames(
     path: str | os.PathLike[str],
-    n_frames: int,
+    num_frames: int,
     size: int = 224,
     *,
     behaviour: Behaviour = "default",
@@ -108,29 +108,29 @@ def read_frames(
     Raises:
       VideoError: the file is missing, is not a video, has no frames, or ends more than a second before its header says.
     """
-    with _opened(path, threads) as (container, stream):
+    with _open_video(path, threads) as (container, stream):
         expected = sum(1 for _ in _packets(container, stream))
-    decoded = _decode(path, head_indices(expected, n_frames), size, threads, turned=behaviour == "default")
-    if len(decoded.shown) != expected:
+    decoded = _decode_video(path, head_indices(expected, num_frames), size, threads, rotate=behaviour == "default")
+    if len(decoded.timestamps) != expected:
         # Packets that hold no picture of their own, or a damaged one: now the number of pictures is known.
-        indices = head_indices(len(decoded.shown), n_frames)
-        decoded = _decode(path, indices, size, threads, turned=behaviour == "default")
-    total = len(decoded.shown)
+        indices = head_indices(len(decoded.timestamps), num_frames)
+        decoded = _decode_video(path, indices, size, threads, rotate=behaviour == "default")
+    total = len(decoded.timestamps)
     if not total:
-        raise VideoError(path, "no frame of it can be decoded", FETCH_AGAIN)
+        raise VideoError(path, "no frame of it can be decoded", REFETCH_REMEDY)
 
-    indices = head_indices(total, n_frames)
-    shown, end = _from_zero(decoded)
-    if decoded.promised is not None and end is not None and decoded.promised - end > SHORTFALL:
-        reason = f"its header promises {decoded.promised:.1f} s and only {end:.1f} s are there: it was cut off"
-        raise VideoError(path, reason, FETCH_AGAIN)
+    indices = head_indices(total, num_frames)
+    timestamps, end = _relative_timestamps(decoded)
+    if decoded.header_duration is not None and end is not None and decoded.header_duration - end > MAX_MISSING_SECONDS:
+        reason = f"its header promises {decoded.header_duration:.1f} s and only {end:.1f} s are there: it was cut off"
+        raise VideoError(path, reason, REFETCH_REMEDY)
     rate = decoded.rate or (total / end if end else None)
     if rate is None:
         raise VideoError(path, "neither its header nor its frames tell a frame rate", "make it again with ffmpeg -r")
     times = indices / rate
-    varies = shown is not None and np.abs(shown - np.arange(total) / rate).max() > 1 / rate
-    if behaviour == "default" and varies and shown is not None and end:
-        times, rate = shown[indices], total / end
+    is_variable_rate = timestamps is not None and np.abs(timestamps - np.arange(total) / rate).max() > 1 / rate
+    if behaviour == "default" and is_variable_rate and timestamps is not None and end:
+        times, rate = timestamps[indices], total / end
     return VideoFrames(decoded.frames, indices, times.astype(np.float32), total / rate, total, rate)
 
 
@@ -150,44 +150,46 @@ def frames_at(
     Raises:
       VideoError: as for `read_frames`, when the video ends.
     """
-    waiting, shown, end, held = deque(seconds), 0.0, None, None
-    with _opened(path, threads) as (container, stream):
+    pending_times, timestamp, end, current = deque(seconds), 0.0, None, None
+    with _open_video(path, threads) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
-        promised, shrink = _promised(container, stream), _Shrink(size)
-        step, first = (float(1 / rate) if rate else 0.0), None
-        for index, picture in enumerate(_pictures(container, stream)):
-            told = _seconds(picture.pts, stream.time_base)
-            first = told if first is None else first
-            shown = index * step if told is None or first is None else max(told - first, shown)
-            end = shown + (_seconds(picture.duration or None, stream.time_base) or step)
-            while held is not None and waiting and waiting[0] < shown - ROUNDING:
-                waiting.popleft()
-                yield _turned(shrink(held), held)
-            held = picture
-        if held is None or end is None:
-            raise VideoError(path, "no frame of it can be decoded", FETCH_AGAIN)
-        if promised is not None and promised - end > SHORTFALL:
-            reason = f"its header promises {promised:.1f} s and only {end:.1f} s are there: it was cut off"
-            raise VideoError(path, reason, FETCH_AGAIN)
-        last = _turned(shrink(held), held)
-        yield from (last for _ in waiting)
+        header_duration, resize = _header_duration(container, stream), _Resizer(size)
+        frame_period, first = (float(1 / rate) if rate else 0.0), None
+        for index, picture in enumerate(_decode_pictures(container, stream)):
+            pts_seconds = _ticks_to_seconds(picture.pts, stream.time_base)
+            first = pts_seconds if first is None else first
+            timestamp = (
+                index * frame_period if pts_seconds is None or first is None else max(pts_seconds - first, timestamp)
+            )
+            end = timestamp + (_ticks_to_seconds(picture.duration or None, stream.time_base) or frame_period)
+            while current is not None and pending_times and pending_times[0] < timestamp - TIME_TOLERANCE:
+                pending_times.popleft()
+                yield _rotate(resize(current), current)
+            current = picture
+        if current is None or end is None:
+            raise VideoError(path, "no frame of it can be decoded", REFETCH_REMEDY)
+        if header_duration is not None and header_duration - end > MAX_MISSING_SECONDS:
+            reason = f"its header promises {header_duration:.1f} s and only {end:.1f} s are there: it was cut off"
+            raise VideoError(path, reason, REFETCH_REMEDY)
+        last = _rotate(resize(current), current)
+        yield from (last for _ in pending_times)
 
 
-def duration_of(path: str | os.PathLike[str]) -> float:
+def video_duration(path: str | os.PathLike[str]) -> float:
     """Return the seconds a video lasts: what its header says, or without that, when its last picture ends.
 
     Raises:
       VideoError: the file is missing, is not a video, or does not tell times.
     """
-    with _opened(path, threads=1) as (container, stream):
-        duration = _promised(container, stream)
+    with _open_video(path, threads=1) as (container, stream):
+        duration = _header_duration(container, stream)
         if duration is None and stream.time_base is not None:
             spans = [(p.pts, p.pts + (p.duration or 0)) for p in _packets(container, stream) if p.pts is not None]
             if spans:
                 first, last = min(start for start, _ in spans), max(end for _, end in spans)
                 duration = float((last - first) * stream.time_base)
     if not duration:
-        raise VideoError(path, "neither its header nor its frames tell how long it is", FETCH_AGAIN)
+        raise VideoError(path, "neither its header nor its frames tell how long it is", REFETCH_REMEDY)
     return duration
 
 
@@ -213,7 +215,7 @@ def jpeg_size(content: bytes) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def decode_jpeg(content: bytes, into: UInt8[np.ndarray, "H W 3"] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+def decode_jpeg(content: bytes, out: UInt8[np.ndarray, "H W 3"] | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Return the RGB picture.
 
     Args:
@@ -223,19 +225,21 @@ def decode_jpeg(content: bytes, into: UInt8[np.ndarray, "H W 3"] | None = None) 
     Raises:
       ValueError: these bytes are not a whole JPEG.
     """
-    return simplejpeg.decode_jpeg(content, colorspace="RGB", buffer=into)
+    return simplejpeg.decode_jpeg(content, colorspace="RGB", buffer=out)
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _open_video(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[InputContainer, VideoStream]]:
     if not Path(path).is_file():
         raise VideoError(path, "there is no such file", "put it there, or correct the name")
     try:
         # By its absolute path, which nothing takes for an address.
-        container = av.open(os.path.abspath(path), options={"protocol_whitelist": "file", "format_whitelist": FORMATS})
+        container = av.open(
+            os.path.abspath(path), options={"protocol_whitelist": "file", "format_whitelist": VIDEO_FORMATS}
+        )
     except (FFmpegError, OSError) as error:
         reason = "it is empty" if not os.path.getsize(path) else f"it is not a video ({error.strerror})"
-        raise VideoError(path, reason, FETCH_AGAIN) from error
+        raise VideoError(path, reason, REFETCH_REMEDY) from error
     with container:
         # The picture on an album's cover is stored as a video of one frame.
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -262,69 +266,71 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Pack
         return
 
 
-def _pictures(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+def _decode_pictures(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
     """Yield the pictures in order of time, without those too damaged to decode."""
     try:
         packets: Iterator[av.Packet | None] = container.demux(stream)
         for packet in packets:
             if packet is not None and packet.size:
-                yield from _decoded(stream, packet)
+                yield from _decode_packet(stream, packet)
     except FFmpegError:
         pass
-    yield from _decoded(stream, None)
+    yield from _decode_packet(stream, None)
 
 
-def _decoded(stream: VideoStream, packet: av.Packet | None) -> Sequence[av.VideoFrame]:
+def _decode_packet(stream: VideoStream, packet: av.Packet | None) -> Sequence[av.VideoFrame]:
     try:
         return stream.decode(packet)
     except FFmpegError:
         return ()
 
 
-class _Decoded(NamedTuple):
+class _DecodedVideo(NamedTuple):
     frames: np.ndarray  # uint8 (n, size, size, 3)
-    shown: list[float | None]  # when each picture of the video is shown, seconds
-    lasts: float | None  # seconds the last picture stays
+    timestamps: list[float | None]  # when each picture of the video is shown, seconds
+    last_duration: float | None  # seconds the last picture stays
     rate: float | None  # pictures a second, as the header says
-    promised: float | None  # seconds, as the header says
+    header_duration: float | None  # seconds, as the header says
 
 
-def _decode(path: str | os.PathLike[str], indices: np.ndarray, size: int, threads: int, *, turned: bool) -> _Decoded:
+def _decode_video(
+    path: str | os.PathLike[str], indices: np.ndarray, size: int, threads: int, *, rotate: bool
+) -> _DecodedVideo:
     """Decode all pictures; keep those of `indices`, small."""
     slots = {int(index): slot for slot, index in enumerate(indices)}
     frames = np.zeros((len(indices), size, size, 3), np.uint8)
-    shown: list[float | None] = []
-    lasts: float | None = None
-    with _opened(path, threads) as (container, stream):
+    timestamps: list[float | None] = []
+    last_duration: float | None = None
+    with _open_video(path, threads) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
-        promised = _promised(container, stream)
-        shrink = _Shrink(size)
-        for index, picture in enumerate(_pictures(container, stream)):
+        header_duration = _header_duration(container, stream)
+        resize = _Resizer(size)
+        for index, picture in enumerate(_decode_pictures(container, stream)):
             if index in slots:
                 try:
-                    small = shrink(picture)
+                    small = resize(picture)
                 except FFmpegError as error:
                     reason = f"frame {index} is of a kind that cannot be made RGB ({error.strerror})"
                     raise VideoError(path, reason, "make it again as H.264 with ffmpeg") from error
-                frames[slots[index]] = _turned(small, picture) if turned else small
+                frames[slots[index]] = _rotate(small, picture) if rotate else small
             # In the stream's time base: pictures that come last out of the decoder have lost their own.
-            shown.append(_seconds(picture.pts, stream.time_base))
-            lasts = _seconds(picture.duration or None, stream.time_base)
+            timestamps.append(_ticks_to_seconds(picture.pts, stream.time_base))
+            last_duration = _ticks_to_seconds(picture.duration or None, stream.time_base)
     rate = float(rate) if rate else None
-    return _Decoded(frames, shown, lasts or (1 / rate if rate else None), rate, promised)
+    return _DecodedVideo(frames, timestamps, last_duration or (1 / rate if rate else None), rate, header_duration)
 
 
-def _seconds(ticks: int | None, base: Any) -> float | None:
+def _ticks_to_seconds(ticks: int | None, base: Any) -> float | None:
     """Return how long so many ticks are. A time base is a `Fraction`, or what PyAV has had for it since 19."""
     return None if ticks is None or base is None else float(ticks * base)
 
 
-def _turned(small: np.ndarray, picture: av.VideoFrame) -> np.ndarray:
+def _rotate(small: np.ndarray, picture: av.VideoFrame) -> np.ndarray:
     """Turn a square picture as its file asks; it may as well be done after shrinking. Angles are counterclockwise."""
     return np.rot90(small, round(picture.rotation / 90))
 
 
-class _Shrink:
+class _Resizer:
     """Resizes pictures by FFmpeg's filters, which are built anew when the video changes its format midway."""
 
     def __init__(self, size: int) -> None:
@@ -352,7 +358,7 @@ class _Shrink:
         return self.graph.vpull().to_ndarray()
 
 
-def _promised(container: InputContainer, stream: VideoStream) -> float | None:
+def _header_duration(container: InputContainer, stream: VideoStream) -> float | None:
     """Return the seconds of the video stream that the header names; sound may well be longer."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
@@ -364,10 +370,10 @@ def _promised(container: InputContainer, stream: VideoStream) -> float | None:
     return None
 
 
-def _from_zero(decoded: _Decoded) -> tuple[np.ndarray | None, float | None]:
+def _relative_timestamps(decoded: _DecodedVideo) -> tuple[np.ndarray | None, float | None]:
     """Return when each picture is shown and when the last one ends, seconds from the first; None where not told."""
-    times = [time for time in decoded.shown if time is not None]
-    if len(times) < len(decoded.shown):
+    times = [time for time in decoded.timestamps if time is not None]
+    if len(times) < len(decoded.timestamps):
         return None, None
-    shown = np.asarray(times) - times[0]
-    return shown, None if decoded.lasts is None else float(shown[-1]) + decoded.lasts
+    relative = np.asarray(times) - times[0]
+    return relative, None if decoded.last_duration is None else float(relative[-1]) + decoded.last_duration

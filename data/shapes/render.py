@@ -4,7 +4,7 @@ import numpy as np
 
 from data.shapes.scene import LANES, Scene, Track
 
-PAINT = {
+COLOUR_RGB = {
     "red": (230, 40, 40),
     "green": (40, 200, 60),
     "blue": (50, 90, 240),
@@ -13,7 +13,7 @@ PAINT = {
     "white": (240, 240, 240),
 }
 DIAMETER = 0.4  # of the frame's height
-TRAVEL = 0.7  # of the frame's width that a moving shape covers while it is there
+TRAVEL_FRACTION = 0.7  # of the frame's width that a moving shape covers while it is there
 
 
 def render_frame(scene: Scene, second: float, height: int, width: int) -> np.ndarray:
@@ -36,7 +36,7 @@ def render_frame(scene: Scene, second: float, height: int, width: int) -> np.nda
         # Pixel centres in units of the radius, relative to the middle of the shape.
         v = (((np.arange(top, bottom) + 0.5) / height - y) / radius_y)[:, None]
         u = (((np.arange(left, right) + 0.5) / width - x) / radius_x)[None, :]
-        frame[top:bottom, left:right][_inside(track.shape, u, v)] = PAINT[track.colour]
+        frame[top:bottom, left:right][_shape_mask(track.shape, u, v)] = COLOUR_RGB[track.colour]
     return frame
 
 
@@ -44,15 +44,15 @@ def position(track: Track, second: float, radius: float) -> tuple[float, float]:
     """Return the middle (x, y) of a shape at a moment, in shares of the frame's width and height."""
     y = (track.lane + 0.5) / LANES
     if track.motion == "stays":
-        return radius + track.place * (1 - 2 * radius), y
-    done = (second - track.start) / (track.end - track.start)
-    free = 1 - 2 * radius - TRAVEL
-    begin = radius + track.place * max(free, 0.0)
-    gone = done * min(TRAVEL, 1 - 2 * radius)
-    return (begin + gone if track.motion == "right" else 1 - begin - gone), y
+        return radius + track.position * (1 - 2 * radius), y
+    progress = (second - track.start) / (track.end - track.start)
+    free_width = 1 - 2 * radius - TRAVEL_FRACTION
+    begin = radius + track.position * max(free_width, 0.0)
+    distance = progress * min(TRAVEL_FRACTION, 1 - 2 * radius)
+    return (begin + distance if track.motion == "right" else 1 - begin - distance), y
 
 
-def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+def _shape_mask(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     if shape == "circle":
         return u * u + v * v <= 1
     if shape == "square":

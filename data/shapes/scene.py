@@ -15,15 +15,15 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 SHAPES = ("circle", "square", "triangle", "cross")
 MOTIONS = ("stays", "left", "right")
 LANES = 2
-SIZES = ((192, 144), (176, 176), (256, 144), (200, 150))  # width, height
-RATES = (10.0, 12.0, 12.5, 15.0)
+VIDEO_SIZES = ((192, 144), (176, 176), (256, 144), (200, 150))  # width, height
+FRAME_RATES = (10.0, 12.0, 12.5, 15.0)
 
 NOUNS = (
     *("lighthouse", "bridge", "bread", "violin", "garden", "castle", "river", "market", "rocket", "camera", "winter"),
     *("desert", "forest", "kitchen", "train", "mountain", "library", "dragon", "coffee", "museum", "bicycle"),
     *("harbour", "candle", "thunder"),
 )
-SENTENCES = (
+SENTENCE_TEMPLATES = (
     "let me tell you about the {noun} we found",
     "nobody had ever seen such a {noun} before",
     "the {noun} was much older than the town",
@@ -31,20 +31,20 @@ SENTENCES = (
     "we went back to look at the {noun} again",
     "you can hear them say that the {noun} is lovely",
 )
-ASKED_SEEN = {
+VISUAL_QUERY_TEMPLATES = {
     "stays": ("A {thing} stays in one place.", "A {thing} stands still."),
     "left": ("A {thing} moves to the left.", "A {thing} travels to the left."),
     "right": ("A {thing} moves to the right.", "A {thing} travels to the right."),
     None: ("A {thing} is on the screen.", "A {thing} appears.", "We can see a {thing}."),
 }
-ASKED_HEARD = (
+CAPTION_QUERY_TEMPLATES = (
     "Someone talks about a {noun}.",
     "A voice says something about a {noun}.",
     "They speak about a {noun}.",
 )
 
 Motion = Literal["stays", "left", "right"]
-Kind = Literal["visual", "caption", "several"]
+QueryKind = Literal["visual", "caption", "several"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Track:
     lane: int
     start: int
     end: int
-    place: float
+    position: float
 
     @property
-    def thing(self) -> str:
+    def name(self) -> str:
         """What it is called: "red circle"."""
         return f"{self.colour} {self.shape}"
 
@@ -79,7 +79,7 @@ class Sentence:
 class SceneQuery:
     """A question about the scene: sentence, things named in it, and all its windows in whole seconds."""
 
-    kind: Kind
+    kind: QueryKind
     query: str
     items: tuple[str, ...]
     windows: tuple[tuple[int, int], ...]
@@ -91,7 +91,7 @@ class Scene:
 
     seed: int
     duration: int
-    rate: float
+    fps: float
     size: tuple[int, int]
     tracks: tuple[Track, ...]
     sentences: tuple[Sentence, ...]
@@ -107,15 +107,15 @@ def make_scene(seed: int) -> Scene:
     return Scene(
         seed=seed,
         duration=duration,
-        rate=_one(rng, RATES),
-        size=_one(rng, SIZES),
+        fps=_choose(rng, FRAME_RATES),
+        size=_choose(rng, VIDEO_SIZES),
         tracks=tracks,
         sentences=sentences,
         queries=_queries(rng, tracks, sentences),
     )
 
 
-def _one(rng: np.random.Generator, choices):
+def _choose(rng: np.random.Generator, choices):
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -132,9 +132,9 @@ def _tracks(rng: np.random.Generator, duration: int) -> tuple[Track, ...]:
 
 def _track(rng: np.random.Generator, others: list[Track], lane: int, start: int, end: int) -> Track:
     """Draw one shape: often one seen before, or a distractor that shares its colour or its shape."""
-    colour, shape = _one(rng, COLOURS), _one(rng, SHAPES)
+    colour, shape = _choose(rng, COLOURS), _choose(rng, SHAPES)
     if others:
-        other, kind = _one(rng, others), rng.random()
+        other, kind = _choose(rng, others), rng.random()
         colour = other.colour if kind < 0.55 else colour
         shape = other.shape if kind < 0.35 or kind > 0.8 else shape
     # The same thing twice at once, or twice within a second, would be one moment to whoever looks.
@@ -142,8 +142,8 @@ def _track(rng: np.random.Generator, others: list[Track], lane: int, start: int,
         (other.colour, other.shape) == (colour, shape) and start < other.end + 2 and other.start < end + 2
         for other in others
     ):
-        colour, shape = _one(rng, COLOURS), _one(rng, SHAPES)
-    return Track(colour, shape, _one(rng, MOTIONS), lane, start, end, float(rng.uniform(0.15, 0.85)))
+        colour, shape = _choose(rng, COLOURS), _choose(rng, SHAPES)
+    return Track(colour, shape, _choose(rng, MOTIONS), lane, start, end, float(rng.uniform(0.15, 0.85)))
 
 
 def _sentences(rng: np.random.Generator, duration: int) -> tuple[Sentence, ...]:
@@ -152,7 +152,7 @@ def _sentences(rng: np.random.Generator, duration: int) -> tuple[Sentence, ...]:
     while second + 4 <= duration:
         end = min(second + int(rng.integers(4, 9)), duration)
         noun = nouns.pop()
-        sentences.append(Sentence(second, end, _one(rng, SENTENCES).format(noun=noun), noun))
+        sentences.append(Sentence(second, end, _choose(rng, SENTENCE_TEMPLATES).format(noun=noun), noun))
         second = end + int(rng.integers(2, 9))
     return tuple(sentences)
 
@@ -161,20 +161,24 @@ def _queries(
     rng: np.random.Generator, tracks: tuple[Track, ...], sentences: tuple[Sentence, ...]
 ) -> tuple[SceneQuery, ...]:
     """Ask about two things seen once, one thing seen several times if there is any, and one thing said."""
-    askable: dict[tuple[str, str | None], list[tuple[int, int]]] = {}
+    windows_by_query: dict[tuple[str, str | None], list[tuple[int, int]]] = {}
     for track in tracks:
         for motion in (track.motion, None):
-            askable.setdefault((track.thing, motion), []).append((track.start, track.end))
-    once = [key for key, windows in askable.items() if len(windows) == 1]
-    often = [key for key, windows in askable.items() if len(windows) > 1]
-    chosen = [once[i] for i in rng.permutation(len(once))[:2]] + [often[i] for i in rng.permutation(len(often))[:1]]
+            windows_by_query.setdefault((track.name, motion), []).append((track.start, track.end))
+    once = [key for key, windows in windows_by_query.items() if len(windows) == 1]
+    repeated = [key for key, windows in windows_by_query.items() if len(windows) > 1]
+    chosen = [once[i] for i in rng.permutation(len(once))[:2]] + [
+        repeated[i] for i in rng.permutation(len(repeated))[:1]
+    ]
     queries = []
     for thing, motion in chosen:
-        windows = tuple(sorted(askable[thing, motion]))
-        sentence = _one(rng, ASKED_SEEN[motion]).format(thing=thing)
+        windows = tuple(sorted(windows_by_query[thing, motion]))
+        sentence = _choose(rng, VISUAL_QUERY_TEMPLATES[motion]).format(thing=thing)
         queries.append(SceneQuery("visual" if len(windows) == 1 else "several", sentence, (thing,), windows))
     if sentences:
-        said = _one(rng, sentences)
-        sentence = _one(rng, ASKED_HEARD).format(noun=said.noun)
-        queries.append(SceneQuery("caption", sentence, (said.noun,), ((said.start, said.end),)))
+        sentence_said = _choose(rng, sentences)
+        sentence = _choose(rng, CAPTION_QUERY_TEMPLATES).format(noun=sentence_said.noun)
+        queries.append(
+            SceneQuery("caption", sentence, (sentence_said.noun,), ((sentence_said.start, sentence_said.end),))
+        )
     return tuple(queries)

@@ -29,20 +29,20 @@ from av.video.stream import VideoStream
 from tqdm import tqdm
 
 from calce_jax.moments.annotations import Annotation, write_annotations
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.storage.atomic_files import write_atomic
 from data.shapes.render import render_frame
 from data.shapes.scene import Scene, make_scene
 
 SPLITS = ("train", "val", "test")
 # Scenes a split can have. Seeds from PRETRAINING on are left to pretraining, whose scenes are in no split.
-MOST_VIDEOS = 100_000
-PRETRAINING = 10_000_000
-MOST_SEEDS = PRETRAINING // (MOST_VIDEOS * len(SPLITS))
+MAX_VIDEOS_PER_SPLIT = 100_000
+FIRST_PRETRAIN_SEED = 10_000_000
+MAX_SEEDS = FIRST_PRETRAIN_SEED // (MAX_VIDEOS_PER_SPLIT * len(SPLITS))
 
 SOUND_EVERY = 5
 SOUND_RATE = 16_000  # samples a second
 HUM_HERTZ = 180
-LOUDNESS = 0.05
+HUM_AMPLITUDE = 0.05
 
 
 def scene_seed(split: str, number: int, seed: int) -> int:
@@ -53,11 +53,11 @@ def scene_seed(split: str, number: int, seed: int) -> int:
     """
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
-    if not 0 <= number < MOST_VIDEOS:
-        raise ValueError(f"{split}: video {number} is outside 0 to {MOST_VIDEOS - 1}; write fewer videos")
-    if not 0 <= seed < MOST_SEEDS:
-        raise ValueError(f"seed: {seed} is outside 0 to {MOST_SEEDS - 1}; choose a smaller one")
-    return (seed * len(SPLITS) + SPLITS.index(split)) * MOST_VIDEOS + number
+    if not 0 <= number < MAX_VIDEOS_PER_SPLIT:
+        raise ValueError(f"{split}: video {number} is outside 0 to {MAX_VIDEOS_PER_SPLIT - 1}; write fewer videos")
+    if not 0 <= seed < MAX_SEEDS:
+        raise ValueError(f"seed: {seed} is outside 0 to {MAX_SEEDS - 1}; choose a smaller one")
+    return (seed * len(SPLITS) + SPLITS.index(split)) * MAX_VIDEOS_PER_SPLIT + number
 
 
 def video_id(split: str, number: int) -> str:
@@ -102,7 +102,7 @@ def write_shapes(folder: str | Path, videos: Mapping[str, int], seed: int = 0) -
         for split, count in videos.items()
         for number in range(count)
     }
-    _claim(folder, seed)
+    _check_provenance(folder, seed)
     for split, count in videos.items():
         ids = [video_id(split, number) for number in range(count)]
         write_annotations(folder / f"{split}.jsonl", (row for video in ids for row in annotate(scenes[video], video)))
@@ -129,17 +129,17 @@ def write_scene(scene: Scene, video: Path, captions: Path) -> None:
     Raises:
       OSError: a file cannot be written.
     """
-    write_output(captions, _compose_srt(scene))
-    part = video.with_name(f"{video.name}.part")
+    write_atomic(captions, _compose_srt(scene))
+    partial_path = video.with_name(f"{video.name}.part")
     try:
         video.parent.mkdir(parents=True, exist_ok=True)
         # Without the encoder's version, the same scene gives the same file.
-        with av.open(part, "w", format="mp4", options={"fflags": "+bitexact"}) as file:
+        with av.open(partial_path, "w", format="mp4", options={"fflags": "+bitexact"}) as file:
             _encode(scene, file)
-        os.replace(part, video)
+        os.replace(partial_path, video)
     except OSError as error:
         with suppress(OSError):
-            part.unlink()
+            partial_path.unlink()
         raise OSError(
             error.errno, f"cannot write {video} ({error.strerror}); make room, or choose another place"
         ) from error
@@ -149,26 +149,28 @@ def _paths(folder: Path, video: str) -> tuple[Path, Path]:
     return folder / "videos" / f"{video}.mp4", folder / "srts" / f"{video}.srt"
 
 
-def _claim(folder: Path, seed: int) -> None:
+def _check_provenance(folder: Path, seed: int) -> None:
     """Note in the folder what its set is drawn from: two sets must not mix, and their ids are the same."""
     program = (Path(__file__).with_name(name) for name in ("scene.py", "render.py"))
     world = hashlib.sha256(b"".join(file.read_bytes() for file in program)).hexdigest()
     origin = {"seed": seed, "world": world}
-    note = folder / "shapes.json"
-    if note.is_file() and json.loads(note.read_text()) != origin:
-        raise ValueError(f"{note}: drawn from another seed or by another version; remove {folder} or choose another")
-    write_output(note, json.dumps(origin) + "\n")
+    provenance_file = folder / "shapes.json"
+    if provenance_file.is_file() and json.loads(provenance_file.read_text()) != origin:
+        raise ValueError(
+            f"{provenance_file}: drawn from another seed or by another version; remove {folder} or choose another"
+        )
+    write_atomic(provenance_file, json.dumps(origin) + "\n")
 
 
 def _compose_srt(scene: Scene) -> str:
     return srt.compose(
-        srt.Subtitle(number, timedelta(seconds=said.start), timedelta(seconds=said.end), said.text)
-        for number, said in enumerate(scene.sentences, 1)
+        srt.Subtitle(number, timedelta(seconds=sentence.start), timedelta(seconds=sentence.end), sentence.text)
+        for number, sentence in enumerate(scene.sentences, 1)
     )
 
 
 def _encode(scene: Scene, file: OutputContainer) -> None:
-    rate = Fraction(scene.rate)
+    rate = Fraction(scene.fps)
     # Otherwise x264 rounds as its processor likes, and the same scene does not always give the same file.
     options = {"preset": "veryfast", "x264-params": "cpu-independent=1"}
     stream = file.add_stream("libx264", rate=rate, options=options)
@@ -193,10 +195,10 @@ def _encode_frames(scene: Scene, file: OutputContainer, stream: VideoStream, rat
 
 def _encode_hum(scene: Scene, file: OutputContainer, stream: AudioStream) -> None:
     second = np.arange(scene.duration * SOUND_RATE) / SOUND_RATE
-    talking = np.zeros(second.shape, bool)
-    for said in scene.sentences:
-        talking[said.start * SOUND_RATE : said.end * SOUND_RATE] = True
-    wave = (LOUDNESS * np.sin(2 * np.pi * HUM_HERTZ * second) * talking).astype(np.float32)
+    is_speech = np.zeros(second.shape, bool)
+    for sentence in scene.sentences:
+        is_speech[sentence.start * SOUND_RATE : sentence.end * SOUND_RATE] = True
+    wave = (HUM_AMPLITUDE * np.sin(2 * np.pi * HUM_HERTZ * second) * is_speech).astype(np.float32)
     frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, 0, Fraction(1, SOUND_RATE)
     file.mux(stream.encode(frame))
@@ -209,14 +211,14 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder the set goes to")
     for split in SPLITS:
         parser.add_argument(f"--{split}", type=int, default=0, help=f"videos of the {split} split")
-    parser.add_argument("--seed", type=int, default=0, help=f"of the set, 0 to {MOST_SEEDS - 1}")
+    parser.add_argument("--seed", type=int, default=0, help=f"of the set, 0 to {MAX_SEEDS - 1}")
     args = parser.parse_args()
     counts = {split: getattr(args, split) for split in SPLITS if getattr(args, split)}
     try:
-        written = write_shapes(args.out, counts, args.seed)
+        num_written = write_shapes(args.out, counts, args.seed)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
-    print(f"{args.out}: {sum(counts.values())} videos, {written} of them new")
+    print(f"{args.out}: {sum(counts.values())} videos, {num_written} of them new")
 
 
 if __name__ == "__main__":

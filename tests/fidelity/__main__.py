@@ -12,12 +12,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 
 from tests.fidelity import frames, language, scores, selection, speech, text, training, vision, whole
-from tests.fidelity.folder import Folder
-from tests.fidelity.report import Group, Row, as_text, failed, write_json, write_page
+from tests.fidelity.folder import RecordingFolder
+from tests.fidelity.report import Group, ReportRow, as_text, failed, write_json, write_page
 
-Family = Callable[[Folder], Iterator[Group]]
+Comparison = Callable[[RecordingFolder], Iterator[Group]]
 
-FAMILIES: dict[str, Family] = {
+COMPARISONS: dict[str, Comparison] = {
     "01_vit": vision.vit,
     "02_qformer": language.qformer,
     "03_t5": language.t5,
@@ -53,22 +53,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=Path(os.environ.get("CALCE_SHARED", Path(__file__).parents[3] / "shared")),
         help="folder of tokenizers, annotations and weights, for recordings that do not lie beside them",
     )
-    given = parser.parse_args(arguments)
-    rows = list(compare(Folder(given.golden, given.beside), given.only))
+    args = parser.parse_args(arguments)
+    rows = list(compare(RecordingFolder(args.golden, args.beside), args.only))
     print(as_text(rows))
-    if given.json:
-        write_json(given.json, rows)
-    if given.page:
-        write_page(given.page, rows)
+    if args.json:
+        write_json(args.json, rows)
+    if args.page:
+        write_page(args.page, rows)
     return 0 if rows and all(row.ok for row in rows) else 1
 
 
-def compare(folder: Folder, only: str = "") -> Iterator[Row]:
+def compare(folder: RecordingFolder, only: str = "") -> Iterator[ReportRow]:
     """Compare the groups whose names match; of a whole folder, also name recordings that nothing was compared with."""
     unfinished: list[str] = []
-    for name, family in FAMILIES.items():
+    for name, comparison in COMPARISONS.items():
         if re.search(only, name):
-            rows, finished = _rows(name, family, folder)
+            rows, finished = _run_comparison(name, comparison, folder)
             yield from rows
             unfinished += [] if finished else [name]
     for file in folder.unopened() if not only else ():
@@ -76,16 +76,16 @@ def compare(folder: Folder, only: str = "") -> Iterator[Row]:
             yield failed(file, "there is no comparison for this file")
 
 
-def _rows(name: str, family: Family, folder: Folder) -> tuple[list[Row], bool]:
+def _run_comparison(name: str, comparison: Comparison, folder: RecordingFolder) -> tuple[list[ReportRow], bool]:
     groups: list[Group] = []
     error: Exception | None = None
     print(f"{name} ...", file=sys.stderr)
     try:
-        groups.extend(family(folder))
+        groups.extend(comparison(folder))
     except Exception as caught:
         error = caught
-    if groups and (rest := folder.not_compared(name)):
-        groups[-1].remark(rest)
+    if groups and (uncompared := folder.not_compared(name)):
+        groups[-1].add_note(uncompared)
     return [group.row() for group in groups] + ([] if error is None else [failed(name, error)]), error is None
 
 

@@ -8,37 +8,37 @@ from typing import Any
 
 import numpy as np
 
-NAMED = 6  # unread entries that a note names
+MAX_NAMED = 6  # unread entries that a note names
 
 
-class Arrays(dict[str, np.ndarray]):
+class RecordedArrays(dict[str, np.ndarray]):
     """The arrays of one file; remembers which were asked for."""
 
     def __init__(self, path: Path):
         with np.load(path) as arrays:
             super().__init__(arrays)
-        self.path, self.read = path, set[str]()
+        self.path, self.read_names = path, set[str]()
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self:
             raise KeyError(f"{self.path.name} holds no {name!r}")
-        self.read.add(name)
+        self.read_names.add(name)
         return super().__getitem__(name)
 
-    def or_else(self, name: str, default: np.ndarray) -> np.ndarray:
+    def get_or(self, name: str, default: np.ndarray) -> np.ndarray:
         """Return an array, or something else where it was not recorded."""
         return self[name] if name in self else default  # noqa: SIM401 - `get` would not be remembered
 
-    def named(self, *prefixes: str) -> dict[str, np.ndarray]:
+    def with_prefix(self, *prefixes: str) -> dict[str, np.ndarray]:
         """Return the arrays whose names begin so."""
         return {name: self[name] for name in self if name.startswith(prefixes)}
 
     def unread(self) -> list[str]:
         """Name the arrays nobody asked for."""
-        return [name for name in self if name not in self.read]
+        return [name for name in self if name not in self.read_names]
 
 
-class Folder:
+class RecordingFolder:
     """A folder of recordings.
 
     Args:
@@ -46,23 +46,23 @@ class Folder:
       beside: where tokenizers and annotations are looked for after the folder itself and its parent.
     """
 
-    def __init__(self, path: Path, beside: Path | None = None):
+    def __init__(self, path: Path, shared: Path | None = None):
         if not path.is_dir():
             raise NotADirectoryError(f"{path}: no such folder of recordings; give --golden=DIR")
         self.path = path
-        self.places = [place for place in (path, path.parent, beside) if place is not None]
+        self.search_paths = [search_path for search_path in (path, path.parent, shared) if search_path is not None]
         self.opened: set[str] = set()
-        self._arrays: dict[str, Arrays] = {}
+        self._arrays: dict[str, RecordedArrays] = {}
 
-    def arrays(self, name: str) -> Arrays:
+    def arrays(self, name: str) -> RecordedArrays:
         """Return the arrays of `name`.npz."""
         if name not in self._arrays:
-            self._arrays[name] = Arrays(self._there(f"{name}.npz"))
+            self._arrays[name] = RecordedArrays(self._existing_path(f"{name}.npz"))
         return self._arrays[name]
 
     def json(self, name: str) -> Any:
         """Return what `name`.json holds."""
-        return json.loads(self._there(f"{name}.json").read_text(encoding="utf-8"))
+        return json.loads(self._existing_path(f"{name}.json").read_text(encoding="utf-8"))
 
     def files(self, pattern: str) -> list[str]:
         """Return the names, without what follows the dot, of the files that match; there has to be one."""
@@ -82,27 +82,27 @@ class Folder:
             raise KeyError(f"config.json has no {group!r}")
         return self.config[group]
 
-    def beside(self, *parts: str) -> Path:
+    def find_shared(self, *parts: str) -> Path:
         """Return where a folder or file that is shared by many recordings lies, such as "tokenizers", "t5"."""
-        for place in self.places:
-            if place.joinpath(*parts).exists():
-                return place.joinpath(*parts)
-        wanted = os.path.join(*parts)
-        raise FileNotFoundError(f"{wanted}: in none of {', '.join(map(str, self.places))}; give --beside=DIR")
+        for search_path in self.search_paths:
+            if search_path.joinpath(*parts).exists():
+                return search_path.joinpath(*parts)
+        relative = os.path.join(*parts)
+        raise FileNotFoundError(f"{relative}: in none of {', '.join(map(str, self.search_paths))}; give --beside=DIR")
 
     def not_compared(self, group: str) -> str:
         """Tell which arrays of a group's files nobody asked for."""
         files = [arrays for name, arrays in self._arrays.items() if name.startswith(group)]
         unread = [name for arrays in files for name in arrays.unread()]
-        more = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
-        return f"not compared: {', '.join(unread[:NAMED])}{more}" if unread else ""
+        omitted = f" and {len(unread) - MAX_NAMED} more" if len(unread) > MAX_NAMED else ""
+        return f"not compared: {', '.join(unread[:MAX_NAMED])}{omitted}" if unread else ""
 
     def unopened(self) -> list[str]:
         """Name the files of recordings, which begin with a number, that nobody opened."""
         names = {path.name for path in self.path.iterdir() if path.is_file() and path.name[:1].isdigit()}
         return sorted(names - self.opened)
 
-    def _there(self, name: str) -> Path:
+    def _existing_path(self, name: str) -> Path:
         path = self.path / name
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")

@@ -13,15 +13,15 @@ from calce_jax.checkpoints.convert import t5 as t5_names
 from calce_jax.checkpoints.convert.state_dict import to_torch
 from calce_jax.config import Behaviour
 from calce_jax.models import lora
-from calce_jax.models.beam_search import Answers, beam_search
-from calce_jax.models.calce import answer_loss, shifted
+from calce_jax.models.beam_search import BeamSearchOutput, beam_search
+from calce_jax.models.calce import answer_loss, shift_right
 from calce_jax.models.layers import gelu
 from calce_jax.models.qformer import QFormer, QFormerConfig
-from calce_jax.models.t5 import T5, relative_bucket
+from calce_jax.models.t5 import T5, relative_position_bucket
 from calce_jax.text.tokenizers import load_bert
 from tests import golden
 from tests.fidelity import sizes
-from tests.fidelity.folder import Arrays, Folder
+from tests.fidelity.folder import RecordedArrays, RecordingFolder
 from tests.fidelity.report import Group
 
 # float32 sums in another order, through all layers.
@@ -29,20 +29,20 @@ ACTIVATIONS = 2e-5
 # The same, summed once more in the head, where they cancel; and over the tokens of an answer.
 LOGITS, SCORES = 1e-4, 2e-5
 # The last transformers whose search divides running answers by a length that counts the start token.
-COUNTS_START = (4, 35)
-WORDS = "Qformer.bert.embeddings.word_embeddings.weight"
+LENGTH_COUNTS_START = (4, 35)
+WORD_EMBEDDINGS = "Qformer.bert.embeddings.word_embeddings.weight"
 
 
-def qformer(folder: Folder) -> Iterator[Group]:
+def qformer(folder: RecordingFolder) -> Iterator[Group]:
     """Compare the visual path layer by layer, the text path, and the words it is fed."""
     arrays = folder.arrays("02_qformer")
-    tensors = arrays.named("Qformer.", "query_tokens")
+    tensors = arrays.with_prefix("Qformer.", "query_tokens")
     model = load_qformer(tensors, arrays["word_embedding_ids"], arrays["word_embedding_rows"], folder, "02_qformer")
 
     visual = Group("02_qformer/visual", ACTIVATIONS)
     yield visual
     image = jnp.asarray(arrays["image_embeds"])
-    states = np.asarray(jax.jit(model.visual_hidden)(image))
+    states = np.asarray(jax.jit(model.image_hidden_states)(image))
     recorded = [name for name in arrays if re.fullmatch(r"visual_hidden\d+", name)]
     with visual.case("number of layers") as case:
         case.same(len(states), len(recorded))
@@ -50,47 +50,51 @@ def qformer(folder: Folder) -> Iterator[Group]:
         with visual.case(f"layer {number}") as case:
             case.close(state, arrays[f"visual_hidden{number}"])
     with visual.case("result") as case:
-        case.close(jax.jit(model.visual)(image), arrays["visual_last_hidden"])
+        case.close(jax.jit(model.encode_images)(image), arrays["visual_last_hidden"])
 
     text = Group("02_qformer/text", ACTIVATIONS)
     yield text
     ids, mask = arrays["text_input_ids"], arrays["text_attention_mask"] != 0
     real = arrays["text_last_hidden_real"]
-    hidden = np.asarray(jax.jit(model.text)(jnp.asarray(ids, jnp.int32)))
+    hidden = np.asarray(jax.jit(model.encode_text)(jnp.asarray(ids, jnp.int32)))
     for number in range(len(ids)):
         with text.case(f"sentence {number}") as case:
             case.close(hidden[number, 0], arrays["text_cls"][number])
-            held = mask[number, : real.shape[1]]
-            case.close(hidden[number, : real.shape[1]][held], real[number][held])
+            row_mask = mask[number, : real.shape[1]]
+            case.close(hidden[number, : real.shape[1]][row_mask], real[number][row_mask])
 
     words = Group("02_qformer/words")
     yield words
-    bert = load_bert(folder.beside("tokenizers", "bert"))
-    for sentence, its, held in zip(arrays["texts"].tolist(), ids, mask, strict=True):
+    bert = load_bert(folder.find_shared("tokenizers", "bert"))
+    for sentence, token_ids, row_mask in zip(arrays["texts"].tolist(), ids, mask, strict=True):
         with words.case(sentence) as case:
-            case.same(bert(sentence)["input_ids"], its[held].tolist())
+            case.same(bert(sentence)["input_ids"], token_ids[row_mask].tolist())
 
 
-def load_qformer(tensors: sizes.Tensors, words: np.ndarray, rows: np.ndarray, folder: Folder, group: str) -> QFormer:
+def load_qformer(
+    tensors: sizes.Tensors, word_ids: np.ndarray, rows: np.ndarray, folder: RecordingFolder, group: str
+) -> QFormer:
     """Return a recorded model, of whose word embeddings only the rows in use were kept.
 
     One that was recorded for its text path alone looks at frames with zeros.
     """
-    config: QFormerConfig = sizes.qformer(tensors, folder.settings(group), vocab=int(words.max()) + 1)
-    table = np.zeros((config.vocab, config.width), np.float32)
-    table[words] = rows
+    config: QFormerConfig = sizes.qformer(tensors, folder.settings(group), vocab=int(word_ids.max()) + 1)
+    embeddings = np.zeros((config.vocab, config.width), np.float32)
+    embeddings[word_ids] = rows
     model = nnx.eval_shape(lambda: QFormer(config, rngs=nnx.Rngs(0)))
-    names = qformer_names.table(config.cross_every)
+    names = qformer_names.key_mapping(config.cross_attention_frequency)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), nnx.state(model))
-    looks = {name: zero for name, zero in to_torch(names, zeros).items() if "crossatt" in name or "query_" in name}
-    return golden.load(model, names, {**looks, **tensors, WORDS: table})
+    unused_weights = {
+        name: zero for name, zero in to_torch(names, zeros).items() if "crossatt" in name or "query_" in name
+    }
+    return golden.load_state_dict(model, names, {**unused_weights, **tensors, WORD_EMBEDDINGS: embeddings})
 
 
-def t5(folder: Folder) -> Iterator[Group]:
+def t5(folder: RecordingFolder) -> Iterator[Group]:
     """Compare what T5 encodes, predicts and writes, for every recorded model."""
     arrays, meta = folder.arrays("03_t5"), folder.json("03_t5_meta")
     version = tuple(int(part) for part in meta["transformers"].split(".")[:2])
-    behaviour: Behaviour = "reference" if version <= COUNTS_START else "default"
+    behaviour: Behaviour = "reference" if version <= LENGTH_COUNTS_START else "default"
     encoder = Group("03_t5/encoder", ACTIVATIONS)
     logits, loss = Group("03_t5/logits", LOGITS), Group("03_t5/loss", ACTIVATIONS)
     answers = Group("03_t5/answers", SCORES)
@@ -99,7 +103,7 @@ def t5(folder: Folder) -> Iterator[Group]:
     x, mask = jnp.asarray(arrays["inputs_embeds"]), jnp.asarray(arrays["attention_mask"] != 0)
     labels = jnp.asarray(np.maximum(arrays["labels"], 0), jnp.int32)
     # After an answer's end logits mean nothing, and the original masks what it is fed there.
-    said = np.asarray(labels != 0)
+    answer_mask = np.asarray(labels != 0)
     for tag in [name.removesuffix("_loss") for name in arrays if name.endswith("_loss")]:
         model = load_t5(arrays, adapters=tag != "base", scaling=meta["lora_scaling"])
         memory = nnx.jit(T5.encode)(model, x, mask)
@@ -107,51 +111,51 @@ def t5(folder: Folder) -> Iterator[Group]:
         for sample in range(len(x)):
             with encoder.case(f"{tag}, prompt {sample}") as case:
                 case.close(memory[sample], recorded[sample])
-        predicted = np.asarray(nnx.jit(T5.decode)(model, shifted(labels), memory, mask))
+        predicted = np.asarray(nnx.jit(T5.decode)(model, shift_right(labels), memory, mask))
         with logits.case(f"{tag}, all of the first answer") as case:
-            case.close(predicted[0][said[0]], arrays[f"{tag}_logits_b0"][said[0]])
+            case.close(predicted[0][answer_mask[0]], arrays[f"{tag}_logits_b0"][answer_mask[0]])
         hot, total = predicted[:, :, arrays["logits_hot_ids"]], np.asarray(jax.nn.logsumexp(predicted, axis=-1))
         for sample in range(len(x)):
             with logits.case(f"{tag}, answer {sample}") as case:
-                here = said[sample]
-                case.close(hot[sample][here], arrays[f"{tag}_logits_hot"][sample][here])
-                case.close(total[sample][here], arrays[f"{tag}_logits_logsumexp"][sample][here])
-                case.same(predicted[sample][here].argmax(axis=-1), arrays[f"{tag}_argmax"][sample][here])
+                sample_mask = answer_mask[sample]
+                case.close(hot[sample][sample_mask], arrays[f"{tag}_logits_hot"][sample][sample_mask])
+                case.close(total[sample][sample_mask], arrays[f"{tag}_logits_logsumexp"][sample][sample_mask])
+                case.same(predicted[sample][sample_mask].argmax(axis=-1), arrays[f"{tag}_argmax"][sample][sample_mask])
         with loss.case(tag) as case:
             # The original averages over the tokens of the batch, we over those of each answer.
-            each = answer_loss(jnp.asarray(predicted), labels)
-            case.close(np.average(each, weights=said.sum(axis=1)), arrays[f"{tag}_loss"])
+            losses = answer_loss(jnp.asarray(predicted), labels)
+            case.close(np.average(losses, weights=answer_mask.sum(axis=1)), arrays[f"{tag}_loss"])
         for name in list(arrays):
-            if found := re.fullmatch(rf"{tag}_gen_b(\d+)_new(\d+)_min(\d+)", name):
+            if name_match := re.fullmatch(rf"{tag}_gen_b(\d+)_new(\d+)_min(\d+)", name):
                 with answers.case(f"{tag}, {name}") as case:
-                    beams, length, shortest = map(int, found.groups())
-                    ours = written(
-                        model, memory, mask, beams=beams, length=length, shortest=shortest, behaviour=behaviour
+                    beams, length, min_length = map(int, name_match.groups())
+                    ours = search_answers(
+                        model, memory, mask, beams=beams, length=length, min_length=min_length, behaviour=behaviour
                     )
                     case.same(as_sequences(ours.tokens[:, 0], arrays[name].shape[1]), arrays[name])
                     if f"{name}_scores" in arrays:
                         case.close(ours.score[:, 0], arrays[f"{name}_scores"], "score")
 
-    parts = Group("03_t5/activation", 2e-6)  # two erfs in float32
-    yield parts
-    with parts.case("gate") as case:
+    activation = Group("03_t5/activation", 2e-6)  # two erfs in float32
+    yield activation
+    with activation.case("gate") as case:
         case.close(gelu(jnp.asarray(arrays["act_x"])), arrays["act_y_reference"])
     buckets = Group("03_t5/relative positions")
     yield buckets
     distance = jnp.asarray(arrays["rel_positions"], jnp.int32)[None]
     for name, both_ways in (("bidirectional", True), ("unidirectional", False)):
         with buckets.case(name) as case:
-            case.same(relative_bucket(distance, both_ways=both_ways)[0], arrays[f"rel_bucket_{name}"])
+            case.same(relative_position_bucket(distance, bidirectional=both_ways)[0], arrays[f"rel_bucket_{name}"])
 
 
-def beams(folder: Folder) -> Iterator[Group]:
+def beams(folder: RecordingFolder) -> Iterator[Group]:
     """Compare many answers of five beams, as the two ways of transformers to count lengths give them."""
     model = load_t5(folder.arrays("03_t5"), adapters=False)
     for file in folder.files("03_t5_beam*.npz"):
         yield from _beams(file, folder.arrays(file), model)
 
 
-def _beams(file: str, arrays: Arrays, model: T5) -> Iterator[Group]:
+def _beams(file: str, arrays: RecordedArrays, model: T5) -> Iterator[Group]:
     x = jnp.asarray(arrays["inputs_embeds"])
     mask = jnp.ones(x.shape[:2], bool)
     memory = nnx.jit(T5.encode)(model, x, mask)
@@ -160,9 +164,9 @@ def _beams(file: str, arrays: Arrays, model: T5) -> Iterator[Group]:
         group = Group(f"{file}/transformers {version.replace('_', '.')}", SCORES)
         yield group
         numbers = tuple(int(part) for part in version.split("_")[:2])
-        behaviour: Behaviour = "reference" if numbers <= COUNTS_START else "default"
+        behaviour: Behaviour = "reference" if numbers <= LENGTH_COUNTS_START else "default"
         width = arrays[name].shape[1]
-        ours = written(model, memory, mask, beams=5, length=width - 1, behaviour=behaviour)
+        ours = search_answers(model, memory, mask, beams=5, length=width - 1, behaviour=behaviour)
         for number, sequence in enumerate(as_sequences(ours.tokens[:, 0], width)):
             with group.case(f"prompt {number}") as case:
                 case.same(sequence, arrays[name][number])
@@ -181,27 +185,29 @@ def load_t5(arrays: sizes.Tensors, *, adapters: bool, scaling: float = 1.0) -> T
     def make() -> T5:
         model = T5(config, rngs=nnx.Rngs(0))
         if adapter:
-            lora.attach(model, adapter, rngs=nnx.Rngs(0))
+            lora.add_adapters(model, adapter, rngs=nnx.Rngs(0))
         return model
 
-    wanted = {name: tensor for name, tensor in tensors.items() if adapters or "lora_" not in name}
-    return golden.load(nnx.eval_shape(make), t5_names.table(lora=adapters), wanted)
+    selected = {name: tensor for name, tensor in tensors.items() if adapters or "lora_" not in name}
+    return golden.load_state_dict(nnx.eval_shape(make), t5_names.key_mapping(lora=adapters), selected)
 
 
-def written(
+def search_answers(
     model: T5,
     memory: jax.Array,
     mask: jax.Array,
     *,
     beams: int,
     length: int,
-    shortest: int = 1,
+    min_length: int = 1,
     behaviour: Behaviour = "reference",
-) -> Answers:
+) -> BeamSearchOutput:
     """Search answers, compiled."""
 
-    def search(model: T5, memory: jax.Array, mask: jax.Array) -> Answers:
-        return beam_search(model, memory, mask, beams=beams, length=length, shortest=shortest, behaviour=behaviour)
+    def search(model: T5, memory: jax.Array, mask: jax.Array) -> BeamSearchOutput:
+        return beam_search(
+            model, memory, mask, num_beams=beams, max_length=length, min_length=min_length, behaviour=behaviour
+        )
 
     return nnx.jit(search)(model, memory, mask)
 

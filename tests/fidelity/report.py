@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 EXACT = 0.0
-NAMED = 3  # failures that a note tells in full
+MAX_NAMED = 3  # failures that a note tells in full
 START, END = "<!-- fidelity: begin -->", "<!-- fidelity: end -->"
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """One line of the report.
 
     Attributes:
@@ -49,7 +49,7 @@ class Case:
         self.worst_abs = self.worst_rel = 0.0
         self.differences: list[str] = []
 
-    def differ(self, what: str) -> None:
+    def fail(self, what: str) -> None:
         """Say that something in this case is not as recorded."""
         self.differences.append(what)
 
@@ -63,7 +63,7 @@ class Case:
         """
         a, b = np.asarray(ours, np.float64), np.asarray(recorded, np.float64)
         if a.shape != b.shape:
-            self.differ(f"{what} has the shape {a.shape}, recorded is {b.shape}")
+            self.fail(f"{what} has the shape {a.shape}, recorded is {b.shape}")
             return
         if not a.size:
             return
@@ -73,7 +73,7 @@ class Case:
         absolute, relative = (x if math.isfinite(x) else math.inf for x in (absolute, relative))
         self.worst_abs, self.worst_rel = max(self.worst_abs, absolute), max(self.worst_rel, relative)
         if relative > self.tolerance:
-            self.differ(f"{what} deviates by {relative:.1e}".strip())
+            self.fail(f"{what} deviates by {relative:.1e}".strip())
 
     def same(self, ours: Any, recorded: Any, what: str = "") -> None:
         """Compare what has to be identical: strings, indices, masks, tokens, or nested lists of them."""
@@ -82,7 +82,7 @@ class Case:
             return
         with suppress(TypeError, ValueError):  # no numbers, or not as many
             self.worst_abs = max(self.worst_abs, float(np.abs(np.asarray(a, float) - np.asarray(b, float)).max()))
-        self.differ(f"{what} {_short(a)}, recorded {_short(b)}".strip())
+        self.fail(f"{what} {_short(a)}, recorded {_short(b)}".strip())
 
 
 class Group:
@@ -92,7 +92,7 @@ class Group:
         self.name, self.tolerance = name, tolerance
         self.cases: list[tuple[str, Case]] = []
         self.tied: list[tuple[str, Case]] = []
-        self.remarks: list[str] = []
+        self.extra_notes: list[str] = []
 
     @contextmanager
     def case(self, name: str, *, tied: bool = False) -> Iterator[Case]:
@@ -106,18 +106,18 @@ class Group:
         try:
             yield case
         except Exception as error:
-            case.differ(_told(error))
+            case.fail(_describe_error(error))
         (self.tied if tied else self.cases).append((name, case))
 
-    def remark(self, text: str) -> None:
+    def add_note(self, text: str) -> None:
         """Add to the note."""
-        self.remarks.append(text)
+        self.extra_notes.append(text)
 
-    def row(self) -> Row:
+    def row(self) -> ReportRow:
         """Return what was counted."""
         failed = [f"{name}: {'; '.join(case.differences)}" for name, case in self.cases if case.differences]
         notes = [] if self.cases else ["no case found"]
-        notes += failed[:NAMED] + ([f"and {len(failed) - NAMED} more"] if len(failed) > NAMED else [])
+        notes += failed[:MAX_NAMED] + ([f"and {len(failed) - MAX_NAMED} more"] if len(failed) > MAX_NAMED else [])
         if self.tied:
             equal = sum(not case.differences for _, case in self.tied)
             notes.append(f"apart: {len(self.tied)} cases decided by ties, {equal} of them equal")
@@ -125,7 +125,7 @@ class Group:
             max((getattr(case, name) for _, case in self.cases), default=0.0) for name in ("worst_abs", "worst_rel")
         ]
         absolute, relative = (x if math.isfinite(x) else None for x in worst)
-        return Row(
+        return ReportRow(
             group=self.name,
             cases=len(self.cases),
             equal=len(self.cases) - len(failed),
@@ -133,19 +133,19 @@ class Group:
             worst_rel=relative,
             tolerance=self.tolerance,
             ok=bool(self.cases) and not failed,
-            note=". ".join([*notes, *self.remarks]),
+            note=". ".join([*notes, *self.extra_notes]),
         )
 
 
-def failed(group: str, error: Exception | str) -> Row:
+def failed(group: str, error: Exception | str) -> ReportRow:
     """Return the row of a group that cannot be compared."""
-    return Row(group, 0, 0, None, None, EXACT, False, error if isinstance(error, str) else _told(error))
+    return ReportRow(group, 0, 0, None, None, EXACT, False, error if isinstance(error, str) else _describe_error(error))
 
 
-def as_text(rows: Sequence[Row]) -> str:
+def as_text(rows: Sequence[ReportRow]) -> str:
     """Return the rows as an aligned table, notes below."""
-    cells = [_HEADS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_HEADS))]
+    cells = [_COLUMNS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     notes = [f"{row.group}: {row.note}" for row in rows if row.note]
     wrong = sum(not row.ok for row in rows)
@@ -153,19 +153,19 @@ def as_text(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", *notes, *([""] if notes else []), verdict])
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
+def as_markdown(rows: Sequence[ReportRow]) -> str:
     """Return the rows as a Markdown table."""
-    lines = [[*_HEADS, "note"], ["---"] * (len(_HEADS) + 1)]
+    lines = [[*_COLUMNS, "note"], ["---"] * (len(_COLUMNS) + 1)]
     lines += [[*_cells(row), row.note.replace("|", "\\|").replace("\n", " ")] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_json(path: Path, rows: Sequence[Row]) -> None:
+def write_json(path: Path, rows: Sequence[ReportRow]) -> None:
     """Write the rows as a list of objects."""
     _replace(path, json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False) + "\n")
 
 
-def write_page(path: Path, rows: Sequence[Row]) -> None:
+def write_page(path: Path, rows: Sequence[ReportRow]) -> None:
     """Put the table between the markers of a page.
 
     Raises:
@@ -179,22 +179,22 @@ def write_page(path: Path, rows: Sequence[Row]) -> None:
     _replace(path, f"{before}{START}\n{as_markdown(rows)}\n{END}{after}")
 
 
-_HEADS = ("group", "cases", "equal", "worst abs", "worst rel", "tolerance", "ok")
+_COLUMNS = ("group", "cases", "equal", "worst abs", "worst rel", "tolerance", "ok")
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: ReportRow) -> tuple[str, ...]:
     deviations = ("-" if x is None else f"{x:.1e}" if x else "0" for x in (row.worst_abs, row.worst_rel))
     tolerance = f"{row.tolerance:g}" if row.tolerance else "exact"
     return (row.group, str(row.cases), str(row.equal), *deviations, tolerance, "yes" if row.ok else "NO")
 
 
-def _told(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {_short(error, 300)}"
 
 
-def _short(value: Any, most: int = 60) -> str:
+def _short(value: Any, max_chars: int = 60) -> str:
     text = " ".join(str(value).split())
-    return text if len(text) <= most else f"{text[:most]}..."
+    return text if len(text) <= max_chars else f"{text[:max_chars]}..."
 
 
 def _replace(path: Path, text: str) -> None:

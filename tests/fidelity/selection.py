@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from calce_jax.input_pipeline.speech_mask import spoken_frames
+from calce_jax.input_pipeline.speech_mask import mark_speech_frames
 from calce_jax.models.keyframes.borders import dilate
 from calce_jax.models.keyframes.coarse import select_coarse
 from calce_jax.models.keyframes.compress import compress
 from calce_jax.models.keyframes.dpc_knn import dpc_knn
 from calce_jax.models.keyframes.fine import select_fine
-from calce_jax.models.keyframes.plan import Plan
-from calce_jax.text.prompt import about_talking
-from tests.fidelity.folder import Folder
+from calce_jax.models.keyframes.plan import FramePlan
+from calce_jax.text.prompt import mentions_speech
+from tests.fidelity.folder import RecordingFolder
 from tests.fidelity.report import Group
 
 # With fewer clusters a frame's nearest neighbours are two at most, and mutual ones are then equally dense.
@@ -38,12 +38,12 @@ def cluster_videos(
 
     def one(features: jax.Array, far: jax.Array, noise: jax.Array) -> jax.Array:
         present = jnp.ones(features.shape[:1], bool)
-        return dpc_knn(features, present, clusters=clusters, neighbours=neighbours, far=far, noise=noise)
+        return dpc_knn(features, present, clusters=clusters, neighbours=neighbours, far_mask=far, noise=noise)
 
     return jax.vmap(one)(features, far, noise)
 
 
-def clusters(folder: Folder) -> Iterator[Group]:
+def clusters(folder: RecordingFolder) -> Iterator[Group]:
     """Compare clusters, with the noise that was drawn and with masks.
 
     Masked frames all score 0. Where they must serve as centres, because fewer frames than clusters are unmasked, their
@@ -62,13 +62,13 @@ def clusters(folder: Folder) -> Iterator[Group]:
                 compared.same(case["N"] < case["cluster_num"], True, "stops")
                 continue
             features = arrays[f"{name.split('_')[0]}_x"]
-            plain = np.zeros(features.shape[:2])
-            far = arrays[f"{name.split('_')[0]}_mask"] == 0 if masking == "mask" else plain > 0
-            noise = arrays.or_else(f"{name}_noise", plain)
-            wanted, count = arrays[f"{name}_idx_cluster"], case["cluster_num"]
+            zeros = np.zeros(features.shape[:2])
+            far = arrays[f"{name.split('_')[0]}_mask"] == 0 if masking == "mask" else zeros > 0
+            noise = arrays.get_or(f"{name}_noise", zeros)
+            expected, count = arrays[f"{name}_idx_cluster"], case["cluster_num"]
             # The rule for few clusters is ours to know; another number of neighbours than its 5 is a setting.
             neighbours = case["k"] if count >= NO_TIES else 5
-            got = cluster_videos(
+            actual = cluster_videos(
                 jnp.asarray(features),
                 jnp.asarray(far),
                 jnp.asarray(noise, jnp.float32),
@@ -76,15 +76,15 @@ def clusters(folder: Folder) -> Iterator[Group]:
                 neighbours=neighbours,
             )
             scarce = ((~far).sum(axis=1) < count).any()
-            compared.same(np.asarray(got)[~far], wanted[~far])
+            compared.same(np.asarray(actual)[~far], expected[~far])
             if not scarce:
-                compared.same(got, wanted)
+                compared.same(actual, expected)
         if scarce and not tied:
             with group.case(f"{name}, masked frames", tied=True) as compared:
-                compared.same(np.asarray(got)[far], wanted[far])
+                compared.same(np.asarray(actual)[far], expected[far])
 
 
-def first_stage(folder: Folder) -> Iterator[Group]:
+def first_stage(folder: RecordingFolder) -> Iterator[Group]:
     """Compare the key frames of every mode, how marks are widened, and which queries are about talking."""
     arrays, recorded = folder.arrays("05_keyframes_stage1"), folder.json("05_keyframes_stage1")
     plans = Group("05_keyframes_stage1/plans")
@@ -95,143 +95,157 @@ def first_stage(folder: Folder) -> Iterator[Group]:
         shape = arrays[case["embeds"].split("[")[0]].shape
         return shape[1:], case["mode"].replace("event", "none"), case["num_clusters"], case["bias1"]
 
-    for (shape, mode, count, bias), group in itertools.groupby(sorted(recorded["cases"], key=settings), settings):
+    for (shape, mode, count, dilation), group in itertools.groupby(sorted(recorded["cases"], key=settings), settings):
         cases, t = list(group), shape[0]
         rows = [(case, i) for case in cases for i in range(len(case["query"]))]
-        plan: Plan | None = None
+        plan: FramePlan | None = None
         error: Exception | None = None
         try:
-            said = [case["subtitle_durations"][i] for case, i in rows]
+            speech = [case["subtitle_durations"][i] for case, i in rows]
             plan = coarse(
                 np.stack([arrays[case["embeds"].split("[")[0]][i].mean(1) for case, i in rows]),
                 np.ones((len(rows), t), bool),
                 mode=mode,
                 clusters=count,
-                dilation=bias,
-                talk=np.array([talks(case["query"][i], said[r]) for r, (case, i) in enumerate(rows)]),
-                spoken=np.stack([spoken_frames(said[r], case["durations"][i], t) for r, (case, i) in enumerate(rows)]),
+                dilation=dilation,
+                talk=np.array([is_speech_query(case["query"][i], speech[r]) for r, (case, i) in enumerate(rows)]),
+                spoken=np.stack(
+                    [mark_speech_frames(speech[r], case["durations"][i], t) for r, (case, i) in enumerate(rows)]
+                ),
                 behaviour="reference",
             )
         except Exception as caught:
             error = caught
-        places = {id(case): [r for r, row in enumerate(rows) if row[0] is case] for case in cases}
+        rows_by_case = {id(case): [r for r, row in enumerate(rows) if row[0] is case] for case in cases}
         for case in cases:
             tied = not case.get(ROBUST, mode != "cluster" or count >= NO_TIES)
             with plans.case(f"case {case['id']}, {case['mode']}", tied=tied) as compared:
-                _compare_plans(compared, plan, error, case, places[id(case)])
+                _compare_plans(compared, plan, error, case, rows_by_case[id(case)])
 
-    widened = Group("05_keyframes_stage1/dilation")
-    yield widened
+    dilated = Group("05_keyframes_stage1/dilation")
+    yield dilated
     for number, case in enumerate(recorded["two_side_bias_padding"]):
-        with widened.case(f"case {number}") as compared:
+        with dilated.case(f"case {number}") as compared:
             # Some recorded masks hold other numbers than 0 and 1; the positive ones count as marked there.
             compared.same(dilate(jnp.asarray(case["mask"]) > 0, case["bias"]), np.array(case["out"]) > 0)
     talk = Group("05_keyframes_stage1/talk")
     yield talk
     for case in recorded["is_talk_relative"]:
         with talk.case(case["query"].strip()) as compared:
-            compared.same(about_talking(case["query"], "reference"), case["talk"])
+            compared.same(mentions_speech(case["query"], "reference"), case["talk"])
 
 
-def second_stage(folder: Folder) -> Iterator[Group]:
+def second_stage(folder: RecordingFolder) -> Iterator[Group]:
     """Compare the frames that stay and the key frames, replaying what was drawn; both clusterings; the thinning."""
     arrays, recorded = folder.arrays("06_keyframes_stage2"), folder.json("06_keyframes_stage2")
     plans, ids, thinned = (Group(f"06_keyframes_stage2/{what}") for what in ("plans", "clusters", "thinning"))
     yield from (plans, ids, thinned)
-    windows_most = max((len(json.loads(w)) for c in recorded["cases"] for w in c["stage1_result"]), default=1)
-    draws_most = max((len(d) // 2 for c in recorded["cases"] for d in c.get("draws") or []), default=0) + 1
-    draws_most = max(draws_most, max((len(c["draws"]) // 2 for c in recorded["compress_mask"]), default=0) + 1)
+    max_windows = max((len(json.loads(w)) for c in recorded["cases"] for w in c["stage1_result"]), default=1)
+    max_draws = max((len(d) // 2 for c in recorded["cases"] for d in c.get("draws") or []), default=0) + 1
+    max_draws = max(max_draws, max((len(c["draws"]) // 2 for c in recorded["compress_mask"]), default=0) + 1)
 
     def settings(case: dict[str, Any]) -> tuple[Any, ...]:
         return case["feat"], case["num_clusters"], case["bias1"], case["bias2"]
 
-    for (name, count, bias1, bias2), group in itertools.groupby(sorted(recorded["cases"], key=settings), settings):
+    for (name, count, dilation, filter_dilation), group in itertools.groupby(
+        sorted(recorded["cases"], key=settings), settings
+    ):
         cases = list(group)
         rows = [(case, i) for case in cases for i in range(len(case["batch_sel"]))]
         plan, error = None, None
         try:
             unit = arrays[name] / np.linalg.norm(arrays[name], axis=-1, keepdims=True)
             features = np.stack([unit[case["batch_sel"][i]] for case, i in rows])
-            t, said = features.shape[1], [case["subtitle_durations"][i] for case, i in rows]
+            t, speech = features.shape[1], [case["subtitle_durations"][i] for case, i in rows]
             features = features.reshape(len(rows), t, -1)
             windows = [json.loads(case["stage1_result"][i]) for case, i in rows]
             plan = fine(
                 features,
                 np.array([case["timestamps"][i] for case, i in rows], np.float32),
                 np.ones((len(rows), t), bool),
-                np.array([w + [[0, 0]] * (windows_most - len(w)) for w in windows], np.float32),
-                np.array([[j < len(w) for j in range(windows_most)] for w in windows]),
+                np.array([w + [[0, 0]] * (max_windows - len(w)) for w in windows], np.float32),
+                np.array([[j < len(w) for j in range(max_windows)] for w in windows]),
                 clusters=count,
-                dilation=bias1,
-                filter_dilation=bias2,
-                talk=np.array([talks(case["query"][i], said[r]) for r, (case, i) in enumerate(rows)]),
-                spoken=np.stack([spoken_frames(said[r], case["duration"], t) for r, (case, i) in enumerate(rows)]),
+                dilation=dilation,
+                filter_dilation=filter_dilation,
+                talk=np.array([is_speech_query(case["query"][i], speech[r]) for r, (case, i) in enumerate(rows)]),
+                spoken=np.stack(
+                    [mark_speech_frames(speech[r], case["duration"], t) for r, (case, i) in enumerate(rows)]
+                ),
                 behaviour="reference",
-                draws=np.stack([as_draws(case["draws"][i] if "draws" in case else [], draws_most) for case, i in rows]),
+                draws=np.stack(
+                    [uniform_draws(case["draws"][i] if "draws" in case else [], max_draws) for case, i in rows]
+                ),
             )
         except Exception as caught:
             error = caught
-        places = {id(case): [r for r, row in enumerate(rows) if row[0] is case] for case in cases}
+        rows_by_case = {id(case): [r for r, row in enumerate(rows) if row[0] is case] for case in cases}
         for case in cases:
-            here, tied = places[id(case)], not case.get(ROBUST, True)
+            case_rows, tied = rows_by_case[id(case)], not case.get(ROBUST, True)
             label = f"{name}, seed {case['torch_seed']}, windows {case['stage1_result']}"
             with plans.case(label, tied=tied) as compared:
-                _compare_plans(compared, plan, error, case, here)
+                _compare_plans(compared, plan, error, case, case_rows)
                 if plan is not None and not case["error"]:
-                    _compare_times(compared, plan, case, here)
+                    _compare_times(compared, plan, case, case_rows)
             if not case["error"]:
                 # Where fewer frames stay than there are clusters, frames that all score 0 must serve as centres.
-                stay = np.array(case["cluster_filter_results"]) != 0
-                unsure = count < NO_TIES or bool((stay.sum(axis=1) < count).any())
+                kept = np.array(case["cluster_filter_results"]) != 0
+                unsure = count < NO_TIES or bool((kept.sum(axis=1) < count).any())
                 with ids.case(label, tied=tied or unsure) as compared:
                     if plan is None:
                         raise error or RuntimeError("no plan")
-                    compared.same(np.asarray(plan.cluster)[here], case["cluster"][0], "first")
+                    compared.same(np.asarray(plan.cluster)[case_rows], case["cluster"][0], "first")
                     second = cluster_videos(
-                        features[here], ~stay, np.zeros(stay.shape, np.float32), clusters=count, neighbours=5
+                        features[case_rows], ~kept, np.zeros(kept.shape, np.float32), clusters=count, neighbours=5
                     )
-                    compared.same(np.where(stay, second, -1), np.where(stay, case["cluster"][1], -1), "second")
+                    compared.same(np.where(kept, second, -1), np.where(kept, case["cluster"][1], -1), "second")
 
     for number, case in enumerate(recorded["compress_mask"]):
         with thinned.case(f"case {number}") as compared:
             frames = len(case["key"])
-            most = max([frames, *(len(c["key"]) for c in recorded["compress_mask"])])
-            key, other = (np.pad(np.array(case[n], bool), (0, most - frames)) for n in ("key", "non_key"))
-            got = thin(key, other, jnp.int32(case["target_count"]), as_draws(case["draws"], draws_most))
-            for mask, wanted in zip(got, ("key_out", "non_key_out"), strict=True):
-                compared.same(np.asarray(mask)[:frames].astype(int), case[wanted], wanted)
+            max_frames = max([frames, *(len(c["key"]) for c in recorded["compress_mask"])])
+            keyframe_mask, other_mask = (
+                np.pad(np.array(case[n], bool), (0, max_frames - frames)) for n in ("key", "non_key")
+            )
+            actual = thin(
+                keyframe_mask, other_mask, jnp.int32(case["target_count"]), uniform_draws(case["draws"], max_draws)
+            )
+            for mask, field in zip(actual, ("key_out", "non_key_out"), strict=True):
+                compared.same(np.asarray(mask)[:frames].astype(int), case[field], field)
 
 
-def chosen(plan: Plan, row: int) -> list[list[int]]:
+def selected_frames(plan: FramePlan, row: int) -> list[list[int]]:
     """Return the frames of a video that a plan keeps in full, and those it keeps compressed."""
-    index, kept, key = (np.asarray(a)[row] for a in (plan.index, plan.kept, plan.key))
-    return [index[key].tolist(), index[kept & ~key].tolist()]
+    index, kept, is_keyframe = (np.asarray(a)[row] for a in (plan.frame_index, plan.slot_mask, plan.is_keyframe))
+    return [index[is_keyframe].tolist(), index[kept & ~is_keyframe].tolist()]
 
 
-def talks(query: str, intervals: Sequence[Any]) -> bool:
+def is_speech_query(query: str, intervals: Sequence[Any]) -> bool:
     """Say whether a query is about talking in a video in which somebody does."""
-    return bool(intervals) and about_talking(query, "reference")
+    return bool(intervals) and mentions_speech(query, "reference")
 
 
-def as_draws(recorded: Sequence[Sequence[Any]], room: int) -> np.ndarray:
+def uniform_draws(recorded: Sequence[Sequence[Any]], num_draws: int) -> np.ndarray:
     """Turn recorded draws (a pick of n, then a toss) into uniform ones; those that are left over would be no number."""
-    draws = np.full((room, 2), np.nan, np.float32)
+    draws = np.full((num_draws, 2), np.nan, np.float32)
     for row, (pick, toss) in enumerate(zip(recorded[::2], recorded[1::2], strict=True)):
         draws[row] = (pick[2] + 0.5) / pick[1], toss[2]
     return draws
 
 
-def _compare_plans(compared: Any, plan: Plan | None, error: Exception | None, case: dict, rows: list[int]) -> None:
+def _compare_plans(compared: Any, plan: FramePlan | None, error: Exception | None, case: dict, rows: list[int]) -> None:
     if plan is None:
         raise error or RuntimeError("no plan")
     # There the batch stops at the first such video.
-    compared.same(any(bool(plan.error[r]) for r in rows), bool(case["error"]), "stops")
+    compared.same(any(bool(plan.reference_error[r]) for r in rows), bool(case["error"]), "stops")
     if not case["error"]:
         for i, r in enumerate(rows):
-            compared.same(chosen(plan, r), [case["key_frame_idx"][i], case["non_key_frame_idx"][i]], f"video {i}")
+            compared.same(
+                selected_frames(plan, r), [case["key_frame_idx"][i], case["non_key_frame_idx"][i]], f"video {i}"
+            )
 
 
-def _compare_times(compared: Any, plan: Plan, case: dict, rows: list[int]) -> None:
+def _compare_times(compared: Any, plan: FramePlan, case: dict, rows: list[int]) -> None:
     for i, r in enumerate(rows):
-        index = np.asarray(plan.index)[r][np.asarray(plan.kept)[r]]
+        index = np.asarray(plan.frame_index)[r][np.asarray(plan.slot_mask)[r]]
         compared.same(np.array(case["timestamps"][i])[index], case["timestamps_filtered"][i], f"times of video {i}")

@@ -21,9 +21,9 @@ def vit(tensors: Tensors, settings: Mapping[str, Any], *, eps: float = 1e-6) -> 
     grid = round((tensors[f"{name}pos_embed"].shape[1] - 1) ** 0.5)
     return VitConfig(
         image_size=grid * patch,
-        patch=patch,
+        patch_size=patch,
         width=width,
-        depth=layers(tensors, f"{name}blocks."),
+        depth=count_layers(tensors, f"{name}blocks."),
         heads=settings["heads"],
         mlp_width=tensors[f"{name}blocks.0.mlp.fc1.weight"].shape[0],
         eps=eps,
@@ -34,20 +34,20 @@ def qformer(tensors: Tensors, settings: Mapping[str, Any], *, vocab: int) -> QFo
     """Return the sizes of a Q-Former; of one that never looks at frames, the sizes of the looks are all 1."""
     name = "Qformer.bert."
     layer = f"{name}encoder.layer."
-    depth = layers(tensors, layer)
-    crossing = [i for i in range(depth) if f"{layer}{i}.crossattention.self.key.weight" in tensors]
-    key = tensors.get(f"{layer}0.crossattention.self.key.weight")
+    depth = count_layers(tensors, layer)
+    cross_layers = [i for i in range(depth) if f"{layer}{i}.crossattention.self.key.weight" in tensors]
+    key_kernel = tensors.get(f"{layer}0.crossattention.self.key.weight")
     positions, width = tensors[f"{name}embeddings.position_embeddings.weight"].shape
     return QFormerConfig(
         width=width,
         depth=depth,
         heads=settings["heads"],
-        ffn_width=tensors[f"{layer}0.intermediate.dense.weight"].shape[0],
-        queries=tensors["query_tokens"].shape[1] if "query_tokens" in tensors else 1,
-        image_width=1 if key is None else key.shape[1],
-        cross_every=crossing[1] if len(crossing) > 1 else depth,
+        mlp_width=tensors[f"{layer}0.intermediate.dense.weight"].shape[0],
+        query_tokens=tensors["query_tokens"].shape[1] if "query_tokens" in tensors else 1,
+        image_width=1 if key_kernel is None else key_kernel.shape[1],
+        cross_attention_frequency=cross_layers[1] if len(cross_layers) > 1 else depth,
         vocab=vocab,
-        positions=positions,
+        max_positions=positions,
     )
 
 
@@ -62,8 +62,8 @@ def t5(tensors: Tensors, prefix: str = "") -> T5Config:
         heads=heads,
         head_width=_linear(tensors, f"{attention}q").shape[0] // heads,
         mlp_width=_linear(tensors, f"{mlp}wi_0").shape[0],
-        encoder_depth=layers(tensors, f"{prefix}encoder.block."),
-        decoder_depth=layers(tensors, f"{prefix}decoder.block."),
+        encoder_depth=count_layers(tensors, f"{prefix}encoder.block."),
+        decoder_depth=count_layers(tensors, f"{prefix}decoder.block."),
         vocab=vocab,
     )
 
@@ -77,9 +77,9 @@ def lora(tensors: Tensors, scaling: float = 1.0) -> LoraConfig:
     return LoraConfig(rank=rank, alpha=rank * scaling)
 
 
-def layers(tensors: Tensors, prefix: str) -> int:
+def count_layers(tensors: Tensors, prefix: str) -> int:
     """Count the layers whose names are a prefix, a number, and something more."""
-    numbers = {int(found[1]) for name in tensors if (found := re.match(rf"{re.escape(prefix)}(\d+)\.", name))}
+    numbers = {int(name_match[1]) for name in tensors if (name_match := re.match(rf"{re.escape(prefix)}(\d+)\.", name))}
     if not numbers:
         raise KeyError(f"no weight named {prefix}0...")
     return max(numbers) + 1

@@ -8,32 +8,32 @@ import numpy as np
 from flax import nnx
 
 from calce_jax.checkpoints.convert import calce as calce_names
-from calce_jax.checkpoints.convert.mapping import LAYER, Row, Table
+from calce_jax.checkpoints.convert.mapping import LAYER_PLACEHOLDER, KeyMapping, MappingRow
 from calce_jax.distributed.param_names import named_leaves
-from calce_jax.models.calce import Calce, CalceConfig, label
+from calce_jax.models.calce import Calce, CalceConfig, param_label
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
-from calce_jax.training.optimizer import decays
+from calce_jax.training.optimizer import has_weight_decay
 from calce_jax.training.schedule import learning_rate
 from tests.fidelity import sizes
-from tests.fidelity.folder import Folder
+from tests.fidelity.folder import RecordingFolder
 from tests.fidelity.report import Case, Group
 
 # The order of the additions differs by one or two roundings of float64.
-RATES = 1e-14
-OURS = "qformer_freeze_lora_item"
+RATE_TOLERANCE = 1e-14
+CALCE_TASK = "qformer_freeze_lora_item"
 
 
-def rates_and_groups(folder: Folder) -> Iterator[Group]:
+def rates_and_groups(folder: RecordingFolder) -> Iterator[Group]:
     """Compare the rate of every recorded micro-step, also after a resumption, and the groups of parameters."""
     recorded = folder.json("12_lr_optim")
-    rates = Group("12_lr_optim/rates", RATES)
+    rates = Group("12_lr_optim/rates", RATE_TOLERANCE)
     yield rates
-    for name, wanted in recorded["lr"].items():
-        run, per_epoch = wanted["run"], wanted["iters_per_epoch_4gpu"]
-        how = {
+    for name, expected in recorded["lr"].items():
+        run, per_epoch = expected["run"], expected["iters_per_epoch_4gpu"]
+        schedule = {
             "steps_per_epoch": per_epoch,
             "epochs": run["max_epoch"],
             "peak": run["init_lr"],
@@ -43,84 +43,87 @@ def rates_and_groups(folder: Folder) -> Iterator[Group]:
             "behaviour": "reference",
         }
         with rates.case(name) as case:
-            steps = [epoch * per_epoch + within for epoch, within, _ in wanted["sampled_first3epochs"]]
-            theirs = [rate for *_, rate in wanted["sampled_first3epochs"]]
-            for epoch, pair in enumerate(zip(wanted["epoch_first_lr"], wanted["epoch_last_lr"], strict=True)):
+            steps = [epoch * per_epoch + within for epoch, within, _ in expected["sampled_first3epochs"]]
+            theirs = [rate for *_, rate in expected["sampled_first3epochs"]]
+            for epoch, pair in enumerate(zip(expected["epoch_first_lr"], expected["epoch_last_lr"], strict=True)):
                 steps += [epoch * per_epoch, (epoch + 1) * per_epoch - 1]
                 theirs += pair
-            _compare_rates(case, learning_rate(np.array(steps), **how), theirs)
-        for key in wanted:
-            if found := re.fullmatch(r"fresh_scheduler_resumed_at_epoch(\d+)", key):
-                with rates.case(f"{name}, resumed at epoch {found[1]}") as case:
-                    steps = [epoch * per_epoch + within for epoch, within, _ in wanted[key]]
-                    ours = learning_rate(np.array(steps), **how, first_epoch=int(found[1]))
-                    _compare_rates(case, ours, [rate for *_, rate in wanted[key]])
+            _compare_rates(case, learning_rate(np.array(steps), **schedule), theirs)
+        for key in expected:
+            if key_match := re.fullmatch(r"fresh_scheduler_resumed_at_epoch(\d+)", key):
+                with rates.case(f"{name}, resumed at epoch {key_match[1]}") as case:
+                    steps = [epoch * per_epoch + within for epoch, within, _ in expected[key]]
+                    ours = learning_rate(np.array(steps), **schedule, first_epoch=int(key_match[1]))
+                    _compare_rates(case, ours, [rate for *_, rate in expected[key]])
 
     groups = Group("12_lr_optim/groups")
     yield groups
-    for task, wanted in recorded["optim"].items():
+    for task, expected in recorded["optim"].items():
         with groups.case(task) as case:
-            _compare_groups(case, wanted, whole=task == OURS)
-    if others := [task for task in recorded["optim"] if task != OURS]:
-        groups.remark(f"of {', '.join(others)}, which train other parameters, what decays is compared")
+            _compare_groups(case, expected, all_groups=task == CALCE_TASK)
+    if others := [task for task in recorded["optim"] if task != CALCE_TASK]:
+        groups.add_note(f"of {', '.join(others)}, which train other parameters, what decays is compared")
 
 
 def _compare_rates(case: Case, ours: np.ndarray, theirs: list[float]) -> None:
     """Compare each rate relative to itself: they span five orders of magnitude."""
-    wanted = np.array(theirs)
-    case.close(ours / np.where(wanted, wanted, 1.0), np.where(wanted, 1.0, 0.0))
+    expected = np.array(theirs)
+    case.close(ours / np.where(expected, expected, 1.0), np.where(expected, 1.0, 0.0))
 
 
-def _compare_groups(case: Case, wanted: Mapping[str, Any], *, whole: bool) -> None:
-    decaying = set(wanted["decay_non_lora"])
-    rules = calce_names.table(lora=True)
-    for name in sorted({*wanted["no_decay"], *decaying}):
-        path = _ours(rules, name)
+def _compare_groups(case: Case, expected: Mapping[str, Any], *, all_groups: bool) -> None:
+    decaying = set(expected["decay_non_lora"])
+    mapping = calce_names.key_mapping(lora=True)
+    for name in sorted({*expected["no_decay"], *decaying}):
+        path = _param_path(mapping, name)
         if path is not None:
-            case.same(decays(path), name in decaying, f"{name} decays:")
-    if not whole:
+            case.same(has_weight_decay(path), name in decaying, f"{name} decays:")
+    if not all_groups:
         return
-    names = wanted["trainable"]
-    trained = _trained(names)
+    names = expected["trainable"]
+    trained = _trained_paths(names)
     case.same(sorted(trained), sorted(names), "trained parameters")
-    exempt = sorted(name for name, path in trained.items() if not decays(path))
-    case.same(exempt, sorted(wanted["no_decay"]), "without decay")
-    case.same([len(trained) - len(exempt), len(exempt)], wanted["n"], "sizes of the groups")
-    case.same(sum("lora_" in name for name in trained), wanted["decay_lora_count"], "adapters")
+    exempt = sorted(name for name, path in trained.items() if not has_weight_decay(path))
+    case.same(exempt, sorted(expected["no_decay"]), "without decay")
+    case.same([len(trained) - len(exempt), len(exempt)], expected["n"], "sizes of the groups")
+    case.same(sum("lora_" in name for name in trained), expected["decay_lora_count"], "adapters")
 
 
-def _ours(rules: Table, name: str) -> tuple[str, ...] | None:
+def _param_path(mapping: KeyMapping, name: str) -> tuple[str, ...] | None:
     """Return where a parameter of the original lives here; None where it does not."""
-    for row in rules:
-        pattern = re.escape(row.torch).replace(re.escape(LAYER), r"\d+")
-        if isinstance(row, Row) and re.fullmatch(pattern, name):
-            return tuple(row.parts[0].split("/"))
+    for row in mapping:
+        pattern = re.escape(row.torch_name).replace(re.escape(LAYER_PLACEHOLDER), r"\d+")
+        if isinstance(row, MappingRow) and re.fullmatch(pattern, name):
+            return tuple(row.param_names[0].split("/"))
     return None
 
 
-def _trained(names: list[str]) -> dict[str, tuple[str, ...]]:
+def _trained_paths(names: list[str]) -> dict[str, tuple[str, ...]]:
     """Return what is trained of a model as deep as the one whose names are given, under the original's names."""
     prefix = "t5_model.base_model.model."
-    like = dict.fromkeys(names, np.zeros(0))
-    depths = [sizes.layers(like, f"{prefix}{tower}.block.") for tower in ("encoder", "decoder")]
+    empty_tensors = dict.fromkeys(names, np.zeros(0))
+    depths = [sizes.count_layers(empty_tensors, f"{prefix}{tower}.block.") for tower in ("encoder", "decoder")]
     config = CalceConfig(
-        VitConfig(image_size=4, patch=4, width=4, depth=1, heads=1, mlp_width=4),
-        QFormerConfig(width=4, depth=2, heads=1, ffn_width=4, queries=2, image_width=4, vocab=4, positions=4),
+        VitConfig(image_size=4, patch_size=4, width=4, depth=1, heads=1, mlp_width=4),
+        QFormerConfig(width=4, depth=2, heads=1, mlp_width=4, query_tokens=2, image_width=4, vocab=4, max_positions=4),
         T5Config(4, 1, 4, 4, *depths, vocab=4),
         LoraConfig(rank=1),
-        compressed=1,
+        compressed_query_tokens=1,
     )
     leaves = named_leaves(nnx.state(nnx.eval_shape(lambda: Calce(config, rngs=nnx.Rngs(0)))))
     trained: dict[str, tuple[str, ...]] = {}
-    for row in calce_names.table(lora=True):
-        if not isinstance(row, Row) or label(tuple(row.parts[0].split("/"))) != "trainable":
+    for row in calce_names.key_mapping(lora=True):
+        if not isinstance(row, MappingRow) or param_label(tuple(row.param_names[0].split("/"))) != "trainable":
             continue
-        layers = leaves[row.parts[0]].shape[0] if row.stacked else 1
-        trained |= {row.torch.replace(LAYER, str(i)): tuple(row.parts[0].split("/")) for i in range(layers)}
+        layers = leaves[row.param_names[0]].shape[0] if row.is_stacked else 1
+        trained |= {
+            row.torch_name.replace(LAYER_PLACEHOLDER, str(i)): tuple(row.param_names[0].split("/"))
+            for i in range(layers)
+        }
     return trained
 
 
-def counts(folder: Folder) -> Iterator[Group]:
+def counts(folder: RecordingFolder) -> Iterator[Group]:
     """Compare how many parameters the parts have at full size."""
     group = Group("14_param_counts")
     yield group
@@ -150,16 +153,18 @@ def counts(folder: Folder) -> Iterator[Group]:
         "lora_trainable": sum(adapters.values()),
         "lora_modules": sum(stacked.values()),
         "lora_lm_head": adapters["t5/lm_head/a"] + adapters["t5/lm_head/b"],
-        "trainable_total": sum(n for name, n in numbers.items() if label(tuple(name.split("/"))) == "trainable"),
+        "trainable_total": sum(n for name, n in numbers.items() if param_label(tuple(name.split("/"))) == "trainable"),
     }
     # The head that predicts words is never asked, and there is none here.
     head = recorded.get("Qformer.cls", 0)
     ours |= {"total": sum(numbers.values()) + head, "Qformer_total(tied once)": ours["Qformer.bert"] + head}
-    for name, wanted in recorded.items():
+    for name, expected in recorded.items():
         if name == "Qformer.cls":
-            group.remark(f"the Q-Former's head for words ({wanted:,}) is left out here and added for the two totals")
+            group.add_note(
+                f"the Q-Former's head for words ({expected:,}) is left out here and added for the two totals"
+            )
         elif name in ours:
             with group.case(name) as case:
-                case.same(ours[name], wanted)
+                case.same(ours[name], expected)
         else:
-            group.remark(f"not compared: {name}")
+            group.add_note(f"not compared: {name}")

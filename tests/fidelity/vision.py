@@ -10,13 +10,13 @@ import numpy as np
 from flax import nnx
 
 from calce_jax.checkpoints.convert import qformer as qformer_names
-from calce_jax.checkpoints.convert.mapping import prefixed
-from calce_jax.checkpoints.convert.vit import TABLE, interpolate_positions
+from calce_jax.checkpoints.convert.mapping import add_prefix
+from calce_jax.checkpoints.convert.vit import KEY_MAPPING, interpolate_positions
 from calce_jax.models.layers import LayerNorm
 from calce_jax.models.vit import Vit, VitConfig
 from tests import golden
 from tests.fidelity import sizes
-from tests.fidelity.folder import Folder
+from tests.fidelity.folder import RecordingFolder
 from tests.fidelity.report import Group
 
 # float32 sums in another order, on a stream that reaches 10.
@@ -26,16 +26,16 @@ POSITIONS = 2e-6
 PREFIX = "visual_encoder."
 
 
-def vit(folder: Folder) -> Iterator[Group]:
+def vit(folder: RecordingFolder) -> Iterator[Group]:
     """Compare the blocks, the result and its norm, other frame sizes, and interpolated positions."""
     arrays = folder.arrays("01_vit")
-    tensors = arrays.named(PREFIX)
+    tensors = arrays.with_prefix(PREFIX)
     config = sizes.vit(tensors, folder.settings("01_vit"), eps=float(arrays["block_norm_eps"]))
 
     blocks = Group("01_vit/blocks", ACTIVATIONS)
     yield blocks
-    model = load(config, tensors)
-    states = np.asarray(jax.jit(model.block_outputs)(frames(arrays["input"])))
+    model = load_vit(config, tensors)
+    states = np.asarray(jax.jit(model.hidden_states)(to_channels_last(arrays["input"])))
     recorded = [name for name in arrays if re.fullmatch(r"block\d+_out", name)]
     with blocks.case("number of blocks") as case:
         case.same(config.depth, len(recorded))
@@ -46,34 +46,38 @@ def vit(folder: Folder) -> Iterator[Group]:
     final = Group("01_vit/final", ACTIVATIONS)
     yield final
     with final.case("output") as case:
-        output = nnx.jit(Vit.__call__)(model, frames(arrays["input"]))
+        output = nnx.jit(Vit.__call__)(model, to_channels_last(arrays["input"]))
         case.close(output, arrays["output"])
     with final.case("ln_vision") as case:
         norm = nnx.Dict(ln_vision=LayerNorm(config.width, eps=float(arrays["ln_eps"])))
-        golden.load(norm, qformer_names.LN_VISION, arrays.named("ln_vision."))
+        golden.load_state_dict(norm, qformer_names.LN_VISION, arrays.with_prefix("ln_vision."))
         case.close(norm.ln_vision(output), arrays["ln_output"])
     for name in list(arrays):
-        if found := re.fullmatch(r"input(\d+)", name):
-            with final.case(f"frames of {found[1]} pixels") as case:
-                other = dataclasses.replace(config, image_size=int(found[1]))
-                positions = interpolate_positions(tensors[f"{PREFIX}pos_embed"][0], other.grid)
-                larger = load(other, {**tensors, f"{PREFIX}pos_embed": positions[None]})
-                case.close(nnx.jit(Vit.__call__)(larger, frames(arrays[name])), arrays[f"output{found[1]}"])
+        if name_match := re.fullmatch(r"input(\d+)", name):
+            with final.case(f"frames of {name_match[1]} pixels") as case:
+                other = dataclasses.replace(config, image_size=int(name_match[1]))
+                positions = interpolate_positions(tensors[f"{PREFIX}pos_embed"][0], other.grid_size)
+                larger = load_vit(other, {**tensors, f"{PREFIX}pos_embed": positions[None]})
+                case.close(
+                    nnx.jit(Vit.__call__)(larger, to_channels_last(arrays[name])), arrays[f"output{name_match[1]}"]
+                )
 
     stretched = Group("01_vit/positions", POSITIONS)
     yield stretched
     for name in list(arrays):
-        if found := re.fullmatch(r"pos_embed_(\d+)", name):
-            with stretched.case(f"frames of {found[1]} pixels") as case:
-                grid = int(found[1]) // config.patch
+        if name_match := re.fullmatch(r"pos_embed_(\d+)", name):
+            with stretched.case(f"frames of {name_match[1]} pixels") as case:
+                grid = int(name_match[1]) // config.patch_size
                 case.close(interpolate_positions(tensors[f"{PREFIX}pos_embed"][0], grid), arrays[name][0])
 
 
-def load(config: VitConfig, tensors: sizes.Tensors) -> Vit:
+def load_vit(config: VitConfig, tensors: sizes.Tensors) -> Vit:
     """Return the recorded model."""
-    return golden.load(nnx.eval_shape(lambda: Vit(config, rngs=nnx.Rngs(0))), prefixed(TABLE, PREFIX), tensors)
+    return golden.load_state_dict(
+        nnx.eval_shape(lambda: Vit(config, rngs=nnx.Rngs(0))), add_prefix(KEY_MAPPING, PREFIX), tensors
+    )
 
 
-def frames(recorded: np.ndarray) -> jax.Array:
+def to_channels_last(recorded: np.ndarray) -> jax.Array:
     """Put the colours of recorded frames last."""
     return jnp.asarray(recorded.transpose(0, 2, 3, 1))

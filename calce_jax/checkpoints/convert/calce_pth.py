@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 from calce_jax.checkpoints.convert import calce, qformer, t5
-from calce_jax.checkpoints.convert.mapping import rows_of
+from calce_jax.checkpoints.convert.mapping import mapping_rows
 from calce_jax.checkpoints.convert.reader import WeightsFileError
-from calce_jax.checkpoints.convert.state_dict import Lazy, torch_parameters
-from calce_jax.checkpoints.convert.weights import FLOAT32, Weights, held
-from calce_jax.checkpoints.convert.writer import cast, check_room
-from calce_jax.storage.atomic_files import replacing
+from calce_jax.checkpoints.convert.state_dict import LazyArray, lazy_state_dict
+from calce_jax.checkpoints.convert.weights import FLOAT32, Weights, as_lazy
+from calce_jax.checkpoints.convert.writer import cast_floating, check_free_space
+from calce_jax.storage.atomic_files import atomic_write
 
 
-def checkpoint_tensors(weights: Weights) -> dict[str, Lazy]:
+def checkpoint_state_dict(weights: Weights) -> dict[str, LazyArray]:
     """Return what is under "model" in a checkpoint of the original: its names, shapes and dtypes.
 
     The original saves what it trains, and by oversight some frozen weights under their second names and a counter. All
@@ -24,14 +24,14 @@ def checkpoint_tensors(weights: Weights) -> dict[str, Lazy]:
     Raises:
       ConversionError: the sources hold no adapters.
     """
-    frozen = cast({name: weights.base[name] for name in ("qformer/words", "t5/shared/embedding")}, FLOAT32)
-    counter = np.arange(weights.sizes.qformer.positions)[None]
+    frozen = cast_floating({name: weights.base[name] for name in ("qformer/words", "t5/shared/embedding")}, FLOAT32)
+    position_ids = np.arange(weights.model_config.qformer.max_positions)[None]
     return {
-        **torch_parameters(rows_of(calce.checkpoint()), weights.all_trained()),
-        **{f"{calce.PEFT}{tower}.embed_tokens.weight": frozen["t5/shared/embedding"] for tower in t5.TOWERS},
-        f"{qformer.BERT}.embeddings.position_ids": held(counter),
+        **lazy_state_dict(mapping_rows(calce.checkpoint_mapping()), weights.trainable_params()),
+        **{f"{calce.PEFT_PREFIX}{tower}.embed_tokens.weight": frozen["t5/shared/embedding"] for tower in t5.TOWERS},
+        f"{qformer.BERT_PREFIX}.embeddings.position_ids": as_lazy(position_ids),
         "Qformer.cls.predictions.decoder.weight": frozen["qformer/words"],
-        "Qformer.cls.predictions.decoder.bias": held(np.zeros(weights.sizes.qformer.vocab, FLOAT32)),
+        "Qformer.cls.predictions.decoder.bias": as_lazy(np.zeros(weights.model_config.qformer.vocab, FLOAT32)),
     }
 
 
@@ -43,19 +43,19 @@ def write_checkpoint(path: Path, weights: Weights) -> None:
       WeightsFileError: PyTorch is missing.
       OSError: it cannot be written; nothing of it is left.
     """
-    tensors = checkpoint_tensors(weights)
+    tensors = checkpoint_state_dict(weights)
     try:
         import torch  # noqa: PLC0415  (only for this target, and only if installed)
     except ImportError as error:
         raise WeightsFileError("a .pth is written by PyTorch: pip install 'calce_jax[convert]'") from error
-    read: dict[int, Any] = {}  # second names share their numbers, as in the original's files
+    torch_tensors: dict[int, Any] = {}  # second names share their numbers, as in the original's files
     for lazy in tensors.values():
-        if id(lazy) not in read:
-            read[id(lazy)] = torch.from_numpy(np.array(lazy.read()))
-    model = {name: read[id(lazy)] for name, lazy in tensors.items()}
-    check_room(path, sum(tensor.nbytes for tensor in read.values()))
-    with replacing(path) as part:
+        if id(lazy) not in torch_tensors:
+            torch_tensors[id(lazy)] = torch.from_numpy(np.array(lazy.read()))
+    model = {name: torch_tensors[id(lazy)] for name, lazy in tensors.items()}
+    check_free_space(path, sum(tensor.nbytes for tensor in torch_tensors.values()))
+    with atomic_write(path) as tmp_path:
         try:
-            torch.save({"model": model}, part)
+            torch.save({"model": model}, tmp_path)
         except RuntimeError as error:
             raise OSError(errno.EIO, str(error).split("\n", 1)[0]) from error

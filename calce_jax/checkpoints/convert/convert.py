@@ -6,9 +6,9 @@ import ml_dtypes
 import numpy as np
 
 from calce_jax.checkpoints.convert.formats import FormatError, parse_sources, parse_target
-from calce_jax.checkpoints.convert.sources import open_sources, open_whisper
+from calce_jax.checkpoints.convert.sources import open_sources, open_whisper_weights
 from calce_jax.checkpoints.convert.targets import EXPORTERS
-from calce_jax.checkpoints.convert.writer import cast, write_safetensors
+from calce_jax.checkpoints.convert.writer import cast_floating, write_safetensors
 from calce_jax.checkpoints.restore import calce_config
 from calce_jax.config import RunConfig, read_config
 from calce_jax.models.calce import CalceConfig
@@ -39,20 +39,20 @@ def convert(source: str, target: str, preset: RunConfig, *, dtype: str = "as sto
       CheckpointError: a run among the sources is damaged, or of another size.
       OSError: the target cannot be written; nothing of it is left.
     """
-    sources, (kind, path) = parse_sources(source), parse_target(target)
+    sources, (export_format, path) = parse_sources(source), parse_target(target)
     if any(what == "whisper" for what, _ in sources):
         return _convert_whisper(source, target, NUMPY_DTYPES[dtype])
     runs = [read_config(where) for what, where in sources if what == "orbax"]
     run = runs[-1] if runs else preset
-    weights = open_sources(sources, sizes_of(run), seed=run.seed)
-    if (wanted := NUMPY_DTYPES[dtype]) is not None:
-        weights = weights.in_dtype(wanted)
-    EXPORTERS[kind](path, weights, run)
-    left_out = "; adapters are left out" if weights.trained and kind == "base" else ""
-    return f"{path}: {_size(path) / 1e6:.1f} MB from {weights.origin}{left_out}"
+    weights = open_sources(sources, model_config_of(run), seed=run.seed)
+    if (target_dtype := NUMPY_DTYPES[dtype]) is not None:
+        weights = weights.cast_frozen(target_dtype)
+    EXPORTERS[export_format](path, weights, run)
+    omitted_note = "; adapters are left out" if weights.trained and export_format == "base" else ""
+    return f"{path}: {_size(path) / 1e6:.1f} MB from {weights.origin}{omitted_note}"
 
 
-def sizes_of(run: RunConfig) -> CalceConfig:
+def model_config_of(run: RunConfig) -> CalceConfig:
     """Return the sizes of a run's model; tokenizers are opened only where it is as large as they are."""
     if run.model.size == "tiny":
         tokenizers = open_tokenizers(run)
@@ -63,11 +63,11 @@ def sizes_of(run: RunConfig) -> CalceConfig:
 def _convert_whisper(source: str, target: str, dtype: np.dtype | None) -> str:
     """Write a Whisper under the names that its parameters have here."""
     (_, folder), *others = parse_sources(source)
-    kind, path = parse_target(target)
-    if others or kind != "base":
+    export_format, path = parse_target(target)
+    if others or export_format != "base":
         raise FormatError(f"whisper:PATH goes alone and to base:FILE, not {source} to {target}")
-    weights = open_whisper(folder)
-    write_safetensors(path, weights if dtype is None else cast(weights, dtype), {"converted from": source})
+    weights = open_whisper_weights(folder)
+    write_safetensors(path, weights if dtype is None else cast_floating(weights, dtype), {"converted from": source})
     return f"{path}: {_size(path) / 1e6:.1f} MB from {source}"
 
 

@@ -37,7 +37,7 @@ def parse_sources(text: str) -> list[tuple[str, Path]]:
     Raises:
       FormatError: names what is wrong, and the formats there are.
     """
-    return [_parse("--source", part, SOURCE_FORMATS) for part in text.split(",")]
+    return [_parse("--source", entry, SOURCE_FORMATS) for entry in text.split(",")]
 
 
 def parse_target(text: str) -> tuple[str, Path]:

@@ -7,59 +7,59 @@ from typing import Any
 from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, T5Config
 
 from calce_jax.checkpoints.convert import blip2, calce
-from calce_jax.checkpoints.convert.mapping import prefixed, renamed, rows_of
-from calce_jax.checkpoints.convert.state_dict import Lazy, torch_parameters
+from calce_jax.checkpoints.convert.mapping import add_prefix, mapping_rows, rename_keys
+from calce_jax.checkpoints.convert.state_dict import LazyArray, lazy_state_dict
 from calce_jax.checkpoints.convert.weights import Weights
-from calce_jax.checkpoints.convert.writer import whole_folder, write_safetensors, write_shards
+from calce_jax.checkpoints.convert.writer import atomic_folder, write_safetensors, write_shards
 from calce_jax.models.calce import CalceConfig
 
-FLAN = {"full": "google/flan-t5-xl", "full_xxl": "google/flan-t5-xxl", "small": "google/flan-t5-small"}
+FLAN_T5_REPOS = {"full": "google/flan-t5-xl", "full_xxl": "google/flan-t5-xxl", "small": "google/flan-t5-small"}
 # What the hub's BLIP-2 with Flan-T5 writes where an image goes: the first id that T5's tokenizer leaves free.
-IMAGE_TOKEN = 32100
-ABOUT = {"format": "pt"}  # transformers asks for it
+IMAGE_TOKEN_ID = 32100
+SAFETENSORS_METADATA = {"format": "pt"}  # transformers asks for it
 
 
-def blip2_tensors(weights: Weights) -> dict[str, Lazy]:
+def blip2_state_dict(weights: Weights) -> dict[str, LazyArray]:
     """Return the state dict of transformers' `Blip2ForConditionalGeneration`, adapters merged, without second names.
 
     The Q-Former's text half and `query_proj` have no place there.
     """
-    table = rows_of(blip2.hugging_face(weights.sizes.qformer.cross_every))
-    parts, merged = {part for row in table for part in row.parts}, weights.merged()
-    return torch_parameters(table, {name: merged[name] for name in merged if name in parts}, tied=False)
+    rows = mapping_rows(blip2.hf_mapping(weights.model_config.qformer.cross_attention_frequency))
+    param_names, merged = {param for row in rows for param in row.param_names}, weights.merge_lora()
+    return lazy_state_dict(rows, {name: merged[name] for name in merged if name in param_names}, tied=False)
 
 
-def blip2_config(sizes: CalceConfig) -> dict[str, Any]:
+def blip2_config(model_config: CalceConfig) -> dict[str, Any]:
     """Return what `config.json` says of such a model.
 
     transformers has one epsilon for all norms of its vision tower, so `ln_vision` there has 1e-6 and not 1e-5.
     """
-    vit, qformer, t5 = sizes.vit, sizes.qformer, sizes.t5
-    vision = Blip2VisionConfig(
+    vit, qformer, t5 = model_config.vit, model_config.qformer, model_config.t5
+    vision_config = Blip2VisionConfig(
         hidden_size=vit.width,
         intermediate_size=vit.mlp_width,
         num_hidden_layers=vit.depth,
         num_attention_heads=vit.heads,
         image_size=vit.image_size,
-        patch_size=vit.patch,
+        patch_size=vit.patch_size,
         hidden_act="gelu",
         layer_norm_eps=vit.eps,
         qkv_bias=True,
     )
-    reader = Blip2QFormerConfig(
+    qformer_config = Blip2QFormerConfig(
         vocab_size=qformer.vocab,
         hidden_size=qformer.width,
         num_hidden_layers=qformer.depth,
         num_attention_heads=qformer.heads,
-        intermediate_size=qformer.ffn_width,
-        hidden_dropout_prob=qformer.drop,
-        attention_probs_dropout_prob=qformer.drop,
-        max_position_embeddings=qformer.positions,
+        intermediate_size=qformer.mlp_width,
+        hidden_dropout_prob=qformer.dropout_rate,
+        attention_probs_dropout_prob=qformer.dropout_rate,
+        max_position_embeddings=qformer.max_positions,
         layer_norm_eps=qformer.eps,
-        cross_attention_frequency=qformer.cross_every,
+        cross_attention_frequency=qformer.cross_attention_frequency,
         encoder_hidden_size=qformer.image_width,
     )
-    writer = T5Config(
+    text_config = T5Config(
         vocab_size=t5.vocab,
         d_model=t5.width,
         d_kv=t5.head_width,
@@ -67,17 +67,17 @@ def blip2_config(sizes: CalceConfig) -> dict[str, Any]:
         num_layers=t5.encoder_depth,
         num_decoder_layers=t5.decoder_depth,
         num_heads=t5.heads,
-        dropout_rate=t5.drop,
+        dropout_rate=t5.dropout_rate,
         layer_norm_epsilon=t5.eps,
         # "gated-gelu" would be read as the approximate GELU; CALCE has the exact one, which goes by this name.
         feed_forward_proj="gated-gelu_python",
     )
     config = Blip2Config(
-        vision_config=vision.to_dict(),
-        qformer_config=reader.to_dict(),
-        text_config=writer.to_dict(),
-        num_query_tokens=qformer.queries,
-        image_token_index=min(IMAGE_TOKEN, t5.vocab - 1),
+        vision_config=vision_config.to_dict(),
+        qformer_config=qformer_config.to_dict(),
+        text_config=text_config.to_dict(),
+        num_query_tokens=qformer.query_tokens,
+        image_token_index=min(IMAGE_TOKEN_ID, t5.vocab - 1),
     ).to_dict()
     # transformers takes every T5 for the first, whose head is tied to the embedding and whose last states are scaled.
     untied = {"tie_word_embeddings": False}
@@ -91,22 +91,24 @@ def write_blip2(path: Path, weights: Weights) -> None:
     Raises:
       OSError: it cannot be written; nothing of it is left.
     """
-    tensors = blip2_tensors(weights)
-    config = blip2_config(weights.sizes) | {"dtype": str(tensors["language_model.lm_head.weight"].dtype)}
-    with whole_folder(path, needed=sum(tensor.nbytes for tensor in tensors.values())) as part:
-        write_shards(part, tensors, ABOUT)
-        _write_json(part / "config.json", config)
+    tensors = blip2_state_dict(weights)
+    config = blip2_config(weights.model_config) | {"dtype": str(tensors["language_model.lm_head.weight"].dtype)}
+    with atomic_folder(path, needed=sum(tensor.nbytes for tensor in tensors.values())) as tmp_dir:
+        write_shards(tmp_dir, tensors, SAFETENSORS_METADATA)
+        _write_json(tmp_dir / "config.json", config)
 
 
-def adapter_tensors(weights: Weights) -> dict[str, Lazy]:
+def adapter_state_dict(weights: Weights) -> dict[str, LazyArray]:
     """Return T5's LoRA under the names of peft's files, in float32.
 
     Raises:
       ConversionError: the sources hold no adapters.
     """
-    rows = renamed(prefixed(calce.adapters(), "base_model.model.", "t5/"), lambda name: name.replace(".default.", "."))
-    trained = weights.all_trained()
-    return torch_parameters(rows, {name: trained[name] for name in trained if name.startswith("t5/")})
+    rows = rename_keys(
+        add_prefix(calce.adapter_rows(), "base_model.model.", "t5/"), lambda name: name.replace(".default.", ".")
+    )
+    trainable = weights.trainable_params()
+    return lazy_state_dict(rows, {name: trainable[name] for name in trainable if name.startswith("t5/")})
 
 
 def write_adapter(path: Path, weights: Weights, size: str) -> None:
@@ -123,12 +125,12 @@ def write_adapter(path: Path, weights: Weights, size: str) -> None:
       ConversionError: the sources hold no adapters.
       OSError: it cannot be written; nothing of it is left.
     """
-    tensors, lora = adapter_tensors(weights), weights.sizes.lora
+    tensors, lora = adapter_state_dict(weights), weights.model_config.lora
     assert lora is not None  # `adapter_tensors` has found adapters
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_2_SEQ_LM",
-        "base_model_name_or_path": FLAN.get(size),
+        "base_model_name_or_path": FLAN_T5_REPOS.get(size),
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
@@ -138,9 +140,9 @@ def write_adapter(path: Path, weights: Weights, size: str) -> None:
         "inference_mode": True,
         "modules_to_save": None,
     }
-    with whole_folder(path) as part:
-        write_safetensors(part / "adapter_model.safetensors", tensors, ABOUT)
-        _write_json(part / "adapter_config.json", config)
+    with atomic_folder(path) as tmp_dir:
+        write_safetensors(tmp_dir / "adapter_model.safetensors", tensors, SAFETENSORS_METADATA)
+        _write_json(tmp_dir / "adapter_config.json", config)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

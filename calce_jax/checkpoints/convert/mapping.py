@@ -5,41 +5,43 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-LAYER = "{layer}"
-Parts = tuple[np.ndarray, ...]
+LAYER_PLACEHOLDER = "{layer}"
+ParamArrays = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
-class Operation:
+class TensorTransform:
     """How one PyTorch tensor becomes one or more arrays here, and how these become it again.
 
     `to_flax` raises a ValueError for a tensor that it would have to take something away from.
     """
 
-    to_flax: Callable[[np.ndarray], Parts]
-    to_torch: Callable[[Parts], np.ndarray]
+    to_flax: Callable[[np.ndarray], ParamArrays]
+    to_torch: Callable[[ParamArrays], np.ndarray]
 
 
-COPY = Operation(lambda tensor: (tensor,), lambda parts: parts[0])
+COPY = TensorTransform(lambda tensor: (tensor,), lambda parts: parts[0])
 # torch keeps a linear layer's matrix as (out, in), we as (in, out).
-TRANSPOSE = Operation(lambda tensor: (tensor.T,), lambda parts: parts[0].T)
+TRANSPOSE = TensorTransform(lambda tensor: (tensor.T,), lambda parts: parts[0].T)
 
 
-def without_leading(ones: int) -> Operation:
+def squeeze_leading(num_axes: int) -> TensorTransform:
     """Drop that many leading axes of length 1."""
-    return Operation(lambda tensor: (_squeezed(tensor, ones),), lambda parts: parts[0][(None,) * ones])
+    return TensorTransform(
+        lambda tensor: (_squeeze_leading(tensor, num_axes),), lambda arrays: arrays[0][(None,) * num_axes]
+    )
 
 
-def split_rows(count: int) -> Operation:
+def split_fused(count: int) -> TensorTransform:
     """Cut a fused projection (count * out, in) into `count` kernels (in, out)."""
-    return Operation(
-        lambda tensor: tuple(part.T for part in np.split(tensor, count)),
-        lambda parts: np.concatenate([part.T for part in parts]),
+    return TensorTransform(
+        lambda tensor: tuple(kernel.T for kernel in np.split(tensor, count)),
+        lambda arrays: np.concatenate([kernel.T for kernel in arrays]),
     )
 
 
 @dataclass(frozen=True)
-class Row:
+class MappingRow:
     """One PyTorch name and its parameter here, or the parameters that it is split into.
 
     Attributes:
@@ -51,78 +53,82 @@ class Row:
       tied: names under which PyTorch keeps the same numbers again: written too, and if read, they must be the same.
     """
 
-    torch: str
-    ours: str | tuple[str, ...]
-    operation: Operation = COPY
-    every: int = 1
-    also: tuple[str, ...] = ()
+    torch_name: str
+    flax_name: str | tuple[str, ...]
+    transform: TensorTransform = COPY
+    layer_stride: int = 1
+    aliases: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()
 
     @property
-    def parts(self) -> tuple[str, ...]:
+    def param_names(self) -> tuple[str, ...]:
         """The names of the parameters, as a tuple."""
-        return (self.ours,) if isinstance(self.ours, str) else self.ours
+        return (self.flax_name,) if isinstance(self.flax_name, str) else self.flax_name
 
     @property
-    def stacked(self) -> bool:
+    def is_stacked(self) -> bool:
         """Whether the parameters have a leading axis of layers."""
-        return LAYER in self.torch
+        return LAYER_PLACEHOLDER in self.torch_name
 
     @property
-    def readable(self) -> tuple[str, ...]:
+    def accepted_names(self) -> tuple[str, ...]:
         """All names that hold these numbers, the one to prefer first."""
-        return (self.torch, *self.also, *self.tied)
+        return (self.torch_name, *self.aliases, *self.tied)
 
 
 @dataclass(frozen=True)
-class Ignored:
+class IgnoredKey:
     """PyTorch names (`*` stands for anything) that are neither read nor written, and why."""
 
-    torch: str
+    torch_name: str
     reason: str
 
 
-Table = Sequence[Row | Ignored]
+KeyMapping = Sequence[MappingRow | IgnoredKey]
 
 
-def prefixed(table: Table, torch: str = "", ours: str = "") -> list[Row | Ignored]:
+def add_prefix(mapping: KeyMapping, torch_prefix: str = "", flax_prefix: str = "") -> list[MappingRow | IgnoredKey]:
     """Return the table with something put before every name, to build a model's table from those of its parts."""
 
-    def put(row: Row | Ignored) -> Row | Ignored:
-        return row if isinstance(row, Ignored) else replace(row, ours=tuple(ours + part for part in row.parts))
+    def put(row: MappingRow | IgnoredKey) -> MappingRow | IgnoredKey:
+        return (
+            row
+            if isinstance(row, IgnoredKey)
+            else replace(row, ours=tuple(flax_prefix + name for name in row.param_names))
+        )
 
-    return [put(row) for row in renamed(table, lambda name: torch + name)]
+    return [put(row) for row in rename_keys(mapping, lambda name: torch_prefix + name)]
 
 
-def renamed(table: Table, rename: Callable[[str], str]) -> list[Row | Ignored]:
+def rename_keys(mapping: KeyMapping, rename: Callable[[str], str]) -> list[MappingRow | IgnoredKey]:
     """Return the table with other PyTorch names."""
 
-    def put(row: Row | Ignored) -> Row | Ignored:
-        if isinstance(row, Ignored):
-            return replace(row, torch=rename(row.torch))
-        also, tied = (tuple(map(rename, names)) for names in (row.also, row.tied))
-        return replace(row, torch=rename(row.torch), also=also, tied=tied)
+    def put(row: MappingRow | IgnoredKey) -> MappingRow | IgnoredKey:
+        if isinstance(row, IgnoredKey):
+            return replace(row, torch=rename(row.torch_name))
+        aliases, tied = (tuple(map(rename, names)) for names in (row.aliases, row.tied))
+        return replace(row, torch=rename(row.torch_name), also=aliases, tied=tied)
 
-    return [put(row) for row in table]
+    return [put(row) for row in mapping]
 
 
-def also_spelled(table: Table, spell: Callable[[str], str]) -> list[Row | Ignored]:
+def add_aliases(mapping: KeyMapping, alias_of: Callable[[str], str]) -> list[MappingRow | IgnoredKey]:
     """Return the table reading a second spelling of every name as well; what is written stays."""
 
-    def put(row: Row | Ignored) -> tuple[Row | Ignored, ...]:
-        if isinstance(row, Ignored):
-            other = replace(row, torch=spell(row.torch))
-            return (row,) if other == row else (row, other)
-        others = dict.fromkeys(map(spell, row.readable))
-        return (replace(row, also=(*row.also, *(name for name in others if name not in row.readable))),)
+    def put(row: MappingRow | IgnoredKey) -> tuple[MappingRow | IgnoredKey, ...]:
+        if isinstance(row, IgnoredKey):
+            alias_row = replace(row, torch=alias_of(row.torch_name))
+            return (row,) if alias_row == row else (row, alias_row)
+        spellings = dict.fromkeys(map(alias_of, row.accepted_names))
+        return (replace(row, also=(*row.aliases, *(name for name in spellings if name not in row.accepted_names))),)
 
-    return [spelled for row in table for spelled in put(row)]
+    return [spelled for row in mapping for spelled in put(row)]
 
 
-def rows_of(table: Table) -> list[Row]:
+def mapping_rows(mapping: KeyMapping) -> list[MappingRow]:
     """Return the rows that are read and written."""
-    return [row for row in table if isinstance(row, Row)]
+    return [row for row in mapping if isinstance(row, MappingRow)]
 
 
-def _squeezed(tensor: np.ndarray, ones: int) -> np.ndarray:
-    return tensor.reshape(tensor.shape[ones:])
+def _squeeze_leading(tensor: np.ndarray, num_axes: int) -> np.ndarray:
+    return tensor.reshape(tensor.shape[num_axes:])

@@ -1,64 +1,66 @@
 """Names of the Q-Former in BLIP-2's checkpoint, of its queries, and of the norm before it."""
 
-from calce_jax.checkpoints.convert.mapping import COPY, TRANSPOSE, Ignored, Row, Table, without_leading
+from calce_jax.checkpoints.convert.mapping import COPY, TRANSPOSE, IgnoredKey, KeyMapping, MappingRow, squeeze_leading
 
-BERT = "Qformer.bert"
-LAYERS = f"{BERT}.encoder.layer.{{layer}}"
+BERT_PREFIX = "Qformer.bert"
+LAYER_PREFIX = f"{BERT_PREFIX}.encoder.layer.{{layer}}"
 
 
-def _linear(torch: str, ours: str, every: int = 1) -> tuple[Row, Row]:
+def _linear(torch_name: str, flax_name: str, layer_stride: int = 1) -> tuple[MappingRow, MappingRow]:
     return (
-        Row(f"{torch}.weight", f"{ours}/kernel", TRANSPOSE, every),
-        Row(f"{torch}.bias", f"{ours}/bias", COPY, every),
+        MappingRow(f"{torch_name}.weight", f"{flax_name}/kernel", TRANSPOSE, layer_stride),
+        MappingRow(f"{torch_name}.bias", f"{flax_name}/bias", COPY, layer_stride),
     )
 
 
-def _norm(torch: str, ours: str, every: int = 1) -> tuple[Row, Row]:
+def _norm(torch_name: str, flax_name: str, layer_stride: int = 1) -> tuple[MappingRow, MappingRow]:
     return (
-        Row(f"{torch}.weight", f"{ours}/scale", COPY, every),
-        Row(f"{torch}.bias", f"{ours}/bias", COPY, every),
+        MappingRow(f"{torch_name}.weight", f"{flax_name}/scale", COPY, layer_stride),
+        MappingRow(f"{torch_name}.bias", f"{flax_name}/bias", COPY, layer_stride),
     )
 
 
-def _attention(torch: str, ours: str, every: int = 1) -> tuple[Row, ...]:
+def _attention(torch_name: str, flax_name: str, layer_stride: int = 1) -> tuple[MappingRow, ...]:
     return (
-        *_linear(f"{torch}.self.query", f"{ours}/q", every),
-        *_linear(f"{torch}.self.key", f"{ours}/k", every),
-        *_linear(f"{torch}.self.value", f"{ours}/v", every),
-        *_linear(f"{torch}.output.dense", f"{ours}/o", every),
-        *_norm(f"{torch}.output.LayerNorm", f"{ours}/norm", every),
+        *_linear(f"{torch_name}.self.query", f"{flax_name}/q", layer_stride),
+        *_linear(f"{torch_name}.self.key", f"{flax_name}/k", layer_stride),
+        *_linear(f"{torch_name}.self.value", f"{flax_name}/v", layer_stride),
+        *_linear(f"{torch_name}.output.dense", f"{flax_name}/o", layer_stride),
+        *_norm(f"{torch_name}.output.LayerNorm", f"{flax_name}/norm", layer_stride),
     )
 
 
-def _feed_forward(into: str, out: str, ours: str) -> tuple[Row, ...]:
+def _feed_forward(torch_in: str, torch_out: str, flax_name: str) -> tuple[MappingRow, ...]:
     return (
-        *_linear(f"{into}.dense", f"{ours}/wi"),
-        *_linear(f"{out}.dense", f"{ours}/wo"),
-        *_norm(f"{out}.LayerNorm", f"{ours}/norm"),
+        *_linear(f"{torch_in}.dense", f"{flax_name}/wi"),
+        *_linear(f"{torch_out}.dense", f"{flax_name}/wo"),
+        *_norm(f"{torch_out}.LayerNorm", f"{flax_name}/norm"),
     )
 
 
-def visual(cross_every: int = 2) -> Table:
+def visual_mapping(cross_attention_frequency: int = 2) -> KeyMapping:
     """Return the rows of the half that reads frames; each `cross_every`-th layer looks at the frame."""
     return (
-        Row("query_tokens", "queries", without_leading(1)),
-        *_norm(f"{BERT}.embeddings.LayerNorm", "embedding_norm"),
-        *_attention(f"{LAYERS}.attention", "blocks/attention"),
-        *_attention(f"{LAYERS}.crossattention", "cross", cross_every),
-        *_feed_forward(f"{LAYERS}.intermediate_query", f"{LAYERS}.output_query", "blocks/query_mlp"),
+        MappingRow("query_tokens", "queries", squeeze_leading(1)),
+        *_norm(f"{BERT_PREFIX}.embeddings.LayerNorm", "embedding_norm"),
+        *_attention(f"{LAYER_PREFIX}.attention", "blocks/attention"),
+        *_attention(f"{LAYER_PREFIX}.crossattention", "cross", cross_attention_frequency),
+        *_feed_forward(f"{LAYER_PREFIX}.intermediate_query", f"{LAYER_PREFIX}.output_query", "blocks/query_mlp"),
     )
 
 
-TEXT: Table = (
-    Row(f"{BERT}.embeddings.word_embeddings.weight", "words"),
-    Row(f"{BERT}.embeddings.position_embeddings.weight", "positions"),
-    *_feed_forward(f"{LAYERS}.intermediate", f"{LAYERS}.output", "blocks/text_mlp"),
+TEXT_BRANCH: KeyMapping = (
+    MappingRow(f"{BERT_PREFIX}.embeddings.word_embeddings.weight", "words"),
+    MappingRow(f"{BERT_PREFIX}.embeddings.position_embeddings.weight", "positions"),
+    *_feed_forward(f"{LAYER_PREFIX}.intermediate", f"{LAYER_PREFIX}.output", "blocks/text_mlp"),
 )
-BUFFERS: Table = (Ignored(f"{BERT}.embeddings.position_ids", "counts 0, 1, 2, ...; not a weight"),)
-LN_VISION: Table = _norm("ln_vision", "ln_vision")
+IGNORED_BUFFERS: KeyMapping = (
+    IgnoredKey(f"{BERT_PREFIX}.embeddings.position_ids", "counts 0, 1, 2, ...; not a weight"),
+)
+LN_VISION: KeyMapping = _norm("ln_vision", "ln_vision")
 
 
-def table(cross_every: int = 2) -> Table:
+def key_mapping(cross_attention_frequency: int = 2) -> KeyMapping:
     """Return all rows of a Q-Former, those of its BERT half included."""
-    words = Ignored("Qformer.cls.*", "predicts words, which CALCE never asks of the Q-Former")
-    return (*visual(cross_every), *TEXT, *BUFFERS, words)
+    mlm_head = IgnoredKey("Qformer.cls.*", "predicts words, which CALCE never asks of the Q-Former")
+    return (*visual_mapping(cross_attention_frequency), *TEXT_BRANCH, *IGNORED_BUFFERS, mlm_head)

@@ -15,10 +15,10 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from calce_jax.checkpoints.convert.state_dict import Lazy
+from calce_jax.checkpoints.convert.state_dict import LazyArray
 from calce_jax.errors import UserError
 
-DTYPES: dict[str, np.dtype] = {
+SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     code: np.dtype(kind)
     for code, kind in {
         "F64": np.float64,
@@ -38,21 +38,21 @@ DTYPES: dict[str, np.dtype] = {
 # Of which neither numpy nor safetensors' reader for numpy knows, so that their bytes are read as they are.
 FLOAT8 = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
 # What a folder from the Hugging Face hub holds, the first that is there: shards by their index, or one file.
-HUB_FILES = (
+HF_FILENAMES = (
     "model.safetensors.index.json",
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
 # Pages of a mapped file that were looked at stay in memory as long as it is open, so it is opened anew now and then.
-REOPEN_AFTER = 1 << 30
+REOPEN_AFTER_BYTES = 1 << 30
 
 
 class WeightsFileError(UserError):
     """A file of weights is missing, damaged or not to be trusted; the message names it and says what to do."""
 
 
-def open_tensors(path: str | Path) -> dict[str, Lazy]:
+def open_tensors(path: str | Path) -> dict[str, LazyArray]:
     """Return the tensors of a file or a folder by name; each is read when it is asked for.
 
     Args:
@@ -65,10 +65,10 @@ def open_tensors(path: str | Path) -> dict[str, Lazy]:
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in HUB_FILES if (path / name).is_file()]
-        if not found:
-            raise WeightsFileError(f"{path} holds none of {', '.join(HUB_FILES)}", "give a file, or another folder")
-        path = found[0]
+        candidates = [path / name for name in HF_FILENAMES if (path / name).is_file()]
+        if not candidates:
+            raise WeightsFileError(f"{path} holds none of {', '.join(HF_FILENAMES)}", "give a file, or another folder")
+        path = candidates[0]
     if not path.is_file():
         raise WeightsFileError(f"{path}: no such file", "get it, or give the path where it is")
     if path.suffix == ".json":
@@ -80,37 +80,39 @@ def open_tensors(path: str | Path) -> dict[str, Lazy]:
     raise WeightsFileError(f"{path}: weights are read from .safetensors, .pth, .pt, .bin and .index.json files")
 
 
-def _open_shards(index: Path) -> dict[str, Lazy]:
+def _open_shards(index: Path) -> dict[str, LazyArray]:
     try:
-        places: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(places.values()))
+        weight_map: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsFileError(f"{index} is no index of shards, or is damaged ({error!r})", "get it again") from error
     if missing := [name for name in shards if not (index.parent / name).is_file()]:
         raise WeightsFileError(
             f"{index.parent}: {len(missing)} of {len(shards)} shards are missing", f"get them: {', '.join(missing)}"
         )
-    opened = {shard: open_tensors(index.parent / shard) for shard in shards}
-    if lost := [f"{name} ({shard})" for name, shard in places.items() if name not in opened[shard]]:
+    shard_tensors = {shard: open_tensors(index.parent / shard) for shard in shards}
+    if absent_tensors := [
+        f"{name} ({shard})" for name, shard in weight_map.items() if name not in shard_tensors[shard]
+    ]:
         raise WeightsFileError(
-            f"{index} names tensors that are not in their shards", f"get these again: {', '.join(lost)}"
+            f"{index} names tensors that are not in their shards", f"get these again: {', '.join(absent_tensors)}"
         )
-    return {name: opened[shard][name] for name, shard in places.items()}
+    return {name: shard_tensors[shard][name] for name, shard in weight_map.items()}
 
 
-def _open_safetensors(path: Path) -> dict[str, Lazy]:
-    def lazy(name: str, part: Any) -> Lazy:
-        if part.get_dtype() not in DTYPES:
-            raise WeightsFileError(f"{path}: {name} has dtype {part.get_dtype()}, which is not known here")
-        dtype = DTYPES[part.get_dtype()]
+def _open_safetensors(path: Path) -> dict[str, LazyArray]:
+    def lazy(name: str, tensor_slice: Any) -> LazyArray:
+        if tensor_slice.get_dtype() not in SAFETENSORS_DTYPES:
+            raise WeightsFileError(f"{path}: {name} has dtype {tensor_slice.get_dtype()}, which is not known here")
+        dtype = SAFETENSORS_DTYPES[tensor_slice.get_dtype()]
         read = _read_bytes if dtype in FLOAT8 else _read_safetensors
-        return Lazy(tuple(part.get_shape()), dtype, partial(read, path, name))
+        return LazyArray(tuple(tensor_slice.get_shape()), dtype, partial(read, path, name))
 
-    return _guarded(path, lambda file: {name: lazy(name, file.get_slice(name)) for name in file.keys()})  # noqa: SIM118
+    return _with_safetensors(path, lambda file: {name: lazy(name, file.get_slice(name)) for name in file.keys()})  # noqa: SIM118
 
 
 def _read_safetensors(path: Path, name: str) -> np.ndarray:
-    return _guarded(path, lambda file: file.get_tensor(name))
+    return _with_safetensors(path, lambda file: file.get_tensor(name))
 
 
 def _read_bytes(path: Path, name: str) -> np.ndarray:
@@ -121,29 +123,29 @@ def _read_bytes(path: Path, name: str) -> np.ndarray:
             about = json.loads(file.read(size))[name]
             start, end = about["data_offsets"]
             file.seek(8 + size + start)
-            return np.frombuffer(file.read(end - start), DTYPES[about["dtype"]]).reshape(about["shape"])
+            return np.frombuffer(file.read(end - start), SAFETENSORS_DTYPES[about["dtype"]]).reshape(about["shape"])
 
-    return _guarded(path, use)
+    return _with_safetensors(path, use)
 
 
-def _guarded(path: Path, use: Callable[[Any], Any]) -> Any:
+def _with_safetensors(path: Path, fn: Callable[[Any], Any]) -> Any:
     """Open a file for one use; its pages leave the memory with it."""
     try:
         with safe_open(path, framework="np") as file:
-            return use(file)
+            return fn(file)
     except (OSError, SafetensorError) as error:
         raise WeightsFileError(
             f"{path} cannot be read: it is truncated or damaged ({error})", "get it again"
         ) from error
 
 
-def _open_torch(path: Path) -> dict[str, Lazy]:
+def _open_torch(path: Path) -> dict[str, LazyArray]:
     file = _TorchFile(path)
-    stray = [str(name) for name, tensor in file.tensors.items() if not _is_tensor(tensor)]
-    if stray:
-        raise WeightsFileError(f"{path} is no state dict: these are no tensors: {', '.join(stray)}")
+    non_tensors = [str(name) for name, tensor in file.tensors.items() if not _is_tensor(tensor)]
+    if non_tensors:
+        raise WeightsFileError(f"{path} is no state dict: these are no tensors: {', '.join(non_tensors)}")
     return {
-        name: Lazy(tuple(tensor.shape), _numpy_dtype(path, name, tensor), partial(file.read, name))
+        name: LazyArray(tuple(tensor.shape), _numpy_dtype(path, name, tensor), partial(file.read, name))
         for name, tensor in file.tensors.items()
     }
 
@@ -152,30 +154,30 @@ class _TorchFile:
     """A PyTorch file that is mapped into memory, and mapped anew after a gigabyte was read."""
 
     def __init__(self, path: Path):
-        self._path, self._read = path, 0
-        self.tensors = _load(path)
+        self._path, self._bytes_read = path, 0
+        self.tensors = _load_torch(path)
 
     def read(self, name: str) -> np.ndarray:
         """Return one tensor as a view of the file."""
-        if self._read > REOPEN_AFTER:
-            self.tensors, self._read = {}, 0
-            self.tensors = _load(self._path)
+        if self._bytes_read > REOPEN_AFTER_BYTES:
+            self.tensors, self._bytes_read = {}, 0
+            self.tensors = _load_torch(self._path)
         tensor = self.tensors[name].detach()
-        self._read += tensor.nbytes
+        self._bytes_read += tensor.nbytes
         dtype = _numpy_dtype(self._path, name, tensor)
         if dtype.isbuiltin == 1:
             return tensor.numpy()
         # numpy alone knows neither bfloat16 nor float8.
-        return tensor.view(_torch().int16 if dtype.itemsize == 2 else _torch().int8).numpy().view(dtype)
+        return tensor.view(_import_torch().int16 if dtype.itemsize == 2 else _import_torch().int8).numpy().view(dtype)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    torch = _torch()
+def _load_torch(path: Path) -> dict[str, Any]:
+    torch = _import_torch()
     try:
         # Only zip archives can be mapped; files older than PyTorch 1.6 are none.
         with path.open("rb") as file:
-            mapped = file.read(2) == b"PK"
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            is_zip = file.read(2) == b"PK"
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise WeightsFileError(
             f"{path} was not opened: it holds more than tensors, which could be code that runs on loading, or it is "
@@ -192,7 +194,7 @@ def _load(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _torch() -> Any:
+def _import_torch() -> Any:
     try:
         import torch  # noqa: PLC0415  (only for these files, and only if installed)
     except ImportError as error:
@@ -201,7 +203,7 @@ def _torch() -> Any:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, _torch().Tensor)
+    return isinstance(value, _import_torch().Tensor)
 
 
 def _numpy_dtype(path: Path, name: str, tensor: Any) -> np.dtype:

@@ -17,7 +17,14 @@ from typing import Any, Protocol, runtime_checkable
 import ml_dtypes
 import numpy as np
 
-from calce_jax.checkpoints.convert.mapping import LAYER, Ignored, Parts, Row, Table, rows_of
+from calce_jax.checkpoints.convert.mapping import (
+    LAYER_PLACEHOLDER,
+    IgnoredKey,
+    KeyMapping,
+    MappingRow,
+    ParamArrays,
+    mapping_rows,
+)
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.errors import UserError
 
@@ -25,7 +32,7 @@ WEIGHT_DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16,
 
 
 @runtime_checkable
-class Shaped(Protocol):
+class ArraySpec(Protocol):
     """What has a shape and a dtype."""
 
     @property
@@ -40,7 +47,7 @@ class Shaped(Protocol):
 
 
 @runtime_checkable
-class Tensor(Shaped, Protocol):
+class TensorLike(ArraySpec, Protocol):
     """What is read from: an array, or a handle with a shape that becomes an array (a slice of a file, say)."""
 
     def __array__(self) -> np.ndarray:
@@ -49,7 +56,7 @@ class Tensor(Shaped, Protocol):
 
 
 @dataclass(frozen=True)
-class Lazy:
+class LazyArray:
     """An array that is elsewhere; `read` brings it."""
 
     shape: tuple[int, ...]
@@ -75,22 +82,26 @@ class ConversionError(UserError):
 
 
 @dataclass(frozen=True)
-class _Slot:
+class TensorSlot:
     """One tensor's place: a row, and the layer's index along the leading axis where there is one."""
 
-    row: Row
+    row: MappingRow
     index: int | None
 
-    def name(self, pattern: str) -> str:
+    def torch_name(self, pattern: str) -> str:
         """Fill the layer's number into a pattern."""
-        return pattern if self.index is None else pattern.replace(LAYER, str(self.index * self.row.every))
+        return (
+            pattern
+            if self.index is None
+            else pattern.replace(LAYER_PLACEHOLDER, str(self.index * self.row.layer_stride))
+        )
 
-    def of(self, array: Any) -> Any:
+    def layer_of(self, array: Any) -> Any:
         """Return this layer's part of a parameter."""
         return array if self.index is None else array[self.index]
 
 
-def check(table: Table, tensors: Mapping[str, Shaped], abstract: Any) -> None:
+def check_state_dict(mapping: KeyMapping, tensors: Mapping[str, ArraySpec], abstract: Any) -> None:
     """Check names, shapes and dtypes of a PyTorch state dict against a model.
 
     Args:
@@ -102,18 +113,20 @@ def check(table: Table, tensors: Mapping[str, Shaped], abstract: Any) -> None:
       ConversionError: a tensor matches no row or several, is missing, has a wrong shape, or is not of floating point; a
         parameter has no row or several. All of them are listed.
     """
-    _plan(table, tensors, abstract)
+    _match_tensors(mapping, tensors, abstract)
 
 
-def fits(table: Table, tensors: Mapping[str, Any]) -> bool:
+def matches_any(mapping: KeyMapping, tensors: Mapping[str, Any]) -> bool:
     """Say whether any of the tensors has a name that the table's rows read."""
     patterns = [
-        re.compile(re.escape(name).replace(re.escape(LAYER), r"\d+")) for row in rows_of(table) for name in row.readable
+        re.compile(re.escape(name).replace(re.escape(LAYER_PLACEHOLDER), r"\d+"))
+        for row in mapping_rows(mapping)
+        for name in row.accepted_names
     ]
     return any(pattern.fullmatch(name) for name in tensors for pattern in patterns)
 
 
-def parameters(table: Table, tensors: Mapping[str, Tensor], abstract: Any) -> dict[str, Lazy]:
+def lazy_params(mapping: KeyMapping, tensors: Mapping[str, TensorLike], abstract: Any) -> dict[str, LazyArray]:
     """Return the model's parameters by name, to be read from a PyTorch state dict when they are asked for.
 
     Args:
@@ -127,19 +140,21 @@ def parameters(table: Table, tensors: Mapping[str, Tensor], abstract: Any) -> di
       ConversionError: as `check`; and on reading, if tensors that should be equal are not, hold numbers that are not
         finite, or hold something that has no place in the model.
     """
-    plan, leaves = _plan(table, tensors, abstract), named_leaves(abstract)
-    members: dict[Row, dict[_Slot, list[str]]] = {}
-    for slot, names in plan.items():
-        members.setdefault(slot.row, {})[slot] = names
-    lazies = {}
-    for row, slots in members.items():
-        dtype = _common(tensors[names[0]].dtype for names in slots.values())
-        group = _Group(slots, tensors, {part: tuple(leaves[part].shape) for part in row.parts}, dtype)
-        lazies |= {part: Lazy(shape, dtype, partial(group.take, part)) for part, shape in group.shapes.items()}
-    return {name: lazies[name] for name in leaves}
+    matches, leaves = _match_tensors(mapping, tensors, abstract), named_leaves(abstract)
+    slots_by_row: dict[MappingRow, dict[TensorSlot, list[str]]] = {}
+    for slot, names in matches.items():
+        slots_by_row.setdefault(slot.row, {})[slot] = names
+    lazy_arrays = {}
+    for row, slots in slots_by_row.items():
+        dtype = _common_dtype(tensors[names[0]].dtype for names in slots.values())
+        reader = RowReader(slots, tensors, {param: tuple(leaves[param].shape) for param in row.param_names}, dtype)
+        lazy_arrays |= {
+            param: LazyArray(shape, dtype, partial(reader.pop, param)) for param, shape in reader.shapes.items()
+        }
+    return {name: lazy_arrays[name] for name in leaves}
 
 
-def to_flax(table: Table, tensors: Mapping[str, Tensor], abstract: Any) -> Any:
+def to_flax(mapping: KeyMapping, tensors: Mapping[str, TensorLike], abstract: Any) -> Any:
     """Return the model's parameters as numpy arrays, read from a PyTorch state dict.
 
     Args:
@@ -153,10 +168,10 @@ def to_flax(table: Table, tensors: Mapping[str, Tensor], abstract: Any) -> Any:
     Raises:
       ConversionError: as `parameters`.
     """
-    wanted, arrays, problems = named_leaves(abstract), {}, []
-    for name, parameter in parameters(table, tensors, abstract).items():
+    spec, arrays, problems = named_leaves(abstract), {}, []
+    for name, parameter in lazy_params(mapping, tensors, abstract).items():
         try:
-            arrays[name] = parameter.read().astype(wanted[name].dtype, copy=False)
+            arrays[name] = parameter.read().astype(spec[name].dtype, copy=False)
         except ConversionError as error:
             problems += error.problems
     if problems:
@@ -164,7 +179,7 @@ def to_flax(table: Table, tensors: Mapping[str, Tensor], abstract: Any) -> Any:
     return with_leaves(abstract, arrays)
 
 
-def torch_parameters(table: Table, state: Any, *, tied: bool = True) -> dict[str, Lazy]:
+def lazy_state_dict(mapping: KeyMapping, state: Any, *, tied: bool = True) -> dict[str, LazyArray]:
     """Return a PyTorch state dict whose tensors are made of the model's parameters when they are asked for.
 
     Args:
@@ -176,64 +191,66 @@ def torch_parameters(table: Table, state: Any, *, tied: bool = True) -> dict[str
       ConversionError: a parameter has no row or several, or a row's parameter is missing.
     """
     leaves = named_leaves(state)
-    slots, problems = _slots(table, leaves)
+    slots, problems = _layer_slots(mapping, leaves)
     if problems:
         raise ConversionError(problems)
-    held, lazies = _Held(leaves), {}
+    cache, lazy_tensors = RowWriterCache(leaves), {}
     for slot in slots:
-        dtype = _common(leaves[part].dtype for part in slot.row.parts)
-        lazy = Lazy(_torch_shape(slot, leaves), dtype, partial(held.tensor, slot))
-        for pattern in (slot.row.torch, *(slot.row.tied if tied else ())):
-            lazies[slot.name(pattern)] = lazy
-    return lazies
+        dtype = _common_dtype(leaves[param].dtype for param in slot.row.param_names)
+        lazy_tensor = LazyArray(_torch_shape(slot, leaves), dtype, partial(cache.tensor, slot))
+        for pattern in (slot.row.torch_name, *(slot.row.tied if tied else ())):
+            lazy_tensors[slot.torch_name(pattern)] = lazy_tensor
+    return lazy_tensors
 
 
-def torch_tensors(table: Table, state: Any) -> Iterator[tuple[str, np.ndarray]]:
+def iter_state_dict(mapping: KeyMapping, state: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Give the PyTorch state dict's names and tensors one by one, in the table's order; errors as above."""
-    for name, tensor in torch_parameters(table, state).items():
+    for name, tensor in lazy_state_dict(mapping, state).items():
         yield name, tensor.read()
 
 
-def to_torch(table: Table, state: Any) -> dict[str, np.ndarray]:
+def to_torch(mapping: KeyMapping, state: Any) -> dict[str, np.ndarray]:
     """Return a PyTorch state dict made of the model's parameters."""
-    return dict(torch_tensors(table, state))
+    return dict(iter_state_dict(mapping, state))
 
 
-class _Group:
+class RowReader:
     """The parameters of one row, filled together, so that a fused tensor is read once and not once for each part."""
 
     def __init__(
         self,
-        slots: Mapping["_Slot", list[str]],
-        tensors: Mapping[str, Tensor],
+        slots: Mapping["TensorSlot", list[str]],
+        tensors: Mapping[str, TensorLike],
         shapes: Mapping[str, tuple[int, ...]],
         dtype: np.dtype,
     ):
         self.shapes = shapes
         self._slots, self._tensors, self._dtype = slots, tensors, dtype
-        self._ready: dict[str, np.ndarray] = {}
+        self._params: dict[str, np.ndarray] = {}
 
-    def take(self, part: str) -> np.ndarray:
+    def pop(self, param_name: str) -> np.ndarray:
         """Return one of the parameters; the others stay here until they are taken too."""
-        if part not in self._ready:
-            self._ready = self._read()
-        return self._ready.pop(part)
+        if param_name not in self._params:
+            self._params = self._read()
+        return self._params.pop(param_name)
 
     def _read(self) -> dict[str, np.ndarray]:
-        arrays = {part: np.empty(shape, self._dtype) for part, shape in self.shapes.items()}
+        arrays = {layer_array: np.empty(shape, self._dtype) for layer_array, shape in self.shapes.items()}
         problems = []
         for slot, (name, *others) in self._slots.items():
             tensor = np.asarray(self._tensors[name])
             if not np.isfinite(tensor).all():
                 problems.append(f"{name}: holds numbers that are not finite; the file is damaged, get it again")
             problems += [
-                f"{other}: differs from {name}, though both are {' + '.join(slot.row.parts)}"
+                f"{other}: differs from {name}, though both are {' + '.join(slot.row.param_names)}"
                 for other in others
                 if not np.array_equal(np.asarray(self._tensors[other]), tensor, equal_nan=True)
             ]
             try:
-                for path, part in zip(slot.row.parts, slot.row.operation.to_flax(tensor), strict=True):
-                    slot.of(arrays[path])[...] = part.astype(self._dtype, copy=False)
+                for param_name, layer_array in zip(
+                    slot.row.param_names, slot.row.transform.to_flax(tensor), strict=True
+                ):
+                    slot.layer_of(arrays[param_name])[...] = layer_array.astype(self._dtype, copy=False)
             except ValueError as error:
                 problems.append(f"{name}: {error}")
         if problems:
@@ -241,91 +258,95 @@ class _Group:
         return arrays
 
 
-class _Held:
+class RowWriterCache:
     """The parameters of the row read last: they come from a device or a file once a row, not once a layer."""
 
     def __init__(self, leaves: Mapping[str, Any]):
         self._leaves = leaves
-        self._row: Row | None = None
-        self._parts: Parts = ()
+        self._row: MappingRow | None = None
+        self._arrays: ParamArrays = ()
 
-    def tensor(self, slot: "_Slot") -> np.ndarray:
+    def tensor(self, slot: "TensorSlot") -> np.ndarray:
         """Return what fills a place of the state dict."""
         if self._row is not slot.row:
-            self._row, self._parts = None, ()  # before others come, lest both be in memory
-            self._parts = tuple(np.asarray(self._leaves[part]) for part in slot.row.parts)
+            self._row, self._arrays = None, ()  # before others come, lest both be in memory
+            self._arrays = tuple(np.asarray(self._leaves[param]) for param in slot.row.param_names)
             self._row = slot.row
-        return np.ascontiguousarray(slot.row.operation.to_torch(tuple(slot.of(part) for part in self._parts)))
+        return np.ascontiguousarray(slot.row.transform.to_torch(tuple(slot.layer_of(array) for array in self._arrays)))
 
 
-def _plan(table: Table, tensors: Mapping[str, Shaped], abstract: Any) -> dict[_Slot, list[str]]:
+def _match_tensors(mapping: KeyMapping, tensors: Mapping[str, ArraySpec], abstract: Any) -> dict[TensorSlot, list[str]]:
     """Say which tensors fill which place; the first of each list is to be read, others must equal it."""
     leaves = named_leaves(abstract)
-    slots, problems = _slots(table, leaves)
-    owners: dict[str, list[_Slot]] = {}
+    slots, problems = _layer_slots(mapping, leaves)
+    slots_by_name: dict[str, list[TensorSlot]] = {}
     for slot in slots:
-        for pattern in slot.row.readable:
-            owners.setdefault(slot.name(pattern), []).append(slot)
-    ignored = [(_pattern(row.torch), row) for row in table if isinstance(row, Ignored)]
-    found: dict[_Slot, list[str]] = {slot: [] for slot in slots}
+        for pattern in slot.row.accepted_names:
+            slots_by_name.setdefault(slot.torch_name(pattern), []).append(slot)
+    ignored_patterns = [(_glob_pattern(row.torch_name), row) for row in mapping if isinstance(row, IgnoredKey)]
+    names_by_slot: dict[TensorSlot, list[str]] = {slot: [] for slot in slots}
     for name, tensor in tensors.items():
-        takers = owners.get(name, [])
-        rows = [slot.row.torch for slot in takers] + [row.torch for regex, row in ignored if regex.fullmatch(name)]
-        if len(rows) != 1:
-            why = f"matches {len(rows)} rows: {', '.join(rows)}" if rows else "matches no row"
-            problems.append(f"{name} {tuple(tensor.shape)}: {why}")
-        for slot in takers:
-            needed = _torch_shape(slot, leaves)
-            if tuple(tensor.shape) != needed:
-                problems.append(f"{name}: has shape {tuple(tensor.shape)}, the model needs {needed}")
+        matching_slots = slots_by_name.get(name, [])
+        matched_rows = [slot.row.torch_name for slot in matching_slots] + [
+            row.torch_name for regex, row in ignored_patterns if regex.fullmatch(name)
+        ]
+        if len(matched_rows) != 1:
+            reason = (
+                f"matches {len(matched_rows)} rows: {', '.join(matched_rows)}" if matched_rows else "matches no row"
+            )
+            problems.append(f"{name} {tuple(tensor.shape)}: {reason}")
+        for slot in matching_slots:
+            expected_shape = _torch_shape(slot, leaves)
+            if tuple(tensor.shape) != expected_shape:
+                problems.append(f"{name}: has shape {tuple(tensor.shape)}, the model needs {expected_shape}")
             elif np.dtype(tensor.dtype) not in WEIGHT_DTYPES:
-                known = ", ".join(map(str, WEIGHT_DTYPES))
-                problems.append(f"{name}: has dtype {np.dtype(tensor.dtype)}, the model needs one of {known}")
+                allowed = ", ".join(map(str, WEIGHT_DTYPES))
+                problems.append(f"{name}: has dtype {np.dtype(tensor.dtype)}, the model needs one of {allowed}")
             else:
-                found[slot].append(name)
-    for slot, names in found.items():
-        names.sort(key=[slot.name(pattern) for pattern in slot.row.readable].index)
-        if not any(slot.name(pattern) in tensors for pattern in slot.row.readable):
-            spelled = " or ".join(slot.name(pattern) for pattern in slot.row.readable)
-            problems.append(f"{spelled} {_torch_shape(slot, leaves)}: missing, for {' + '.join(slot.row.parts)}")
+                names_by_slot[slot].append(name)
+    for slot, names in names_by_slot.items():
+        names.sort(key=[slot.torch_name(pattern) for pattern in slot.row.accepted_names].index)
+        if not any(slot.torch_name(pattern) in tensors for pattern in slot.row.accepted_names):
+            accepted = " or ".join(slot.torch_name(pattern) for pattern in slot.row.accepted_names)
+            problems.append(f"{accepted} {_torch_shape(slot, leaves)}: missing, for {' + '.join(slot.row.param_names)}")
     if problems:
         raise ConversionError(problems)
-    return found
+    return names_by_slot
 
 
-def _slots(table: Table, leaves: Mapping[str, Any]) -> tuple[list[_Slot], list[str]]:
+def _layer_slots(mapping: KeyMapping, leaves: Mapping[str, Any]) -> tuple[list[TensorSlot], list[str]]:
     """Number the layers of every row, and check that rows and parameters pair up."""
-    slots, problems, claims = [], [], dict.fromkeys(leaves, 0)
-    for row in table:
-        if isinstance(row, Ignored):
+    slots, problems, row_counts = [], [], dict.fromkeys(leaves, 0)
+    for row in mapping:
+        if isinstance(row, IgnoredKey):
             continue
-        missing = [part for part in row.parts if part not in leaves]
-        problems += [f"{part}: the table has it (from {row.torch}), the model does not" for part in missing]
+        missing = [param for param in row.param_names if param not in leaves]
+        problems += [f"{param}: the table has it (from {row.torch_name}), the model does not" for param in missing]
         if missing:
             continue
-        for part in row.parts:
-            claims[part] += 1
-        depths = {leaves[part].shape[0] for part in row.parts} if row.stacked else {None}
-        slots += [_Slot(row, index) for depth in depths for index in ([None] if depth is None else range(depth))]
+        for param in row.param_names:
+            row_counts[param] += 1
+        depths = {leaves[param].shape[0] for param in row.param_names} if row.is_stacked else {None}
+        slots += [TensorSlot(row, index) for depth in depths for index in ([None] if depth is None else range(depth))]
     problems += [
         f"{name} {tuple(leaves[name].shape)}: {'no row' if count == 0 else f'{count} rows'} of the table for it"
-        for name, count in claims.items()
+        for name, count in row_counts.items()
         if count != 1
     ]
     return slots, problems
 
 
-def _torch_shape(slot: _Slot, leaves: Mapping[str, Any]) -> tuple[int, ...]:
+def _torch_shape(slot: TensorSlot, leaves: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the shape a tensor must have, by running the operation on arrays that hold one number."""
-    shapes = [leaves[part].shape[slot.index is not None :] for part in slot.row.parts]
-    return slot.row.operation.to_torch(tuple(np.broadcast_to(np.int8(0), shape) for shape in shapes)).shape
+    shapes = [leaves[param].shape[slot.index is not None :] for param in slot.row.param_names]
+    return slot.row.transform.to_torch(tuple(np.broadcast_to(np.int8(0), shape) for shape in shapes)).shape
 
 
-def _common(dtypes: Iterator[Any]) -> np.dtype:
+def _common_dtype(dtypes: Iterator[Any]) -> np.dtype:
     """Return the dtype of all, or float32."""
     first, *others = {np.dtype(dtype) for dtype in dtypes}
     return np.dtype(np.float32) if others else first
 
 
-def _pattern(ignored: str) -> re.Pattern[str]:
-    return re.compile(re.escape(ignored).replace(r"\*", ".*"))
+def _glob_pattern(glob: str) -> re.Pattern[str]:
+    return re.compile(re.escape(glob).replace(r"\*", ".*"))

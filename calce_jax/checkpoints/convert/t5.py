@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from calce_jax.checkpoints.convert.mapping import TRANSPOSE, Ignored, Row, Table
+from calce_jax.checkpoints.convert.mapping import TRANSPOSE, IgnoredKey, KeyMapping, MappingRow
 
-Peft = Literal["0.5", "0.9"]
+PeftVersion = Literal["0.5", "0.9"]
 TOWERS = ("encoder", "decoder")
 
 
-def table(*, lora: bool, peft: Peft = "0.5") -> Table:
+def key_mapping(*, lora: bool, peft_version: PeftVersion = "0.5") -> KeyMapping:
     """Return the rows of T5.
 
     Args:
@@ -18,36 +18,36 @@ def table(*, lora: bool, peft: Peft = "0.5") -> Table:
         (0.9); both are read.
     """
 
-    def linear(torch: str, ours: str) -> Iterator[Row]:
+    def linear(torch_name: str, flax_name: str) -> Iterator[MappingRow]:
         if not lora:
-            yield Row(f"{torch}.weight", f"{ours}/kernel", TRANSPOSE)
+            yield MappingRow(f"{torch_name}.weight", f"{flax_name}/kernel", TRANSPOSE)
             return
-        spellings = (f"{torch}.weight", f"{torch}.base_layer.weight")
-        written, other = spellings if peft == "0.5" else spellings[::-1]
-        yield Row(written, f"{ours}/base/kernel", TRANSPOSE, also=(other,))
-        yield Row(f"{torch}.lora_A.default.weight", f"{ours}/a", TRANSPOSE)
-        yield Row(f"{torch}.lora_B.default.weight", f"{ours}/b", TRANSPOSE)
+        spellings = (f"{torch_name}.weight", f"{torch_name}.base_layer.weight")
+        primary, alias = spellings if peft_version == "0.5" else spellings[::-1]
+        yield MappingRow(primary, f"{flax_name}/base/kernel", TRANSPOSE, aliases=(alias,))
+        yield MappingRow(f"{torch_name}.lora_A.default.weight", f"{flax_name}/a", TRANSPOSE)
+        yield MappingRow(f"{torch_name}.lora_B.default.weight", f"{flax_name}/b", TRANSPOSE)
 
-    def attention(torch: str, ours: str) -> Iterator[Row]:
+    def attention(torch_name: str, flax_name: str) -> Iterator[MappingRow]:
         for name in "qkvo":
-            yield from linear(f"{torch}.{name}", f"{ours}/{name}")
+            yield from linear(f"{torch_name}.{name}", f"{flax_name}/{name}")
 
-    def mlp(torch: str, ours: str) -> Iterator[Row]:
+    def mlp(torch_name: str, flax_name: str) -> Iterator[MappingRow]:
         for name in ("wi_0", "wi_1", "wo"):
-            yield from linear(f"{torch}.{name}", f"{ours}/{name}")
+            yield from linear(f"{torch_name}.{name}", f"{flax_name}/{name}")
 
-    def stack(tower: str) -> Iterator[Row]:
+    def stack(tower: str) -> Iterator[MappingRow]:
         # Only the first layer holds the table of relative positions; all layers use it.
         relative = f"{tower}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        yield Row(relative, f"{tower}/relative_bias/embedding")
-        yield Row(f"{tower}.final_layer_norm.weight", f"{tower}/final_norm/scale")
+        yield MappingRow(relative, f"{tower}/relative_bias/embedding")
+        yield MappingRow(f"{tower}.final_layer_norm.weight", f"{tower}/final_norm/scale")
 
-    def norm(torch: str, ours: str) -> Row:
-        return Row(f"{torch}.layer_norm.weight", f"{ours}_norm/scale")
+    def norm(torch_name: str, flax_name: str) -> MappingRow:
+        return MappingRow(f"{torch_name}.layer_norm.weight", f"{flax_name}_norm/scale")
 
     encoder, decoder = ("encoder.block.{layer}.layer", "decoder.block.{layer}.layer")
     return (
-        Row("shared.weight", "shared/embedding", tied=tuple(f"{tower}.embed_tokens.weight" for tower in TOWERS)),
+        MappingRow("shared.weight", "shared/embedding", tied=tuple(f"{tower}.embed_tokens.weight" for tower in TOWERS)),
         *stack("encoder"),
         norm(f"{encoder}.0", "encoder/blocks/attention"),
         *attention(f"{encoder}.0.SelfAttention", "encoder/blocks/attention"),
@@ -61,7 +61,7 @@ def table(*, lora: bool, peft: Peft = "0.5") -> Table:
         norm(f"{decoder}.2", "decoder/blocks/mlp"),
         *mlp(f"{decoder}.2.DenseReluDense", "decoder/blocks/mlp"),
         *linear("lm_head", "lm_head"),
-        Ignored(
+        IgnoredKey(
             "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
             "old files have it, but attention to the encoder knows no distances",
         ),

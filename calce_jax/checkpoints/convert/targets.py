@@ -14,8 +14,8 @@ import orbax.checkpoint as ocp
 from calce_jax.checkpoints.convert.calce_pth import write_checkpoint
 from calce_jax.checkpoints.convert.huggingface import write_adapter, write_blip2
 from calce_jax.checkpoints.convert.weights import Weights
-from calce_jax.checkpoints.convert.writer import whole_folder, write_safetensors
-from calce_jax.checkpoints.manager import FOLDER, PART
+from calce_jax.checkpoints.convert.writer import atomic_folder, write_safetensors
+from calce_jax.checkpoints.manager import CHECKPOINT_DIR, TRAINABLE_PREFIX
 from calce_jax.config import RunConfig, WeightsConfig, to_dict
 from calce_jax.storage.provenance import file_hash, git_revision
 
@@ -38,24 +38,24 @@ def write_run(path: Path, weights: Weights, run: RunConfig) -> None:
     Raises:
       OSError: it cannot be written; nothing of it is left.
     """
-    written = [*weights.trained.values(), *(() if weights.file else weights.base.values())]
-    with whole_folder(path, needed=sum(leaf.nbytes for leaf in written)) as part:
-        here = weights.file or part / "base.safetensors"
+    arrays = [*weights.trained.values(), *(() if weights.file else weights.base.values())]
+    with atomic_folder(path, needed=sum(leaf.nbytes for leaf in arrays)) as tmp_dir:
+        base_path = weights.file or tmp_dir / "base.safetensors"
         if weights.file is None:
-            write_base(here, weights)
-        named = str(weights.file or path / "base.safetensors")
-        config = to_dict(replace(run, weights=WeightsConfig(base=named, start="")))
-        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_base(base_path, weights)
+        configured_path = str(weights.file or path / "base.safetensors")
+        config = to_dict(replace(run, weights=WeightsConfig(base=configured_path, start="")))
+        (tmp_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if weights.trained:
             record = {
                 "config": config,
                 "lora": {"rank": run.lora.rank, "alpha": run.lora.alpha},
-                "base": {"file": named, "sha256": file_hash(here)},
+                "base": {"file": configured_path, "sha256": file_hash(base_path)},
                 "start": {"kind": "converted", "path": weights.origin},
                 "git": git_revision(),
                 "jax": jax.__version__,
             }
-            _save_trained(part, {name: leaf.read() for name, leaf in weights.all_trained().items()}, record)
+            _save_trained(tmp_dir, {name: leaf.read() for name, leaf in weights.trainable_params().items()}, record)
 
 
 # By the names of `EXPORT_FORMATS`; each is given the path, the weights, and the run that the model is for.
@@ -75,13 +75,13 @@ def _save_trained(workdir: Path, trained: Mapping[str, np.ndarray], record: Mapp
       OSError: it cannot be written.
     """
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
-    leaves = {PART + name: array for name, array in trained.items()}
+    leaves = {TRAINABLE_PREFIX + name: array for name, array in trained.items()}
     items = ocp.args.Composite(
         state=ocp.args.PyTreeSave(leaves),  # pyright: ignore[reportCallIssue]
         record=ocp.args.JsonSave(dict(record)),  # pyright: ignore[reportCallIssue]
     )
     try:
-        with ocp.CheckpointManager(workdir.absolute() / FOLDER, item_handlers=handlers) as manager:
+        with ocp.CheckpointManager(workdir.absolute() / CHECKPOINT_DIR, item_handlers=handlers) as manager:
             manager.save(0, args=items)
     except Exception as error:  # the layers below have many, for a full disk alone
         raise OSError(getattr(error, "errno", None) or errno.EIO, str(error).split("\n", 1)[0]) from error

@@ -4,55 +4,55 @@ import numpy as np
 
 from calce_jax.checkpoints.convert.mapping import (
     TRANSPOSE,
-    Ignored,
-    Operation,
-    Parts,
-    Row,
-    Table,
-    split_rows,
-    without_leading,
+    IgnoredKey,
+    KeyMapping,
+    MappingRow,
+    ParamArrays,
+    TensorTransform,
+    split_fused,
+    squeeze_leading,
 )
 
 
-def _patches_to_flax(kernel: np.ndarray) -> Parts:
+def _patches_to_flax(kernel: np.ndarray) -> ParamArrays:
     return (kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0]),)
 
 
-def _patches_to_torch(parts: Parts) -> np.ndarray:
-    rows, width = parts[0].shape
+def _patches_to_torch(arrays: ParamArrays) -> np.ndarray:
+    rows, width = arrays[0].shape
     side = round((rows / 3) ** 0.5)
-    return parts[0].reshape(side, side, 3, width).transpose(3, 2, 0, 1)
+    return arrays[0].reshape(side, side, 3, width).transpose(3, 2, 0, 1)
 
 
 # A convolution (D, 3, p, p) without overlap is a product with patches of p * p pixels of 3 colours.
-PATCHES = Operation(_patches_to_flax, _patches_to_torch)
+PATCH_EMBED = TensorTransform(_patches_to_flax, _patches_to_torch)
 
-TABLE: Table = (
-    Row("cls_token", "class_token", without_leading(2)),
-    Row("pos_embed", "positions", without_leading(1)),
-    Row("patch_embed.proj.weight", "patches/kernel", PATCHES),
-    Row("patch_embed.proj.bias", "patches/bias"),
-    Row("blocks.{layer}.norm1.weight", "blocks/attention_norm/scale"),
-    Row("blocks.{layer}.norm1.bias", "blocks/attention_norm/bias"),
-    Row(
+KEY_MAPPING: KeyMapping = (
+    MappingRow("cls_token", "class_token", squeeze_leading(2)),
+    MappingRow("pos_embed", "positions", squeeze_leading(1)),
+    MappingRow("patch_embed.proj.weight", "patches/kernel", PATCH_EMBED),
+    MappingRow("patch_embed.proj.bias", "patches/bias"),
+    MappingRow("blocks.{layer}.norm1.weight", "blocks/attention_norm/scale"),
+    MappingRow("blocks.{layer}.norm1.bias", "blocks/attention_norm/bias"),
+    MappingRow(
         "blocks.{layer}.attn.qkv.weight",
         ("blocks/attention/q/kernel", "blocks/attention/k/kernel", "blocks/attention/v/kernel"),
-        split_rows(3),
+        split_fused(3),
     ),
-    Row("blocks.{layer}.attn.q_bias", "blocks/attention/q/bias"),
-    Row("blocks.{layer}.attn.v_bias", "blocks/attention/v/bias"),
-    Row("blocks.{layer}.attn.proj.weight", "blocks/attention/o/kernel", TRANSPOSE),
-    Row("blocks.{layer}.attn.proj.bias", "blocks/attention/o/bias"),
-    Row("blocks.{layer}.norm2.weight", "blocks/mlp_norm/scale"),
-    Row("blocks.{layer}.norm2.bias", "blocks/mlp_norm/bias"),
-    Row("blocks.{layer}.mlp.fc1.weight", "blocks/mlp/wi/kernel", TRANSPOSE),
-    Row("blocks.{layer}.mlp.fc1.bias", "blocks/mlp/wi/bias"),
-    Row("blocks.{layer}.mlp.fc2.weight", "blocks/mlp/wo/kernel", TRANSPOSE),
-    Row("blocks.{layer}.mlp.fc2.bias", "blocks/mlp/wo/bias"),
-    Ignored("blocks.39.*", "EVA-g has 40 blocks, of which BLIP-2 runs 39"),
-    Ignored("norm.*", "BLIP-2 takes the tokens as the last block leaves them"),
-    Ignored("fc_norm.*", "belongs to EVA's classifier"),
-    Ignored("head.*", "belongs to EVA's classifier"),
+    MappingRow("blocks.{layer}.attn.q_bias", "blocks/attention/q/bias"),
+    MappingRow("blocks.{layer}.attn.v_bias", "blocks/attention/v/bias"),
+    MappingRow("blocks.{layer}.attn.proj.weight", "blocks/attention/o/kernel", TRANSPOSE),
+    MappingRow("blocks.{layer}.attn.proj.bias", "blocks/attention/o/bias"),
+    MappingRow("blocks.{layer}.norm2.weight", "blocks/mlp_norm/scale"),
+    MappingRow("blocks.{layer}.norm2.bias", "blocks/mlp_norm/bias"),
+    MappingRow("blocks.{layer}.mlp.fc1.weight", "blocks/mlp/wi/kernel", TRANSPOSE),
+    MappingRow("blocks.{layer}.mlp.fc1.bias", "blocks/mlp/wi/bias"),
+    MappingRow("blocks.{layer}.mlp.fc2.weight", "blocks/mlp/wo/kernel", TRANSPOSE),
+    MappingRow("blocks.{layer}.mlp.fc2.bias", "blocks/mlp/wo/bias"),
+    IgnoredKey("blocks.39.*", "EVA-g has 40 blocks, of which BLIP-2 runs 39"),
+    IgnoredKey("norm.*", "BLIP-2 takes the tokens as the last block leaves them"),
+    IgnoredKey("fc_norm.*", "belongs to EVA's classifier"),
+    IgnoredKey("head.*", "belongs to EVA's classifier"),
 )
 
 
@@ -80,15 +80,15 @@ def interpolate_positions(positions: np.ndarray, grid: int) -> np.ndarray:
     return np.concatenate([positions[:1], stretched.astype(positions.dtype)])
 
 
-def _bicubic(size: int, wanted: int) -> np.ndarray:
+def _bicubic(size: int, target_size: int) -> np.ndarray:
     """Return the weights (wanted, size) of a cubic convolution between pixel centres, edges repeated."""
     a = -0.75
-    centres = (np.arange(wanted) + 0.5) * size / wanted - 0.5
+    centres = (np.arange(target_size) + 0.5) * size / target_size - 0.5
     taps = np.floor(centres)[:, None] + np.arange(-1, 3)
-    away = np.abs(centres[:, None] - taps)
-    near = ((a + 2) * away - (a + 3)) * away**2 + 1
-    far = ((away - 5) * away + 8) * away * a - 4 * a
-    weights = np.zeros((wanted, size))
-    rows = np.broadcast_to(np.arange(wanted)[:, None], taps.shape)
-    np.add.at(weights, (rows, np.clip(taps, 0, size - 1).astype(int)), np.where(away <= 1, near, far))
+    distances = np.abs(centres[:, None] - taps)
+    near = ((a + 2) * distances - (a + 3)) * distances**2 + 1
+    far = ((distances - 5) * distances + 8) * distances * a - 4 * a
+    weights = np.zeros((target_size, size))
+    rows = np.broadcast_to(np.arange(target_size)[:, None], taps.shape)
+    np.add.at(weights, (rows, np.clip(taps, 0, size - 1).astype(int)), np.where(distances <= 1, near, far))
     return weights

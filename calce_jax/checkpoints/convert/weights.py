@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from calce_jax.checkpoints.convert.state_dict import ConversionError, Lazy
-from calce_jax.checkpoints.convert.writer import cast
+from calce_jax.checkpoints.convert.state_dict import ConversionError, LazyArray
+from calce_jax.checkpoints.convert.writer import cast_floating
 from calce_jax.distributed.param_names import named_leaves
-from calce_jax.models.calce import Calce, CalceConfig, label
+from calce_jax.models.calce import Calce, CalceConfig, param_label
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -29,18 +29,18 @@ class Weights:
       file: the base file, if the whole base is what is in there.
     """
 
-    base: Mapping[str, Lazy]
-    trained: Mapping[str, Lazy]
-    sizes: CalceConfig
+    base: Mapping[str, LazyArray]
+    trained: Mapping[str, LazyArray]
+    model_config: CalceConfig
     origin: str
     file: Path | None = None
 
-    def in_dtype(self, dtype: np.dtype) -> "Weights":
+    def cast_frozen(self, dtype: np.dtype) -> "Weights":
         """Return the same with frozen weights in another dtype; what is trained stays as it is."""
         frozen = {name: leaf for name, leaf in self.base.items() if is_frozen(name)}
-        return replace(self, base={**self.base, **cast(frozen, dtype)}, file=None)
+        return replace(self, base={**self.base, **cast_floating(frozen, dtype)}, file=None)
 
-    def all_trained(self) -> dict[str, Lazy]:
+    def trainable_params(self) -> dict[str, LazyArray]:
         """Return all that CALCE trains, in float32; what the sources do not hold as trained is the base's.
 
         Raises:
@@ -49,52 +49,52 @@ class Weights:
         if not self.trained:
             raise ConversionError(["the sources hold no adapters; add calce:PATH, mrblip:PATH, or orbax:PATH of a run"])
         merged = {**self.base, **self.trained}
-        return cast({name: merged[name] for name in trained_shapes(self.sizes)}, FLOAT32)
+        return cast_floating({name: merged[name] for name in trainable_param_shapes(self.model_config)}, FLOAT32)
 
-    def merged(self) -> dict[str, Lazy]:
+    def merge_lora(self) -> dict[str, LazyArray]:
         """Return the model without adapters that computes the same, every weight in its own dtype."""
-        lora, weights = self.sizes.lora, {**self.base}
+        lora, weights = self.model_config.lora, {**self.base}
         for name, leaf in self.trained.items():
             if not name.endswith(("/a", "/b")):
                 weights[name] = leaf
             elif lora is not None and name.endswith("/a"):
                 layer, kernel = name.removesuffix("/a"), weights[f"{name.removesuffix('/a')}/kernel"]
                 adapter = (leaf, self.trained[f"{layer}/b"])
-                weights[f"{layer}/kernel"] = _fused(kernel, *adapter, lora.alpha / lora.rank)
+                weights[f"{layer}/kernel"] = _merge_lora_kernel(kernel, *adapter, lora.alpha / lora.rank)
         return weights
 
 
 def is_frozen(name: str) -> bool:
     """Say whether CALCE leaves a weight as it is."""
-    return label(tuple(name.split("/"))) == "frozen"
+    return param_label(tuple(name.split("/"))) == "frozen"
 
 
-def base_shapes(sizes: CalceConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def base_param_shapes(model_config: CalceConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Return every weight of a model without adapters, abstract."""
-    return _abstract(replace(sizes, lora=None))
+    return _abstract_params(replace(model_config, lora=None))
 
 
-def trained_shapes(sizes: CalceConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def trainable_param_shapes(model_config: CalceConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Return every weight that CALCE trains, abstract: adapters, projections and `ln_vision`."""
-    return {name: leaf for name, leaf in _abstract(sizes).items() if not is_frozen(name)}
+    return {name: leaf for name, leaf in _abstract_params(model_config).items() if not is_frozen(name)}
 
 
-def held(array: np.ndarray) -> Lazy:
+def as_lazy(array: np.ndarray) -> LazyArray:
     """Return an array that is in memory already."""
-    return Lazy(array.shape, array.dtype, lambda: array)
+    return LazyArray(array.shape, array.dtype, lambda: array)
 
 
 @cache
-def _abstract(sizes: CalceConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    return named_leaves(nnx.state(nnx.eval_shape(lambda: Calce(sizes, rngs=nnx.Rngs(0))), nnx.Param))
+def _abstract_params(model_config: CalceConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    return named_leaves(nnx.state(nnx.eval_shape(lambda: Calce(model_config, rngs=nnx.Rngs(0))), nnx.Param))
 
 
-def _fused(kernel: Lazy, a: Lazy, b: Lazy, scale: float) -> Lazy:
+def _merge_lora_kernel(kernel: LazyArray, a: LazyArray, b: LazyArray, scale: float) -> LazyArray:
     """Add an adapter to its layer, stacked or not; the sum is made in float32."""
 
     def read() -> np.ndarray:
-        wide = kernel.read().astype(FLOAT32)
-        wide += np.matmul(a.read(), b.read()) * np.float32(scale)
-        return wide.astype(kernel.dtype, copy=False)
+        merged = kernel.read().astype(FLOAT32)
+        merged += np.matmul(a.read(), b.read()) * np.float32(scale)
+        return merged.astype(kernel.dtype, copy=False)
 
-    return Lazy(kernel.shape, kernel.dtype, read)
+    return LazyArray(kernel.shape, kernel.dtype, read)

@@ -4,66 +4,66 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from calce_jax.checkpoints.convert.mapping import TRANSPOSE, Operation, Parts, Row, Table
+from calce_jax.checkpoints.convert.mapping import TRANSPOSE, KeyMapping, MappingRow, ParamArrays, TensorTransform
 
 
-def _frames_to_flax(kernel: np.ndarray) -> Parts:
+def _conv1d_to_flax(kernel: np.ndarray) -> ParamArrays:
     return (kernel.transpose(2, 1, 0).reshape(-1, kernel.shape[0]),)
 
 
-def _frames_to_torch(parts: Parts) -> np.ndarray:
-    rows, width = parts[0].shape
-    return parts[0].reshape(3, rows // 3, width).transpose(2, 1, 0)
+def _conv1d_to_torch(arrays: ParamArrays) -> np.ndarray:
+    rows, width = arrays[0].shape
+    return arrays[0].reshape(3, rows // 3, width).transpose(2, 1, 0)
 
 
 # A convolution (D, C, 3) over time is a product with three frames laid side by side.
-FRAMES = Operation(_frames_to_flax, _frames_to_torch)
+CONV1D = TensorTransform(_conv1d_to_flax, _conv1d_to_torch)
 
 
-def _norm(torch: str, ours: str) -> Iterator[Row]:
-    yield Row(f"{torch}.weight", f"{ours}/scale")
-    yield Row(f"{torch}.bias", f"{ours}/bias")
+def _norm(torch_name: str, flax_name: str) -> Iterator[MappingRow]:
+    yield MappingRow(f"{torch_name}.weight", f"{flax_name}/scale")
+    yield MappingRow(f"{torch_name}.bias", f"{flax_name}/bias")
 
 
-def _linear(torch: str, ours: str, *, bias: bool = True) -> Iterator[Row]:
-    yield Row(f"{torch}.weight", f"{ours}/kernel", TRANSPOSE)
+def _linear(torch_name: str, flax_name: str, *, bias: bool = True) -> Iterator[MappingRow]:
+    yield MappingRow(f"{torch_name}.weight", f"{flax_name}/kernel", TRANSPOSE)
     if bias:
-        yield Row(f"{torch}.bias", f"{ours}/bias")
+        yield MappingRow(f"{torch_name}.bias", f"{flax_name}/bias")
 
 
-def _attention(torch: str, ours: str) -> Iterator[Row]:
-    yield from _linear(f"{torch}.q_proj", f"{ours}/q")
-    yield from _linear(f"{torch}.k_proj", f"{ours}/k", bias=False)
-    yield from _linear(f"{torch}.v_proj", f"{ours}/v")
-    yield from _linear(f"{torch}.out_proj", f"{ours}/o")
+def _attention(torch_name: str, flax_name: str) -> Iterator[MappingRow]:
+    yield from _linear(f"{torch_name}.q_proj", f"{flax_name}/q")
+    yield from _linear(f"{torch_name}.k_proj", f"{flax_name}/k", bias=False)
+    yield from _linear(f"{torch_name}.v_proj", f"{flax_name}/v")
+    yield from _linear(f"{torch_name}.out_proj", f"{flax_name}/o")
 
 
-def _mlp(torch: str, ours: str) -> Iterator[Row]:
-    yield from _norm(f"{torch}.final_layer_norm", f"{ours}/mlp_norm")
-    yield from _linear(f"{torch}.fc1", f"{ours}/mlp/wi")
-    yield from _linear(f"{torch}.fc2", f"{ours}/mlp/wo")
+def _mlp(torch_name: str, flax_name: str) -> Iterator[MappingRow]:
+    yield from _norm(f"{torch_name}.final_layer_norm", f"{flax_name}/mlp_norm")
+    yield from _linear(f"{torch_name}.fc1", f"{flax_name}/mlp/wi")
+    yield from _linear(f"{torch_name}.fc2", f"{flax_name}/mlp/wo")
 
 
-def _tower(tower: str) -> Iterator[Row]:
-    yield Row(f"model.{tower}.embed_positions.weight", f"{tower}/positions")
+def _tower(tower: str) -> Iterator[MappingRow]:
+    yield MappingRow(f"model.{tower}.embed_positions.weight", f"{tower}/positions")
     yield from _norm(f"model.{tower}.layer_norm", f"{tower}/final_norm")
 
 
-def _convolution(name: str) -> Iterator[Row]:
-    yield Row(f"model.encoder.{name}.weight", f"encoder/{name}/kernel", FRAMES)
-    yield Row(f"model.encoder.{name}.bias", f"encoder/{name}/bias")
+def _convolution(name: str) -> Iterator[MappingRow]:
+    yield MappingRow(f"model.encoder.{name}.weight", f"encoder/{name}/kernel", CONV1D)
+    yield MappingRow(f"model.encoder.{name}.bias", f"encoder/{name}/bias")
 
 
 ENCODER, DECODER = "model.encoder.layers.{layer}", "model.decoder.layers.{layer}"
 
-TABLE: Table = (
+KEY_MAPPING: KeyMapping = (
     *_convolution("conv1"),
     *_convolution("conv2"),
     *_tower("encoder"),
     *_norm(f"{ENCODER}.self_attn_layer_norm", "encoder/blocks/attention_norm"),
     *_attention(f"{ENCODER}.self_attn", "encoder/blocks/attention"),
     *_mlp(ENCODER, "encoder/blocks"),
-    Row("model.decoder.embed_tokens.weight", "decoder/tokens", tied=("proj_out.weight",)),
+    MappingRow("model.decoder.embed_tokens.weight", "decoder/tokens", tied=("proj_out.weight",)),
     *_tower("decoder"),
     *_norm(f"{DECODER}.self_attn_layer_norm", "decoder/blocks/self_norm"),
     *_attention(f"{DECODER}.self_attn", "decoder/blocks/self_attention"),

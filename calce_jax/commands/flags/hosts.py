@@ -36,10 +36,10 @@ class HostFlags:
           UserError: the description is incomplete or no number.
           RuntimeError: the other hosts do not come.
         """
-        from calce_jax.distributed.multihost import join_hosts  # noqa: PLC0415  imports jax
+        from calce_jax.distributed.multihost import initialize_distributed  # noqa: PLC0415  imports jax
 
         hosts, host = _number(self._hosts, "CALCE_HOSTS"), _number(self._host, "CALCE_HOST")
-        join_hosts(str(self._coordinator.value), hosts, host)
+        initialize_distributed(str(self._coordinator.value), hosts, host)
 
 
 def _number(flag: flags.FlagHolder, variable: str) -> int | None:

@@ -8,36 +8,36 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 
-def borders(cluster: Int[Array, " T"], present: Bool[Array, " T"]) -> Bool[Array, " T"]:
+def mark_cluster_borders(cluster: Int[Array, " T"], frame_mask: Bool[Array, " T"]) -> Bool[Array, " T"]:
     """Mark the two frames on either side of every change of cluster, and the video's first and last frame."""
-    changes = (cluster[1:] != cluster[:-1]) & present[1:]
-    ends = present & ~(earlier(present) & later(present))
-    return beside(changes) | ends
+    changes = (cluster[1:] != cluster[:-1]) & frame_mask[1:]
+    ends = frame_mask & ~(previous_frame(frame_mask) & next_frame(frame_mask))
+    return mark_frames_beside_gaps(changes) | ends
 
 
-def beside(between: Bool[Array, " G"]) -> Bool[Array, " G+1"]:
+def mark_frames_beside_gaps(gaps: Bool[Array, " G"]) -> Bool[Array, " G+1"]:
     """Mark the frames on either side of the marked gaps; gap i lies between frame i and frame i + 1."""
-    return jnp.pad(between, (0, 1)) | jnp.pad(between, (1, 0))
+    return jnp.pad(gaps, (0, 1)) | jnp.pad(gaps, (1, 0))
 
 
-def dilate(mask: Bool[Array, " T"], by: int) -> Bool[Array, " T"]:
+def dilate(mask: Bool[Array, " T"], radius: int) -> Bool[Array, " T"]:
     """Mark also the `by` frames before and after every marked frame."""
-    for _ in range(by):
-        mask = mask | earlier(mask) | later(mask)
+    for _ in range(radius):
+        mask = mask | previous_frame(mask) | next_frame(mask)
     return mask
 
 
-def earlier(mask: Bool[Array, " T"]) -> Bool[Array, " T"]:
+def previous_frame(mask: Bool[Array, " T"]) -> Bool[Array, " T"]:
     """What the mask says of the frame before each frame; False for the first."""
     return jnp.pad(mask, (1, 0))[:-1]
 
 
-def later(mask: Bool[Array, " T"]) -> Bool[Array, " T"]:
+def next_frame(mask: Bool[Array, " T"]) -> Bool[Array, " T"]:
     """What the mask says of the frame after each frame; False for the last."""
     return jnp.pad(mask, (0, 1))[1:]
 
 
-def place_in_run(mask: Bool[Array, " T"]) -> Int[Array, " T"]:
+def position_in_run(mask: Bool[Array, " T"]) -> Int[Array, " T"]:
     """Count marked frames from the start of each run: 1, 2, 3, ... and 0 where unmarked."""
     time = jnp.arange(mask.shape[0], dtype=jnp.int32)
     return time - jax.lax.cummax(jnp.where(mask, -1, time))

@@ -11,25 +11,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from calce_jax.config import Behaviour
-from calce_jax.models.keyframes.borders import beside, borders, dilate
+from calce_jax.models.keyframes.borders import dilate, mark_cluster_borders, mark_frames_beside_gaps
 from calce_jax.models.keyframes.dpc_knn import dpc_knn
-from calce_jax.models.keyframes.plan import Plan, lay_out
+from calce_jax.models.keyframes.plan import FramePlan, build_frame_plan
 
-Mode = Literal["cluster", "information", "interval", "none"]
+KeyframeMode = Literal["cluster", "information", "interval", "none"]
 
 
 def select_coarse(
     features: Float[Array, "B T D"],
-    present: Bool[Array, "B T"],
+    frame_mask: Bool[Array, "B T"],
     *,
-    mode: Mode,
+    mode: KeyframeMode,
     clusters: int,
     dilation: int,
-    talk: Bool[Array, " B"],
-    spoken: Bool[Array, "B T"],
+    is_speech_query: Bool[Array, " B"],
+    has_speech: Bool[Array, "B T"],
     behaviour: Behaviour = "default",
     noise: Float[Array, "B T"] | None = None,
-) -> Plan:
+) -> FramePlan:
     """Choose the key frames of each video.
 
     Args:
@@ -47,47 +47,49 @@ def select_coarse(
         default such a query keeps the key frames of its mode, and in such a video every frame is a cluster.
       noise: see `dpc_knn`.
     """
-    one = partial(_select, mode=mode, clusters=clusters, dilation=dilation, behaviour=behaviour)
-    return jax.vmap(one)(features, present, talk=talk, spoken=spoken, noise=noise)
+    select_video = partial(_select, mode=mode, clusters=clusters, dilation=dilation, behaviour=behaviour)
+    return jax.vmap(select_video)(features, frame_mask, talk=is_speech_query, spoken=has_speech, noise=noise)
 
 
 def _select(
     features: Float[Array, "T D"],
-    present: Bool[Array, " T"],
+    frame_mask: Bool[Array, " T"],
     *,
-    talk: Bool[Array, ""],
-    spoken: Bool[Array, " T"],
+    is_speech_query: Bool[Array, ""],
+    has_speech: Bool[Array, " T"],
     noise: Float[Array, " T"] | None,
-    mode: Mode,
+    mode: KeyframeMode,
     clusters: int,
     dilation: int,
     behaviour: Behaviour,
-) -> Plan:
+) -> FramePlan:
     """`select_coarse` for one video."""
-    frames = present.shape[0]
-    cluster = jnp.where(present, jnp.int32(0), -1)
+    num_frames = frame_mask.shape[0]
+    cluster = jnp.where(frame_mask, jnp.int32(0), -1)
     error = jnp.zeros((), bool)
     if mode == "cluster":
-        cluster = dpc_knn(features, present, clusters=clusters, noise=noise)
-        key = dilate(borders(cluster, present), dilation)
-        error = (present.sum() < clusters) & (behaviour == "reference")
+        cluster = dpc_knn(features, frame_mask, clusters=clusters, noise=noise)
+        is_keyframe = dilate(mark_cluster_borders(cluster, frame_mask), dilation)
+        error = (frame_mask.sum() < clusters) & (behaviour == "reference")
     elif mode == "information":
-        key = dilate(_where_news(features, present), dilation)
+        is_keyframe = dilate(_information_keyframes(features, frame_mask), dilation)
     elif mode == "interval":
-        key = jnp.arange(frames) % 2 == 1
+        is_keyframe = jnp.arange(num_frames) % 2 == 1
     else:
-        key = jnp.zeros(frames, bool)
+        is_keyframe = jnp.zeros(num_frames, bool)
 
-    spoken = spoken & present
+    has_speech = has_speech & frame_mask
     if behaviour == "default":
-        talk = talk & spoken.any()
-    key = jnp.where(talk, spoken, key & present)
-    return lay_out(key, present & ~key, slots=frames, cluster=cluster, error=error)
+        is_speech_query = is_speech_query & has_speech.any()
+    is_keyframe = jnp.where(is_speech_query, has_speech, is_keyframe & frame_mask)
+    return build_frame_plan(
+        is_keyframe, frame_mask & ~is_keyframe, num_slots=num_frames, cluster=cluster, reference_error=error
+    )
 
 
-def _where_news(features: Float[Array, "T D"], present: Bool[Array, " T"]) -> Bool[Array, " T"]:
+def _information_keyframes(features: Float[Array, "T D"], frame_mask: Bool[Array, " T"]) -> Bool[Array, " T"]:
     """Mark both frames of the t // 3 neighbouring pairs of least cosine similarity; t frames are present."""
-    unit = features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-8)
-    similarity = jnp.where(present[1:], (unit[1:] * unit[:-1]).sum(-1), jnp.inf)
-    rank = similarity.argsort().argsort()
-    return beside(rank < present.sum() // 3)
+    normalised = features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-8)
+    similarity = jnp.where(frame_mask[1:], (normalised[1:] * normalised[:-1]).sum(-1), jnp.inf)
+    similarity_order = similarity.argsort().argsort()
+    return mark_frames_beside_gaps(similarity_order < frame_mask.sum() // 3)

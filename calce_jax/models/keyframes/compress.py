@@ -7,20 +7,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from calce_jax.models.keyframes.borders import place_in_run
+from calce_jax.models.keyframes.borders import position_in_run
 
 # The original tosses a coin for one frame of each kind in turn; these are the chances that it is removed.
-CHANCE_OTHER, CHANCE_KEY = 0.7, 0.3
+COMPRESSED_REMOVAL_PROBABILITY, KEYFRAME_REMOVAL_PROBABILITY = 0.7, 0.3
 
-Masks = tuple[Bool[Array, " T"], Bool[Array, " T"]]
+MaskPair = tuple[Bool[Array, " T"], Bool[Array, " T"]]
 
 
 def compress(
-    key: Bool[Array, " T"],
-    other: Bool[Array, " T"],
-    target: Int[Array, ""],
+    is_keyframe: Bool[Array, " T"],
+    is_compressed: Bool[Array, " T"],
+    max_frames: Int[Array, ""],
     draws: Float[Array, "D 2"] | None = None,
-) -> Masks:
+) -> MaskPair:
     """Remove frames of one video until at most `target` are left.
 
     Runs of neighbouring frames are halved (every second frame goes), the longest first, in turn a run of `other` and a
@@ -38,84 +38,99 @@ def compress(
     Returns:
       The frames of `key` and of `other` that stay.
     """
-    key, other = _halve_runs(key, other, target)
+    is_keyframe, is_compressed = _halve_runs(is_keyframe, is_compressed, max_frames)
     if draws is not None:
-        key, other = _remove_drawn(key, other, target, draws)
-    excess = jnp.maximum(_count(key, other) - target, 0)
+        is_keyframe, is_compressed = _remove_at_random(is_keyframe, is_compressed, max_frames, draws)
+    excess = jnp.maximum(_count_marked(is_keyframe, is_compressed) - max_frames, 0)
     # In integers: ceil(0.7 * excess), as far as `key` can make up the rest and `other` has so many.
-    from_other = jnp.clip((7 * excess + 9) // 10, jnp.maximum(excess - _count(key), 0), _count(other))
-    return _thin(key, excess - from_other), _thin(other, from_other)
+    num_compressed_removed = jnp.clip(
+        (7 * excess + 9) // 10, jnp.maximum(excess - _count_marked(is_keyframe), 0), _count_marked(is_compressed)
+    )
+    return _remove_evenly(is_keyframe, excess - num_compressed_removed), _remove_evenly(
+        is_compressed, num_compressed_removed
+    )
 
 
-def random_draws(key: PRNGKeyArray, videos: int, frames: int) -> Float[Array, "B D 2"]:
+def draw_removal_numbers(key: PRNGKeyArray, num_videos: int, num_frames: int) -> Float[Array, "B D 2"]:
     """Draws for `compress`; a round removes one frame on average, so that these practically always suffice."""
-    return jax.random.uniform(key, (videos, 4 * frames, 2))
+    return jax.random.uniform(key, (num_videos, 4 * num_frames, 2))
 
 
-def _count(*masks: Bool[Array, " T"]) -> Int[Array, ""]:
+def _count_marked(*masks: Bool[Array, " T"]) -> Int[Array, ""]:
     return sum((mask.sum(dtype=jnp.int32) for mask in masks), jnp.int32(0))
 
 
-def _halve_runs(key: Bool[Array, " T"], other: Bool[Array, " T"], target: Int[Array, ""]) -> Masks:
+def _halve_runs(
+    is_keyframe: Bool[Array, " T"], is_compressed: Bool[Array, " T"], max_frames: Int[Array, ""]
+) -> MaskPair:
     """Halve the longest run of `other`, then that of `key`, until the target is met or only single frames are left."""
 
-    def go_on(masks: Masks) -> Bool[Array, ""]:
-        neighbours = (place_in_run(masks[0]) > 1) | (place_in_run(masks[1]) > 1)
-        return (_count(*masks) > target) & neighbours.any()
+    def should_continue(masks: MaskPair) -> Bool[Array, ""]:
+        has_neighbour = (position_in_run(masks[0]) > 1) | (position_in_run(masks[1]) > 1)
+        return (_count_marked(*masks) > max_frames) & has_neighbour.any()
 
-    def step(masks: Masks) -> Masks:
-        key, other = masks
-        other = _halve_longest(other)
-        return jnp.where(_count(key, other) > target, _halve_longest(key), key), other
+    def halve_longest_runs(masks: MaskPair) -> MaskPair:
+        is_keyframe, is_compressed = masks
+        is_compressed = _halve_longest_run(is_compressed)
+        return jnp.where(
+            _count_marked(is_keyframe, is_compressed) > max_frames, _halve_longest_run(is_keyframe), is_keyframe
+        ), is_compressed
 
-    return jax.lax.while_loop(go_on, step, (key, other))
+    return jax.lax.while_loop(should_continue, halve_longest_runs, (is_keyframe, is_compressed))
 
 
-def _halve_longest(mask: Bool[Array, " T"]) -> Bool[Array, " T"]:
+def _halve_longest_run(mask: Bool[Array, " T"]) -> Bool[Array, " T"]:
     """Remove every second frame, beginning with the second, of the longest run; of the first one where several are."""
-    place = place_in_run(mask)
-    last = place.argmax()
-    time = jnp.arange(mask.shape[0])
-    inside = (time > last - place[last]) & (time <= last)
-    return mask & ~(inside & (place % 2 == 0))
+    position = position_in_run(mask)
+    last = position.argmax()
+    frame = jnp.arange(mask.shape[0])
+    in_run = (frame > last - position[last]) & (frame <= last)
+    return mask & ~(in_run & (position % 2 == 0))
 
 
-def _remove_drawn(
-    key: Bool[Array, " T"], other: Bool[Array, " T"], target: Int[Array, ""], draws: Float[Array, "D 2"]
-) -> Masks:
+def _remove_at_random(
+    is_keyframe: Bool[Array, " T"],
+    is_compressed: Bool[Array, " T"],
+    max_frames: Int[Array, ""],
+    draws: Float[Array, "D 2"],
+) -> MaskPair:
     """Pick and toss, round by round. A kind of which no frame is left takes no draw."""
-    rounds = draws.shape[0]
+    max_rounds = draws.shape[0]
 
-    def turn(mask: Bool[Array, " T"], used: Int[Array, ""], chance: float) -> tuple[Bool[Array, " T"], Int[Array, ""]]:
-        which, toss = draws[jnp.minimum(used, rounds - 1)]
-        left = _count(mask)
-        rank = jnp.cumsum(mask, dtype=jnp.int32) - 1
-        picked = mask & (rank == jnp.floor(which * left.astype(jnp.float32)).astype(jnp.int32))
-        return mask & ~(picked & (toss < chance)), used + (left > 0).astype(jnp.int32)
+    def remove_one(
+        mask: Bool[Array, " T"], num_used: Int[Array, ""], probability: float
+    ) -> tuple[Bool[Array, " T"], Int[Array, ""]]:
+        pick, coin = draws[jnp.minimum(num_used, max_rounds - 1)]
+        num_left = _count_marked(mask)
+        ordinal = jnp.cumsum(mask, dtype=jnp.int32) - 1
+        picked = mask & (ordinal == jnp.floor(pick * num_left.astype(jnp.float32)).astype(jnp.int32))
+        return mask & ~(picked & (coin < probability)), num_used + (num_left > 0).astype(jnp.int32)
 
-    def go_on(state: tuple[Bool[Array, " T"], Bool[Array, " T"], Int[Array, ""]]) -> Bool[Array, ""]:
-        key, other, used = state
-        return (_count(key, other) > target) & (used < rounds)
+    def should_continue(state: tuple[Bool[Array, " T"], Bool[Array, " T"], Int[Array, ""]]) -> Bool[Array, ""]:
+        is_keyframe, is_compressed, num_used = state
+        return (_count_marked(is_keyframe, is_compressed) > max_frames) & (num_used < max_rounds)
 
-    def step(
+    def run_round(
         state: tuple[Bool[Array, " T"], Bool[Array, " T"], Int[Array, ""]],
     ) -> tuple[Bool[Array, " T"], Bool[Array, " T"], Int[Array, ""]]:
-        key, other, used = state
-        other, used = turn(other, used, CHANCE_OTHER)
-        key, used = turn(key, used, CHANCE_KEY)
-        return key, other, used
+        is_keyframe, is_compressed, num_used = state
+        is_compressed, num_used = remove_one(is_compressed, num_used, COMPRESSED_REMOVAL_PROBABILITY)
+        is_keyframe, num_used = remove_one(is_keyframe, num_used, KEYFRAME_REMOVAL_PROBABILITY)
+        return is_keyframe, is_compressed, num_used
 
-    key, other, _ = jax.lax.while_loop(go_on, step, (key, other, jnp.int32(0)))
-    return key, other
+    is_keyframe, is_compressed, _ = jax.lax.while_loop(
+        should_continue, run_round, (is_keyframe, is_compressed, jnp.int32(0))
+    )
+    return is_keyframe, is_compressed
 
 
-def _thin(mask: Bool[Array, " T"], remove: Int[Array, ""]) -> Bool[Array, " T"]:
+def _remove_evenly(mask: Bool[Array, " T"], num_removed: Int[Array, ""]) -> Bool[Array, " T"]:
     """Remove so many of the marked frames, evenly spread over them."""
-    count = jnp.maximum(_count(mask), 1)
-    rank = jnp.cumsum(mask, dtype=jnp.int32) - 1
+    count = jnp.maximum(_count_marked(mask), 1)
+    ordinal = jnp.cumsum(mask, dtype=jnp.int32) - 1
 
-    def gone_before(rank: Int[Array, " T"]) -> Int[Array, " T"]:
+    def removed_before(ordinal: Int[Array, " T"]) -> Int[Array, " T"]:
         # Half a step of offset centres the removed frames: one removed of five is the third.
-        return (rank * remove + count // 2) // count
+        return (ordinal * num_removed + count // 2) // count
 
-    return mask & (gone_before(rank + 1) == gone_before(rank))
+    return mask & (removed_before(ordinal + 1) == removed_before(ordinal))

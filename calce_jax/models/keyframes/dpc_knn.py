@@ -12,11 +12,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 def dpc_knn(
     features: Float[Array, "T D"],
-    present: Bool[Array, " T"],
+    frame_mask: Bool[Array, " T"],
     *,
     clusters: int,
     neighbours: int = 5,
-    far: Bool[Array, " T"] | None = None,
+    far_mask: Bool[Array, " T"] | None = None,
     noise: Float[Array, " T"] | None = None,
 ) -> Int[Array, " T"]:
     """Cluster one video's frames.
@@ -38,36 +38,38 @@ def dpc_knn(
     Returns:
       int32 cluster of each frame: the rank of its centre's score, and -1 where `present` is False.
     """
-    frames, width = features.shape
-    centres_wanted = min(clusters, frames)
+    num_frames, width = features.shape
+    num_centres = min(clusters, num_frames)
     if clusters < neighbours:
         neighbours = min(3, max(clusters // 2, 1))
 
-    pair = present[:, None] & present[None, :]
-    distance = jnp.where(pair, _distances(features) * width**-0.5, jnp.inf)
-    widest = jnp.where(pair, distance, 0.0).max()
-    if far is not None:
-        widest = jnp.where(far.any(), widest + 1.0, widest)
-        distance = jnp.where(pair & far[None, :], widest, distance)
+    pair_mask = frame_mask[:, None] & frame_mask[None, :]
+    distance = jnp.where(pair_mask, _distances(features) * width**-0.5, jnp.inf)
+    max_distance = jnp.where(pair_mask, distance, 0.0).max()
+    if far_mask is not None:
+        max_distance = jnp.where(far_mask.any(), max_distance + 1.0, max_distance)
+        distance = jnp.where(pair_mask & far_mask[None, :], max_distance, distance)
 
-    nearest = -jax.lax.top_k(-distance, min(neighbours, frames))[0]
-    found = jnp.isfinite(nearest)
-    mean = jnp.where(found, jnp.square(nearest), 0.0).sum(-1) / jnp.maximum(found.sum(-1), 1).astype(jnp.float32)
-    density = jnp.exp(-mean)
+    nearest = -jax.lax.top_k(-distance, min(neighbours, num_frames))[0]
+    is_finite = jnp.isfinite(nearest)
+    mean_squared = jnp.where(is_finite, jnp.square(nearest), 0.0).sum(-1) / jnp.maximum(is_finite.sum(-1), 1).astype(
+        jnp.float32
+    )
+    density = jnp.exp(-mean_squared)
     if noise is not None:
         density = density + noise * 1e-6
-    if far is not None:
-        density = jnp.where(far, 0.0, density)
+    if far_mask is not None:
+        density = jnp.where(far_mask, 0.0, density)
 
-    denser = pair & (density[None, :] > density[:, None])
-    separation = jnp.where(denser, distance, widest).min(-1)
-    score = jnp.where(present, separation * density, -jnp.inf)
-    centres = jax.lax.top_k(score, centres_wanted)[1]
+    denser = pair_mask & (density[None, :] > density[:, None])
+    separation = jnp.where(denser, distance, max_distance).min(-1)
+    score = jnp.where(frame_mask, separation * density, -jnp.inf)
+    centres = jax.lax.top_k(score, num_centres)[1]
 
     # Where frames are fewer than centres the last centres are no frames; nothing may be assigned to those.
-    to_centre = jnp.where(present[centres][:, None], distance[centres], jnp.inf)
-    cluster = to_centre.argmin(0).astype(jnp.int32).at[centres].set(jnp.arange(centres_wanted, dtype=jnp.int32))
-    return jnp.where(present, cluster, -1)
+    to_centre = jnp.where(frame_mask[centres][:, None], distance[centres], jnp.inf)
+    cluster = to_centre.argmin(0).astype(jnp.int32).at[centres].set(jnp.arange(num_centres, dtype=jnp.int32))
+    return jnp.where(frame_mask, cluster, -1)
 
 
 def _distances(features: Float[Array, "T D"]) -> Float[Array, "T T"]:

@@ -11,30 +11,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.config import Behaviour
-from calce_jax.models.keyframes.borders import borders, dilate
+from calce_jax.models.keyframes.borders import dilate, mark_cluster_borders
 from calce_jax.models.keyframes.compress import compress
 from calce_jax.models.keyframes.dpc_knn import dpc_knn
-from calce_jax.models.keyframes.plan import Plan, lay_out
+from calce_jax.models.keyframes.plan import FramePlan, build_frame_plan
 
-ELECTED = 8  # clusters that the windows may elect
+MAX_ELECTED_CLUSTERS = 8  # clusters that the windows may elect
 
 
 def select_fine(
     features: Float[Array, "B T D"],
     times: Float[Array, "B T"],
-    present: Bool[Array, "B T"],
+    frame_mask: Bool[Array, "B T"],
     windows: Float[Array, "B W 2"],
-    window_valid: Bool[Array, "B W"],
+    window_mask: Bool[Array, "B W"],
     *,
     clusters: int,
     dilation: int,
     filter_dilation: int,
-    talk: Bool[Array, " B"],
-    spoken: Bool[Array, "B T"],
+    is_speech_query: Bool[Array, " B"],
+    has_speech: Bool[Array, "B T"],
     behaviour: Behaviour = "default",
     noise: Float[Array, "B 2 T"] | None = None,
     draws: Float[Array, "B E 2"] | None = None,
-) -> Plan:
+) -> FramePlan:
     """Choose the frames of each video that stay, and the key frames among them.
 
     The frames inside the windows vote for their clusters. The frames of the eight clusters with most votes and those
@@ -67,80 +67,105 @@ def select_fine(
     Raises:
       ValueError: if T < 2, where half of the frames is none.
     """
-    if present.shape[1] < 2:
-        raise ValueError(f"present: {present.shape[1]} frame a video; stage 2 keeps half of them and needs at least 2")
-    one = partial(_select, clusters=clusters, dilation=dilation, filter_dilation=filter_dilation, behaviour=behaviour)
-    return jax.vmap(one)(
-        features, times, present, windows, window_valid, talk=talk, spoken=spoken, noise=noise, draws=draws
+    if frame_mask.shape[1] < 2:
+        raise ValueError(
+            f"present: {frame_mask.shape[1]} frame a video; stage 2 keeps half of them and needs at least 2"
+        )
+    select_video = partial(
+        _select, clusters=clusters, dilation=dilation, filter_dilation=filter_dilation, behaviour=behaviour
+    )
+    return jax.vmap(select_video)(
+        features,
+        times,
+        frame_mask,
+        windows,
+        window_mask,
+        talk=is_speech_query,
+        spoken=has_speech,
+        noise=noise,
+        draws=draws,
     )
 
 
 def _select(
     features: Float[Array, "T D"],
     times: Float[Array, " T"],
-    present: Bool[Array, " T"],
+    frame_mask: Bool[Array, " T"],
     windows: Float[Array, "W 2"],
-    window_valid: Bool[Array, " W"],
+    window_mask: Bool[Array, " W"],
     *,
-    talk: Bool[Array, ""],
-    spoken: Bool[Array, " T"],
+    is_speech_query: Bool[Array, ""],
+    has_speech: Bool[Array, " T"],
     noise: Float[Array, "2 T"] | None,
     draws: Float[Array, "E 2"] | None,
     clusters: int,
     dilation: int,
     filter_dilation: int,
     behaviour: Behaviour,
-) -> Plan:
+) -> FramePlan:
     """`select_fine` for one video."""
-    reference = behaviour == "reference"
+    is_reference = behaviour == "reference"
     first_noise, second_noise = (None, None) if noise is None else noise
-    frames, count = present.shape[0], present.sum(dtype=jnp.int32)
+    num_frames, num_present = frame_mask.shape[0], frame_mask.sum(dtype=jnp.int32)
 
-    cluster = dpc_knn(features, present, clusters=clusters, noise=first_noise)
-    inside, outside_video = _frames_inside(windows, times, present, behaviour=behaviour)
-    inside = inside & window_valid[:, None]
-    stay = dilate(_elect(cluster, inside, clusters=clusters) | inside.any(0), filter_dilation) & present
-    if not reference:
-        stay = stay | (present & ~window_valid.any())
+    cluster = dpc_knn(features, frame_mask, clusters=clusters, noise=first_noise)
+    in_window, outside_video = _frames_in_windows(windows, times, frame_mask, behaviour=behaviour)
+    in_window = in_window & window_mask[:, None]
+    is_selected = (
+        dilate(_frames_of_top_clusters(cluster, in_window, clusters=clusters) | in_window.any(0), filter_dilation)
+        & frame_mask
+    )
+    if not is_reference:
+        is_selected = is_selected | (frame_mask & ~window_mask.any())
 
-    if reference:
-        second = dpc_knn(features, present, clusters=clusters, far=present & ~stay, noise=second_noise)
+    if is_reference:
+        second_cluster = dpc_knn(
+            features, frame_mask, clusters=clusters, far_mask=frame_mask & ~is_selected, noise=second_noise
+        )
     else:
-        second = dpc_knn(features, stay, clusters=clusters, noise=second_noise)
-        talk = talk & (spoken & stay).any()
-    key = jnp.where(talk, spoken & present, borders(jnp.where(stay, second, -1), present))
-    key = dilate(key, dilation) & stay
+        second_cluster = dpc_knn(features, is_selected, clusters=clusters, noise=second_noise)
+        is_speech_query = is_speech_query & (has_speech & is_selected).any()
+    is_keyframe = jnp.where(
+        is_speech_query,
+        has_speech & frame_mask,
+        mark_cluster_borders(jnp.where(is_selected, second_cluster, -1), frame_mask),
+    )
+    is_keyframe = dilate(is_keyframe, dilation) & is_selected
 
-    target = count // 2 if reference else jnp.maximum(count // 2, 1)
-    key, other = compress(key, stay & ~key, target, draws)
-    error = ((outside_video & window_valid).any() | (count < clusters)) & reference
-    return lay_out(key, other, slots=frames // 2, cluster=cluster, error=error)
+    max_frames = num_present // 2 if is_reference else jnp.maximum(num_present // 2, 1)
+    is_keyframe, is_compressed = compress(is_keyframe, is_selected & ~is_keyframe, max_frames, draws)
+    error = ((outside_video & window_mask).any() | (num_present < clusters)) & is_reference
+    return build_frame_plan(
+        is_keyframe, is_compressed, num_slots=num_frames // 2, cluster=cluster, reference_error=error
+    )
 
 
-def _frames_inside(
-    windows: Float[Array, "W 2"], times: Float[Array, " T"], present: Bool[Array, " T"], *, behaviour: Behaviour
+def _frames_in_windows(
+    windows: Float[Array, "W 2"], times: Float[Array, " T"], frame_mask: Bool[Array, " T"], *, behaviour: Behaviour
 ) -> tuple[Bool[Array, "W T"], Bool[Array, " W"]]:
     """Mark the frames of each window, and the windows outside the video."""
     if behaviour == "default":
         windows = jnp.sort(windows, axis=-1)
     seconds = jnp.round(times)[None, :]
-    after_start = present[None, :] & (seconds >= windows[:, :1])
-    before_end = present[None, :] & (seconds <= windows[:, 1:])
+    after_start = frame_mask[None, :] & (seconds >= windows[:, :1])
+    before_end = frame_mask[None, :] & (seconds <= windows[:, 1:])
 
     frame = jnp.arange(times.shape[0])[None, :]
-    start = jnp.where(after_start, frame, present.sum() - 1).min(-1, keepdims=True)
+    start = jnp.where(after_start, frame, frame_mask.sum() - 1).min(-1, keepdims=True)
     end = jnp.where(before_end, frame, 0).max(-1, keepdims=True)
     if behaviour == "default":
         # Between two frames the end comes before the start; both frames are then as near.
         start, end = jnp.minimum(start, end), jnp.maximum(start + 1, end)
-    outside = ~(after_start.any(-1) & before_end.any(-1))
-    return present[None, :] & (frame >= start) & (frame < end), outside
+    outside_video = ~(after_start.any(-1) & before_end.any(-1))
+    return frame_mask[None, :] & (frame >= start) & (frame < end), outside_video
 
 
-def _elect(cluster: Int[Array, " T"], inside: Bool[Array, "W T"], *, clusters: int) -> Bool[Array, " T"]:
+def _frames_of_top_clusters(
+    cluster: Int[Array, " T"], in_window: Bool[Array, "W T"], *, clusters: int
+) -> Bool[Array, " T"]:
     """Mark the frames of the clusters with most votes; a frame votes once for every window it is in."""
-    member = cluster[None, :] == jnp.arange(clusters)[:, None]
-    votes = jnp.where(member, inside.sum(0)[None, :], 0).sum(-1)
-    best = jax.lax.top_k(votes, min(ELECTED, clusters))[1]
-    elected = jnp.zeros(clusters, bool).at[best].set(votes[best] > 0)
-    return (member & elected[:, None]).any(0)
+    membership = cluster[None, :] == jnp.arange(clusters)[:, None]
+    votes = jnp.where(membership, in_window.sum(0)[None, :], 0).sum(-1)
+    top_clusters = jax.lax.top_k(votes, min(MAX_ELECTED_CLUSTERS, clusters))[1]
+    elected = jnp.zeros(clusters, bool).at[top_clusters].set(votes[top_clusters] > 0)
+    return (membership & elected[:, None]).any(0)

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from calce_jax.batch import Data
+from calce_jax.batch import AnyArray
 
 
 @struct.dataclass
-class Plan:
+class FramePlan:
     """Which frames go into the prompt and which of them in full; of one video (no B) or of a batch.
 
     Slots are filled from the left in time order; the slots that are left over point to frame 0 and are not kept.
@@ -27,21 +27,21 @@ class Plan:
         looks here; always False under the default behaviour.
     """
 
-    index: Int[Data, "*B S"]
-    kept: Bool[Data, "*B S"]
-    key: Bool[Data, "*B S"]
-    cluster: Int[Data, "*B T"]
-    error: Bool[Data, "*B"]
+    frame_index: Int[AnyArray, "*B S"]
+    slot_mask: Bool[AnyArray, "*B S"]
+    is_keyframe: Bool[AnyArray, "*B S"]
+    cluster: Int[AnyArray, "*B T"]
+    reference_error: Bool[AnyArray, "*B"]
 
 
-def lay_out(
-    key: Bool[Array, " T"],
-    other: Bool[Array, " T"],
+def build_frame_plan(
+    is_keyframe: Bool[Array, " T"],
+    is_compressed: Bool[Array, " T"],
     *,
-    slots: int,
+    num_slots: int,
     cluster: Int[Array, " T"],
-    error: Bool[Array, ""],
-) -> Plan:
+    reference_error: Bool[Array, ""],
+) -> FramePlan:
     """Lay one video's chosen frames, in time order, into slots.
 
     Args:
@@ -51,10 +51,16 @@ def lay_out(
       cluster: handed through.
       error: handed through.
     """
-    chosen = key | other
-    index = jnp.nonzero(chosen, size=slots, fill_value=0)[0].astype(jnp.int32)
-    kept = jnp.arange(slots) < chosen.sum()
-    return Plan(index=index, kept=kept, key=kept & key[index], cluster=cluster, error=error)
+    is_selected = is_keyframe | is_compressed
+    frame_index = jnp.nonzero(is_selected, size=num_slots, fill_value=0)[0].astype(jnp.int32)
+    slot_mask = jnp.arange(num_slots) < is_selected.sum()
+    return FramePlan(
+        frame_index=frame_index,
+        slot_mask=slot_mask,
+        is_keyframe=slot_mask & is_keyframe[frame_index],
+        cluster=cluster,
+        reference_error=reference_error,
+    )
 
 
 Treatment = Literal["full", "compressed", "dropped"]

@@ -4,7 +4,7 @@ Only moment retrieval is scored (R1, mIoU, mAP). The highlight-detection scores 
 saliency ratings, which this system does not predict, and are left out.
 """
 
-from calce_jax.moments.metrics.pairing import Case
-from calce_jax.moments.metrics.protocols import PROTOCOLS, evaluate, table
+from calce_jax.moments.metrics.pairing import EvalCase
+from calce_jax.moments.metrics.protocols import PROTOCOLS, evaluate_cases, format_table
 
-__all__ = ["PROTOCOLS", "Case", "evaluate", "table"]
+__all__ = ["PROTOCOLS", "EvalCase", "evaluate_cases", "format_table"]

@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float
 from calce_jax.config import Behaviour
 
 # Rounded: linspace itself gives 0.8999999999999999, and overlaps of exactly 9/10 do occur.
-THRESHOLDS = np.linspace(0.5, 0.95, 10).round(2)
-Windows = Sequence[Sequence[int | float]]
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10).round(2)
+WindowSequence = Sequence[Sequence[int | float]]
 
 
 def average_precision(
-    predicted: Sequence[Windows], truth: Sequence[Windows], behaviour: Behaviour = "default"
+    predicted: Sequence[WindowSequence], truth: Sequence[WindowSequence], behaviour: Behaviour = "default"
 ) -> Float[np.ndarray, "Q H"]:
     """Return each query's interpolated average precision (0 to 1) at every threshold of `THRESHOLDS`.
 
@@ -29,59 +29,69 @@ def average_precision(
       behaviour: where a predicted and a true window both have no length their overlap is undefined; by default that is
         a miss, under "reference", as in the published scorers, a hit.
     """
-    guesses, guessed = pad(predicted)
-    true, present = pad(truth)
-    closeness = overlaps(guesses, true)
-    closeness = np.where(np.isnan(closeness), np.inf if behaviour == "reference" else 0.0, closeness)
-    closeness = np.where(present[:, None, :], closeness, -1.0)
-    hits = _hits(closeness, guessed)
+    predicted_windows, predicted_mask = pad_windows(predicted)
+    true_windows, true_mask = pad_windows(truth)
+    ious = compute_iou(predicted_windows, true_windows)
+    ious = np.where(np.isnan(ious), np.inf if behaviour == "reference" else 0.0, ious)
+    ious = np.where(true_mask[:, None, :], ious, -1.0)
+    hits = _match_greedily(ious, predicted_mask)
 
-    found = np.cumsum(hits, axis=2)
-    tried = np.cumsum(guessed, axis=1)[:, None, :]
-    precision = found / np.maximum(tried, 1)
-    best_from_here = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
-    return np.sum(best_from_here * hits, axis=2) / present.sum(axis=1)[:, None]
+    num_hits = np.cumsum(hits, axis=2)
+    num_tried = np.cumsum(predicted_mask, axis=1)[:, None, :]
+    precision = num_hits / np.maximum(num_tried, 1)
+    interpolated_precision = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
+    return np.sum(interpolated_precision * hits, axis=2) / true_mask.sum(axis=1)[:, None]
 
 
-def _hits(closeness: Float[np.ndarray, "Q P G"], guessed: Bool[np.ndarray, "Q P"]) -> Bool[np.ndarray, "Q H P"]:
+def _match_greedily(
+    ious: Float[np.ndarray, "Q P G"], predicted_mask: Bool[np.ndarray, "Q P"]
+) -> Bool[np.ndarray, "Q H P"]:
     """Return which predicted windows take a true one."""
-    queries, guesses, truths = closeness.shape
-    free = np.ones((queries, len(THRESHOLDS), truths), bool)
-    hits = np.zeros((queries, len(THRESHOLDS), guesses), bool)
-    for position in range(guesses):
+    num_queries, num_predicted, num_true = ious.shape
+    unmatched = np.ones((num_queries, len(IOU_THRESHOLDS), num_true), bool)
+    hits = np.zeros((num_queries, len(IOU_THRESHOLDS), num_predicted), bool)
+    for position in range(num_predicted):
         # Few queries have many windows: those that have none left are not looked at again.
-        rows = np.flatnonzero(guessed[:, position])
-        close = closeness[rows, position][:, None, :]
-        eligible = np.where(free[rows] & (close >= THRESHOLDS[None, :, None]), close, -1.0)
-        taken = truths - 1 - np.argmax(eligible[..., ::-1], axis=2)
-        hit = np.take_along_axis(eligible, taken[..., None], axis=2)[..., 0] >= 0
-        hits[rows, :, position] = hit
-        row, threshold = np.nonzero(hit)
-        free[rows[row], threshold, taken[row, threshold]] = False
+        query_indices = np.flatnonzero(predicted_mask[:, position])
+        window_ious = ious[query_indices, position][:, None, :]
+        eligible = np.where(
+            unmatched[query_indices] & (window_ious >= IOU_THRESHOLDS[None, :, None]), window_ious, -1.0
+        )
+        matched = num_true - 1 - np.argmax(eligible[..., ::-1], axis=2)
+        hit = np.take_along_axis(eligible, matched[..., None], axis=2)[..., 0] >= 0
+        hits[query_indices, :, position] = hit
+        query, threshold = np.nonzero(hit)
+        unmatched[query_indices[query], threshold, matched[query, threshold]] = False
     return hits
 
 
-def pad(windows: Sequence[Windows]) -> tuple[Float[np.ndarray, "Q W 2"], Bool[np.ndarray, "Q W"]]:
+def pad_windows(windows: Sequence[WindowSequence]) -> tuple[Float[np.ndarray, "Q W 2"], Bool[np.ndarray, "Q W"]]:
     """Return the windows of every query, padded with zeros, and which of them are real; W is at least 1."""
     counts = np.array([len(row) for row in windows], np.int64)
-    present = np.arange(max(counts.max(initial=0), 1))[None, :] < counts[:, None]
-    padded = np.zeros((*present.shape, 2))
-    padded[present] = np.array([window[:2] for row in windows for window in row], np.float64).reshape(-1, 2)
-    return padded, present
+    window_mask = np.arange(max(counts.max(initial=0), 1))[None, :] < counts[:, None]
+    padded = np.zeros((*window_mask.shape, 2))
+    padded[window_mask] = np.array([window[:2] for row in windows for window in row], np.float64).reshape(-1, 2)
+    return padded, window_mask
 
 
-def overlaps(predicted: Float[np.ndarray, "Q P 2"], truth: Float[np.ndarray, "Q G 2"]) -> Float[np.ndarray, "Q P G"]:
+def compute_iou(
+    predicted_windows: Float[np.ndarray, "Q P 2"], true_windows: Float[np.ndarray, "Q G 2"]
+) -> Float[np.ndarray, "Q P G"]:
     """Return intersection over union, the union as the sum of lengths less the intersection; NaN for 0 over 0."""
-    first, second = predicted[:, :, None, :], truth[:, None, :, :]
-    shared = np.minimum(first[..., 1], second[..., 1]) - np.maximum(first[..., 0], second[..., 0])
-    shared = np.maximum(shared, 0.0)
-    union = (first[..., 1] - first[..., 0]) + (second[..., 1] - second[..., 0]) - shared
+    predicted_pairs, true_pairs = predicted_windows[:, :, None, :], true_windows[:, None, :, :]
+    intersection = np.minimum(predicted_pairs[..., 1], true_pairs[..., 1]) - np.maximum(
+        predicted_pairs[..., 0], true_pairs[..., 0]
+    )
+    intersection = np.maximum(intersection, 0.0)
+    union = (
+        (predicted_pairs[..., 1] - predicted_pairs[..., 0]) + (true_pairs[..., 1] - true_pairs[..., 0]) - intersection
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
-        return shared / union
+        return intersection / union
 
 
-def first_overlap(
-    predicted: Sequence[Windows], truth: Sequence[Windows], behaviour: Behaviour = "default"
+def compute_top1_iou(
+    predicted: Sequence[WindowSequence], truth: Sequence[WindowSequence], behaviour: Behaviour = "default"
 ) -> Float[np.ndarray, "Q"]:
     """Return the overlap of each query's first predicted window with the true one that it overlaps most.
 
@@ -97,11 +107,15 @@ def first_overlap(
     """
     if behaviour == "reference" and not all(predicted):
         raise TypeError("a query has no predicted window: the reference protocol needs one; use behaviour='default'")
-    first, answered = pad([row[:1] for row in predicted])
-    true, present = pad(truth)
-    closeness = np.where(present[:, None, :], overlaps(first, true), -1.0)
-    chosen = np.take_along_axis(true, np.argmax(closeness, axis=2)[..., None], axis=1)
-    shared = np.minimum(first[..., 1], chosen[..., 1]) - np.maximum(first[..., 0], chosen[..., 0])
-    shared = np.maximum(shared, 0.0)
-    hull = np.maximum(first[..., 1], chosen[..., 1]) - np.minimum(first[..., 0], chosen[..., 0])
-    return np.divide(shared, hull, out=np.zeros_like(shared), where=answered & (hull != 0))[:, 0]
+    top_windows, top_mask = pad_windows([row[:1] for row in predicted])
+    true_windows, true_mask = pad_windows(truth)
+    ious = np.where(true_mask[:, None, :], compute_iou(top_windows, true_windows), -1.0)
+    matched_windows = np.take_along_axis(true_windows, np.argmax(ious, axis=2)[..., None], axis=1)
+    intersection = np.minimum(top_windows[..., 1], matched_windows[..., 1]) - np.maximum(
+        top_windows[..., 0], matched_windows[..., 0]
+    )
+    intersection = np.maximum(intersection, 0.0)
+    hull = np.maximum(top_windows[..., 1], matched_windows[..., 1]) - np.minimum(
+        top_windows[..., 0], matched_windows[..., 0]
+    )
+    return np.divide(intersection, hull, out=np.zeros_like(intersection), where=top_mask & (hull != 0))[:, 0]

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from calce_jax.moments.annotations import Annotation, read_annotations
-from calce_jax.moments.metrics.pairing import Matched, match
-from calce_jax.moments.metrics.protocols import evaluate
-from calce_jax.moments.predictions import Prediction, ranked, read_predictions, same_query
-from calce_jax.moments.windows import RankBy
+from calce_jax.moments.metrics.pairing import Pairing, pair_predictions
+from calce_jax.moments.metrics.protocols import evaluate_cases
+from calce_jax.moments.predictions import Prediction, normalise_qid, read_predictions, reorder_windows
+from calce_jax.moments.windows import WindowOrder
 
-_NAMED = 5
+MAX_LISTED_QIDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,29 +27,31 @@ class Evaluation:
     """
 
     scores: dict[str, dict[str, Any]]
-    matched: Matched
+    pairing: Pairing
     predictions: list[Prediction]
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Return what a person has to know about the scores: queries without prediction, predictions without query."""
-        matched = self.matched
-        notes = [
-            _note("annotated queries have no prediction and count as misses", matched.unanswered),
-            _note("predictions are for queries that are not annotated, and are not scored", matched.unknown),
-            _note("annotated queries have no true windows, and are not scored", matched.without_truth),
-            _note("answers were malformed", [case.qid for case in matched.cases if case.malformed]),
+        pairing = self.pairing
+        messages = [
+            _warning("annotated queries have no prediction and count as misses", pairing.missing_predictions),
+            _warning(
+                "predictions are for queries that are not annotated, and are not scored", pairing.unknown_predictions
+            ),
+            _warning("annotated queries have no true windows, and are not scored", pairing.missing_truth),
+            _warning("answers were malformed", [case.qid for case in pairing.cases if case.malformed]),
         ]
-        return [note for note in notes if note]
+        return [note for note in messages if note]
 
 
-def _note(words: str, qids: Sequence[str | int]) -> str:
+def _warning(message: str, qids: Sequence[str | int]) -> str:
     if not qids:
         return ""
-    more = ", ..." if len(qids) > _NAMED else ""
-    return f"{len(qids)} {words}: {', '.join(map(str, qids[:_NAMED]))}{more}"
+    more = ", ..." if len(qids) > MAX_LISTED_QIDS else ""
+    return f"{len(qids)} {message}: {', '.join(map(str, qids[:MAX_LISTED_QIDS]))}{more}"
 
 
-def evaluate_files(predictions: str | Path, annotations: str | Path, rank: RankBy = "given") -> Evaluation:
+def evaluate_files(predictions: str | Path, annotations: str | Path, window_order: WindowOrder = "given") -> Evaluation:
     """Score a file of predictions against a file of annotations, each in any format its reader knows.
 
     Args:
@@ -63,28 +65,38 @@ def evaluate_files(predictions: str | Path, annotations: str | Path, rank: RankB
       AnnotationError: annotations that cannot be used.
       ValueError: no prediction is for an annotated query.
     """
-    return evaluate_predictions(read_predictions(predictions), read_annotations(annotations), rank)
+    return evaluate_predictions(read_predictions(predictions), read_annotations(annotations), window_order)
 
 
 def evaluate_predictions(
-    predictions: Sequence[Prediction], annotations: Sequence[Annotation], rank: RankBy = "given"
+    predictions: Sequence[Prediction], annotations: Sequence[Annotation], window_order: WindowOrder = "given"
 ) -> Evaluation:
     """Score predictions against annotations; see `evaluate_files`."""
-    answers = {same_query(prediction.qid): ranked(prediction, rank) for prediction in predictions}
-    matched = match(list(answers.values()), annotations)
-    if len(matched.unanswered) == len(annotations):
+    prediction_by_qid = {
+        normalise_qid(prediction.qid): reorder_windows(prediction, window_order) for prediction in predictions
+    }
+    pairing = pair_predictions(list(prediction_by_qid.values()), annotations)
+    if len(pairing.missing_predictions) == len(annotations):
         raise ValueError(
             f"none of the {len(predictions)} predictions is for one of the {len(annotations)} annotated queries: "
-            f"{_example(predictions)} there, {_example(annotations)} here; give annotations of the same split"
+            f"{_example_qid(predictions)} there, {_example_qid(annotations)} here; give annotations of the same split"
         )
-    complete = [
-        answers.get(same_query(annotation.qid), Prediction(annotation.qid, annotation.query, annotation.video, []))
+    ranked_predictions = [
+        prediction_by_qid.get(
+            normalise_qid(annotation.qid), Prediction(annotation.qid, annotation.query, annotation.video, [])
+        )
         for annotation in annotations
     ]
-    counts = {"unanswered": len(matched.unanswered), "unknown": len(matched.unknown), "rank": rank}
-    scores = {name: {**result, **counts} for name, result in evaluate(matched.cases).items()} if matched.cases else {}
-    return Evaluation(scores, matched, complete)
+    counts = {
+        "unanswered": len(pairing.missing_predictions),
+        "unknown": len(pairing.unknown_predictions),
+        "rank": window_order,
+    }
+    scores = (
+        {name: {**result, **counts} for name, result in evaluate_cases(pairing.cases).items()} if pairing.cases else {}
+    )
+    return Evaluation(scores, pairing, ranked_predictions)
 
 
-def _example(rows: Sequence[Prediction] | Sequence[Annotation]) -> str:
+def _example_qid(rows: Sequence[Prediction] | Sequence[Annotation]) -> str:
     return f"qid {rows[0].qid!r}" if rows else "none"

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from calce_jax.moments.annotations import Annotation
-from calce_jax.moments.predictions import Prediction, same_query
+from calce_jax.moments.predictions import Prediction, normalise_qid
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class EvalCase:
     """A query to score.
 
     Attributes:
@@ -19,13 +19,13 @@ class Case:
     """
 
     qid: str | int
-    predicted: Sequence[Sequence[int | float]]
-    truth: Sequence[Sequence[int | float]]
+    predicted_windows: Sequence[Sequence[int | float]]
+    true_windows: Sequence[Sequence[int | float]]
     malformed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Matched:
+class Pairing:
     """Predictions beside annotations.
 
     Attributes:
@@ -35,50 +35,52 @@ class Matched:
       without_truth: ids of annotated queries without true windows; they are not scored.
     """
 
-    cases: list[Case]
-    unanswered: list[str | int]
-    unknown: list[str | int]
-    without_truth: list[str | int]
+    cases: list[EvalCase]
+    missing_predictions: list[str | int]
+    unknown_predictions: list[str | int]
+    missing_truth: list[str | int]
 
 
-def match(predictions: Sequence[Prediction], annotations: Sequence[Annotation]) -> Matched:
+def pair_predictions(predictions: Sequence[Prediction], annotations: Sequence[Annotation]) -> Pairing:
     """Put each annotated query beside its prediction.
 
     Both lists are read by functions that refuse repeated ids, so a query has at most one of each.
     """
-    answers = {same_query(prediction.qid): prediction for prediction in predictions}
-    annotated = {same_query(annotation.qid) for annotation in annotations}
-    cases, unanswered, without_truth = [], [], []
+    prediction_by_qid = {normalise_qid(prediction.qid): prediction for prediction in predictions}
+    annotated_qids = {normalise_qid(annotation.qid) for annotation in annotations}
+    cases, missing_predictions, missing_truth = [], [], []
     for annotation in annotations:
-        prediction = answers.get(same_query(annotation.qid))
+        prediction = prediction_by_qid.get(normalise_qid(annotation.qid))
         if prediction is None:
-            unanswered.append(annotation.qid)
+            missing_predictions.append(annotation.qid)
         if annotation.windows:
             windows = prediction.windows if prediction else []
             malformed = prediction is not None and prediction.malformed
-            cases.append(Case(annotation.qid, windows, annotation.windows, malformed))
+            cases.append(EvalCase(annotation.qid, windows, annotation.windows, malformed))
         else:
-            without_truth.append(annotation.qid)
-    unknown = [prediction.qid for prediction in predictions if same_query(prediction.qid) not in annotated]
-    return Matched(cases, unanswered, unknown, without_truth)
+            missing_truth.append(annotation.qid)
+    unknown_predictions = [
+        prediction.qid for prediction in predictions if normalise_qid(prediction.qid) not in annotated_qids
+    ]
+    return Pairing(cases, missing_predictions, unknown_predictions, missing_truth)
 
 
-def by_query(cases: Sequence[Case]) -> list[Case]:
+def last_per_query(cases: Sequence[EvalCase]) -> list[EvalCase]:
     """Return one case an id, the last where it repeats, at the place of the first."""
     return list({case.qid: case for case in cases}.values())
 
 
-def joined_by_query(cases: Sequence[Case]) -> list[Case]:
+def merge_by_query(cases: Sequence[EvalCase]) -> list[EvalCase]:
     """Return one case an id, with the windows of all its cases, predicted and true, one after the other."""
-    grouped: dict[str | int, list[Case]] = {}
+    cases_by_qid: dict[str | int, list[EvalCase]] = {}
     for case in cases:
-        grouped.setdefault(case.qid, []).append(case)
+        cases_by_qid.setdefault(case.qid, []).append(case)
     return [
-        Case(
+        EvalCase(
             qid,
-            [window for case in group for window in case.predicted],
-            [window for case in group for window in case.truth],
+            [window for case in group for window in case.predicted_windows],
+            [window for case in group for window in case.true_windows],
             malformed=group[-1].malformed,
         )
-        for qid, group in grouped.items()
+        for qid, group in cases_by_qid.items()
     ]

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from calce_jax.config import Behaviour
-from calce_jax.moments.metrics.average_precision import THRESHOLDS, average_precision, first_overlap
-from calce_jax.moments.metrics.pairing import Case, by_query, joined_by_query
+from calce_jax.moments.metrics.average_precision import IOU_THRESHOLDS, average_precision, compute_top1_iou
+from calce_jax.moments.metrics.pairing import EvalCase, last_per_query, merge_by_query
 
-HEADLINES = ("R1@0.5", "R1@0.7", "R1_avg", "mIoU", "mAP@0.5", "mAP@0.75", "mAP")
-WINDOW_LIMIT = 10
+HEADLINE_METRICS = ("R1@0.5", "R1@0.7", "R1_avg", "mIoU", "mAP@0.5", "mAP@0.75", "mAP")
+MAX_WINDOWS = 10
 # Lengths of true windows in seconds: above the first number, up to the second. The release has none above 150.
-RANGES = {"short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, math.inf)}
+LENGTH_RANGES = {"short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, math.inf)}
 
 
-def reference_scores(cases: Sequence[Case], behaviour: Behaviour = "default") -> dict:
+def reference_scores(cases: Sequence[EvalCase], behaviour: Behaviour = "default") -> dict:
     """Return R1, mIoU and mAP in percent (see `summary` for the keys).
 
     "invalid" counts queries whose first window contains -1, the original's mark of an unreadable answer.
@@ -31,10 +31,10 @@ def reference_scores(cases: Sequence[Case], behaviour: Behaviour = "default") ->
       TypeError: under "reference", a query without a predicted window.
     """
     recall, mean_iou = recall_at_one(cases, behaviour)
-    return summary(cases, recall, mean_iou, mean_average_precision(cases, behaviour))
+    return summarise(cases, recall, mean_iou, mean_average_precision(cases, behaviour))
 
 
-def official_scores(cases: Sequence[Case], behaviour: Behaviour = "default") -> dict:
+def official_scores(cases: Sequence[EvalCase], behaviour: Behaviour = "default") -> dict:
     """Return R1, mIoU and mAP in percent (see `summary` for the keys).
 
     R1 goes by the first window of the list; mAP by the first ten, those of highest score first, equals in the given
@@ -48,90 +48,102 @@ def official_scores(cases: Sequence[Case], behaviour: Behaviour = "default") -> 
     Raises:
       TypeError: under "reference", a query without a predicted window.
     """
-    by_score = [dataclasses.replace(case, predicted=_by_score(case.predicted[:WINDOW_LIMIT])) for case in cases]
+    by_score = [
+        dataclasses.replace(case, predicted=_sort_by_score(case.predicted_windows[:MAX_WINDOWS])) for case in cases
+    ]
     recall, mean_iou = recall_at_one(cases, behaviour)
-    result = summary(cases, recall, mean_iou, mean_average_precision(by_score, behaviour))
+    result = summarise(cases, recall, mean_iou, mean_average_precision(by_score, behaviour))
     result["detail"]["ranges"] = {
-        name: _range_scores(_within(cases, *limits), _within(by_score, *limits), behaviour)
-        for name, limits in RANGES.items()
+        name: _range_scores(_with_truth_in_range(cases, *limits), _with_truth_in_range(by_score, *limits), behaviour)
+        for name, limits in LENGTH_RANGES.items()
     }
     return result
 
 
-def _range_scores(cases: list[Case], by_score: list[Case], behaviour: Behaviour) -> dict | None:
+def _range_scores(cases: list[EvalCase], score_ordered_cases: list[EvalCase], behaviour: Behaviour) -> dict | None:
     if not cases:
         return None
     recall, _ = recall_at_one(cases, behaviour)
-    return {"queries": len(cases), "R1": recall, "mAP": mean_average_precision(by_score, behaviour)}
+    return {"queries": len(cases), "R1": recall, "mAP": mean_average_precision(score_ordered_cases, behaviour)}
 
 
-def _by_score(windows: Sequence[Sequence[int | float]]) -> list[Sequence[int | float]]:
+def _sort_by_score(windows: Sequence[Sequence[int | float]]) -> list[Sequence[int | float]]:
     return sorted(windows, key=lambda window: -(window[2] if len(window) > 2 else 1.0))
 
 
-def _within(cases: Sequence[Case], above: float, up_to: float) -> list[Case]:
+def _with_truth_in_range(cases: Sequence[EvalCase], min_length: float, max_length: float) -> list[EvalCase]:
     """Return the cases with only those true windows whose length is in the range; none without any."""
-    kept = (
-        dataclasses.replace(case, truth=[window for window in case.truth if above < window[1] - window[0] <= up_to])
+    narrowed_cases = (
+        dataclasses.replace(
+            case, truth=[window for window in case.true_windows if min_length < window[1] - window[0] <= max_length]
+        )
         for case in cases
     )
-    return [case for case in kept if case.truth]
+    return [case for case in narrowed_cases if case.true_windows]
 
 
-def percent(fraction: float) -> float:
+def to_percent(fraction: float) -> float:
     """Return a fraction in percent with two decimals."""
     return float(f"{fraction * 100:.2f}")
 
 
-def recall_at_one(cases: Sequence[Case], behaviour: Behaviour) -> tuple[dict[str, float], float]:
+def recall_at_one(cases: Sequence[EvalCase], behaviour: Behaviour) -> tuple[dict[str, float], float]:
     """Return R1 (percent) by threshold, and mIoU as a fraction.
 
     A query that repeats counts once, with its last windows.
     """
-    cases = by_query(cases)
-    overlap = first_overlap([case.predicted for case in cases], [case.truth for case in cases], behaviour)
-    recall = {str(threshold): percent(np.mean(overlap >= threshold)) for threshold in THRESHOLDS.tolist()}
-    return recall, float(np.mean(overlap))
+    cases = last_per_query(cases)
+    ious = compute_top1_iou(
+        [case.predicted_windows for case in cases], [case.true_windows for case in cases], behaviour
+    )
+    recall = {str(threshold): to_percent(np.mean(ious >= threshold)) for threshold in IOU_THRESHOLDS.tolist()}
+    return recall, float(np.mean(ious))
 
 
-def mean_average_precision(cases: Sequence[Case], behaviour: Behaviour) -> dict[str, float]:
+def mean_average_precision(cases: Sequence[EvalCase], behaviour: Behaviour) -> dict[str, float]:
     """Return mAP (percent) by threshold, and their "average".
 
     Predicted and true windows of a query that repeats are scored together, as one query.
     """
-    cases = joined_by_query(cases)
-    precision = average_precision([case.predicted for case in cases], [case.truth for case in cases], behaviour)
+    cases = merge_by_query(cases)
+    precision = average_precision(
+        [case.predicted_windows for case in cases], [case.true_windows for case in cases], behaviour
+    )
     by_threshold = precision.mean(axis=0)
-    names = map(str, THRESHOLDS.tolist())
-    scores = {name: percent(score) for name, score in zip(names, by_threshold, strict=True)}
-    return {**scores, "average": percent(by_threshold.mean())}
+    names = map(str, IOU_THRESHOLDS.tolist())
+    scores = {name: to_percent(score_official) for name, score_official in zip(names, by_threshold, strict=True)}
+    return {**scores, "average": to_percent(by_threshold.mean())}
 
 
-def summary(cases: Sequence[Case], recall: dict[str, float], mean_iou: float, precision: dict[str, float]) -> dict:
+def summarise(
+    cases: Sequence[EvalCase], recall: dict[str, float], mean_iou: float, precision: dict[str, float]
+) -> dict:
     """Return the keys that every protocol reports; `detail` holds all thresholds and mIoU as an unrounded fraction."""
     detail: dict[str, Any] = {"R1": recall, "mAP": precision, "mIoU": mean_iou}
     return {
         "R1@0.5": recall["0.5"],
         "R1@0.7": recall["0.7"],
         "R1_avg": float(np.mean(list(recall.values()))),
-        "mIoU": percent(mean_iou),
+        "mIoU": to_percent(mean_iou),
         "mAP@0.5": precision["0.5"],
         "mAP@0.75": precision["0.75"],
         "mAP": precision["average"],
-        "queries": len(by_query(cases)),
-        "malformed": sum(case.malformed for case in by_query(cases)),
-        "invalid": sum(bool(case.predicted) and -1 in case.predicted[0][:2] for case in by_query(cases)),
+        "queries": len(last_per_query(cases)),
+        "malformed": sum(case.malformed for case in last_per_query(cases)),
+        "invalid": sum(
+            bool(case.predicted_windows) and -1 in case.predicted_windows[0][:2] for case in last_per_query(cases)
+        ),
         "detail": detail,
     }
 
 
-PROTOCOLS: dict[str, Callable[[Sequence[Case]], dict[str, Any]]] = {
+PROTOCOLS: dict[str, Callable[[Sequence[EvalCase]], dict[str, Any]]] = {
     "reference": reference_scores,
     "official": official_scores,
 }
 
 
-def evaluate(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
+def evaluate_cases(cases: Sequence[EvalCase]) -> dict[str, dict[str, Any]]:
     """Return {"reference": {...}, "official": {...}}, in percent; a query without a predicted window is a miss.
 
     Raises:
@@ -142,10 +154,10 @@ def evaluate(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
     return {name: score(cases) for name, score in PROTOCOLS.items()}
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
+def format_table(results: dict[str, dict[str, Any]]) -> str:
     """Return rows of results (a name and its scores in percent) as aligned text under one heading."""
     width = max(len(name) for name in results)
-    lines = [" " * width + "".join(f"{key:>10}" for key in HEADLINES)]
+    lines = [" " * width + "".join(f"{key:>10}" for key in HEADLINE_METRICS)]
     for name, scores in results.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{scores[key]:10.2f}" for key in HEADLINES))
+        lines.append(f"{name:<{width}}" + "".join(f"{scores[key]:10.2f}" for key in HEADLINE_METRICS))
     return "\n".join(lines)

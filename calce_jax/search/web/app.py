@@ -20,21 +20,21 @@ from fastapi.responses import FileResponse, Response
 from gradio.themes import Base
 
 from calce_jax.errors import UserError
-from calce_jax.search.inputs import SearchError, captions_of
-from calce_jax.search.results import bring, told_apart, write_findings
+from calce_jax.search.inputs import SearchError, load_captions
+from calce_jax.search.results import break_ties_across_videos, link_or_copy, write_results
 from calce_jax.search.samples import Sample
-from calce_jax.search.searcher import MOST_MOMENTS, Searcher
-from calce_jax.search.segments import length_of
+from calce_jax.search.searcher import MAX_MOMENTS, Searcher
+from calce_jax.search.segments import searchable_duration
 from calce_jax.search.web.gate import Gate
 from calce_jax.search.web.quota import Limits, Quota, QuotaError
 from calce_jax.search.web.uploads import CAPTION_SUFFIXES, NO_COOKIE, Uploads
-from calce_jax.search.web.visitors import KnowVisitors, Results, visitor_of
-from calce_jax.storage.atomic_files import write_output
+from calce_jax.search.web.visitors import ResultStore, VisitorCookieMiddleware, visitor_from_cookies
+from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.text.captions import Caption, CaptionError
 from calce_jax.video.decode import VideoError
 
 TITLE = "Moments in videos"
-WAITING = 20  # searches at most
+MAX_QUEUED = 20  # searches at most
 CLEAR_EVERY_S = 60.0
 FRAME_HEIGHT = "max(70vh, 44rem)"
 MOST_QUERIES = 20  # of a search
@@ -50,7 +50,7 @@ def make_app(
     searcher: Searcher,
     folder: Path,
     samples: Sequence[Sample],
-    about: str,
+    description: str,
     limits: Limits,
     *,
     host: str = "127.0.0.1",
@@ -69,24 +69,24 @@ def make_app(
     """
     # Gradio makes a folder there for every component; no upload comes into it.
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
-    results = Results(folder / "results", limits.keep_minutes * 60)
-    files = Results(folder / "uploads", limits.keep_minutes * 60)
-    for each in (results, files):
-        each.clear_every(CLEAR_EVERY_S)
+    results = ResultStore(folder / "results", limits.keep_minutes * 60)
+    files = ResultStore(folder / "uploads", limits.keep_minutes * 60)
+    for sample in (results, files):
+        sample.start_cleanup(CLEAR_EVERY_S)
     quota = Quota(files, results, limits)
     uploads = Uploads(files, quota, limits)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/found/{name}/{path:path}")
     def found(name: str, path: str, request: Request) -> Response:
-        file = results.find(name, path, visitor_of(request.headers.get("cookie", "")))
+        file = results.find(name, path, visitor_from_cookies(request.headers.get("cookie", "")))
         headers = {"cache-control": "private", "x-content-type-options": "nosniff"}
         return FileResponse(file, headers=headers) if file else Response("not found", 404)
 
     uploads.add_routes(app)
-    search = _Search(searcher, results, uploads, quota, {each.name: each for each in samples}, limits)
-    form = _form(search, samples, about, limits)
-    form.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
+    search = SearchHandler(searcher, results, uploads, quota, {each.name: each for each in samples}, limits)
+    form = _form(search, samples, description, limits)
+    form.queue(max_size=MAX_QUEUED, default_concurrency_limit=1, api_open=False)
     mounted = gr.mount_gradio_app(
         app,
         form,
@@ -98,20 +98,20 @@ def make_app(
         ssr_mode=False,
         theme=Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
-    mounted.add_middleware(KnowVisitors)
+    mounted.add_middleware(VisitorCookieMiddleware)
     # The last one is asked first.
     functions = {number: len(each.inputs) for number, each in form.fns.items() if each.fn is not None}
     mounted.add_middleware(Gate, functions=functions, host=host, names=names)
     return mounted
 
 
-class _Search:
+class SearchHandler:
     """What the button does."""
 
     def __init__(  # noqa: PLR0917  the parts of the app, in their order
         self,
         searcher: Searcher,
-        results: Results,
+        results: ResultStore,
         uploads: Uploads,
         quota: Quota,
         samples: dict[str, Sample],
@@ -142,26 +142,26 @@ class _Search:
         Raises:
           gr.Error: whatever goes wrong. The message names no file of the server.
         """
-        visitor = visitor_of(request.headers.get("cookie", ""))
+        visitor = visitor_from_cookies(request.headers.get("cookie", ""))
         if not visitor:
-            raise _told(NO_COOKIE)
-        name, folder = self.results.make(visitor)
+            raise _user_error(NO_COOKIE)
+        name, folder = self.results.create(visitor)
         try:
             self.quota.check(visitor)
             video, srt_file = self._inputs(visitor, upload, srt, sample, folder / "source")
-            self._check(video)
+            self._check_limits(video)
             captions = _captions(video, srt_file)
             queries = [line for line in (query or "").splitlines() if line.strip()]
             if len(queries) > MOST_QUERIES:
                 raise SearchError(f"{len(queries)} queries, and {MOST_QUERIES} are searched at once", "ask for fewer")
-            searched = self.searcher.search(video, queries, captions)
-            write_findings(folder, told_apart([searched]), top=MOST_MOMENTS, clips=True)
+            video_result = self.searcher.search(video, queries, captions)
+            write_results(folder, break_ties_across_videos([video_result]), max_moments=MAX_MOMENTS, clips=True)
             _name_videos(folder / "moments.json")
             self.quota.check(visitor)
         except Exception as error:
             self.results.remove(name)
-            raise _told(_message(error)) from error
-        return _frame(f"/found/{name}")
+            raise _user_error(_message(error)) from error
+        return _result_html(f"/found/{name}")
 
     def _inputs(
         self, visitor: str, upload: str | None, srt: str | None, sample: str | None, folder: Path
@@ -177,23 +177,23 @@ class _Search:
         # Second names for the same files: an upload can be searched again, and may be removed while it is searched.
         for file in (video, captions):
             if file:
-                bring(file, folder / file.name)
+                link_or_copy(file, folder / file.name)
         return folder / video.name, folder / (captions.name if captions else "none.srt")
 
-    def _check(self, video: Path) -> None:
+    def _check_limits(self, video: Path) -> None:
         if video.stat().st_size > self.limits.megabytes * 1e6:
             raise VideoError(video, f"it is larger than {self.limits.megabytes:g} MB", "make it smaller with ffmpeg")
-        if (minutes := length_of(video) / 60) > self.limits.minutes:
+        if (minutes := searchable_duration(video) / 60) > self.limits.minutes:
             reason = f"it lasts {minutes:.1f} minutes, and {self.limits.minutes:g} are searched here"
             raise VideoError(video, reason, "upload a part of it, or use `calce search`")
 
 
-def _form(search: _Search, samples: Sequence[Sample], about: str, limits: Limits) -> gr.Blocks:
+def _form(search: SearchHandler, samples: Sequence[Sample], description: str, limits: Limits) -> gr.Blocks:
     def picked(name: str | None) -> str:
         return search.samples[name].queries[0] if name in search.samples else ""
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as form:
-        gr.Markdown(f"# {TITLE}\n\n{about}")
+        gr.Markdown(f"# {TITLE}\n\n{description}")
         with gr.Row():
             with gr.Column():
                 upload = gr.File(
@@ -206,7 +206,7 @@ def _form(search: _Search, samples: Sequence[Sample], about: str, limits: Limits
                 )
             with gr.Column():
                 sample = gr.Dropdown(
-                    [each.name for each in samples], value=None, label="Or one of ours", elem_id="sample"
+                    [item.name for item in samples], value=None, label="Or one of ours", elem_id="sample"
                 )
                 query = gr.Textbox(
                     label="What to look for: a sentence, or one a line",
@@ -228,9 +228,9 @@ def _form(search: _Search, samples: Sequence[Sample], about: str, limits: Limits
         for file in (upload, srt):
             ids.append(gr.Textbox(visible="hidden"))
             file.change(None, file, ids[-1], js="file => file ? file.path : ''", api_visibility="private")
-        asked = [*ids, sample, query]
+        inputs = [*ids, sample, query]
         for event in (button.click, query.submit):
-            event(search, asked, result, api_visibility="private", concurrency_id="search", trigger_mode="once")
+            event(search, inputs, result, api_visibility="private", concurrency_id="search", trigger_mode="once")
     return form
 
 
@@ -241,7 +241,7 @@ def _captions(video: Path, srt: Path) -> list[Caption]:
       SearchError: they cannot be read; the message names the file without its folder.
     """
     try:
-        return captions_of(video, srt) if srt.is_file() else []
+        return load_captions(video, srt) if srt.is_file() else []
     except CaptionError as error:
         raise SearchError(str(error).replace(str(srt), srt.name)) from error
 
@@ -262,20 +262,20 @@ def _name_videos(moments: Path) -> None:
     entries = json.loads(moments.read_text(encoding="utf-8"))
     for entry in entries:
         entry["video"] = Path(entry["video"]).name
-    write_output(moments, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(moments, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
 
 
-def _told(message: str) -> gr.Error:
+def _user_error(message: str) -> gr.Error:
     """Return what is shown until the visitor closes it; the program's own log is not for a visitor's mistakes."""
     return gr.Error(message, duration=None, print_exception=False)
 
 
-def _frame(address: str) -> str:
-    safe = html.escape(address, quote=True)
+def _result_html(address: str) -> str:
+    escaped = html.escape(address, quote=True)
     return (
-        f'<p><a href="{safe}/index.html" target="_blank">open the result in a tab of its own</a> · '
-        f'<a href="{safe}/moments.json" download>moments.json</a></p>'
-        f'<iframe src="{safe}/index.html" title="result" '
+        f'<p><a href="{escaped}/index.html" target="_blank">open the result in a tab of its own</a> · '
+        f'<a href="{escaped}/moments.json" download>moments.json</a></p>'
+        f'<iframe src="{escaped}/index.html" title="result" '
         f'style="width: 100%; height: {FRAME_HEIGHT}; border: 0; border-radius: 10px"></iframe>'
     )
 
@@ -287,9 +287,9 @@ def check_port(host: str, port: int) -> None:
       WebError: it is in use, or not ours to use.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            tried.bind((host, port))
+            probe.bind((host, port))
         except OSError as error:
             raise WebError(f"port {port} of {host}: {error.strerror}", "choose another with --port") from error

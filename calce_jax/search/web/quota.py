@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calce_jax.errors import UserError
-from calce_jax.search.web.visitors import Results
+from calce_jax.search.web.visitors import ResultStore
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Quota:
       limits: in force.
     """
 
-    def __init__(self, uploads: Results, results: Results, limits: Limits):
+    def __init__(self, uploads: ResultStore, results: ResultStore, limits: Limits):
         self._uploads, self._results, self._limits = uploads, results, limits
         self._arriving: list[tuple[str, int]] = []  # visitor and bytes of every upload that is on its way
         self._lock = threading.Lock()

@@ -24,7 +24,7 @@ from starlette.types import Message, Receive
 
 from calce_jax.search.inputs import SearchError
 from calce_jax.search.web.quota import Limits, Quota, QuotaError
-from calce_jax.search.web.visitors import Results, visitor_of
+from calce_jax.search.web.visitors import ResultStore, visitor_from_cookies
 from calce_jax.video.files import VIDEO_SUFFIXES
 
 ROUTE = "/gradio_api/upload"
@@ -55,7 +55,7 @@ class Uploads:
       limits: in force.
     """
 
-    def __init__(self, files: Results, quota: Quota, limits: Limits):
+    def __init__(self, files: ResultStore, quota: Quota, limits: Limits):
         self._files, self._quota, self._limits = files, quota, limits
         self._arrivals: dict[tuple[str, str], _Arrival] = {}  # by visitor and the browser's id of the transfer
 
@@ -86,7 +86,7 @@ class Uploads:
 
         @app.post(ROUTE)
         async def upload(request: Request, upload_id: str = "") -> Response:
-            visitor = visitor_of(request.headers.get("cookie", ""))
+            visitor = visitor_from_cookies(request.headers.get("cookie", ""))
             if not visitor:
                 return PlainTextResponse(NO_COOKIE, 403)
             size = request.headers.get("content-length", "")
@@ -103,7 +103,7 @@ class Uploads:
 
         @app.get(PROGRESS_ROUTE)
         async def progress(request: Request, upload_id: str = "") -> Response:
-            key = (visitor_of(request.headers.get("cookie", "")), upload_id)
+            key = (visitor_from_cookies(request.headers.get("cookie", "")), upload_id)
             return StreamingResponse(self._progress(key), media_type="text/event-stream")
 
     async def _receive(self, request: Request, visitor: str, size: int, arrival: _Arrival) -> Response:
@@ -133,7 +133,7 @@ class Uploads:
             return PlainTextResponse(f"{name}: neither a video nor captions (.srt); upload another file", 415)
         if suffix in CAPTION_SUFFIXES and (file.size or 0) > CAPTION_MEGABYTES * 1e6:
             return PlainTextResponse(f"{name}: larger than {CAPTION_MEGABYTES:g} MB; upload captions alone", 413)
-        upload, folder = self._files.make(visitor)
+        upload, folder = self._files.create(visitor)
         try:
             with (folder / name).open("xb") as stored:
                 shutil.copyfileobj(file.file, stored, 1 << 20)

@@ -21,10 +21,10 @@ class Result:
 
     visitor: str
     folder: Path
-    made: float
+    created_at: float
 
 
-class Results:
+class ResultStore:
     """The folders of all results, until they are too old.
 
     Args:
@@ -33,12 +33,12 @@ class Results:
       clock: tells seconds.
     """
 
-    def __init__(self, folder: Path, keep: float, clock: Callable[[], float] = time.monotonic):
-        self.folder, self.keep, self._clock = folder, keep, clock
+    def __init__(self, folder: Path, retention_seconds: float, clock: Callable[[], float] = time.monotonic):
+        self.folder, self.retention_seconds, self._clock = folder, retention_seconds, clock
         self._results: dict[str, Result] = {}
         self._lock = threading.Lock()
 
-    def make(self, visitor: str) -> tuple[str, Path]:
+    def create(self, visitor: str) -> tuple[str, Path]:
         """Make a folder for a visitor's result; return its name, which cannot be guessed, and the folder."""
         name = secrets.token_urlsafe(16)
         folder = self.folder / name
@@ -75,26 +75,30 @@ class Results:
         if gone:
             shutil.rmtree(gone.folder, ignore_errors=True)
 
-    def clear(self) -> None:
+    def remove_expired(self) -> None:
         """Remove what is too old."""
         with self._lock:
-            old = [name for name, each in self._results.items() if self._clock() - each.made >= self.keep]
-            gone = [self._results.pop(name) for name in old]
-        for each in gone:
-            shutil.rmtree(each.folder, ignore_errors=True)
+            expired_names = [
+                name
+                for name, result in self._results.items()
+                if self._clock() - result.created_at >= self.retention_seconds
+            ]
+            expired = [self._results.pop(name) for name in expired_names]
+        for result in expired:
+            shutil.rmtree(result.folder, ignore_errors=True)
 
-    def clear_every(self, seconds: float) -> None:
+    def start_cleanup(self, seconds: float) -> None:
         """Do so again and again, in a thread that ends with the program."""
 
         def run() -> None:
             while True:
                 time.sleep(seconds)
-                self.clear()
+                self.remove_expired()
 
         threading.Thread(target=run, daemon=True).start()
 
 
-class KnowVisitors:
+class VisitorCookieMiddleware:
     """Gives every browser its cookie. ASGI, so that answers that stream are not held back."""
 
     def __init__(self, app: Any):
@@ -105,10 +109,10 @@ class KnowVisitors:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        known = visitor_of(dict(scope["headers"]).get(b"cookie", b"").decode("latin-1"))
+        visitor = visitor_from_cookies(dict(scope["headers"]).get(b"cookie", b"").decode("latin-1"))
 
         async def with_cookie(message: Any) -> None:
-            if message["type"] == "http.response.start" and not known:
+            if message["type"] == "http.response.start" and not visitor:
                 cookie = f"{COOKIE}={secrets.token_urlsafe(32)}; HttpOnly; SameSite=Strict; Path=/"
                 message = {**message, "headers": [*message["headers"], (b"set-cookie", cookie.encode())]}
             await send(message)
@@ -116,7 +120,7 @@ class KnowVisitors:
         await self.app(scope, receive, with_cookie)
 
 
-def visitor_of(cookies: str) -> str:
+def visitor_from_cookies(cookies: str) -> str:
     """Return the visitor that a Cookie header names, or nothing."""
     named = (cookie.strip().partition("=") for cookie in cookies.split(";"))
     return next((value for name, _, value in named if name == COOKIE), "")

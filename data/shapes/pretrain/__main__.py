@@ -22,14 +22,14 @@ from calce_jax.checkpoints.manager import save_params
 from calce_jax.commands.runner import no_arguments, run_main
 from calce_jax.models.calce import CalceConfig
 from calce_jax.text.tokenizers import load_bert, load_t5
-from data.shapes.pretrain.pretrain import Lessons, make_base
+from data.shapes.pretrain.pretrain import PretrainConfig, pretrain_base_model
 
 ASSETS = Path(__file__).parents[3] / "calce_jax" / "assets" / "tiny"
 
 OUT = flags.DEFINE_string("out", str(ASSETS / "base.safetensors"), "the file to write")
-SCENES = flags.DEFINE_integer("scenes", Lessons.scenes, "scenes to learn from")
-SEEING = flags.DEFINE_integer("seeing_steps", Lessons.seeing_steps, "steps of the second lesson")
-READING = flags.DEFINE_float("reading", 1.0, "how many times as long the courses of the first lesson are")
+NUM_SCENES = flags.DEFINE_integer("scenes", PretrainConfig.scenes, "scenes to learn from")
+VISION_STEPS = flags.DEFINE_integer("seeing_steps", PretrainConfig.seeing_steps, "steps of the second lesson")
+TEXT_STEPS_SCALE = flags.DEFINE_float("reading", 1.0, "how many times as long the courses of the first lesson are")
 
 
 def main(argv: list[str]) -> None:
@@ -37,16 +37,18 @@ def main(argv: list[str]) -> None:
     no_arguments(argv)
     logging.set_verbosity(logging.INFO)
     t5, bert = load_t5(ASSETS / "t5"), load_bert(ASSETS / "bert")
-    lessons = Lessons(
-        scenes=SCENES.value,
-        seeing_steps=SEEING.value,
-        reading=tuple(replace(course, steps=round(course.steps * READING.value)) for course in Lessons.reading),
+    pretrain_config = PretrainConfig(
+        scenes=NUM_SCENES.value,
+        seeing_steps=VISION_STEPS.value,
+        reading=tuple(
+            replace(course, steps=round(course.steps * TEXT_STEPS_SCALE.value)) for course in PretrainConfig.reading
+        ),
     )
-    model, scores = make_base(CalceConfig.tiny(len(t5), len(bert), lora=None), t5, bert, lessons)
+    model, scores = pretrain_base_model(CalceConfig.tiny(len(t5), len(bert), lora=None), t5, bert, pretrain_config)
     logging.info("held out: %s", scores)
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), nnx.state(model, nnx.Param))
-    about = {"lessons": json.dumps(dataclasses.asdict(lessons)), "scores": json.dumps(scores)}
-    save_params(Path(OUT.value), params, about)
+    header = {"lessons": json.dumps(dataclasses.asdict(pretrain_config)), "scores": json.dumps(scores)}
+    save_params(Path(OUT.value), params, header)
     logging.info("wrote %s, %.1f MB", OUT.value, Path(OUT.value).stat().st_size / 1e6)
 
 

@@ -14,14 +14,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 
-def learn(
+def fit(
     name: str,
     module: Any,
-    taught: tuple[str, ...],
+    trained_names: tuple[str, ...],
     batches: Iterator[Any],
     loss: Callable[[Any, Any], Float[Array, ""]],
     *,
-    rate: float,
+    peak_learning_rate: float,
     steps: int,
 ) -> None:
     """Warm up, fall along a cosine; in place.
@@ -35,25 +35,29 @@ def learn(
       rate: at its highest.
       steps: over which the rate falls.
     """
-    part = nnx.All(nnx.Param, nnx.Any(*map(nnx.PathContains, taught)))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, max(steps // 20, 1), steps, rate / 50)
+    trainable = nnx.All(nnx.Param, nnx.Any(*map(nnx.PathContains, trained_names)))
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, peak_learning_rate, max(steps // 20, 1), steps, peak_learning_rate / 50
+    )
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01))
-    optimizer = nnx.Optimizer(module, adam, wrt=part)
+    optimizer = nnx.Optimizer(module, adam, wrt=trainable)
 
     @nnx.jit
     def step(module: Any, optimizer: nnx.Optimizer, batch: Any) -> Float[Array, ""]:
-        value, gradients = nnx.value_and_grad(loss, argnums=nnx.DiffState(0, part))(module, batch)
+        value, gradients = nnx.value_and_grad(loss, argnums=nnx.DiffState(0, trainable))(module, batch)
         optimizer.update(module, gradients)
         return value
 
     # Split over all devices; on a CPU these may be simulated, one for each core.
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     nnx.update((module, optimizer), jax.device_put(nnx.state((module, optimizer)), NamedSharding(mesh, P())))
-    split = NamedSharding(mesh, P("data"))
-    began, losses = time.monotonic(), []
+    batch_sharding = NamedSharding(mesh, P("data"))
+    start_time, losses = time.monotonic(), []
     for number, batch in enumerate(batches, 1):
-        losses.append(step(module, optimizer, jax.device_put(batch, split)))
+        losses.append(step(module, optimizer, jax.device_put(batch, batch_sharding)))
         if number % 50 == 0 or number == steps:
             mean = float(np.mean(jax.device_get(losses)))
             losses = []
-            logging.info("%s: step %d of %d, loss %.3f, %.0f s", name, number, steps, mean, time.monotonic() - began)
+            logging.info(
+                "%s: step %d of %d, loss %.3f, %.0f s", name, number, steps, mean, time.monotonic() - start_time
+            )

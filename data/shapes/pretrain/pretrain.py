@@ -14,21 +14,21 @@ from absl import logging
 from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
-from calce_jax.models.calce import Calce, CalceConfig, Selection
+from calce_jax.models.calce import Calce, CalceConfig, SelectionConfig
 from calce_jax.text.prompt import PromptWriter, TextSizes
-from data.shapes.batches import Pool
-from data.shapes.pretrain.evaluate import judge, look_through
-from data.shapes.pretrain.pointing_loss import Pointer
-from data.shapes.pretrain.text_stage import Course, Teller, learn_to_read, prepare_to_read
-from data.shapes.pretrain.vision_stage import learn_to_see, named
+from data.shapes.batches import SceneDataset
+from data.shapes.pretrain.evaluate import encode_scenes, evaluate_model
+from data.shapes.pretrain.pointing_loss import PointingHead
+from data.shapes.pretrain.text_stage import CurriculumStage, FrameTextEmbedder, init_text_stage, train_text_stage
+from data.shapes.pretrain.vision_stage import train_vision_stage, word_accuracy
 from data.shapes.scene import COLOURS, SHAPES
 
 # Scenes of the demo have small seeds.
-TRAIN_SEEDS, HELD_OUT_SEEDS = 10_000_000, 90_000_000
+FIRST_TRAIN_SEED, FIRST_HELD_OUT_SEED = 10_000_000, 90_000_000
 
 
 @dataclass(frozen=True)
-class Lessons:
+class PretrainConfig:
     """How long and how fast.
 
     Fields:
@@ -43,7 +43,12 @@ class Lessons:
 
     scenes: int = 3000
     held_out: int = 60
-    reading: tuple[Course, ...] = (Course(1, 150, 72), Course(3, 150, 72), Course(8, 200, 112), Course(20, 2500, 160))
+    reading: tuple[CurriculumStage, ...] = (
+        CurriculumStage(1, 150, 72),
+        CurriculumStage(3, 150, 72),
+        CurriculumStage(8, 200, 112),
+        CurriculumStage(20, 2500, 160),
+    )
     reading_batch: int = 32
     reading_rate: float = 3e-3
     seeing_steps: int = 800
@@ -57,56 +62,62 @@ class Lessons:
 
 
 SELECTIONS = {
-    1: Selection(stage=1, clusters=6, dilation=0),
-    2: Selection(stage=2, clusters=6, dilation=1, filter_dilation=1),
+    1: SelectionConfig(stage=1, clusters=6, dilation=0),
+    2: SelectionConfig(stage=2, clusters=6, dilation=1, filter_dilation=1),
 }
 
 
-def make_base(
-    config: CalceConfig, t5: PreTrainedTokenizerBase, bert: PreTrainedTokenizerBase, lessons: Lessons
+def pretrain_base_model(
+    config: CalceConfig, t5: PreTrainedTokenizerBase, bert: PreTrainedTokenizerBase, pretrain_config: PretrainConfig
 ) -> tuple[Calce, dict[str, dict[str, float]]]:
     """Teach a model from nothing; also return its scores on held-out scenes, by stage."""
-    model = Calce(config, rngs=nnx.Rngs(lessons.seed))
-    teller = Teller(config.t5.width, words_of(t5), rngs=nnx.Rngs(lessons.seed + 1))
-    pointer = Pointer(config.t5, rngs=nnx.Rngs(lessons.seed + 2))
+    model = Calce(config, rngs=nnx.Rngs(pretrain_config.seed))
+    embedder = FrameTextEmbedder(config.t5.width, word_token_ids(t5), rngs=nnx.Rngs(pretrain_config.seed + 1))
+    pointing_head = PointingHead(config.t5, rngs=nnx.Rngs(pretrain_config.seed + 2))
     writers = (
-        PromptWriter(t5, bert, TextSizes(lessons.frames // 2, 8, 24, 320, 32), stage=1),
-        PromptWriter(t5, bert, TextSizes(lessons.frames, 8, 24, 320, 32), stage=2),
+        PromptWriter(t5, bert, TextSizes(pretrain_config.frames // 2, 8, 24, 320, 32), stage=1),
+        PromptWriter(t5, bert, TextSizes(pretrain_config.frames, 8, 24, 320, 32), stage=2),
     )
-    pool, held_out = (
-        Pool(range(first, first + count), *writers)
-        for first, count in ((TRAIN_SEEDS, lessons.scenes), (HELD_OUT_SEEDS, lessons.held_out))
+    train_dataset, held_out_dataset = (
+        SceneDataset(range(first, first + count), *writers)
+        for first, count in (
+            (FIRST_TRAIN_SEED, pretrain_config.scenes),
+            (FIRST_HELD_OUT_SEED, pretrain_config.held_out),
+        )
     )
-    prepare_to_read(model)
-    learn_to_read(
+    init_text_stage(model)
+    train_text_stage(
         model,
-        teller,
-        pointer,
-        pool,
-        courses=lessons.reading,
-        batch=lessons.reading_batch,
-        rate=lessons.reading_rate,
-        fine_every=lessons.fine_every,
-        seed=lessons.seed + 3,
+        embedder,
+        pointing_head,
+        train_dataset,
+        curriculum=pretrain_config.reading,
+        batch_size=pretrain_config.reading_batch,
+        peak_learning_rate=pretrain_config.reading_rate,
+        stage2_every=pretrain_config.fine_every,
+        seed=pretrain_config.seed + 3,
     )
-    learn_to_see(
+    train_vision_stage(
         model,
-        teller,
-        pool,
+        embedder,
+        train_dataset,
         SELECTIONS[1],
-        steps=lessons.seeing_steps,
-        batch=lessons.seeing_batch,
-        captions=lessons.seeing_captions,
-        rate=lessons.seeing_rate,
-        seed=lessons.seed + 4,
+        steps=pretrain_config.seeing_steps,
+        batch_size=pretrain_config.seeing_batch,
+        caption_batch_size=pretrain_config.seeing_captions,
+        peak_learning_rate=pretrain_config.seeing_rate,
+        seed=pretrain_config.seed + 4,
     )
-    logging.info("words told right of unseen frames: %.1f %%", named(model, teller, held_out))
-    seen = look_through(model, held_out, SELECTIONS)
-    length = lessons.length
-    return model, {f"stage {stage}": judge(model, t5, held_out, seen, stage=stage, length=length) for stage in (1, 2)}
+    logging.info("words told right of unseen frames: %.1f %%", word_accuracy(model, embedder, held_out_dataset))
+    encoded = encode_scenes(model, held_out_dataset, SELECTIONS)
+    length = pretrain_config.length
+    return model, {
+        f"stage {stage}": evaluate_model(model, t5, held_out_dataset, encoded, stage=stage, prompt_length=length)
+        for stage in (1, 2)
+    }
 
 
-def words_of(t5: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def word_token_ids(t5: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return the T5 ids of nothing, of the colours and of the shapes, in the order of `data.shapes.batches.said_at`."""
     words = [t5(word, add_special_tokens=False)["input_ids"] for word in (*COLOURS, *SHAPES)]
     if any(len(ids) != 1 for ids in words):

@@ -17,18 +17,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from calce_jax.models.calce import Calce, Reading
-from calce_jax.models.keyframes.plan import Plan
-from calce_jax.models.prompt_packing import Choice
-from data.shapes.batches import Asked, Pool
-from data.shapes.pretrain.fit import learn
-from data.shapes.pretrain.pointing_loss import Pointer, Task, Truth, prompt_loss
+from calce_jax.models.calce import Calce, PromptSelection
+from calce_jax.models.keyframes.plan import FramePlan
+from calce_jax.models.prompt_packing import CaptionSelection
+from data.shapes.batches import QueryExample, SceneDataset
+from data.shapes.pretrain.fit import fit
+from data.shapes.pretrain.pointing_loss import Labels, PointingHead, Task, prompt_loss
 
-KEY = 0.4  # share of the frames that are told in full
+KEYFRAME_FRACTION = 0.4  # share of the frames that are told in full
 
 
 @dataclass(frozen=True)
-class Course:
+class CurriculumStage:
     """How many frames are told, for how many steps, and the length of the prompts in tokens."""
 
     frames: int
@@ -36,28 +36,30 @@ class Course:
     length: int
 
 
-class Teller(nnx.Module):
+class FrameTextEmbedder(nnx.Module):
     """Makes the embeddings that stand for a frame that is told."""
 
-    def __init__(self, width: int, words: tuple[int, ...], *, rngs: nnx.Rngs):
+    def __init__(self, width: int, word_ids: tuple[int, ...], *, rngs: nnx.Rngs):
         self.place = nnx.Param(0.5 * rngs.params.normal((width,)))
-        self.words = words  # T5 ids of nothing, the colours and the shapes
+        self.word_ids = word_ids  # T5 ids of nothing, the colours and the shapes
 
-    def __call__(self, model: Calce, said: Int[Array, "*B 4"], places: Float[Array, "*B 4"]) -> Float[Array, "*B 4 E"]:
+    def __call__(
+        self, model: Calce, word_indices: Int[Array, "*B 4"], positions: Float[Array, "*B 4"]
+    ) -> Float[Array, "*B 4 E"]:
         """Return the embeddings of words, each with its place (-1 far left, 1 far right) along one direction."""
-        embedded = model.t5.shared(jnp.asarray(self.words)[said])
-        return embedded + places[..., None] * self.place[...].reshape((1,) * places.ndim + (-1,))
+        embedded = model.t5.shared(jnp.asarray(self.word_ids)[word_indices])
+        return embedded + positions[..., None] * self.place[...].reshape((1,) * positions.ndim + (-1,))
 
-    def described(
-        self, model: Calce, said: Int[Array, "B S 4"], places: Float[Array, "B S 4"]
+    def embed_frames(
+        self, model: Calce, word_indices: Int[Array, "B S 4"], positions: Float[Array, "B S 4"]
     ) -> Float[Array, "B S J E"]:
         """Return what `Calce.described` does of frames that are seen."""
-        words = self(model, said, places)
-        few = jnp.swapaxes(model.query_proj(jnp.swapaxes(words, -1, -2)), -1, -2)
-        return jnp.concatenate([words, few], axis=2)
+        word_tokens = self(model, word_indices, positions)
+        compressed_tokens = jnp.swapaxes(model.query_proj(jnp.swapaxes(word_tokens, -1, -2)), -1, -2)
+        return jnp.concatenate([word_tokens, compressed_tokens], axis=2)
 
 
-def prepare_to_read(model: Calce) -> None:
+def init_text_stage(model: Calce) -> None:
     """Give T5 the head start that its size cannot do without; in place."""
     t5 = model.t5
     # A head that starts as the embedding turned round finds it easy to repeat a number that was read.
@@ -69,84 +71,98 @@ def prepare_to_read(model: Calce) -> None:
     model.query_proj.kernel[...] = jnp.asarray([[0.7], [0.7], [0.4], [0.4]])
 
 
-def learn_to_read(
+def train_text_stage(
     model: Calce,
-    teller: Teller,
-    pointer: Pointer,
-    pool: Pool,
+    embedder: FrameTextEmbedder,
+    pointing_head: PointingHead,
+    dataset: SceneDataset,
     *,
-    courses: Sequence[Course],
-    batch: int,
-    rate: float,
-    fine_every: int,
+    curriculum: Sequence[CurriculumStage],
+    batch_size: int,
+    peak_learning_rate: float,
+    stage2_every: int,
     seed: int,
 ) -> None:
     """The lesson; in place. One in `fine_every` batches with all frames has the prompts of stage 2."""
     rng = np.random.default_rng(seed)
-    length_of = {course.frames: course.length for course in courses}
+    length_by_frames = {course.frames: course.length for course in curriculum}
 
     def batches() -> Iterator[tuple[Any, ...]]:
-        for course in courses:
+        for course in curriculum:
             for number in range(course.steps):
-                fine = course.frames * 2 == pool.frames and number % fine_every == fine_every - 1
-                rows = [pool.asked[i] for i in rng.integers(len(pool.asked), size=batch)]
-                yield told(rng, pool, rows, 2 if fine else 1, course.frames)
+                is_stage2 = course.frames * 2 == dataset.num_frames and number % stage2_every == stage2_every - 1
+                rows = [dataset.examples[i] for i in rng.integers(len(dataset.examples), size=batch_size)]
+                yield make_text_batch(rng, dataset, rows, 2 if is_stage2 else 1, course.frames)
 
-    def loss(both: Any, batch: tuple[Any, ...]) -> Float[Array, ""]:
-        model, teller, pointer = both["model"], both["teller"], both["pointer"]
-        said, places, task = batch
-        frames = teller.described(model, said, places)
-        return prompt_loss(model, pointer, frames, task, length_of[said.shape[1]])
+    def loss(modules: Any, batch: tuple[Any, ...]) -> Float[Array, ""]:
+        model, embedder, pointing_head = modules["model"], modules["teller"], modules["pointer"]
+        word_indices, positions, task = batch
+        frames = embedder.described(model, word_indices, positions)
+        return prompt_loss(model, pointing_head, frames, task, length_by_frames[word_indices.shape[1]])
 
-    both = nnx.Dict(model=model, teller=teller, pointer=pointer)
-    learn(
+    modules = nnx.Dict(model=model, teller=embedder, pointer=pointing_head)
+    fit(
         "reading",
-        both,
+        modules,
         ("t5", "query_proj", "teller", "pointer"),
         batches(),
         loss,
-        rate=rate,
-        steps=sum(course.steps for course in courses),
+        peak_learning_rate=peak_learning_rate,
+        steps=sum(course.steps for course in curriculum),
     )
 
 
-def told(
-    rng: np.random.Generator, pool: Pool, rows: list[Asked], stage: int, frames: int
+def make_text_batch(
+    rng: np.random.Generator, dataset: SceneDataset, rows: list[QueryExample], stage: int, num_frames: int
 ) -> tuple[np.ndarray, np.ndarray, Task]:
     """Return a batch: what stands in the place of its frames, words and places, and the task."""
     step = 2 if stage == 1 else 1
-    index = np.stack([_shown(rng, pool, row, stage, frames) for row in rows])
-    key = rng.random(index.shape) < KEY
-    at = (np.array([row.scene for row in rows])[:, None], index * step)
-    plan = Plan(
-        index=index,
-        kept=np.ones(index.shape, bool),
-        key=key,
+    index = np.stack([_sample_frames(rng, dataset, row, stage, num_frames) for row in rows])
+    is_keyframe = rng.random(index.shape) < KEYFRAME_FRACTION
+    scene_and_frame = (np.array([row.scene_index for row in rows])[:, None], index * step)
+    plan = FramePlan(
+        frame_index=index,
+        slot_mask=np.ones(index.shape, bool),
+        is_keyframe=is_keyframe,
         cluster=np.zeros(index.shape, np.int32),
-        error=np.zeros(len(rows), bool),
+        reference_error=np.zeros(len(rows), bool),
     )
-    about = np.array([row.about for row in rows])
-    order = np.argsort(~about, axis=1, kind="stable").astype(np.int32)[:, :5]
-    choice = Choice(order=order, used=np.take_along_axis(about, order, axis=1), similarity=about.astype(np.float32))
-    reading = Reading(plan=plan, choice=choice, needed=np.zeros(len(rows), np.int32))
-    return pool.said[at], pool.places[at], Task(pool.batch(rows, stage), reading, truth_of(pool, rows, stage))
+    is_target_caption = np.array([row.is_target_caption for row in rows])
+    order = np.argsort(~is_target_caption, axis=1, kind="stable").astype(np.int32)[:, :5]
+    choice = CaptionSelection(
+        caption_index=order,
+        is_used=np.take_along_axis(is_target_caption, order, axis=1),
+        similarity=is_target_caption.astype(np.float32),
+    )
+    prompt_selection = PromptSelection(
+        frame_plan=plan, caption_selection=choice, prompt_lengths=np.zeros(len(rows), np.int32)
+    )
+    return (
+        dataset.word_indices[scene_and_frame],
+        dataset.positions[scene_and_frame],
+        Task(dataset.make_batch(rows, stage), prompt_selection, make_labels(dataset, rows, stage)),
+    )
 
 
-def truth_of(pool: Pool, rows: list[Asked], stage: int) -> Truth:
+def make_labels(dataset: SceneDataset, rows: list[QueryExample], stage: int) -> Labels:
     """Return what is to be found out."""
-    windows = np.full((len(rows), max(len(row.query.windows) for row in pool.asked), 2), -1, np.float32)
+    windows = np.full((len(rows), max(len(row.query.windows) for row in dataset.examples), 2), -1, np.float32)
     for i, row in enumerate(rows):
         windows[i, : len(row.query.windows)] = row.query.windows
-    return Truth(windows=windows, shows=np.stack([pool.shows(row) for row in rows])[:, :: 2 if stage == 1 else 1])
+    return Labels(
+        windows=windows, lane_mask=np.stack([dataset.lane_mask(row) for row in rows])[:, :: 2 if stage == 1 else 1]
+    )
 
 
-def _shown(rng: np.random.Generator, pool: Pool, row: Asked, stage: int, frames: int) -> np.ndarray:
+def _sample_frames(
+    rng: np.random.Generator, dataset: SceneDataset, row: QueryExample, stage: int, num_frames: int
+) -> np.ndarray:
     """Choose so many frames: in a row around a border of the answer in stage 1, any in stage 2."""
     if stage == 2:
-        return np.sort(rng.permutation(pool.frames)[:frames]).astype(np.int32)
-    seconds = pool.times[row.scene][::2]
+        return np.sort(rng.permutation(dataset.num_frames)[:num_frames]).astype(np.int32)
+    seconds = dataset.times[row.scene_index][::2]
     within = np.array([any(start <= at < end for start, end in row.query.windows) for at in seconds])
     borders = np.flatnonzero(np.diff(within.astype(int)))
     middle = int(rng.choice(borders)) + 1 if len(borders) else int(rng.integers(len(within)))
-    first = min(max(middle - int(rng.integers(frames + 1)), 0), len(within) - frames)
-    return np.arange(first, first + frames, dtype=np.int32)
+    first = min(max(middle - int(rng.integers(num_frames + 1)), 0), len(within) - num_frames)
+    return np.arange(first, first + num_frames, dtype=np.int32)
