@@ -1,11 +1,16 @@
 """Captions: the original's rules against recorded results, and files that the original cannot read."""
 
 import json
+import runpy
+import time
+from typing import Any
 
 import pytest
 
-from calce_jax.captions import Caption, CaptionError, clean, clean_text, read_srt, spoken_intervals
+from calce_jax import captions
+from calce_jax.captions import MAX_BYTES, Caption, CaptionError, clean, clean_text, read_srt, spoken_intervals
 
+HEADER = "1\n00:00:01,000 --> 00:00:02,000\n"
 GOOD = "1\n00:00:00,000 --> 00:00:03,000\nhello there\n\n2\n00:00:04,000 --> 00:00:05,500\ngoodbye\n"
 
 
@@ -37,9 +42,9 @@ def test_reference_gives_the_recorded_captions_intervals_and_errors(shared):
             with pytest.raises(CaptionError, match="start" if "KeyError" in result["error"] else "time data"):
                 read_srt(path, "reference")
             continue
-        captions = read_srt(path, "reference")
-        assert as_recorded(clean(captions)) == result["combined_subtitles"], name
-        assert [list(span) for span in spoken_intervals(captions, "reference")] == result["subtitle_durations"], name
+        said = read_srt(path, "reference")
+        assert as_recorded(clean(said)) == result["combined_subtitles"], name
+        assert [list(span) for span in spoken_intervals(said, "reference")] == result["subtitle_durations"], name
 
 
 def test_default_differs_from_the_original_only_where_that_fails(shared):
@@ -79,6 +84,60 @@ def test_default_takes_digits_and_arrows_for_text(write):
     assert read_srt(write(text))[0] == Caption(0.0, 3.0, "42 are --> here")
 
 
+@pytest.mark.parametrize(
+    ("text", "texts"),
+    [
+        (HEADER + "a\n2\n00:00:03,000 --> 00:00:04,000\nb\n", ["a", "b"]),
+        (HEADER + "a\n\n00:00:03,000 --> 00:00:04,000\nb\n", ["a", "b"]),
+        (HEADER + "a\n\n\n2.5\n\n00:00:03,000 --> 00:00:04,000 X1:10\nb\n", ["a", "b"]),
+        (HEADER + "a\n\nmore\n\n2\n00:00:03,000 --> 00:00:04,000\nb\n", ["a more", "b"]),
+        (HEADER + "a\n\n2\n", ["a 2"]),
+        (HEADER + "\n2\n00:00:03,000 --> 00:00:04,000\nb\n", ["b"]),
+        ("1\n0:0:1 -> 0:0:2\na\n\n2\n0.0.3. - > 0:0:4\uff0c5\nb\n".replace("->", "-->"), ["a", "b"]),
+        (HEADER + "a\n12:30:00 is noon\n", ["a 12:30:00 is noon"]),
+        (HEADER + "42\n12:30:00 is noon\n", ["42 12:30:00 is noon"]),
+        (HEADER + "\n12:30:00 is noon\n", ["12:30:00 is noon"]),
+        ("\ufeff\ufeff \n" + HEADER + "a", ["a"]),
+        (HEADER, []),
+        (HEADER[:-1], []),
+        ("7" * 5000 + HEADER + "a", ["a"]),
+    ],
+)
+def test_default_tells_where_entries_start(write, text, texts):
+    assert [caption.text for caption in read_srt(write(text))] == texts
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [("1,5", 1.5), ("1,50", 1.5), ("1.05", 1.05), ("1,500", 1.5), ("1,", 1.0), ("1", 1.0), ("1,1234567", 1.123456)],
+)
+def test_digits_behind_the_seconds_are_their_fraction(write, written, seconds):
+    assert read_srt(write(f"1\n00:00:{written} --> 00:01:02,25\na\n")) == [Caption(seconds, 62.25, "a")]
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("the ball &amp; the box &gt;&gt; are red", "the ball & the box >> are red"),
+        ("&lt;i&gt;red&lt;/i&gt; <b>&quot;ball&quot;</b>&nbsp;&#39;&#x41;&eacute;", '<i>red</i> "ball" \'A\xe9'),
+        ("Q&A; a &copy= b & c; &nosuchname; &#" + "1" * 5000 + ";", None),
+    ],
+)
+def test_entities_are_the_characters_they_stand_for(write, written, text):
+    assert read_srt(write(HEADER + written))[0].text == (text or written)
+    assert read_srt(write(HEADER + written), "reference")[0].text == written
+    assert read_srt(write(HEADER + "&nbsp;\n")) == []
+
+
+def test_default_returns_captions_in_order_and_times_turned(write):
+    text = "1\n00:00:08,000 --> 00:00:09,000\nlate\n\n2\n00:00:03,000 --> 00:00:01,000\nearly\n"
+    early, late = Caption(1.0, 3.0, "early"), Caption(8.0, 9.0, "late")
+    assert read_srt(write(text)) == [early, late]
+    assert read_srt(write(text), "reference") == [late, Caption(3.0, 1.0, "early")]
+    together = HEADER + "z\n\n" + HEADER + "a\n"
+    assert [caption.text for caption in read_srt(write(together))] == ["z", "a"]
+
+
 @pytest.mark.parametrize("behaviour", ["default", "reference"])
 @pytest.mark.parametrize("text", ["", "\n\n"])
 def test_an_empty_file_has_no_captions(write, text, behaviour):
@@ -93,11 +152,27 @@ def test_an_empty_file_has_no_captions(write, text, behaviour):
         ("this is no srt file\n", 1),
         (GOOD + "\n3\n00:00:xx,000 --> 00:00:09,000\nlast\n", 10),
         ("1\n", 1),
+        ("\n\n1\n\n00:00:-02,000 --> 00:00:01,000\nfirst\n", 5),
+        (GOOD + "\n\n3\n\n00:00:-02,000 --> 00:00:01,000\nlast\n", 12),
+        (GOOD + "\n3\n-00:00:02,000 --> 00:00:01,000\nlast\n", 10),
+        (GOOD + "\n3\n00:00:02,000\n--> 00:00:03,000\nlast\n", 10),
+        (GOOD + "\n3\n00:00:02,000 to 00:00:03,000\nlast\n", 10),
+        (GOOD + "\n00:00:02,000 to 00:00:03,000\nlast\n", 9),
+        (HEADER + "2\n00:00:03,000 --> 00:00:04,000\nlast\n", 4),
+        (HEADER + "\n00:00:03,000 --> 00:00:04,000\nlast\n", 4),
+        (HEADER + "a\n00:00:03,000 --> 00:00:04,000\nlast\n", 4),
+        ("a" * 5000, 1),
     ],
 )
 def test_a_malformed_file_is_named_with_its_line(write, text, line):
-    with pytest.raises(CaptionError, match=rf"said\.srt, line {line}: expected a number.*mend the file"):
+    with pytest.raises(CaptionError, match=rf"said\.srt, line {line}: expected a number.*mend the file") as error:
         read_srt(write(text))
+    assert str(error.value).count("a") < 200
+
+
+def test_reference_names_a_long_text_without_times_by_its_beginning(write):
+    with pytest.raises(CaptionError, match=r"line 2, start: no times for 'a{59} above; mend the file"):
+        read_srt(write("a" * 5000), "reference")
 
 
 def test_missing_and_undecodable_files_are_named(write, tmp_path):
@@ -107,7 +182,74 @@ def test_missing_and_undecodable_files_are_named(write, tmp_path):
         read_srt(write(b"1\n\xff\xfe"))
 
 
+@pytest.mark.parametrize("digits", ["6000000", "9999999999", "9" * 400, "9" * 5000])
+@pytest.mark.parametrize("times", ["{}:00:01,000 --> 00:00:02,000", "00:00:01,000 --> 00:{}:02,000"])
+def test_a_time_too_great_is_named_with_its_line(write, times, digits):
+    path = write(GOOD + f"\n3\n{times.format(digits)}\nlast\n")
+    with pytest.raises(CaptionError, match=r"said\.srt, line 10: '.* is 100000 hours or more; write") as default:
+        read_srt(path)
+    with pytest.raises(CaptionError, match=r"said\.srt, line 10: time data .*; write times as") as reference:
+        read_srt(path, "reference")
+    assert max(len(str(error.value)) for error in (default, reference)) < len(str(path)) + 200
+
+
+@pytest.mark.parametrize("behaviour", ["default", "reference"])
+def test_a_file_larger_than_captions_are_is_named(tmp_path, behaviour):
+    path = tmp_path / "film.srt"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(CaptionError, match=r"film\.srt: 50,000,001 bytes, more than the 50,000,000 that"):
+        read_srt(path, behaviour)
+
+
+@pytest.fixture(scope="module")
+def unchecked() -> dict[str, Any]:
+    """The module's names without the checks of types at every call, which take longer than reading does."""
+    return runpy.run_path(captions.__file__)
+
+
+BEHIND_A_NUMBER = HEADER + "a\n1"
+HOSTILE = {
+    "digits": ("", "1"),
+    "digits in a text": (HEADER, "1"),
+    "digits of a time": ("1\n0:0:1 --> 0:0:", "1"),
+    "blank lines": ("", "\n"),
+    "blank lines in a text": (BEHIND_A_NUMBER, "\n"),
+    "spaces": (BEHIND_A_NUMBER, " "),
+    "spaces before an arrow": ("1\n0:0:1", " "),
+    "arrows": ("", "-->\n"),
+    "arrows in a text": (HEADER, "-->\n"),
+    "colons": (HEADER, "1:"),
+    "lines that begin like times": (HEADER, "0:0:0\n"),
+    "one long line": (HEADER, "word "),
+    "tags": (HEADER, "<a"),
+    "an open tag": (HEADER + "<a", " "),
+    "lower than": (HEADER, "<"),
+    "braces": (HEADER, "{\\"),
+    "ampersands": (HEADER, "&a"),
+    "entries": ("", HEADER + "hello there " * 12 + "\n\n"),
+}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind"),
+    [*(("default", kind) for kind in HOSTILE), *(("reference", kind) for kind in ("digits", "blank lines", "entries"))],
+)
+def test_reading_takes_time_linear_in_the_file(write, unchecked, behaviour, kind):
+    """Ten megabytes take one to three seconds; an expression that is quadratic in any of these takes hours."""
+    before, unit = HOSTILE[kind]
+    path = write(before + unit * (10_000_000 // len(unit)))
+    began = time.process_time()
+    message = ""
+    try:
+        unchecked["clean"](unchecked["read_srt"](path, behaviour))
+    except unchecked["CaptionError"] as error:
+        message = str(error)
+    assert time.process_time() - began < 20
+    assert len(message) < len(str(path)) + 250
+
+
 def test_speech_ends_with_the_caption_that_ends_last():
-    captions = [Caption(0, 30, "long"), Caption(5, 6, "inside"), Caption(8, 9, "also"), Caption(33, 34, "later")]
-    assert spoken_intervals(captions) == [(0, 30), (33, 34)]
-    assert spoken_intervals(captions, "reference") == [(0, 9), (33, 34)]
+    said = [Caption(0, 30, "long"), Caption(5, 6, "inside"), Caption(8, 9, "also"), Caption(33, 34, "later")]
+    assert spoken_intervals(said) == [(0, 30), (33, 34)]
+    assert spoken_intervals(said, "reference") == [(0, 9), (33, 34)]
