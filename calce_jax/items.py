@@ -20,6 +20,7 @@ _NO_THINGS = """
     talks turn walk walks washing
 """
 NO_THINGS = frozenset(_NO_THINGS.split())
+MAX_LETTERS = 64  # of a word that the tagger reads; its time grows with the square: 2000 letters took it 17 s
 _WORD = re.compile(r"[\w'-]+|[^\w\s]")
 
 
@@ -39,7 +40,10 @@ def items_of(query: str, *, phrases: bool = False) -> list[str]:
 def tagged(query: str) -> list[tuple[str, str]]:
     """Return the words and signs of a query in lower case, each with its part of speech."""
     words = _WORD.findall(query)
-    return [(word.lower(), str(tag)) for word, _, tag in _tagger().tag_sent(words)] if words else []
+    if not words:
+        return []
+    tags = _tagger().tag_sent([word[:MAX_LETTERS] for word in words])
+    return [(word.lower(), str(tag)) for word, (_, _, tag) in zip(words, tags, strict=True)]
 
 
 def things(

@@ -34,6 +34,7 @@ from data.moments import Example
 TRAINED_ON: dict[Dataset, float] = {"qvh": 150.0, "charades": 60.0, "shapes": 40.0}
 SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv"})
 MOST_WORDS = 60  # of a query; more would push each other out of the prompt
+MOST_LETTERS = 1000  # of a query; its 60 words may have any length, and all of them are tagged and tokenized
 MOST_MOMENTS = 5
 DETAIL: dict[Treatment, int] = {"dropped": 0, "compressed": 1, "full": 2}
 
@@ -237,7 +238,8 @@ def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = N
       t5: the model's tokenizer; without it, whether the words are known is not looked at.
 
     Raises:
-      SearchError: there is no query; one is empty, longer than 60 words, or has no word that the tokenizer can write.
+      SearchError: there is no query; one is empty, longer than 60 words or 1000 characters, or has no word that the
+        tokenizer can write.
     """
     if not queries:
         raise SearchError("no query; say in a sentence what to look for")
@@ -246,6 +248,8 @@ def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = N
             raise SearchError(f"query {number} is empty; say in a sentence what to look for")
         if (words := len(query.split())) > MOST_WORDS:
             raise SearchError(f"query {number} has {words:,} words; say it in {MOST_WORDS} or fewer")
+        if len(query) > MOST_LETTERS:
+            raise SearchError(f"query {number} has {len(query):,} characters; say it in {MOST_LETTERS:,} or fewer")
         if t5 and not any(piece.strip(BORDER).isalnum() for piece in _pieces(query, t5)):
             raise SearchError(f"query {number} ({query.strip()[:40]}) has no word that the model knows; ask in English")
 

@@ -26,7 +26,10 @@ from calce_jax.items import items_of
         ("...!", [], []),
         ("\N{DOG FACE} a dog", ["dog"], ["dog"]),
         ("他在做饭", [], []),
+        (f"a red {'z' * 20_000} and a dog", ["z" * 20_000, "dog"], [f"red {'z' * 20_000}", "dog"]),
+        ("-" * 20_000 + " a dog", ["dog"], ["dog"]),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_nouns_and_phrases(query: str, nouns: list[str], phrases: list[str]):
     assert items_of(query) == nouns

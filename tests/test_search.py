@@ -253,6 +253,7 @@ def test_pictures_are_those_of_their_times_wherever_key_frames_are(tmp_path):
         ("", "query 1 is empty"),
         ("   ", "query 1 is empty"),
         (" ".join(["word"] * 5000), "query 1 has 5,000 words; say it in 60 or fewer"),
+        ("a." * 5000, "query 1 has 10,000 characters; say it in 1,000 or fewer"),
         ("🎉🎉", "has no word that the model knows"),
         ("他在做饭", "has no word that the model knows; ask in English"),
     ],
