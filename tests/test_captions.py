@@ -102,7 +102,10 @@ def test_default_takes_digits_and_arrows_for_text(write):
         (HEADER + "a\n\n2\n", ["a 2"]),
         (HEADER + "\n2\n00:00:03,000 --> 00:00:04,000\nb\n", ["b"]),
         ("1\n0:0:1 -> 0:0:2\na\n\n2\n0.0.3. - > 0:0:4\uff0c5\nb\n".replace("->", "-->"), ["a", "b"]),
-        ("\ufeff \n" + HEADER + "a", ["a"]),
+        (HEADER + "a\n12:30:00 is noon\n", ["a 12:30:00 is noon"]),
+        (HEADER + "42\n12:30:00 is noon\n", ["42 12:30:00 is noon"]),
+        (HEADER + "\n12:30:00 is noon\n", ["12:30:00 is noon"]),
+        ("\ufeff\ufeff \n" + HEADER + "a", ["a"]),
         (HEADER, []),
         (HEADER[:-1], []),
         ("7" * 5000 + HEADER + "a", ["a"]),
@@ -163,11 +166,21 @@ def test_an_empty_file_has_no_captions(write, text, behaviour):
         (GOOD + "\n3\n00:00:02,000\n--> 00:00:03,000\nlast\n", 10),
         (GOOD + "\n3\n00:00:02,000 to 00:00:03,000\nlast\n", 10),
         (GOOD + "\n00:00:02,000 to 00:00:03,000\nlast\n", 9),
+        (HEADER + "2\n00:00:03,000 --> 00:00:04,000\nlast\n", 4),
+        (HEADER + "\n00:00:03,000 --> 00:00:04,000\nlast\n", 4),
+        (HEADER + "a\n00:00:03,000 --> 00:00:04,000\nlast\n", 4),
+        ("a" * 5000, 1),
     ],
 )
 def test_a_malformed_file_is_named_with_its_line(write, text, line):
-    with pytest.raises(CaptionError, match=rf"said\.srt, line {line}: expected a number.*mend the file"):
+    with pytest.raises(CaptionError, match=rf"said\.srt, line {line}: expected a number.*mend the file") as error:
         read_srt(write(text))
+    assert str(error.value).count("a") < 200
+
+
+def test_reference_names_a_long_text_without_times_by_its_beginning(write):
+    with pytest.raises(CaptionError, match=r"line 2, start: no times for 'a{59} above; mend the file"):
+        read_srt(write("a" * 5000), "reference")
 
 
 def test_missing_and_undecodable_files_are_named(write, tmp_path):

@@ -111,7 +111,7 @@ def mean_average_precision(cases: Sequence[EvalCase], behaviour: Behaviour) -> d
     )
     by_threshold = precision.mean(axis=0)
     names = map(str, IOU_THRESHOLDS.tolist())
-    scores = {name: to_percent(score_official) for name, score_official in zip(names, by_threshold, strict=True)}
+    scores = {name: to_percent(score) for name, score in zip(names, by_threshold, strict=True)}
     return {**scores, "average": to_percent(by_threshold.mean())}
 
 
