@@ -24,8 +24,8 @@ from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import apply_gradients, create_train_state
 from configs.calce import get_config
 from data import tokenizers as small
-from tests import minute
-from tests.test_schedule import QVH1
+from tests.helpers import tiny_model as minute
+from tests.training.test_schedule import QVH1
 
 BATCH = jax.tree.map(jnp.asarray, minute.make_batch((8, 8, 8)))
 FRAMES = minute.FRAMES

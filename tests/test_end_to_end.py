@@ -23,7 +23,7 @@ from calce_jax.text.captions import clean_captions, speech_intervals
 from calce_jax.text.prompt import PromptWriter, mentions_speech
 from calce_jax.text.text_row import Caption, TextSizes
 from calce_jax.text.tokenizers import load_bert, load_t5
-from tests import golden
+from tests.helpers import recordings_io as golden
 
 FRAMES, LENGTH = 12, 192
 

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from tests import recordings
 from tests.fidelity import __main__ as program
 from tests.fidelity import vision
 from tests.fidelity.folder import RecordingFolder
 from tests.fidelity.report import END, START, Group, ReportRow, as_text, write_page
+from tests.helpers import recordings
 
 ONLY = "01|02|03|08|09|10_metrics_synthetic|12"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

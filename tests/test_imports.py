@@ -57,7 +57,7 @@ LIBRARY = {module_name(path): path for path in sorted((ROOT / "calce_jax").rglob
 
 def room(module: str) -> str:
     """Return the room of a module of the library."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def test_every_room_is_in_the_list():

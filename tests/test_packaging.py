@@ -15,7 +15,7 @@ import pytest
 
 from calce_jax.search.samples import load_samples
 from data.shapes.write import write_shapes
-from tests.scripts import xla_test_flags
+from tests.helpers.commands import xla_test_flags
 
 pytestmark = pytest.mark.slow
 

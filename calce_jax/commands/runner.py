@@ -45,7 +45,7 @@ def run_main(
         left = parse(flag_values, argv) if parse else flag_values(argv)
     except (flags.Error, UserError) as error:
         fail(f"{argv[0]}: {_first_cause(error)}", USAGE)
-    logging.set_verbosity(flag_values["verbosity"].value)
+    logging.set_verbosity(int(flag_values["verbosity"].value or 0))
     try:
         main(left)
         sys.stdout.flush()

@@ -82,7 +82,7 @@ class RowMaker:
 
     def padding_row(self, like: Row) -> Row:
         """Return a row that stands for nothing, shaped as another: not valid, of no query (-1)."""
-        return {**jax.tree.map(np.zeros_like, dict(like)), "row": np.int32(-1)}
+        return {**jax.tree.map(np.zeros_like, dict(like)), "example_index": np.int32(-1)}
 
     def _row(self, example: Example, index: int, rng: np.random.Generator | None, out: np.ndarray | None) -> Row:
         writer, sizes = self.writer, self.writer.sizes
@@ -116,21 +116,21 @@ class RowMaker:
         )
         fields = {
             "frames": frames,
-            "present": np.arange(sizes.frames) < len(frame_positions),
+            "frame_mask": np.arange(sizes.frames) < len(frame_positions),
             "times": _pad_first_axis(times, sizes.frames),
             "duration": np.float32(example.duration),
             "tokens": text_row.tokens,
             "spans": text_row.spans,
-            "query_words": text_row.query_bert_tokens,
-            "caption_words": text_row.caption_bert_tokens,
-            "talk": np.bool_(bool(raw_captions) and mentions_speech(example.query, behaviour)),
-            "spoken": _pad_first_axis(speech_mask, sizes.frames),
-            "windows": _pad_first_axis(np.asarray(windows, np.float32).reshape(-1, 2), self.max_windows),
-            "window_valid": np.arange(self.max_windows) < len(windows),
+            "query_bert_tokens": text_row.query_bert_tokens,
+            "caption_bert_tokens": text_row.caption_bert_tokens,
+            "is_speech_query": np.bool_(bool(raw_captions) and mentions_speech(example.query, behaviour)),
+            "has_speech": _pad_first_axis(speech_mask, sizes.frames),
+            "stage1_windows": _pad_first_axis(np.asarray(windows, np.float32).reshape(-1, 2), self.max_windows),
+            "window_mask": np.arange(self.max_windows) < len(windows),
             "labels": text_row.labels,
-            "valid": np.bool_(True),
-            "row": np.int32(index),
-            "notes": np.int32(text_row.row_flags | window_flags),
+            "row_mask": np.bool_(True),
+            "example_index": np.int32(index),
+            "row_flags": np.int32(text_row.row_flags | window_flags),
         }
         if self.feature_store is None:
             return fields

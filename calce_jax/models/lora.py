@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from calce_jax.config import LoraConfig
 from calce_jax.models.layers import Key, Linear, dropout
 
-LayerT = TypeVar("Layer", bound=nnx.Module)
+LayerT = TypeVar("LayerT", bound=nnx.Module)
 
 
 class LoraLinear(nnx.Module):

@@ -18,7 +18,7 @@ T5_FILES = ("tokenizer.json", "spiece.model")
 BERT_FILES = ("tokenizer.json", "vocab.txt")
 NUM_T5_SENTINELS = 100
 
-TokenizerT = TypeVar("T", bound=PreTrainedTokenizerBase)
+TokenizerT = TypeVar("TokenizerT", bound=PreTrainedTokenizerBase)
 
 
 class TokenizerError(UserError):

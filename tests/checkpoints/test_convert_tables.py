@@ -31,8 +31,8 @@ from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.t5 import T5, T5Config
 from calce_jax.models.vit import Vit, VitConfig
 from calce_jax.models.whisper import Whisper, WhisperConfig
-from tests import golden
-from tests.manifests import manifest
+from tests.helpers import recordings_io as golden
+from tests.helpers.manifests import manifest
 
 VIT = VitConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12)
 QFORMER = QFormerConfig(

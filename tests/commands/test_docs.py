@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from calce_jax.config import field_names
-from tests.documented import PAGES, ROOT, Command, check_command, code_lines, commands
-from tests.scripts import run_script
+from tests.helpers.commands import run_script
+from tests.helpers.documented_commands import PAGES, ROOT, Command, check_command, code_lines, commands
 
 # Which test runs a program, on data that it makes; the full-size data of the docs are nobody's to ship.
 RUN_BY = {

@@ -11,12 +11,12 @@ import pytest
 
 from calce_jax.moments.annotations import read_annotations
 from data.shapes.write import write_shapes
-from tests.scripts import run_script, xla_test_flags
+from tests.helpers.commands import run_script, xla_test_flags
 
 # ml_collections reads a config's file in a way that Python 3.11 calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FRAMES = {1: 8, 2: 16}
 # Enough to pass every part, too little to learn.
 SHORT = (

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from calce_jax.input_pipeline.dataset import open_dataset
-from tests.clips import write_clip
-from tests.sounds import tone, write_audio
+from tests.helpers.audio_files import tone, write_audio
+from tests.helpers.video_files import write_clip
 
 pytestmark = [
     pytest.mark.skipif(
@@ -22,7 +22,7 @@ pytestmark = [
     # The protobuf that Beam wants calls old what TFDS asks of it.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROCESSES = ("--runner=DirectRunner", "--", "--direct_num_workers=2", "--direct_running_mode=multi_processing")
 
 

@@ -21,9 +21,9 @@ import requests
 
 from calce_jax.datasets.download import RECORD_FILE, NoNetworkError, fetch
 from calce_jax.datasets.sources import PUBLICATIONS, DriveFile, DriveFolder, HubRepo, Publication
-from tests.published_server import COMMIT, run_server
+from tests.helpers.published_server import COMMIT, run_server
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WEIGHTS = bytes(range(256)) * 400
 REPO = HubRepo("someone/model", ("config.json", "*.safetensors"), ("merges.txt",))
 MODEL = {"config.json": b'{"size": 1}', "a.safetensors": WEIGHTS, "b.safetensors": WEIGHTS[::-1], "model.bin": b"old"}

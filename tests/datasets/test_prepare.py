@@ -17,8 +17,8 @@ from calce_jax.moments.annotations import Annotation, AnnotationError
 from calce_jax.storage.failures import Failure, failure_table
 from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.video.decode import decode_jpeg, read_frames
-from tests.clips import GREY, write_clip
-from tests.scripts import script
+from tests.helpers.commands import script
+from tests.helpers.video_files import GREY, write_clip
 
 SETTINGS = PrepareSettings(frames=6, image_size=32)
 SRT = "1\n00:00:00,500 --> 00:00:01,250\n<i>Look</i>, a lighthouse!\n"

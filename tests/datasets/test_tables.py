@@ -17,7 +17,7 @@ from calce_jax.datasets.tables import SkippedQuery, VideoRecord, build_tables, r
 from calce_jax.input_pipeline.dataset import TablesError, open_dataset
 from calce_jax.moments.annotations import Annotation
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAIN = [
     Annotation(2579, "b", 'She says "no" — twice.', ["she", "é"], 150, [[82, 150]]),
     Annotation("x_1", "a", "An empty road.", [], 20.123456789, [[0.1, 6.9], [7, 11.3]], [[1, 2.7]], "several"),
@@ -169,7 +169,7 @@ def test_workers_open_the_files_themselves(built):
 def test_no_part_of_it_imports_tensorflow(tmp_path):
     program = """
 import sys
-from tests.test_tables import TRAIN, VAL, load
+from tests.datasets.test_tables import TRAIN, VAL, load
 from data.moments import open_tables
 from data.tables import build_tables, rebuild_queries
 build_tables(sys.argv[1], "charades", {"train": TRAIN, "val": VAL}, load)

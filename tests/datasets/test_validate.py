@@ -9,9 +9,9 @@ import pytest
 
 from calce_jax.datasets.validate import validate_dataset
 from calce_jax.moments.annotations import read_annotations
-from tests.clips import write_clip
+from tests.helpers.video_files import write_clip
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

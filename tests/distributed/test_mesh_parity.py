@@ -17,8 +17,8 @@ from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import TrainState, create_train_state
 from calce_jax.training.train_step import compile_train_step, make_train_step
-from tests import minute
-from tests.minute import BUCKETS
+from tests.helpers import tiny_model as minute
+from tests.helpers.tiny_model import BUCKETS
 
 # float32 sums in another order.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

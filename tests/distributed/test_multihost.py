@@ -29,9 +29,9 @@ from calce_jax.inference.trained_run import load_trained_model
 from calce_jax.moments.annotations import Annotation
 from calce_jax.training.loop import METRICS_LAG_STEPS
 from calce_jax.video.decode import encode_jpeg
-from tests.scripts import run_script, xla_test_flags
+from tests.helpers.commands import run_script, xla_test_flags
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FRAMES, SIZE, TRAIN, VAL = 6, 56, 8, 6
 EPOCHS, STEPS = 6, 12
 CONFIG = (

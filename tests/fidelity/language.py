@@ -19,10 +19,10 @@ from calce_jax.models.layers import gelu
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.t5 import T5, relative_position_bucket
 from calce_jax.text.tokenizers import load_bert
-from tests import golden
 from tests.fidelity import sizes
 from tests.fidelity.folder import RecordedArrays, RecordingFolder
 from tests.fidelity.report import Group
+from tests.helpers import recordings_io as golden
 
 # float32 sums in another order, through all layers.
 ACTIVATIONS = 2e-5

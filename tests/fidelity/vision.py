@@ -14,10 +14,10 @@ from calce_jax.checkpoints.convert.mapping import add_prefix
 from calce_jax.checkpoints.convert.vit import KEY_MAPPING, interpolate_positions
 from calce_jax.models.layers import LayerNorm
 from calce_jax.models.vit import Vit, VitConfig
-from tests import golden
 from tests.fidelity import sizes
 from tests.fidelity.folder import RecordingFolder
 from tests.fidelity.report import Group
+from tests.helpers import recordings_io as golden
 
 # float32 sums in another order, on a stream that reaches 10.
 ACTIVATIONS = 1e-5

@@ -37,13 +37,13 @@ from calce_jax.text.prompt import Caption, PromptWriter, TextSizes, decode_answe
 from calce_jax.text.tokenizers import load_bert, load_t5
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import apply_gradients, create_train_state
-from tests import golden
 from tests.fidelity import sizes
 from tests.fidelity.folder import RecordedArrays, RecordingFolder
 from tests.fidelity.language import as_sequences, search_answers
 from tests.fidelity.report import Group
 from tests.fidelity.selection import selected_frames, uniform_draws
 from tests.fidelity.text import Tokenizers
+from tests.helpers import recordings_io as golden
 
 # float32 sums in another order, through all three towers.
 ACTIVATIONS, LOGITS, SCORES = 2e-5, 1e-4, 2e-5

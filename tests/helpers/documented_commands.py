@@ -23,9 +23,9 @@ from calce_jax.checkpoints.convert.targets import parse_target
 from calce_jax.commands.cli import COMMANDS
 from calce_jax.config import validate
 from configs.calce import get_config
-from tests.scripts import script
+from tests.helpers.commands import script
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND_PATTERN = re.compile(r"(\S*/bin/)?(calce|python|pip|make|tensorboard|ffmpeg|taskset) |launch/\w+\.py\b")
 # Programs of others, which are looked at no further.

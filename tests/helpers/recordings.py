@@ -18,10 +18,10 @@ from calce_jax.models.t5 import T5, T5Config
 from calce_jax.models.vit import Vit, VitConfig
 from calce_jax.text.tokenizers import load_bert
 from data import tokenizers as small
-from tests import golden
-from tests.test_qformer import transformers_text, transformers_visual
-from tests.test_schedule import QVH1, QVH1_RATES
-from tests.test_vit import transformers_hidden_states
+from tests.helpers import recordings_io as golden
+from tests.models.test_qformer import transformers_text, transformers_visual
+from tests.models.test_vit import transformers_hidden_states
+from tests.training.test_schedule import QVH1, QVH1_RATES
 
 VIT_CONFIG = VitConfig(image_size=12, patch_size=4, width=24, depth=2, heads=3, mlp_width=20)
 LARGER_IMAGE_SIZE = 20  # pixels

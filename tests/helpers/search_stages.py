@@ -10,7 +10,7 @@ from calce_jax.distributed.sharding import make_mesh
 from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.presets.tiny import tiny_config
 from calce_jax.text.tokenizers import open_tokenizers
-from tests.minute import SIZES, make_model
+from tests.helpers.tiny_model import SIZES, make_model
 
 MAX_SEGMENT_SECONDS = 10.0  # seconds of a piece
 FRAMES = {1: 5, 2: 10}

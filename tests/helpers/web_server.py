@@ -19,8 +19,8 @@ from calce_jax.search.ranking import Moment
 from calce_jax.search.searcher import QueryResult, Searcher, VideoResult
 from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.video.decode import VideoError
-from tests.clips import write_clip
-from tests.searching import MAX_SEGMENT_SECONDS, make_stages
+from tests.helpers.search_stages import MAX_SEGMENT_SECONDS, make_stages
+from tests.helpers.video_files import write_clip
 
 SECRET = "seen by nobody"
 

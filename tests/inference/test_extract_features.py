@@ -32,9 +32,9 @@ from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import make_train_step
 from calce_jax.video.decode import encode_jpeg
-from tests.minute import IMAGE_SIZE
-from tests.scripts import run_script
-from tests.searching import make_stages
+from tests.helpers.commands import run_script
+from tests.helpers.search_stages import make_stages
+from tests.helpers.tiny_model import IMAGE_SIZE
 
 STORED, FRAMES = 8, 4
 TOTALS = {"a": 80, "b": 80, "short": 3, "c": 80}

@@ -12,7 +12,7 @@ from calce_jax.distributed.sharding import build_mesh
 from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
 from calce_jax.inference.predict_step import compile_predict, make_predict
 from calce_jax.training.feed import LengthGroupedIterator
-from tests.minute import STEPS, make_batch, make_model
+from tests.helpers.tiny_model import STEPS, make_batch, make_model
 
 ROWS, B, EPOCH, WINDOW = 20, 4, 5, 3
 TABLE = make_batch([3 + row * 7 % 6 for row in range(ROWS)])

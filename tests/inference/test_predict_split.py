@@ -21,7 +21,7 @@ from calce_jax.moments.predictions import PredictionError
 from calce_jax.moments.scoring import QueryMoments
 from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.video.decode import encode_jpeg
-from tests.searching import make_stages
+from tests.helpers.search_stages import make_stages
 
 BATCH, TOTAL = 4, 10
 
@@ -314,7 +314,7 @@ def test_a_killed_writer_does_not_lock_the_next_one_out(job):
         "import os, sys; from calce_jax.storage.locks import FileLock; FileLock(sys.argv[1]).__enter__(); os._exit(9)"
     )
     command = [sys.executable, "-c", script, f"{job.out}.lock"]
-    subprocess.run(command, check=False, cwd=Path(__file__).parents[1])
+    subprocess.run(command, check=False, cwd=Path(__file__).parents[2])
     assert json.loads((job.out.parent / "val.jsonl.lock").read_text())["pid"] != os.getpid()
     job.run()
     job.check_finished()

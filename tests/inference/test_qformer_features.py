@@ -26,10 +26,10 @@ from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import make_train_step
-from tests.minute import FRAMES, SIZES, STEPS, make_batch, make_model
-from tests.scripts import run_script
-from tests.searching import make_stages
-from tests.test_features import TRAIN, VAL, batches, clip_of, film, reading
+from tests.helpers.commands import run_script
+from tests.helpers.search_stages import make_stages
+from tests.helpers.tiny_model import FRAMES, SIZES, STEPS, make_batch, make_model
+from tests.inference.test_extract_features import TRAIN, VAL, batches, clip_of, film, reading
 
 FROZEN_SIZES = replace(SIZES, ln_vision="frozen")
 PARTS = make_model(SIZES)

@@ -25,7 +25,7 @@ from calce_jax.text.text_row import RowFlag
 from calce_jax.text.tokenizers import load_bert, load_t5
 from calce_jax.video.decode import encode_jpeg
 from data import tokenizers as small
-from tests.golden import load_recording
+from tests.helpers.recordings_io import load_recording
 
 TOKENIZERS = load_t5(f"{small.__path__[0]}/tiny_t5"), load_bert(f"{small.__path__[0]}/tiny_bert")
 SIZE, TOTAL, STORED = 32, 64, 8

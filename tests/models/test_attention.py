@@ -13,7 +13,7 @@ from calce_jax.distributed.sharding import build_mesh
 from calce_jax.models import attention as module
 from calce_jax.models.attention import attention
 from calce_jax.models.calce import Calce, CalceConfig
-from tests.minute import SIZES, make_model
+from tests.helpers.tiny_model import SIZES, make_model
 
 # float32 sums in another order; of blocks, each scaled anew when a larger score is met, of gradients of up to 10.
 CLOSE, IN_BLOCKS = 1e-6, 2e-5

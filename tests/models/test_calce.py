@@ -11,7 +11,7 @@ from flax import nnx
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.inference.predict_step import make_encode_video, make_predict, make_predict_from_features
 from calce_jax.models.calce import Calce, CalceConfig, answer_loss, count_params, param_label, shift_right, split_params
-from tests.minute import BUCKETS, STEPS, make_batch, make_model
+from tests.helpers.tiny_model import BUCKETS, STEPS, make_batch, make_model
 
 B = 3
 # float32 sums of other lengths.

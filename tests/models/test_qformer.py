@@ -11,7 +11,7 @@ from flax import nnx
 
 from calce_jax.checkpoints.convert.qformer import key_mapping
 from calce_jax.models.qformer import QFormer, QFormerConfig
-from tests import golden
+from tests.helpers import recordings_io as golden
 
 # float32 sums in another order; every layer ends in a norm, so nothing grows.
 CLOSE = {"rtol": 1e-5, "atol": 5e-6}

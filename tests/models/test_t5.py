@@ -15,7 +15,7 @@ from calce_jax.models.calce import answer_loss, shift_right
 from calce_jax.models.layers import gelu
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.t5 import T5, T5Config, relative_position_bucket
-from tests import golden
+from tests.helpers import recordings_io as golden
 
 # float32 sums in another order, through three layers.
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}

@@ -15,7 +15,7 @@ from calce_jax.checkpoints.convert.huggingface import write_blip2
 from calce_jax.checkpoints.convert.state_dict import to_torch
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.models.calce import Calce, answer_loss, shift_right, split_params
-from tests.test_convert_hub import IMAGE, PIXELS, SIZES, TEXT, WEIGHTS
+from tests.checkpoints.test_convert_huggingface import IMAGE, PIXELS, SIZES, TEXT, WEIGHTS
 
 ANSWER = np.array([[4, 9, 1], [7, 1, 0]], np.int32)
 PREFIX = "t5_model.base_model.model."

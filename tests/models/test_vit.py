@@ -14,7 +14,7 @@ from calce_jax.checkpoints.convert.mapping import add_prefix
 from calce_jax.checkpoints.convert.vit import KEY_MAPPING, interpolate_positions
 from calce_jax.models.layers import LayerNorm
 from calce_jax.models.vit import CLIP_MEAN, CLIP_STD, Vit, VitConfig, normalise_frames
-from tests import golden
+from tests.helpers import recordings_io as golden
 
 # float32 sums in another order, on a stream that reaches 10.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

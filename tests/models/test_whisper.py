@@ -15,7 +15,7 @@ from calce_jax.models.whisper import WHISPER_SIZES, Whisper, WhisperConfig
 from calce_jax.speech.decode import DecodeInputs, detect_language, filter_logits, transcribe_batch
 from calce_jax.speech.special_tokens import SpecialTokens
 from calce_jax.speech.whisper_model import open_whisper
-from tests import golden
+from tests.helpers import recordings_io as golden
 
 # float32 sums in another order, through three layers.
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}

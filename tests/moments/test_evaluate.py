@@ -10,7 +10,7 @@ import pytest
 
 from calce_jax.moments.metrics.evaluate import evaluate_files
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEADLINES = ("R1@0.5", "R1@0.7", "mIoU", "mAP@0.5", "mAP@0.75")
 
 

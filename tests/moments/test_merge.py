@@ -12,7 +12,7 @@ from calce_jax.moments.annotations import AnnotationError, read_annotations, wri
 from calce_jax.moments.merge import merge_stage1
 from calce_jax.moments.predictions import Prediction, write_predictions
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROWS = [
     {"qid": qid, "query": f"query {qid}", "vid": "v_0_150", "duration": 150, "relevant_windows": [[0, 10]]}
     for qid in (1, 2, 3)

@@ -37,9 +37,9 @@ from calce_jax.text.prompt import Caption
 from calce_jax.text.tokenizers import load_t5
 from calce_jax.video.clips import cut_clip, thumbnails_at
 from calce_jax.video.decode import VideoError, decode_jpeg, frames_at, read_frames, video_duration
-from tests.clips import write_clip
-from tests.scripts import script
-from tests.searching import MAX_SEGMENT_SECONDS, make_stages
+from tests.helpers.commands import script
+from tests.helpers.search_stages import MAX_SEGMENT_SECONDS, make_stages
+from tests.helpers.video_files import write_clip
 
 QUERY = "a red circle moves to the left"
 SRT = "1\n00:00:01,000 --> 00:00:02,000\nsaid in {} by {}\n"
@@ -281,7 +281,7 @@ def test_pictures_are_those_of_their_times_wherever_key_frames_are(tmp_path):
     ],
 )
 def test_queries_that_cannot_be_asked(query, says):
-    t5 = load_t5(Path(__file__).parents[1] / "calce_jax/assets/tiny/t5")
+    t5 = load_t5(Path(__file__).parents[2] / "calce_jax/assets/tiny/t5")
     with pytest.raises(SearchError, match=says):
         check_queries([query], t5)
     check_queries(["a red circle 🎉 moves"], t5)

@@ -8,9 +8,9 @@ import pytest
 
 from calce_jax.search.web.app import draw_samples
 from calce_jax.search.web.visitors import COOKIE, ResultStore, visitor_from_cookies
-from tests.clips import write_clip
-from tests.scripts import run_script
-from tests.serving import serving
+from tests.helpers.commands import run_script
+from tests.helpers.video_files import write_clip
+from tests.helpers.web_server import serving
 
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 # Gradio and its parts warn about each other's versions; an exception in a server's thread is a failure all the same.

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.serving import Stub, Visitor, beside_private_files, raw, serving
+from tests.helpers.web_server import Stub, Visitor, beside_private_files, raw, serving
 
 httpx = pytest.importorskip("httpx", reason="gradio is absent: pip install 'calce_jax[web]'")
 gate = pytest.importorskip("calce_jax.search.web.gate", reason="gradio is absent: pip install 'calce_jax[web]'")

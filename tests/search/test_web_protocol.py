@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from calce_jax.search.web.visitors import COOKIE
-from tests.clips import write_clip
-from tests.serving import SECRET, Stub, Visitor, World, beside_private_files, raw, serving
+from tests.helpers.video_files import write_clip
+from tests.helpers.web_server import SECRET, Stub, Visitor, World, beside_private_files, raw, serving
 
 httpx = pytest.importorskip("httpx", reason="gradio is absent: pip install 'calce_jax[web]'")
 uploads = pytest.importorskip("calce_jax.search.web.uploads", reason="gradio is absent: pip install 'calce_jax[web]'")

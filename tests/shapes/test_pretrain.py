@@ -19,7 +19,7 @@ from data.shapes.pretrain.pretrain import word_token_ids
 from data.shapes.pretrain.text_stage import FrameTextEmbedder, init_text_stage, make_text_batch
 from data.shapes.scene import COLOURS, SHAPES, make_scene
 
-TOKENIZERS = Path(__file__).parents[1] / "data" / "tokenizers"
+TOKENIZERS = Path(__file__).parents[2] / "data" / "tokenizers"
 WORDS = ("nothing", *COLOURS, *SHAPES)
 
 

@@ -26,7 +26,7 @@ from data.shapes.write import (
     write_shapes,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCENES = [make_scene(seed) for seed in range(300)]
 
 

@@ -24,10 +24,10 @@ from calce_jax.speech.transcribe import Transcriber, Transcript, TranscriptionOp
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.text.captions import read_srt
 from calce_jax.text.text_row import Caption
-from tests.clips import write_clip
-from tests.sounds import music, tone, write_audio
+from tests.helpers.audio_files import music, tone, write_audio
+from tests.helpers.video_files import write_clip
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

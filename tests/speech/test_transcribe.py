@@ -13,9 +13,9 @@ from calce_jax.speech.transcribe import AudioFeatures, OptionsError, Transcriber
 from calce_jax.speech.vad import CHUNK_S, VoiceActivityDetector, speech_intervals
 from calce_jax.speech.whisper_model import SpeechModelError, open_whisper
 from calce_jax.text.text_row import Caption
-from tests import golden
-from tests.clips import write_clip
-from tests.sounds import music, tone, write_audio
+from tests.helpers import recordings_io as golden
+from tests.helpers.audio_files import music, tone, write_audio
+from tests.helpers.video_files import write_clip
 
 TIME = 100
 

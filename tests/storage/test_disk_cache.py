@@ -23,9 +23,9 @@ from calce_jax.search.searcher import Searcher, _weights_key
 from calce_jax.search.segments import SegmentSampling, read_segments
 from calce_jax.search.web.visitors import COOKIE
 from calce_jax.storage.disk_cache import DTYPES, MAGIC, OVERHEAD, DiskCache
-from tests.clips import write_clip
-from tests.minute import SIZES, make_model
-from tests.searching import FRAMES, MAX_SEGMENT_SECONDS, make_stages
+from tests.helpers.search_stages import FRAMES, MAX_SEGMENT_SECONDS, make_stages
+from tests.helpers.tiny_model import SIZES, make_model
+from tests.helpers.video_files import write_clip
 
 ARRAYS = {
     "means": np.array([[0.1, np.nan, np.inf], [-0.0, 3.0, 1e-40]], np.float32),

@@ -16,7 +16,7 @@ from calce_jax.distributed import multihost as hosts
 from calce_jax.distributed.multihost import one_writer
 from calce_jax.storage.locks import FileLock, LockError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from calce_jax.storage.locks import FileLock

@@ -12,7 +12,7 @@ from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import compile_train_step, make_train_step
-from tests import minute
+from tests.helpers import tiny_model as minute
 
 OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05))
 BATCH = minute.make_batch((8, 5, 3, 6))

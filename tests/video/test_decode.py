@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from calce_jax.video.decode import VideoError, decode_jpeg, encode_jpeg, head_indices, read_frames, video_duration
-from tests.clips import GREY, write_clip
+from tests.helpers.video_files import GREY, write_clip
 
 # Made by decord 0.6.0: crc32 of VideoReader(path, width=224, height=224).get_batch(head indices of 10 frames).
 DECORD = {"chaplin.mp4": 1449964913, "nasa_13013.mp4": 629830505}

@@ -48,7 +48,7 @@ def select_coarse(
       noise: see `dpc_knn`.
     """
     select_video = partial(_select, mode=mode, clusters=clusters, dilation=dilation, behaviour=behaviour)
-    return jax.vmap(select_video)(features, frame_mask, talk=is_speech_query, spoken=has_speech, noise=noise)
+    return jax.vmap(select_video)(features, frame_mask, is_speech_query=is_speech_query, has_speech=has_speech, noise=noise)
 
 
 def _select(

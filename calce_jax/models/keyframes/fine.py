@@ -80,8 +80,8 @@ def select_fine(
         frame_mask,
         windows,
         window_mask,
-        talk=is_speech_query,
-        spoken=has_speech,
+        is_speech_query=is_speech_query,
+        has_speech=has_speech,
         noise=noise,
         draws=draws,
     )
