@@ -98,7 +98,7 @@ def parse_args(
     Args:
       description: of the benchmark.
       threads: what `--threads` is by default.
-      own: further options of it, as `argparse` takes them.
+      extra_options: further options of it, as `argparse` takes them.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
@@ -143,7 +143,7 @@ def compare(
     """Time two ways of doing one thing in turns, and print the row.
 
     Args:
-      setting: rounds and device.
+      settings: rounds and device.
       name, other, compile_s, tflop, notes: see `Row`.
       program: ours, compiled, to tell what it holds; what torch holds can be told on a GPU alone.
       frames: how many are read, to tell how many a second.
@@ -195,7 +195,7 @@ def check_close(ours: Any, theirs: Any, *, max_difference: float) -> str:
     """Say how far jax's and torch's array are apart at most, relative to the largest entry.
 
     Raises:
-      ValueError: further than `most`: then it was not the same computation.
+      ValueError: further than `max_difference`: then it was not the same computation.
     """
     ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs.float().cpu())
     distance = float(np.abs(ours - theirs).max() / np.abs(theirs).max())

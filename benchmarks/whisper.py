@@ -92,7 +92,7 @@ def open_torch(batch_size: int) -> TranscribeFn:
 
 
 def open_faster_whisper(batch_size: int, compute_type: str) -> TranscribeFn:
-    """Open faster-whisper's; `kind` is that of its weights."""
+    """Open faster-whisper's; `compute_type` is that of its weights."""
     from faster_whisper import BatchedInferencePipeline, WhisperModel  # noqa: PLC0415
 
     model = WhisperModel(CONVERTED.value, device="cpu", compute_type=compute_type, cpu_threads=THREADS.value)

@@ -40,7 +40,9 @@ class Features:
     scale: Float32[AnyArray, "B T P G"] | None = (
         None  # of int8 alone: what the values of D // G channels are multiples of
     )
-    means: Float32[AnyArray, "B T F"] | None = None  # of the Q-Former alone, which has Q tokens: see `Looked.means`
+    means: Float32[AnyArray, "B T F"] | None = (
+        None  # of the Q-Former alone, which has Q tokens: see `QFormerFeatures.means`
+    )
 
 
 @struct.dataclass

@@ -18,7 +18,7 @@ class CompileCase:
     """One program to compile.
 
     Fields:
-      target: a key of `TARGETS`.
+      target: a key of `EXPORT_FORMATS`.
       run: the argument of `configs/calce.py`.
       program: a key of `PROGRAMS`.
       budget: the most bytes of one chip; that of its memory, unless less was promised.

@@ -15,7 +15,7 @@ def count_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, while_trip_count: int = 1)
 
     Args:
       jaxpr: of a traced program, over all devices together.
-      turns: how often a loop runs whose end depends on its values; the search for an answer is one.
+      while_trip_count: how often a loop runs whose end depends on its values; the search for an answer is one.
 
     Returns:
       The most that the program may take: of the branches of a switch, the longest counts.

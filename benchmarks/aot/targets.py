@@ -35,7 +35,7 @@ class Target:
       platform: "cuda" or "tpu".
       topology: how many chips and how they are joined, as jax writes it for that platform.
       memory: bytes of one chip.
-      mesh: chips along `calce_jax.distributed.sharding.AXES`.
+      mesh: chips along `calce_jax.distributed.sharding.MESH_AXES`.
       options: of the compiler.
     """
 

@@ -50,7 +50,7 @@ def resolve_init(workdir: Path, other_run: str = "", base: str = "") -> InitSour
 
     Args:
       workdir: of this run.
-      given: workdir of another run, or "".
+      other_run: workdir of another run, or "".
       base: safetensors file of the whole model, or "". The frozen weights come from it wherever the trainables do.
 
     Raises:
@@ -118,7 +118,7 @@ class Checkpoints:
         Args:
           state: a `TrainState`.
           iterator: the data iterator, which stands after the state's last batch.
-          record: what JSON can hold.
+          metadata: what JSON can hold.
           metrics: of this state, with R1_avg; none where it was not evaluated. An R1_avg that is not finite counts as
             none, so that such a state never becomes the best.
 
@@ -219,7 +219,7 @@ class Checkpoints:
     def _restore(
         self, step: int, abstract_leaves: Mapping[str, Any], *, prefix: str = "", **items: Any
     ) -> dict[str, Any]:
-        """Restore the leaves whose names begin with `part`, after a look at their shapes."""
+        """Restore the leaves whose names begin with `prefix`, after a look at their shapes."""
         with self._translate_errors(step, "read"):
             saved = self._manager.item_metadata(step)["state"].tree
             saved_shapes = {name: tuple(leaf.shape) for name, leaf in saved.items() if name.startswith(prefix)}
@@ -267,7 +267,7 @@ def save_params(path: Path, params: Any, metadata: Mapping[str, str] | None = No
     Args:
       path: the file; it is written under another name first.
       params: a pytree of arrays.
-      about: strings to keep in the file's header.
+      metadata: strings to keep in the file's header.
 
     Raises:
       CheckpointError: no space is left.

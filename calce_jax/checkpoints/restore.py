@@ -64,7 +64,7 @@ def load_trainable(workdir: Path, template: nnx.State, checkpoint: Literal["best
 def restore_trainables(
     workdir: Path, like: nnx.State, which: Literal["best", "latest"] = "best"
 ) -> tuple[nnx.State, Path]:
-    """Return the trainables of another run as `trainables_of` does, and the folder of the checkpoint they are in."""
+    """Return the trainables of another run as `load_trainable` does, and the folder of the checkpoint they are in."""
     checkpoints = Checkpoints(workdir)
     step = (
         checkpoints.best_step_and_metric[0]

@@ -69,9 +69,9 @@ def caption_videos(
     Args:
       videos: the files.
       out: folder of the .srt files; also gets `failures.jsonl` where videos failed.
-      whisper: as for `open_whisper`; of a folder, all workers see it.
+      whisper: as for `open_whisper_weights`; of a folder, all workers see it.
       options: from `beam_options`.
-      choices: how to transcribe.
+      transcribe_options: how to transcribe.
       dtype: of the model.
     """
     out = Path(out)
@@ -128,7 +128,7 @@ class CaptionFn(beam.DoFn):
 
 
 def _make_shards(items: Sequence[Item], max_size: int) -> list[list[Item]]:
-    """Cut a list into `SHARES`, or into more of them that hold `most`."""
+    """Cut a list into `NUM_SHARDS`, or into more of them that hold `max_size`."""
     size = min(max_size, -(-len(items) // NUM_SHARDS))
     return [list(items[start : start + size]) for start in range(0, len(items), size or 1)]
 

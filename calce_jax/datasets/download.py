@@ -77,7 +77,7 @@ def fetch(
       publication: what, see `calce_jax.datasets.sources`.
       out: the folder; files that are there and whole are not fetched again.
       endpoint: of the hub; `$HF_ENDPOINT`, or https://huggingface.co, unless given.
-      say: is told of each file that is there.
+      log: is told of each file that is there.
 
     Returns:
       The files, and a line for each part that could not be fetched, with what to do by hand.
@@ -376,7 +376,7 @@ def _file_record(target: Path, out: Path, source: str, checked: str) -> FetchedF
 
 
 def _digest(path: Path, hasher: Any) -> str:
-    """Return the hexadecimal hash of a file, on top of what `running` has taken in."""
+    """Return the hexadecimal hash of a file, on top of what `hasher` has taken in."""
     with path.open("rb") as file:
         while block := file.read(HASH_BLOCK_BYTES):
             hasher.update(block)

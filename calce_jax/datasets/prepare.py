@@ -44,8 +44,8 @@ class PrepareResult:
     """What came of it.
 
     Attributes:
-      ready: videos that are prepared.
-      decoded: those of them that were decoded now; the others were there already.
+      num_ready: videos that are prepared.
+      num_decoded: those of them that were decoded now; the others were there already.
       queries: in the tables, by split.
       failures: what was left out and why, in order of the videos' ids.
     """
@@ -61,7 +61,7 @@ def read_splits(files: Sequence[str], items_file: str | None = None) -> dict[str
 
     Args:
       files: one a split.
-      items: the original's file of items, for annotations that have none.
+      items_file: the original's file of items, for annotations that have none.
 
     Raises:
       PrepareError: a file's split cannot be told, or is given twice.
@@ -107,7 +107,7 @@ def caption_missing_videos(
       splits: the annotated queries by split.
       videos: folder of the videos.
       srts: folder of the .srt files; made if it is not there.
-      whisper: as for `calce_jax.speech.whisper_model.open_whisper`, which says what it raises.
+      whisper: as for `calce_jax.speech.whisper_model.open_whisper_weights`, which says what it raises.
 
     Raises:
       SpeechModelError: the model cannot be opened.

@@ -65,9 +65,9 @@ class PrepareJob:
 
     Attributes:
       video: id.
-      source: the video file.
-      captions: the .srt file, or None for a dataset without speech.
-      target: where the result goes.
+      video_path: the video file.
+      srt_path: the .srt file, or None for a dataset without speech.
+      output_path: where the result goes.
       settings: how.
     """
 

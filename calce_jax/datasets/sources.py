@@ -41,10 +41,10 @@ class Publication:
     """Things that are fetched together.
 
     Attributes:
-      about: what it is.
+      description: what it is.
       licence: what is known of its terms, and where they are.
       parts: where it is.
-      then: what to do with it; `{out}` stands for the folder it went to.
+      next_steps: what to do with it; `{out}` stands for the folder it went to.
     """
 
     description: str

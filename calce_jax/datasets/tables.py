@@ -39,8 +39,8 @@ class VideoRecord:
 
     Fields:
       video: id.
-      total: frames in the file.
-      rate: frames a second.
+      total_frames: frames in the file.
+      fps: frames a second.
       duration: seconds.
       indices: of the key frames in the file, int32 (T,).
       times: of the key frames in seconds, float32 (T,).
@@ -123,7 +123,7 @@ def videos_table_matches(
       folder: a prepared folder, or one to be.
       dataset: "qvhighlights", "charades_sta" or "shapes".
       split_rows: the annotated queries of each split.
-      newest: when the last of their videos was prepared; a table that is not younger may hold it as it was before.
+      latest_mtime: when the last of their videos was prepared; a table that is not younger may hold it as it was before.
     """
     path = Path(folder) / "tables" / "videos"
     try:
@@ -245,14 +245,14 @@ def _query_rows(rows: Sequence[Annotation], stored_durations: Mapping[str, float
 
 
 def _shards(rows: RowIterator, max_rows: int, shard_size: int) -> list[RowIterator]:
-    """Cut at most `most` rows into shards; where there turn out to be fewer, the last shards stay empty."""
+    """Cut at most `max_rows` rows into shards; where there turn out to be fewer, the last shards stay empty."""
     return [islice(rows, shard_size) for _ in range(math.ceil(max_rows / shard_size))]
 
 
 def _write_table(
     builder: type[TableBuilder], table: TableName, shards: Mapping[str, Sequence[RowIterator]], path: Path
 ) -> None:
-    """Write one table to `place`, which does not exist or is an empty folder."""
+    """Write one table to `path`, which does not exist or is an empty folder."""
     # TFDS tells of a download that does not happen, and shows bars with the names of temporary files.
     tfds.display_progress_bar(enable=False)
     with (
@@ -272,7 +272,7 @@ def _write_table(
 
 @contextmanager
 def _atomic_replace_dir(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside `place`, and put it there when what it is to hold has been written."""
+    """Give an empty folder beside `path`, and put it there when what it is to hold has been written."""
     new, old = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.old")
     try:
         for leftover in (new, old):

@@ -20,10 +20,10 @@ class ValidationReport:
 
     Attributes:
       queries: by split.
-      videos: that are annotated.
+      num_videos: that are annotated.
       hours: that the readable ones of them last.
-      longest: of those, seconds.
-      windows: true ones, of all queries.
+      max_duration: of those, seconds.
+      num_windows: true ones, of all queries.
       without_windows: queries that have none.
       without_items: queries whose things are not listed.
       faults: in order of the videos' ids.

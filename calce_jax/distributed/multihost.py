@@ -34,8 +34,8 @@ def initialize_distributed(coordinator: str, num_processes: int | None = None, p
     Args:
       coordinator: "HOST:PORT" of the first host, which listens there; "auto" asks the cluster (Slurm, Open MPI,
         Kubernetes, Cloud TPU) for all three; "" stays alone.
-      hosts: how many there are.
-      host: which one this is, from 0.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
 
     Raises:
       HostError: some are given and others not, or there is no such host.

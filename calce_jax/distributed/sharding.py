@@ -71,7 +71,7 @@ def make_mesh(name: str, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def build_mesh(axis_sizes: tuple[int, int, int], devices: Sequence[Any]) -> Mesh:
-    """Make a mesh of so many devices along `AXES`, from the first ones; `make_mesh` knows those a config can name."""
+    """Make a mesh of so many devices along `MESH_AXES`, from the first ones; `make_mesh` knows those a config can name."""
     needed = int(np.prod(axis_sizes))
     return jax.make_mesh(axis_sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices[:needed])
 

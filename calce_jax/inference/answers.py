@@ -30,8 +30,8 @@ class Answer:
       row: of the query in its table.
       moments: scored and ranked.
       treatments: what became of each frame, in order of time.
-      similarity: of each caption of the batch row to the query, in [-1, 1].
-      used: numbers of the captions in the prompt, most similar first.
+      caption_similarity: of each caption of the batch row to the query, in [-1, 1].
+      used_captions: numbers of the captions in the prompt, most similar first.
     """
 
     row: int
@@ -53,7 +53,7 @@ def decode_answers(
     Args:
       prediction: on the host, as numpy.
       t5: the tokenizer the answers are written in.
-      by: the order of the windows of an answer.
+      window_order: the order of the windows of an answer.
       behaviour: see `calce_jax.moments.scoring`.
 
     Raises:

@@ -67,14 +67,14 @@ class ExtractionResult:
     """What came of it.
 
     Fields:
-      seen: videos seen now.
-      there: videos whose features were there.
+      num_extracted: videos seen now.
+      num_existing: videos whose features were there.
       failures: videos that cannot be seen.
-      error, read_error: relative L2 distance between what was seen and what is stored, over the whole folder; of the
+      error, projected_error: relative L2 distance between what was seen and what is stored, over the whole folder; of the
         tokens, and of the tokens as what comes next reads them before training: the tower's after `ln_vision`, the
         Q-Former's after `t5_proj`.
-      bytes_a_frame: of a record.
-      frames: seen now.
+      bytes_per_frame: of a record.
+      num_frames: seen now.
     """
 
     num_extracted: int
@@ -100,13 +100,13 @@ def extract_features(
     """See every video of a prepared folder, unless it was seen before.
 
     Args:
-      base: a config and its weights, from `calce_jax.inference.trained_run.open_base`.
-      footage: the videos.
+      model: a config and its weights, from `calce_jax.inference.trained_run.load_base_model`.
+      videos: the videos.
       out: the folder of features.
-      store: in which numbers.
-      of: the tower's tokens, or what the Q-Former says of these.
-      host, hosts: which of several machines this is, and how many share the videos and `out`; each has its own devices.
-      videos_a_shard: see `VIDEOS_A_SHARD`.
+      storage_dtype: in which numbers.
+      source: the tower's tokens, or what the Q-Former says of these.
+      host, num_hosts: which of several machines this is, and how many share the videos and `out`; each has its own devices.
+      videos_per_shard: see `VIDEOS_PER_SHARD`.
 
     Raises:
       FeaturesError: `out` holds features of another make, or does not fit on the disk; or no video can be seen.
@@ -236,7 +236,7 @@ class VideoDataset:
       splits: whose videos; of all splits unless given.
 
     Attributes:
-      names: ids of the videos.
+      video_ids: ids of the videos.
 
     Raises:
       TablesError: there is no such folder or split.

@@ -38,8 +38,8 @@ class BatchWindow:
     Fields:
       leaves: of their `Batch`, with features in place of frames, each with an axis of V batches before that of B rows;
         on the devices.
-      tree: puts leaves together to a `Batch`.
-      told: of V * B rows; on every host the same.
+      treedef: puts leaves together to a `Batch`.
+      row_info: of V * B rows; on every host the same.
     """
 
     leaves: list[Array]
@@ -129,7 +129,7 @@ def make_batch_predictor(
       predict: compiled, from `calce_jax.inference.predict_step.compile_predict`.
       mesh: where batches go.
       grouper: sees them.
-      window: V.
+      batches_per_window: V.
 
     Returns:
       `run(trainable, frozen, batches)`, which takes this host's parts of batches and gives the predictions of all

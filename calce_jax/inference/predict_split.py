@@ -40,9 +40,9 @@ class DatasetSplit:
     """The queries of one split, and the batches that ask them once, in order.
 
     Fields:
-      tables: queries with their videos.
+      dataset: queries with their videos.
       queries: the queries alone.
-      batches: makes a fresh iterator, from the given batch on.
+      make_batches: makes a fresh iterator, from the given batch on.
     """
 
     dataset: MomentDataset
@@ -74,7 +74,7 @@ def open_split(config: RunConfig, split: str, tokenizers: Tokenizers, model_conf
 def predict_answers(
     config: RunConfig, split: DatasetSplit, t5: PreTrainedTokenizerBase, predict: PredictFn, first_batch: int = 0
 ) -> Iterator[Answer]:
-    """Ask every query of a split, from batch `first` on; log what did not fit the shapes of a batch."""
+    """Ask every query of a split, from batch `first_batch` on; log what did not fit the shapes of a batch."""
     flag_counter = RowFlagCounter()
     for prediction in predict(split.make_batches(first_batch)):
         flag_counter.add(np.asarray(prediction.about.example_index), np.asarray(prediction.about.row_flags))
@@ -104,7 +104,7 @@ def predict_split(model: TrainedModel, split: str, out: str | Path) -> list[Pred
     name when it holds one line a query, in their order. Several hosts share the work, and the folder of `out`.
 
     Args:
-      trained: the run.
+      model: the run.
       split: of the prepared folder in its config.
       out: the JSONL file.
 

@@ -33,7 +33,7 @@ class StepConfig:
       selection: how key frames and captions are chosen.
       buckets: prompt lengths in tokens, ascending. A prompt longer than the last is cut at the right, and counted.
       remat: what the backward pass recomputes.
-      beams, answer_length: of the search; the length in tokens includes the end.
+      num_beams, max_answer_length: of the search; the length in tokens includes the end.
     """
 
     selection: SelectionConfig
@@ -119,7 +119,7 @@ def compile_predict(predict: Callable[..., BatchPrediction], mesh: Mesh) -> Call
 
 
 def step_config(config: RunConfig, max_answer_tokens: int) -> StepConfig:
-    """Return what the two programs need to know; answers may have `answer_tokens`."""
+    """Return what the two programs need to know; answers may have `max_answer_tokens`."""
     return StepConfig(
         selection=SelectionConfig(
             stage=config.stage,
@@ -137,7 +137,7 @@ def step_config(config: RunConfig, max_answer_tokens: int) -> StepConfig:
 
 
 def make_encode_video(graph: Any) -> Callable[[nnx.State, nnx.State, UInt8[Array, "B T Y X 3"]], QFormerFeatures]:
-    """Build `look(trainable, frozen, frames) -> Looked`, to be jitted."""
+    """Build `look(trainable, frozen, frames) -> QFormerFeatures`, to be jitted."""
 
     def encode_video(trainable: nnx.State, frozen: nnx.State, frames: UInt8[Array, "B T Y X 3"]) -> QFormerFeatures:
         model: Calce = nnx.merge(graph, trainable, frozen)

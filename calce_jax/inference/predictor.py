@@ -34,12 +34,12 @@ class Predictor:
     """A trained run, ready for examples.
 
     Args:
-      trained: the run.
-      longest: seconds of the longest video; answers may be as long as it allows.
+      model: the run.
+      max_duration: seconds of the longest video; answers may be as long as it allows.
 
     Attributes:
-      frames: T of the run.
-      most: queries in a batch at most.
+      num_frames: T of the run.
+      max_batch_size: queries in a batch at most.
     """
 
     def __init__(self, model: TrainedModel, max_duration: float):
@@ -90,7 +90,7 @@ class Predictor:
 
         Args:
           examples: the queries.
-          looked: what is seen in the video of each.
+          features: what is seen in the video of each.
         """
         answers: list[Answer] = []
         # One of two sizes: a short video and a sentence is the common case, and any other would be compiled anew.

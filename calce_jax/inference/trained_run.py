@@ -25,7 +25,7 @@ class TrainedModel:
 
     Fields:
       config: the run's; data fields may have been changed on opening.
-      sizes, tokenizers: what the config names.
+      model_config, tokenizers: what the config names.
       mesh: where the weights are.
       graph, trainable, frozen: the model, see `calce_jax.models.calce.split`.
       checkpoint: folder of the checkpoint that the trainables are from; None for base weights.
@@ -72,8 +72,8 @@ def load_trained_model(
 
     Args:
       workdir: what `launch/train.py --workdir` wrote.
-      which: its checkpoint.
-      directory, mesh, use_captions, features: in place of the config's.
+      checkpoint: its checkpoint.
+      data_dir, mesh, use_captions, features: in place of the config's.
 
     Raises:
       ConfigError: there is no run in the workdir, or its config is damaged.
@@ -89,8 +89,8 @@ def load_trained_model(
     )
     base = load_base_model(replace(config, data=data, mesh=config.mesh if mesh is None else mesh))
     with jax.set_mesh(base.mesh):
-        trainable, checkpoint = restore_trainables(Path(workdir), base.trainable, checkpoint)
-    return replace(base, trainable=trainable, checkpoint=checkpoint)
+        trainable, folder = restore_trainables(Path(workdir), base.trainable, checkpoint)
+    return replace(base, trainable=trainable, checkpoint=folder)
 
 
 def load_base_model(config: RunConfig) -> TrainedModel:

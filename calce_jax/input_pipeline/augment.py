@@ -76,7 +76,7 @@ def bicubic_resize(frames: UInt8[np.ndarray, "T H W 3"], crop: Crop, size: int) 
 
 
 def bicubic_weights(in_size: int, out_size: int) -> Float32[np.ndarray, "S N"]:
-    """Return the matrix that resamples `count` samples at `size` places: four cubic weights a row.
+    """Return the matrix that resamples `in_size` samples at `out_size` places: four cubic weights a row.
 
     Places are those of pixel centres; beyond the border the outermost sample is repeated.
     """

@@ -40,15 +40,15 @@ class InputConfig:
       frames: T; of shorter videos, all frames.
       image_size: H and W, those of the stored frames.
       batch_size: B, over all hosts.
-      captions, words, text_tokens, windows, answer_tokens: C, U, M, W and A. What exceeds them is noted in the batch.
-      max_text: most T5 tokens of the text and of a caption.
+      max_captions, bert_tokens, text_tokens, max_windows, answer_tokens: C, U, M, W and A. What exceeds them is noted in the batch.
+      max_text_tokens: most T5 tokens of the text and of a caption.
       augment: crop at random, a clip as a whole.
       shuffle: draw a new order for each epoch; otherwise that of the table.
       remainder: of an epoch that is no multiple of B: "drop" leaves these queries out of this epoch (training; another
         epoch leaves out others), "fill" adds rows that are not valid (evaluation).
-      epochs: None never ends.
+      num_epochs: None never ends.
       seed: of the order and the crops.
-      workers: processes that read; 0 reads in threads of this one.
+      num_workers: processes that read; 0 reads in threads of this one.
       use_captions: False withholds what is said; Charades has no sound.
       behaviour: "reference" does as the original, see `calce_jax.text.prompt` and `calce_jax.input_pipeline.augment`.
       features: folder of what is seen in the frames, read in place of them (`calce_jax.input_pipeline.feature_store`); these know no

@@ -23,7 +23,7 @@ class BufferPool:
 
     Nobody has to say so: it is known from the references. Who copies an array in the background, as jax does to a
     device, holds one until the copy is there. There is as much memory as was ever lent at a time. Whoever has a room
-    reads, so making one calls `keep_freed`, in a worker process too.
+    reads, so making one calls `retain_freed_memory`, in a worker process too.
     """
 
     def __init__(self, shape: tuple[int, ...]):

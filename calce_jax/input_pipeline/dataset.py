@@ -31,7 +31,7 @@ class Query:
     Fields:
       qid: id, a number or a string as annotated.
       video: id.
-      row: of the video in the videos table of the split.
+      video_row: of the video in the videos table of the split.
       query: the sentence.
       items: the things named in it.
       duration: of the video in seconds, as annotated; where it is not, as found in the file.
@@ -59,8 +59,8 @@ class Example(Query):
       keyframes: T JPEG images.
       indices: of the key frames in the file, int32 (T,).
       times: of the key frames in seconds, float32 (T,).
-      total: frames in the file.
-      rate: frames a second.
+      total_frames: frames in the file.
+      fps: frames a second.
       captions: (start, end, text), in seconds.
     """
 
@@ -87,7 +87,7 @@ class MomentDataset(Sequence[Example]):
         return self._length
 
     def __getitem__(self, index: int) -> Example:
-        """Read query number `place`, from the end where negative.
+        """Read query number `index`, from the end where negative.
 
         Raises:
           IndexError: there are not that many.

@@ -90,7 +90,7 @@ class FrameKeys:
     Fields:
       video: id.
       indices: of the frames in the file.
-      sums: CRC-32 of each frame's JPEG.
+      checksums: CRC-32 of each frame's JPEG.
     """
 
     video: str
@@ -110,7 +110,7 @@ class FeatureStore:
 
     Attributes:
       folder: where they are.
-      made: by what.
+      metadata: by what.
 
     Raises:
       FeaturesError: there are none in the folder, or of another version.
@@ -231,9 +231,9 @@ class ShardWriter:
         """Add a video.
 
         Args:
-          clip: its frames.
+          frame_keys: its frames.
           records: of each; values, then scales, then means.
-          squares: sums of squares by name, which tell together what storing changed; they are added up.
+          squared_sums: sums of squares by name, which tell together what storing changed; they are added up.
         """
         for record in records:
             self._write(record)
@@ -327,9 +327,9 @@ def diff_metadata(stored: FeatureMetadata, expected: FeatureMetadata, extra_fiel
     """List the fields in which features are not those that a run would make: "vision: 3f.. there, 9a.. here".
 
     Args:
-      there: what made them.
-      here: what the run would make.
-      more: fields that need not differ in vain: "frames" and "store" where the same features are to be added to.
+      stored: what made them.
+      expected: what the run would make.
+      extra_fields: fields that need not differ in vain: "frames" and "store" where the same features are to be added to.
     """
     compared = {field.name for field in fields(FeatureMetadata)} - {
         "frames",

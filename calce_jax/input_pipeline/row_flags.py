@@ -26,7 +26,7 @@ class RowFlagCounter:
         """Return a line a kind of note, most frequent first: "query cut: 2 queries (q4, q17)".
 
         Args:
-          queries: turns rows of the queries table into ids.
+          query_ids_of: turns rows of the queries table into ids.
         """
         lines = []
         for flag, rows in sorted(self.rows.items(), key=lambda item: (-len(item[1]), item[0])):

@@ -32,10 +32,10 @@ class RowMaker:
     Args:
       writer: of the text; has stage, behaviour and sizes.
       image_size: pixels of a side; that of the stored frames.
-      windows: W, of stage 1.
+      max_windows: W, of stage 1.
       use_captions: without them nothing is heard: no caption enters a prompt, and no frame is spoken.
-      pixels: False leaves frames without any, for a video that has been seen before (`calce_jax.inference.predict_step`).
-      features: what the tower gave of the frames, which is read in place of their pixels.
+      decode_pixels: False leaves frames without any, for a video that has been seen before (`calce_jax.inference.predict_step`).
+      feature_store: what the tower gave of the frames, which is read in place of their pixels.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class RowMaker:
 
         Args:
           example: read from the tables.
-          number: its row in the queries table.
-          augment: draws the crop; None shows the frames as they are.
-          into: where the frames are put, such as a part of a batch; by default they get memory of their own.
+          index: its row in the queries table.
+          rng: draws the crop; None shows the frames as they are.
+          out: where the frames are put, such as a part of a batch; by default they get memory of their own.
 
         Raises:
           InputError: frames that are not stored, of another size or broken, or without features; a text that cannot
@@ -192,7 +192,7 @@ def decode_frames(jpegs: Sequence[bytes], size: int) -> UInt8[np.ndarray, "T Y X
 
 
 def decode_frames_into(jpegs: Sequence[bytes], out: UInt8[np.ndarray, "T Y X 3"]) -> None:
-    """Decode the frames of a video into `clip`, which has their size.
+    """Decode the frames of a video into `out`, which has their size.
 
     Raises:
       InputError: there are none, or one is broken or of another size.

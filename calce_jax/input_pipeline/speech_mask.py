@@ -13,13 +13,13 @@ def mark_speech_frames(
 ) -> np.ndarray:
     """Mark the frames in which somebody talks.
 
-    The video is taken as `frames` equal parts, as the original does, whatever the frames' own times are. Every part
+    The video is taken as `num_frames` equal parts, as the original does, whatever the frames' own times are. Every part
     that an interval touches is marked, the one in which it ends included.
 
     Args:
       intervals: (start, end) in seconds; parts that lie outside the video are ignored.
       duration: of the video, in seconds.
-      frames: number of real frames.
+      num_frames: number of real frames.
 
     Returns:
       bool (frames,).

@@ -47,7 +47,7 @@ def attention(
       scale: 1/sqrt(H) for ViT and BERT, 1 for T5.
       bias: added to the scores (T5's relative positions).
       mask: True where a key may be looked at. A row with no such key gives some mean of values: finite, and unused.
-      drop, drop_key: dropout on the attention weights.
+      dropout_rate, dropout_key: dropout on the attention weights.
       implementation: who computes it. "flash" compiles for TPUs alone.
     """
     use_dropout = dropout_key is not None and dropout_rate > 0.0

@@ -63,9 +63,9 @@ def beam_search(
     Args:
       t5: the model.
       memory, mask: its encoder's result, and which positions of it count.
-      beams: K.
-      length: M, the longest answer in tokens, the end token included.
-      shortest: tokens an answer has at least, the end token included; before that the end is not considered, without
+      num_beams: K.
+      max_length: M, the longest answer in tokens, the end token included.
+      min_length: tokens an answer has at least, the end token included; before that the end is not considered, without
         the other tokens becoming any more probable.
       behaviour: "reference" divides an answer that has not ended by one more than its length, as `transformers` did up
         to 4.35: it decides how long the search goes on, and where a cut answer stands among ended ones.

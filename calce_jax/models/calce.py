@@ -1,6 +1,6 @@
 """CALCE: frames and their times, captions and a query go in as one sequence; Flan-T5 writes the windows.
 
-One model serves both stages. They differ in how key frames are chosen (`Selection.stage`), and in nothing else here:
+One model serves both stages. They differ in how key frames are chosen (`SelectionConfig.stage`), and in nothing else here:
 
     frames u8 (B T Y X 3)
       -> see      ViT, frozen                                   (B T P D)
@@ -160,7 +160,7 @@ class Calce(nnx.Module):
     ) -> PromptSelection:
         """Choose key frames and captions. Nothing here is differentiated.
 
-        `key` makes the frozen Q-Former drop, which the original does while training; `chance` is what it draws while
+        `key` makes the frozen Q-Former drop, which the original does while training; `reference_noise` is what it draws while
         it selects, in evaluation too. Only "reference" heeds them.
         """
         keys = KeyStream(key if selection.behaviour == "reference" else None)

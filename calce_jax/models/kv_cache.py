@@ -36,7 +36,7 @@ class KVCache:
     def update(
         self, key: Float[Array, "B S N H"], value: Float[Array, "B S N H"], cache_index: Int[Array, ""]
     ) -> "KVCache":
-        """Return this with the projections of positions `at` .. `at` + S."""
+        """Return this with the projections of positions `cache_index` .. `cache_index` + S."""
         projected, update_slice = KVCache.from_projections(key, value), jax.lax.dynamic_update_slice_in_dim
         return KVCache(
             update_slice(self.key, projected.key, cache_index, axis=3),
@@ -54,7 +54,7 @@ class LayerCache:
     def update_self(
         self, key: Float[Array, "B S N H"], value: Float[Array, "B S N H"], cache_index: Int[Array, ""]
     ) -> "LayerCache":
-        """Return the cache with the projections of tokens `at` .. `at` + S."""
+        """Return the cache with the projections of tokens `cache_index` .. `cache_index` + S."""
         return replace(self, own=self.self_attention.update(key, value, cache_index))
 
 

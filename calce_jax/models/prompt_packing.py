@@ -29,7 +29,7 @@ class CaptionSelection:
 
 @struct.dataclass
 class PromptLayout:
-    """What stands at every position. `token` counts where `text`; `slot`, `query` and `key` where not."""
+    """What stands at every position. `token_id` counts where `is_text`; `slot`, `query_token` and `is_keyframe` where not."""
 
     is_text: Bool[Array, "*B L"]
     token_id: Int[Array, "*B L"]  # T5 id
@@ -47,7 +47,7 @@ def select_captions(
     min_similarity: float,
     max_captions: int,
 ) -> CaptionSelection:
-    """Take the captions whose cosine with the query exceeds `threshold`, the `limit` most similar at most.
+    """Take the captions whose cosine with the query exceeds `min_similarity`, the `max_captions` most similar at most.
 
     Equally similar ones stay in order of time. As in the original, the order of use is that of similarity.
     """
@@ -73,7 +73,7 @@ def count_prompt_tokens(
     full_tokens: int,
     compressed_tokens: int,
 ) -> Int[Array, " B"]:
-    """Return the number of tokens each prompt needs; a frame takes `full` or `compressed` query tokens."""
+    """Return the number of tokens each prompt needs; a frame takes `full_tokens` or `compressed_tokens` query tokens."""
 
     def sample_length(frame_plan: FramePlan, spans: Array, caption_selection: CaptionSelection) -> Int[Array, ""]:
         return _prompt_items(frame_plan, spans, caption_selection, full_tokens, compressed_tokens)[1].sum()

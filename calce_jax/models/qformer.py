@@ -34,7 +34,7 @@ PAD_ID = 0  # BERT's id of [PAD]
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """Sizes. The first of every `cross_every` layers looks at image tokens of `image_width`."""
+    """Sizes. The first of every `cross_attention_frequency` layers looks at image tokens of `image_width`."""
 
     width: int
     depth: int
@@ -133,7 +133,7 @@ class QFormerBlock(nnx.Module):
 
 
 class QFormer(nnx.Module):
-    """Queries that read frames (`visual`), and BERT (`text`).
+    """Queries that read frames (`encode_images`), and BERT (`encode_text`).
 
     The layers and the looks at the frame are two stacks, of `depth` and of `crosses`: the text path scans one, the
     visual path scans both, group by group.

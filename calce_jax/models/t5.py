@@ -316,7 +316,7 @@ class T5(nnx.Module):
     def init_cache(
         self, blocks: Sequence[DecoderBlock], memory: Float[Array, "B L D"], num_beams: int, max_length: int
     ) -> tuple[LayerCache, ...]:
-        """Return a cache for `beams` answers of at most `length` tokens about each encoded sample.
+        """Return a cache for `num_beams` answers of at most `max_length` tokens about each encoded sample.
 
         The encoder's keys and values are kept once a sample, not once a beam. Those of the answers stay where they were
         written, token by token, K beams each; which of them belong to a beam is said by a mask, so nothing is moved
@@ -338,14 +338,14 @@ class T5(nnx.Module):
         beam_indices: Int[Array, "B K M"],
         mask: Bool[Array, "B L"],
     ) -> tuple[Float[Array, "B K V"], tuple[LayerCache, ...]]:
-        """Return the logits after token number `at` of every beam, and the cache with that token in it.
+        """Return the logits after token number `position` of every beam, and the cache with that token in it.
 
         Args:
           blocks: from `decoder_blocks`.
           ids: the tokens before.
           cache: from `start` or the call before.
-          at: number of the token.
-          rows: which beam each beam's tokens were written by; at `at` each its own.
+          position: number of the token.
+          beam_indices: which beam each beam's tokens were written by; at `position` each its own.
           mask: which positions of the encoder count.
         """
         dtype, (batch, num_beams, length) = cache[0].self_attention.key.dtype, beam_indices.shape

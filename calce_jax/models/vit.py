@@ -24,7 +24,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class VitConfig:
-    """Sizes. `image_size` and `patch` in pixels; `width` of the stream, `mlp_width` between the two linear layers."""
+    """Sizes. `image_size` and `patch_size` in pixels; `width` of the stream, `mlp_width` between the two linear layers."""
 
     image_size: int
     patch_size: int

@@ -62,7 +62,7 @@ class WhisperConfig:
 
         Args:
           size: one of `SIZES`.
-          english: the English-only variant, which exists up to "medium".
+          english_only: the English-only variant, which exists up to "medium".
 
         Raises:
           ValueError: there is no such size.
@@ -193,7 +193,7 @@ class DecoderBlock(nnx.Module):
     def decode_step(
         self, x: Float[Array, "B A D"], cache: LayerCache, cache_index: Int[Array, ""], mask: Bool[Array, "B A M"]
     ) -> tuple[Float[Array, "B A D"], LayerCache]:
-        """Read tokens `at` .. `at` + A, and put their keys and values into the cache."""
+        """Read tokens `cache_index` .. `cache_index` + A, and put their keys and values into the cache."""
         normed = self.self_norm(x)
         cache = cache.update_self(*self.self_attention.project_keys_values(normed), cache_index)
         x = x + self.self_attention.attend_cached(normed, cache.self_attention, mask=mask)
@@ -264,7 +264,7 @@ class Whisper(nnx.Module):
     def init_cache(
         self, blocks: Sequence[DecoderBlock], memory: Float[Array, "B S D"], max_length: int
     ) -> tuple[LayerCache, ...]:
-        """Return a cache for texts of `length` tokens, prompt included, about encoded windows."""
+        """Return a cache for texts of `max_length` tokens, prompt included, about encoded windows."""
         cross_caches = [
             KVCache.from_projections(*block.cross_attention.project_keys_values(memory)) for block in blocks
         ]
@@ -278,15 +278,15 @@ class Whisper(nnx.Module):
         cache_index: Int[Array, ""],
         text_start: Int[Array, " B"],
     ) -> tuple[Float[Array, "B A D"], tuple[LayerCache, ...]]:
-        """Read the tokens at places `at` .. `at` + A.
+        """Read the tokens at places `cache_index` .. `cache_index` + A.
 
         Args:
           blocks: from `decoder_blocks`.
           ids: the tokens.
           cache: from `start` or the call before.
-          at: place of the first of them in the cache.
-          first: place at which each row's text begins. Prompts of several lengths are padded on the left, so that all
-            rows write at the same place; what lies before `first` is not looked at and has no position.
+          cache_index: place of the first of them in the cache.
+          text_start: place at which each row's text begins. Prompts of several lengths are padded on the left, so that all
+            rows write at the same place; what lies before `text_start` is not looked at and has no position.
 
         Returns:
           What `logits` reads after each of the tokens, and the cache with them in it.

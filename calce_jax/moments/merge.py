@@ -14,8 +14,8 @@ class MergeResult:
 
     Attributes:
       annotations: all of them, in their order, with `stage1_windows`.
-      without_result: ids of queries that stage 1 has no window for; their window is the whole video.
-      unknown: ids of predictions for queries that are not annotated; they are left out.
+      missing_stage1: ids of queries that stage 1 has no window for; their window is the whole video.
+      unknown_predictions: ids of predictions for queries that are not annotated; they are left out.
     """
 
     annotations: list[Annotation]

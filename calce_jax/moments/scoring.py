@@ -35,7 +35,7 @@ class QueryMoments:
       windows: [start, end, score], best first; seconds of the video, scores in [0, 1].
       text: the answer the windows were read from.
       status: how well it could be read.
-      beams: all answers that were considered, most probable first.
+      hypotheses: all answers that were considered, most probable first.
     """
 
     windows: list[list[float]]
@@ -61,7 +61,7 @@ def score_moments(
       texts: the answers, best first, at least one.
       log_probabilities: of each answer, natural logarithm.
       duration: of the video, in seconds.
-      by: the order of the windows.
+      window_order: the order of the windows.
       behaviour: by default the best answer that can be read is used, and the status says "repaired" if it was not the
         first; "reference" reads the first whatever it says, and keeps the order of time.
     """

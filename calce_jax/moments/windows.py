@@ -137,11 +137,11 @@ def order_windows(
 
     Args:
       windows: [start, end, ...] in seconds.
-      scores: one a window; needed where `by` is "score".
-      by: "given" leaves the order as it is; "longest" puts the longest window first; "score" the highest score.
+      scores: one a window; needed where `window_order` is "score".
+      window_order: "given" leaves the order as it is; "longest" puts the longest window first; "score" the highest score.
 
     Raises:
-      ValueError: `by` is "score" and the scores are missing or not one a window.
+      ValueError: `window_order` is "score" and the scores are missing or not one a window.
     """
     if window_order == "given":
         return list(range(len(windows)))

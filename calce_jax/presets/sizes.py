@@ -28,8 +28,8 @@ def prompt_buckets(size: ModelSize, frames: int, stage: int, *, text_tokens: int
       size: of the model, which decides the tokens of a frame.
       frames: of a video; stage 2 keeps at most half of them.
       stage: 1 or 2.
-      text: tokens that captions, query, items and task together seldom exceed.
-      lengths: how many; each is compiled.
+      text_tokens: tokens that captions, query, items and task together seldom exceed.
+      num_buckets: how many; each is compiled.
     """
     kept_frames = frames // 2 if stage == 2 else frames
     min_length, max_length = (kept_frames * (tokens + 1) + text_tokens for tokens in reversed(TOKENS_PER_FRAME[size]))

@@ -85,7 +85,7 @@ class QueryView:
       truth: the true windows; `None` where nobody knows them.
       stages: by name, in the order they ran.
       captions: of the video, in order of time.
-      video_src: the video itself (`embedded_video`), or where a player finds it, relative to the page; `None` for no
+      video_src: the video itself (`video_data_uri`), or where a player finds it, relative to the page; `None` for no
         player.
     """
 
@@ -120,7 +120,7 @@ def write_page(
       title: the heading.
       queries: in the order they are shown at first.
       summary: tables at the top; may be empty.
-      about: a line under the heading, e.g. the configuration and the date.
+      subtitle: a line under the heading, e.g. the configuration and the date.
 
     Raises:
       ValueError: a frame is no image.

@@ -68,7 +68,7 @@ def write_search_page(path: str | Path, videos: Sequence[VideoView], *, max_mome
     Args:
       path: the HTML file.
       videos: with the same queries each.
-      top: moments of a query in the ranking.
+      max_moments: moments of a query in the ranking.
 
     Raises:
       OSError: the file cannot be written.

@@ -24,7 +24,7 @@ def query_view(
       answers: of each stage by name, in the order they ran.
       pictures: (second, JPEG) of the frames of the last stage, in order of time; an earlier stage that looked at every
         n-th of them is shown with those.
-      truth: whether the example's windows are the truth, and not merely unknown.
+      has_truth: whether the example's windows are the truth, and not merely unknown.
       video_src: see `QueryView`.
     """
     stages = {}

@@ -16,7 +16,7 @@ def caption_with_cache(videos: Sequence[Path], folder: str | Path, whisper: str,
     Args:
       videos: the files.
       folder: of the new .srt files, called like their videos; what it has of other videos is replaced.
-      whisper: as for `calce_jax.speech.whisper_model.open_whisper`, which says what it raises.
+      whisper: as for `calce_jax.speech.whisper_model.open_whisper_weights`, which says what it raises.
       cache: what was heard before is taken from there.
 
     Returns:

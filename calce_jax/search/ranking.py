@@ -38,9 +38,9 @@ def select_moments(
     """Return the moments of one video for one query, best first.
 
     Args:
-      pieces: of the video.
+      segments: of the video.
       beams: of each piece; their windows are in seconds from its start.
-      most: how many moments at most.
+      max_moments: how many moments at most.
     """
     windows = np.unique(
         [

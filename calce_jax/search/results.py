@@ -95,8 +95,8 @@ def write_results(
 
     Args:
       out: the folder.
-      searched: from `told_apart`.
-      top: moments of a query that head the page.
+      results: from `told_apart`.
+      max_moments: moments of a query that head the page.
       clips: whether to cut every moment out.
       truth: true windows, which the page shows beside the moments; by the video's name without its suffix, and query.
 

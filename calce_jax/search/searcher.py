@@ -54,7 +54,7 @@ class QueryResult:
       stages: moments by stage, best first; those of the last stage are the result.
       captions: those used around the moments, in order of time.
       frames: (second, treatment by the last stage) of the key frames of all pieces, in order of time.
-      shown: the pieces that hold a moment.
+      segments_with_moments: the pieces that hold a moment.
     """
 
     query: str
@@ -84,7 +84,7 @@ class Searcher:
     Args:
       stages: a run of each, in order; see `open_stages`.
       cache: what is computed of videos is kept there.
-      longest: seconds of a piece; what the runs were trained on unless given.
+      max_seconds: seconds of a piece; what the runs were trained on unless given.
     """
 
     def __init__(self, stages: Sequence[TrainedModel], cache: DiskCache, max_seconds: float | None = None):
@@ -113,7 +113,7 @@ class Searcher:
           video: the file.
           queries: sentences, see `check_queries`.
           captions: what is said, in order of time.
-          most: moments a query at most.
+          max_moments: moments a query at most.
 
         Raises:
           SearchError: a query cannot be asked.

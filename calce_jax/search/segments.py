@@ -43,7 +43,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class SegmentSampling:
-    """How videos are looked at: pieces of at most `longest` seconds, T `frames` of a piece, `size` pixels a side."""
+    """How videos are looked at: pieces of at most `max_seconds` seconds, T `num_frames` of a piece, `image_size` pixels a side."""
 
     max_seconds: float
     num_frames: int
@@ -55,12 +55,12 @@ class SegmentFrames:
     """The key frames of a piece, as `calce_jax.input_pipeline.dataset.Example` has them; times count from the piece's start.
 
     Attributes:
-      piece: which.
+      segment: which.
       keyframes: T JPEG images, fewer where the video has fewer frames.
-      indices: of the key frames among `total`.
+      indices: of the key frames among `total_frames`.
       times: of the key frames, seconds.
-      total: frames that were there to choose from.
-      rate: of those, frames a second.
+      total_frames: frames that were there to choose from.
+      fps: of those, frames a second.
     """
 
     segment: Segment
@@ -72,7 +72,7 @@ class SegmentFrames:
 
 
 def split_into_segments(duration: float, max_seconds: float) -> list[Segment]:
-    """Cut `duration` seconds into pieces of `longest` seconds, the last one ending with the video."""
+    """Cut `duration` seconds into pieces of `max_seconds` seconds, the last one ending with the video."""
     if duration <= max_seconds * LENGTH_TOLERANCE:
         return [Segment(0.0, duration)]
     steps = ceil((duration - max_seconds) / (max_seconds / 2))
@@ -101,7 +101,7 @@ def read_segments(
 
     Args:
       video: the file.
-      content: what names it in the cache, from `calce_jax.storage.disk_cache.content_of`.
+      content: what names it in the cache, from `calce_jax.storage.disk_cache.file_hash`.
       sampling: how it is looked at.
       cache: where frames are kept.
 

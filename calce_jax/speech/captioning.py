@@ -38,10 +38,10 @@ class CaptioningResult:
     """What came of it.
 
     Attributes:
-      written: .srt files that were written now, those of `soundless` and `speechless` included.
-      there: .srt files that were there already.
-      soundless: videos without sound: their .srt is empty.
-      speechless: videos with sound in which nobody speaks: theirs is empty too.
+      written: .srt files that were written now, those of `no_audio` and `no_speech_prob` included.
+      existing: .srt files that were there already.
+      no_audio: videos without sound: their .srt is empty.
+      no_speech: videos with sound in which nobody speaks: theirs is empty too.
       failures: videos that could not be captioned.
       seconds: of sound that was transcribed.
     """
@@ -96,7 +96,7 @@ def caption_videos(
       videos: the files.
       out: folder of the .srt files; also gets `failures.jsonl`, one line a failure, when there is one.
       transcriber: opens the model; not called when everything is there.
-      host, hosts: which of several machines this is, each of which takes its share; JAX's own numbers unless given.
+      process_index, process_count: which of several machines this is, each of which takes its share; JAX's own numbers unless given.
 
     Raises:
       OSError: an .srt cannot be written.
@@ -138,7 +138,7 @@ def caption_missing(videos: Sequence[Path], out: Path, transcriber: Callable[[],
 def lazy_transcriber(
     whisper: str | Path, options: TranscriptionOptions | None = None, dtype: Dtype = "float32"
 ) -> Callable[[], Transcriber]:
-    """Return what opens a model when it turns out to be needed; see `open_whisper` and `Transcriber` for its errors."""
+    """Return what opens a model when it turns out to be needed; see `open_whisper_weights` and `Transcriber` for its errors."""
     return lambda: Transcriber(open_whisper(whisper, dtype), options or TranscriptionOptions())
 
 
@@ -148,7 +148,7 @@ def caption_without_srt(videos: Sequence[Path], folder: str | Path, whisper: str
     Args:
       videos: the files.
       folder: of the new .srt files; those that are there already stay.
-      whisper: as for `open_whisper`.
+      whisper: as for `open_whisper_weights`.
 
     Returns:
       The new .srt of each video that needed one and could be captioned.

@@ -63,11 +63,11 @@ def transcribe_batch(
 
     Args:
       whisper: the model.
-      windows: a batch.
-      vocabulary: of the model.
-      longest: M; prompt and text together fit the model's positions.
+      inputs: a batch.
+      special_tokens: of the model.
+      max_length: M; prompt and text together fit the model's positions.
       dtype: that everything but norms, softmax and logits is computed in.
-      times: whether texts have times; the prompt must say the same.
+      timestamps: whether texts have times; the prompt must say the same.
     """
     batch_size, prompt_width = inputs.prompt.shape
     blocks = whisper.decoder_blocks()
@@ -142,9 +142,9 @@ def filter_logits(
 
     Args:
       logits: of the next token.
-      tokens, at: those written so far, and how many.
-      vocabulary: of the model.
-      times: whether the rules for times apply: texts begin with a time, at most a second or so after the window; times
+      tokens, step: those written so far, and how many.
+      special_tokens: of the model.
+      timestamps: whether the rules for times apply: texts begin with a time, at most a second or so after the window; times
         come in pairs, except before the end; none is before the last one; and a time is written where all times
         together are more probable than any one word.
     """

@@ -33,8 +33,8 @@ def log_mel_spectrogram(chunks: Iterable[Float[np.ndarray, "_"]], mel_bins: int)
     waits for its end. An hour takes 115 MB (80 bands) or 184 MB (128).
 
     Args:
-      pieces: samples, 16 kHz, of any lengths.
-      mels: C, 80 or 128.
+      chunks: samples, 16 kHz, of any lengths.
+      mel_bins: C, 80 or 128.
     """
     filters = _mel_filters(mel_bins)
     blocks = [_log_power(block, filters)[:frames] for block, frames in _blocks(chunks)]

@@ -31,9 +31,9 @@ def split_segments(
 
     Args:
       tokens: of the text, without prompt and end.
-      time: the token of time 0.
+      timestamp_begin: the token of time 0.
       seek: mel frame at which the window begins.
-      frames: of the window that are the file's.
+      num_frames: of the window that are the file's.
 
     Returns:
       The segments, and how many frames later the next window begins; never 0.

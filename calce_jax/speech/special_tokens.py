@@ -18,14 +18,14 @@ class SpecialTokens:
     """Token ids.
 
     Attributes:
-      start: before every text.
-      end: after it.
-      no_times: stands before a text without times.
-      previous: begins a prompt that quotes what was said before.
+      sot: before every text.
+      eot: after it.
+      no_timestamps: stands before a text without times.
+      sot_prev: begins a prompt that quotes what was said before.
       no_speech: what the model writes where nobody speaks.
-      suppress: never written: signs that are not spoken, and prompts.
-      suppress_first: not written as the first token: a blank, and the end.
-      first_time: the most steps of 0.02 s at which a window's first text may begin.
+      suppress_tokens: never written: signs that are not spoken, and prompts.
+      begin_suppress_tokens: not written as the first token: a blank, and the end.
+      max_initial_timestamp_index: the most steps of 0.02 s at which a window's first text may begin.
       languages: by code, such as "en"; empty for an English-only model.
       transcribe: the task; None for an English-only model.
     """
@@ -46,12 +46,12 @@ class SpecialTokens:
 
     @property
     def no_speech(self) -> int:
-        """Precedes `no_times` in every published vocabulary."""
+        """Precedes `no_timestamps` in every published vocabulary."""
         return self.no_timestamps - 1
 
     @property
     def sot_prev(self) -> int:
-        """Precedes `no_speech` in every published vocabulary."""
+        """Precedes `no_speech_prob` in every published vocabulary."""
         return self.no_timestamps - 2
 
     @staticmethod

@@ -49,11 +49,11 @@ class TranscriptionOptions:
       language: its code, such as "en"; None to find out from each file's first words.
       batch_size: windows at a time, over all devices of this host.
       temperatures: tried in order until a text is neither improbable nor repeats itself; the last one's is taken.
-      improbable: mean log-probability of a token below which a text is.
-      repetitive: ratio of its bytes to its compressed bytes above which a text is.
-      silent: probability of no speech above which an improbable text is dropped.
-      quote: whether a window is told what was said before it. Texts flow better, and mistakes are repeated.
-      only_voices: whether windows and segments in which nobody speaks are left out.
+      logprob_threshold: mean log-probability of a token below which a text is.
+      compression_ratio_threshold: ratio of its bytes to its compressed bytes above which a text is.
+      no_speech_threshold: probability of no speech above which an improbable text is dropped.
+      condition_on_previous_text: whether a window is told what was said before it. Texts flow better, and mistakes are repeated.
+      vad_filter: whether windows and segments in which nobody speaks are left out.
       seed: of temperatures above 0.
     """
 
@@ -80,7 +80,7 @@ class AudioFeatures:
 
     Attributes:
       mel: bands of the whole file.
-      voices: stretches, in seconds, in which somebody speaks; None if that was not asked.
+      speech_intervals: stretches, in seconds, in which somebody speaks; None if that was not asked.
     """
 
     mel: Float[np.ndarray, "F C"]
@@ -105,7 +105,7 @@ class Transcriber:
     """A model on this host's devices, ready for any number of files.
 
     Args:
-      model: from `open_whisper`.
+      model: from `open_whisper_weights`.
       options: how.
       devices: that share a batch; all of this host unless given.
 
@@ -155,7 +155,7 @@ class Transcriber:
         """Read a file's sound; on the host alone, so that threads can do it ahead.
 
         Raises:
-          NoSound, SoundError: as `read_sound`.
+          NoSound, SoundError: as `read_audio`.
         """
         detector, samples = VoiceActivityDetector(), read_audio(path)
         mel = log_mel_spectrogram(
@@ -167,7 +167,7 @@ class Transcriber:
         """Yield the transcript of each file as it is finished.
 
         Args:
-          sounds: named files. One is drawn whenever the queue has room for it.
+          audio_files: named files. One is drawn whenever the queue has room for it.
         """
         remaining, queue = iter(audio_files), deque[_FileState[Name]]()
         while True:

@@ -48,7 +48,7 @@ class SpeechModel:
 
     Attributes:
       whisper: the model, with its weights on the default device.
-      vocabulary: the tokens that are no text.
+      special_tokens: the tokens that are no text.
       tokenizer: the tokens that are.
       dtype: of its weights, and of what is computed from them.
       source: where it came from, for messages.

@@ -26,7 +26,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give another name for a file in its folder; what is written there takes its place when all went well.
 
     Raises:
-      OSError: as for `write_output`.
+      OSError: as for `write_atomic`.
     """
     # A name of its own: two processes may write the same entry of a cache, or the captions of the same video.
     path, partial_path = Path(path), Path(f"{path}.{uuid.uuid4().hex[:8]}.part")

@@ -1,6 +1,6 @@
 """A folder of results that can be computed again: bounded, and safe to delete at any time, as a whole or in part.
 
-An entry is a file named by what it was made from (`key_of`), so nothing in it can be out of date. The entries that were
+An entry is a file named by what it was made from (`make_cache_key`), so nothing in it can be out of date. The entries that were
 not used for longest go first when the folder grows beyond its bound. A folder that cannot be written holds nothing,
 and a warning says so once.
 
@@ -72,7 +72,7 @@ class DiskCache:
 
     Args:
       folder: made when the first entry is written.
-      limit: bytes that all entries together may take.
+      max_bytes: bytes that all entries together may take.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int = int(DEFAULT_LIMIT_GB * 1e9)):

@@ -49,7 +49,7 @@ def tag_words(query: str) -> list[tuple[str, str]]:
 def select_nouns(
     words: Iterable[tuple[str, str]], *, phrases: bool = False, excluded: Collection[str] = EXCLUDED_NOUNS
 ) -> list[str]:
-    """Return the nouns or noun phrases among tagged words, each once; `without` names nouns that are none."""
+    """Return the nouns or noun phrases among tagged words, each once; `excluded` names nouns that are none."""
     items: list[str] = []
     phrase: list[str] = []  # adjectives and nouns that follow each other
     phrase_length = 0  # of the run up to its last noun

@@ -86,7 +86,7 @@ def stage1_windows(
 
 
 def find_number_replacements(t5: PreTrainedTokenizerBase, limit: int = SINGLE_TOKEN_LIMIT) -> dict[int, int]:
-    """Return, for each number below `below` that T5 would split, the nearest that it does not; of two, the greater.
+    """Return, for each number below `limit` that T5 would split, the nearest that it does not; of two, the greater.
 
     A number is split if it has several pieces and the first is not the lone word border, which is dropped.
     """
@@ -113,7 +113,7 @@ def answer_token_limit(t5: PreTrainedTokenizerBase, duration: Number, min_window
     Args:
       t5: the tokenizer answers are written in.
       duration: seconds.
-      step: seconds that a window takes at least, and that lie between two: 2 in QVHighlights, the finest there is.
+      min_window: seconds that a window takes at least, and that lie between two: 2 in QVHighlights, the finest there is.
     """
     windows = [
         [start, start + min_window] for start in range(0, max(int(duration) + 1 - min_window, 1), 2 * min_window)
@@ -173,12 +173,12 @@ class PromptWriter:
           times: of the real frames, in seconds, at most T.
           duration: of the video, in seconds.
           captions: in order of time.
-          answer: the true windows, in seconds; none where they are not known, and then no label is set.
-          reference_windows: the stage-1 windows, in seconds, as `stage1_windows` returns them; stage 2 only.
+          true_windows: the true windows, in seconds; none where they are not known, and then no label is set.
+          stage1_windows: the stage-1 windows, in seconds, as `stage1_windows` returns them; stage 2 only.
 
         Raises:
           ValueError: more frames than T; true windows that lie outside the video or end before they start; no
-            `reference_windows` in stage 2; or text that exceeds M without any caption.
+            `stage1_windows` in stage 2; or text that exceeds M without any caption.
         """
         sizes, row_flags = self.sizes, RowFlag(0)
         if len(times) > sizes.frames:
@@ -344,7 +344,7 @@ class PromptWriter:
 
 
 def _encode_batch(tokenizer: Tokenizer, texts: list[str], *, special_tokens: bool = False) -> list[list[int]]:
-    """Tokenize texts; with BERT's [CLS] and [SEP] at the `ends`."""
+    """Tokenize texts; with BERT's [CLS] and [SEP] at the `special_tokens`."""
     return [encoded.ids for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=special_tokens)]
 
 
@@ -393,7 +393,7 @@ def _check_windows(
 
 
 def _longest_prefix(max_count: int, max_ids: int, encode: Callable[[int], list[int]]) -> list[int] | None:
-    """Return `write(n)` for the greatest n up to `count` with at most `limit` ids, or None where even 0 has more."""
+    """Return `write(n)` for the greatest n up to `max_count` with at most `max_ids` ids, or None where even 0 has more."""
     n = bisect_right(range(max_count + 1), max_ids, key=lambda n: len(encode(n))) - 1
     return encode(n) if n >= 0 else None
 

@@ -16,7 +16,9 @@ Windows = Sequence[Sequence[Number]] | np.ndarray
 class RowFlag(IntFlag):
     """What of a row did not fit the shapes of a batch, or had to be mended."""
 
-    QUERY_TRUNCATED = 1  # the text was longer than `max_text` tokens, or the query than the BERT words of a batch
+    QUERY_TRUNCATED = (
+        1  # the text was longer than `max_text_tokens` tokens, or the query than the BERT words of a batch
+    )
     CAPTION_TRUNCATED = 2  # a caption was
     CAPTIONS_DROPPED = 4  # more captions than a batch has place for; the last ones went
     ANSWER_TRUNCATED = 8  # the answer was longer than the labels

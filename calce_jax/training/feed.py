@@ -35,8 +35,8 @@ class LengthGroupedIterator(grain.DatasetIterator[tuple[RowInfo, Batch]]):
       batches: this host's parts of the batches, in the order of the data.
       grouper: sees them.
       frozen: the frozen weights.
-      window: V.
-      epoch: batches of an epoch; no window reaches beyond it.
+      batches_per_window: V.
+      batches_per_epoch: batches of an epoch; no window reaches beyond it.
       seed: of the order in which a window's batches take their turns.
       process_index, process_count: of this host.
 
@@ -122,7 +122,7 @@ class Feed:
 
     Fields:
       iterator: what checkpoints keep the place of.
-      draw: takes the next batch, given the state it is for; gives what this host is told of it, and it on the devices.
+      next_batch: takes the next batch, given the state it is for; gives what this host is told of it, and it on the devices.
     """
 
     iterator: grain.DatasetIterator

@@ -97,17 +97,17 @@ def train(
     Args:
       state: fresh, or restored together with the iterator.
       iterator: stands after the state's last batch.
-      draw: takes the next batch from it; gives what this host is told of it (its `row`, `notes` and `present`), and the
+      next_batch: takes the next batch from it; gives what this host is told of it (its `row`, `notes` and `present`), and the
         batch on the devices.
-      plan: how long, how often.
+      schedule: how long, how often.
       step_fn: compiled; `(state, device batch) -> (state, float32 scalars)`, among them "loss", "learning_rate",
         "gradient_norm", "skipped" (1 where it left all but `state.step` as it was), "tokens" and "padding". It may
         donate the state.
       evaluate: scores a state.
       checkpoints: of the workdir; a record in it with "evaluation_due" makes a resumed run evaluate first.
-      record: what is kept with each checkpoint.
+      metadata: what is kept with each checkpoint.
       writer: of metrics.
-      queries: turns rows of a batch into query ids, for messages.
+      query_ids_of: turns rows of a batch into query ids, for messages.
 
     Returns:
       The last state. On SIGTERM, raises SystemExit(0) after saving instead.

@@ -34,12 +34,12 @@ class RunData:
     """A run's data and tokenizers.
 
     Fields:
-      iterator: batches of the training split, without end.
+      train_iterator: batches of the training split, without end.
       steps_per_epoch: batches of one epoch.
       query_ids: turns rows of the training split into query ids.
       evaluate: runs a prediction over the evaluation split, batch by batch, and scores it.
-      sizes: of the model.
-      answer_tokens: the longest answer that is generated.
+      model_config: of the model.
+      max_answer_tokens: the longest answer that is generated.
     """
 
     train_iterator: grain.DatasetIterator[Batch]

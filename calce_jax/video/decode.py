@@ -59,8 +59,8 @@ class VideoFrames:
       indices: of the frames in the video.
       times: seconds from the first frame.
       duration: of the video, seconds; total / rate.
-      total: frames the video has.
-      rate: frames a second, on average.
+      total_frames: frames the video has.
+      fps: frames a second, on average.
     """
 
     frames: UInt8[np.ndarray, "n size size 3"]
@@ -99,8 +99,8 @@ def read_frames(
     in seconds that a person sees.
 
     Args:
-      path: a file in one of `FORMATS`, of any codec that FFmpeg reads.
-      n_frames: frames wanted.
+      path: a file in one of `VIDEO_FORMATS`, of any codec that FFmpeg reads.
+      num_frames: frames wanted.
       size: height and width of the frames, pixels.
       behaviour: "default" turns frames as the file asks players to; "reference" ignores that and varying rates.
       threads: of the decoder; 0 for as many as it likes.
@@ -220,7 +220,7 @@ def decode_jpeg(content: bytes, out: UInt8[np.ndarray, "H W 3"] | None = None) -
 
     Args:
       content: of a file.
-      into: an array of the picture's size, whole in memory, to put it in; by default a new one.
+      out: an array of the picture's size, whole in memory, to put it in; by default a new one.
 
     Raises:
       ValueError: these bytes are not a whole JPEG.
@@ -321,7 +321,7 @@ def _decode_video(
 
 
 def _ticks_to_seconds(ticks: int | None, base: Any) -> float | None:
-    """Return how long so many ticks are. A time base is a `Fraction`, or what PyAV has had for it since 19."""
+    """Return how long so many ticks are. A time base is a `UnitInterval`, or what PyAV has had for it since 19."""
     return None if ticks is None or base is None else float(ticks * base)
 
 

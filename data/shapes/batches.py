@@ -88,11 +88,11 @@ class SceneDataset:
 
     Args:
       seeds: of the scenes.
-      coarse, fine: write the prompts of stage 1 and of stage 2, the latter with twice the frames.
+      stage1_writer, stage2_writer: write the prompts of stage 1 and of stage 2, the latter with twice the frames.
 
     Attributes:
       times: float32 (scenes, T), seconds.
-      said, places: int32 and float32 (scenes, T, 2 * LANES), see `said_at`.
+      word_indices, positions: int32 and float32 (scenes, T, 2 * LANES), see `frame_words`.
     """
 
     def __init__(self, seeds: Sequence[int], stage1_writer: PromptWriter, stage2_writer: PromptWriter):

@@ -50,7 +50,7 @@ def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) 
 
     Args:
       out: the folder of the run.
-      videos: how many for each split; `VIDEOS` unless given.
+      videos: how many for each split; `VIDEOS_PER_SPLIT` unless given.
       seed: of the videos.
 
     Raises:

@@ -49,7 +49,7 @@ QueryKind = Literal["visual", "caption", "several"]
 
 @dataclass(frozen=True)
 class Track:
-    """One shape, there from second `start` to second `end`, in lane 0 (above) or 1, at `place` (0..1) of its width."""
+    """One shape, there from second `start` to second `end`, in lane 0 (above) or 1, at `position` (0..1) of its width."""
 
     colour: str
     shape: str
@@ -87,7 +87,7 @@ class SceneQuery:
 
 @dataclass(frozen=True)
 class Scene:
-    """A video to be drawn: `duration` in seconds, `rate` in frames a second, `size` (width, height) in pixels."""
+    """A video to be drawn: `duration` in seconds, `fps` in frames a second, `size` (width, height) in pixels."""
 
     seed: int
     duration: int

@@ -43,7 +43,7 @@ class RecordingFolder:
 
     Args:
       path: of the folder.
-      beside: where tokenizers and annotations are looked for after the folder itself and its parent.
+      shared: where tokenizers and annotations are looked for after the folder itself and its parent.
     """
 
     def __init__(self, path: Path, shared: Path | None = None):

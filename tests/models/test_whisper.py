@@ -155,7 +155,7 @@ def test_tokens_as_transformers_writes_them(pair, times):
     whisper, other, vocabulary, mel = pair
     how = {"language": "en", "task": "transcribe"} if vocabulary.languages else {}
     prompt = vocabulary.prompt("en") + ([] if times else [vocabulary.no_times])
-    # One call without its loop over windows: what `transcribe_windows` does.
+    # One call without its loop over windows: what `transcribe_batch` does.
     with torch.no_grad():
         theirs = other.generate(
             torch.from_numpy(mel.transpose(0, 2, 1)),

@@ -26,8 +26,8 @@ def key_mapping(*, lora: bool, peft_version: t5.PeftVersion = "0.5", cross_atten
 
     Args:
       lora: whether T5 has adapters; its names then carry peft's prefix.
-      peft: which peft's spelling to write.
-      cross_every: which layers of the Q-Former look at the frame.
+      peft_version: which peft's spelling to write.
+      cross_attention_frequency: which layers of the Q-Former look at the frame.
     """
     return (
         *add_prefix(vit.KEY_MAPPING, "visual_encoder.", "vit/"),

@@ -93,7 +93,7 @@ def write_blip2(path: Path, weights: Weights) -> None:
     """
     tensors = blip2_state_dict(weights)
     config = blip2_config(weights.model_config) | {"dtype": str(tensors["language_model.lm_head.weight"].dtype)}
-    with atomic_folder(path, needed=sum(tensor.nbytes for tensor in tensors.values())) as tmp_dir:
+    with atomic_folder(path, num_bytes=sum(tensor.nbytes for tensor in tensors.values())) as tmp_dir:
         write_shards(tmp_dir, tensors, SAFETENSORS_METADATA)
         _write_json(tmp_dir / "config.json", config)
 
@@ -126,7 +126,7 @@ def write_adapter(path: Path, weights: Weights, size: str) -> None:
       OSError: it cannot be written; nothing of it is left.
     """
     tensors, lora = adapter_state_dict(weights), weights.model_config.lora
-    assert lora is not None  # `adapter_tensors` has found adapters
+    assert lora is not None  # `adapter_state_dict` has found adapters
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_2_SEQ_LM",

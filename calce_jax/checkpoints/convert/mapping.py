@@ -45,11 +45,11 @@ class MappingRow:
     """One PyTorch name and its parameter here, or the parameters that it is split into.
 
     Attributes:
-      torch: the name; `{layer}` in it stands for a number, and the parameter then has a leading axis of layers.
-      ours: names of parameters, as `calce_jax.distributed.param_names.named_leaves` gives them.
-      operation: how the numbers of one layer go over.
-      every: only each `every`-th layer has this parameter; layer i is row i / every of the leading axis.
-      also: other spellings that are read but not written.
+      torch_name: the name; `{layer}` in it stands for a number, and the parameter then has a leading axis of layers.
+      flax_name: names of parameters, as `calce_jax.distributed.param_names.named_leaves` gives them.
+      transform: how the numbers of one layer go over.
+      layer_stride: only each `layer_stride`-th layer has this parameter; layer i is row i / every of the leading axis.
+      aliases: other spellings that are read but not written.
       tied: names under which PyTorch keeps the same numbers again: written too, and if read, they must be the same.
     """
 

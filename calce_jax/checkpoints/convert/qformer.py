@@ -39,7 +39,7 @@ def _feed_forward(torch_in: str, torch_out: str, flax_name: str) -> tuple[Mappin
 
 
 def visual_mapping(cross_attention_frequency: int = 2) -> KeyMapping:
-    """Return the rows of the half that reads frames; each `cross_every`-th layer looks at the frame."""
+    """Return the rows of the half that reads frames; each `cross_attention_frequency`-th layer looks at the frame."""
     return (
         MappingRow("query_tokens", "queries", squeeze_leading(1)),
         *_norm(f"{BERT_PREFIX}.embeddings.LayerNorm", "embedding_norm"),

@@ -35,9 +35,9 @@ class SourceFormat:
     """How one format of `SOURCE_FORMATS` is read.
 
     Attributes:
-      table: its rows, for a Q-Former in which every so-many-th layer has cross-attention.
-      trained: whether it holds what CALCE trains, without the base weights.
-      positions: the name of the learned positions, which are interpolated where the frames have another size.
+      mapping: its rows, for a Q-Former in which every so-many-th layer has cross-attention.
+      is_trained: whether it holds what CALCE trains, without the base weights.
+      position_embedding: the name of the learned positions, which are interpolated where the frames have another size.
     """
 
     table: Callable[[int], KeyMapping]
@@ -65,7 +65,7 @@ def open_sources(sources: Sequence[tuple[str, Path]], model_config: CalceConfig,
 
     Args:
       sources: kinds and paths.
-      sizes: of the model.
+      model_config: of the model.
       seed: for `query_proj`.
 
     Raises:

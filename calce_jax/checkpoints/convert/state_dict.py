@@ -4,7 +4,7 @@ Both directions read the same rows, so what is written can be read back bit by b
 Everything is checked by names, shapes and dtypes before the first number is read, and all that is wrong is said at
 once.
 
-Only numpy here: PyTorch is not needed. `parameters` and `torch_parameters` read nothing until asked, and then the
+Only numpy here: PyTorch is not needed. `parameters` and `lazy_state_dict` read nothing until asked, and then the
 tensors of one row at a time, so a model need never be in memory as a whole.
 """
 
@@ -105,7 +105,7 @@ def check_state_dict(mapping: KeyMapping, tensors: Mapping[str, ArraySpec], abst
     """Check names, shapes and dtypes of a PyTorch state dict against a model.
 
     Args:
-      table: the rows that apply.
+      mapping: the rows that apply.
       tensors: anything that has a shape and a dtype, by PyTorch name.
       abstract: a pytree (an `nnx.State`, a module) whose leaves have shapes.
 
@@ -130,7 +130,7 @@ def lazy_params(mapping: KeyMapping, tensors: Mapping[str, TensorLike], abstract
     """Return the model's parameters by name, to be read from a PyTorch state dict when they are asked for.
 
     Args:
-      table: the rows that apply.
+      mapping: the rows that apply.
       tensors: PyTorch tensors by name.
       abstract: a pytree (an `nnx.State`, a module) whose leaves have the shapes wanted, such as
         `nnx.state(nnx.eval_shape(...))`. Its dtypes do not matter: numbers stay as they are in the tensors, in float32
@@ -158,7 +158,7 @@ def to_flax(mapping: KeyMapping, tensors: Mapping[str, TensorLike], abstract: An
     """Return the model's parameters as numpy arrays, read from a PyTorch state dict.
 
     Args:
-      table: the rows that apply.
+      mapping: the rows that apply.
       tensors: PyTorch tensors by name. Each is read once, when its turn comes.
       abstract: as for `parameters`; here its dtypes are those that numbers are converted to.
 
@@ -183,7 +183,7 @@ def lazy_state_dict(mapping: KeyMapping, state: Any, *, tied: bool = True) -> di
     """Return a PyTorch state dict whose tensors are made of the model's parameters when they are asked for.
 
     Args:
-      table: the rows that apply.
+      mapping: the rows that apply.
       state: a pytree whose leaves have shapes and dtypes, which the tensors keep, and can be read.
       tied: whether PyTorch's second names of one tensor are given too.
 

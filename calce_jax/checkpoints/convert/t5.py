@@ -14,7 +14,7 @@ def key_mapping(*, lora: bool, peft_version: PeftVersion = "0.5") -> KeyMapping:
 
     Args:
       lora: whether every linear layer has an adapter. Names then are peft's, without its prefix.
-      peft: whose spelling of a frozen matrix under an adapter to write, `X.weight` (0.5) or `X.base_layer.weight`
+      peft_version: whose spelling of a frozen matrix under an adapter to write, `X.weight` (0.5) or `X.base_layer.weight`
         (0.9); both are read.
     """
 

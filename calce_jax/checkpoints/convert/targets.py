@@ -39,7 +39,7 @@ def write_run(path: Path, weights: Weights, run: RunConfig) -> None:
       OSError: it cannot be written; nothing of it is left.
     """
     arrays = [*weights.trained.values(), *(() if weights.file else weights.base.values())]
-    with atomic_folder(path, needed=sum(leaf.nbytes for leaf in arrays)) as tmp_dir:
+    with atomic_folder(path, num_bytes=sum(leaf.nbytes for leaf in arrays)) as tmp_dir:
         base_path = weights.file or tmp_dir / "base.safetensors"
         if weights.file is None:
             write_base(base_path, weights)

@@ -24,7 +24,7 @@ class Weights:
     Attributes:
       base: everything but adapters, as training starts from it.
       trained: adapters, projections and `ln_vision`, where a source has them; they take the place of the base's.
-      sizes: of the model, adapters included.
+      model_config: of the model, adapters included.
       origin: the sources, in words.
       file: the base file, if the whole base is what is in there.
     """

@@ -42,7 +42,7 @@ def write_safetensors(
     Args:
       path: the file; one that exists is replaced.
       tensors: in the order they are written.
-      about: strings to keep in the file's header.
+      metadata: strings to keep in the file's header.
 
     Raises:
       OSError: it cannot be written, with the file and the remedy; nothing of it is left.
@@ -101,7 +101,7 @@ def atomic_folder(path: str | Path, *, num_bytes: int = 0) -> Iterator[Path]:
 
     Args:
       path: the folder, which must not exist or be empty.
-      needed: bytes that must be free before anything is written.
+      num_bytes: bytes that must be free before anything is written.
 
     Raises:
       OSError: there is something already, or it cannot be written; with the folder and the remedy.

@@ -21,7 +21,7 @@ def mark_frames_beside_gaps(gaps: Bool[Array, " G"]) -> Bool[Array, " G+1"]:
 
 
 def dilate(mask: Bool[Array, " T"], radius: int) -> Bool[Array, " T"]:
-    """Mark also the `by` frames before and after every marked frame."""
+    """Mark also the `radius` frames before and after every marked frame."""
     for _ in range(radius):
         mask = mask | previous_frame(mask) | next_frame(mask)
     return mask

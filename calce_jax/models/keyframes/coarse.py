@@ -34,21 +34,23 @@ def select_coarse(
 
     Args:
       features: float32, the mean over a frame's tokens.
-      present: real frames, a prefix of T; the plan equals that of the video without the others.
+      frame_mask: real frames, a prefix of T; the plan equals that of the video without the others.
       mode: what makes a key frame. "cluster": the borders of clusters, and the first and last frame. "information": the
         third of the frames that resemble the frame after them least, with the frame after. "interval": every second
         frame. "none": no frame. The first two are dilated.
       clusters: C.
       dilation: number of frames on either side that become key frames with one.
-      talk: the query is about somebody talking, and the video has captions.
-      spoken: somebody talks while the frame is shown. Where `talk`, these replace the key frames, not dilated.
+      is_speech_query: the query is about somebody talking, and the video has captions.
+      has_speech: somebody talks while the frame is shown. Where `is_speech_query`, these replace the key frames, not dilated.
       behaviour: under "reference", the plan of a talk query may have no key frame, where its captions lie past the end
         of the video, and `error` marks the videos with fewer frames than clusters, on which the original stops; by
         default such a query keeps the key frames of its mode, and in such a video every frame is a cluster.
       noise: see `dpc_knn`.
     """
     select_video = partial(_select, mode=mode, clusters=clusters, dilation=dilation, behaviour=behaviour)
-    return jax.vmap(select_video)(features, frame_mask, is_speech_query=is_speech_query, has_speech=has_speech, noise=noise)
+    return jax.vmap(select_video)(
+        features, frame_mask, is_speech_query=is_speech_query, has_speech=has_speech, noise=noise
+    )
 
 
 def _select(

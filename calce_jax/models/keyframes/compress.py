@@ -21,22 +21,22 @@ def compress(
     max_frames: Int[Array, ""],
     draws: Float[Array, "D 2"] | None = None,
 ) -> MaskPair:
-    """Remove frames of one video until at most `target` are left.
+    """Remove frames of one video until at most `max_frames` are left.
 
-    Runs of neighbouring frames are halved (every second frame goes), the longest first, in turn a run of `other` and a
-    run of `key`. When no two neighbours are left, single frames go: without draws, exactly as many as must, seven of
-    ten from `other` and the rest from `key` (the original's odds), each share evenly spread over time.
+    Runs of neighbouring frames are halved (every second frame goes), the longest first, in turn a run of `is_compressed` and a
+    run of `is_keyframe`. When no two neighbours are left, single frames go: without draws, exactly as many as must, seven of
+    ten from `is_compressed` and the rest from `is_keyframe` (the original's odds), each share evenly spread over time.
 
     Args:
-      key: frames to be kept in full.
-      other: frames to be kept compressed; disjoint from `key`.
-      target: int32, the number of frames that may stay.
-      draws: uniform in [0, 1). With them single frames go as in the original: in each round one of `other` and one of
-        `key` is picked (first column) and goes with chance 0.7 and 0.3 (second column). A round draws for both before
+      is_keyframe: frames to be kept in full.
+      is_compressed: frames to be kept compressed; disjoint from `is_keyframe`.
+      max_frames: int32, the number of frames that may stay.
+      draws: uniform in [0, 1). With them single frames go as in the original: in each round one of `is_compressed` and one of
+        `is_keyframe` is picked (first column) and goes with chance 0.7 and 0.3 (second column). A round draws for both before
         it counts, so that one frame too many may go. Should the draws run out, the rest goes as without.
 
     Returns:
-      The frames of `key` and of `other` that stay.
+      The frames of `is_keyframe` and of `is_compressed` that stay.
     """
     is_keyframe, is_compressed = _halve_runs(is_keyframe, is_compressed, max_frames)
     if draws is not None:
@@ -63,7 +63,7 @@ def _count_marked(*masks: Bool[Array, " T"]) -> Int[Array, ""]:
 def _halve_runs(
     is_keyframe: Bool[Array, " T"], is_compressed: Bool[Array, " T"], max_frames: Int[Array, ""]
 ) -> MaskPair:
-    """Halve the longest run of `other`, then that of `key`, until the target is met or only single frames are left."""
+    """Halve the longest run of `is_compressed`, then that of `is_keyframe`, until the target is met or only single frames are left."""
 
     def should_continue(masks: MaskPair) -> Bool[Array, ""]:
         has_neighbour = (position_in_run(masks[0]) > 1) | (position_in_run(masks[1]) > 1)

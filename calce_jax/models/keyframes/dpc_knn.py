@@ -27,16 +27,16 @@ def dpc_knn(
 
     Args:
       features: float32.
-      present: the frames to cluster, anywhere in T; the others have no influence, so the result equals that of
+      frame_mask: the frames to cluster, anywhere in T; the others have no influence, so the result equals that of
         clustering only these.
       clusters: C. Where fewer frames are present, each is a cluster of its own.
       neighbours: K; fewer where C is smaller than it or fewer frames are present.
-      far: present frames masked in the original's way: they lie farther from any frame than any two frames do and have
+      far_mask: present frames masked in the original's way: they lie farther from any frame than any two frames do and have
         density 0, but still go to a cluster (the first one, or their own where they must serve as centres).
       noise: what the original draws from [0, 1) at each call to break ties, also in evaluation; None for none.
 
     Returns:
-      int32 cluster of each frame: the rank of its centre's score, and -1 where `present` is False.
+      int32 cluster of each frame: the rank of its centre's score, and -1 where `frame_mask` is False.
     """
     num_frames, width = features.shape
     num_centres = min(clusters, num_frames)

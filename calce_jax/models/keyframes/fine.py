@@ -45,15 +45,15 @@ def select_fine(
     Args:
       features: float32, the Q-Former's queries of a frame, each of norm 1, side by side.
       times: of the frames, in seconds.
-      present: real frames, a prefix of T; the plan equals that of the video without the others.
+      frame_mask: real frames, a prefix of T; the plan equals that of the video without the others.
       windows: (start, end) in seconds. A window reaches from the first frame whose rounded time is not before its start
         to the last whose rounded time is not after its end; that last frame is not in it.
-      window_valid: which windows there are.
+      window_mask: which windows there are.
       clusters: C.
       dilation: frames by which key frames are dilated.
       filter_dilation: frames by which the frames that stay are dilated.
-      talk: the query is about somebody talking, and the video has captions.
-      spoken: somebody talks while the frame is shown.
+      is_speech_query: the query is about somebody talking, and the video has captions.
+      has_speech: somebody talks while the frame is shown.
       behaviour: the default always keeps a frame at least: a window that ends before it starts is turned round, one
         outside the video takes the nearest frame, one between frames the frames around it, and without a window all
         frames stay. The second clustering sees only the frames that stay. A talk query none of whose spoken frames stay

@@ -19,11 +19,11 @@ class FramePlan:
     Slots are filled from the left in time order; the slots that are left over point to frame 0 and are not kept.
 
     Attributes:
-      index: int32, the frame index (not seconds) that each slot holds.
-      kept: whether the slot holds a frame that goes into the prompt.
-      key: whether that frame keeps all its query tokens (a subset of `kept`); the others are compressed.
+      frame_index: int32, the frame index (not seconds) that each slot holds.
+      slot_mask: whether the slot holds a frame that goes into the prompt.
+      is_keyframe: whether that frame keeps all its query tokens (a subset of `slot_mask`); the others are compressed.
       cluster: int32, the cluster of every frame, -1 where there is no frame; for people who look.
-      error: whether the original would have stopped with an error on this sample. Device code cannot raise, so the host
+      reference_error: whether the original would have stopped with an error on this sample. Device code cannot raise, so the host
         looks here; always False under the default behaviour.
     """
 
@@ -45,11 +45,11 @@ def build_frame_plan(
     """Lay one video's chosen frames, in time order, into slots.
 
     Args:
-      key: frames that are kept in full.
-      other: frames that are kept compressed.
-      slots: S; where more frames are chosen, the last ones find no slot.
+      is_keyframe: frames that are kept in full.
+      is_compressed: frames that are kept compressed.
+      num_slots: S; where more frames are chosen, the last ones find no slot.
       cluster: handed through.
-      error: handed through.
+      reference_error: handed through.
     """
     is_selected = is_keyframe | is_compressed
     frame_index = jnp.nonzero(is_selected, size=num_slots, fill_value=0)[0].astype(jnp.int32)

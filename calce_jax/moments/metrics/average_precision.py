@@ -18,7 +18,7 @@ WindowSequence = Sequence[Sequence[int | float]]
 def average_precision(
     predicted: Sequence[WindowSequence], truth: Sequence[WindowSequence], behaviour: Behaviour = "default"
 ) -> Float[np.ndarray, "Q H"]:
-    """Return each query's interpolated average precision (0 to 1) at every threshold of `THRESHOLDS`.
+    """Return each query's interpolated average precision (0 to 1) at every threshold of `IOU_THRESHOLDS`.
 
     Going down the ranking, a predicted window takes the true window that it overlaps most among those that are free and
     overlap it by at least the threshold; of equals, the later one.

@@ -21,7 +21,7 @@ class Evaluation:
     Attributes:
       scores: {"reference": {...}, "official": {...}}, percent; empty where no annotated query has true windows, as in
         the QVHighlights test release.
-      matched: which queries were scored.
+      pairing: which queries were scored.
       predictions: one for every annotated query, in the annotations' order, ranked; without windows where there was
         none.
     """
@@ -57,7 +57,7 @@ def evaluate_files(predictions: str | Path, annotations: str | Path, window_orde
     Args:
       predictions: see `calce_jax.moments.predictions.read_predictions`.
       annotations: see `calce_jax.moments.annotations.read_annotations`.
-      rank: the order of each query's windows.
+      window_order: the order of each query's windows.
 
     Raises:
       FileNotFoundError: one of the files is missing.

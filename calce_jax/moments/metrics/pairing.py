@@ -13,8 +13,8 @@ class EvalCase:
 
     Attributes:
       qid: the query's id.
-      predicted: [start, end] or [start, end, score], best first; seconds.
-      truth: the true windows [start, end]; seconds, at least one.
+      predicted_windows: [start, end] or [start, end, score], best first; seconds.
+      true_windows: the true windows [start, end]; seconds, at least one.
       malformed: whether the answer that the windows were read from could not be used as it stood.
     """
 
@@ -30,9 +30,9 @@ class Pairing:
 
     Attributes:
       cases: one for each annotated query with true windows, in the annotations' order.
-      unanswered: ids of annotated queries without a prediction; their cases have no predicted window and are misses.
-      unknown: ids of predictions for queries that are not annotated; they are not scored.
-      without_truth: ids of annotated queries without true windows; they are not scored.
+      missing_predictions: ids of annotated queries without a prediction; their cases have no predicted window and are misses.
+      unknown_predictions: ids of predictions for queries that are not annotated; they are not scored.
+      missing_truth: ids of annotated queries without true windows; they are not scored.
     """
 
     cases: list[EvalCase]

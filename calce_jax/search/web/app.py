@@ -62,7 +62,7 @@ def make_app(
       searcher: with the models.
       folder: for uploads and results; nobody else's.
       samples: to pick from.
-      about: what the model can and cannot do, a paragraph.
+      description: what the model can and cannot do, a paragraph.
       limits: what a visitor may ask for.
       host: the address that the app is going to listen on.
       names: others under which browsers may ask for it.

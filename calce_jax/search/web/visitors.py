@@ -29,7 +29,7 @@ class ResultStore:
 
     Args:
       folder: of the folders.
-      keep: seconds that a result is kept.
+      retention_seconds: seconds that a result is kept.
       clock: tells seconds.
     """
 

@@ -29,10 +29,10 @@ def fit(
     Args:
       name: of the lesson, for the log.
       module: what `loss` takes.
-      taught: names of the children of `module`, or of theirs, whose parameters change.
+      trained_names: names of the children of `module`, or of theirs, whose parameters change.
       batches: as many as are wanted.
       loss: of one batch.
-      rate: at its highest.
+      peak_learning_rate: at its highest.
       steps: over which the rate falls.
     """
     trainable = nnx.All(nnx.Param, nnx.Any(*map(nnx.PathContains, trained_names)))

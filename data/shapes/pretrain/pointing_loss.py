@@ -46,7 +46,7 @@ class PointingHead(nnx.Module):
     def loss(
         self, memory: Float[Array, "B L E"], packed: PromptLayout, task: Task, *, tokens_per_keyframe: int
     ) -> Float[Array, ""]:
-        """Return the mean over the times, plus the mean over the query tokens; `full` is the number in a key frame."""
+        """Return the mean over the times, plus the mean over the query tokens; `tokens_per_keyframe` is the number in a key frame."""
         plan, labels = task.prompt_selection.frame_plan, task.labels
         visual = packed.mask & ~packed.is_text
         # The time of a frame stands right behind its query tokens.

@@ -118,7 +118,7 @@ def pretrain_base_model(
 
 
 def word_token_ids(t5: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the T5 ids of nothing, of the colours and of the shapes, in the order of `data.shapes.batches.said_at`."""
+    """Return the T5 ids of nothing, of the colours and of the shapes, in the order of `data.shapes.batches.frame_words`."""
     words = [t5(word, add_special_tokens=False)["input_ids"] for word in (*COLOURS, *SHAPES)]
     if any(len(ids) != 1 for ids in words):
         raise ValueError(

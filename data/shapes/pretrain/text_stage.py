@@ -83,7 +83,7 @@ def train_text_stage(
     stage2_every: int,
     seed: int,
 ) -> None:
-    """The lesson; in place. One in `fine_every` batches with all frames has the prompts of stage 2."""
+    """The lesson; in place. One in `stage2_every` batches with all frames has the prompts of stage 2."""
     rng = np.random.default_rng(seed)
     length_by_frames = {course.frames: course.length for course in curriculum}
 
