@@ -13,6 +13,9 @@ from pathlib import Path
 CORES = min(os.cpu_count() or 1, 8)
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={1 << (CORES.bit_length() - 1)}")
 
+# The shapes world lies in this checkout and is no part of the installed package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from absl import flags
 
 from calce_jax.commands.runner import no_arguments, run_main
