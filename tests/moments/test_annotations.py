@@ -1,4 +1,4 @@
-"""Annotations: every published format, and every fault at once."""
+"""Annotations: every format, and faults reported together."""
 
 import dataclasses
 import json
@@ -83,12 +83,12 @@ def test_official_files_agree_with_the_originals(shared):
 
 
 def test_windows_beyond_the_video_are_kept_reported_and_cut(write, monkeypatch):
-    said = []
-    monkeypatch.setattr(logging, "warning", lambda message, *values: said.append(message % values))
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda message, *values: warnings.append(message % values))
     (row,) = read_annotations(write({**ROW, "duration": 25}))
     assert row.windows == [[0, 10], [20, 30]]
     assert row.clipped_windows == [[0, 10], [20, 25]]
-    assert "windows of 1 of 1 queries reach beyond" in said[0]
+    assert "windows of 1 of 1 queries reach beyond" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_all_faults_are_listed_together(write):
     ]
 
 
-def test_thirty_faults_are_enough(write):
+def test_at_most_thirty_faults_are_listed(write):
     with pytest.raises(AnnotationError, match="and 10 more"):
         read_annotations(write(*[{**ROW, "qid": n, "query": 0} for n in range(40)]))
 

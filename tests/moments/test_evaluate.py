@@ -1,4 +1,4 @@
-"""Evaluation of files: the published scores, both formats, queries that miss a partner, and the command."""
+"""Evaluation of files: published scores, both formats, unmatched queries, and the command."""
 
 import json
 import subprocess
@@ -65,7 +65,7 @@ def test_published_predictions_on_charades(shared, rank):
     assert tuple(reference[key] for key in HEADLINES[:3]) == (68.87, 49.87, 59.13)
 
 
-def test_formats_meet(shared):
+def test_predictions_and_annotations_may_have_different_formats(shared):
     """The original's predictions against the official annotations: ids are strings there and numbers here."""
     predictions = shared / "annotations/calce/qvh/val_stage2.json"
     evaluation = evaluate_files(predictions, shared / "annotations/qvhighlights/highlight_val_release.jsonl")
@@ -74,7 +74,7 @@ def test_formats_meet(shared):
     assert evaluation.scores["official"]["mAP@0.5"] == 70.80
 
 
-def test_queries_without_partner_are_named_and_miss(files):
+def test_unmatched_queries_are_named_and_count_as_misses(files):
     evaluation = evaluate_files(*files)
     assert evaluation.pairing.missing_predictions == [3]
     assert evaluation.pairing.unknown_predictions == [77]
@@ -95,7 +95,7 @@ def test_rank_decides_the_first_window_and_the_scores(files, rank, reference, of
     assert scores["official"]["mAP@0.5"] == official
 
 
-def test_annotations_of_another_split_are_noticed(files, tmp_path):
+def test_annotations_of_another_split_are_refused(files, tmp_path):
     other = write_lines(tmp_path / "other.jsonl", [annotation(9, [[0, 1]])])
     with pytest.raises(ValueError, match="none of the 3 predictions is for one of the 1 annotated queries"):
         evaluate_files(files[0], other)

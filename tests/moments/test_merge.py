@@ -1,4 +1,4 @@
-"""Merging: stage 1's windows reach stage 2's data, and queries without any are named."""
+"""Merging stage-1 windows into annotations; queries without any are named."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Predictions: what is written is read back, every format reads, and faults are named all at once."""
+"""Predictions: round trips, every format, and faults reported together."""
 
 import json
 import zipfile

@@ -49,7 +49,7 @@ def official_scores(cases: Sequence[EvalCase], behaviour: Behaviour = "default")
       TypeError: under "reference", a query without a predicted window.
     """
     by_score = [
-        dataclasses.replace(case, predicted=_sort_by_score(case.predicted_windows[:MAX_WINDOWS])) for case in cases
+        dataclasses.replace(case, predicted_windows=_sort_by_score(case.predicted_windows[:MAX_WINDOWS])) for case in cases
     ]
     recall, mean_iou = recall_at_one(cases, behaviour)
     result = summarise(cases, recall, mean_iou, mean_average_precision(by_score, behaviour))
@@ -75,7 +75,7 @@ def _with_truth_in_range(cases: Sequence[EvalCase], min_length: float, max_lengt
     """Return the cases with only those true windows whose length is in the range; none without any."""
     narrowed_cases = (
         dataclasses.replace(
-            case, truth=[window for window in case.true_windows if min_length < window[1] - window[0] <= max_length]
+            case, true_windows=[window for window in case.true_windows if min_length < window[1] - window[0] <= max_length]
         )
         for case in cases
     )
