@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from calce_jax import locks
 from calce_jax.distributed import multihost as hosts
 from calce_jax.distributed.multihost import one_writer
+from calce_jax.storage import locks
 from calce_jax.storage.locks import FileLock, LockError
 
 ROOT = Path(__file__).parents[2]
