@@ -37,20 +37,14 @@ def read_text(path: str | Path, description: str, remedy: str, error_type: type[
     path = Path(path)
     if not path.is_file():
         raise UserFileNotFoundError(f"{path}: no such file of {description}", remedy)
-    content = path.read_bytes()
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        # The codec of the byte order mark counts from behind the mark.
-        try:
-            content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise error_type(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
-        raise
+        return path.read_bytes().decode("utf-8").removeprefix("\N{BYTE ORDER MARK}")
+    except UnicodeDecodeError as error:
+        raise error_type(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
 
 
 def read_rows(
-    text: str, faults: list[str], parse_line: Callable[[int, str], Any] = lambda _, line: json.loads(line)
+    text: str, faults: list[str], parse_line: Callable[[int, str], Any] = lambda _, line: parse_json_line(line)
 ) -> list[tuple[str, Any]]:
     r"""Return each row of a file with its location, "row 3" of a list or "line 3"; blank lines are skipped.
 
@@ -59,32 +53,42 @@ def read_rows(
     Args:
       text: contents of the file.
       faults: gets "LOCATION: what is wrong; remedy" for every line that cannot be parsed.
-      parse_line: returns the row of a line, given its number (from 1) and the line. It raises ValueError.
+      parse_line: returns the row of a line, given its number (from 1) and the line; raises ValueError.
     """
     if text.lstrip().startswith("["):
         try:
             return [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)]
         except (ValueError, RecursionError) as error:
-            line = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "line 1"
-            faults.append(f"{line}: {_describe_json_error(error)}; download or write the file again")
+            line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+            faults.append(f"line {line}: {_describe_json_error(error)}; download or write the file again")
             return []
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
-        stripped = line.removesuffix("\r")
-        if not stripped.strip():
+        if not line.strip():
             continue
         try:
-            rows.append((f"line {number}", parse_line(number, stripped)))
-        except (json.JSONDecodeError, RecursionError) as error:
-            faults.append(f"line {number}: {_describe_json_error(error)}; give one object a line")
+            rows.append((f"line {number}", parse_line(number, line.removesuffix("\r"))))
         except ValueError as error:
             faults.append(f"line {number}: {error}")
     return rows
 
 
+def parse_json_line(line: str) -> Any:
+    """Return the JSON value of a line.
+
+    Raises:
+      ValueError: it is not JSON; the message says why, and the remedy.
+    """
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{_describe_json_error(error)}; give one object a line") from None
+
+
 def _describe_json_error(error: Exception) -> str:
-    reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-    return f"not JSON ({reason})"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON ({error.msg})"
+    return "not JSON (nested too deeply)" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def raise_faults(path: str | Path, faults: Sequence[str], error_type: type[UserError]) -> None:

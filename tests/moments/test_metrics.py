@@ -22,7 +22,7 @@ def read_cases(path):
 
 
 def as_recorded(result):
-    """Return a result under the original's names; mIoU within one unit in the last place, as sums differ between CPUs."""
+    """Return a result under the original's names; mIoU within one unit in the last place (CPUs differ)."""
     detail = {**result["detail"], "mIoU": pytest.approx(result["detail"]["mIoU"], rel=2.3e-16, abs=0)}
     return {**detail, "R1-avg": result["R1_avg"], "invalid_pred_num": result["invalid"]}
 
