@@ -160,7 +160,7 @@ def test_gradients_left_over_at_the_end_of_an_epoch_enter_the_next_ones_first_st
     for gradient in (1.0, 2.0, 5.0):  # an epoch of three micro-steps
         state = apply_gradients(state, params(gradient), optimizer, jnp.float32(1))
     after_epoch = float(state.trainable["query_proj"]["kernel"][0, 0])
-    state = apply_gradients(state, of(-5.0), optimizer, jnp.float32(1))
+    state = apply_gradients(state, params(-5.0), optimizer, jnp.float32(1))
     # 5 and -5 cancel, so only the momentum of the first step moves the parameter.
     moment = float(state.opt_state.inner_opt_state[0].mu["query_proj"]["kernel"][0, 0])
     accumulated = 1.5 if behaviour == "default" else 3.0
