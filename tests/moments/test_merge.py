@@ -62,8 +62,8 @@ def test_command_names_every_query_without_result(annotations, tmp_path):
     command = [sys.executable, str(ROOT / "launch/merge.py"), *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert "no result for 2: stage 2 will look at the whole video" in done.stdout
-    assert "no result for 3: stage 2 will look at the whole video" in done.stdout
+    assert "no window for query 2: stage 2 will use the whole video" in done.stdout
+    assert "no window for query 3: stage 2 will use the whole video" in done.stdout
     assert "result for 9, which is not annotated: left out" in done.stdout
     assert "3 queries, 1 with windows of stage 1" in done.stdout
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
