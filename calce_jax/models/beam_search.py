@@ -106,7 +106,7 @@ def beam_search(
         ids = jnp.where(state.position == 0, DECODER_START_ID, last_tokens)
         beam_indices = state.beam_indices.at[:, :, state.position].set(jnp.arange(num_beams))
         logits, cache = t5.decode_step(blocks, ids, state.cache, state.position, beam_indices=beam_indices, mask=mask)
-        return _beam_step(replace(state, cache=cache, rows=beam_indices), logits, min_length, extra_length)
+        return _beam_step(replace(state, cache=cache, beam_indices=beam_indices), logits, min_length, extra_length)
 
     state = jax.lax.while_loop(should_continue, step, state)
     running_length = jnp.maximum(state.position + extra_length, 1).astype(jnp.float32)

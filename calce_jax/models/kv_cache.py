@@ -55,7 +55,7 @@ class LayerCache:
         self, key: Float[Array, "B S N H"], value: Float[Array, "B S N H"], cache_index: Int[Array, ""]
     ) -> "LayerCache":
         """Return the cache with the projections of tokens `cache_index` .. `cache_index` + S."""
-        return replace(self, own=self.self_attention.update(key, value, cache_index))
+        return replace(self, self_attention=self.self_attention.update(key, value, cache_index))
 
 
 def cached_attention(

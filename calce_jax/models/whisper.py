@@ -105,7 +105,7 @@ class WhisperConfig:
             "encoder_depth": "encoder_layers",
             "decoder_depth": "decoder_layers",
             "vocab": "vocab_size",
-            "mels": "num_mel_bins",
+            "mel_bins": "num_mel_bins",
             "audio_positions": "max_source_positions",
             "text_positions": "max_target_positions",
         }
