@@ -402,7 +402,7 @@ def test_the_command_says_what_it_kept_and_what_is_wrong(base, prepared, tmp_pat
     asked = ["--config=configs/calce.py:shapes,stage=1", f"--out={tmp_path}", "--store=int8", "--splits=val"]
     command = partial(run_script, "cache_features", *asked)
     command(f"--config.data.directory={prepared}")
-    assert "2 videos seen now (8 frames of 100 bytes), 0 were there, 0 failed\nint8 is 0." in capsys.readouterr().out
+    assert "2 videos encoded (8 frames of 100 bytes), 0 existed already, 0 failed\nrelative L2 error of int8: 0." in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"TablesError: there are no tables in /nowhere"):
         command("--config.data.directory=/nowhere")
     with pytest.raises(SystemExit, match=r"FeaturesError: .*features.json: .*\n  store: int8 there, float32 here"):
