@@ -181,7 +181,7 @@ def talks(query, words, intervals):
 
 
 def as_draws(recorded, room):
-    """Return recorded [kind, n, value] pairs, a pick among n and a coin, as uniform draws (room, 2); NaN fills the rest."""
+    """Return recorded [kind, n, value] pairs, a pick among n and a coin, as uniform draws (room, 2), padded with NaN."""
     draws = np.full((room, 2), np.nan, np.float32)
     for row, (pick, toss) in enumerate(zip(recorded[::2], recorded[1::2], strict=True)):
         draws[row] = (pick[2] + 0.5) / pick[1], toss[2]
@@ -321,7 +321,7 @@ class TestFine:
     def test_a_short_video_keeps_a_frame(self):
         assert chosen(fine(self.VIDEO[:1], [[0, 2]], frames=25)) == ([0], [])
         assert chosen(fine(self.VIDEO[:1], [], frames=25)) == ([0], [])
-        with pytest.raises(ValueError, match="frame_mask: must have T >= 2, .*, got 1"):
+        with pytest.raises(ValueError, match=r"frame_mask: must have T >= 2, .*, got 1"):
             fine(self.VIDEO[:1], [[0, 2]])
 
     def test_plans_do_not_depend_on_the_batch_and_compile_once(self):

@@ -85,7 +85,7 @@ def host(value):
 
 
 def test_every_position_is_the_originals(shared, tokenizers, compiled):
-    """72 batches of one or three samples. The original pads in the middle, so its padding is removed before comparing."""
+    """72 batches of one or three samples, without the padding that the original has in the middle."""
     cases = json.loads((shared / "golden/07_prompts.json").read_text())["cases"]
     packs, measures = compiled
     seen = 0
@@ -143,7 +143,7 @@ def random_batch(key, n=4, slots=6, captions=3, tokens=40):
 
 
 def prompt_by_loops(plan, tokens, spans, choice, i):
-    """Return one prompt by plain loops: token ids and (slot, query token, is key frame); 5 or 2 query tokens a frame."""
+    """Return one prompt by plain loops: token ids and (slot, query token, is_keyframe); 5 or 2 tokens a frame."""
     plan, choice, tokens, spans = host(plan), host(choice), np.asarray(tokens), np.asarray(spans)
     frames = spans.shape[1] - choice.similarity.shape[1] - 4
 
