@@ -1,6 +1,7 @@
 """Imports run one way, from commands down to storage, stay inside the library, and have no cycle."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,3 +95,11 @@ def test_configs_and_launch_import_only_data_and_the_library():
     for folder in ("configs", "launch"):
         for path in (ROOT / folder).rglob("*.py"):
             assert {name.split(".")[0] for name in imports(path)} & OUTSIDE <= {folder, "data"}, path
+
+
+def test_only_commands_set_environment_variables():
+    """A process belongs to the program that imports the library."""
+    changes = re.compile(r"environ(\[[^\]]*\]\s*=[^=]|\.(setdefault|update|pop|clear)\(|\s*\|=)|\b(putenv|unsetenv)\(")
+    for module, path in LIBRARY.items():
+        if room(module) != "commands":
+            assert not changes.search(path.read_text(encoding="utf-8")), module
