@@ -15,7 +15,7 @@ from types import ModuleType
 from absl import flags
 
 import calce_jax
-from calce_jax.commands.runner import USAGE, fail, run_main
+from calce_jax.commands.runner import USAGE, define_verbosity, fail, run_main
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,10 @@ def usage() -> str:
 def command_help(name: str, module: ModuleType) -> str:
     """Return the text of `calce NAME --help`: an example, the module's docstring, and the flags with their defaults."""
     values = module.FLAGS
+    define_verbosity(values)
     lines = []
     for flag in sorted(values):
-        description = values[flag].help or ""
+        description = " ".join((values[flag].help or "").split())
         default = values[flag].default_as_str
         if default not in (None, "None", "''", ""):
             description += f" (default: {default})"

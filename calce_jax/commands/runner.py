@@ -35,13 +35,7 @@ def run_main(
     """
     # Of transformers only tokenizers are used: no advice to install PyTorch. Read when transformers is imported.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    if "verbosity" not in flag_values:
-        flags.DEFINE_integer(
-            "verbosity",
-            -1,
-            "logging level: -1 warnings, 0 information, 1 debugging, with the traceback of an error",
-            flag_values=flag_values,
-        )
+    define_verbosity(flag_values)
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     sys.argv = argv
@@ -64,6 +58,17 @@ def run_main(
         fail(f"Error: {error}", FAILED)
     except KeyboardInterrupt:
         fail("interrupted; run the same command again, it continues where it can", INTERRUPTED)
+
+
+def define_verbosity(flag_values: flags.FlagValues) -> None:
+    """Define --verbosity, which all commands have; absl's own FLAGS have it already."""
+    if "verbosity" not in flag_values:
+        flags.DEFINE_integer(
+            "verbosity",
+            -1,
+            "logging level: -1 warnings, 0 information, 1 debugging, with the traceback of an error",
+            flag_values=flag_values,
+        )
 
 
 class UsageError(Exception):
@@ -98,4 +103,4 @@ def fail(message: str, code: int) -> NoReturn:
 def _first_cause(error: Exception) -> str:
     """Return the message of a flag error; ml_collections puts that of a config file at the end of a traceback."""
     text = str(error).strip()
-    return re.sub(r"^[\w.]*\.", "", text.splitlines()[-1]) if "Traceback" in text else text
+    return re.sub(r"^[\w.]+: ", "", text.splitlines()[-1]) if "Traceback" in text else text

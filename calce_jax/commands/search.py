@@ -28,7 +28,7 @@ TINY_MODEL_NOTICE = (
 
 FLAGS = flags.FlagValues()
 QUERY = flags.DEFINE_multi_string(
-    "query", None, "a sentence that describes a moment; may be given several times", flag_values=FLAGS
+    "query", None, "a sentence that describes a moment", flag_values=FLAGS
 )
 OUT = flags.DEFINE_string("out", None, "output folder: index.html, moments.json, videos", flag_values=FLAGS)
 CHECKPOINT = flags.DEFINE_string(

@@ -45,7 +45,7 @@ TOTAL_MB = flags.DEFINE_float(
     flag_values=FLAGS,
 )
 NAMES = flags.DEFINE_multi_string(
-    "allow_host", [], "another host name that browsers may use; may be given several times", flag_values=FLAGS
+    "allow_host", [], "another host name that browsers may use", flag_values=FLAGS
 )
 CACHE_FLAGS = CacheFlags(FLAGS)
 

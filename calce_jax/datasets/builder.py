@@ -110,6 +110,6 @@ class TableBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             yield index, row
 
 
-def windows_array(windows: Sequence[Sequence[float]]) -> np.ndarray:
+def windows_array(windows: Sequence[Sequence[int | float]]) -> np.ndarray:
     """Return windows as float64 (n, 2), also where there are none."""
     return np.asarray(windows, np.float64).reshape(-1, 2)

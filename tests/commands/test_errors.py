@@ -44,7 +44,7 @@ def run(tmp_path):
         ("train", [], "flag --config=None: Flag --config must have a value other than None."),
         ("train", [CONFIG, "seed=7"], "unknown argument: seed=7; set fields of the config with --config.FIELD=VALUE"),
         ("infer", ["--split=dev"], "flag --split=dev: value should be one of <train|val|test>"),
-        ("prepare", ["--out="], "flag --out=, flag --check=False: --out is missing"),
+        ("prepare", ["--out="], "flags out=, check=False: --out is missing"),
         ("search", [], "no video; give files, or folders of videos"),
         ("evaluate", ["more.jsonl"], "unknown argument: more.jsonl"),
         ("merge", ["--prediction=x"], "Unknown command line flag 'prediction'. Did you mean: predictions ?"),

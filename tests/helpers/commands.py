@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from unittest.mock import patch
 
 import jax
@@ -25,21 +26,28 @@ def run_script(name: str, *arguments: object) -> None:
     Raises:
       SystemExit: with the exit code; with the message in place of exit code 1.
     """
-    module = importlib.import_module(f"calce_jax.commands.{name}")
+    module = load_command(name)
     argv = [f"calce {name}", *map(str, arguments)]
+    with unchanged_process(), patch.object(sys, "argv", argv):
+        run_main(module.main, argv, module.FLAGS, getattr(module, "parse", None))
+
+
+def load_command(name: str) -> ModuleType:
+    """Return the module of a command, with flags as if none had been parsed."""
+    module = importlib.import_module(f"calce_jax.commands.{name}")
     module.FLAGS.unparse_flags()
     # A config that is parsed defines a flag for each of its fields.
     for field in [flag for flag in module.FLAGS if flag.startswith("config.")]:
         delattr(module.FLAGS, field)
-    with unchanged_process(), patch.object(sys, "argv", argv):
-        run_main(module.main, argv, module.FLAGS, getattr(module, "parse", None))
+    return module
 
 
 @contextmanager
 def unchanged_process() -> Iterator[None]:
     """Restore what a command sets for its process: verbosity, environment and JAX's compilation cache."""
     verbosity = logging.get_verbosity()
-    settings = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")}
+    options = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
+    settings = {name: getattr(jax.config, name) for name in options}
     try:
         with patch.dict(os.environ), warnings.catch_warnings():
             # ml_collections loads the file of a config with an API that Python 3.11 deprecates.

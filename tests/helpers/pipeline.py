@@ -61,7 +61,15 @@ def run_pipeline(out: Path) -> PipelineRun:
         folders = (f"--workdir={out}/runs/stage{stage}", f"--config.data.directory={out}/prepared")
         # Both forms of --config: a file, and a preset.
         config = {1: f"{ROOT}/configs/calce.py:shapes,stage=1", 2: "shapes,stage=2"}[stage]
-        step(f"train {stage}", "train", f"--config={config}", *folders, *SHORT, f"--config.data.frames={FRAMES[stage]}", *more)
+        step(
+            f"train {stage}",
+            "train",
+            f"--config={config}",
+            *folders,
+            *SHORT,
+            f"--config.data.frames={FRAMES[stage]}",
+            *more,
+        )
 
     def infer(stage: int, split: str) -> None:
         title = f"stage{stage}_{split}"
