@@ -160,8 +160,8 @@ CONFIG = "--config=configs/calce.py:shapes,stage=1"
             "train",
             [CONFIG, "--config.data.frames=1", "--config.schedule.epochs=0"],
             "ConfigError: the config is wrong in 2 place(s):\n"
-            "  config.data.frames: 1 should be a int at least 2\n"
-            "  config.schedule.epochs: 0 should be a int at least 1",
+            "  config.data.frames: must be an int >= 2, got 1\n"
+            "  config.schedule.epochs: must be an int >= 1, got 0",
         ),
         ("train", [CONFIG, "--config.data.directory=/nowhere"], "TablesError: there are no tables in /nowhere: /nowh"),
         (
