@@ -78,7 +78,7 @@ class CalceConfig:
     @staticmethod
     def tiny(t5_vocab: int, bert_vocab: int, lora: LoraConfig | None = DEFAULT_LORA) -> "CalceConfig":
         """The size of the tests and the demo."""
-        qformer = replace(QFormerConfig.tiny(vocab=bert_vocab), queries=4)
+        qformer = replace(QFormerConfig.tiny(vocab=bert_vocab), query_tokens=4)
         return CalceConfig(VitConfig.tiny(), qformer, T5Config.tiny(t5_vocab), lora, compressed_query_tokens=1)
 
     @staticmethod

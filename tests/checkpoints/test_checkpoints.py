@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from calce_jax.checkpoints import manager
 from calce_jax.checkpoints.manager import (
     CheckpointError,
     Checkpoints,
+    InitSource,
     checkpoint_steps,
     load_params,
     resolve_init,
     save_params,
 )
-from calce_jax.checkpoints.manager import manager as checkpoints
 from calce_jax.distributed.sharding import abstract_like, make_mesh, param_shardings
 from calce_jax.storage.provenance import file_hash
 from calce_jax.training.state import TrainState
@@ -108,7 +109,7 @@ def test_a_state_that_is_not_finite_is_refused_and_others_stay(tmp_path, part, v
 def test_what_an_earlier_version_saved_that_is_not_finite_is_refused_with_a_remedy(tmp_path, monkeypatch, harmed):
     """The latest, or the best: an evaluation answers something even where no weight is a number."""
     with monkeypatch.context() as earlier:
-        earlier.setattr(checkpoints, "not_finite", lambda leaves: [])
+        earlier.setattr(manager, "not_finite", lambda leaves: [])
         for step in (4, 5):
             save(tmp_path, make_state(step, value=np.nan if step == harmed else 1.0), metrics={"R1_avg": 9.0 - step})
     kept, other = Checkpoints(tmp_path), 9 - harmed
@@ -127,7 +128,7 @@ def test_what_an_earlier_version_saved_that_is_not_finite_is_refused_with_a_reme
 
 def test_a_score_that_is_no_number_is_never_the_best(tmp_path, monkeypatch):
     with monkeypatch.context() as earlier:
-        earlier.setattr(checkpoints.math, "isfinite", lambda value: True)
+        earlier.setattr(manager.math, "isfinite", lambda value: True)
         save(tmp_path, make_state(1), metrics={"R1_avg": np.nan})
     save(tmp_path, make_state(2), metrics={"R1_avg": np.nan})
     kept = Checkpoints(tmp_path)
@@ -191,7 +192,7 @@ def test_damage_is_named_with_a_remedy(tmp_path, harm):
 def test_no_space(tmp_path, monkeypatch):
     kept = Checkpoints(tmp_path)
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match=r"no space left for .*checkpoints/3.*make room"):
         kept.save(make_state(), make_iterator(), {})
     assert checkpoint_steps(tmp_path) == []
@@ -206,9 +207,9 @@ def test_resume_order(tmp_path):
     with pytest.raises(CheckpointError, match=r"config.weights.start.*other"):
         resolve_init(mine, other_run=str(other), base=str(base))
     save(other, make_state())
-    assert resolve_init(mine, other_run=str(other), base=str(base)) == checkpoints.Start("given", other)
+    assert resolve_init(mine, other_run=str(other), base=str(base)) == InitSource("other_run", other)
     save(mine, make_state())
-    assert resolve_init(mine, other_run=str(other), base=str(base)) == checkpoints.Start("resumed", mine)
+    assert resolve_init(mine, other_run=str(other), base=str(base)) == InitSource("resumed", mine)
     with pytest.raises(CheckpointError, match=r"config.weights.base.*nowhere"):
         resolve_init(tmp_path / "new", base="nowhere.safetensors")
 

@@ -72,7 +72,7 @@ def test_a_sample_has_the_same_loss_alone_and_in_any_bucket(parts, batch, stage)
 
 def test_a_sample_gets_the_same_answers_alone(parts, batch, stage):
     together = predicted(*parts, batch, stage)
-    np.testing.assert_array_equal(together.about.row, batch.row)
+    np.testing.assert_array_equal(together.batch.example_index, batch.example_index)
     for sample in range(B):
         alone = predicted(*parts, only(batch, sample), stage)
         np.testing.assert_array_equal(alone.answers.tokens[0], together.answers.tokens[sample])
@@ -94,7 +94,9 @@ def test_what_is_seen_may_be_computed_ahead_of_the_query(parts, batch, stage):
     later = jax.jit(make_predict_from_features(graph, STEPS[stage]))(*weights, looked, batch)
     np.testing.assert_array_equal(later.answers.tokens, at_once.answers.tokens)
     np.testing.assert_allclose(later.answers.score, at_once.answers.score, **CLOSE)
-    np.testing.assert_array_equal(later.reading.plan.index, at_once.reading.plan.index)
+    np.testing.assert_array_equal(
+        later.prompt_selection.frame_plan.frame_index, at_once.prompt_selection.frame_plan.frame_index
+    )
 
 
 def embedded(model, batch, stage):
