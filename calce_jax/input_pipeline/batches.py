@@ -7,7 +7,7 @@ state counts batches per worker: it must be restored with the same number of wor
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import grain
@@ -105,35 +105,28 @@ def abstract_batch(config: InputConfig) -> Batch:
       FeaturesError: there is no such folder of features.
     """
 
-    def array(dtype: type[np.generic] | type[bool] | np.dtype, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
-
-    t, w = config.frames, config.max_windows
-    s, features = config.image_size, None
-    if config.features:
-        metadata, s = FeatureStore(config.features).metadata, 0
-        values = array(metadata.dtype, t, metadata.tokens, metadata.width)
-        scale = array(np.float32, t, metadata.tokens, metadata.scales) if metadata.scales else None
-        features = Features(values, scale, array(np.float32, t, metadata.means) if metadata.means else None)
-    return Batch(
-        frames=array(np.uint8, t, s, s, 3),
-        frame_mask=array(bool, t),
-        times=array(np.float32, t),
-        duration=array(np.float32),
-        tokens=array(np.int32, config.text_tokens),
-        spans=array(np.int32, text_sizes(config).spans, 2),
-        query_bert_tokens=array(np.int32, config.bert_tokens),
-        caption_bert_tokens=array(np.int32, config.max_captions, config.bert_tokens),
-        is_speech_query=array(bool),
-        has_speech=array(bool, t),
-        stage1_windows=array(np.float32, w, 2),
-        window_mask=array(bool, w),
-        labels=array(np.int32, config.answer_tokens),
-        row_mask=array(bool),
-        example_index=array(np.int32),
-        row_flags=array(np.int32),
-        features=features,
+    batch = Batch.zeros(
+        config.batch_size,
+        frames=config.frames,
+        image_size=0 if config.features else config.image_size,
+        captions=config.max_captions,
+        bert_tokens=config.bert_tokens,
+        text_tokens=config.text_tokens,
+        windows=config.max_windows,
+        answer_tokens=config.answer_tokens,
     )
+    abstract = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), batch)
+    if not config.features:
+        return abstract
+
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((config.batch_size, config.frames, *shape), dtype)
+
+    metadata = FeatureStore(config.features).metadata
+    values = array(metadata.dtype, metadata.tokens, metadata.width)
+    scale = array(np.float32, metadata.tokens, metadata.scales) if metadata.scales else None
+    means = array(np.float32, metadata.means) if metadata.means else None
+    return replace(abstract, features=Features(values, scale, means))
 
 
 def make_iterator(

@@ -49,8 +49,12 @@ def make_batch(rows):
     rng = np.random.default_rng(rows)
     spans = T + C + NUM_FIXED_SPANS
     starts = np.arange(spans, dtype=np.int32)
-    return Batch(
-        frames=rng.integers(0, 256, (B, T, 56, 56, 3), np.uint8),
+    batch = Batch.zeros(
+        B, frames=T, image_size=56, captions=C, bert_tokens=WORDS, text_tokens=spans, windows=1, answer_tokens=ANSWER
+    )
+    return dataclasses.replace(
+        batch,
+        frames=rng.integers(0, 256, batch.frames.shape, np.uint8),
         frame_mask=np.ones((B, T), bool),
         times=np.tile(np.arange(T, dtype=np.float32), (B, 1)),
         duration=np.full(B, float(T), np.float32),
@@ -58,14 +62,9 @@ def make_batch(rows):
         spans=np.tile(np.stack([starts, np.ones_like(starts)], axis=1), (B, 1, 1)),
         query_bert_tokens=rng.integers(1, VOCAB, (B, WORDS)).astype(np.int32),
         caption_bert_tokens=rng.integers(1, VOCAB, (B, C, WORDS)).astype(np.int32),
-        is_speech_query=np.zeros(B, bool),
-        has_speech=np.zeros((B, T), bool),
-        stage1_windows=np.zeros((B, 1, 2), np.float32),
-        window_mask=np.zeros((B, 1), bool),
         labels=rng.integers(3, VOCAB, (B, ANSWER)).astype(np.int32),
         row_mask=np.ones(B, bool),
         example_index=rows,
-        row_flags=np.zeros(B, np.int32),
     )
 
 
