@@ -43,7 +43,9 @@ def main(argv: list[str]) -> None:
     from calce_jax.distributed.multihost import is_primary
     from calce_jax.inference.predict_split import predict_split
     from calce_jax.inference.trained_run import load_trained_model
+    from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
 
+    retain_freed_memory()
     trained = load_trained_model(
         str(WORKDIR.value),
         checkpoint=cast(Literal["best", "latest"], CHECKPOINT.value),

@@ -29,7 +29,9 @@ def main(argv: list[str]) -> None:
     config = validate(CONFIG.value)
     HOST_FLAGS.join()
 
+    from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
     from calce_jax.training.run import train_run
     from calce_jax.training.run_data import open_run_data
 
-    train_run(config, Path(str(WORKDIR.value)), open_run_data(config))
+    retain_freed_memory()
+    train_run(config, Path(str(WORKDIR.value)), open_run_data(config), stop_on_sigterm=True)

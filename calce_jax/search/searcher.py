@@ -188,7 +188,7 @@ class Searcher:
         cached = self.cache.read_arrays("features", cache_key)
         if cached is not None:
             try:
-                return predictor.looked_of(cached)
+                return predictor.features_from_arrays(cached)
             except ValueError as error:
                 self.cache.refuse("features", cache_key, error)
         features = predictor.encode_video(example)

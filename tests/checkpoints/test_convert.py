@@ -260,7 +260,7 @@ def test_folder_of_a_run(checkpoint):
     config = json.loads((checkpoint / "run/config.json").read_text())
     assert config["weights"] == {"base": str(base), "start": ""}
     assert sorted(path.name for path in (checkpoint / "run").iterdir()) == ["checkpoints", "config.json"]
-    assert resolve_init(checkpoint / "new", other_run=str(checkpoint / "run")).kind == "given"
+    assert resolve_init(checkpoint / "new", other_run=str(checkpoint / "run")).kind == "other_run"
 
 
 # Orbax writes arrays at once; those still under way when one fails find its event loop closed.

@@ -199,7 +199,7 @@ def test_nothing_to_build_is_an_error_and_changes_nothing(folder, rows, named):
 
 
 def test_wrong_folder_split_version_or_dataset_is_named(folder, monkeypatch):
-    with pytest.raises(TablesError, match=r"no tables in .*nowhere.*launch/prepare\.py with --out="):
+    with pytest.raises(TablesError, match=r"no tables in .*nowhere.*run `calce prepare` with --out="):
         open_dataset(folder / "nowhere", "train")
     with pytest.raises(TablesError, match=r"no split 'test', but train, val; choose one"):
         open_dataset(folder, "test")
@@ -212,7 +212,7 @@ def test_wrong_folder_split_version_or_dataset_is_named(folder, monkeypatch):
     with pytest.raises(TablesError, match="no query of split val is about a video"):
         rebuild_queries(folder, "shapes", {"val": TRAIN})
     monkeypatch.setattr(builder, "VERSION", "2.0.0")
-    with pytest.raises(TablesError, match=r"has version 1\.0\.0, this program reads 2\.0\.0; run launch/prepare"):
+    with pytest.raises(TablesError, match=r"has version 1\.0\.0, this program reads 2\.0\.0; run `calce prepare`"):
         open_dataset(folder, "train")
 
 

@@ -159,7 +159,7 @@ def test_one_host_needs_no_others():
     [
         (("", 2, 0), "--coordinator: missing"),
         (("localhost:1", 2, None), "needs --hosts .* and --host"),
-        (("localhost:1", 2, 2), "--host=2: there are hosts 0 to 1"),
+        (("localhost:1", 2, 2), r"--host: must be in \[0, 1\], got 2"),
     ],
 )
 def test_hosts_described_in_part_are_refused(description, named):

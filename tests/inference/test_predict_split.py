@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from calce_jax.datasets.tables import VideoRecord, build_tables, rebuild_queries
-from calce_jax.inference import predict_split as answering
+from calce_jax.inference import predict_split as predict_split_module
 from calce_jax.inference.answers import Answer
 from calce_jax.inference.predict_split import DatasetSplit, predict_split
 from calce_jax.inference.trained_run import TrainedModel
@@ -70,13 +70,13 @@ def asked(monkeypatch):
     """Answers in place of a model's, and the rows that were asked about."""
     asked = []
 
-    def ask(config, split: DatasetSplit, t5, predict, first=0):
-        for row in range(first * config.data.eval_batch, len(split.queries)):
+    def predict_answers(config, split: DatasetSplit, t5, predict, first_batch=0):
+        for row in range(first_batch * config.data.eval_batch, len(split.queries)):
             asked.append(row)
             yield Answer(row, QueryMoments([[0.0, float(row), 0.5]], f"[[0, {row}]]", "exact"), [], [], [])
 
-    monkeypatch.setattr(answering, "ask", ask)
-    monkeypatch.setattr(TrainedModel, "predictor", lambda *_: None)
+    monkeypatch.setattr(predict_split_module, "predict_answers", predict_answers)
+    monkeypatch.setattr(TrainedModel, "compile_predictor", lambda *_: None)
     return asked
 
 
@@ -122,7 +122,7 @@ class Job:
 
 @pytest.fixture
 def job(trained, asked, whole, tmp_path, monkeypatch):
-    out, write, written = tmp_path / "out/val.jsonl", answering.write_line, []
+    out, write, written = tmp_path / "out/val.jsonl", predict_split_module.write_line, []
 
     def stop(file, line):
         if len(written) == 6:
@@ -132,7 +132,7 @@ def job(trained, asked, whole, tmp_path, monkeypatch):
         write(file, line)
 
     with monkeypatch.context() as patch:
-        patch.setattr(answering, "write_line", stop)
+        patch.setattr(predict_split_module, "write_line", stop)
         with pytest.raises(KeyboardInterrupt):
             predict_split(trained, "val", out)
     assert sorted(path.name for path in out.parent.iterdir()) == ["val.jsonl.part", "val.jsonl.part.json"]
@@ -267,25 +267,25 @@ def test_where_folders_lie_and_how_many_are_asked_at_a_time_does_not_matter(job,
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "there is no .*part.json"), (b"{", "is no JSON"), (b"\xff", "is"), (b"[]", "object")]
+    ("content", "said"), [(None, ".*part.json is missing"), (b"{", "is not JSON"), (b"\xff", "is"), (b"[]", "object")]
 )
 def test_a_part_that_does_not_say_what_made_it_is_not_continued(job, caplog, content, said):
     job.about.unlink() if content is None else job.about.write_bytes(content)
     job.run()
     assert job.asked == list(range(TOTAL))
-    assert re.search(f"is started anew: what made it is unknown, .*{said}", caplog.text)
+    assert re.search(f"is started anew: its inputs are unknown: .*{said}", caplog.text)
     job.check_finished()
 
 
 def test_a_file_that_is_not_one_line_a_query_does_not_get_its_name(job, monkeypatch):
-    write = answering.write_line
+    write = predict_split_module.write_line
     with monkeypatch.context() as patch:
-        patch.setattr(answering, "write_line", lambda file, line: [write(file, line) for _ in range(2)])
+        patch.setattr(predict_split_module, "write_line", lambda file, line: [write(file, line) for _ in range(2)])
         with pytest.raises(PredictionError, match=r"val\.jsonl\.part, line 6: expected qid 5 .*: remove it and run"):
             job.run()
     assert not job.out.exists()
     with monkeypatch.context() as patch:
-        patch.setattr(answering, "write_line", lambda *_: None)
+        patch.setattr(predict_split_module, "write_line", lambda *_: None)
         with pytest.raises(PredictionError, match=r"val\.jsonl\.part, line 5: expected qid 4"):
             job.run()
     job.run()
@@ -293,7 +293,7 @@ def test_a_file_that_is_not_one_line_a_query_does_not_get_its_name(job, monkeypa
 
 
 def test_a_second_writer_is_refused_and_the_first_finishes(job, monkeypatch):
-    write, refused = answering.write_line, []
+    write, refused = predict_split_module.write_line, []
 
     def second(file, line):
         if not refused:
@@ -303,7 +303,7 @@ def test_a_second_writer_is_refused_and_the_first_finishes(job, monkeypatch):
             refused[0] = str(told.value)
         write(file, line)
 
-    monkeypatch.setattr(answering, "write_line", second)
+    monkeypatch.setattr(predict_split_module, "write_line", second)
     job.run()
     assert refused[0].startswith(f"{job.out}.lock: ")
     job.check_finished()

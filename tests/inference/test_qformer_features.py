@@ -52,7 +52,7 @@ def base(prepared):
     data = replace(stage.config.data, directory=str(prepared), frames=4, batch=2, eval_batch=2)
     config = replace(stage.config, data=data, model=replace(stage.config.model, ln_vision="frozen"))
     sizes = replace(stage.model_config, ln_vision="frozen")
-    return replace(stage, config=config, sizes=sizes, graph=make_model(sizes)[0])
+    return replace(stage, config=config, model_config=sizes, graph=make_model(sizes)[0])
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def loss_and_gradients(graph, config, trainable, frozen, batch):
     def loss(trainable):
         model = nnx.merge(graph, trainable, frozen)
         seen = load_or_encode(model, batch)
-        return model.loss(seen, batch, model.read(seen, batch, config.selection), config.buckets[-1]).mean()
+        return model.loss(seen, batch, model.select(seen, batch, config.selection), config.buckets[-1]).mean()
 
     return jax.value_and_grad(loss)(trainable)
 
@@ -110,7 +110,9 @@ def test_steps_leave_ln_vision_bit_for_bit(base):
 def test_answers_are_those_of_a_run_that_trains_it(stage):
     told, found = (jax.jit(make_predict(parts[0], STEPS[stage]))(*parts[1:], BATCH) for parts in (PARTS, FROZEN_PARTS))
     np.testing.assert_array_equal(found.answers.tokens, told.answers.tokens)
-    np.testing.assert_array_equal(found.reading.plan.index, told.reading.plan.index)
+    np.testing.assert_array_equal(
+        found.prompt_selection.frame_plan.frame_index, told.prompt_selection.frame_plan.frame_index
+    )
     np.testing.assert_allclose(found.answers.score, told.answers.score, rtol=1e-5, atol=1e-6)
 
 
@@ -124,7 +126,7 @@ def test_a_window_keeps_what_was_said_in_place_of_frames():
     found, plain = (list(make_batch_predictor(predict, mesh, grouper, window)(*PARTS[1:], halves)) for window in (2, 1))
     for grouped, alone in zip(found, plain, strict=True):
         np.testing.assert_array_equal(grouped.answers.tokens, alone.answers.tokens)
-        np.testing.assert_array_equal(grouped.about.row, alone.about.row)
+        np.testing.assert_array_equal(grouped.batch.example_index, alone.batch.example_index)
 
 
 # As for the tower's tokens; a run reads these from batches of another size.
@@ -151,7 +153,7 @@ def test_a_step_leaves_out_the_tower_and_the_qformer_over_frames(base, kept):
 
     def look(frames, *weights):
         model = nnx.merge(base.graph, *weights)
-        return model.look(model.see(frames))
+        return model.encode_queries(model.encode_frames(frames))
 
     saved = flops(step, state, base.frozen, frames, jax.random.key(0)) - flops(
         step, state, base.frozen, said, jax.random.key(0)
@@ -161,11 +163,11 @@ def test_a_step_leaves_out_the_tower_and_the_qformer_over_frames(base, kept):
 
 def test_what_is_read_is_what_was_said(base, kept):
     out, done = kept["float32"]
-    assert (done.seen, done.frames, done.error, done.read_error) == (4, 3 * 4 + 3, 0, 0)
-    assert done.bytes_a_frame == 4 * (SIZES.qformer.query_tokens * SIZES.qformer.width + SIZES.vit.width)
+    assert (done.num_extracted, done.num_frames, done.error, done.projected_error) == (4, 3 * 4 + 3, 0, 0)
+    assert done.bytes_per_frame == 4 * (SIZES.qformer.query_tokens * SIZES.qformer.width + SIZES.vit.width)
     batch = batches(base, base.config)[0]
     model = nnx.merge(base.graph, base.trainable, base.frozen)
-    looked = jax.jit(lambda frames: model.look(model.see(frames)))(batch.frames)
+    looked = jax.jit(lambda frames: model.encode_queries(model.encode_frames(frames)))(batch.frames)
     found = batches(base, reading(base, out))[0].features
     there = np.asarray(batch.frame_mask)
     np.testing.assert_allclose(found.values[there], looked.queries[there], rtol=1e-5, atol=1e-5)
@@ -173,7 +175,7 @@ def test_what_is_read_is_what_was_said(base, kept):
     narrow = FeatureStore(kept["int8"][0]).read(clip_of("a"))
     np.testing.assert_array_equal(narrow["means"], FeatureStore(out).read(clip_of("a"))["means"])
     assert 2**-10 < kept["int8"][1].error < 2**-6
-    assert kept["int8"][1].read_error == pytest.approx(kept["int8"][1].error, rel=0.7)
+    assert kept["int8"][1].projected_error == pytest.approx(kept["int8"][1].error, rel=0.7)
 
 
 def test_means_are_kept_whole():
@@ -188,16 +190,18 @@ def test_means_are_kept_whole():
 
 def test_it_is_refused_where_the_qformer_says_something_else(base, kept, tmp_path):
     out, _ = kept["float32"]
-    check_features(reading(base, out), base.sizes)
+    check_features(reading(base, out), base.model_config)
     learning = replace(base.config, model=replace(base.config.model, ln_vision="trained"))
-    with pytest.raises(FeaturesError, match=r"config.model.ln_vision: 'trained', so what .* or keep what the tower gi"):
-        make_feature_metadata(learning, base.sizes, "float32", "qformer")
-    with pytest.raises(FeaturesError, match=r"config.model.ln_vision: 'trained', so what the Q-Former says"):
-        check_features(reading(replace(base, config=learning), out), base.sizes)
+    with pytest.raises(FeaturesError, match=r"config.model.ln_vision: must be 'frozen' .* or store the tower's tok"):
+        make_feature_metadata(learning, base.model_config, "float32", "qformer")
+    with pytest.raises(FeaturesError, match=r"config.model.ln_vision: must be 'frozen' to store the Q-Former's tokens"):
+        check_features(reading(replace(base, config=learning), out), base.model_config)
     with pytest.raises(FeaturesError, match=r"choose another --out, .*(\n|.)*\n  of: qformer there, vit here"):
         extract_features(base, VideoDataset(base.config.data.directory), out, storage_dtype="float32")
     wrong = to_dict(replace(base.config, behaviour="reference"))
-    with pytest.raises(ConfigError, match=r"config.model.ln_vision: 'frozen', which .*'reference' trains"):
+    with pytest.raises(
+        ConfigError, match=r"config.model.ln_vision: must be 'trained' with .*'reference', got 'frozen'"
+    ):
         validate(wrong)
     check_ln_vision_frozen(base.trainable, base.trainable, tmp_path)
     moved = jax.tree.map(lambda leaf: leaf + 1, base.trainable)
@@ -222,9 +226,9 @@ def test_all_that_decides_what_is_said_names_it(tmp_path):
 # ml_collections reads a config's file in a way that Python 3.11 calls old.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_the_command_keeps_it(base, prepared, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("calce_jax.inference.trained_run.open_base", lambda config: base)
+    monkeypatch.setattr("calce_jax.inference.trained_run.load_base_model", lambda config: base)
     asked = ["--config=configs/calce.py:shapes,stage=1", f"--config.data.directory={prepared}", f"--out={tmp_path}"]
     run_script("cache_features", *asked, "--of=qformer", "--splits=val")
-    assert "bfloat16 is 0.1" in (told := capsys.readouterr().out)
-    assert "off what the Q-Former says, " in told
+    assert "bfloat16 differs from the Q-Former's output by 0.1" in (told := capsys.readouterr().out)
+    assert ", after t5_proj by " in told
     assert FeatureStore(tmp_path).metadata.of == "qformer"

@@ -13,31 +13,32 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints, checkpoint_steps
 from calce_jax.config import OptimizerConfig
+from calce_jax.inference.length_grouping import RowInfo
 from calce_jax.text.text_row import RowFlag
-from calce_jax.training.loop import MAX_SKIPPED, EvalResult, TrainingError, TrainSchedule, train
+from calce_jax.training.feed import Feed
+from calce_jax.training.loop import EvalResult, RunOutputs, TrainFunctions, TrainSchedule, train
+from calce_jax.training.metric_log import MAX_SKIPPED, TrainingError
 from calce_jax.training.metric_writer import open_metric_writer
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import apply_gradients, create_train_state, is_finite
 
-PLAN = TrainSchedule(steps_per_epoch=5, epochs=3, log_every=2, eval_every=1)
+SCHEDULE = TrainSchedule(steps_per_epoch=5, epochs=3, log_every=2, eval_every=1)
 OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05))
 
 
 @struct.dataclass
 class Rows:
     x: np.ndarray
-    row: np.ndarray
-    present: np.ndarray
-    notes: np.ndarray
+    row_info: RowInfo
 
 
 def make_batch(rows):
     rows = np.asarray(rows)
     x = np.stack([np.cos(rows), np.sin(rows)], axis=1).astype(np.float32)
-    notes = np.where(
+    row_flags = np.where(
         rows == 7, RowFlag.QUERY_TRUNCATED, np.where(rows == 8, RowFlag.QUERY_TRUNCATED | RowFlag.CAPTION_TRUNCATED, 0)
     )
-    return Rows(x, rows, np.ones((len(rows), 3), bool), notes.astype(np.int32))
+    return Rows(x, RowInfo(rows, row_flags.astype(np.int32), np.full(len(rows), 3)))
 
 
 def make_iterator():
@@ -84,7 +85,7 @@ def score(state):
     )
 
 
-def run(workdir, step_fn=toy_step, evaluate=score, plan=PLAN, iterator=None):
+def run(workdir, step_fn=toy_step, evaluate=score, iterator=None, stop_on_sigterm=True):
     state = create_train_state({"kernel": jnp.zeros(2), "bias": jnp.zeros(())}, OPTIMIZER)
     iterator = iterator or make_iterator()
     checkpoints = Checkpoints(workdir)
@@ -95,15 +96,11 @@ def run(workdir, step_fn=toy_step, evaluate=score, plan=PLAN, iterator=None):
         with open_metric_writer(workdir) as writer:
             return train(
                 state,
-                iterator,
-                lambda state: (batch := next(iterator), jax.tree.map(jnp.asarray, batch)),
-                schedule=plan,
-                step_fn=step_fn,
-                evaluate=evaluate,
-                checkpoints=checkpoints,
-                metadata={"seed": 42},
-                writer=writer,
-                query_ids_of=lambda rows: [f"q{row}" for row in rows],
+                Feed(iterator, lambda state: ((batch := next(iterator)).row_info, jax.tree.map(jnp.asarray, batch))),
+                SCHEDULE,
+                TrainFunctions(step_fn, evaluate, lambda rows: [f"q{row}" for row in rows]),
+                RunOutputs(checkpoints, {"seed": 42}, writer),
+                stop_on_sigterm=stop_on_sigterm,
             )
     finally:
         checkpoints.close()
@@ -122,7 +119,7 @@ def terminating(function, at):
 
 def queries_of(step):
     data = make_iterator()
-    rows = [next(data).row for _ in range(step)][-1]
+    rows = [next(data).row_info.example_index for _ in range(step)][-1]
     return ", ".join(f"q{row}" for row in rows)
 
 
@@ -166,15 +163,15 @@ def test_a_whole_run_keeps_latest_and_best_and_is_logged(uninterrupted):
 def test_what_does_not_fit_is_counted_with_the_metrics_and_named_once(tmp_path, caplog):
     run(tmp_path)
     data, expected, mended = make_iterator(), {}, []
-    for step in range(1, PLAN.total_steps + 1):
-        mended += (next(data).notes != 0).tolist()
+    for step in range(1, SCHEDULE.total_steps + 1):
+        mended += (next(data).row_info.row_flags != 0).tolist()
         # Nothing is written at step 2, where all that was measured is still under way.
-        if step % PLAN.log_every == 0 and step > 2:
+        if step % SCHEDULE.log_every == 0 and step > 2:
             expected[step], mended = np.mean(mended), []
     assert scalars(tmp_path, "data/mended") == pytest.approx(expected)
     assert any(expected.values())
     told = [record.getMessage() for record in caplog.records if "training:" in record.getMessage()]
-    assert told == ["training: query cut: 2 queries (q7, q8)", "training: caption cut: 1 query (q8)"]
+    assert told == ["training: query truncated: 2 queries (q7, q8)", "training: caption truncated: 1 query (q8)"]
 
 
 @pytest.mark.parametrize("at", [3, 5, 7])
@@ -329,5 +326,16 @@ def test_data_that_end_early(tmp_path):
         run(tmp_path, iterator=short)
 
 
-def test_signal_handler_is_put_back(uninterrupted):
+def test_the_handler_of_sigterm_is_set_while_training_on_request_alone(uninterrupted, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    handlers = []
+
+    def noting(state):
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        return score(state)
+
+    run(tmp_path / "command", evaluate=noting)
+    assert signal.SIG_DFL not in handlers
+    handlers.clear()
+    run(tmp_path / "library", evaluate=noting, stop_on_sigterm=False)
+    assert handlers == [signal.SIG_DFL] * SCHEDULE.epochs

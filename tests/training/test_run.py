@@ -49,8 +49,12 @@ def make_batch(rows):
     rng = np.random.default_rng(rows)
     spans = T + C + NUM_FIXED_SPANS
     starts = np.arange(spans, dtype=np.int32)
-    return Batch(
-        frames=rng.integers(0, 256, (B, T, 56, 56, 3), np.uint8),
+    batch = Batch.zeros(
+        B, frames=T, image_size=56, captions=C, bert_tokens=WORDS, text_tokens=spans, windows=1, answer_tokens=ANSWER
+    )
+    return dataclasses.replace(
+        batch,
+        frames=rng.integers(0, 256, batch.frames.shape, np.uint8),
         frame_mask=np.ones((B, T), bool),
         times=np.tile(np.arange(T, dtype=np.float32), (B, 1)),
         duration=np.full(B, float(T), np.float32),
@@ -58,25 +62,20 @@ def make_batch(rows):
         spans=np.tile(np.stack([starts, np.ones_like(starts)], axis=1), (B, 1, 1)),
         query_bert_tokens=rng.integers(1, VOCAB, (B, WORDS)).astype(np.int32),
         caption_bert_tokens=rng.integers(1, VOCAB, (B, C, WORDS)).astype(np.int32),
-        is_speech_query=np.zeros(B, bool),
-        has_speech=np.zeros((B, T), bool),
-        stage1_windows=np.zeros((B, 1, 2), np.float32),
-        window_mask=np.zeros((B, 1), bool),
         labels=rng.integers(3, VOCAB, (B, ANSWER)).astype(np.int32),
         row_mask=np.ones(B, bool),
         example_index=rows,
-        row_flags=np.zeros(B, np.int32),
     )
 
 
-def material(stop_after_first_evaluation=False):
-    """Random queries about noise, and an evaluation that sees whether an answer came for every one."""
+def make_run_data(sigterm_after_evaluation=False):
+    """Return random queries about noise, and an evaluation that checks the shapes of predictions."""
     data = grain.MapDataset.range(8).shuffle(seed=3).repeat(None).to_iter_dataset().batch(B, batch_fn=make_batch)
 
     def evaluate(predict):
         (prediction,) = predict([make_batch(range(B))])
         assert prediction.answers.tokens.shape == (B, 2, ANSWER)
-        if stop_after_first_evaluation:
+        if sigterm_after_evaluation:
             os.kill(os.getpid(), signal.SIGTERM)
         return EvalResult({"R1_avg": float(prediction.answers.score[:, 0].mean())})
 
@@ -92,13 +91,13 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
     ):
         init_workdir(tmp_path, dataclasses.replace(config, seed=1, lora=dataclasses.replace(config.lora, rank=4)))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"config.json is no JSON"):
+    with pytest.raises(ConfigError, match=r"config.json: not JSON"):
         init_workdir(tmp_path, config)
 
 
 def test_two_that_train_in_one_workdir_do_not_meet(tmp_path):
     with FileLock(tmp_path / "train.lock"), pytest.raises(LockError, match=r"train\.lock: process .* writes here"):
-        train_run(tiny_config(), tmp_path, material())
+        train_run(tiny_config(), tmp_path, make_run_data())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -141,9 +140,9 @@ def test_base_weights_fill_all_but_the_adapters(tmp_path):
 def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path):
     config = tiny_config(data={"group": 2})
     with pytest.raises(SystemExit):
-        train_run(config, tmp_path / "stopped", material(stop_after_first_evaluation=True))
+        train_run(config, tmp_path / "stopped", make_run_data(sigterm_after_evaluation=True), stop_on_sigterm=True)
     assert checkpoint_steps(tmp_path / "stopped") == [2]
-    state = train_run(config, tmp_path / "stopped", material())
+    state = train_run(config, tmp_path / "stopped", make_run_data())
     assert int(state.step) == 4
 
     kept = Checkpoints(tmp_path / "stopped")
