@@ -89,7 +89,6 @@ def test_a_wrong_token_and_a_wrong_score_are_found(copy):
     recordings.write_json(copy, "12_lr_optim", content)
     rows = rows_of(copy, "09|10_metrics_synthetic|12")
     assert (rows["09_postprocess/mended"].cases, rows["09_postprocess/mended"].equal) == (4, 2)
-    assert rows["09_postprocess/literal"].ok
     assert (rows["10_metrics_synthetic"].cases, rows["10_metrics_synthetic"].equal) == (2, 1)
     assert not rows["12_lr_optim/rates"].ok
     assert "query_proj.weight decays" in rows["12_lr_optim/groups"].note
@@ -117,7 +116,7 @@ def test_missing_settings_are_named(copy):
 
 
 def test_more_than_is_known_is_told_and_nothing_fails(copy, monkeypatch):
-    monkeypatch.setattr(program, "FAMILIES", {"01_vit": vision.vit})
+    monkeypatch.setattr(program, "COMPARISONS", {"01_vit": vision.vit})
     for file in copy.glob("[01]*"):
         if file.is_file() and not file.name.startswith("01"):
             file.unlink()

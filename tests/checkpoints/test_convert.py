@@ -15,17 +15,18 @@ from flax import nnx
 from calce_jax.checkpoints.convert import bert, blip2, calce, t5, vit, whisper
 from calce_jax.checkpoints.convert.calce_pth import write_checkpoint
 from calce_jax.checkpoints.convert.convert import convert, model_config_of
+from calce_jax.checkpoints.convert.formats import parse_sources, parse_target
 from calce_jax.checkpoints.convert.huggingface import write_blip2
 from calce_jax.checkpoints.convert.mapping import add_prefix, mapping_rows
 from calce_jax.checkpoints.convert.reader import WeightsFileError, open_tensors
-from calce_jax.checkpoints.convert.sources import open_sources, parse_sources
+from calce_jax.checkpoints.convert.sources import open_sources
 from calce_jax.checkpoints.convert.state_dict import ConversionError, lazy_state_dict
-from calce_jax.checkpoints.convert.targets import parse_target, write_base, write_run
+from calce_jax.checkpoints.convert.targets import EXPORTERS, write_base, write_run
 from calce_jax.checkpoints.convert.weights import Weights, as_lazy, base_param_shapes, trainable_param_shapes
 from calce_jax.checkpoints.convert.writer import cast_floating, write_safetensors, write_shards
 from calce_jax.checkpoints.manager import load_params, resolve_init
 from calce_jax.checkpoints.restore import load_trainable
-from calce_jax.config import WeightsConfig, to_dict, validate
+from calce_jax.config import WeightsConfig, to_dict
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.calce import Calce, CalceConfig, param_label
 from calce_jax.models.lora import LoraConfig
@@ -33,7 +34,7 @@ from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
 from calce_jax.models.whisper import Whisper, WhisperConfig
-from configs.calce import get_config
+from calce_jax.presets.runs import get_preset
 
 SIZES = CalceConfig(
     VitConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12),
@@ -192,7 +193,7 @@ def test_narrow_weights_go_there_and_back(hub, dtype):
     assert json.loads((hub / "again/config.json").read_text())["dtype"] == str(dtype)
 
 
-RUN = validate(get_config("shapes,stage=1"))
+RUN = get_preset("shapes,stage=1")
 
 
 @pytest.fixture
@@ -305,9 +306,9 @@ def test_training_goes_on_from_a_converted_run(checkpoint):
 
 def test_adapters_are_wanted_where_they_are_due(hub):
     for kind in ("calce", "peft"):
-        target, path = parse_target(f"{kind}:{hub / 'out'}")
+        export_format, path = parse_target(f"{kind}:{hub / 'out'}")
         with pytest.raises(ConversionError, match="the sources hold no adapters; add calce:PATH, mrblip:PATH"):
-            target.write(path, BASE, RUN)
+            EXPORTERS[export_format](path, BASE, RUN)
     assert not list(hub.glob("out*"))
 
 

@@ -113,7 +113,7 @@ def test_pth(tmp_path, torch, zipped, nested):
 
 
 def test_pth_is_opened_anew_now_and_then(tmp_path, torch, monkeypatch):
-    monkeypatch.setattr("calce_jax.checkpoints.convert.reader.REOPEN_AFTER", 10)
+    monkeypatch.setattr("calce_jax.checkpoints.convert.reader.REOPEN_AFTER_BYTES", 10)
     torch.save(as_torch(torch, ARRAYS), tmp_path / "pytorch_model.bin")
     assert_same(open_tensors(tmp_path), ARRAYS)
 

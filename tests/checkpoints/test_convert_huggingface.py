@@ -62,7 +62,7 @@ def ours():
 @nnx.jit
 def image(model, pixels):
     """Return what of an image enters T5."""
-    return model.t5_proj(model.qformer.visual(model.ln_vision(model.vit(pixels))))
+    return model.t5_proj(model.qformer.encode_images(model.ln_vision(model.vit(pixels))))
 
 
 @nnx.jit

@@ -245,7 +245,9 @@ def test_prefixes_reach_every_name():
         [MappingRow("a.{layer}", ("x", "y"), split_fused(2), aliases=("b.{layer}",), tied=("c.{layer}",))], "p.", "q/"
     )
     assert rows == [
-        replace(rows[0], torch="p.a.{layer}", ours=("q/x", "q/y"), also=("p.b.{layer}",), tied=("p.c.{layer}",))
+        replace(
+            rows[0], torch_name="p.a.{layer}", flax_name=("q/x", "q/y"), aliases=("p.b.{layer}",), tied=("p.c.{layer}",)
+        )
     ]
 
 
@@ -301,11 +303,11 @@ def test_full_size_sources_fill_the_model(full):
     wanted = set(full[base_param_shapes])
     drawn = {"query_proj/kernel", "query_proj/bias"}
     for kinds in (("lavis", "eva", "t5", "bert"), ("hf", "bert")):
-        filled = [part for kind in kinds for row in mapping_rows(FORMATS[kind].table(2)) for part in row.param_names]
+        filled = [part for kind in kinds for row in mapping_rows(FORMATS[kind].mapping(2)) for part in row.param_names]
         assert len(filled) == len(set(filled))
         assert set(filled) == wanted - drawn
     for kind, unfilled in (("calce", set()), ("mrblip", drawn)):
-        filled = {part for row in mapping_rows(FORMATS[kind].table(2)) for part in row.param_names}
+        filled = {part for row in mapping_rows(FORMATS[kind].mapping(2)) for part in row.param_names}
         assert filled == set(full[trainable_param_shapes]) - unfilled
 
 

@@ -94,7 +94,7 @@ def add_prefix(mapping: KeyMapping, torch_prefix: str = "", flax_prefix: str = "
         return (
             row
             if isinstance(row, IgnoredKey)
-            else replace(row, ours=tuple(flax_prefix + name for name in row.param_names))
+            else replace(row, flax_name=tuple(flax_prefix + name for name in row.param_names))
         )
 
     return [put(row) for row in rename_keys(mapping, lambda name: torch_prefix + name)]
@@ -105,9 +105,9 @@ def rename_keys(mapping: KeyMapping, rename: Callable[[str], str]) -> list[Mappi
 
     def put(row: MappingRow | IgnoredKey) -> MappingRow | IgnoredKey:
         if isinstance(row, IgnoredKey):
-            return replace(row, torch=rename(row.torch_name))
+            return replace(row, torch_name=rename(row.torch_name))
         aliases, tied = (tuple(map(rename, names)) for names in (row.aliases, row.tied))
-        return replace(row, torch=rename(row.torch_name), also=aliases, tied=tied)
+        return replace(row, torch_name=rename(row.torch_name), aliases=aliases, tied=tied)
 
     return [put(row) for row in mapping]
 
@@ -117,10 +117,10 @@ def add_aliases(mapping: KeyMapping, alias_of: Callable[[str], str]) -> list[Map
 
     def put(row: MappingRow | IgnoredKey) -> tuple[MappingRow | IgnoredKey, ...]:
         if isinstance(row, IgnoredKey):
-            alias_row = replace(row, torch=alias_of(row.torch_name))
+            alias_row = replace(row, torch_name=alias_of(row.torch_name))
             return (row,) if alias_row == row else (row, alias_row)
         spellings = dict.fromkeys(map(alias_of, row.accepted_names))
-        return (replace(row, also=(*row.aliases, *(name for name in spellings if name not in row.accepted_names))),)
+        return (replace(row, aliases=(*row.aliases, *(name for name in spellings if name not in row.accepted_names))),)
 
     return [spelled for row in mapping for spelled in put(row)]
 

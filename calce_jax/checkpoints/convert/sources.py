@@ -40,19 +40,19 @@ class SourceFormat:
       position_embedding: the name of the learned positions, which are interpolated where the frames have another size.
     """
 
-    table: Callable[[int], KeyMapping]
-    trained: bool = False
-    positions: str | None = None
+    mapping: Callable[[int], KeyMapping]
+    is_trained: bool = False
+    position_embedding: str | None = None
 
 
 FORMATS: dict[str, SourceFormat] = {
     "lavis": SourceFormat(blip2.lavis_mapping),
-    "eva": SourceFormat(lambda _: add_prefix(vit.KEY_MAPPING, flax_prefix="vit/"), positions="pos_embed"),
+    "eva": SourceFormat(lambda _: add_prefix(vit.KEY_MAPPING, flax_prefix="vit/"), position_embedding="pos_embed"),
     "t5": SourceFormat(lambda _: add_prefix(t5.key_mapping(lora=False), flax_prefix="t5/")),
     "bert": SourceFormat(lambda _: bert.key_mapping()),
-    "hf": SourceFormat(blip2.hf_mapping, positions="vision_model.embeddings.position_embedding"),
-    "calce": SourceFormat(lambda _: calce.checkpoint_mapping(), trained=True),
-    "mrblip": SourceFormat(lambda _: calce.checkpoint_mapping(query_proj=False), trained=True),
+    "hf": SourceFormat(blip2.hf_mapping, position_embedding="vision_model.embeddings.position_embedding"),
+    "calce": SourceFormat(lambda _: calce.checkpoint_mapping(), is_trained=True),
+    "mrblip": SourceFormat(lambda _: calce.checkpoint_mapping(query_proj=False), is_trained=True),
 }
 OWN_FORMATS = ("base", "orbax")
 
@@ -84,7 +84,7 @@ def open_sources(sources: Sequence[tuple[str, Path]], model_config: CalceConfig,
                 base_path = base_weights_path(path) if run else path
                 base |= _check_native(open_tensors(base_path), base_spec)
                 trained |= {} if run is None else run_trained_weights(run, trained_spec)
-            elif FORMATS[kind].trained:
+            elif FORMATS[kind].is_trained:
                 trained |= _open_source(kind, path, model_config, trained_spec)
             else:
                 base |= _open_source(kind, path, model_config, base_spec)
@@ -163,14 +163,14 @@ def init_query_proj(model_config: CalceConfig, seed: int) -> dict[str, LazyArray
 def _open_source(
     kind: str, path: Path, model_config: CalceConfig, spec: Mapping[str, ArraySpec]
 ) -> dict[str, LazyArray]:
-    description, mapping = SOURCE_FORMATS[kind], FORMATS[kind].table(model_config.qformer.cross_attention_frequency)
+    description, mapping = SOURCE_FORMATS[kind], FORMATS[kind].mapping(model_config.qformer.cross_attention_frequency)
     tensors = open_tensors(path)
     if not matches_any(mapping, tensors):
         names = ", ".join(list(tensors)[:3])
         raise ConversionError(
             [f"this is not {description}: it has none of its names, but {len(tensors)} others ({names}, ...)"]
         )
-    position_name = FORMATS[kind].positions
+    position_name = FORMATS[kind].position_embedding
     if position_name in tensors:
         tensors[position_name] = _resize_positions(tensors[position_name], model_config.vit.grid_size)
     param_names = {param for row in mapping_rows(mapping) for param in row.param_names}
@@ -203,9 +203,9 @@ def _check_native(tensors: Mapping[str, LazyArray], spec: Mapping[str, ArraySpec
 def _describe_missing(names: set[str], model_config: CalceConfig) -> list[str]:
     """Say for each missing weight which kinds of source have it."""
     mappings = {
-        kind: FORMATS[kind].table(model_config.qformer.cross_attention_frequency)
+        kind: FORMATS[kind].mapping(model_config.qformer.cross_attention_frequency)
         for kind in FORMATS
-        if not FORMATS[kind].trained
+        if not FORMATS[kind].is_trained
     }
     params_by_kind = {
         kind: {param for row in mapping_rows(mapping) for param in row.param_names}
