@@ -8,31 +8,37 @@ export JAX_PLATFORMS ?= cpu
 
 GOLDEN ?= ../shared/golden
 
-.PHONY: demo test check fidelity aot beam bench format base clean help
+.PHONY: demo test test-all check fidelity aot beam bench format base clean help
 
 help:  ## What can be made.
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/core  ## Set up, then: make videos, train both stages, score them, write runs/demo/report.html.
 	$(BIN)/python launch/demo.py --out=$(RUNS)/demo
 
-test: $(VENV)/dev  ## Set up, then run every test.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Files are dealt to two workers; a file's tests stay together, as they share what they compile.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(VENV)/dev  ## Lint, format, types and the tests: before each commit.
+test: $(VENV)/dev  ## Set up, then run the tests: every room, both stages end to end, resume, meshes, conversion.
+	$(PYTEST) -m "not release"
+
+check: $(VENV)/dev  ## Lint, format, types and the fast tests: before each commit.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) -m "not slow and not release"
+
+test-all: $(VENV)/dev $(VENV)/aot  ## Every test, live comparisons and the longest ones too: before a release.
+	CALCE_ORACLE=live PYTHONPATH=$(abspath $(VENV)/compilers) $(PYTEST)
 
 fidelity: $(VENV)/dev  ## Compare with the recordings of the original in GOLDEN, and rewrite the table of docs/fidelity.md.
 	$(BIN)/python -m tests.fidelity --golden=$(GOLDEN) --page=docs/fidelity.md
 
 aot: $(VENV)/aot  ## Compile the full-size programs for GPUs and TPUs that are not here; write RUNS/aot.json. AOT gives options.
-	PYTHONPATH=$(abspath $(VENV)/compilers) $(BIN)/python launch/aot.py --out=$(RUNS)/aot.json $(AOT)
+	PYTHONPATH=$(abspath $(VENV)/compilers) $(BIN)/python -m benchmarks.aot --out=$(RUNS)/aot.json $(AOT)
 
 beam: $(VENV)-beam/done  ## Set up an environment with Apache Beam, and run the tests of its pipelines there.
-	$(VENV)-beam/bin/python -m pytest tests/test_beam.py
+	$(VENV)-beam/bin/python -m pytest tests/datasets/test_beam.py
 
 bench: $(VENV)/dev  ## Compare speed with torch, peft and codecs, on this machine; BENCH gives options (docs/benchmarks.md).
 	$(BIN)/python -m benchmarks --out=$(RUNS)/bench $(BENCH)
@@ -41,8 +47,8 @@ format: $(VENV)/dev  ## Let ruff format and mend.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-base: $(VENV)/core  ## Make the tiny base checkpoint anew (calce_jax/assets/tiny/base.safetensors); took 25 minutes on 2 busy cores.
-	$(BIN)/python launch/make_base.py --out=calce_jax/assets/tiny/base.safetensors
+base: $(VENV)/core  ## Make the tiny base checkpoint of the package anew; took 25 minutes on 2 busy cores.
+	$(BIN)/python -m data.shapes.pretrain
 
 $(VENV)/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -58,7 +64,7 @@ $(VENV)/compilers: $(VENV)/core
 	touch $@
 
 $(VENV)/dev: $(VENV)/core $(VENV)/compilers
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,oracle]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,oracle,web]'
 	touch $@
 
 $(VENV)/aot: $(VENV)/core $(VENV)/compilers

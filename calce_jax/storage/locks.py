@@ -144,10 +144,15 @@ def _created(new: Path, path: Path) -> bool:
     except OSError:
         # No hard links here: then the lock is created first, and filled afterwards.
         try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(new.read_text(encoding="utf-8"))
+            file = path.open("x", encoding="utf-8")
         except FileExistsError:
             return False
+        try:
+            with file:
+                file.write(new.read_text(encoding="utf-8"))
+        except OSError:
+            path.unlink()  # a lock that nobody holds
+            raise
     return True
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from calce_jax.checkpoints import manager as checkpoints
 from calce_jax.checkpoints.manager import (
     CheckpointError,
     Checkpoints,
@@ -16,7 +17,6 @@ from calce_jax.checkpoints.manager import (
     resolve_init,
     save_params,
 )
-from calce_jax.checkpoints.manager import manager as checkpoints
 from calce_jax.distributed.sharding import abstract_like, make_mesh, param_shardings
 from calce_jax.storage.provenance import file_hash
 from calce_jax.training.state import TrainState

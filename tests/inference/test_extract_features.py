@@ -17,7 +17,7 @@ from benchmarks.aot.flops import count_flops
 from calce_jax.checkpoints.manager import save_params
 from calce_jax.config import ConfigError, diff, to_dict, validate
 from calce_jax.datasets.tables import VideoRecord, build_tables
-from calce_jax.inference.answers import extract_features as seeing
+from calce_jax.inference import extract_features as seeing
 from calce_jax.inference.extract_features import VideoDataset, extract_features
 from calce_jax.inference.predict_split import open_split
 from calce_jax.inference.predict_step import make_predict, step_config

@@ -12,6 +12,7 @@ import pytest
 from calce_jax.inference.predictor import Predictor
 from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.scoring import BeamHypothesis
+from calce_jax.search import searcher as searching
 from calce_jax.search.captions import caption_with_cache
 from calce_jax.search.inputs import SearchError, check_queries, list_videos, load_captions
 from calce_jax.search.ranking import NMS_THRESHOLD, Moment, break_ties_jointly, select_moments
@@ -23,7 +24,6 @@ from calce_jax.search.results import (
     write_results,
 )
 from calce_jax.search.searcher import Searcher
-from calce_jax.search.searcher import searcher as searching
 from calce_jax.search.segments import (
     Segment,
     SegmentSampling,

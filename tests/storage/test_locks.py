@@ -1,5 +1,6 @@
 """One writer at a time: a lock names its owner, outlives no process, and is taken over once."""
 
+import errno
 import json
 import os
 import signal
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from calce_jax import locks
 from calce_jax.distributed import multihost as hosts
 from calce_jax.distributed.multihost import one_writer
+from calce_jax.storage import locks
 from calce_jax.storage.locks import FileLock, LockError
 
 ROOT = Path(__file__).parents[2]
@@ -183,3 +184,14 @@ def test_of_several_hosts_the_first_locks_for_all(path, monkeypatch):
     with one_writer(path), pytest.raises(LockError, match=f"process {os.getpid()}"), one_writer(path):
         pass
     assert not path.exists()
+
+
+def test_a_full_disk_without_hard_links_leaves_no_lock(path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(Path, "read_text", full)
+    with pytest.raises(OSError, match=r"cannot write .*out\.lock \(No space left on device\)"), FileLock(path):
+        pass
+    assert list(path.parent.iterdir()) == []
