@@ -45,7 +45,7 @@ def log_mel_spectrogram(chunks: Iterable[Float[np.ndarray, "_"]], mel_bins: int)
 
 
 def _blocks(chunks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield blocks of `BLOCK_SAMPLES` samples, overlapping as windows do, and the number of frames of each in the file."""
+    """Yield blocks of `BLOCK_SAMPLES` samples, overlapping as windows do, and how many frames each has in the file."""
     buffered: list[np.ndarray] = []
     num_buffered = num_samples = num_done = 0
     for chunk in chunks:

@@ -1,7 +1,7 @@
 """Long-form transcription of many files at once, in windows of 30 s.
 
-Source: Radford et al. 2022, section 3.8. A file has one window in the queue at a time, because the next one begins where
-the last timestamp of this one says; a batch takes the windows at the head of the queue, of any files.
+Source: Radford et al. 2022, section 3.8. A file has one window in the queue at a time, because the last timestamp of a
+window decides where the next one begins; a batch takes the windows at the head of the queue, of any files.
 """
 
 import zlib
@@ -48,8 +48,8 @@ class TranscriptionOptions:
     Attributes:
       language: a code such as "en"; None detects it in each file's first window.
       batch_size: windows per batch, over all devices of this host.
-      temperatures: tried in order while a text fails `logprob_threshold` or `compression_ratio_threshold`; the last one's
-        text is taken as it is.
+      temperatures: tried in order while a text fails `logprob_threshold` or `compression_ratio_threshold`; the text of
+        the last one is taken as it is.
       logprob_threshold: a text fails if the mean log-probability of its tokens is below this.
       compression_ratio_threshold: a text fails if its bytes over its compressed bytes exceed this (it is repetitive).
       no_speech_threshold: a text that fails `logprob_threshold` is dropped if its no-speech probability exceeds this.
@@ -263,8 +263,8 @@ class Transcriber:
     def padded_batch_size(self, num_files: int) -> int:
         """Return the number of rows of a batch of files.
 
-        The number of devices times a power of two, so that few programs are compiled; at most `batch_size` rounded up to
-        a multiple of the devices.
+        The number of devices times a power of two, so that few programs are compiled; at most `batch_size`, rounded up
+        to a multiple of the devices.
         """
         num_devices = num_rows = len(self._devices)
         while num_rows < num_files:

@@ -16,7 +16,7 @@ from calce_jax.speech.audio import SAMPLE_RATE
 # Samples per step of the network.
 CHUNK_SAMPLES = 512
 CHUNK_S = CHUNK_SAMPLES / SAMPLE_RATE
-# Speech starts where its probability reaches the first, and lasts while it stays at or above the second; Silero's values.
+# Speech starts where its probability reaches the first, and lasts while it is at least the second; Silero's values.
 THRESHOLD, NEG_THRESHOLD = 0.5, 0.35
 # Shorter speech is a click; a shorter pause is a breath; the padding keeps soft consonants at both ends.
 MIN_SPEECH_S, MIN_SILENCE_S, SPEECH_PAD_S = 0.25, 1.0, 0.4
