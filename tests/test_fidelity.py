@@ -116,7 +116,7 @@ def test_missing_settings_are_named(copy):
 
 
 def test_more_than_is_known_is_told_and_nothing_fails(copy, monkeypatch):
-    monkeypatch.setattr(program, "FAMILIES", {"01_vit": vision.vit})
+    monkeypatch.setattr(program, "COMPARISONS", {"01_vit": vision.vit})
     for file in copy.glob("[01]*"):
         if file.is_file() and not file.name.startswith("01"):
             file.unlink()

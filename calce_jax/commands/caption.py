@@ -6,6 +6,7 @@ is 1 only if every video failed. --model is also a size: tiny.en, base, small, m
 --runner=DirectRunner runs an Apache Beam pipeline instead, or another of Beam's runners; its flags follow after --.
 """
 
+import sys
 from typing import cast
 
 from absl import flags
@@ -44,14 +45,18 @@ HOST = flags.DEFINE_integer("host", None, "index of this host, from 0; that of J
 HOSTS = flags.DEFINE_integer(
     "hosts", None, "number of hosts that share the videos; that of JAX unless given", flag_values=FLAGS
 )
-flags.DEFINE_alias("quote", "condition_on_previous_text", flag_values=FLAGS)  # names in version 0.1
-flags.DEFINE_alias("only_voices", "vad_filter", flag_values=FLAGS)
+RENAMED_FLAGS = {"quote": "condition_on_previous_text", "only_voices": "vad_filter"}  # names in version 0.1
+for old_name, new_name in RENAMED_FLAGS.items():
+    flags.DEFINE_alias(old_name, new_name, flag_values=FLAGS)
 BEAM = BeamFlags(FLAGS)
 flags.mark_flags_as_required(["videos", "out", "model"], flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
     """Transcribe the videos; print the failures and the videos without speech."""
+    for old_name, new_name in RENAMED_FLAGS.items():
+        if FLAGS[old_name].present:
+            print(f"--{old_name} is deprecated; use --{new_name}", file=sys.stderr)
     pipeline = BEAM.pipeline_options(argv)
 
     from calce_jax.speech.captioning import CaptioningError, caption_videos, find_videos, lazy_transcriber
@@ -71,7 +76,7 @@ def main(argv: list[str]) -> None:
             videos, out, lazy_transcriber(model, options, dtype), process_index=HOST.value, process_count=HOSTS.value
         )
     else:
-        result = BEAM.module().caption_videos(videos, out, model, pipeline, choices=options, dtype=dtype)
+        result = BEAM.module().caption_videos(videos, out, model, pipeline, transcribe_options=options, dtype=dtype)
     for failure in result.failures:
         print(f"{failure.reason}; {failure.remedy}")
     for path in result.no_audio:

@@ -108,8 +108,10 @@ def first_stage(folder: RecordingFolder) -> Iterator[Group]:
                 mode=mode,
                 clusters=count,
                 dilation=dilation,
-                talk=np.array([is_speech_query(case["query"][i], speech[r]) for r, (case, i) in enumerate(rows)]),
-                spoken=np.stack(
+                is_speech_query=np.array(
+                    [is_speech_query(case["query"][i], speech[r]) for r, (case, i) in enumerate(rows)]
+                ),
+                has_speech=np.stack(
                     [mark_speech_frames(speech[r], case["durations"][i], t) for r, (case, i) in enumerate(rows)]
                 ),
                 behaviour="reference",
@@ -168,8 +170,10 @@ def second_stage(folder: RecordingFolder) -> Iterator[Group]:
                 clusters=count,
                 dilation=dilation,
                 filter_dilation=filter_dilation,
-                talk=np.array([is_speech_query(case["query"][i], speech[r]) for r, (case, i) in enumerate(rows)]),
-                spoken=np.stack(
+                is_speech_query=np.array(
+                    [is_speech_query(case["query"][i], speech[r]) for r, (case, i) in enumerate(rows)]
+                ),
+                has_speech=np.stack(
                     [mark_speech_frames(speech[r], case["duration"], t) for r, (case, i) in enumerate(rows)]
                 ),
                 behaviour="reference",

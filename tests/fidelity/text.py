@@ -157,16 +157,16 @@ def _compare_positions(
     compared.same(needed, len(kind), "length")
     compared.same(packed.mask.sum(), len(kind), "mask")
     n = len(kind)
-    text = packed.text[:n]
+    text = packed.is_text[:n]
     compared.same(text, kind == 1, "kinds")
-    compared.same(packed.token[:n][text], token[kind == 1], "tokens")
+    compared.same(packed.token_id[:n][text], token[kind == 1], "tokens")
     slot = packed.slot[:n][~text]
     compared.same(index[slot], frame[kind == 2], "frames")
-    compared.same(packed.key[:n][~text], np.isin(frame[kind == 2], recorded["key_frame_idx"]), "key frames")
+    compared.same(packed.is_keyframe[:n][~text], np.isin(frame[kind == 2], recorded["key_frame_idx"]), "key frames")
     # Within a frame the query tokens come in order, each once.
     sizes = Counter(frame[kind == 2].tolist())
     expected = [query for frame_id in dict.fromkeys(frame[kind == 2].tolist()) for query in range(sizes[frame_id])]
-    compared.same(packed.query[:n][~text], expected, "query tokens")
+    compared.same(packed.query_token[:n][~text], expected, "query tokens")
 
 
 class _Numbers:

@@ -164,21 +164,21 @@ def batch_of(
         rows.append(
             {
                 "frames": np.zeros((frames, 1, 1, 3), np.uint8),
-                "present": np.ones(frames, bool),
+                "frame_mask": np.ones(frames, bool),
                 "times": np.asarray(times[i], np.float32),
                 "duration": np.float32(duration),
                 "tokens": text.tokens,
                 "spans": text.spans,
-                "query_words": text.query_bert_tokens,
-                "caption_words": text.caption_bert_tokens,
-                "talk": np.bool_(bool(intervals) and mentions_speech(query, "reference")),
-                "spoken": mark_speech_frames(intervals, duration, frames),
-                "windows": np.asarray(windows[i] + [[0, 0]] * (max_windows - len(windows[i])), np.float32),
-                "window_valid": np.arange(max_windows) < len(windows[i]),
+                "query_bert_tokens": text.query_bert_tokens,
+                "caption_bert_tokens": text.caption_bert_tokens,
+                "is_speech_query": np.bool_(bool(intervals) and mentions_speech(query, "reference")),
+                "has_speech": mark_speech_frames(intervals, duration, frames),
+                "stage1_windows": np.asarray(windows[i] + [[0, 0]] * (max_windows - len(windows[i])), np.float32),
+                "window_mask": np.arange(max_windows) < len(windows[i]),
                 "labels": text.labels,
-                "valid": np.bool_(True),
-                "row": np.int32(i),
-                "notes": np.int32(0),
+                "row_mask": np.bool_(True),
+                "example_index": np.int32(i),
+                "row_flags": np.int32(0),
             }
         )
     return Batch(**{name: jnp.asarray(np.stack([row[name] for row in rows])) for name in rows[0]})
@@ -208,7 +208,7 @@ def _compare_stage(stage: Stage) -> Iterator[Group]:
         norm = stage.model.ln_vision(stage.vision_tokens.reshape(-1, *stage.vision_tokens.shape[2:]))
         case.close(norm, stage.recorded("ln_vision_out"))
     mask = stage.recorded("attention_mask") != 0
-    for i, needed in enumerate(np.asarray(prompt_selections["forward"].needed).tolist()):
+    for i, needed in enumerate(np.asarray(prompt_selections["forward"].prompt_lengths).tolist()):
         with embedded.case(f"length of prompt {i}") as case:
             case.same(needed, int(mask[i].sum()))
 
@@ -392,13 +392,13 @@ def _compare_alone(folder: RecordingFolder, stages: Sequence[Stage]) -> Iterator
         stage, i = by_number[int(name_match[1])], int(name_match[2])
         expected_plan = _calls(stage.meta, "key_nonkey_generate", stage.number)[-1]
         sample = jax.tree.map(lambda a, i=i: a[i : i + 1], stage.batch)
-        single_stage = dataclasses.replace(stage, batch=sample, seen=stage.vision_tokens[i : i + 1])
+        single_stage = dataclasses.replace(stage, batch=sample, vision_tokens=stage.vision_tokens[i : i + 1])
         with loss.case(name) as case:
             draws = stage.meta.get("compress_mask_draws_generate") or []
             prompt_selection, _ = _select_prompts(stage, draws, expected_plan)
             prompt_selection = jax.tree.map(lambda a, i=i: a[i : i + 1], prompt_selection)
             ours, memory, mask = _run_alone(single_stage, prompt_selection, max_length)
-            case.same(int(prompt_selection.needed[0]), int(arrays[f"{name}_attention_mask"].sum()), "length")
+            case.same(int(prompt_selection.prompt_lengths[0]), int(arrays[f"{name}_attention_mask"].sum()), "length")
             case.close(ours, arrays[f"{name}_loss"])
         with best.case(name) as case:
             generate_kwargs, expected = stage.meta["generate_kwargs"], arrays[f"{name}_gen_sequences"]
@@ -443,17 +443,17 @@ def _select_prompts(stage: Stage, draws: Sequence[Any], expected: list[Any]) -> 
         prompt_selection = jax.jit(
             lambda vision_tokens, batch: stage.model.select(vision_tokens, batch, stage.selection)
         )(stage.vision_tokens, stage.batch)
-        return prompt_selection, [selected_frames(prompt_selection.plan, i) for i in range(rows)]
+        return prompt_selection, [selected_frames(prompt_selection.frame_plan, i) for i in range(rows)]
     selections, plans, remaining = [], [], list(draws)
     for i in range(rows):
         vision_tokens, sample = stage.vision_tokens[i : i + 1], jax.tree.map(lambda a, i=i: a[i : i + 1], stage.batch)
         for num_used in [*range(0, len(remaining) + 1, 2), len(remaining)]:
             selection = read(vision_tokens, sample, jnp.asarray(uniform_draws(remaining[:num_used], num_draws))[None])
-            if selected_frames(selection.plan, 0) == expected[i]:
+            if selected_frames(selection.frame_plan, 0) == expected[i]:
                 break
         remaining = remaining[num_used:]
         selections.append(selection)
-        plans.append(selected_frames(selection.plan, 0))
+        plans.append(selected_frames(selection.frame_plan, 0))
     return jax.tree.map(lambda *a: jnp.concatenate(a), *selections), plans
 
 

@@ -13,11 +13,11 @@ from calce_jax.checkpoints.convert import qformer as qformer_names
 from calce_jax.checkpoints.convert import t5 as t5_names
 from calce_jax.checkpoints.convert.state_dict import to_torch
 from calce_jax.checkpoints.convert.vit import KEY_MAPPING as VIT_NAMES
+from calce_jax.config import packaged_path
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.t5 import T5, T5Config
 from calce_jax.models.vit import Vit, VitConfig
 from calce_jax.text.tokenizers import load_bert
-from data import tokenizers as small
 from tests.helpers import recordings_io as golden
 from tests.models.test_qformer import transformers_text, transformers_visual
 from tests.models.test_vit import transformers_hidden_states
@@ -36,7 +36,7 @@ SRT = "1\n00:00:01,000 --> 00:00:02,500\nHello, there!\n\n2\n00:00:09,000 --> 00
 def make_recordings(folder: Path) -> Path:
     """Write the folder; needs torch and transformers."""
     folder.mkdir()
-    shutil.copytree(Path(small.__path__[0]) / "tiny_bert", folder / "tokenizers" / "bert")
+    shutil.copytree(packaged_path("calce_jax/assets/tiny/bert"), folder / "tokenizers" / "bert")
     heads = {"01_vit": VIT_CONFIG.heads, "02_qformer": 3, "08_subtitles": 3, "16_later": 2}
     write_json(folder, "config", {group: {"heads": count, "other": "setting"} for group, count in heads.items()})
     _vit(folder)
