@@ -101,7 +101,7 @@ def read_segments(
 
     Args:
       video: the file.
-      content: what names it in the cache, from `calce_jax.storage.disk_cache.file_hash`.
+      content: what names it in the cache, from `calce_jax.storage.provenance.file_hash`.
       sampling: how it is looked at.
       cache: where frames are kept.
 
