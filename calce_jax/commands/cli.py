@@ -10,12 +10,12 @@ import os
 import sys
 import textwrap
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from absl import flags
 
 from calce_jax.commands.runner import USAGE, fail, run_main
+from calce_jax.storage.provenance import installed_version
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
 def launch(name: str) -> None:
     """Run a command as `launch/NAME.py` does."""
     # The folder of the script must not hide packages of the same name as one of its files.
-    sys.path[:] = [path for path in sys.path if not os.path.samefile(path or ".", os.path.dirname(sys.argv[0]) or ".")]
+    script_dir = os.path.realpath(os.path.dirname(sys.argv[0]))
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path) != script_dir]
     run(name, sys.argv[1:], sys.argv[0])
 
 
@@ -106,14 +107,6 @@ def run(name: str, arguments: list[str], program: str) -> None:
         run_main(lambda _: print(command_help(name, module)), [program], flags.FlagValues())
     else:
         run_main(module.main, [program, *arguments], module.FLAGS, getattr(module, "parse", None))
-
-
-def installed_version() -> str:
-    """Return the version of the installed package."""
-    try:
-        return version("calce_jax")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def usage() -> str:

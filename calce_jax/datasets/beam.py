@@ -1,7 +1,7 @@
 """Preparation and transcription as Apache Beam pipelines, for a corpus larger than one machine.
 
-A pipeline distributes shards of videos over workers, and a worker calls the same functions as a single machine. Prepared
-videos and captions are therefore the same byte for byte, and existing ones are not made again, whichever way they were
+A pipeline distributes shards of videos over workers, and a worker calls the functions that a single machine calls. So
+prepared videos and captions are the same byte for byte, and existing ones are not made again, whichever way they were
 made. All workers see the folders under the same paths and have this package installed. Failures of videos go to a side
 output that the starting machine reads; a shard whose files cannot be written is retried, and then fails the pipeline.
 """

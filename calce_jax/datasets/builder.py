@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from calce_jax.input_pipeline.dataset import VERSION, TableName
+from calce_jax.moments.windows import Seconds
 
 RowIterator = Iterator[dict[str, Any]]
 
@@ -114,6 +115,6 @@ class TableBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             yield index, row
 
 
-def windows_array(windows: Sequence[Sequence[float]]) -> np.ndarray:
+def windows_array(windows: Sequence[Sequence[Seconds]]) -> np.ndarray:
     """Return [start, end] pairs as float64 (N, 2); (0, 2) if there are none."""
     return np.asarray(windows, np.float64).reshape(-1, 2)

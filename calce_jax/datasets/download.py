@@ -41,7 +41,8 @@ HubNetworkError = cast(type[Exception], HfHubHTTPError.__mro__[1])
 RECORD_FILE = "fetched.json"
 TIMEOUT_SECONDS = 60  # without a byte received
 DRIVE_RETRIES = 3
-CONTINUE = "run the same command again to continue"
+RETRY = "run the same command again"
+CONTINUE = f"{RETRY} to continue"
 
 
 class FetchError(UserError):
@@ -196,7 +197,7 @@ def _download(address: str, target: Path, sibling: RepoSibling) -> None:
         )
     if mismatch := _describe_mismatch(partial, sibling):
         partial.unlink()
-        raise FetchError(f"{address}: {mismatch}: damaged in transfer, or changed there", CONTINUE)
+        raise FetchError(f"{address}: {mismatch}: damaged in transfer, or changed there", RETRY)
     os.replace(partial, target)
 
 
@@ -281,7 +282,7 @@ def _fetch_drive_file(file_id: str, name: str, out: Path, record: dict[str, Fetc
     target, address = _target_path(out, "", name), _drive_address(file_id)
     source = f"drive:{file_id}"
     if target.exists():
-        remedy = "remove it, and run the same command again"
+        remedy = f"remove it, and {RETRY}"
         fetched = _file_record(target, out, source, _verify_content(target, address, remedy))
         recorded = record.get(fetched.file)
         if recorded and recorded.source == source and recorded.sha256 != fetched.sha256:
@@ -290,7 +291,7 @@ def _fetch_drive_file(file_id: str, name: str, out: Path, record: dict[str, Fetc
     # gdown keeps its partial file in the same folder and continues it.
     new = target.with_name(f"new_{target.name}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    by_hand = f"open it in a browser, save it as {target}, and run the same command again, which verifies it"
+    by_hand = f"open it in a browser, save it as {target}, and {RETRY}, which verifies it"
     with _drive_errors(address, by_hand):
         gdown.download(
             id=file_id,
@@ -301,7 +302,7 @@ def _fetch_drive_file(file_id: str, name: str, out: Path, record: dict[str, Fetc
             retries=DRIVE_RETRIES,
         )
     try:
-        checked = _verify_content(new, address, "run the same command again")
+        checked = _verify_content(new, address, RETRY)
     except FetchError:
         new.unlink()
         raise

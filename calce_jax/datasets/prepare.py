@@ -315,7 +315,7 @@ def prepare_in_processes(jobs: Sequence[PrepareJob], workers: int) -> Iterator[F
 def _usable_queries(
     splits: Mapping[str, Sequence[Annotation]], durations: Mapping[str, float]
 ) -> tuple[dict[str, list[Annotation]], list[Failure]]:
-    """Return the queries whose video is prepared, and a failure for each with a window that begins after its video's end.
+    """Return the queries of prepared videos, and failures of those with a window that begins after the video's end.
 
     A window may end after the video's end, where it is cut.
     """

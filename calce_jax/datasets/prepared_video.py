@@ -24,7 +24,7 @@ from calce_jax.video.files import VIDEO_SUFFIXES, find_video
 MAX_ID_BYTES = 200
 # JPEG bytes per byte of uncompressed frames; videos at quality 95 need less.
 JPEG_COMPRESSION_RATIO = 0.14
-# numpy raises these for a truncated or damaged file (RuntimeError: it seems encrypted), or one that is no .npz (TypeError).
+# Raised by numpy for a truncated or damaged file (RuntimeError: it seems encrypted), or another format (TypeError).
 DAMAGED_FILE_ERRORS = (ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 

@@ -107,7 +107,7 @@ PUBLICATIONS: dict[str, Publication] = {
         next_steps="Pass it as `calce caption --model={out}` or `calce prepare --whisper={out}`.",
     ),
     "calce-qvh": Publication(
-        description="checkpoints of the original CALCE, both stages, for QVHighlights, with its annotations and captions",
+        description="original CALCE checkpoints of both stages for QVHighlights, with annotations and captions",
         licence=(
             f"{_CALCE_TERMS} The annotations are those of QVHighlights, whose terms are in "
             "https://github.com/jayleicn/moment_detr (for its annotations, to our knowledge, CC BY-NC-SA 4.0)."
@@ -125,7 +125,7 @@ PUBLICATIONS: dict[str, Publication] = {
         ),
     ),
     "calce-charades": Publication(
-        description="checkpoints of the original CALCE, both stages, for Charades-STA, with its annotations",
+        description="original CALCE checkpoints of both stages for Charades-STA, with annotations",
         licence=(
             f"{_CALCE_TERMS} The annotations are those of Charades-STA, https://github.com/jiyanggao/TALL; the videos' "
             "terms are at https://prior.allenai.org/projects/charades (non-commercial use)."

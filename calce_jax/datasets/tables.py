@@ -22,6 +22,7 @@ from calce_jax.datasets.qvhighlights import QVHighlights
 from calce_jax.datasets.shapes import Shapes
 from calce_jax.input_pipeline.dataset import TableName, TablesError, open_table
 from calce_jax.moments.annotations import Annotation
+from calce_jax.moments.windows import Seconds
 from calce_jax.presets.runs import SHORT_NAMES
 from calce_jax.storage.atomic_files import atomic_replace_dir
 from calce_jax.storage.failures import Failure
@@ -56,7 +57,7 @@ class VideoRecord:
     indices: np.ndarray
     times: np.ndarray
     jpegs: Sequence[bytes]
-    captions: Sequence[tuple[float, float, str]]
+    captions: Sequence[tuple[Seconds, Seconds, str]]
 
 
 @dataclass(frozen=True)
@@ -211,9 +212,9 @@ def _video_rows(
             "caption_texts": [text for _, _, text in record.captions],
         }
     if len(failures) == len(videos):
+        first = failures[videos[0]]
         raise TablesError(
-            f"none of the {len(videos)} videos of split {split} can be used, the first because {failures[videos[0]].reason}",
-            "prepare them again",
+            f"none of the {len(videos)} videos of split {split} can be used; the first: {first.reason}", first.remedy
         )
 
 

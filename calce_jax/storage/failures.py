@@ -45,7 +45,7 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
 
 
 def failure_table(failures: Sequence[Failure]) -> str:
-    """Return the failures as a text table with the columns video, reason, remedy; at most `MAX_LISTED_FAILURES` rows."""
+    """Return the failures as a text table of video, reason and remedy, with at most `MAX_LISTED_FAILURES` rows."""
     rows = [("video", "what is wrong", "what to do")]
     rows += [(failure.video, failure.reason, failure.remedy) for failure in failures[:MAX_LISTED_FAILURES]]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]

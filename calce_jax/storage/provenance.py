@@ -1,8 +1,9 @@
-"""Hashes of files, and the revision of the code: what results are recorded with."""
+"""What results are recorded with: hashes of files, the version of the package, the revision of the code."""
 
 import hashlib
 import os
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -10,6 +11,14 @@ def file_hash(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def installed_version() -> str:
+    """Return the version of the installed package."""
+    try:
+        return version("calce_jax")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def git_revision() -> str:
