@@ -22,8 +22,7 @@ from calce_jax.batch import Batch
 from calce_jax.checkpoints.convert.weights import Weights
 from calce_jax.config import RunConfig, validate
 from calce_jax.inference.predict_step import BatchPrediction, make_predict, step_config
-from calce_jax.input_pipeline import make_iterator
-from calce_jax.input_pipeline.batches import input_config
+from calce_jax.input_pipeline.batches import input_config, make_iterator
 from calce_jax.models.attention import AttentionImplementation
 from calce_jax.models.calce import Calce, CalceConfig, split_params
 from calce_jax.models.vit import CLIP_MEAN, CLIP_STD
@@ -101,7 +100,9 @@ def make_query_batch(run: RunConfig, model_config: CalceConfig) -> Batch:
 def prompt_layout(model: Calce, batch: Batch, prediction: BatchPrediction) -> dict[str, np.ndarray]:
     """Return what stands at each position of the prompt: its token, or its place among the described frames."""
     length, queries = int(prediction.prompt_selection.prompt_lengths[0]), model.config.qformer.query_tokens
-    packed = jax.tree.map(np.asarray, jax.jit(lambda: model.prompt_layout(batch, prediction.prompt_selection, length))())
+    packed = jax.tree.map(
+        np.asarray, jax.jit(lambda: model.prompt_layout(batch, prediction.prompt_selection, length))()
+    )
     frame_token = (
         packed.slot * (queries + model.config.compressed_query_tokens) + packed.query + np.where(packed.key, 0, queries)
     )

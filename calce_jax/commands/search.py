@@ -27,9 +27,7 @@ TINY_MODEL_NOTICE = (
 )
 
 FLAGS = flags.FlagValues()
-QUERY = flags.DEFINE_multi_string(
-    "query", None, "a sentence that describes a moment", flag_values=FLAGS
-)
+QUERY = flags.DEFINE_multi_string("query", None, "a sentence that describes a moment", flag_values=FLAGS)
 OUT = flags.DEFINE_string("out", None, "output folder: index.html, moments.json, videos", flag_values=FLAGS)
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "folder with the workdirs stage1 and stage2; the tiny model unless given", flag_values=FLAGS

@@ -44,9 +44,7 @@ TOTAL_MB = flags.DEFINE_float(
     lower_bound=0.0,
     flag_values=FLAGS,
 )
-NAMES = flags.DEFINE_multi_string(
-    "allow_host", [], "another host name that browsers may use", flag_values=FLAGS
-)
+NAMES = flags.DEFINE_multi_string("allow_host", [], "another host name that browsers may use", flag_values=FLAGS)
 CACHE_FLAGS = CacheFlags(FLAGS)
 
 TINY_MODEL_NOTICE = (
