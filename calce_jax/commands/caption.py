@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
             videos, out, lazy_transcriber(model, options, dtype), process_index=HOST.value, process_count=HOSTS.value
         )
     else:
-        result = BEAM.module().caption_videos(videos, out, model, pipeline, choices=options, dtype=dtype)
+        result = BEAM.module().caption_videos(videos, out, model, pipeline, transcribe_options=options, dtype=dtype)
     for failure in result.failures:
         print(f"{failure.reason}; {failure.remedy}")
     for path in result.no_audio:

@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
         out=str(OUT.value),
         settings=settings,
         workers=WORKERS.value,
-        decode=pipeline and BEAM.module().prepare_with(pipeline, Path(str(OUT.value))),
+        decode=pipeline and BEAM.module().make_prepare_fn(pipeline, Path(str(OUT.value))),
     )
     if result.failures:
         print(failure_table(result.failures))

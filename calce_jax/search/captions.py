@@ -6,7 +6,8 @@ from pathlib import Path
 from calce_jax.search.inputs import SearchError
 from calce_jax.speech.captioning import caption_without_srt
 from calce_jax.storage.atomic_files import write_atomic
-from calce_jax.storage.disk_cache import DiskCache, file_hash, make_cache_key
+from calce_jax.storage.disk_cache import DiskCache, make_cache_key
+from calce_jax.storage.provenance import file_hash
 from calce_jax.text.captions import check_srt
 
 

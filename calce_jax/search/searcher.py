@@ -25,7 +25,8 @@ from calce_jax.presets.tiny import tiny_config
 from calce_jax.search.inputs import SearchError, check_queries
 from calce_jax.search.ranking import Moment, select_moments
 from calce_jax.search.segments import Segment, SegmentFrames, SegmentSampling, read_segments, segment_captions
-from calce_jax.storage.disk_cache import DiskCache, default_cache_dir, file_hash, make_cache_key
+from calce_jax.storage.disk_cache import DiskCache, default_cache_dir, make_cache_key
+from calce_jax.storage.provenance import file_hash
 from calce_jax.text.captions import clean_captions
 from calce_jax.text.nouns import extract_items
 from calce_jax.text.prompt import Caption

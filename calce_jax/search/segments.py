@@ -101,7 +101,7 @@ def read_segments(
 
     Args:
       video: the video file.
-      content: its hash from `calce_jax.storage.disk_cache.file_hash`, for the cache key.
+      content: its hash from `calce_jax.storage.provenance.file_hash`, for the cache key.
       sampling: lengths and sizes.
       cache: of key frames; segments that it lacks are decoded and added.
 

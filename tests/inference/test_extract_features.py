@@ -21,8 +21,7 @@ from calce_jax.inference import extract_features as seeing
 from calce_jax.inference.extract_features import VideoDataset, extract_features
 from calce_jax.inference.predict_split import open_split
 from calce_jax.inference.predict_step import make_predict, step_config
-from calce_jax.input_pipeline import InputError, abstract_batch, make_iterator
-from calce_jax.input_pipeline.batches import input_config
+from calce_jax.input_pipeline.batches import InputError, abstract_batch, input_config, make_iterator
 from calce_jax.input_pipeline.feature_fingerprint import check_features, weights_hash
 from calce_jax.input_pipeline.feature_store import FeaturesError, FeatureStore, FrameKeys, ShardWriter, checksums
 from calce_jax.models.feature_codec import dequantize, load_or_encode, quantize

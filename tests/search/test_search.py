@@ -32,7 +32,8 @@ from calce_jax.search.segments import (
     segment_captions,
     split_into_segments,
 )
-from calce_jax.storage.disk_cache import OVERHEAD, DiskCache, file_hash, make_cache_key
+from calce_jax.storage.disk_cache import OVERHEAD, DiskCache, make_cache_key
+from calce_jax.storage.provenance import file_hash
 from calce_jax.text.prompt import Caption
 from calce_jax.text.tokenizers import load_t5
 from calce_jax.video.clips import cut_clip, thumbnails_at
@@ -123,7 +124,7 @@ def test_a_cache_that_cannot_be_written_says_so_once_and_holds_nothing(tmp_path,
     for name in "ab":
         cache.write("frames", name, b"x")
         assert cache.read("frames", name) is None
-    assert caplog.text.count("nothing is kept for later") == 1
+    assert caplog.text.count("nothing is cached") == 1
 
 
 def test_keys_differ_with_what_they_are_made_from():
