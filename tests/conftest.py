@@ -1,4 +1,4 @@
-"""Settings of all tests: CPU, four simulated devices, float32, no silent promotion; and the fixtures of several rooms."""
+"""Settings of all tests (CPU, four simulated devices, float32, no silent promotion), and fixtures of several rooms."""
 
 import os
 from importlib.metadata import version
@@ -49,6 +49,6 @@ def shared() -> Path:
 def pipeline_run(tmp_path_factory: pytest.TempPathFactory) -> PipelineRun:
     """The output of all commands, with both stages trained for a few steps.
 
-    pytest-xdist makes it once in each worker that needs it, so its tests are in one file: tests/commands/test_pipeline.py.
+    pytest-xdist makes it once in each worker that needs it; so its tests are in one file, commands/test_pipeline.py.
     """
     return run_pipeline(tmp_path_factory.mktemp("pipeline"))

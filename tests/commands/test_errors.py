@@ -1,4 +1,4 @@
-"""Errors of the user: exit code 2 and the program's name for the command line, exit code 1 and "Error: " for the rest."""
+"""Errors of the user: "calce NAME: ..." and exit code 2 for the command line, "Error: ..." and 1 for the rest."""
 
 import pytest
 
