@@ -181,7 +181,7 @@ def talks(query, words, intervals):
 
 
 def as_draws(recorded, room):
-    """Return recorded [kind, n, value] pairs, a pick among n and a coin, as uniform draws (room, 2), padded with NaN."""
+    """Return recorded [kind, n, value] pairs, a pick among n and a coin, as uniform draws (room, 2) padded with NaN."""
     draws = np.full((room, 2), np.nan, np.float32)
     for row, (pick, toss) in enumerate(zip(recorded[::2], recorded[1::2], strict=True)):
         draws[row] = (pick[2] + 0.5) / pick[1], toss[2]
