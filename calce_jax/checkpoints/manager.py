@@ -9,7 +9,6 @@ adapters also travel as one safetensors file.
 import dataclasses
 import errno
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors.numpy import save_file
 from calce_jax.config import packaged_path
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.errors import UserError
+from calce_jax.storage.atomic_files import atomic_write
 from calce_jax.storage.disk_space import free_bytes
 
 CHECKPOINT_DIR = "checkpoints"
@@ -265,23 +265,21 @@ def save_params(path: Path, params: Any, metadata: Mapping[str, str] | None = No
     """Write parameters to one safetensors file, named by their paths, in the dtypes they have.
 
     Args:
-      path: the file; it is written under another name first.
+      path: the file; it is written under another name, then renamed.
       params: a pytree of arrays.
       metadata: strings to keep in the file's header.
 
     Raises:
       CheckpointError: no space is left.
     """
-    path, partial_path = Path(path), Path(f"{path}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # safetensors writes memory as it is, and arrays from a device may not be in C order.
+    host = {name: np.asarray(jax.device_get(leaf), order="C") for name, leaf in named_leaves(params).items()}
     try:
-        # safetensors writes the memory as it lies, and a device may give arrays whose rows are not one after the other.
-        host = {name: np.asarray(jax.device_get(leaf), order="C") for name, leaf in named_leaves(params).items()}
-        save_file(host, partial_path, dict(metadata or {}))
-        os.replace(partial_path, path)
+        with atomic_write(path) as partial_path:
+            save_file(host, partial_path, dict(metadata or {}))
     except (OSError, SafetensorError) as error:
-        partial_path.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written ({error})", "make room, or choose another place") from error
+        reason = f"{path} cannot be written ({error.__cause__ or error})"
+        raise CheckpointError(reason, "make room, or choose another place") from error
 
 
 def load_params(path: Path, abstract: Any) -> Any:
