@@ -17,7 +17,7 @@ from benchmarks.aot.flops import count_flops
 from calce_jax.checkpoints.manager import save_params
 from calce_jax.config import ConfigError, diff, to_dict, validate
 from calce_jax.datasets.tables import VideoRecord, build_tables
-from calce_jax.inference import extract_features as seeing
+from calce_jax.inference import extract_features as extract_features_module
 from calce_jax.inference.extract_features import VideoDataset, extract_features
 from calce_jax.inference.predict_split import open_split
 from calce_jax.inference.predict_step import make_predict, step_config
@@ -84,7 +84,8 @@ def keep(base, out, store="float32", splits=(), **more):
 def compiled_once():
     """One program a store for all tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seeing, "make_keep", functools.cache(seeing.make_keep))
+        make_extract_fn = functools.cache(extract_features_module.make_extract_fn)
+        patch.setattr(extract_features_module, "make_extract_fn", make_extract_fn)
         yield
 
 
@@ -92,24 +93,24 @@ def compiled_once():
 def kept(base, tmp_path_factory):
     """Every store of the same videos: the folder, and what came of it."""
     return {
-        store: (out := tmp_path_factory.mktemp(store), keep(base, out, store, videos_a_shard=3))
+        store: (out := tmp_path_factory.mktemp(store), keep(base, out, store, videos_per_shard=3))
         for store in ("float32", "bfloat16", "int8")
     }
 
 
 def batches(base, config, split="train", workers=0):
-    inputs = replace(input_config(config, split, base.sizes, training=False), workers=workers)
+    inputs = replace(input_config(config, split, base.model_config, training=False), num_workers=workers)
     return list(make_iterator(inputs, base.tokenizers.t5, base.tokenizers.bert))
 
 
 def test_every_video_is_seen_once(kept):
     out, done = kept["float32"]
-    assert (done.seen, done.there, done.failures) == (4, 0, [])
-    assert done.frames == 3 * FRAMES + 3
+    assert (done.num_extracted, done.num_existing, done.failures) == (4, 0, [])
+    assert done.num_frames == 3 * FRAMES + 3
     assert [path.name for path in sorted(out.glob("*.array_record*"))] == [
         f"features-0000{n}-of-host-0.array_record" for n in range(2)
     ]
-    assert (out / "features-00000-of-host-0.array_record").stat().st_size >= 3 * 3 * done.bytes_a_frame
+    assert (out / "features-00000-of-host-0.array_record").stat().st_size >= 3 * 3 * done.bytes_per_frame
 
 
 @partial(jax.jit, static_argnames=("graph", "config"))
@@ -119,7 +120,7 @@ def loss_and_gradients(graph, config, weights, seen, batch):
 
     def loss(trainable):
         model = nnx.merge(graph, trainable, frozen)
-        reading = model.read(seen, batch, config.selection)
+        reading = model.select(seen, batch, config.selection)
         return model.loss(seen, batch, reading, config.buckets[-1]).mean()
 
     return jax.value_and_grad(loss)(trainable)
@@ -154,7 +155,7 @@ def test_a_step_from_features_leaves_out_the_tower_and_nothing_else(base, kept):
     frames, features = (batches(base, source)[0] for source in (base.config, reading(base, kept["int8"][0])))
     state = jax.eval_shape(partial(create_train_state, optimizer=optimizer), base.trainable)
     tower = flops(
-        lambda frames, *weights: nnx.merge(base.graph, *weights).see(frames),
+        lambda frames, *weights: nnx.merge(base.graph, *weights).encode_frames(frames),
         frames.frames,
         base.trainable,
         base.frozen,
@@ -177,7 +178,7 @@ def flops(program, *given):
 def test_batches_with_features_have_the_promised_shapes(base, kept):
     for store, (out, _) in kept.items():
         config = replace(reading(base, out), data=replace(reading(base, out).data, eval_batch=3))
-        promised = abstract_batch(input_config(config, "train", base.sizes, training=False))
+        promised = abstract_batch(input_config(config, "train", base.model_config, training=False))
         for batch in batches(base, config):
             assert batch.frames.size == 0
             for leaf, its in zip(jax.tree.leaves(batch), jax.tree.leaves(promised), strict=True):
@@ -204,25 +205,25 @@ def test_fewer_frames_are_picked_and_more_are_refused(base, kept):
     np.testing.assert_array_equal(few.features.values[0], all_.features.values[0, ::2])
     more = replace(base.config, data=replace(base.config.data, frames=8, features=str(out)))
     with pytest.raises(FeaturesError, match=r"features.json: these features .*(\n|.)*  frames: 4 there, 8 here"):
-        check_features(more, base.sizes)
+        check_features(more, base.model_config)
 
 
 def test_features_of_another_tower_are_refused(base, kept):
     out, _ = kept["float32"]
-    check_features(reading(base, out), base.sizes)
+    check_features(reading(base, out), base.model_config)
     config = replace(reading(base, out), seed=1, model=replace(base.config.model, compute_dtype="bfloat16"))
     with pytest.raises(FeaturesError) as error:
-        check_features(config, base.sizes)
+        check_features(config, base.model_config)
     assert str(error.value) == (
         f"{out}/features.json: these features (of a random model) are not those of this run; run "
-        "launch/cache_features.py with its config and another --out, or set what they were made with:\n"
+        "`calce cache_features` with its config and another --out, or set what they were made with:\n"
         f"  vision: drawn from seed {base.config.seed} there, drawn from seed 1 here\n"
         "  compute_dtype: float32 there, bfloat16 here"
     )
     with pytest.raises(FeaturesError, match=r"choose another --out, or remove .*:\n  store: float32 there, int8 here"):
         keep(base, out, "int8")
-    with pytest.raises(FeaturesError, match=r"no features in /nowhere: .* is missing; run launch/cache_features.py"):
-        check_features(reading(base, "/nowhere"), base.sizes)
+    with pytest.raises(FeaturesError, match=r"no features in /nowhere: .* is missing; run `calce cache_features`"):
+        check_features(reading(base, "/nowhere"), base.model_config)
 
 
 def test_a_tower_is_known_by_its_weights(tmp_path):
@@ -243,10 +244,10 @@ def test_a_video_without_features_is_named_before_training(base, tmp_path):
     done = keep(base, tmp_path, splits=["val"])
     assert done.num_extracted == 2
     config = reading(base, tmp_path)
-    open_split(config, "val", base.tokenizers, base.sizes)
+    open_split(config, "val", base.tokenizers, base.model_config)
     with pytest.raises(FeaturesError, match=r"2 of the 3 videos of split train have no features \(a, short\); run"):
-        open_split(config, "train", base.tokenizers, base.sizes)
-    with pytest.raises(InputError, match=r"query 0 of video a: 4 of its 4 frames have no features in .*; run launch"):
+        open_split(config, "train", base.tokenizers, base.model_config)
+    with pytest.raises(InputError, match=r"query 0 of video a: 4 of its 4 frames have no features in .*; run `calce"):
         batches(base, config)
     with pytest.raises(ValueError, match=r"no split 'tset', but train, val; choose"):
         keep(base, tmp_path, splits=["tset"])
@@ -259,7 +260,7 @@ def test_a_damaged_shard_is_named(base, kept, tmp_path, damage):
     out = shutil.copytree(kept["float32"][0], tmp_path / "out")
     shard = out / "features-00000-of-host-0.array_record"
     shard.write_bytes(damage(shard.read_bytes()))
-    with pytest.raises(FeaturesError, match=f"{shard} is damaged .*; remove it and run launch/cache_features.py again"):
+    with pytest.raises(FeaturesError, match=f"{shard} is damaged .*; remove it and run `calce cache_features` again"):
         keep(base, out)
     shard.unlink()
     assert keep(base, out).num_extracted == 3
@@ -281,7 +282,7 @@ def test_two_that_fill_one_folder_as_the_same_host_do_not_meet(base, kept, tmp_p
     with FileLock(out / "features-of-host-0.lock"):
         with pytest.raises(LockError, match="writes here"):
             keep(base, out)
-        assert keep(base, out, host=1, hosts=2).num_existing == 2
+        assert keep(base, out, host=1, num_hosts=2).num_existing == 2
 
 
 def test_an_interrupted_run_goes_on_with_the_videos_that_are_left(base, kept, tmp_path, monkeypatch):
@@ -295,12 +296,12 @@ def test_an_interrupted_run_goes_on_with_the_videos_that_are_left(base, kept, tm
 
     monkeypatch.setattr(ShardWriter, "close", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        keep(base, tmp_path, videos_a_shard=1)
+        keep(base, tmp_path, videos_per_shard=1)
     assert list(tmp_path.glob("*.array_record*")) == closed
     monkeypatch.undo()
     # What a process leaves that is killed.
     (tmp_path / "features-00001-of-host-0.array_record.part").write_bytes(b"half")
-    done = keep(base, tmp_path, videos_a_shard=2)
+    done = keep(base, tmp_path, videos_per_shard=2)
     assert (done.num_extracted, done.num_existing) == (3, 1)
     assert not list(tmp_path.glob("*.part"))
     assert keep(base, tmp_path).num_existing == 4
@@ -317,7 +318,7 @@ def test_a_video_prepared_anew_is_seen_anew(base, tmp_path):
     keep(here, out)
     before = batches(here, reading(here, out), "val")[0]
     build_tables(folder, "shapes", {"val": VAL}, lambda video: film(video, seed=int(video == "c")))
-    with pytest.raises(InputError, match=r"query 0 of video c: it was prepared anew since .*; run launch/cache_feat"):
+    with pytest.raises(InputError, match=r"query 0 of video c: it was prepared anew since .*; run `calce cache_feat"):
         batches(here, reading(here, out), "val")
     assert (again := keep(here, out)).num_extracted == again.num_existing == 1
     after = batches(here, reading(here, out), "val")[0]
@@ -326,7 +327,7 @@ def test_a_video_prepared_anew_is_seen_anew(base, tmp_path):
 
 
 def test_machines_share_the_videos(base, tmp_path):
-    assert [keep(base, tmp_path, host=host, hosts=2).num_extracted for host in range(2)] == [2, 2]
+    assert [keep(base, tmp_path, host=host, num_hosts=2).num_extracted for host in range(2)] == [2, 2]
     assert keep(base, tmp_path).num_existing == 4
     assert batches(base, reading(base, tmp_path))[1].row_mask.all()
 
@@ -344,7 +345,9 @@ def test_a_video_that_cannot_be_seen_is_named(base, tmp_path, monkeypatch):
     done = keep(one, tmp_path / "out")
     assert [(failure.video, failure.remedy) for failure in done.failures] == [("c", "prepare the video again")]
     assert json.loads((tmp_path / "out/failures-of-host-0.jsonl").read_text())["video"] == "c"
-    with pytest.raises(FeaturesError, match=r"none of the 2 videos in .* can be seen; first: c: frame 0 is no JPEG"):
+    with pytest.raises(
+        FeaturesError, match=r"none of the 2 videos in .* can be encoded; first: c: frame 0 is not a JPEG"
+    ):
         keep(prepare("all", "bc"), tmp_path / "none")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(FeaturesError, match=r"take up to 0.00 GB and 0.00 GB are free; make room, use --store=int8"):
@@ -392,31 +395,34 @@ def test_the_error_that_is_told_is_that_of_the_folder(base, kept):
         values = found["values"].astype(np.float32) * found.get("scale", 1)
         error = np.linalg.norm(values - true) / np.linalg.norm(true)
         assert error == pytest.approx(told[store], rel=0.15), "one video's is about that of all"
-        assert kept[store][1].read_error == pytest.approx(told[store], rel=0.5)
+        assert kept[store][1].projected_error == pytest.approx(told[store], rel=0.5)
 
 
 # ml_collections reads a config's file in a way that Python 3.11 calls old.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_the_command_says_what_it_kept_and_what_is_wrong(base, prepared, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("calce_jax.inference.trained_run.open_base", lambda config: base)
+    monkeypatch.setattr("calce_jax.inference.trained_run.load_base_model", lambda config: base)
     asked = ["--config=configs/calce.py:shapes,stage=1", f"--out={tmp_path}", "--store=int8", "--splits=val"]
     command = partial(run_script, "cache_features", *asked)
     command(f"--config.data.directory={prepared}")
-    assert "2 videos seen now (8 frames of 100 bytes), 0 were there, 0 failed\nint8 is 0." in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"TablesError: there are no tables in /nowhere"):
+    expected = (
+        "2 videos seen now (8 frames of 100 bytes), 0 were there, 0 failed\nint8 differs from the encoder's tokens"
+    )
+    assert f"{expected} by 0." in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"Error: there are no tables in /nowhere"):
         command("--config.data.directory=/nowhere")
-    with pytest.raises(SystemExit, match=r"FeaturesError: .*features.json: .*\n  store: int8 there, float32 here"):
+    with pytest.raises(SystemExit, match=r"Error: .*features.json: .*\n  store: int8 there, float32 here"):
         command(f"--config.data.directory={prepared}", "--store=float32")
 
 
 def test_features_and_crops_exclude_each_other(base, kept):
     config = reading(base, kept["int8"][0])
     values = to_dict(replace(config, data=replace(config.data, augment=True)))
-    with pytest.raises(ConfigError, match=r"config.data.augment: True with config.data.features=.* should be False"):
+    with pytest.raises(ConfigError, match=r"config.data.augment: must be False with config.data.features=.*, got True"):
         validate(values)
-    with pytest.raises(InputError, match=r"augment: the features in .* know no crops"):
+    with pytest.raises(InputError, match=r"augment: must be False with features="):
         make_iterator(
-            replace(input_config(config, "train", base.sizes, training=True), augment=True),
+            replace(input_config(config, "train", base.model_config, training=True), augment=True),
             base.tokenizers.t5,
             base.tokenizers.bert,
         )
@@ -427,4 +433,4 @@ def test_runs_from_before_features_go_on(base):
     del earlier["data"]["features"]
     assert validate(earlier) == base.config
     assert diff(earlier, to_dict(base.config)) == []
-    assert diff(earlier, to_dict(reading(base, "f"))) == ["calce_jax.input_pipeline.feature_store: '' there, 'f' here"]
+    assert diff(earlier, to_dict(reading(base, "f"))) == ["data.features: '' there, 'f' here"]

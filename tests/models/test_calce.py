@@ -71,15 +71,9 @@ def test_loss_does_not_depend_on_batch_or_bucket(parts, batch, stage):
     np.testing.assert_allclose(shorter, batched, **CLOSE)
 
 
-<<<<<<< HEAD
-def test_a_sample_gets_the_same_answers_alone(parts, batch, stage):
-    together = predicted(*parts, batch, stage)
-    np.testing.assert_array_equal(together.batch.example_index, batch.example_index)
-=======
 def test_answers_do_not_depend_on_the_batch(parts, batch, stage):
     batched = predict(*parts, batch, stage)
     np.testing.assert_array_equal(batched.batch.example_index, batch.example_index)
->>>>>>> room-models
     for sample in range(B):
         alone = predict(*parts, take_sample(batch, sample), stage)
         np.testing.assert_array_equal(alone.answers.tokens[0], batched.answers.tokens[sample])
@@ -96,23 +90,14 @@ def test_prompts_are_padded_on_the_right_only(parts, batch, stage):
 
 def test_predictions_from_encoded_video_equal_those_from_frames(parts, batch, stage):
     graph, *weights = parts
-<<<<<<< HEAD
-    at_once = predicted(*parts, batch, stage)
-    looked = jax.jit(make_encode_video(graph))(*weights, batch.frames)
-    later = jax.jit(make_predict_from_features(graph, STEPS[stage]))(*weights, looked, batch)
-    np.testing.assert_array_equal(later.answers.tokens, at_once.answers.tokens)
-    np.testing.assert_allclose(later.answers.score, at_once.answers.score, **CLOSE)
-    np.testing.assert_array_equal(
-        later.prompt_selection.frame_plan.frame_index, at_once.prompt_selection.frame_plan.frame_index
-    )
-=======
     at_once = predict(*parts, batch, stage)
     features = jax.jit(make_encode_video(graph))(*weights, batch.frames)
     from_features = jax.jit(make_predict_from_features(graph, STEPS[stage]))(*weights, features, batch)
     np.testing.assert_array_equal(from_features.answers.tokens, at_once.answers.tokens)
     np.testing.assert_allclose(from_features.answers.score, at_once.answers.score, **CLOSE)
-    np.testing.assert_array_equal(from_features.prompt_selection.frame_plan.frame_index, at_once.prompt_selection.frame_plan.frame_index)
->>>>>>> room-models
+    np.testing.assert_array_equal(
+        from_features.prompt_selection.frame_plan.frame_index, at_once.prompt_selection.frame_plan.frame_index
+    )
 
 
 def embed(model, batch, stage):
