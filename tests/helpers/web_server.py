@@ -39,7 +39,7 @@ def serving(folder: Path, searcher: Any = None, names: tuple[str, ...] = (), **l
     uvicorn = pytest.importorskip("uvicorn", reason="gradio is absent: pip install 'calce_jax[web]'")
     sample = web.Sample("ours", write_clip(folder / "ours.mp4", frames=15, rate=5), ["a red circle moves"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calce_jax.inference.answers.decode_answer", lambda *_: "[[0, 2]]")
+        patch.setattr("calce_jax.inference.answer_text", lambda *_: "[[0, 2]]")
         searcher = searcher or Searcher(make_stages(), DiskCache(folder / "cache"), MAX_SEGMENT_SECONDS)
         limits = web.Limits(**{"megabytes": 1.0, "minutes": 0.5, **limits})
         app = web.make_app(searcher, folder / "app", [sample], "A model for tests.", limits, names=names)
@@ -69,7 +69,7 @@ class Stub(Searcher):
     def __init__(self):
         pass
 
-    def search(self, video, queries, captions=(), *, max_moments=5):
+    def search(self, video, queries, captions=(), *, most=5):
         for query in queries:
             if query == "crash":
                 raise RuntimeError(f"{video}: crashed")
