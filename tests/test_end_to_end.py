@@ -1,6 +1,7 @@
 """The whole model, from video and query to loss and answer, against the original with the same weights."""
 
 import ast
+import dataclasses
 import json
 from functools import partial
 
@@ -96,9 +97,17 @@ def make_batch(meta, sample, times, writer):
         true_windows=ast.literal_eval(fields["relevant_windows"]),
         stage1_windows=windows,
     )
-    row = {
-        "frames": np.zeros((FRAMES, 1, 1, 3), np.uint8),
-        "frame_mask": np.ones(FRAMES, bool),
+    batch = Batch.zeros(
+        1,
+        frames=FRAMES,
+        image_size=0,
+        captions=len(text.caption_bert_tokens),
+        bert_tokens=len(text.query_bert_tokens),
+        text_tokens=len(text.tokens),
+        windows=len(windows),
+        answer_tokens=len(text.labels),
+    )
+    fields = {
         "times": np.asarray(times, np.float32),
         "duration": np.float32(duration),
         "tokens": text.tokens,
@@ -108,13 +117,12 @@ def make_batch(meta, sample, times, writer):
         "is_speech_query": np.bool_(mentions_speech(query, "reference")),
         "has_speech": mark_speech_frames(speech_intervals(captions, "reference"), duration, FRAMES),
         "stage1_windows": np.asarray(windows, np.float32),
-        "window_mask": np.ones(len(windows), bool),
         "labels": text.labels,
-        "row_mask": np.bool_(True),
         "example_index": np.int32(sample),
-        "row_flags": np.int32(0),
     }
-    return Batch(**{name: jnp.asarray(value)[None] for name, value in row.items()})
+    masks = {name: np.ones_like(getattr(batch, name)) for name in ("frame_mask", "window_mask", "row_mask")}
+    batch = dataclasses.replace(batch, **masks, **{name: value[None] for name, value in fields.items()})
+    return jax.tree.map(jnp.asarray, batch)
 
 
 def selection(stage):

@@ -24,7 +24,7 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from calce_jax.batch import AnyArray, Batch
-from calce_jax.config import Behaviour
+from calce_jax.config import Behaviour, LoraConfig
 from calce_jax.models import lora
 from calce_jax.models import prompt_packing as packing
 from calce_jax.models.attention import AttentionImplementation
@@ -33,7 +33,6 @@ from calce_jax.models.keyframes.fine import select_fine
 from calce_jax.models.keyframes.plan import FramePlan
 from calce_jax.models.keyframes.reference_noise import ReferenceNoise
 from calce_jax.models.layers import Key, KeyStream, LayerNorm, Linear, RematPolicy
-from calce_jax.models.lora import LoraConfig
 from calce_jax.models.prompt_packing import CaptionSelection
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.t5 import DECODER_START_ID, T5, T5Config

@@ -68,8 +68,9 @@ class T5Config:
     @staticmethod
     def tiny(vocab: int) -> "T5Config":
         """A size for tests and the demo."""
-        sizes = {"width": 64, "heads": 4, "head_width": 16, "mlp_width": 128, "encoder_depth": 3, "decoder_depth": 2}
-        return T5Config(**sizes, vocab=vocab, dropout_rate=0.05)
+        return T5Config(
+            64, heads=4, head_width=16, mlp_width=128, encoder_depth=3, decoder_depth=2, vocab=vocab, dropout_rate=0.05
+        )
 
 
 class Embedding(nnx.Module):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from calce_jax.batch import Batch
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.inference.predict_step import make_encode_video, make_predict, make_predict_from_features
 from calce_jax.models.calce import Calce, CalceConfig, answer_loss, count_params, param_label, shift_right, split_params
@@ -116,6 +117,26 @@ def test_gradients_reach_all_trainable_parameters(parts, batch, stage):
     for name, gradient in gradients.items():
         assert np.isfinite(gradient).all(), name
         assert np.abs(gradient).max() > 0, name
+
+
+def test_a_batch_of_zeros_has_the_shapes_and_dtypes_of_any_other(batch):
+    zeros = Batch.zeros(
+        B,
+        frames=batch.times.shape[1],
+        image_size=batch.frames.shape[2],
+        captions=batch.caption_bert_tokens.shape[1],
+        bert_tokens=batch.query_bert_tokens.shape[1],
+        text_tokens=batch.tokens.shape[1],
+        windows=batch.window_mask.shape[1],
+        answer_tokens=batch.labels.shape[1],
+    )
+    for name, array in vars(zeros).items():
+        if name == "features":
+            assert array is None
+            continue
+        assert (array.shape, array.dtype) == (getattr(batch, name).shape, getattr(batch, name).dtype), name
+        assert (array == (-1 if name == "example_index" else 0)).all(), name
+    assert zeros.frames.nbytes > 0
 
 
 def test_labels_of_parameters():

@@ -119,7 +119,7 @@ def test_normalise():
 
 
 def transformers_hidden_states(config, tensors, frames):
-    """Return the hidden states of transformers' model (depth + 1, F, S, D): the embedding, then every block's output."""
+    """Return the hidden states of transformers' model (depth + 1, F, S, D): the embedding, then each block's output."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     oracle = transformers.Blip2VisionModel(
         transformers.Blip2VisionConfig(

@@ -239,14 +239,20 @@ def test_no_answer_leaves_no_label(tiny):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"times": range(5)}, r"5 frames, in a batch of 4.*--frames"),
-        ({"true_windows": [[9, 12]]}, r"window \[9, 12\]: lies outside the video, which is 8 s long; correct"),
-        ({"true_windows": [[4, 2]]}, r"window \[4, 2\]: should be \[start, end\]"),
-        ({"true_windows": [[-1, 2]]}, r"window \[-1, 2\]: should be"),
-        ({"sizes": TextSizes(4, 3, 16, 20, 24)}, r"of the 20 a row has; raise text_tokens"),
-        ({"sizes": TextSizes(4, 3, 16, 400, 24, max_text=10)}, r"max_text: 10 tokens do not even hold the task"),
-        ({"stage": 2}, r"no stage-1 windows for a prompt of stage 2"),
-        ({"sizes": TextSizes(4, 3, 16, 400, 4), "true_windows": [[2, 4]]}, r"answer_tokens: 4 do not hold one window"),
+        ({"times": range(5)}, r"5 frames, but rows hold 4; .*--frames=4"),
+        ({"true_windows": [[9, 12]]}, r"window \[9, 12\]: lies outside the video of 8 s; correct"),
+        ({"true_windows": [[4, 2]]}, r"window \[4, 2\]: must be \[start, end\]"),
+        ({"true_windows": [[-1, 2]]}, r"window \[-1, 2\]: must be"),
+        ({"sizes": TextSizes(4, 3, 16, 20, 24)}, r"text_tokens: must be at least \d+ .*, got 20; raise it"),
+        (
+            {"sizes": TextSizes(4, 3, 16, 400, 24, max_text=10)},
+            r"max_text: must be at least \d+ to hold the task, got 10",
+        ),
+        ({"stage": 2}, r"stage1_windows: missing for a prompt of stage 2"),
+        (
+            {"sizes": TextSizes(4, 3, 16, 400, 4), "true_windows": [[2, 4]]},
+            r"answer_tokens: 4 tokens do not hold one window",
+        ),
     ],
 )
 def test_invalid_rows_name_the_remedy(tiny, changes, message):

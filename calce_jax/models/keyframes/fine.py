@@ -55,11 +55,12 @@ def select_fine(
       is_speech_query: the query is about speech, and the video has captions.
       has_speech: frames during speech.
       behaviour: by default at least one frame stays: a reversed window is swapped, a window outside the video takes
-        the nearest frame, one between two frames takes both, and without windows all frames stay. The second clustering uses only the frames that stay. A speech query without a frame of speech among them uses
-        cluster borders. Under "reference", windows outside the video set `reference_error`, as do fewer frames than
-        clusters; windows over fewer than two frames hold none, even if the plan is then empty; the second clustering
-        masks frames as the original does; a speech query may have no key frame. The original's sort of votes is
-        unstable; here ties go to the cluster of lower id under both.
+        the nearest frame, one between two frames takes both, and without windows all frames stay. The second
+        clustering uses only the frames that stay. A speech query without a frame of speech among them uses cluster
+        borders. Under "reference", windows outside the video set `reference_error`, as do fewer frames than clusters;
+        windows over fewer than two frames hold none, even if the plan is then empty; the second clustering masks frames
+        as the original does; a speech query may have no key frame. The original's sort of votes is unstable; here ties
+        go to the cluster of lower id under both.
       noise: for the two clusterings, see `dpc_knn`.
       draws: see `compress`; without them the removal is deterministic under both behaviours.
 
