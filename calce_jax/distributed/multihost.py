@@ -87,11 +87,11 @@ def one_writer(path: str | Path) -> Iterator[None]:
       OSError: the file cannot be written.
     """
     with ExitStack() as held:
-        refusal: OSError | None = None
+        refusal: LockError | OSError | None = None
         if is_primary():
             try:
                 held.enter_context(FileLock(path))
-            except OSError as error:
+            except (LockError, OSError) as error:  # raised on all hosts together, or the others would wait
                 refusal = error
         if broadcast_int(int(refusal is not None)):
             raise refusal or LockError(f"{path}: the first host cannot take this lock", "see what it says")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from calce_jax.errors import UserError
 from calce_jax.speech.audio import AudioError, NoAudioError
-from calce_jax.speech.transcribe import AudioFeatures, Transcriber, TranscriptionOptions
+from calce_jax.speech.transcribe import AudioFeatures, Transcriber, Transcript, TranscriptionOptions
 from calce_jax.speech.whisper_model import Dtype, open_whisper
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.failures import Failure, write_failures
@@ -237,3 +237,27 @@ def _prefetch(
 
 def _srt_path(out: Path, video: Path) -> Path:
     return out / f"{video.stem}.srt"
+
+
+def transcribe_file(
+    path: str | Path, whisper: str | Path, options: TranscriptionOptions | None = None, dtype: Dtype = "float32"
+) -> Transcript:
+    """Transcribe one video or audio file.
+
+    Args:
+      path: the file.
+      whisper: folder, hub name or size, see `calce_jax.speech.whisper_model.open_whisper`.
+      options: of the transcription.
+      dtype: of weights and activations.
+
+    Returns:
+      The captions in seconds, the language, and the duration in seconds.
+
+    Raises:
+      SpeechModelError: the model cannot be opened.
+      OptionsError: the model does not know the language.
+      AudioError: the file has no audio, or cannot be decoded.
+    """
+    transcriber = lazy_transcriber(whisper, options, dtype)()
+    [(_, transcript)] = transcriber.transcribe([(path, transcriber.load_audio(path))])
+    return transcript

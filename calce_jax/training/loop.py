@@ -26,7 +26,7 @@ from tqdm import tqdm
 from calce_jax.checkpoints.manager import BEST_METRIC, Checkpoints
 from calce_jax.distributed.multihost import preemption_requested
 from calce_jax.errors import UserError
-from calce_jax.input_pipeline import RowFlagCounter
+from calce_jax.input_pipeline.row_flags import RowFlagCounter
 from calce_jax.training.metric_writer import MetricWriter
 from calce_jax.training.state import TrainState
 
