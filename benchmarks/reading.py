@@ -15,7 +15,7 @@ import simplejpeg
 from benchmarks.material import QUERY, make_example
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, parse_args, report
 from calce_jax.datasets.tables import VideoRecord, build_tables
-from calce_jax.input_pipeline import InputConfig, make_iterator
+from calce_jax.input_pipeline.batches import InputConfig, make_iterator
 from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
 from calce_jax.input_pipeline.dataset import Example, open_dataset
 from calce_jax.moments.annotations import Annotation

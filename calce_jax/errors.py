@@ -1,12 +1,12 @@
-"""The base class of errors that a user can mend."""
+"""The base class of errors that a user can correct."""
 
 from typing import Any
 
 
 class UserError(ValueError):
-    """Bad input, a damaged file, or a machine that lacks something; commands print it in one line.
+    """Bad input, a damaged file, or something missing on this machine; commands print it in one line, without traceback.
 
-    Its text is "REASON; REMEDY".
+    str() is "REASON; REMEDY".
 
     Attributes:
       reason: what is wrong; names the file and the field.
@@ -18,9 +18,9 @@ class UserError(ValueError):
         super().__init__(f"{reason}; {remedy}" if remedy else reason)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By default an exception that crosses processes is rebuilt from its text alone.
+        # Pickled by default as type(self)(*self.args), which would pass the whole text as the reason.
         return type(self), (self.reason, self.remedy)
 
 
 class UserFileNotFoundError(UserError, FileNotFoundError):
-    """A file that was named is not there."""
+    """A file given by the user does not exist."""

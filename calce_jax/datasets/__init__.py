@@ -1,1 +1,1 @@
-"""Annotated videos made into the tables that training reads; published files fetched."""
+"""Preparation of annotated videos as TFDS tables, validation of datasets, download of published files."""

@@ -1,10 +1,9 @@
-"""The two tables of a dataset as TensorFlow Datasets sees them: features, the builder all datasets share, opening.
+"""The TFDS builder of the two tables of a dataset, `videos` and `queries`, and their features.
 
-A video is stored once, however many queries it has. `videos` has a row a video; `queries` has a row a query, which says
-in which row of `videos` the video of its split stands. Both are ArrayRecord files, written and read without TensorFlow.
+A video is stored once, however many queries it has: `videos` has one row for each video of a split, `queries` one row
+for each query, with the number of its video's row. Both are ArrayRecord files, written and read without TensorFlow.
 
-Numbers are stored as raw bytes, because the records know no float wider than 32 bits and windows must come back as they
-were annotated.
+Numbers are stored as raw bytes: TFDS's records have no float wider than 32 bits, and windows are kept as annotated.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from calce_jax.input_pipeline.dataset import VERSION, TableName
+from calce_jax.moments.windows import Seconds
 
 RowIterator = Iterator[dict[str, Any]]
 
@@ -30,44 +30,50 @@ def _table_features(table: TableName) -> tfds.features.FeaturesDict:
         return tfds.features.FeaturesDict(
             {
                 "video": text(doc="Id of the video."),
-                "total": _number_feature((), np.int64, "Frames in the file."),
+                "total": _number_feature((), np.int64, "Number of frames in the file."),
                 "rate": _number_feature((), np.float64, "Frames a second."),
                 "duration": _number_feature((), np.float64, "Seconds."),
-                "indices": _number_feature((None,), np.int32, "Place of each key frame in the file."),
-                "times": _number_feature((None,), np.float32, "Second of each key frame."),
+                "indices": _number_feature((None,), np.int32, "Frame number of each key frame in the file."),
+                "times": _number_feature((None,), np.float32, "Time of each key frame, seconds."),
                 "keyframes": texts,  # JPEG
-                "caption_times": _number_feature((None, 2), np.float64, "Seconds from which and to which it is said."),
+                "caption_times": _number_feature((None, 2), np.float64, "Start and end of each caption, seconds."),
                 "caption_texts": texts,
             }
         )
     return tfds.features.FeaturesDict(
         {
-            "qid": text(doc="Id of the query, as JSON: a number stays one."),
+            "qid": text(doc="Id of the query as JSON, so that a number stays a number."),
             "video": text(doc="Id of the video."),
             "row": _number_feature((), np.int64, "Row of the video in the videos table of the same split."),
             "query": text(doc="The sentence."),
-            "items": texts,  # the things named in the query
-            "duration": _number_feature((), np.float64, "Seconds, as annotated."),
-            "windows": _number_feature((None, 2), np.float64, "Seconds from which and to which it happens."),
-            "stage1_windows": _number_feature((None, 2), np.float64, "The windows stage 1 found, in seconds."),
-            "stage1_known": _number_feature((), np.bool_, "Whether stage 1's windows have been merged in."),
-            "kind": text(doc="What kind of query it is; empty where unknown."),
+            "items": texts,  # nouns of the query
+            "duration": _number_feature((), np.float64, "Duration of the video as annotated, seconds."),
+            "windows": _number_feature((None, 2), np.float64, "Start and end of each annotated moment, seconds."),
+            "stage1_windows": _number_feature(
+                (None, 2), np.float64, "Start and end of each window that stage 1 predicted, seconds."
+            ),
+            "stage1_known": _number_feature((), np.bool_, "Whether the predictions of stage 1 have been merged in."),
+            "kind": text(doc="Kind of query, such as visual or caption; empty if unknown."),
         }
     )
 
 
 class TableBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """Writes one table of a dataset; the datasets only add what they are.
+    """Writes one table of a dataset; a subclass adds name, description, homepage, licence and citation.
 
-    The rows are given, since reading annotations and decoding videos is not TFDS's work. They are given shard by shard:
-    TFDS keeps the rows of one in memory, and to order those of a whole split it would ask for TensorFlow as soon as
-    they exceed a gigabyte. The metadata of the videos table is {split: {video id: duration}}, in the order of the rows.
+    Rows are passed in, shard by shard: TFDS holds the rows of a shard in memory, and sorting a whole split would import
+    TensorFlow above one gigabyte. The metadata of the videos table is {split: {video id: duration}}, in row order.
+
+    Args:
+      table: "videos" or "queries".
+      shards: the rows of each shard of each split; a row is a dict of the table's features.
+      data_dir: TFDS writes into a folder below it.
     """
 
     VERSION = tfds.core.Version(VERSION)
     BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
-        tfds.core.BuilderConfig(name="videos", description="One row a video."),
-        tfds.core.BuilderConfig(name="queries", description="One row a query."),
+        tfds.core.BuilderConfig(name="videos", description="One row for each video."),
+        tfds.core.BuilderConfig(name="queries", description="One row for each query."),
     ]
     dataset_description: ClassVar[str]
     homepage: ClassVar[str]
@@ -75,7 +81,6 @@ class TableBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     citation: ClassVar[str]
 
     def __init__(self, *, table: TableName, shards: Mapping[str, Sequence[RowIterator]], data_dir: str | Path):
-        """Prepare to write the rows of each split's shards into a folder below `data_dir`."""
         self._table: TableName = table
         self._shards = shards
         self._durations = tfds.core.MetadataDict()
@@ -110,6 +115,6 @@ class TableBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             yield index, row
 
 
-def windows_array(windows: Sequence[Sequence[float]]) -> np.ndarray:
-    """Return windows as float64 (n, 2), also where there are none."""
+def windows_array(windows: Sequence[Sequence[Seconds]]) -> np.ndarray:
+    """Return [start, end] pairs as float64 (N, 2); (0, 2) if there are none."""
     return np.asarray(windows, np.float64).reshape(-1, 2)

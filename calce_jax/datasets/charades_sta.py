@@ -1,15 +1,15 @@
-"""Charades-STA: videos of people at home, about 30 seconds long, each query with one moment."""
+"""Charades-STA: videos of household scenes, about 30 s long; one moment for each query."""
 
 from calce_jax.datasets.builder import TableBuilder
 
 
 class CharadesSta(TableBuilder):
-    """The tables of Charades-STA."""
+    """TFDS tables of Charades-STA."""
 
     name = "charades_sta"
     dataset_description = (
-        "Moments of the Charades videos (people acting out household scenes, about 30 s) that a sentence describes, "
-        "one for each. There is no validation split."
+        "Moments of the Charades videos (household scenes, about 30 s) that a sentence describes, one for each query. "
+        "There is no validation split."
     )
     homepage = "https://github.com/jiyanggao/TALL"
     licence = "Charades: non-commercial use only, see https://prior.allenai.org/projects/charades."

@@ -1,4 +1,8 @@
-"""All videos of a dataset at once: on all cores, going on where it stopped, past whatever is broken or missing."""
+"""Prepare all videos of a dataset on all cores, and build its tables.
+
+A second run prepares only what is missing or has changed. Videos that are missing or cannot be decoded are listed and
+skipped.
+"""
 
 import os
 import re
@@ -25,6 +29,7 @@ from calce_jax.datasets.prepared_video import (
     prepared_path,
 )
 from calce_jax.datasets.tables import SkippedQuery, build_tables, rebuild_queries, videos_table_matches
+from calce_jax.datasets.validate import windows_after_end
 from calce_jax.errors import UserError
 from calce_jax.moments.annotations import Annotation, read_annotations
 from calce_jax.storage.disk_space import free_bytes
@@ -36,18 +41,18 @@ SPLITS = ("train", "val", "test")
 
 
 class PrepareError(UserError):
-    """Nothing can be prepared; the message says what is wrong and the remedy."""
+    """The dataset cannot be prepared."""
 
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What came of it.
+    """Result of a preparation.
 
     Attributes:
-      num_ready: videos that are prepared.
-      num_decoded: those of them that were decoded now; the others were there already.
-      queries: in the tables, by split.
-      failures: what was left out and why, in order of the videos' ids.
+      num_ready: number of prepared videos.
+      num_decoded: number of those that were decoded now; the others were prepared before.
+      queries: number of queries in the tables, by split.
+      failures: skipped videos and queries with the reasons, ordered by video id.
     """
 
     num_ready: int
@@ -57,14 +62,14 @@ class PrepareResult:
 
 
 def read_splits(files: Sequence[str], items_file: str | None = None) -> dict[str, list[Annotation]]:
-    """Read annotation files, each "SPLIT=FILE" or a FILE whose name says train, val or test.
+    """Read annotation files, each "SPLIT=FILE", or FILE if its name contains train, val or test.
 
     Args:
-      files: one a split.
-      items_file: the original's file of items, for annotations that have none.
+      files: one for each split.
+      items_file: items file of the original CALCE, for annotations without items.
 
     Raises:
-      PrepareError: a file's split cannot be told, or is given twice.
+      PrepareError: the split of a file is unknown or given twice.
       FileNotFoundError: there is no such file.
       AnnotationError: faults in a file.
     """
@@ -73,7 +78,7 @@ def read_splits(files: Sequence[str], items_file: str | None = None) -> dict[str
         split, path = _parse_split(file)
         if split in splits:
             raise PrepareError(
-                f"annotations: {split} is given twice, the second time by {path}", "name one file a split"
+                f"annotations: {split} is given twice, the second time by {path}", "give one file for each split"
             )
         splits[split] = read_annotations(path, items=items_file)
     return splits
@@ -86,13 +91,13 @@ def _parse_split(file: str) -> tuple[str, str]:
     matching_splits = [split for split in SPLITS if split in re.split("[^a-z]+", Path(file).stem.lower())]
     if len(matching_splits) != 1:
         raise PrepareError(
-            f"annotations: which split {file} is cannot be told by its name", f"write train={file}, or val or test"
+            f"annotations: the name of {file} does not tell its split", f"write train={file}, or val or test"
         )
     return matching_splits[0], file
 
 
 def annotated_videos(splits: Mapping[str, Sequence[Annotation]], videos: str | Path) -> list[Path]:
-    """Return the files of annotated videos in a folder: of several files of one video, that which `prepare` takes."""
+    """Return the files of all annotated videos in a folder, the same ones that `prepare_dataset` decodes."""
     ids = {row.video for rows in splits.values() for row in rows}
     paths = (find_video(Path(videos), video) for video in sorted(ids))
     return [path for path in paths if path is not None]
@@ -101,19 +106,19 @@ def annotated_videos(splits: Mapping[str, Sequence[Annotation]], videos: str | P
 def caption_missing_videos(
     splits: Mapping[str, Sequence[Annotation]], videos: str | Path, srts: str | Path, whisper: str
 ) -> None:
-    """Write the .srt of every annotated video that has none in the folder; those that fail are missing afterwards, too.
+    """Transcribe every annotated video without an .srt in the folder; a video that fails gets none.
 
     Args:
-      splits: the annotated queries by split.
+      splits: annotated queries by split.
       videos: folder of the videos.
-      srts: folder of the .srt files; made if it is not there.
-      whisper: as for `calce_jax.speech.whisper_model.open_whisper_weights`, which says what it raises.
+      srts: folder of the .srt files; created if missing.
+      whisper: folder, name or size, see `calce_jax.speech.whisper_model.open_whisper_weights`.
 
     Raises:
       SpeechModelError: the model cannot be opened.
       OSError: an .srt cannot be written.
     """
-    # Whisper is opened by those alone who want it.
+    # Imported here: preparation without transcription needs no jax.
     from calce_jax.speech.captioning import caption_videos, lazy_transcriber  # noqa: PLC0415
 
     Path(srts).mkdir(parents=True, exist_ok=True)
@@ -131,30 +136,31 @@ def prepare_dataset(
     workers: int | None = None,
     decode: Callable[[Sequence[PrepareJob]], list[Failure]] | None = None,
 ) -> PrepareResult:
-    """Prepare every annotated video once and build the tables; where all videos are in them, that of the queries only.
+    """Prepare every annotated video once, and build the tables; only `queries` if `videos` is up to date.
 
     Args:
       dataset: "qvhighlights", "charades_sta" or "shapes".
-      splits: the annotated queries by split.
-      videos: folder of <video id>.mp4, or another of the suffixes known.
+      splits: annotated queries by split.
+      videos: folder of <video id>.mp4, or another suffix of `VIDEO_SUFFIXES`.
       srts: folder of <video id>.srt; None for a dataset without captions.
-      out: gets `videos/<video id>.npz`, `tables/` and `failures.jsonl`.
-      settings: how. Results made in another way, or of files that changed since, are made again.
-      workers: processes; all cores unless given. One means this process itself.
-      decode: prepares the videos that are not, in place of this machine, and returns those that could not be.
+      out: output folder of `videos/<video id>.npz`, `tables/` and `failures.jsonl`.
+      settings: how to prepare a video. Videos with other settings, or whose files have changed, are prepared again.
+      workers: number of processes; that of the cores if None. With 1 this process decodes.
+      decode: prepares the jobs it is given and returns the failures, such as `calce_jax.datasets.beam.make_prepare_fn`
+        returns; by default `workers` processes do.
 
     Raises:
-      PrepareError: a folder is missing, there is not enough room, or a result cannot be written.
+      PrepareError: a folder is missing, the disk has too little space, or a prepared video cannot be written.
       TablesError: the tables cannot be built.
-      LockError: another process prepares into `out` (`prepare.lock` there).
-      OSError: the tables or the list of failures cannot be written.
+      LockError: another process writes to `out` (`prepare.lock` there).
+      OSError: the tables or failures.jsonl cannot be written.
     """
     out = Path(out)
     for field, path in (("videos", videos), ("srts", srts)):
         if path is not None and not Path(path).is_dir():
             raise PrepareError(f"{field}: there is no folder {path}", "correct the flag")
     if not any(splits.values()):
-        raise PrepareError("annotations: they hold no query", "give files that do")
+        raise PrepareError("annotations: there is no query in any file", "check the files")
     with FileLock(out / "prepare.lock"):
         return _prepare(
             dataset,
@@ -187,33 +193,35 @@ def _prepare(
             jobs.append(make_job(video, videos, srts, folder, settings))
         except UnusableVideoError as error:
             failures.append(Failure(video, error.reason, error.remedy))
-    todo = [job for job in jobs if not is_prepared(job)]
-    broken: list[Failure] = []
-    if todo:
+    pending = [job for job in jobs if not is_prepared(job)]
+    decode_failures: list[Failure] = []
+    if pending:
         # The tables hold the videos a second time.
-        _check_free_disk(out, (len(todo) + len(jobs)) * settings.bytes_per_video)
-        broken = decode(todo) if decode else _prepare_all(todo, len(jobs), workers or os.cpu_count() or 1)
-    ready = {job.video for job in jobs} - {failure.video for failure in broken}
+        _check_free_disk(out, (len(pending) + len(jobs)) * settings.bytes_per_video)
+        decode_failures = (
+            decode(pending) if decode else _prepare_all(pending, len(jobs), workers or os.cpu_count() or 1)
+        )
+    ready = {job.video for job in jobs} - {failure.video for failure in decode_failures}
     durations = {video: load_duration(folder, video) for video in sorted(ready)}
-    usable, outside = _usable_queries(splits, durations)
-    failures += broken + outside
+    usable, window_failures = _usable_queries(splits, durations)
+    failures += decode_failures + window_failures
     _write_failures(out, failures)
     queries = {split: len(rows) for split, rows in usable.items()}
-    left_out: list[SkippedQuery] = []
+    skipped: list[SkippedQuery] = []
     if usable and videos_table_matches(out, dataset, usable, latest_mtime=_latest_mtime(folder, ready)):
         rebuild_queries(out, dataset, usable)
     elif usable:
         _check_free_disk(out, len(ready) * settings.bytes_per_video)
-        # Left out is what was prepared and can no longer be read.
-        left_out = build_tables(out, dataset, usable, partial(load_video, folder))
-    if left_out:
-        failures += {row.video: Failure(row.video, row.reason, row.remedy) for row in left_out}.values()
+        # Skipped are queries of prepared videos that can no longer be read.
+        skipped = build_tables(out, dataset, usable, partial(load_video, folder))
+    if skipped:
+        failures += {row.video: Failure(row.video, row.reason, row.remedy) for row in skipped}.values()
         _write_failures(out, failures)
-    for row in left_out:
+    for row in skipped:
         queries[row.split] -= 1
         ready.discard(row.video)
     failures.sort(key=lambda failure: failure.video)
-    return PrepareResult(len(ready), len(todo) - len(broken), queries, failures)
+    return PrepareResult(len(ready), len(pending) - len(decode_failures), queries, failures)
 
 
 def _write_failures(out: Path, failures: Sequence[Failure]) -> None:
@@ -221,17 +229,21 @@ def _write_failures(out: Path, failures: Sequence[Failure]) -> None:
 
 
 def _latest_mtime(folder: Path, videos: Iterable[str]) -> float:
-    """Return when the last of these videos was prepared, seconds of the file system's clock."""
+    """Return when the last of these videos was prepared, in seconds of the file system's clock."""
     return max(prepared_path(folder, video).stat().st_mtime for video in videos)
 
 
 def _check_free_disk(out: Path, needed: int) -> None:
-    """Refuse to begin where the disk does not take so many bytes."""
+    """Create `out`, and check that its disk has `needed` free bytes.
+
+    Raises:
+      PrepareError: the folder cannot be created, or the disk has too little space.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         free = free_bytes(out)
     except OSError as error:
-        raise PrepareError(f"out: cannot make the folder {out} ({error.strerror})", "choose another place") from None
+        raise PrepareError(f"out: cannot create the folder {out} ({error.strerror})", "choose another place") from None
     if needed > free:
         raise PrepareError(
             f"out: {out} needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
@@ -240,7 +252,7 @@ def _check_free_disk(out: Path, needed: int) -> None:
 
 
 def _prepare_all(pending: Sequence[PrepareJob], total: int, workers: int) -> list[Failure]:
-    """Prepare videos behind a progress bar; return those that could not be."""
+    """Prepare videos with a progress bar over all `total`; return the failures."""
     failures = []
     with tqdm(desc="prepare", total=total, initial=total - len(pending), unit="video", smoothing=0.05) as bar:
         outcomes = map(_try_prepare, pending) if workers == 1 else prepare_in_processes(pending, workers)
@@ -251,7 +263,7 @@ def _prepare_all(pending: Sequence[PrepareJob], total: int, workers: int) -> lis
                     failures.append(failure)
                     bar.set_postfix(failed=len(failures))
         except OSError as error:
-            raise PrepareError(f"{error.strerror}", "the same command then goes on from here") from error
+            raise PrepareError(str(error.strerror), "then run the same command again to continue") from error
     return failures
 
 
@@ -264,12 +276,14 @@ def _try_prepare(job: PrepareJob) -> Failure | None:
 
 
 def prepare_in_processes(jobs: Sequence[PrepareJob], workers: int) -> Iterator[Failure | None]:
-    """Prepare videos in processes, a few ahead; a video that takes its process with it is found and left out.
+    """Prepare videos in worker processes; yield a failure, or None, for each in the order of completion.
+
+    A video that crashes its process is a failure; the others of that pool are tried again, one process each.
 
     Raises:
-      OSError: a result cannot be written.
+      OSError: a prepared video cannot be written.
     """
-    # Spawned, not forked: the parent may have threads, of JAX for instance.
+    # Spawned, not forked: the parent may have threads, those of JAX for instance.
     context = get_context("spawn")
     remaining = iter(jobs)
     while chunk := list(islice(remaining, 2 * workers)):
@@ -288,36 +302,31 @@ def prepare_in_processes(jobs: Sequence[PrepareJob], workers: int) -> Iterator[F
                             running[pool.submit(_try_prepare, next_job)] = next_job
                         except BrokenProcessPool:
                             crashed.append(next_job)
-        # One of these ended the pool, and all that were in it with it.
+        # One of these jobs crashed the pool, which ended all of them.
         for job in crashed:
             with ProcessPoolExecutor(1, context) as pool:
                 try:
                     yield pool.submit(_try_prepare, job).result()
                 except BrokenProcessPool:
-                    reason = f"{job.video_path}: the decoder crashed on it"
-                    yield Failure(job.video, reason, "make it again with ffmpeg, or remove it")
+                    reason = f"{job.video_path}: the decoder crashed"
+                    yield Failure(job.video, reason, "encode it again with ffmpeg, or remove it")
 
 
 def _usable_queries(
     splits: Mapping[str, Sequence[Annotation]], durations: Mapping[str, float]
 ) -> tuple[dict[str, list[Annotation]], list[Failure]]:
-    """Return the queries whose video is there and long enough, and which are not for their windows.
+    """Return the queries of prepared videos, and failures of those with a window that begins after the video's end.
 
-    A window may reach beyond the video's end (it ends with it), but not begin there.
+    A window may end after the video's end, where it is cut.
     """
     usable: dict[str, list[Annotation]] = {}
-    invalid_windows = []
+    failures: list[Failure] = []
     for split, rows in splits.items():
         for row in rows:
             if row.video not in durations:
                 continue
-            duration = durations[row.video]
-            windows_after_end = [window for window in row.windows if window[0] >= duration]
-            if windows_after_end:
-                reason = (
-                    f"query {row.qid}: window {windows_after_end[0]} begins after the video's end at {duration:.2f} s"
-                )
-                invalid_windows.append(Failure(row.video, reason, "mend the window, or fetch the whole video"))
+            if failure := next(windows_after_end(row, durations[row.video]), None):
+                failures.append(failure)
             else:
                 usable.setdefault(split, []).append(row)
-    return usable, invalid_windows
+    return usable, failures

@@ -1,6 +1,6 @@
-"""One prepared video on disk: key frames as JPEG, when they are shown, and what is said, in one .npz.
+"""One prepared video as an .npz file: key frames as JPEG, their times, and the captions.
 
-The file also says what it was made of and how, so that a later run knows whether it may stay.
+The file also holds a fingerprint of its source files and settings, so that a later run prepares only what has changed.
 """
 
 import io
@@ -20,16 +20,16 @@ from calce_jax.text.captions import CaptionError, read_srt
 from calce_jax.video.decode import VideoError, encode_jpeg, read_frames
 from calce_jax.video.files import VIDEO_SUFFIXES, find_video
 
-# File systems take names of 255 bytes; what is being written has a longer one.
+# File systems allow names of 255 bytes, and a file that is being written has a longer suffix.
 MAX_ID_BYTES = 200
-# Of the bytes of the uncompressed frames; films at quality 95 take less.
+# JPEG bytes per byte of uncompressed frames; videos at quality 95 need less.
 JPEG_COMPRESSION_RATIO = 0.14
-# What numpy raises for a file that is cut off, damaged (RuntimeError: it seems encrypted), or no .npz (TypeError).
-DAMAGED = (ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# Raised by numpy for a truncated or damaged file (RuntimeError: it seems encrypted), or another format (TypeError).
+DAMAGED_FILE_ERRORS = (ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class UnusableVideoError(UserError):
-    """A video that cannot be prepared, or whose prepared file cannot be read."""
+    """A video that cannot be prepared, or a prepared file that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class PrepareSettings:
     """How videos are prepared.
 
     Attributes:
-      frames: of a video; shorter videos give all they have.
+      frames: key frames of a video; of a video with fewer frames, all.
       image_size: height and width, pixels.
-      quality: of the JPEGs, up to 100.
-      behaviour: how videos and .srt files are read; see `read_frames` and `read_srt`.
+      quality: JPEG quality, up to 100.
+      behaviour: passed to `read_frames` and `read_srt`.
     """
 
     frames: int
@@ -51,24 +51,24 @@ class PrepareSettings:
     def __post_init__(self) -> None:
         for field, value, max_value in (("frames", self.frames, 10_000), ("image_size", self.image_size, 4096)):
             if not 1 <= value <= max_value:
-                raise UserError(f"{field}: {value} is not from 1 to {max_value}", "choose another number")
+                raise UserError(f"{field}: must be from 1 to {max_value}, got {value}", "choose another number")
 
     @property
     def bytes_per_video(self) -> int:
-        """About how many bytes a prepared video takes."""
+        """Estimated size of a prepared video."""
         return int(self.frames * self.image_size**2 * 3 * JPEG_COMPRESSION_RATIO)
 
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """A video to be prepared.
+    """A video to prepare.
 
     Attributes:
       video: id.
       video_path: the video file.
-      srt_path: the .srt file, or None for a dataset without speech.
-      output_path: where the result goes.
-      settings: how.
+      srt_path: the .srt file, or None for a dataset without captions.
+      output_path: the .npz file.
+      settings: how to prepare it.
     """
 
     video: str
@@ -78,7 +78,7 @@ class PrepareJob:
     settings: PrepareSettings
 
     def fingerprint(self) -> str:
-        """Return a text that changes with the settings and with the files."""
+        """Return settings, and names, sizes and modification times of the source files, as JSON."""
         files = [
             (path.name, path.stat().st_size, path.stat().st_mtime_ns)
             for path in (self.video_path, self.srt_path)
@@ -88,58 +88,58 @@ class PrepareJob:
 
 
 def make_job(video: str, videos: Path, srts: Path | None, folder: Path, settings: PrepareSettings) -> PrepareJob:
-    """Find the files of a video.
+    """Return the job of a video: find its source files.
 
     Args:
-      video: id; the files are called like it, with a suffix.
+      video: id, which is the stem of the file names.
       videos: folder of the videos.
-      srts: folder of the captions.
-      folder: of the prepared videos.
+      srts: folder of the .srt files, or None for a dataset without captions.
+      folder: output folder of the prepared videos.
       settings: how to prepare it.
 
     Raises:
-      UnusableVideo: a file is missing, or the id is not the name of a file.
+      UnusableVideoError: a file is missing, or the id cannot be a file name.
     """
     if not video or video in (".", "..") or set(video) & set("/\\\0") or len(video.encode()) > MAX_ID_BYTES:
-        raise UnusableVideoError("the id cannot be the name of a file", "correct it in the annotations")
+        raise UnusableVideoError("its id cannot be a file name", "correct it in the annotations")
     video_path = find_video(videos, video)
     if video_path is None:
         suffixes = "|".join(suffix[1:] for suffix in VIDEO_SUFFIXES)
-        raise UnusableVideoError(f"there is no {videos / video}.({suffixes})", "put the video there")
+        raise UnusableVideoError(f"there is no {videos / video}.({suffixes})", "add the video")
     srt_path = srts and srts / f"{video}.srt"
     if srt_path and not srt_path.is_file():
-        raise UnusableVideoError(f"there is no {srt_path}", "put it there, empty if nothing is said")
+        raise UnusableVideoError(f"there is no {srt_path}", "add the captions, an empty file if there are none")
     return PrepareJob(video, video_path, srt_path, prepared_path(folder, video), settings)
 
 
 def prepared_path(folder: Path, video: str) -> Path:
-    """Return where a prepared video is kept."""
+    """Return the path of a prepared video."""
     return folder / f"{video}.npz"
 
 
 def is_prepared(job: PrepareJob) -> bool:
-    """Return whether the result is there, whole, and made of these files in this way."""
+    """Return whether the output file exists, is undamaged, and was made from these files with these settings."""
     try:
-        # Opened here, because numpy leaves a damaged file open.
+        # Opened here: numpy would not close a damaged file.
         with job.output_path.open("rb") as file, np.load(file) as archive:
-            # The duration is read of every prepared video, also of one that the tables hold already.
+            # The duration is needed also of videos that the tables hold already.
             return str(archive["made_of"]) == job.fingerprint() and float(archive["duration"]) > 0
-    except (OSError, *DAMAGED):
+    except (OSError, *DAMAGED_FILE_ERRORS):
         return False
 
 
 def prepare_video(job: PrepareJob) -> None:
-    """Decode, shrink and store one video.
+    """Decode and resize the key frames of a video, and write them with its captions.
 
     Raises:
-      UnusableVideo: the video or its captions cannot be read.
-      OSError: the result cannot be written; nothing is left half-written.
+      UnusableVideoError: the video or its captions cannot be read.
+      OSError: the output file cannot be written; a partial file is removed.
     """
     behaviour = job.settings.behaviour
     try:
         fingerprint = job.fingerprint()
         captions = read_srt(job.srt_path, behaviour) if job.srt_path else []
-        # One thread a video: there are as many processes as cores.
+        # One thread for each video: there are as many processes as cores.
         video = read_frames(
             job.video_path, job.settings.frames, job.settings.image_size, behaviour=behaviour, threads=1
         )
@@ -167,11 +167,11 @@ def prepare_video(job: PrepareJob) -> None:
 
 
 def load_video(folder: Path, video: str) -> VideoRecord:
-    """Read a prepared video back.
+    """Read a prepared video.
 
     Raises:
-      UnusableVideo: it is damaged.
-      OSError: it is not there.
+      UnusableVideoError: the file is damaged.
+      OSError: there is no such file.
     """
     path = prepared_path(folder, video)
     try:
@@ -188,11 +188,13 @@ def load_video(folder: Path, video: str) -> VideoRecord:
                 jpegs=[jpegs[end - size : end] for end, size in zip(ends, archive["sizes"], strict=True)],
                 captions=[(start, end, text) for start, end, text in json.loads(str(archive["captions"]))],
             )
-    except DAMAGED as error:
-        raise UnusableVideoError(f"{path}: damaged on the disk ({error})", "remove it and prepare it again") from error
+    except DAMAGED_FILE_ERRORS as error:
+        raise UnusableVideoError(
+            f"{path}: the file is damaged ({error})", "remove it and run `calce prepare` again"
+        ) from error
 
 
 def load_duration(folder: Path, video: str) -> float:
-    """Return the seconds a prepared video lasts, without reading its frames."""
+    """Return the duration of a prepared video in seconds, without reading its frames."""
     with np.load(prepared_path(folder, video)) as archive:
         return float(archive["duration"])

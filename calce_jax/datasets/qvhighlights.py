@@ -1,15 +1,15 @@
-"""QVHighlights: YouTube videos of up to 150 seconds, with queries that have one or several moments."""
+"""QVHighlights: YouTube videos of up to 150 s; one or several moments for each query."""
 
 from calce_jax.datasets.builder import TableBuilder
 
 
 class QVHighlights(TableBuilder):
-    """The tables of QVHighlights."""
+    """TFDS tables of QVHighlights."""
 
     name = "qvhighlights"
     dataset_description = (
-        "Moments of YouTube videos (vlogs and news, up to 150 s) that a sentence describes, one or several for each. "
-        "The captions are those given to the preparation."
+        "Moments of YouTube videos (vlogs and news, up to 150 s) that a sentence describes, one or several for each "
+        "query. Captions are those of the .srt files given to `calce prepare`."
     )
     homepage = "https://github.com/jayleicn/moment_detr"
     licence = "Annotations: CC BY-NC-SA 4.0. Videos: their owners'."

@@ -1,17 +1,17 @@
-"""What others published and this project builds on: where it is, under which terms, and what to do with it."""
+"""Published weights and annotations: where they are, their licences, and what to do with them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class HubRepo:
-    """A model on the Hugging Face hub.
+    """A repository on the Hugging Face hub.
 
     Attributes:
-      repo: its name.
-      required: patterns of file names; each must be there.
-      optional: patterns of file names that are taken along.
-      folder: of the output, in which the files go.
+      repo: "owner/name".
+      required: patterns of file names; each must match a file.
+      optional: further patterns of files to fetch.
+      folder: below the output folder; "" is that folder itself.
     """
 
     repo: str
@@ -22,7 +22,7 @@ class HubRepo:
 
 @dataclass(frozen=True)
 class DriveFile:
-    """A file on Google Drive, kept as `name`; without one, it keeps its own."""
+    """A file on Google Drive, saved as `name`, or under its own name if None."""
 
     id: str
     name: str | None = None
@@ -30,7 +30,7 @@ class DriveFile:
 
 @dataclass(frozen=True)
 class DriveFolder:
-    """A folder on Google Drive, with all that is in it, kept as `name`."""
+    """A folder on Google Drive, saved with all its files as `name`."""
 
     id: str
     name: str
@@ -38,13 +38,13 @@ class DriveFolder:
 
 @dataclass(frozen=True)
 class Publication:
-    """Things that are fetched together.
+    """Files that are fetched together.
 
     Attributes:
-      description: what it is.
-      licence: what is known of its terms, and where they are.
-      parts: where it is.
-      next_steps: what to do with it; `{out}` stands for the folder it went to.
+      description: what they are.
+      licence: the known licences, and where they are stated.
+      parts: their sources.
+      next_steps: how to use them; `{out}` stands for the output folder.
     """
 
     description: str
@@ -55,8 +55,8 @@ class Publication:
 
 _T5_TOKENIZER = HubRepo("google/flan-t5-xl", ("tokenizer.json", "tokenizer_config.json"), ("spiece.model",), "t5")
 _CALCE_TERMS = (
-    "The weights and files are the CALCE authors'. Their repository states the terms; whether it allows what you plan "
-    "is for you to see there."
+    "The weights and files belong to the authors of CALCE; their repository states the terms. Check there whether they "
+    "allow your use."
 )
 
 
@@ -69,9 +69,9 @@ def _blip2(repo: str, size: str) -> Publication:
         ),
         parts=(HubRepo(repo, ("config.json", "*.safetensors"), ("*.safetensors.index.json",)), _T5_TOKENIZER),
         next_steps=(
-            "Convert with launch/convert.py --source=hf:{out},bert:DIR "
-            f"--target=base:weights/{size}.safetensors --size={size}, where DIR is what --what=bert fetched; "
-            "--config.text.t5_tokenizer={out}/t5 names the tokenizer."
+            "Convert with `calce convert --source=hf:{out},bert:DIR "
+            f"--target=base:weights/{size}.safetensors --size={size}`, where DIR is the output folder of "
+            "`calce fetch --what=bert`; set --config.text.t5_tokenizer={out}/t5."
         ),
     )
 
@@ -89,10 +89,10 @@ PUBLICATIONS: dict[str, Publication] = {
                 ("tokenizer_config.json",),
             ),
         ),
-        next_steps="Give {out} to launch/convert.py as bert:{out}, and to a run as --config.text.bert_tokenizer={out}",
+        next_steps="Pass it to `calce convert` as bert:{out}, and to a run as --config.text.bert_tokenizer={out}.",
     ),
     "whisper": Publication(
-        description="Whisper (openai/whisper-base), which turns speech into captions",
+        description="Whisper (openai/whisper-base), which transcribes speech",
         licence=(
             "Apache-2.0 by the model card, https://huggingface.co/openai/whisper-base; OpenAI's own repository, "
             "https://github.com/openai/whisper, is under MIT"
@@ -104,10 +104,10 @@ PUBLICATIONS: dict[str, Publication] = {
                 ("tokenizer_config.json", "preprocessor_config.json", "vocab.json", "merges.txt"),
             ),
         ),
-        next_steps="launch/caption.py --model={out} and launch/prepare.py --whisper={out} take it.",
+        next_steps="Pass it as `calce caption --model={out}` or `calce prepare --whisper={out}`.",
     ),
     "calce-qvh": Publication(
-        description="the original's checkpoints of both stages for QVHighlights, with its annotations and captions",
+        description="original CALCE checkpoints of both stages for QVHighlights, with annotations and captions",
         licence=(
             f"{_CALCE_TERMS} The annotations are those of QVHighlights, whose terms are in "
             "https://github.com/jayleicn/moment_detr (for its annotations, to our knowledge, CC BY-NC-SA 4.0)."
@@ -119,13 +119,13 @@ PUBLICATIONS: dict[str, Publication] = {
             DriveFolder("1ih6C2onYEMNZa2x8DbpmkmBriGkO-vRi", "annotations"),
         ),
         next_steps=(
-            "Convert a stage by launch/convert.py --source=hf:DIR,bert:DIR,calce:{out}/stage1.pth --target=orbax:DIR. "
-            "If the captions are an archive, unpack it; launch/prepare.py wants a folder of .srt files. "
+            "Convert a stage with `calce convert --source=hf:DIR,bert:DIR,calce:{out}/stage1.pth --target=orbax:DIR`. "
+            "If the captions are an archive, unpack it: `calce prepare` reads a folder of .srt files. "
             "The videos are on YouTube and are not fetched."
         ),
     ),
     "calce-charades": Publication(
-        description="the original's checkpoints of both stages for Charades-STA, with its annotations",
+        description="original CALCE checkpoints of both stages for Charades-STA, with annotations",
         licence=(
             f"{_CALCE_TERMS} The annotations are those of Charades-STA, https://github.com/jiyanggao/TALL; the videos' "
             "terms are at https://prior.allenai.org/projects/charades (non-commercial use)."
@@ -136,8 +136,8 @@ PUBLICATIONS: dict[str, Publication] = {
             DriveFolder("1O0Wo-aXzw0yT-Gjsou0J9O96iw-OyuJ8", "annotations"),
         ),
         next_steps=(
-            "Convert a stage by launch/convert.py --source=hf:DIR,bert:DIR,calce:{out}/stage1.pth --target=orbax:DIR. "
-            "The videos are fetched by hand, from https://prior.allenai.org/projects/charades."
+            "Convert a stage with `calce convert --source=hf:DIR,bert:DIR,calce:{out}/stage1.pth --target=orbax:DIR`. "
+            "Download the videos by hand from https://prior.allenai.org/projects/charades."
         ),
     ),
 }

@@ -1,14 +1,13 @@
-"""Building the tables of a dataset from annotations and prepared videos, and the queries alone after merging."""
+"""Write the tables of a dataset: both from annotations and prepared videos, or only `queries` after merging."""
 
 import errno
 import io
 import json
 import math
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,12 +22,15 @@ from calce_jax.datasets.qvhighlights import QVHighlights
 from calce_jax.datasets.shapes import Shapes
 from calce_jax.input_pipeline.dataset import TableName, TablesError, open_table
 from calce_jax.moments.annotations import Annotation
+from calce_jax.moments.windows import Seconds
+from calce_jax.presets.runs import SHORT_NAMES
+from calce_jax.storage.atomic_files import atomic_replace_dir
 from calce_jax.storage.failures import Failure
 
-# By the names configs give them.
+# By `data.dataset` of a config.
 BUILDERS: dict[str, type[TableBuilder]] = {"qvhighlights": QVHighlights, "charades_sta": CharadesSta, "shapes": Shapes}
 
-# TFDS keeps a shard in memory while it writes it; 100 videos of 150 key frames are about 300 MB.
+# TFDS holds a shard in memory while writing it; 100 videos of 150 key frames are about 300 MB.
 VIDEOS_PER_SHARD = 100
 QUERIES_PER_SHARD = 20_000
 
@@ -39,12 +41,12 @@ class VideoRecord:
 
     Fields:
       video: id.
-      total_frames: frames in the file.
-      fps: frames a second.
+      total_frames: number of frames in the file.
+      fps: frames per second.
       duration: seconds.
-      indices: of the key frames in the file, int32 (T,).
-      times: of the key frames in seconds, float32 (T,).
-      jpegs: the key frames, T of them.
+      indices: frame number of each key frame in the file, int32 (T,).
+      times: of the key frames, seconds, float32 (T,).
+      jpegs: the T key frames.
       captions: (start, end, text), in seconds.
     """
 
@@ -55,12 +57,12 @@ class VideoRecord:
     indices: np.ndarray
     times: np.ndarray
     jpegs: Sequence[bytes]
-    captions: Sequence[tuple[float, float, str]]
+    captions: Sequence[tuple[Seconds, Seconds, str]]
 
 
 @dataclass(frozen=True)
 class SkippedQuery:
-    """An annotated query that is not in the tables, because its video is not."""
+    """An annotated query that is not in the tables because its video is not."""
 
     split: str
     qid: str | int
@@ -75,33 +77,33 @@ def build_tables(
     split_rows: Mapping[str, Sequence[Annotation]],
     load_video: Callable[[str], VideoRecord],
 ) -> list[SkippedQuery]:
-    """Write both tables of a dataset into a folder, in place of those that are there.
+    """Write both tables of a dataset to `folder`/tables, replacing existing ones.
 
     Args:
-      folder: where `tables` is made.
+      folder: the prepared folder.
       dataset: "qvhighlights", "charades_sta" or "shapes".
-      split_rows: the annotated queries of each split; the tables keep their order.
-      load_video: returns a prepared video by its id; called once for each video of a split. Where it raises OSError or
-        ValueError, the video's queries are left out.
+      split_rows: annotated queries of each split; the tables keep their order.
+      load_video: returns a prepared video by its id; called once for each video of a split. If it raises OSError or
+        ValueError, the queries of the video are skipped.
 
     Returns:
-      The queries that were left out.
+      The skipped queries.
 
     Raises:
-      TablesError: the dataset is unknown, or a split has no query, or no video that can be read.
-      OSError: the tables cannot be written. Those that were there are untouched.
+      TablesError: the dataset is unknown, or a split has no query or no readable video.
+      OSError: the tables cannot be written. Existing ones are untouched.
     """
     builder = _get_builder(dataset)
     for split, rows in split_rows.items():
         if not rows:
-            raise TablesError(f"split {split} has no annotated query", "check its annotations, or leave the split out")
+            raise TablesError(f"split {split} has no annotated query", "check its annotations, or omit the split")
     failures: dict[str, dict[str, Failure]] = {split: {} for split in split_rows}
     shards = {}
     for split, rows in split_rows.items():
         videos = list(dict.fromkeys(row.video for row in rows))
         loaded = _video_rows(split, videos, load_video, failures[split])
         shards[split] = _shards(loaded, len(videos), VIDEOS_PER_SHARD)
-    with _atomic_replace_dir(Path(folder) / "tables") as new:
+    with atomic_replace_dir(Path(folder) / "tables") as new:
         _write_table(builder, "videos", shards, new / "videos")
         _write_table(
             builder, "queries", _query_shards(split_rows, _read_video_durations(new / "videos")), new / "queries"
@@ -117,42 +119,43 @@ def build_tables(
 def videos_table_matches(
     folder: str | Path, dataset: str, split_rows: Mapping[str, Sequence[Annotation]], latest_mtime: float
 ) -> bool:
-    """Return whether the videos table is what `build_tables` would make it, so that `rebuild_queries` is enough.
+    """Return whether the videos table is what `build_tables` would write, so that `rebuild_queries` is enough.
 
     Args:
-      folder: a prepared folder, or one to be.
+      folder: the prepared folder; it need not exist.
       dataset: "qvhighlights", "charades_sta" or "shapes".
-      split_rows: the annotated queries of each split.
-      latest_mtime: when the last of their videos was prepared; a table that is not younger may hold it as it was before.
+      split_rows: annotated queries of each split.
+      latest_mtime: when the last of their videos was prepared, in seconds of the file system's clock. A table that is
+        not newer may hold an earlier version of that video.
     """
     path = Path(folder) / "tables" / "videos"
     try:
-        same = open_table(folder, "videos").name == _get_builder(dataset).name
+        same_dataset = open_table(folder, "videos").name == _get_builder(dataset).name
         stored_videos = {split: set(videos) for split, videos in _read_video_durations(path).items()}
         written_at = (path / "metadata.json").stat().st_mtime
     except (OSError, ValueError):
-        return False  # none, or damaged
+        return False  # missing or damaged
     wanted = {split: {row.video for row in rows} for split, rows in split_rows.items()}
-    return same and stored_videos == wanted and written_at > latest_mtime
+    return same_dataset and stored_videos == wanted and written_at > latest_mtime
 
 
 def rebuild_queries(
     folder: str | Path, dataset: str, split_rows: Mapping[str, Sequence[Annotation]]
 ) -> list[SkippedQuery]:
-    """Write the queries table anew, for other queries about the same videos or after merging; the videos stay.
+    """Replace the queries table: other queries about the same videos, or windows of stage 1. Videos are untouched.
 
     Args:
-      folder: a prepared folder.
-      dataset: as when the tables were built.
-      split_rows: the annotated queries of each split; a split that is not among them leaves the table.
+      folder: the prepared folder.
+      dataset: that of the tables.
+      split_rows: annotated queries of each split; other splits are removed from the table.
 
     Returns:
       The queries whose video is not in the tables.
 
     Raises:
-      TablesError: there are no tables, or of another dataset, or not of these splits; or no query of a split is about
+      TablesError: there are no tables, or those of another dataset or of other splits, or no query of a split is about
         a stored video.
-      OSError: the table cannot be written. The one that was there is untouched.
+      OSError: the table cannot be written. The existing one is untouched.
     """
     builder, tables = _get_builder(dataset), Path(folder) / "tables"
     name = open_table(folder, "videos").name
@@ -161,18 +164,18 @@ def rebuild_queries(
     stored_durations = _read_video_durations(tables / "videos")
     if missing := set(split_rows) - set(stored_durations):
         raise TablesError(
-            f"{tables} has videos of {', '.join(stored_durations)} only, not of {', '.join(sorted(missing))}",
-            "prepare them first",
+            f"{tables} has the splits {', '.join(stored_durations)}, not {', '.join(sorted(missing))}",
+            "run `calce prepare` with the annotations of all splits",
         )
     for split, rows in split_rows.items():
         if not any(row.video in stored_durations[split] for row in rows):
             raise TablesError(
-                f"no query of split {split} is about a video in {tables}", "give annotations of this split"
+                f"no query of split {split} is about a video in {tables}", "check which split the annotations are of"
             )
-    with _atomic_replace_dir(tables / "queries") as new:
+    with atomic_replace_dir(tables / "queries") as new:
         _write_table(builder, "queries", _query_shards(split_rows, stored_durations), new)
     return [
-        SkippedQuery(split, row.qid, row.video, "not among the prepared videos", "prepare it")
+        SkippedQuery(split, row.qid, row.video, "its video is not prepared", "run `calce prepare` with its video")
         for split, rows in split_rows.items()
         for row in rows
         if row.video not in stored_durations[split]
@@ -180,6 +183,8 @@ def rebuild_queries(
 
 
 def _get_builder(dataset: str) -> type[TableBuilder]:
+    if dataset in SHORT_NAMES:
+        raise TablesError(f"there is no dataset {dataset!r}", f"it is now called {SHORT_NAMES[dataset]!r}")
     if dataset not in BUILDERS:
         raise TablesError(f"there is no dataset {dataset!r}", f"there are {', '.join(BUILDERS)}")
     return BUILDERS[dataset]
@@ -188,7 +193,7 @@ def _get_builder(dataset: str) -> type[TableBuilder]:
 def _video_rows(
     split: str, videos: Sequence[str], load_video: Callable[[str], VideoRecord], failures: dict[str, Failure]
 ) -> RowIterator:
-    """Load the videos of a split; why some cannot be goes into `failures`."""
+    """Yield the rows of the videos of a split; videos that cannot be loaded are added to `failures`."""
     for video in tqdm(videos, desc=f"write {split}", unit="video"):
         try:
             record = load_video(video)
@@ -207,13 +212,14 @@ def _video_rows(
             "caption_texts": [text for _, _, text in record.captions],
         }
     if len(failures) == len(videos):
+        first = failures[videos[0]]
         raise TablesError(
-            f"none of the {len(videos)} videos of split {split} can be used", f"first: {failures[videos[0]].reason}"
+            f"none of the {len(videos)} videos of split {split} can be used; the first: {first.reason}", first.remedy
         )
 
 
 def _read_video_durations(path: Path) -> dict[str, dict[str, float]]:
-    """Return {split: {video: duration}} of a videos table; videos are in the order of its rows."""
+    """Return {split: {video: duration in seconds}} of a videos table, in row order."""
     return json.loads((path / "metadata.json").read_text())
 
 
@@ -227,7 +233,7 @@ def _query_shards(
 
 
 def _query_rows(rows: Sequence[Annotation], stored_durations: Mapping[str, float]) -> RowIterator:
-    video_rows = {video: place for place, video in enumerate(stored_durations)}
+    video_rows = {video: row for row, video in enumerate(stored_durations)}
     for row in rows:
         if row.video in video_rows:
             yield {
@@ -245,7 +251,7 @@ def _query_rows(rows: Sequence[Annotation], stored_durations: Mapping[str, float
 
 
 def _shards(rows: RowIterator, max_rows: int, shard_size: int) -> list[RowIterator]:
-    """Cut at most `max_rows` rows into shards; where there turn out to be fewer, the last shards stay empty."""
+    """Cut at most `max_rows` rows into shards; the last ones are empty if there are fewer rows."""
     return [islice(rows, shard_size) for _ in range(math.ceil(max_rows / shard_size))]
 
 
@@ -253,7 +259,7 @@ def _write_table(
     builder: type[TableBuilder], table: TableName, shards: Mapping[str, Sequence[RowIterator]], path: Path
 ) -> None:
     """Write one table to `path`, which does not exist or is an empty folder."""
-    # TFDS tells of a download that does not happen, and shows bars with the names of temporary files.
+    # TFDS prints that it downloads, which it does not, and shows progress bars of temporary files.
     tfds.display_progress_bar(enable=False)
     with (
         tempfile.TemporaryDirectory(dir=path.parent, prefix="build_") as work_dir,
@@ -263,31 +269,8 @@ def _write_table(
         try:
             build.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
         except RuntimeError as error:
-            # ArrayRecord's way to say that the disk is full.
+            # ArrayRecord raises this when the disk is full.
             if os.strerror(errno.ENOSPC) in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise
         os.rename(build.data_dir, path)
-
-
-@contextmanager
-def _atomic_replace_dir(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside `path`, and put it there when what it is to hold has been written."""
-    new, old = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.old")
-    try:
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        new.mkdir(parents=True)
-        yield new
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    except OSError as error:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise OSError(
-            error.errno, f"cannot write {path} ({error.strerror or error}); make room, or choose another place"
-        ) from error
-    finally:
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Annotations held against their videos and captions, before anything is decoded: what training would stumble over."""
+"""Check annotations against videos and captions before anything is decoded."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from calce_jax.storage.failures import Failure
 from calce_jax.text.captions import CaptionError, clean_captions, read_srt
 from calce_jax.video.decode import VideoError, video_duration
 
-# Annotated and real durations may differ by this much: annotations are rounded, headers too.
+# Tolerated difference of annotated and real durations: annotations are rounded, and so are headers.
 DURATION_TOLERANCE_S = 1.0
 
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """What was found.
+    """Counts and faults of a dataset.
 
     Attributes:
-      queries: by split.
-      num_videos: that are annotated.
-      hours: that the readable ones of them last.
-      max_duration: of those, seconds.
-      num_windows: true ones, of all queries.
-      without_windows: queries that have none.
-      without_items: queries whose things are not listed.
-      faults: in order of the videos' ids.
+      queries: number of queries by split.
+      num_videos: number of annotated videos.
+      hours: total duration of the readable ones.
+      max_duration: longest duration of those, seconds.
+      num_windows: number of annotated windows of all queries.
+      without_windows: number of queries without windows.
+      without_items: number of queries without items.
+      faults: ordered by video id.
     """
 
     queries: dict[str, int]
@@ -39,10 +39,10 @@ class ValidationReport:
     faults: list[Failure]
 
     def summary_lines(self) -> list[str]:
-        """Return what a person wants to know before training."""
+        """Return the counts as lines of text."""
         return [
             *(f"{split}: {count} queries" for split, count in self.queries.items()),
-            f"{self.num_videos} videos, {self.hours:.2f} hours, the longest of {self.max_duration:.1f} s",
+            f"{self.num_videos} videos, {self.hours:.2f} hours; the longest is {self.max_duration:.1f} s",
             f"{self.num_windows} windows; {self.without_windows} queries have none, {self.without_items} have no items",
             f"{len(self.faults)} faults",
         ]
@@ -51,14 +51,14 @@ class ValidationReport:
 def validate_dataset(
     splits: Mapping[str, Sequence[Annotation]], videos: str | Path, srts: str | Path | None
 ) -> ValidationReport:
-    """Look at every annotated video's header and captions; nothing is written.
+    """Check the header and the captions of every annotated video; nothing is decoded or written.
 
     Args:
-      splits: the annotated queries by split.
-      videos: folder of <video id>.mp4, or another of the suffixes known.
+      splits: annotated queries by split.
+      videos: folder of <video id>.mp4, or another suffix of `VIDEO_SUFFIXES`.
       srts: folder of <video id>.srt; None for a dataset without captions.
     """
-    rows = [row for each in splits.values() for row in each]
+    rows = [row for split_rows in splits.values() for row in split_rows]
     rows_by_video: dict[str, list[Annotation]] = {}
     for row in rows:
         rows_by_video.setdefault(row.video, []).append(row)
@@ -75,7 +75,7 @@ def validate_dataset(
         if job.srt_path is not None:
             faults += _check_captions(video, job.srt_path, durations[-1])
     return ValidationReport(
-        queries={split: len(each) for split, each in splits.items()},
+        queries={split: len(split_rows) for split, split_rows in splits.items()},
         num_videos=len(rows_by_video),
         hours=sum(durations) / 3600,
         max_duration=max(durations, default=0.0),
@@ -87,22 +87,31 @@ def validate_dataset(
 
 
 def _check_split_leakage(splits: Mapping[str, Sequence[Annotation]]) -> Iterator[Failure]:
-    """Name the videos that are learnt from and judged by."""
+    """Yield a fault for each video that is in train and in another split."""
     train = {row.video for row in splits.get("train", ())}
     for split in ("val", "test"):
         for video in sorted({row.video for row in splits.get(split, ())} & train):
-            yield Failure(video, f"it is in train and in {split}", "leave it in one of them, or the scores say nothing")
+            yield Failure(
+                video,
+                f"it is in train and in {split}",
+                "remove it from one of them: the scores would be of seen videos",
+            )
 
 
 def _check_windows(rows: Sequence[Annotation], duration: float) -> Iterator[Failure]:
     for row in rows:
         if row.duration is not None and abs(float(row.duration) - duration) > DURATION_TOLERANCE_S:
-            reason = f"query {row.qid}: annotated with {row.duration} s, and the file lasts {duration:.1f} s"
-            yield Failure(row.video, reason, "mend the duration, or fetch the right video")
-        for window in row.windows:
-            if window[0] >= duration:
-                reason = f"query {row.qid}: window {window} begins after the video's end at {duration:.1f} s"
-                yield Failure(row.video, reason, "mend the window, or fetch the whole video")
+            reason = f"query {row.qid}: annotated with {row.duration} s, but the file has {duration:.1f} s"
+            yield Failure(row.video, reason, "correct the duration, or get the right video")
+        yield from windows_after_end(row, duration)
+
+
+def windows_after_end(row: Annotation, duration: float) -> Iterator[Failure]:
+    """Yield a failure for each window of a query that begins after its video's end, `duration` in seconds."""
+    for window in row.windows:
+        if window[0] >= duration:
+            reason = f"query {row.qid}: window {window} begins after the video's end at {duration:.2f} s"
+            yield Failure(row.video, reason, "correct the window, or get the whole video")
 
 
 def _check_captions(video: str, srt: Path, duration: float) -> Iterator[Failure]:
@@ -112,9 +121,7 @@ def _check_captions(video: str, srt: Path, duration: float) -> Iterator[Failure]
         yield Failure.of(video, error)
         return
     if captions and not clean_captions(captions):
-        yield Failure(
-            video, f"none of the {len(captions)} captions in {srt} is English", "the model reads English alone"
-        )
+        yield Failure(video, f"none of the {len(captions)} captions in {srt} is English", "give English captions")
     if late := [caption for caption in captions if float(caption.start) > duration + DURATION_TOLERANCE_S]:
         reason = f"{len(late)} captions in {srt} begin after the video's end at {duration:.1f} s"
-        yield Failure(video, reason, "they belong to another cut of the video; caption this one")
+        yield Failure(video, reason, "give the captions of this cut of the video, or transcribe it")

@@ -87,11 +87,11 @@ def one_writer(path: str | Path) -> Iterator[None]:
       OSError: the file cannot be written.
     """
     with ExitStack() as stack:
-        lock_error: OSError | None = None
+        lock_error: LockError | OSError | None = None
         if is_primary():
             try:
                 stack.enter_context(FileLock(path))
-            except OSError as error:
+            except (LockError, OSError) as error:  # raised on all hosts together, or the others would wait
                 lock_error = error
         if broadcast_int(int(lock_error is not None)):
             raise lock_error or LockError(f"{path}: the first host cannot take this lock", "see its error message")

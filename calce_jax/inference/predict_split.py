@@ -20,10 +20,10 @@ from calce_jax.inference.answers import Answer, decode_answers
 from calce_jax.inference.partial_predictions import PartialPredictions
 from calce_jax.inference.predict_step import BatchPrediction
 from calce_jax.inference.trained_run import TrainedModel
-from calce_jax.input_pipeline import RowFlagCounter, make_iterator
-from calce_jax.input_pipeline.batches import input_config
+from calce_jax.input_pipeline.batches import input_config, make_iterator
 from calce_jax.input_pipeline.dataset import MomentDataset, Query, open_dataset
 from calce_jax.input_pipeline.feature_fingerprint import check_features, check_videos
+from calce_jax.input_pipeline.row_flags import RowFlagCounter
 from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import EvalCase
 from calce_jax.moments.predictions import Prediction, prediction_to_json, read_predictions

@@ -16,8 +16,7 @@ from calce_jax.distributed.sharding import put_batch
 from calce_jax.inference.answers import Answer, decode_answers
 from calce_jax.inference.predict_step import BatchPrediction, make_encode_video, make_predict_from_features, step_config
 from calce_jax.inference.trained_run import TrainedModel
-from calce_jax.input_pipeline import text_sizes
-from calce_jax.input_pipeline.batches import input_config
+from calce_jax.input_pipeline.batches import input_config, text_sizes
 from calce_jax.input_pipeline.dataset import Example
 from calce_jax.input_pipeline.rows import Row, RowMaker, stack_rows
 from calce_jax.models.vision_features import QFormerFeatures

@@ -6,6 +6,7 @@ Frames stay JPEG.
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from calce_jax.errors import UserError
+from calce_jax.storage.provenance import installed_version
 
 TableName = Literal["videos", "queries"]
 VERSION = "1.0.0"
@@ -98,10 +100,12 @@ class MomentDataset(Sequence[Example]):
 
         Raises:
           IndexError: `index` is out of range.
+          TablesError: the tables are damaged.
         """
         index = range(self._length)[index]
-        query = _to_query(self._queries[index])
-        video = self._videos[query.video_row]
+        with _damage_errors(self.folder):
+            query = _to_query(self._queries[index])
+            video = self._videos[query.video_row]
         return Example(
             **{field.name: getattr(query, field.name) for field in fields(Query)},
             keyframes=list(video["keyframes"]),
@@ -117,7 +121,8 @@ class MomentDataset(Sequence[Example]):
 
     def queries(self) -> Iterator[Query]:
         """Iterate over all queries without reading videos."""
-        return map(_to_query, self._queries)
+        with _damage_errors(self.folder):
+            yield from map(_to_query, self._queries)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "split": self.split, "_length": self._length}
@@ -174,16 +179,31 @@ def open_table(folder: str | Path, table: TableName) -> tfds.core.DatasetBuilder
     """Open a table of a prepared folder.
 
     Raises:
-      TablesError: there is no such table, or it has another version.
+      TablesError: it is missing, damaged or of another version.
     """
     path = Path(folder) / "tables" / table
     if not (path / "dataset_info.json").is_file():
         raise TablesError(
             f"there are no tables in {folder}: {path} is missing", f"run `calce prepare` with --out={folder}"
         )
-    builder = tfds.builder_from_directory(path)
+    try:
+        builder = tfds.builder_from_directory(path)
+    except Exception as error:  # JSON, protobuf and TFDS have errors of their own for a damaged file
+        reason = f"{path}: its JSON files are damaged ({str(error).splitlines()[0]})"
+        raise TablesError(reason, f"run `calce prepare` again with --out={folder}") from error
     if str(builder.version) != VERSION:
         raise TablesError(
-            f"{path} has version {builder.version}, this program reads {VERSION}", "run `calce prepare` again"
+            f"{path} holds tables of version {builder.version}, calce_jax {installed_version()} reads {VERSION}",
+            "run `calce prepare` again with another --out, or use the calce_jax that wrote them",
         )
     return builder
+
+
+@contextmanager
+def _damage_errors(folder: Path) -> Iterator[None]:
+    """Turn what ArrayRecord raises for missing and damaged files into a TablesError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = f"{folder / 'tables'}: a file of records is damaged ({error})"
+        raise TablesError(reason, f"remove the tables and run `calce prepare` again with --out={folder}") from error

@@ -1,1 +1,1 @@
-"""Files that are written whole, a cache on disk, failures of long jobs, and what made a file."""
+"""Atomic files, lock files, the disk cache, lists of failures, hashes and the code's revision."""

@@ -1,6 +1,7 @@
-"""Output files that are there as a whole or not at all."""
+"""Output files and folders that exist as a whole or not at all: written under another name, then renamed."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,14 +9,14 @@ from pathlib import Path
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a file under another name in its folder, then give it its own; folders are made.
+    """Write a file under another name in its folder, then rename it; missing folders are created.
 
     Args:
       path: the file; one that exists is replaced.
       content: bytes, or text to be written as UTF-8.
 
     Raises:
-      OSError: it cannot be written, with the file and the remedy; what was there before is untouched.
+      OSError: it cannot be written; names the file and the remedy. What was there before is untouched.
     """
     with atomic_write(path) as partial_path:
         partial_path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -23,7 +24,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give another name for a file in its folder; what is written there takes its place when all went well.
+    """Yield another name in the folder of `path`; the file written there replaces `path` unless the body raises.
 
     Raises:
       OSError: as for `write_atomic`.
@@ -35,11 +36,39 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield partial_path
         os.replace(partial_path, path)
     except OSError as error:
-        with suppress(OSError):  # what failed first is what is told
+        with suppress(OSError):  # the first error is the one to report
             partial_path.unlink()
-        raise OSError(
-            error.errno, f"cannot write {path} ({error.strerror}); make room, or choose another place"
-        ) from error
+        raise write_error(path, error) from error
     except BaseException:
         partial_path.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_replace_dir(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, which replaces `path` unless the body raises.
+
+    Raises:
+      OSError: it cannot be written; names the folder and the remedy. What was there before is untouched.
+    """
+    new, old = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.old")
+    try:
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        new.mkdir(parents=True)
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    except OSError as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise write_error(path, error) from error
+    finally:
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_error(path: str | Path, error: OSError) -> OSError:
+    """Return an error with the same number that names the file or folder and the remedy."""
+    return OSError(error.errno, f"cannot write {path} ({error.strerror or error}); make room, or choose another place")

@@ -1,10 +1,10 @@
-"""How much room a disk has."""
+"""Free space of a disk."""
 
 import shutil
 from pathlib import Path
 
 
-def free_bytes(place: str | Path) -> int:
-    """Return the bytes that are free on the disk of a file or folder, which need not exist yet."""
-    path = Path(place).absolute()
-    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+def free_bytes(path: str | Path) -> int:
+    """Return the free bytes of the disk of a file or folder, which need not exist yet."""
+    absolute = Path(path).absolute()
+    return shutil.disk_usage(next(folder for folder in (absolute, *absolute.parents) if folder.exists())).free

@@ -1,4 +1,4 @@
-"""Items of a long job that failed, and the table in which a person reads them."""
+"""Videos that a long job had to leave out: as a file (failures.jsonl) and as a table for the terminal."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from calce_jax.errors import UserError
 from calce_jax.storage.atomic_files import write_atomic
 
-# More rows than this help no one; failures.jsonl has them all.
+# Rows of the table in the terminal; failures.jsonl has all.
 MAX_LISTED_FAILURES = 40
 
 
@@ -18,7 +18,7 @@ class Failure:
     """A video, or one query about it, that was left out.
 
     Attributes:
-      video: its id or file.
+      video: id or file.
       reason: what is wrong.
       remedy: what to do about it.
     """
@@ -29,23 +29,23 @@ class Failure:
 
     @classmethod
     def of(cls, video: str, error: Exception, remedy: str = "") -> "Failure":
-        """Return the failure of a video with an error; `remedy` serves where the error has none of its own."""
+        """Return the failure of a video from an error; `remedy` is used if the error has none of its own."""
         if isinstance(error, UserError):
             return cls(video, error.reason, error.remedy or remedy)
         return cls(video, str(error), remedy)
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
-    """Write one JSON line a failure.
+    """Write one JSON object per line and failure, with the fields of `Failure`.
 
     Raises:
-      OSError: the file cannot be written.
+      OSError: the file cannot be written; names it and the remedy.
     """
     write_atomic(path, "".join(json.dumps(dataclasses.asdict(failure)) + "\n" for failure in failures))
 
 
 def failure_table(failures: Sequence[Failure]) -> str:
-    """Return the failures as a table for people, in columns."""
+    """Return the failures as a text table of video, reason and remedy, with at most `MAX_LISTED_FAILURES` rows."""
     rows = [("video", "what is wrong", "what to do")]
     rows += [(failure.video, failure.reason, failure.remedy) for failure in failures[:MAX_LISTED_FAILURES]]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]

@@ -1,8 +1,8 @@
 """A lock file that keeps a second process from writing the same output.
 
-The file holds its owner as JSON: host, process id, and when that process started, so that another process to which the
-system gave the same id later is not taken for the owner. A lock whose owner is gone is taken over on the owner's host;
-from elsewhere that cannot be told, and the message says which file to remove.
+The file holds its owner as JSON: host, process id, and the start time of that process, so that a later process with the
+same id is not taken for the owner. A lock whose owner has ended is taken over on the owner's host; another host cannot
+check that, and the message says which file to remove.
 """
 
 import fcntl
@@ -19,13 +19,14 @@ from pathlib import Path
 from types import TracebackType
 
 from calce_jax.errors import UserError
+from calce_jax.storage.atomic_files import write_error
 
-# Where a file system knows no hard links, a lock is empty for a moment: seconds that a reader waits for its content.
-PATIENCE, PAUSE = 2.0, 0.05
+# On a file system without hard links a new lock is empty for a moment: for so long a reader waits for its content.
+READ_TIMEOUT_S, POLL_INTERVAL_S = 2.0, 0.05
 
 
 class LockError(UserError):
-    """Another process writes here, or nobody can tell; the message names the lock file, its owner and the remedy."""
+    """Another process holds the lock, or its owner is unknown; the message names the file, the owner and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,12 @@ class Owner:
     """The process that holds a lock.
 
     Fields:
-      host: its name.
-      namespace: of process ids, which a container has for itself; "" where the system does not tell.
+      host: host name.
+      namespace: of process ids (a container has its own); "" if the system has none.
       pid: process id.
-      started: boot of the machine and start of the process in it, as text; "" where the system does not tell.
+      started: id of the machine's boot and start time of the process after it; "" if unknown.
       since: local time at which the lock was taken.
-      token: random, differs for every lock taken.
+      token: random, another for every lock taken.
     """
 
     host: str
@@ -56,11 +57,11 @@ class FileLock:
     """A context in which no other process, and no other `FileLock`, holds the same lock file.
 
     Args:
-      path: the lock file, beside what it guards; its folder is made. It is gone when the context ends.
+      path: the lock file, beside what it guards; its folder is created, and the file is removed at the end.
 
     Raises:
-      LockError: on entering: another process holds it.
-      OSError: on entering: the file cannot be written; names it and the remedy.
+      LockError: on entering, if another process holds it.
+      OSError: on entering, if the file cannot be written; names it and the remedy.
     """
 
     def __init__(self, path: str | Path):
@@ -76,20 +77,18 @@ class FileLock:
                 file.write(json.dumps(asdict(mine)) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            while not _created(new, self.path):
-                owner = self._owner()
+            while not _create_lock(new, self.path):
+                owner = self._read_owner()
                 if owner is None:  # released in between
                     continue
-                if not _is_gone(owner, mine):
-                    raise LockError(_refusal(self.path, owner, mine))
-                if _took_over(self.path, owner, new):
+                if not _has_ended(owner, mine):
+                    raise _lock_error(self.path, owner, mine)
+                if _take_over(self.path, owner, new):
                     break
         except LockError:
             raise
         except OSError as error:
-            raise OSError(
-                error.errno, f"cannot write {self.path} ({error.strerror}); make room, or choose another place"
-            ) from error
+            raise write_error(self.path, error) from error
         finally:
             with suppress(OSError):
                 new.unlink()
@@ -107,13 +106,13 @@ class FileLock:
             if _read(self.path) == mine:
                 self.path.unlink()
 
-    def _owner(self) -> Owner | None:
-        """Return who holds the lock; None if it was released meanwhile.
+    def _read_owner(self) -> Owner | None:
+        """Return the owner of the lock, or None if it was released meanwhile.
 
         Raises:
-          LockError: the file does not say.
+          LockError: the file names no owner.
         """
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + READ_TIMEOUT_S
         while True:
             try:
                 return _read(self.path)
@@ -122,27 +121,32 @@ class FileLock:
             except (ValueError, TypeError):
                 if time.monotonic() > deadline:
                     raise LockError(
-                        f"{self.path}: this lock does not say who holds it", "remove it if no process writes here"
+                        f"{self.path}: this lock file names no owner", "remove it if no process writes here"
                     ) from None
-            time.sleep(PAUSE)
+            time.sleep(POLL_INTERVAL_S)
 
 
 def _read(path: Path) -> Owner:
-    """Read a lock; raises ValueError or TypeError where it is damaged."""
+    """Read a lock file.
+
+    Raises:
+      ValueError, TypeError: it is damaged.
+      FileNotFoundError: it does not exist.
+    """
     owner = Owner(**json.loads(path.read_text(encoding="utf-8")))
     if not isinstance(owner.pid, int) or owner.pid < 1:
         raise ValueError(f"pid: {owner.pid!r}")
     return owner
 
 
-def _created(new: Path, path: Path) -> bool:
-    """Give `new` the name `path` as well, unless something has it."""
+def _create_lock(new: Path, path: Path) -> bool:
+    """Link `new` to `path` as well; return False if `path` exists."""
     try:
         os.link(new, path)
     except FileExistsError:
         return False
     except OSError:
-        # No hard links here: then the lock is created first, and filled afterwards.
+        # No hard links here: the lock is created first and filled afterwards.
         try:
             file = path.open("x", encoding="utf-8")
         except FileExistsError:
@@ -151,18 +155,18 @@ def _created(new: Path, path: Path) -> bool:
             with file:
                 file.write(new.read_text(encoding="utf-8"))
         except OSError:
-            path.unlink()  # a lock that nobody holds
+            path.unlink()  # otherwise an empty lock without an owner would stay
             raise
     return True
 
 
-def _took_over(path: Path, gone: Owner, new: Path) -> bool:
-    """Put `new` in the place of a lock whose owner is gone; return False if another process was quicker."""
+def _take_over(path: Path, ended: Owner, new: Path) -> bool:
+    """Replace the lock of a process that has ended by `new`; return False if another process did so first."""
     try:
         with path.open(encoding="utf-8") as file:
-            # Of several that want it, one replaces the file; to the others it is no longer the file they opened.
+            # Of several processes one replaces the file; for the others `path` is then not the file they opened.
             fcntl.flock(file, fcntl.LOCK_EX)
-            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)) or _read(path) != gone:
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)) or _read(path) != ended:
                 return False
             os.replace(new, path)
             return True
@@ -170,8 +174,8 @@ def _took_over(path: Path, gone: Owner, new: Path) -> bool:
         return False
 
 
-def _is_gone(owner: Owner, mine: Owner) -> bool:
-    """Tell whether the owner is known to run no more, as seen from this process."""
+def _has_ended(owner: Owner, mine: Owner) -> bool:
+    """Return whether this process can know that the owner has ended."""
     if owner.host != mine.host or owner.namespace != mine.namespace:
         return False
     try:
@@ -179,15 +183,15 @@ def _is_gone(owner: Owner, mine: Owner) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # it is there, and another user's
-    started = _started(owner.pid)
+        pass  # it runs, as another user
+    started = _start_time(owner.pid)
     return started is not None and bool(owner.started) and started != owner.started
 
 
-def _refusal(path: Path, owner: Owner, mine: Owner) -> str:
-    here = (owner.host, owner.namespace) == (mine.host, mine.namespace)
-    remedy = "wait until it ends, or stop it" if here else f"wait until it ends; if it is gone, remove {path}"
-    return f"{path}: {owner} writes here; {remedy}"
+def _lock_error(path: Path, owner: Owner, mine: Owner) -> LockError:
+    same_host = (owner.host, owner.namespace) == (mine.host, mine.namespace)
+    remedy = "wait until it ends, or stop it" if same_host else f"wait until it ends; if it has ended, remove {path}"
+    return LockError(f"{path}: {owner} writes here", remedy)
 
 
 def _this_process() -> Owner:
@@ -199,17 +203,17 @@ def _this_process() -> Owner:
         host=socket.gethostname(),
         namespace=namespace,
         pid=os.getpid(),
-        started=_started(os.getpid()) or "",
+        started=_start_time(os.getpid()) or "",
         since=datetime.now().astimezone().isoformat(timespec="seconds"),
         token=uuid.uuid4().hex,
     )
 
 
-def _started(pid: int) -> str | None:
-    """Return when a process started, "ended" for one that only waits to be reaped, or None where nobody tells."""
+def _start_time(pid: int) -> str | None:
+    """Return when a process started as text, "ended" for a zombie, or None if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        # The second field, the program's name in parentheses, may hold anything.
+        # The second field, the program's name in parentheses, may contain any character.
         status = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None if Path("/proc/self/stat").exists() else _from_ps(pid)

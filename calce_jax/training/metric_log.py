@@ -12,7 +12,7 @@ from absl import logging
 from calce_jax.checkpoints.manager import Checkpoints
 from calce_jax.errors import UserError
 from calce_jax.inference.length_grouping import RowInfo
-from calce_jax.input_pipeline import RowFlagCounter
+from calce_jax.input_pipeline.row_flags import RowFlagCounter
 from calce_jax.training.metric_writer import MetricWriter
 
 # The metrics of the last steps stay on the device when a log is written, so that fetching the others does not wait.

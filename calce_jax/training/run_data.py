@@ -14,8 +14,7 @@ from calce_jax.checkpoints.restore import calce_config
 from calce_jax.config import RunConfig
 from calce_jax.distributed.multihost import process_info
 from calce_jax.inference.predict_split import DatasetSplit, PredictFn, make_case, open_split, predict_answers
-from calce_jax.input_pipeline import batches_per_epoch, make_iterator
-from calce_jax.input_pipeline.batches import input_config
+from calce_jax.input_pipeline.batches import batches_per_epoch, input_config, make_iterator
 from calce_jax.input_pipeline.dataset import open_dataset
 from calce_jax.input_pipeline.feature_fingerprint import check_videos
 from calce_jax.models.calce import CalceConfig

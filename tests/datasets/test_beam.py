@@ -93,7 +93,7 @@ def test_captioned_by_several_processes_as_by_one(shared, tmp_path):
 def test_a_share_is_tried_again(monkeypatch):
     from calce_jax.datasets import beam  # noqa: PLC0415
 
-    monkeypatch.setattr(beam, "PAUSE", 0.0)
+    monkeypatch.setattr(beam, "RETRY_DELAY_S", 0.0)
     tries = []
 
     def attempt(good):

@@ -90,55 +90,55 @@ def test_a_model_is_fetched_once_and_recorded(hub, tmp_path):
         ("config.json", sha256(MODEL["config.json"]).hexdigest(), "git"),
     ]
     assert {row["source"] for row in record} == {f"someone/model@{COMMIT}"}
-    assert len(hub.contents_asked()) == 3
+    assert len(hub.content_requests()) == 3
 
     said = []
     again, _ = fetch(published(REPO), tmp_path, endpoint=hub.url, log=said.append)
     assert again == files
-    assert len(hub.contents_asked()) == 3
+    assert len(hub.content_requests()) == 3
     assert f"sha256 {sha256(WEIGHTS).hexdigest()}" in said[1]
     (tmp_path / "a.safetensors").write_bytes(WEIGHTS[:-1] + b"x")
     fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)
     assert there(tmp_path)["a.safetensors"] == WEIGHTS
-    assert len(hub.contents_asked()) == 4
+    assert len(hub.content_requests()) == 4
 
 
 def test_a_cut_connection_is_gone_on_with_by_the_next_run(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what is in an unfinished one is lost
-    hub.cuts["/a.safetensors"] = 70_000
-    expected = r"someone/model cannot be reached \(.*\); .* goes on with what has arrived"
+    hub.truncate_at["/a.safetensors"] = 70_000
+    expected = r"someone/model cannot be reached \(.*\); .*, and run the same command again to continue"
     with pytest.raises(NoNetworkError, match=expected) as told:
         fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)
     assert "\n" not in str(told.value)
     assert there(tmp_path)["a.safetensors.part"] == WEIGHTS[:70_000]
-    del hub.cuts["/a.safetensors"]
-    hub.asked.clear()
+    del hub.truncate_at["/a.safetensors"]
+    hub.requests.clear()
     assert fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)[1] == []
-    assert [wanted for path, wanted in hub.asked if path.endswith("a.safetensors")] == ["bytes=70000-"]
+    assert [wanted for path, wanted in hub.requests if path.endswith("a.safetensors")] == ["bytes=70000-"]
     assert there(tmp_path)["a.safetensors"] == WEIGHTS
     assert not list(tmp_path.glob("*.part"))
 
 
 def test_another_content_than_promised_is_not_kept(hub, tmp_path):
-    hub.promised["a.safetensors"] = WEIGHTS[::-1]
+    hub.advertised["a.safetensors"] = WEIGHTS[::-1]
     files, faults = fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)
-    expected = f"its sha256 is {sha256(WEIGHTS).hexdigest()} and {sha256(WEIGHTS[::-1]).hexdigest()} was promised"
-    assert f"/a.safetensors: {expected}: damaged on the way, or changed there; run the same" in line(faults)
+    expected = f"its sha256 is {sha256(WEIGHTS).hexdigest()}, not the published {sha256(WEIGHTS[::-1]).hexdigest()}"
+    assert f"/a.safetensors: {expected}: damaged in transfer, or changed there; run the same" in line(faults)
     assert [file.file for file in files] == ["config.json"]
     assert set(there(tmp_path)) == {"config.json", RECORD_FILE}
-    hub.promised = {"config.json": b'{"size": 2}'}
+    hub.advertised = {"config.json": b'{"size": 2}'}
     (tmp_path / "config.json").unlink()
     assert "its git hash is" in line(fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)[1])
 
 
 @pytest.mark.parametrize(("status", "remedy"), [(403, "open it in a browser, and put config"), (503, "try again")])
 def test_a_refusal_costs_one_part(hub, tmp_path, status, remedy):
-    hub.refused["/api/models/closed/model"] = status
+    hub.error_status["/api/models/closed/model"] = status
     closed = HubRepo("closed/model", ("config.json", "*.safetensors"))
     files, faults = fetch(published(closed, REPO), tmp_path, endpoint=hub.url, log=quiet)
     assert line(faults).startswith(f"{hub.url}/closed/model: the server answers {status}; {remedy}")
     assert len(files) == 3
-    hub.refused = {f"/someone/model/resolve/{COMMIT}/b": status}
+    hub.error_status = {f"/someone/model/resolve/{COMMIT}/b": status}
     (tmp_path / "b.safetensors").unlink()
     faults = fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)[1]
     assert line(faults).startswith(f"{hub.url}/someone/model: the server answers {status}; {remedy}")
@@ -156,7 +156,7 @@ def test_a_model_without_a_file_is_named(hub, tmp_path):
 def test_files_of_somebody_else_are_left_alone(hub, tmp_path):
     (tmp_path / "config.json").write_text("mine")
     faults = fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)[1]
-    assert f"{tmp_path}/config.json is there and is not that of someone/model; choose another --out" in line(faults)
+    assert f"{tmp_path}/config.json exists and is not from someone/model; choose another --out" in line(faults)
     assert there(tmp_path) == {"config.json": b"mine"}
 
 
@@ -183,7 +183,7 @@ def nobody():
 
 def test_no_network(server, tmp_path, monkeypatch):
     address = nobody()
-    expected = rf"^{address}/someone/model cannot be reached \(.*\); check the network, or name a mirror"
+    expected = rf"^{address}/someone/model cannot be reached \(.*\); check the network, or set HF_ENDPOINT to a mirror"
     with pytest.raises(NoNetworkError, match=expected):
         fetch(published(REPO), tmp_path, endpoint=address, log=quiet)
     monkeypatch.setattr(server, "url", address)
@@ -231,9 +231,9 @@ def test_drive_is_fetched_once_and_nothing_is_unpickled(drive, tmp_path):
     assert found == dict(zip((f"out/{name}" for name in checked), contents, strict=True))
     assert not (tmp_path / "sprung").exists()
 
-    drive.asked.clear()
+    drive.requests.clear()
     assert fetch(DRIVE, out, log=quiet) == (files, [])
-    assert [path for path in drive.contents_asked() if SECOND not in path] == []
+    assert [path for path in drive.content_requests() if SECOND not in path] == []
     (out / "captions.dat").write_bytes(b"changed")
     changed = line(fetch(DRIVE, out, log=quiet)[1])
     assert "captions.dat: changed since it was fetched; remove it, and run" in changed
@@ -242,15 +242,15 @@ def test_drive_is_fetched_once_and_nothing_is_unpickled(drive, tmp_path):
 def test_drive_is_gone_on_with_by_the_next_run(drive, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["gdown.download"], "CHUNK_SIZE", 1000)  # what is in an unfinished one is lost
     part, out = published(DriveFile(FIRST, "stage1.pth")), tmp_path / "out"
-    drive.cuts[FIRST] = 30_000
+    drive.truncate_at[FIRST] = 30_000
     with pytest.raises(NoNetworkError, match=r"cannot be reached \(.*\); check the network"):
         fetch(part, out, log=quiet)
     (kept,) = there(out).values()
     assert kept == CHECKPOINT[:30_000]
-    drive.cuts.clear()
-    drive.asked.clear()
+    drive.truncate_at.clear()
+    drive.requests.clear()
     assert fetch(part, out, log=quiet)[1] == []
-    assert "bytes=30000-" in [wanted for _, wanted in drive.asked]
+    assert "bytes=30000-" in [wanted for _, wanted in drive.requests]
     assert set(there(out)) == {"stage1.pth", RECORD_FILE}
     assert there(out)["stage1.pth"] == CHECKPOINT
 
@@ -265,7 +265,7 @@ FLIPPED = CHECKPOINT.replace(WEIGHTS[:300], bytes([1]) + WEIGHTS[1:300], 1)
     [
         (QUOTA, "Google Drive refuses (Failed to retrieve file url: Too many users have viewed"),
         ("<html>Sign in</html>", "Google Drive refuses (Failed to retrieve file url: Cannot retrieve the public link"),
-        (b"<!DOCTYPE html><html>Sign in</html>", "a web page came in the place of a file; open https://drive"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "a web page instead of a file; open https://drive"),
         (b"", "empty; run the same command again"),
         (CHECKPOINT[:5000], "a damaged archive (File is not a zip file); run the same command again"),
         (FLIPPED, "a damaged archive"),
@@ -276,7 +276,7 @@ def test_what_drive_refuses_or_damages_is_not_kept(drive, tmp_path, content, mes
     files, faults = fetch(DRIVE, tmp_path / "out", log=quiet)
     assert message in line(faults)
     if "refuses" in message:
-        by_hand = f"open it in a browser, save it as {tmp_path}/out/stage1.pth, and run the same command, which checks"
+        by_hand = f"open it in a browser, save it as {tmp_path}/out/stage1.pth, and run the same command again, which"
         assert by_hand in faults[0]
     assert [file.file for file in files] == ["captions.dat", "annotations/train.json"]
     assert not [name for name in there(tmp_path) if "stage1" in name]
@@ -286,7 +286,7 @@ def test_what_was_saved_by_hand_is_checked(drive, tmp_path):
     part = published(DriveFile(FIRST, "stage1.pth"))
     (tmp_path / "stage1.pth").write_bytes(CHECKPOINT)
     (file,), faults = fetch(part, tmp_path, log=quiet)
-    assert (file.checked, faults, drive.asked) == ("archive", [], [])
+    assert (file.checked, faults, drive.requests) == ("archive", [], [])
     (tmp_path / "stage1.pth").write_bytes(FLIPPED)
     fault = line(fetch(part, tmp_path, log=quiet)[1])
     assert fault.startswith(f"{tmp_path}/stage1.pth: a damaged archive")
@@ -297,7 +297,7 @@ def test_an_empty_folder_is_named(drive, tmp_path):
     drive.folders[FOURTH] = []
     faults = fetch(published(DriveFolder(FOURTH, "annotations")), tmp_path, log=quiet)[1]
     assert line(faults) == (
-        f"https://drive.google.com/drive/folders/{FOURTH} shows no file; "
+        f"https://drive.google.com/drive/folders/{FOURTH} lists no file; "
         f"open it in a browser, and put its files into {tmp_path}/annotations"
     )
 
@@ -317,6 +317,7 @@ def test_command(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))} | {"HOME": str(home)}
     with run_server() as served:
         (part,) = PUBLICATIONS["bert"].parts
+        assert isinstance(part, HubRepo)
         served.repos[part.repo] = {name: name.encode() for name in part.required}
         command = [sys.executable, str(ROOT / "launch/fetch.py"), "--what=bert", f"--out={tmp_path / 'out'}"]
 
@@ -335,5 +336,5 @@ def test_command(tmp_path):
     address = nobody()
     done = run(address)
     assert done.returncode == 1
-    assert done.stderr.strip().startswith(f"NoNetworkError: {address}/{part.repo} cannot be reached (")
+    assert done.stderr.strip().startswith(f"Error: {address}/{part.repo} cannot be reached (")
     assert len(done.stderr.strip().splitlines()) == 1

@@ -1,4 +1,3 @@
-import functools
 import io
 import json
 import os
@@ -17,7 +16,7 @@ from calce_jax.moments.annotations import Annotation, AnnotationError
 from calce_jax.storage.failures import Failure, failure_table
 from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.video.decode import decode_jpeg, read_frames
-from tests.helpers.commands import script
+from tests.helpers.commands import run_script
 from tests.helpers.video_files import GREY, write_clip
 
 SETTINGS = PrepareSettings(frames=6, image_size=32)
@@ -62,7 +61,7 @@ def test_a_video_of_many_queries_is_kept_once(run, films, tmp_path, monkeypatch)
     monkeypatch.setattr(module, "prepare_video", lambda job: (decoded.append(job.video), original(job)))
     done = run([annotation("a", 1), annotation("b", 2), annotation("a", 3, []), annotation("a", 4)])
     assert decoded == ["a", "b"]
-    assert (done.ready, done.decoded, done.queries, done.failures) == (2, 2, {"train": 4}, [])
+    assert (done.num_ready, done.num_decoded, done.queries, done.failures) == (2, 2, {"train": 4}, [])
     assert (tmp_path / "out/failures.jsonl").read_text() == ""
     examples = open_dataset(tmp_path / "out", "train")
     assert [(example.qid, example.video) for example in examples] == [(1, "a"), (2, "b"), (3, "a"), (4, "a")]
@@ -85,7 +84,7 @@ def test_processes_give_the_same(run, films, tmp_path):
     (films / "text.srt").touch()
     rows = [annotation(video, qid) for qid, video in enumerate(["a", "b", "c", "text"])]
     done = run(rows, workers=2)
-    assert (done.ready, done.decoded) == (3, 3)
+    assert (done.num_ready, done.num_decoded) == (3, 3)
     assert [failure.video for failure in done.failures] == ["text"]
     stored = load_video(tmp_path / "out/videos", "c")
     assert (len(stored.jpegs), stored.captions) == (5, [])
@@ -97,12 +96,12 @@ def test_a_second_run_goes_on(run, films, tmp_path):
     rows = [annotation("a", 1), annotation("b", 2)]
     run(rows[:1])
     (tmp_path / "out/videos/b.npz").write_bytes((tmp_path / "out/videos/a.npz").read_bytes()[:500])
-    assert run(rows).decoded == 1  # b's file is half a file
-    assert run(rows).decoded == 0
-    assert run(rows, PrepareSettings(frames=5, image_size=32)).decoded == 2
+    assert run(rows).num_decoded == 1  # b's file is half a file
+    assert run(rows).num_decoded == 0
+    assert run(rows, PrepareSettings(frames=5, image_size=32)).num_decoded == 2
     assert len(open_dataset(tmp_path / "out", "train")[0].keyframes) == 5
     (films / "b.srt").write_text(SRT.replace("lighthouse", "violin"))
-    assert run(rows, PrepareSettings(frames=5, image_size=32)).decoded == 1
+    assert run(rows, PrepareSettings(frames=5, image_size=32)).num_decoded == 1
     assert open_dataset(tmp_path / "out", "train")[1].captions[0][2] == "Look, a violin!"
 
 
@@ -131,7 +130,7 @@ def test_a_damaged_result_is_made_again(run, tmp_path, damage):
     stored.write_bytes(damaged := damage(before))
     assert damaged != before
     done = run(rows)
-    assert (done.ready, done.decoded, done.queries) == (1, 1, {"train": 1})
+    assert (done.num_ready, done.num_decoded, done.queries) == (1, 1, {"train": 1})
     assert stored.read_bytes() == before
 
 
@@ -142,7 +141,7 @@ def test_two_that_prepare_into_one_folder_do_not_meet(run, tmp_path):
     ):
         run([annotation("a", 1)])
     assert list((tmp_path / "out").iterdir()) == []
-    assert run([annotation("a", 1)]).ready == 1
+    assert run([annotation("a", 1)]).num_ready == 1
     assert not (tmp_path / "out/prepare.lock").exists()
 
 
@@ -157,7 +156,7 @@ def test_new_windows_of_the_same_videos_leave_the_videos_table(run, films, tmp_p
     merged = [replace(row, stage1_windows=[[0, 1]]) for row in rows]
     with monkeypatch.context() as patch:
         # No room for another videos table is needed.
-        patch.setattr(module.shutil, "disk_usage", lambda _: namedtuple("usage", "total used free")(10, 9, 1))
+        patch.setattr(shutil, "disk_usage", lambda _: namedtuple("usage", "total used free")(10, 9, 1))
         assert run([*merged, annotation("a", 3)]).queries == {"train": 3}
     assert {path.name: path.stat().st_mtime_ns for path in videos.iterdir()} == before
     found = [example.stage1_windows for example in open_dataset(tmp_path / "out", "train")]
@@ -170,7 +169,7 @@ def test_new_windows_of_the_same_videos_leave_the_videos_table(run, films, tmp_p
     assert [len(open_dataset(tmp_path / "out", "train")), len(built)] == [2, 3]
     (films / "b.srt").write_text(SRT.replace("lighthouse", "violin"))
     with monkeypatch.context() as patch:
-        patch.setattr(module, "holds_videos", lambda *_, **__: 1 / 0)  # stopped before the tables were written
+        patch.setattr(module, "videos_table_matches", lambda *_, **__: 1 / 0)  # stopped before the tables were written
         with pytest.raises(ZeroDivisionError):
             run(merged)
     run(merged)
@@ -194,14 +193,14 @@ def test_the_broken_are_listed_and_the_others_go_on(run, films, tmp_path):
     assert done.queries == {"train": 1}
     found = {failure.video: f"{failure.reason}; {failure.remedy}" for failure in done.failures}
     assert found.keys() == {*videos[1:], "b"}
-    assert found["gone"] == f"there is no {films / 'gone'}.(mp4|mkv|webm|avi|mov); put the video there"
-    assert found["silent"] == f"there is no {films / 'silent.srt'}; put it there, empty if nothing is said"
+    assert found["gone"] == f"there is no {films / 'gone'}.(mp4|mkv|webm|avi|mov|m4v|mpg|mpeg|ts|flv|wmv|ogv); add the video"
+    assert found["silent"] == f"there is no {films / 'silent.srt'}; add the captions, an empty file if there are none"
     assert found["badsrt"].startswith(f"{films / 'badsrt.srt'}, line ")
     assert found["cut"].startswith(f"{films / 'cut.mp4'}: it is not a video")
     assert found["empty"].startswith(f"{films / 'empty.mp4'}: it is empty; fetch")
-    assert found["../a"] == "the id cannot be the name of a file; correct it in the annotations"
+    assert found["../a"] == "its id cannot be a file name; correct it in the annotations"
     assert found["b"] == (
-        "query 9: window [3.5, 4] begins after the video's end at 3.00 s; mend the window, or fetch the whole video"
+        "query 9: window [3.5, 4] begins after the video's end at 3.00 s; correct the window, or get the whole video"
     )
     lines = [json.loads(line) for line in (tmp_path / "out/failures.jsonl").read_text().splitlines()]
     assert [Failure(**line) for line in lines] == done.failures
@@ -218,16 +217,16 @@ def test_damage_on_the_disk_costs_one_video(run, tmp_path):
     content[place : place + 20] = bytes(20)
     path.write_bytes(content)
     done = run(rows)
-    assert (done.ready, done.queries) == (1, {"train": 1})
+    assert (done.num_ready, done.queries) == (1, {"train": 1})
     (failure,) = done.failures
-    assert failure.reason.startswith(f"{path}: damaged on the disk")
-    assert failure.remedy == "remove it and prepare it again"
+    assert failure.reason.startswith(f"{path}: the file is damaged")
+    assert failure.remedy == "remove it and run `calce prepare` again"
     assert json.loads((tmp_path / "out/failures.jsonl").read_text())["video"] == "b"
 
 
 @pytest.mark.parametrize("video", ["", ".", "..", "../a", "/etc/a", "x/../a", "a\\b", "a\0b", "a" * (MAX_ID_BYTES + 1)])
 def test_ids_stay_in_their_folder(films, tmp_path, video):
-    with pytest.raises(UnusableVideoError, match="cannot be the name of a file"):
+    with pytest.raises(UnusableVideoError, match="its id cannot be a file name"):
         make_job(video, films, None, tmp_path / "out", SETTINGS)
 
 
@@ -250,7 +249,7 @@ def test_nothing_works(films, tmp_path):
 
 def test_no_room(run, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage(10, 9, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1))
     with pytest.raises(PrepareError, match=r"out: .* needs about .* GB and 0\.00 GB are free; make room"):
         run([annotation("a")])
 
@@ -264,7 +263,7 @@ def test_disk_full_on_the_way(run, tmp_path, monkeypatch):
         with pytest.raises(PrepareError, match=r"cannot write .*a\.npz \(No space left on device\); make room"):
             run([annotation("a"), annotation("b", 2)])
     assert list((tmp_path / "out/videos").iterdir()) == []
-    assert run([annotation("a"), annotation("b", 2)]).decoded == 2
+    assert run([annotation("a"), annotation("b", 2)]).num_decoded == 2
 
 
 @pytest.mark.slow
@@ -283,9 +282,9 @@ def test_a_crash_of_the_decoder_costs_one_video(run, films, monkeypatch):
     (films / "crash.srt").touch()
     done = run([annotation("a", 1), annotation("crash", 2), annotation("b", 3)], workers=2)
     assert [(failure.video, failure.reason) for failure in done.failures] == [
-        ("crash", f"{films / 'crash.mp4'}: the decoder crashed on it")
+        ("crash", f"{films / 'crash.mp4'}: the decoder crashed")
     ]
-    assert done.ready == 2
+    assert done.num_ready == 2
 
 
 def test_folders_that_are_not_there(films, tmp_path):
@@ -297,9 +296,9 @@ def test_folders_that_are_not_there(films, tmp_path):
 
 
 def test_settings_out_of_range():
-    with pytest.raises(ValueError, match="frames: 0 is not from 1"):
+    with pytest.raises(ValueError, match="frames: must be from 1 to 10000, got 0"):
         PrepareSettings(frames=0)
-    with pytest.raises(ValueError, match="image_size: 9999 is not from 1"):
+    with pytest.raises(ValueError, match="image_size: must be from 1 to 4096, got 9999"):
         PrepareSettings(frames=2, image_size=9999)
 
 
@@ -312,7 +311,7 @@ def test_splits_by_name(tmp_path):
     splits = read_splits([train, f"val={mine}", str(tmp_path / "charades_sta_test.txt")])
     assert {split: rows[0].video for split, rows in splits.items()} == {"train": "a", "val": "a", "test": "AO8RW"}
     for wrong in ([mine], [str(tmp_path / "train_val.jsonl")]):
-        with pytest.raises(PrepareError, match="cannot be told by its name; write train="):
+        with pytest.raises(PrepareError, match="does not tell its split; write train="):
             read_splits(wrong)
     with pytest.raises(PrepareError, match="train is given twice"):
         read_splits([train, f"train={mine}"])
@@ -332,31 +331,27 @@ def test_table_has_columns_and_an_end():
 
 @pytest.fixture
 def command(films, tmp_path):
-    """Run the launch script on an annotation of each video."""
+    """Run `calce prepare` on an annotation of each video."""
 
-    def run(launch, *videos):
+    def run(*videos):
         rows = [
             {"qid": number, "query": "A cat.", "vid": video, "duration": 3, "relevant_windows": [[0, 1]]}
             for number, video in enumerate(videos)
         ]
         (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        launch.flags.FLAGS(
-            [
-                "prepare",
-                "--dataset=qvhighlights",
-                f"--videos={films}",
-                f"--srts={films}",
-                f"--annotations={tmp_path / 'val.jsonl'}",
-                f"--out={tmp_path / 'out'}",
-                "--frames=3",
-                "--image_size=16",
-                "--workers=1",
-            ]
+        run_script(
+            "prepare",
+            "--dataset=qvhighlights",
+            f"--videos={films}",
+            f"--srts={films}",
+            f"--annotations={tmp_path / 'val.jsonl'}",
+            f"--out={tmp_path / 'out'}",
+            "--frames=3",
+            "--image_size=16",
+            "--workers=1",
         )
-        launch.main(["prepare"])
 
-    with script("prepare") as launch:
-        yield functools.partial(run, launch)
+    return run
 
 
 def test_command(command, capsys, tmp_path):

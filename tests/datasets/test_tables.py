@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from calce_jax.datasets import builder, tables
+from calce_jax.datasets import tables
+from calce_jax.datasets.builder import TableBuilder
 from calce_jax.datasets.tables import SkippedQuery, VideoRecord, build_tables, rebuild_queries
-from calce_jax.input_pipeline.dataset import TablesError, open_dataset
+from calce_jax.errors import UserError
+from calce_jax.input_pipeline import dataset
+from calce_jax.input_pipeline.dataset import MomentDataset, TablesError, open_dataset
 from calce_jax.moments.annotations import Annotation
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +33,7 @@ CAPTIONS = {"a": [], "b": [(0.1, 2.2, "hé, you"), (3.0, 4.0, "again")], "c": [(
 
 def load(video: str) -> VideoRecord:
     if video not in CAPTIONS:
-        raise ValueError(f"{video}.mp4: it is empty; fetch it again")
+        raise UserError(f"{video}.mp4: it is empty", "fetch it again")
     rng = np.random.default_rng(ord(video))
     return VideoRecord(
         video=video,
@@ -74,7 +77,7 @@ def assert_comes_back(example, annotation):
     assert (example.indices.dtype, example.times.dtype) == (np.int32, np.float32)
     np.testing.assert_array_equal(example.indices, record.indices)
     np.testing.assert_array_equal(example.times, record.times)
-    assert (example.total, example.rate) == (record.total_frames, record.fps)
+    assert (example.total_frames, example.fps) == (record.total_frames, record.fps)
     assert example.captions == record.captions
 
 
@@ -101,7 +104,7 @@ def test_a_video_is_loaded_and_stored_once_and_failures_are_named(built):
     assert loaded == ["b", "a", "broken", "c"]
     videos = tfds.builder_from_directory(folder / "tables" / "videos")
     assert {split: info.num_examples for split, info in videos.info.splits.items()} == {"train": 2, "val": 1}
-    assert left_out == [SkippedQuery("train", "x_3", "broken", "broken.mp4: it is empty; fetch it again")]
+    assert left_out == [SkippedQuery("train", "x_3", "broken", "broken.mp4: it is empty", "fetch it again")]
     assert sorted(path.name for path in folder.rglob("*") if path.is_dir()) == ["queries", "tables", "videos"]
 
 
@@ -114,8 +117,8 @@ def test_datasets_say_what_they_are(built):
 
 
 def test_rows_of_several_shards_keep_their_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "VIDEOS_A_SHARD", 4)
-    monkeypatch.setattr(tables, "QUERIES_A_SHARD", 7)
+    monkeypatch.setattr(tables, "VIDEOS_PER_SHARD", 4)
+    monkeypatch.setattr(tables, "QUERIES_PER_SHARD", 7)
     rows = [Annotation(number, f"v{number}", "A query.", [], 10, [[0, 1]]) for number in range(23)]
     absent = {"v0", *(f"v{number}" for number in range(5, 14))}
 
@@ -124,7 +127,7 @@ def test_rows_of_several_shards_keep_their_order(tmp_path, monkeypatch):
             raise OSError("gone")
         return VideoRecord(video, 1, 1.0, 1.0, np.zeros(1), np.zeros(1), [video.encode()], [])
 
-    assert {left.video for left in build_tables(tmp_path, "charades", {"train": rows}, numbered)} == absent
+    assert {left.video for left in build_tables(tmp_path, "charades_sta", {"train": rows}, numbered)} == absent
     train = open_dataset(tmp_path, "train")
     kept = [row for row in rows if row.video not in absent]
     assert len(train) == len(kept)
@@ -142,7 +145,7 @@ def test_rebuilding_changes_queries_and_keeps_videos(folder):
     stored = {path: path.stat().st_mtime_ns for path in (folder / "tables" / "videos").iterdir()}
     merged = [Annotation("new", "a", "Other words.", ["x"], 20.5, [[0, 1]], [[2, 3.5]]), TRAIN[3]]
     assert rebuild_queries(folder, "shapes", {"train": merged}) == [
-        SkippedQuery("train", "x_3", "broken", "not among the prepared videos")
+        SkippedQuery("train", "x_3", "broken", "its video is not prepared", "run `calce prepare` with its video")
     ]
     (example,) = open_dataset(folder, "train")
     assert_comes_back(example, merged[0])
@@ -170,11 +173,11 @@ def test_no_part_of_it_imports_tensorflow(tmp_path):
     program = """
 import sys
 from tests.datasets.test_tables import TRAIN, VAL, load
-from data.moments import open_tables
-from data.tables import build_tables, rebuild_queries
-build_tables(sys.argv[1], "charades", {"train": TRAIN, "val": VAL}, load)
-rebuild_queries(sys.argv[1], "charades", {"train": TRAIN})
-assert open_tables(sys.argv[1], "train")[1].keyframes
+from calce_jax.input_pipeline.dataset import open_dataset
+from calce_jax.datasets.tables import build_tables, rebuild_queries
+build_tables(sys.argv[1], "charades_sta", {"train": TRAIN, "val": VAL}, load)
+rebuild_queries(sys.argv[1], "charades_sta", {"train": TRAIN})
+assert open_dataset(sys.argv[1], "train")[1].keyframes
 assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow", "jax")]
 """
     run = subprocess.run(
@@ -207,12 +210,15 @@ def test_wrong_folder_split_version_or_dataset_is_named(folder, monkeypatch):
         build_tables(folder, "qvhighlight", {"train": TRAIN}, load)
     with pytest.raises(TablesError, match="holds shapes, not qvhighlights"):
         rebuild_queries(folder, "qvhighlights", {"train": TRAIN})
-    with pytest.raises(TablesError, match="has videos of train, val only, not of test"):
+    with pytest.raises(TablesError, match="has the splits train, val, not test; run `calce prepare`"):
         rebuild_queries(folder, "shapes", {"test": TRAIN})
     with pytest.raises(TablesError, match="no query of split val is about a video"):
         rebuild_queries(folder, "shapes", {"val": TRAIN})
-    monkeypatch.setattr(builder, "VERSION", "2.0.0")
-    with pytest.raises(TablesError, match=r"has version 1\.0\.0, this program reads 2\.0\.0; run `calce prepare`"):
+    for old_name, name in (("qvh", "qvhighlights"), ("charades", "charades_sta")):
+        with pytest.raises(TablesError, match=f"no dataset '{old_name}'; it is now called '{name}'"):
+            build_tables(folder, old_name, {"train": TRAIN}, load)
+    monkeypatch.setattr(dataset, "VERSION", "2.0.0")
+    with pytest.raises(TablesError, match=r"holds tables of version 1\.0\.0, calce_jax .* reads 2\.0\.0; run `calce"):
         open_dataset(folder, "train")
 
 
@@ -225,7 +231,7 @@ def test_full_disk_leaves_the_old_tables(folder, monkeypatch, full):
     def write(*args, **kwargs):
         raise full
 
-    monkeypatch.setattr(tables.TableBuilder, "download_and_prepare", write)
+    monkeypatch.setattr(TableBuilder, "download_and_prepare", write)
     with pytest.raises(OSError, match=r"cannot write .*tables .*No space left on device.*make room"):
         build_tables(folder, "shapes", {"train": TRAIN}, load)
     with pytest.raises(OSError, match=r"cannot write .*queries .*No space left on device.*make room"):
@@ -233,3 +239,30 @@ def test_full_disk_leaves_the_old_tables(folder, monkeypatch, full):
     assert_comes_back(open_dataset(folder, "train")[0], TRAIN[0])
     assert json.loads((folder / "tables" / "videos" / "metadata.json").read_text())["train"].keys() == {"b", "a"}
     assert not list(folder.rglob("*.part"))
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"name": 1}'])
+def test_damaged_tables_are_named_and_built_anew(folder, file, content):
+    (folder / "tables/queries" / file).write_text(content)
+    (folder / "tables/videos" / file).write_text(content)
+    with pytest.raises(
+        TablesError, match=r"tables/videos: its JSON files are damaged \(.*\); run `calce prepare` again"
+    ):
+        open_dataset(folder, "train")
+    assert not tables.videos_table_matches(folder, "shapes", {"train": TRAIN[:3], "val": VAL}, 0.0)
+    build_tables(folder, "shapes", {"train": TRAIN[:3]}, load)
+    assert_comes_back(open_dataset(folder, "train")[0], TRAIN[0])
+
+
+@pytest.mark.parametrize("table", ["videos", "queries"])
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:100]), Path.unlink])
+def test_damaged_records_are_named(folder, table, damage):
+    (path,) = (folder / "tables" / table).glob("*-train.array_record*")
+    damage(path)
+    opened = MomentDataset(folder, "train")  # the type check of what `open_dataset` returns would read a query
+    with pytest.raises(TablesError, match=r"tables: a file of records is damaged \(.*\); remove the tables and run"):
+        opened[0]
+    if table == "queries":
+        with pytest.raises(TablesError, match="a file of records is damaged"):
+            list(opened.queries())

@@ -46,10 +46,10 @@ def test_every_fault_is_named_with_its_remedy(dataset):
     assert by_video["both"] == ["it is in train and in val"]
     assert "there is no" in by_video["gone"][0]
     assert by_video["late"][:2] == [
-        "query train_late: annotated with 20 s, and the file lasts 10.0 s",
-        "query train_late: window [12, 14] begins after the video's end at 10.0 s",
+        "query train_late: annotated with 20 s, but the file has 10.0 s",
+        "query train_late: window [12, 14] begins after the video's end at 10.00 s",
     ]
-    assert "late.srt, line 1" in by_video["late"][2]
+    assert "late.srt, line 2" in by_video["late"][2]
     assert "1 captions in" in by_video["fine"][0]
     assert all(fault.remedy for fault in found.faults)
     assert (found.num_videos, found.num_windows, found.without_items) == (4, 5, 5)

@@ -48,12 +48,12 @@ def coarse(features, *, frames=None, talk=False, spoken=None, **settings):
     frames = frames or count
     padded = np.full((1, frames, features.shape[1]), 7.0, np.float32)
     padded[0, :count] = features
-    said = np.ones((1, frames), bool) if spoken is not None else np.zeros((1, frames), bool)
+    has_speech = np.ones((1, frames), bool) if spoken is not None else np.zeros((1, frames), bool)
     if spoken is not None:
-        said[0, :count] = spoken
+        has_speech[0, :count] = spoken
     settings = {"mode": "cluster", "clusters": 5, "dilation": 1} | settings
     return coarse_compiled(
-        padded, np.arange(frames)[None] < count, is_speech_query=np.array([talk]), has_speech=said, **settings
+        padded, np.arange(frames)[None] < count, is_speech_query=np.array([talk]), has_speech=has_speech, **settings
     )
 
 
@@ -67,13 +67,13 @@ def fine(features, windows, *, frames=None, talk=False, spoken=None, **settings)
     seconds, valid = np.full((1, 3, 2), 4.0, np.float32), np.arange(3)[None] < len(windows)
     if windows:
         seconds[0, : len(windows)] = windows
-    said = np.ones((1, frames), bool) if spoken is not None else np.zeros((1, frames), bool)
+    has_speech = np.ones((1, frames), bool) if spoken is not None else np.zeros((1, frames), bool)
     if spoken is not None:
-        said[0, :count] = spoken
+        has_speech[0, :count] = spoken
     settings = {"clusters": 5, "dilation": 1, "filter_dilation": 0} | settings
     present = np.arange(frames)[None] < count
     return fine_compiled(
-        padded, times, present, seconds, valid, is_speech_query=np.array([talk]), has_speech=said, **settings
+        padded, times, present, seconds, valid, is_speech_query=np.array([talk]), has_speech=has_speech, **settings
     )
 
 
@@ -90,26 +90,28 @@ class TestRecorded:
             # "event" is another name of "none" there.
             return case["t"], case["mode"].replace("event", "none"), case["num_clusters"], case["bias1"]
 
-        seen = 0
+        num_plans = 0
         for (t, mode, clusters, bias), group in itertools.groupby(sorted(recorded["cases"], key=settings), settings):
             rows = [(case, i) for case in group for i in range(len(case["query"]))]
-            said = [case["subtitle_durations"][i] for case, i in rows]
+            intervals = [case["subtitle_durations"][i] for case, i in rows]
             plan = coarse_compiled(
                 np.stack([arrays[case["embeds"].removesuffix("[:1]")][i].mean(1) for case, i in rows]),
                 np.ones((len(rows), t), bool),
                 mode=mode,
                 clusters=clusters,
                 dilation=bias,
-                is_speech_query=np.array([talks(case["query"][i], words, said[r]) for r, (case, i) in enumerate(rows)]),
+                is_speech_query=np.array(
+                    [talks(case["query"][i], words, intervals[r]) for r, (case, i) in enumerate(rows)]
+                ),
                 has_speech=np.stack(
-                    [mark_speech_frames(said[r], case["durations"][i], t) for r, (case, i) in enumerate(rows)]
+                    [mark_speech_frames(intervals[r], case["durations"][i], t) for r, (case, i) in enumerate(rows)]
                 ),
                 behaviour="reference",
             )
             for r, (case, i) in enumerate(rows):
                 assert chosen(plan, r) == (case["key_frame_idx"][i], case["non_key_frame_idx"][i]), (case["id"], i)
-            seen += len(rows)
-        assert seen == 400
+            num_plans += len(rows)
+        assert num_plans == 400
 
     @pytest.mark.slow
     def test_stage_2(self, shared):
@@ -128,7 +130,7 @@ class TestRecorded:
             features = np.stack([arrays[name][case["batch_sel"][i]] for case, i in rows])
             features = features / np.linalg.norm(features, axis=-1, keepdims=True)
             windows = [json.loads(case["stage1_result"][i]) for case, i in rows]
-            said = [case["subtitle_durations"][i] for case, i in rows]
+            intervals = [case["subtitle_durations"][i] for case, i in rows]
             plan = fine_compiled(
                 features.reshape(len(rows), t, -1),
                 np.array([case["timestamps"][i] for case, i in rows], np.float32),
@@ -138,9 +140,11 @@ class TestRecorded:
                 clusters=clusters,
                 dilation=bias1,
                 filter_dilation=bias2,
-                is_speech_query=np.array([talks(case["query"][i], words, said[r]) for r, (case, i) in enumerate(rows)]),
+                is_speech_query=np.array(
+                    [talks(case["query"][i], words, intervals[r]) for r, (case, i) in enumerate(rows)]
+                ),
                 has_speech=np.stack(
-                    [mark_speech_frames(said[r], case["duration"], t) for r, (case, i) in enumerate(rows)]
+                    [mark_speech_frames(intervals[r], case["duration"], t) for r, (case, i) in enumerate(rows)]
                 ),
                 behaviour="reference",
                 draws=np.stack([as_draws([] if case["error"] else case["draws"][i], 32) for case, i in rows]),
@@ -181,7 +185,7 @@ def talks(query, words, intervals):
 
 
 def as_draws(recorded, room):
-    """Return recorded [kind, n, value] pairs, a pick among n and a coin, as uniform draws (room, 2), padded with NaN."""
+    """Return recorded [kind, n, value] pairs, a pick among n and a coin, as uniform draws (room, 2) padded with NaN."""
     draws = np.full((room, 2), np.nan, np.float32)
     for row, (pick, toss) in enumerate(zip(recorded[::2], recorded[1::2], strict=True)):
         draws[row] = (pick[2] + 0.5) / pick[1], toss[2]

@@ -38,16 +38,16 @@ def plan_of(key, other, slots=FRAMES):
     frames = sorted([*key, *other])
     index = np.zeros(slots, np.int32)
     index[: len(frames)] = frames
-    kept = np.arange(slots) < len(frames)
-    return index, kept, kept & np.isin(index, list(key))
+    slot_mask = np.arange(slots) < len(frames)
+    return index, slot_mask, slot_mask & np.isin(index, list(key))
 
 
 def sample(case, i, tokenizers):
     """Return a recorded sample as arrays: tokens, spans, plan, caption selection."""
     row = case["rows"][i]
-    said = [Caption(c["start"], c["end"], c["text"]) for c in case["subtitles_in"][i]]
+    captions = [Caption(c["start"], c["end"], c["text"]) for c in case["subtitles_in"][i]]
     chosen = [c for c in case["subtitles_selected"][i] if c["text"] != NO_CAPTION]
-    order = [said.index(Caption(c["start"], c["end"], c["text"])) for c in chosen]
+    order = [captions.index(Caption(c["start"], c["end"], c["text"])) for c in chosen]
     sizes = TextSizes(FRAMES, CAPTIONS, bert_tokens=64, text_tokens=700, answer_tokens=200)
     writer = PromptWriter(*tokenizers, sizes, stage=case["stage"], behaviour="reference")
     windows = json.loads(case["stage1_result"][i]) if case["stage"] == 2 else None
@@ -56,7 +56,7 @@ def sample(case, i, tokenizers):
         row["items"],
         case["timestamps"][i],
         case["duration"][i],
-        said,
+        captions,
         true_windows=row["relevant_windows"],
         stage1_windows=windows,
     )
@@ -88,7 +88,7 @@ def test_every_position_is_the_originals(shared, tokenizers, compiled):
     """72 batches of one or three samples, without the padding that the original has in the middle."""
     cases = json.loads((shared / "golden/07_prompts.json").read_text())["cases"]
     packs, measures = compiled
-    seen = 0
+    num_samples = 0
     for case in cases:
         plan, tokens, spans, choice = batch_of([sample(case, i, tokenizers) for i in range(len(case["rows"]))])
         # Always three samples, so that each function compiles once.
@@ -115,22 +115,22 @@ def test_every_position_is_the_originals(shared, tokenizers, compiled):
             size = np.where(packed.is_keyframe[i, :n][~text], FULL, COMPRESSED)
             expected = [q for s in dict.fromkeys(slot) for q in range(size[slot == s][0])]
             assert packed.query_token[i, :n][~text].tolist() == expected
-            seen += 1
-    assert seen == 120
+            num_samples += 1
+    assert num_samples == 120
 
 
 def random_batch(key, n=4, slots=6, captions=3, tokens=40):
     """Return random plans and spans; sample 0 has no frames, sample 1 no captions."""
     rng = np.random.default_rng(key)
-    kept = np.sort(rng.random((n, slots)) < 0.7, axis=1)[:, ::-1].copy()
-    kept[0] = False
+    slot_mask = np.sort(rng.random((n, slots)) < 0.7, axis=1)[:, ::-1].copy()
+    slot_mask[0] = False
     used = np.sort(rng.random((n, 2)) < 0.7, axis=1)[:, ::-1].copy()
     used[1] = False
     plan = device(
         FramePlan,
         np.sort(rng.integers(0, slots, (n, slots)).astype(np.int32), axis=1),
-        kept,
-        kept & (rng.random((n, slots)) < 0.5),
+        slot_mask,
+        slot_mask & (rng.random((n, slots)) < 0.5),
         np.zeros((n, slots), np.int32),
         np.zeros(n, bool),
     )

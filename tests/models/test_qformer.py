@@ -219,9 +219,9 @@ def test_remat_changes_no_gradient(remat, drops):
 
         return jax.jit(jax.grad(loss))(image)
 
-    kept = gradient(image, "none")
-    np.testing.assert_allclose(gradient(image, remat), kept, rtol=1e-4, atol=1e-8)
-    assert np.abs(kept).max() > 1e-4
+    expected = gradient(image, "none")
+    np.testing.assert_allclose(gradient(image, remat), expected, rtol=1e-4, atol=1e-8)
+    assert np.abs(expected).max() > 1e-4
 
 
 def test_too_long_a_sentence_is_named(tiny):

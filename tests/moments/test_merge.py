@@ -57,8 +57,8 @@ def test_command_names_every_query_without_result(annotations, tmp_path, capsys)
     write_predictions(tmp_path / "predictions.jsonl", PREDICTIONS)
     run_script("merge", *[f"--{name}={tmp_path / name}.jsonl" for name in ("predictions", "annotations", "out")])
     output = capsys.readouterr().out
-    assert "no result for 2: stage 2 will look at the whole video" in output
-    assert "no result for 3: stage 2 will look at the whole video" in output
+    assert "no window for query 2: stage 2 will use the whole video" in output
+    assert "no window for query 3: stage 2 will use the whole video" in output
     assert "result for 9, which is not annotated: left out" in output
     assert "3 queries, 1 with windows of stage 1" in output
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from calce_jax.search.captions import caption_with_cache
 from calce_jax.search.searcher import Searcher, _weights_key
 from calce_jax.search.segments import SegmentSampling, read_segments
 from calce_jax.search.web.visitors import COOKIE
-from calce_jax.storage.disk_cache import DTYPES, MAGIC, OVERHEAD, DiskCache
+from calce_jax.storage.disk_cache import DTYPES, MAGIC, OVERHEAD, DiskCache, EntryKind
 from tests.helpers.search_stages import FRAMES, MAX_SEGMENT_SECONDS, make_stages
 from tests.helpers.tiny_model import SIZES, make_model
 from tests.helpers.video_files import write_clip
@@ -77,7 +78,7 @@ def test_arrays_of_a_device_of_no_name_and_of_another_byte_order(tmp_path):
     cache.write_arrays("features", "c", {})
     assert cache.read_arrays("features", "c") == {}
     for array in (np.array(["text"]), np.array([None]), np.zeros(2, "datetime64[s]"), np.zeros(2, "i4,f4")):
-        with pytest.raises(TypeError, match=r"array a has dtype .*; a cache keeps bool, int8"):
+        with pytest.raises(TypeError, match=r"array a has dtype .*; a cache stores bool, int8"):
             cache.write_arrays("features", "d", {"a": array})
     assert cache.read_arrays("features", "d") is None
 
@@ -120,7 +121,8 @@ def test_an_entry_that_was_spoilt_is_absent_and_made_anew(tmp_path):
 def test_an_entry_under_the_name_or_kind_of_another_is_absent(tmp_path):
     cache = DiskCache(tmp_path)
     cache.write_arrays("features", "a", ARRAYS)
-    for kind, key in (("features", "b"), ("frames", "a")):
+    other_names: tuple[tuple[EntryKind, str], ...] = (("features", "b"), ("frames", "a"))
+    for kind, key in other_names:
         (tmp_path / kind).mkdir(exist_ok=True)
         (tmp_path / kind / key).write_bytes((tmp_path / "features/a").read_bytes())
         assert cache.read_arrays(kind, key) is None
@@ -173,7 +175,7 @@ def test_a_header_that_lies_under_a_right_checksum_makes_an_entry_absent(tmp_pat
     assert cache.read_arrays("features", "a") is None
     assert cache.read_arrays("features", "a") is None
     (warning,) = warnings_in(caplog)
-    assert f"{tmp_path}/features/a is made anew: it" in warning
+    assert f"{tmp_path}/features/a is computed again: it" in warning
 
 
 def test_what_cannot_be_opened_is_absent_and_one_warning_says_so(tmp_path, caplog, monkeypatch):
@@ -183,7 +185,7 @@ def test_what_cannot_be_opened_is_absent_and_one_warning_says_so(tmp_path, caplo
     (tmp_path / "features/b/inside").mkdir(parents=True)
     (tmp_path / "features/loop").symlink_to(tmp_path / "features/loop")
     assert [cache.read_arrays("features", key) for key in ("b", "loop", "gone", "a/b")] == [None] * 4
-    assert warnings_in(caplog) == [f"{tmp_path}/features/b is made anew: Is a directory"]
+    assert warnings_in(caplog) == [f"{tmp_path}/features/b is computed again: Is a directory"]
     assert_bitwise(cache.read_arrays("features", "a"), ARRAYS)
 
     def denied(_):
@@ -194,7 +196,7 @@ def test_what_cannot_be_opened_is_absent_and_one_warning_says_so(tmp_path, caplo
         patch.setattr(Path, "read_bytes", denied)
         assert cache.read_arrays("features", "a") is None
         assert cache.read("captions", "a") is None
-    assert warnings_in(caplog)[1:] == [f"{tmp_path}/features/a is made anew: Permission denied"]
+    assert warnings_in(caplog)[1:] == [f"{tmp_path}/features/a is computed again: Permission denied"]
     monkeypatch.setattr(os, "utime", denied)  # as where the folder is another user's
     assert_bitwise(cache.read_arrays("features", "a"), ARRAYS)
 
@@ -281,7 +283,7 @@ def test_captions_that_cannot_be_read_are_heard_again(tmp_path, monkeypatch, cap
                 target.write_text(srt)
         return {video: folder / f"{video.stem}.srt" for video in videos}
 
-    monkeypatch.setattr("calce_jax.hearing.captions_for", caption)
+    monkeypatch.setattr("calce_jax.search.captions.caption_without_srt", caption)
     cache, video = DiskCache(tmp_path / "cache"), tmp_path / "a.mp4"
     video.write_bytes(b"a video")
     caption_with_cache([video], tmp_path / "out", "tiny", cache)
@@ -306,9 +308,9 @@ def test_what_is_seen_has_the_shapes_and_dtypes_that_are_expected_of_an_entry(fr
     weights = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(frozen)), weights)
     video = jax.ShapeDtypeStruct((1, 5, sizes.vit.image_size, sizes.vit.image_size, 3), jnp.uint8)
     looked = jax.eval_shape(make_encode_video(graph), trainable, weights, video)
-    asker = SimpleNamespace(frames=5, trained=SimpleNamespace(sizes=sizes))
+    predictor: Any = SimpleNamespace(num_frames=5, model=SimpleNamespace(model_config=sizes))
     arrays = {name: np.zeros(getattr(looked, name).shape, getattr(looked, name).dtype) for name in ("means", "queries")}
-    assert Predictor.features_from_arrays(asker, arrays).queries.dtype == jnp.dtype(compute)
+    assert Predictor.features_from_arrays(predictor, arrays).queries.dtype == jnp.dtype(compute)
     for wrong in (
         {"means": None},
         {"queries": None},
@@ -318,7 +320,7 @@ def test_what_is_seen_has_the_shapes_and_dtypes_that_are_expected_of_an_entry(fr
         {"queries": arrays["queries"].astype(np.float16)},
     ):
         with pytest.raises(ValueError, match="features must be"):
-            Predictor.features_from_arrays(asker, changed(arrays, **wrong))
+            Predictor.features_from_arrays(predictor, changed(arrays, **wrong))
 
 
 def counted(monkeypatch):
@@ -332,11 +334,11 @@ def counted(monkeypatch):
         return found
 
     def counting_look(self, example):
-        looked.append(self.frames)
+        looked.append(self.num_frames)
         return look(self, example)
 
     monkeypatch.setattr(DiskCache, "read_arrays", counting_read)
-    monkeypatch.setattr(Predictor, "look", counting_look)
+    monkeypatch.setattr(Predictor, "encode_video", counting_look)
     return reads, looked
 
 
@@ -349,7 +351,7 @@ def compiled():
 @pytest.fixture
 def searcher(compiled, tmp_path, monkeypatch):
     """Its weights are random and write no windows, so each of their answers stands for one."""
-    monkeypatch.setattr("calce_jax.inference.answer_text", lambda _, ids: f"[[{int(np.sum(ids)) % 7}, 8]]")
+    monkeypatch.setattr("calce_jax.inference.answers.decode_answer", lambda _, ids: f"[[{int(np.sum(ids)) % 7}, 8]]")
     compiled.cache = DiskCache(tmp_path / "cache")
     return compiled
 
@@ -386,7 +388,9 @@ def test_a_second_search_with_a_bfloat16_model_reads_what_the_first_one_saw(sear
 def test_a_second_search_in_the_app_with_a_bfloat16_model(searcher, tmp_path, monkeypatch):
     web = pytest.importorskip("calce_jax.search.web.app", reason="gradio is absent: pip install 'calce_jax[web]'")
     video = write_clip(tmp_path / "a.mp4", frames=40, rate=5)
-    search = web._Search(searcher, web.Results(tmp_path, keep=60.0), {"it": web.Sample("it", video, [])}, web.Limits())
+    results, files = (web.ResultStore(tmp_path / name, 60.0) for name in ("results", "uploads"))
+    quota, samples = web.Quota(files, results, limits := web.Limits()), {"it": web.Sample("it", video, [])}
+    search = web.SearchHandler(searcher, results, web.Uploads(files, quota, limits), quota, samples, limits)
     visitor = web.gr.Request(headers={"cookie": f"{COOKIE}=somebody"})
     reads, looked = counted(monkeypatch)
     for _ in range(2):

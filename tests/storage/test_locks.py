@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from calce_jax.distributed import multihost as hosts
+from calce_jax.distributed import multihost
 from calce_jax.distributed.multihost import one_writer
 from calce_jax.storage import locks
 from calce_jax.storage.locks import FileLock, LockError
@@ -90,16 +90,16 @@ def test_another_process_with_the_owners_id_is_not_the_owner(path):
 @pytest.mark.parametrize("elsewhere", [{"host": "elsewhere"}, {"namespace": "pid:[1]"}])
 def test_from_elsewhere_nobody_can_tell_that_the_owner_is_gone(path, elsewhere):
     write_owner(path, started="another boot 17", **elsewhere)
-    with pytest.raises(LockError, match=f"wait until it ends; if it is gone, remove {path}"), FileLock(path):
+    with pytest.raises(LockError, match=f"wait until it ends; if it has ended, remove {path}"), FileLock(path):
         pass
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b"{}", b'{"host": "h"'])
 def test_a_lock_that_does_not_say_who_holds_it_stays(path, content, monkeypatch):
-    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    monkeypatch.setattr(locks, "READ_TIMEOUT_S", 0.1)
     path.parent.mkdir()
     path.write_bytes(content)
-    with pytest.raises(LockError, match="does not say who holds it; remove it if no process"), FileLock(path):
+    with pytest.raises(LockError, match="names no owner; remove it if no process"), FileLock(path):
         pass
     assert path.read_bytes() == content
     assert [each.name for each in path.parent.iterdir()] == ["out.lock"]
@@ -174,15 +174,18 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 
 
 def test_of_several_hosts_the_first_locks_for_all(path, monkeypatch):
-    monkeypatch.setattr(hosts, "is_first", lambda: False)
+    monkeypatch.setattr(multihost, "is_primary", lambda: False)
     with one_writer(path):
         assert not path.exists()
-    monkeypatch.setattr(hosts, "agreed", lambda number: 1)
+    monkeypatch.setattr(multihost, "broadcast_int", lambda value: 1)
     with pytest.raises(LockError, match="the first host cannot take this lock"), one_writer(path):
         pass
     monkeypatch.undo()
+    told = []
+    monkeypatch.setattr(multihost, "broadcast_int", lambda value: told.append(value) or value)
     with one_writer(path), pytest.raises(LockError, match=f"process {os.getpid()}"), one_writer(path):
         pass
+    assert told == [0, 1], "the other hosts hear of the refusal"
     assert not path.exists()
 
 

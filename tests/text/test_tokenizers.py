@@ -7,12 +7,12 @@ import string
 import pytest
 
 from calce_jax.config import packaged_path
+from calce_jax.text.prompt import TASK_PROMPT
 from calce_jax.text.tokenizers import TokenizerError, load_bert, load_t5
 from data.shapes.scene import make_scene
 from data.tokenizers import make
 
 TINY = packaged_path("calce_jax/assets/tiny")
-TASK = "Given the video and the subtitle and the query, find the query relevant windows.\nRelevant windows: "
 
 
 def ids(tokenizer, text: str) -> list[int]:
@@ -61,7 +61,7 @@ def test_answers_survive_the_small_t5(answer):
 
 def test_no_token_of_the_shapes_data_is_unknown():
     t5, bert = load_t5(TINY / "t5"), load_bert(TINY / "bert")
-    texts = [TASK, "*None*", "-1", "ref: [[82, 150]]\n", string.ascii_letters]
+    texts = [TASK_PROMPT, "*None*", "-1", "ref: [[82, 150]]\n", string.ascii_letters]
     for seed in range(50):
         scene = make_scene(seed)
         texts += [query.query for query in scene.queries] + [sentence.text for sentence in scene.sentences]
