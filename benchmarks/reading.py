@@ -16,6 +16,7 @@ from benchmarks.material import QUERY, make_example
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, parse_args, report
 from calce_jax.datasets.tables import VideoRecord, build_tables
 from calce_jax.input_pipeline.batches import InputConfig, make_iterator
+from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
 from calce_jax.input_pipeline.dataset import Example, open_dataset
 from calce_jax.moments.annotations import Annotation
 from calce_jax.text.tokenizers import load_bert, load_t5
@@ -61,6 +62,7 @@ def write_tables(folder: Path, videos: int) -> None:
 
 def compare_reading(setting: BenchmarkSettings, folder: Path, *, augment: bool) -> ComparisonRow:
     """Compare an epoch with decoding alone."""
+    retain_freed_memory()  # as `calce train` does
     config = InputConfig(
         folder=str(folder),
         split="train",

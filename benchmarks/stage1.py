@@ -82,7 +82,7 @@ def compare_stage1(
         agreement=count_equal_answers,
         compile_s=seconds,
         program=program,
-        notes={"prompt tokens": float(prediction.reading.prompt_lengths[0]), "prompt length": float(length)},
+        notes={"prompt tokens": float(prediction.prompt_selection.prompt_lengths[0]), "prompt length": float(length)},
     )
 
 
@@ -99,8 +99,8 @@ def make_query_batch(run: RunConfig, model_config: CalceConfig) -> Batch:
 
 def prompt_layout(model: Calce, batch: Batch, prediction: BatchPrediction) -> dict[str, np.ndarray]:
     """Return what stands at each position of the prompt: its token, or its place among the described frames."""
-    length, queries = int(prediction.reading.prompt_lengths[0]), model.config.qformer.query_tokens
-    packed = jax.tree.map(np.asarray, jax.jit(lambda: model.prompt_layout(batch, prediction.reading, length))())
+    length, queries = int(prediction.prompt_selection.prompt_lengths[0]), model.config.qformer.query_tokens
+    packed = jax.tree.map(np.asarray, jax.jit(lambda: model.prompt_layout(batch, prediction.prompt_selection, length))())
     frame_token = (
         packed.slot * (queries + model.config.compressed_query_tokens) + packed.query + np.where(packed.key, 0, queries)
     )

@@ -1,6 +1,36 @@
-"""Video moment retrieval in JAX."""
+"""Video moment retrieval in JAX: finds the moments of a video that a sentence describes, as [start, end] in seconds.
 
-import os
+    searcher = calce_jax.load("runs/demo")
+    results = searcher.search("holiday.mp4", ["a dog catches a ball"])
 
-# Of transformers only tokenizers are used; that torch is absent is no news to anybody.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+The functions are imported at their first use: `import calce_jax` imports neither jax nor another library, and sets no
+environment variable.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from calce_jax.moments.metrics.evaluate import evaluate_files as score
+    from calce_jax.search.searcher import load_searcher as load
+    from calce_jax.speech.captioning import transcribe_file as transcribe
+
+__all__ = ["__version__", "load", "score", "transcribe"]
+__version__ = "0.1.0"
+
+_FUNCTIONS = {
+    "load": ("calce_jax.search.searcher", "load_searcher"),
+    "score": ("calce_jax.moments.metrics.evaluate", "evaluate_files"),
+    "transcribe": ("calce_jax.speech.captioning", "transcribe_file"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, function = _FUNCTIONS[name]
+    return getattr(importlib.import_module(module), function)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

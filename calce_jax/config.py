@@ -1,7 +1,7 @@
-"""What describes a run: frozen dataclasses, and the check that turns plain values into them.
+"""The config of a run: frozen dataclasses, and `validate`, which makes them from plain values.
 
-Every field carries its type, and where they matter its allowed values or its range. `validate` reads those, so that a
-wrong value is answered with the field's name and what would be right, all wrong fields at once.
+Every field is annotated with its type, its choices (`Literal`) or its range (`Annotated[int, Range(1)]`). `validate`
+reads these annotations and reports all wrong fields at once, each with its name, what is allowed and what was given.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Range:
     high: int | float = float("inf")
 
     def __str__(self):
-        return f"at least {self.low:g}" if self.high == float("inf") else f"from {self.low:g} to {self.high:g}"
+        return f">= {self.low:g}" if self.high == float("inf") else f"in [{self.low:g}, {self.high:g}]"
 
 
 PositiveInt = Annotated[int, Range(1)]
@@ -46,30 +46,28 @@ NonNegativeFloat = Annotated[float, Range(0)]
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which queries about which videos, and how many at a time."""
+    """The data set, its splits, and the batches made of it."""
 
     dataset: DatasetName
-    directory: str  # what `launch/prepare.py --out` wrote
+    directory: str  # what `calce prepare --out` wrote
     train_split: str
     eval_split: str
-    frames: Annotated[int, Range(2)]  # a video
-    captions: PositiveInt  # most captions of a video that enter a batch
+    frames: Annotated[int, Range(2)]  # of a video
+    captions: PositiveInt  # at most so many captions of a video are in a batch
     batch: PositiveInt  # videos in a micro-step, over all devices
     eval_batch: PositiveInt
-    workers: Annotated[int, Range(0)]  # processes that read; 0 reads in this one
-    augment: bool  # crop training clips at random
-    use_captions: bool  # False withholds what is said
-    group: PositiveInt = (
-        1  # batches that are seen together and dealt anew by the length of their prompts; 1 leaves them
-    )
-    features: str = ""  # what `launch/cache_features.py --out` wrote; read in place of frames, unless empty
+    workers: Annotated[int, Range(0)]  # reading processes; 0 reads in threads of this one
+    augment: bool  # random crops of training clips
+    use_captions: bool  # False: no captions in prompts, no speech mask
+    group: PositiveInt = 1  # batches whose rows are regrouped by prompt length; 1 keeps batches as they are
+    features: str = ""  # what `calce cache_features --out` wrote, read in place of frames; "" reads frames
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The named size of all towers, the precision they compute in, and what computes attention.
+    """Size and precision of the model.
 
-    Fields with a value here came later than the first runs, whose configs lack them.
+    Fields with a default are newer than the first release; configs without them stay valid.
     """
 
     size: ModelSize
@@ -77,22 +75,22 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16"]
     remat: Literal["none", "dots", "full"]
     attention: Literal["xla", "dpa", "flash"] = "xla"  # see `calce_jax.models.attention`
-    ln_vision: Literal["trained", "frozen"] = "trained"  # "frozen": so are the Q-Former's words about a frame
+    ln_vision: Literal["trained", "frozen"] = "trained"  # "frozen" makes the Q-Former's output constant
 
 
 @dataclasses.dataclass(frozen=True)
 class KeyframesConfig:
-    """Which frames keep full detail."""
+    """Selection of key frames, which keep all their query tokens."""
 
     mode: Literal["cluster", "information", "interval", "none"]
     clusters: PositiveInt
-    dilation: Annotated[int, Range(0)]  # frames by which the borders of clusters are dilated
-    filter_dilation: Annotated[int, Range(0)]  # stage 2: frames by which the elected frames are dilated; 0 in stage 1
+    dilation: Annotated[int, Range(0)]  # of cluster borders, in frames
+    filter_dilation: Annotated[int, Range(0)]  # stage 2: of the frames in stage-1 windows, in frames; stage 1: 0
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """The adapters on T5's linears; their output is scaled by alpha / rank."""
+    """LoRA adapters on the linear layers of T5; their output is scaled by alpha / rank."""
 
     rank: PositiveInt = 8
     alpha: Annotated[float, Range(0)] = 8.0
@@ -101,7 +99,7 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate, see `calce_jax.training.schedule`."""
+    """Learning-rate schedule, see `calce_jax.training.schedule`."""
 
     epochs: PositiveInt
     peak: NonNegativeFloat
@@ -114,7 +112,7 @@ class ScheduleConfig:
 class OptimizerConfig:
     """AdamW."""
 
-    accumulate: PositiveInt  # micro-steps to one step of the optimizer
+    accumulate: PositiveInt  # micro-steps per optimizer step
     beta1: UnitInterval
     beta2: UnitInterval
     eps: NonNegativeFloat
@@ -123,21 +121,21 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Tokenizers, and the lengths that are compiled for."""
+    """Tokenizers, and the compiled lengths."""
 
     t5_tokenizer: str  # a directory
     bert_tokenizer: str  # a directory
-    buckets: tuple[int, ...]  # encoder lengths in tokens, ascending; a batch takes the first that holds it
-    text_tokens: PositiveInt  # T5 tokens of all the text of a video and its query, all captions included
-    max_text: PositiveInt  # T5 tokens of the query with all that stands around it, and of one caption
+    buckets: tuple[int, ...]  # prompt lengths in tokens, ascending; a batch uses the first that holds it
+    text_tokens: PositiveInt  # T5 tokens of all text of a row: query, captions, times
+    max_text: PositiveInt  # T5 tokens of the query text with its instruction, and of one caption
     bert_tokens: PositiveInt  # BERT tokens of the query, and of one caption
-    windows: PositiveInt  # most stage-1 windows of a query
-    answer_tokens: PositiveInt  # length of the labels
+    windows: PositiveInt  # at most so many stage-1 windows of a query
+    answer_tokens: PositiveInt  # T5 tokens of the labels
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
-    """How moments are written and ordered at evaluation."""
+    """Beam search, and the order of the predicted windows."""
 
     beams: PositiveInt
     window_order: Literal["given", "longest", "score"]
@@ -145,27 +143,27 @@ class GenerationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WeightsConfig:
-    """Where weights come from; an empty string where there is none."""
+    """Initial weights; an empty string stands for none."""
 
-    base: str  # a safetensors file with all weights of the model
-    start: str  # the workdir of another run, whose best trainables are taken (stage 2: that of stage 1)
+    base: str  # safetensors file with all weights of the model
+    start: str  # workdir of another run, whose best checkpoint initialises the trainables (stage 2: that of stage 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """What the loop does besides stepping."""
+    """Logging and evaluation of the training loop."""
 
     log_every: PositiveInt  # micro-steps
     eval_every: PositiveInt  # epochs
-    samples: Annotated[int, Range(0)]  # evaluated queries that are shown with their frames and windows
+    samples: Annotated[int, Range(0)]  # evaluated queries written as images with frames and windows
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """One run of one stage."""
+    """Config of a training run of one stage."""
 
     stage: Stage
-    behaviour: Behaviour  # "reference" does exactly as the original, its oversights included
+    behaviour: Behaviour  # "reference" reproduces the original exactly, including its mistakes
     seed: Annotated[int, Range(0, 2**32 - 1)]
     mesh: str
     data: DataConfig
@@ -182,7 +180,7 @@ class RunConfig:
 
 ASSETS = "calce_jax/assets/"
 
-# These change neither the numbers of a run nor what its checkpoints hold, so a workdir goes on when they differ.
+# Fields that change neither the results of a run nor its checkpoints: a workdir can be resumed with other values.
 IGNORED_ON_RESUME = (
     "mesh",
     "data.directory",
@@ -198,27 +196,28 @@ def validate(config: Any) -> RunConfig:
     """Check plain values and return them as a `RunConfig`.
 
     Args:
-      config: nested mappings, such as a `ml_collections.ConfigDict` or parsed JSON (where tuples are lists).
+      config: nested mappings, such as a `ml_collections.ConfigDict` or parsed JSON; tuples may be lists, floats ints.
 
     Raises:
-      ConfigError: names each field that is missing, misspelt, of the wrong type or out of range, and what is allowed.
+      ConfigError: lists each field that is missing, unknown, of the wrong type or out of range, and what is allowed.
     """
     errors: list[str] = []
     run = _parse_dataclass(RunConfig, config, "config", errors)
     if not errors:
         errors += _check_consistency(run)
     if errors:
-        raise ConfigError("the config is wrong in " + f"{len(errors)} place(s):\n  " + "\n  ".join(errors))
+        noun = "field is" if len(errors) == 1 else "fields are"
+        raise ConfigError(f"{len(errors)} {noun} wrong:\n  " + "\n  ".join(errors))
     return run
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Return nested dicts of the config's values, for JSON and for `ml_collections`."""
+    """Return the config as nested dicts, for JSON and `ml_collections`."""
     return dataclasses.asdict(config)
 
 
 def field_names(cls: Any = RunConfig, prefix: str = "") -> Iterator[str]:
-    """Give the full name of every field ("data.frames") and every group of fields ("data")."""
+    """Yield the full name of every group of fields ("data") and of every field ("data.frames")."""
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         yield prefix + name
         if dataclasses.is_dataclass(hint):
@@ -226,19 +225,28 @@ def field_names(cls: Any = RunConfig, prefix: str = "") -> Iterator[str]:
 
 
 def diff(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """List the fields in which two plain configs differ, but for the harmless ones: "seed: 1 there, 2 here"."""
-    left, right = (_field_defaults() | dict(flatten(side)) for side in (saved, current))
+    """List the fields in which two plain configs differ, except `IGNORED_ON_RESUME`, as "seed: 1 there, 2 here".
+
+    Args:
+      saved: "there"; fields that it lacks have their defaults.
+      current: "here".
+    """
+    left, right = (_field_defaults() | dict(flatten(values)) for values in (saved, current))
     lines = []
     for name in sorted(left | right):
-        ignored = any(name == field or name.startswith(field + ".") for field in IGNORED_ON_RESUME)
-        a, b = (_format_value(side, name) for side in (left, right))
-        if a != b and not ignored:
-            lines.append(f"{name}: {a} there, {b} here")
+        saved_value, current_value = (_format_value(values, name) for values in (left, right))
+        if saved_value != current_value and not is_ignored_on_resume(name):
+            lines.append(f"{name}: {saved_value} there, {current_value} here")
     return lines
 
 
+def is_ignored_on_resume(name: str) -> bool:
+    """Return whether a field ("data.frames"), or the group it is in, is one of `IGNORED_ON_RESUME`."""
+    return any(name == ignored or name.startswith(f"{ignored}.") for ignored in IGNORED_ON_RESUME)
+
+
 def _field_defaults(cls: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
-    """Return the values of the fields that the configs of earlier runs lack, by full name."""
+    """Return the defaults of the fields that have one, by full name."""
     hints, defaults = typing.get_type_hints(cls), {}
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
@@ -249,7 +257,7 @@ def _field_defaults(cls: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Give every field of a plain config with its full name ("data.frames"); tuples as lists, as JSON has them."""
+    """Yield (full name, value) of every field of a plain config, such as ("data.frames", 75); tuples become lists."""
     for name, value in config.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")
@@ -258,38 +266,40 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _check_consistency(run: RunConfig) -> Iterator[str]:
+    """Yield an error for each field that contradicts another one."""
+    text, keyframes, schedule = run.text, run.keyframes, run.schedule
     if run.mesh not in MESHES:
-        yield f"config.mesh: {run.mesh!r} is none of {', '.join(MESHES)}"
+        yield f"config.mesh: must be one of {', '.join(map(repr, MESHES))}, got {run.mesh!r}"
     if run.data.features and run.data.augment:
         yield (
-            f"config.data.augment: True with config.data.features={run.data.features}, which know no crops; "
-            "it should be False (--config.data.augment=False)"
+            f"config.data.augment: must be False with config.data.features={run.data.features}, whose frames are not "
+            "cropped, got True (--config.data.augment=False)"
         )
     if run.model.ln_vision == "frozen" and run.behaviour == "reference":
-        yield "config.model.ln_vision: 'frozen', which config.behaviour='reference' trains; it should be 'trained'"
-    if run.keyframes.clusters > run.data.frames:
-        yield f"config.keyframes.clusters: {run.keyframes.clusters} exceeds the {run.data.frames} of config.data.frames"
-    if run.schedule.floor > run.schedule.peak:
-        yield f"config.schedule.floor: {run.schedule.floor} exceeds the {run.schedule.peak} of config.schedule.peak"
-    if not run.text.buckets or list(run.text.buckets) != sorted(set(run.text.buckets)) or run.text.buckets[0] < 1:
-        yield f"config.text.buckets: {run.text.buckets} should be one or more rising lengths"
-    if run.stage == 2 and run.keyframes.mode != "cluster":
-        yield f"config.keyframes.mode: {run.keyframes.mode!r} in stage 2, which only knows 'cluster'"
-    if run.stage == 1 and run.keyframes.filter_dilation:
-        yield f"config.keyframes.filter_dilation: {run.keyframes.filter_dilation} in stage 1, which elects no frames; it should be 0"
+        yield "config.model.ln_vision: must be 'trained' with config.behaviour='reference', got 'frozen'"
+    if keyframes.clusters > run.data.frames:
+        yield f"config.keyframes.clusters: must be <= config.data.frames={run.data.frames}, got {keyframes.clusters}"
+    if schedule.floor > schedule.peak:
+        yield f"config.schedule.floor: must be <= config.schedule.peak={schedule.peak}, got {schedule.floor}"
+    if not text.buckets or list(text.buckets) != sorted(set(text.buckets)) or text.buckets[0] < 1:
+        yield f"config.text.buckets: must be ascending lengths >= 1, got {text.buckets}"
+    if run.stage == 2 and keyframes.mode != "cluster":
+        yield f"config.keyframes.mode: must be 'cluster' in stage 2, got {keyframes.mode!r}"
+    if run.stage == 1 and keyframes.filter_dilation:
+        yield f"config.keyframes.filter_dilation: must be 0 in stage 1, got {keyframes.filter_dilation}"
 
 
 def _parse_dataclass(cls: Any, values: Any, path: str, errors: list[str]) -> Any:
-    """Read one dataclass, noting what is wrong; the result is of use only where nothing was."""
+    """Parse one dataclass and append what is wrong to `errors`; the result is incomplete if anything was."""
     if not hasattr(values, "items"):
-        errors.append(f"{path}: {values!r} should be a group of fields")
+        errors.append(f"{path}: must be a group of fields, got {values!r}")
         return None
     values = dict(values.items())
     hints = typing.get_type_hints(cls, include_extras=True)
     for unknown in values.keys() - hints.keys():
         close_matches = difflib.get_close_matches(str(unknown), hints, n=1)
         suggestion = f"did you mean {close_matches[0]!r}? " if close_matches else ""
-        errors.append(f"{path}.{unknown}: no such field; {suggestion}there are {', '.join(hints)}")
+        errors.append(f"{path}.{unknown}: no such field; {suggestion}its fields are {', '.join(hints)}")
     parsed = {}
     optional = {field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING}
     for field, hint in hints.items():
@@ -297,7 +307,7 @@ def _parse_dataclass(cls: Any, values: Any, path: str, errors: list[str]) -> Any
         if field not in values and field in optional:
             continue
         if field not in values:
-            errors.append(f"{field_path}: missing; it should be {_describe_type(hint)}")
+            errors.append(f"{field_path}: missing; must be {_describe_type(hint)}")
         elif dataclasses.is_dataclass(hint):
             parsed[field] = _parse_dataclass(hint, values[field], field_path, errors)
         else:
@@ -317,7 +327,7 @@ def _parse_value(hint: Any, value: Any, name: str, errors: list[str]) -> Any:
     else:
         is_valid = isinstance(value_type, type) and type(value) is value_type
     if not is_valid or (bounds is not None and not bounds.low <= value <= bounds.high):
-        errors.append(f"{name}: {value!r} should be {_describe_type(hint)}")
+        errors.append(f"{name}: must be {_describe_type(hint)}, got {value!r}")
     return value
 
 
@@ -328,8 +338,10 @@ def _describe_type(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     if isinstance(hint, types.GenericAlias):
-        return "a tuple of int"
-    return "a group of fields" if dataclasses.is_dataclass(hint) else f"a {hint.__name__}"
+        return "a tuple of ints"
+    if dataclasses.is_dataclass(hint):
+        return "a group of fields"
+    return f"{'an' if hint is int else 'a'} {hint.__name__}"
 
 
 def _format_value(config: Mapping[str, Any], name: str) -> str:
@@ -337,10 +349,10 @@ def _format_value(config: Mapping[str, Any], name: str) -> str:
 
 
 def read_config(workdir: str | Path) -> RunConfig:
-    """Read the config of the run in a workdir; one that an earlier version wrote is brought up to date.
+    """Read the config of the run in a workdir; one that an earlier version wrote is upgraded.
 
     Raises:
-      ConfigError: there is no such file, or it is damaged.
+      ConfigError: there is no config.json, it is damaged, or a field is wrong.
     """
     return validate(read_config_json(workdir))
 
@@ -349,22 +361,25 @@ def read_config_json(workdir: str | Path) -> dict[str, Any]:
     """Return the plain values of a workdir's config.json under today's names.
 
     Raises:
-      ConfigError: there is no such file, or it is not JSON.
+      ConfigError: there is no such file, or it is not a JSON object.
     """
     path = Path(workdir) / "config.json"
+    remedy = 'restore it from "config" in checkpoints/STEP/record/metadata beside it'
     try:
-        return upgrade_config(json.loads(path.read_text(encoding="utf-8")))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file", "give the workdir of a run that `calce train` made") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ConfigError(f"{path} is not JSON ({error})", "restore it from a checkpoint's record") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not JSON ({error})", remedy) from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: must be a JSON object, got {type(config).__name__}", remedy)
+    return upgrade_config(config)
 
 
 def packaged_path(path: str) -> Path:
-    """Return where a file that a config names lies.
+    """Return the path of a file that a config names.
 
-    "calce_jax/assets/..." names a file that comes with the package, wherever that is installed; any other path is as
-    given, relative to the current folder.
+    "calce_jax/assets/..." is a file of the installed package; any other path is relative to the current folder.
     """
     if path.startswith(ASSETS):
         return Path(str(files("calce_jax"))).parent / path

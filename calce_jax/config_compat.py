@@ -1,16 +1,16 @@
-"""Configs that earlier versions wrote, brought up to date."""
+"""Upgrade of configs that earlier versions wrote: renamed fields and renamed values."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# Fields by their full names, before and after.
+# Full name of a field before -> now.
 RENAMED_FIELDS = {
     "keyframes.bias1": "keyframes.dilation",
     "keyframes.bias2": "keyframes.filter_dilation",
     "text.words": "text.bert_tokens",
     "generation.rank": "generation.window_order",
 }
-# Values of a field (under its new name), before and after.
+# Full name of a field now -> its values before -> now.
 RENAMED_VALUES: dict[str, dict[str, str]] = {
     "data.dataset": {"qvh": "qvhighlights", "charades": "charades_sta"},
     "weights.base": {"data/shapes/base.safetensors": "calce_jax/assets/tiny/base.safetensors"},
@@ -20,10 +20,10 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {
 
 
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested plain values under today's names; what is not known is left as it is.
+    """Return a config with today's names and values; unknown fields stay as they are, for `validate` to report.
 
     Args:
-      config: parsed from a config.json or a checkpoint's record, of any version.
+      config: nested mappings, parsed from a config.json or from a checkpoint's record of any version.
     """
     upgraded: dict[str, Any] = {}
     for name, value in config.items():

@@ -1,4 +1,4 @@
-"""What every test runs under: CPU, four simulated devices, float32, no silent promotion, one road to shared/."""
+"""Settings of all tests (CPU, four simulated devices, float32, no silent promotion), and fixtures of several rooms."""
 
 import os
 from importlib.metadata import version
@@ -29,6 +29,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax
 import pytest
 
+from tests.helpers.pipeline import PipelineRun, run_pipeline
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "float32")
@@ -41,3 +43,12 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared folder at {folder}; set CALCE_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline_run(tmp_path_factory: pytest.TempPathFactory) -> PipelineRun:
+    """The output of all commands, with both stages trained for a few steps.
+
+    pytest-xdist makes it once in each worker that needs it; so its tests are in one file, commands/test_pipeline.py.
+    """
+    return run_pipeline(tmp_path_factory.mktemp("pipeline"))

@@ -1,6 +1,7 @@
 """The whole model, from video and query to loss and answer, against the original with the same weights."""
 
 import ast
+import dataclasses
 import json
 from functools import partial
 
@@ -58,8 +59,8 @@ def recorded(shared):
 
 
 @pytest.fixture(scope="module")
-def seen(model, recorded):
-    """The vision tower's tokens; the videos were recorded after they were normalised."""
+def features(model, recorded):
+    """Return the vision tower's tokens (B, T, P, D); the recorded videos are normalised already."""
     video = np.moveaxis(recorded[0]["video"], 2, -1)
     tokens = nnx.jit(lambda model, frames: model.vit(frames))(model, jnp.asarray(video.reshape(-1, *video.shape[2:])))
     return tokens.reshape(*video.shape[:2], *tokens.shape[1:])
@@ -67,52 +68,61 @@ def seen(model, recorded):
 
 @pytest.fixture(scope="module")
 def batches(shared, recorded):
-    """A batch of one for every stage and sample."""
+    """Return a batch of one sample for every stage and sample."""
     tokenizers = load_t5(shared / "tokenizers" / "t5"), load_bert(shared / "tokenizers" / "bert")
     meta = json.loads((shared / "golden" / "13_e2e_meta.json").read_text())
     sizes = TextSizes(FRAMES, captions=4, bert_tokens=24, text_tokens=LENGTH, answer_tokens=16)
     writers = {stage: PromptWriter(*tokenizers, sizes, stage=stage, behaviour="reference") for stage in (1, 2)}
     return {
-        (stage, sample): one(meta[f"stage{stage}"], sample, recorded[0][f"s{stage}_timestamps"][sample], writers[stage])
+        (stage, sample): make_batch(
+            meta[f"stage{stage}"], sample, recorded[0][f"s{stage}_timestamps"][sample], writers[stage]
+        )
         for stage in (1, 2)
         for sample in (0, 1)
     }
 
 
-def one(meta, sample, times, writer):
+def make_batch(meta, sample, times, writer):
     fields, duration = {name: column[sample] for name, column in meta["samples"].items() if name != "iters"}, 150
     query = fields["query_prompt"].removeprefix("Query: ").removesuffix("\n")
     items = fields["item_prompt"].removeprefix("Items: ").removesuffix("\n").split(",")
-    said = [Caption(caption["start"], caption["end"], caption["text"]) for caption in fields["subtitles"]]
+    captions = [Caption(caption["start"], caption["end"], caption["text"]) for caption in fields["subtitles"]]
     windows = ast.literal_eval(fields.get("stage1_result", "[[0, 150]]"))
     text = writer.write(
         query,
         items,
         times,
         duration,
-        clean_captions(said),
-        answer=ast.literal_eval(fields["relevant_windows"]),
-        reference_windows=windows,
+        clean_captions(captions),
+        true_windows=ast.literal_eval(fields["relevant_windows"]),
+        stage1_windows=windows,
     )
-    row = {
-        "frames": np.zeros((FRAMES, 1, 1, 3), np.uint8),
-        "present": np.ones(FRAMES, bool),
+    batch = Batch.zeros(
+        1,
+        frames=FRAMES,
+        image_size=0,
+        captions=len(text.caption_bert_tokens),
+        bert_tokens=len(text.query_bert_tokens),
+        text_tokens=len(text.tokens),
+        windows=len(windows),
+        answer_tokens=len(text.labels),
+    )
+    fields = {
         "times": np.asarray(times, np.float32),
         "duration": np.float32(duration),
         "tokens": text.tokens,
         "spans": text.spans,
-        "query_words": text.query_words,
-        "caption_words": text.caption_words,
-        "talk": np.bool_(mentions_speech(query, "reference")),
-        "spoken": mark_speech_frames(speech_intervals(said, "reference"), duration, FRAMES),
-        "windows": np.asarray(windows, np.float32),
-        "window_valid": np.ones(len(windows), bool),
+        "query_bert_tokens": text.query_bert_tokens,
+        "caption_bert_tokens": text.caption_bert_tokens,
+        "is_speech_query": np.bool_(mentions_speech(query, "reference")),
+        "has_speech": mark_speech_frames(speech_intervals(captions, "reference"), duration, FRAMES),
+        "stage1_windows": np.asarray(windows, np.float32),
         "labels": text.labels,
-        "valid": np.bool_(True),
-        "row": np.int32(sample),
-        "notes": np.int32(0),
+        "example_index": np.int32(sample),
     }
-    return Batch(**{name: jnp.asarray(value)[None] for name, value in row.items()})
+    masks = {name: np.ones_like(getattr(batch, name)) for name in ("frame_mask", "window_mask", "row_mask")}
+    batch = dataclasses.replace(batch, **masks, **{name: value[None] for name, value in fields.items()})
+    return jax.tree.map(jnp.asarray, batch)
 
 
 def selection(stage):
@@ -120,33 +130,33 @@ def selection(stage):
 
 
 @partial(jax.jit, static_argnames=("graph", "stage"))
-def run(graph, state, seen, batch, stage):
+def run(graph, state, features, batch, stage):
     model = nnx.merge(graph, state)
-    reading = model.read(seen, batch, selection(stage))
-    loss = model.loss(seen, batch, reading, LENGTH, behaviour="reference")
-    x, mask = model.embed(seen, batch, reading, LENGTH)
+    prompt_selection = model.select(features, batch, selection(stage))
+    loss = model.loss(features, batch, prompt_selection, LENGTH, behaviour="reference")
+    x, mask = model.embed_prompt(features, batch, prompt_selection, LENGTH)
     memory = model.t5.encode(x, mask)
     answers = beam_search(model.t5, memory, mask, num_beams=5, max_length=70, behaviour="reference")
-    return reading, loss, x, mask, answers
+    return prompt_selection, loss, x, mask, answers
 
 
 @pytest.fixture(scope="module", params=[(1, 0), (1, 1), (2, 0), (2, 1)], ids="stage {0[0]}, sample {0[1]}".format)
-def case(request, model, seen, batches):
-    """A stage and a sample, and all that comes of that sample alone."""
+def case(request, model, features, batches):
+    """Return a stage, a sample, and the outputs for that sample alone."""
     stage, sample = request.param
-    return stage, sample, run(*nnx.split(model), seen[sample][None], batches[stage, sample], stage)
+    return stage, sample, run(*nnx.split(model), features[sample][None], batches[stage, sample], stage)
 
 
 def test_a_batch_of_one_as_recorded(case, recorded):
-    together, alone = recorded
-    stage, sample, (reading, loss, x, mask, answers) = case
+    batched, alone = recorded
+    stage, sample, (prompt_selection, loss, x, mask, answers) = case
     name = f"s{stage}_{sample}"
-    prompt = int(alone[f"{name}_attention_mask"].sum())
-    assert int(reading.needed[0]) == prompt
-    assert int(mask.sum()) == prompt
-    # In a batch the original pads anywhere, which changes nothing of the embeddings that count.
-    there = together[f"s{stage}_inputs_embeds"][sample][together[f"s{stage}_attention_mask"][sample] != 0]
-    np.testing.assert_allclose(x[0, :prompt], there, rtol=1e-4, atol=1e-5)
+    prompt_length = int(alone[f"{name}_attention_mask"].sum())
+    assert int(prompt_selection.prompt_lengths[0]) == prompt_length
+    assert int(mask.sum()) == prompt_length
+    # In a batch the original pads at any position; the embeddings of real positions are the same.
+    expected_embeddings = batched[f"s{stage}_inputs_embeds"][sample][batched[f"s{stage}_attention_mask"][sample] != 0]
+    np.testing.assert_allclose(x[0, :prompt_length], expected_embeddings, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(loss[0], alone[f"{name}_loss"], rtol=1e-5)
     expected = alone[f"{name}_gen_sequences"][0, 1:]
     np.testing.assert_array_equal(answers.tokens[0, 0, : len(expected)], expected)

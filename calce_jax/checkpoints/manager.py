@@ -1,9 +1,9 @@
-"""What a run leaves on disk and how it is found again.
+"""Checkpoints of a workdir, and parameters in one safetensors file.
 
-A workdir holds `checkpoints/<step>/`, written by Orbax while training goes on: what was trained and the optimizer's
-state by name, the data iterator, and a JSON record (config, git revision, base weights). Frozen weights are not in it.
-The latest two steps are kept, and the best by R1_avg; no step holds values that are not finite. Whole models and
-adapters also travel as one safetensors file.
+A workdir holds `checkpoints/<step>/`, written by Orbax in the background: the arrays of the `TrainState` by name, the
+position of the data iterator, and JSON metadata (config, git revision, base weights). Frozen weights are not saved. The
+latest two steps and the best by R1_avg are kept; no step holds values that are not finite. Base weights and adapters
+are safetensors files.
 """
 
 import dataclasses
@@ -34,27 +34,33 @@ TRAINABLE_PREFIX = "trainable/"
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be written or read; the message names it and says what to do."""
+    """A checkpoint or a file of weights cannot be written or read; the message names it and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InitSource:
-    """Where the trainables come from, and the folder or file that holds them."""
+    """Where the initial trainables come from.
 
-    kind: Literal["resumed", "given", "base", "fresh"]
+    Fields:
+      kind: "resumed", the latest checkpoint of the workdir itself; "other_run", the best of another workdir, which
+        metadata of earlier versions calls "given"; "base", the base weights; "fresh", random initialisation.
+      path: the workdir or the file; None for "fresh".
+    """
+
+    kind: Literal["resumed", "other_run", "base", "fresh"]
     path: Path | None
 
 
 def resolve_init(workdir: Path, other_run: str = "", base: str = "") -> InitSource:
-    """Decide where to start: this run's latest checkpoint > the given run's > the base weights > fresh ones.
+    """Choose the initial trainables: this run's checkpoint, else another run's, else base weights, else random ones.
 
     Args:
       workdir: of this run.
       other_run: workdir of another run, or "".
-      base: safetensors file of the whole model, or "". The frozen weights come from it wherever the trainables do.
+      base: safetensors file of the whole model, or "". Frozen weights always come from it.
 
     Raises:
-      CheckpointError: what is asked for is not there.
+      CheckpointError: `other_run` has no checkpoint, or there is no file `base`.
     """
     if checkpoint_steps(workdir):
         return InitSource("resumed", workdir)
@@ -62,9 +68,9 @@ def resolve_init(workdir: Path, other_run: str = "", base: str = "") -> InitSour
         if not checkpoint_steps(Path(other_run)):
             raise CheckpointError(
                 f"config.weights.start: no checkpoint in {Path(other_run) / CHECKPOINT_DIR}",
-                "give the workdir of a run that trained",
+                "give the workdir of a trained run",
             )
-        return InitSource("given", Path(other_run))
+        return InitSource("other_run", Path(other_run))
     if base:
         if not packaged_path(base).is_file():
             raise CheckpointError(
@@ -83,19 +89,23 @@ def checkpoint_steps(workdir: Path) -> list[int]:
 
 
 class Checkpoints:
-    """The checkpoints of one workdir."""
+    """Saves and restores the checkpoints of a workdir.
+
+    Attributes:
+      folder: `checkpoints` in the workdir.
+    """
 
     def __init__(self, workdir: Path):
         self.folder = Path(workdir).absolute() / CHECKPOINT_DIR
         policies = ocp.checkpoint_managers
         preservation = policies.AnyPreservationPolicy(
             [
-                # The one before the latest stays until training has gone on from the latest to another checkpoint.
+                # If the latest turns out to be unusable, training can go on from the one before it.
                 policies.LatestN(2),
                 policies.BestN(get_metric_fn=_metric_order, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
-        # Orbax writes metrics only where `best_fn` is given; what is kept is up to the policy alone.
+        # Orbax writes metrics only if `best_fn` is given; the policy alone decides which steps are kept.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation, best_fn=_metric_order, cleanup_tmp_directories=True
         )
@@ -113,23 +123,23 @@ class Checkpoints:
         metadata: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Save a state; return as soon as it is copied to the host.
+        """Save a state; returns when it is copied to the host, and the files are written in the background.
 
         Args:
           state: a `TrainState`.
-          iterator: the data iterator, which stands after the state's last batch.
-          metadata: what JSON can hold.
-          metrics: of this state, with R1_avg; none where it was not evaluated. An R1_avg that is not finite counts as
-            none, so that such a state never becomes the best.
+          iterator: data iterator, positioned after the last batch of the state.
+          metadata: JSON values.
+          metrics: of this state, with R1_avg; None if it was not evaluated. A state whose R1_avg is not finite is saved
+            without metrics, so that it never becomes the best.
 
         Raises:
-          CheckpointError: no space is left, or the state holds values that are not finite. The checkpoints that were
-            complete before are untouched.
+          CheckpointError: no space is left, or the state holds values that are not finite. Earlier checkpoints are
+            untouched.
         """
         step, leaves = int(state.step), named_leaves(state)
         if wrong := not_finite(leaves):
             raise CheckpointError(
-                f"{self.folder / str(step)} is not saved: {_first(wrong)} are not finite (NaN or infinite)",
+                f"{self.folder / str(step)} is not saved: {_list_names(wrong)} are not finite (NaN or infinite)",
                 "the same command goes on from "
                 + ("the start" if self.latest_step is None else f"step {self.latest_step}"),
             )
@@ -144,7 +154,7 @@ class Checkpoints:
                 "make room and run the same command again",
             )
         with self._translate_errors(step, "written"):
-            # A state that was saved when a run was stopped is evaluated by the next one and then saved anew.
+            # A state that was saved unevaluated, when a run was stopped, is saved again after its evaluation.
             if step in self._manager.all_steps():
                 self._manager.delete(step)
             self._manager.save(
@@ -158,46 +168,46 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Wait until what was saved is on disk."""
+        """Wait until all saves are on disk."""
         with self._translate_errors(self.latest_step, "written"):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, and stop the writing threads."""
+        """Wait for all saves, and stop the writing threads."""
         self.wait()
         self._manager.close()
 
     @property
     def latest_step(self) -> int | None:
-        """The last saved step."""
+        """The last saved step; None if there is none."""
         return self._manager.latest_step()
 
     @property
     def best_step_and_metric(self) -> tuple[int, float] | None:
-        """The step with the highest R1_avg and its value; the earlier of equals."""
+        """The step with the highest R1_avg, the earliest of equal ones, and that R1_avg; None if none was evaluated."""
         metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
         scored = [(_metric_order(m), step) for step, m in metrics.items() if m and math.isfinite(m[BEST_METRIC])]
         return (max(scored)[1], max(scored)[0][0]) if scored else None
 
     def before(self, step: int) -> int | None:
-        """Return the last saved step before another."""
+        """Return the last saved step before `step`, or None."""
         return max((other for other in self._manager.all_steps() if other < step), default=None)
 
     def read_metadata(self, step: int) -> dict[str, Any]:
-        """Return what was recorded with a step."""
+        """Return the metadata saved with a step, as it was written; see `calce_jax.config_compat` for old configs."""
         with self._translate_errors(step, "read"):
             return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
 
     def restore(self, step: int, abstract: Any, iterator: grain.DatasetIterator) -> Any:
-        """Return the state saved at a step, on the devices that `abstract` names, and move the iterator to its place.
+        """Return the state saved at a step, and move the iterator to its saved position.
 
         Args:
-          step: one of the saved steps.
-          abstract: a `TrainState` of `jax.ShapeDtypeStruct`s with shardings, on whatever mesh.
-          iterator: built as the saved one was.
+          step: a saved step.
+          abstract: a `TrainState` of `jax.ShapeDtypeStruct`s with the shardings to restore into, on any mesh.
+          iterator: built with the same config as the saved one.
 
         Raises:
-          CheckpointError: it was saved from a model of another size (all differing shapes are listed), is damaged, or
+          CheckpointError: the checkpoint is of a model of another size (all differing shapes are listed), damaged, or
             holds values that are not finite, which earlier versions could save.
         """
         restored = self._restore(
@@ -208,7 +218,7 @@ class Checkpoints:
         return with_leaves(abstract, restored)
 
     def restore_trainable(self, step: int, abstract: Any) -> Any:
-        """Return only what was trained, for another stage or for inference; arguments and errors as for `restore`."""
+        """Return the trainables saved at a step alone; arguments and errors as for `restore`."""
         restored = self._restore(
             step,
             {TRAINABLE_PREFIX + name: leaf for name, leaf in named_leaves(abstract).items()},
@@ -219,7 +229,7 @@ class Checkpoints:
     def _restore(
         self, step: int, abstract_leaves: Mapping[str, Any], *, prefix: str = "", **items: Any
     ) -> dict[str, Any]:
-        """Restore the leaves whose names begin with `prefix`, after a look at their shapes."""
+        """Restore the leaves whose names begin with `prefix`, if their shapes are those of `abstract_leaves`."""
         with self._translate_errors(step, "read"):
             saved = self._manager.item_metadata(step)["state"].tree
             saved_shapes = {name: tuple(leaf.shape) for name, leaf in saved.items() if name.startswith(prefix)}
@@ -233,15 +243,15 @@ class Checkpoints:
         if wrong := not_finite(restored):
             path = self.folder / str(step)
             raise CheckpointError(
-                f"{path} cannot be used: {_first(wrong)} are not finite (NaN or infinite), which earlier versions could "
-                "save",
+                f"{path} cannot be used: {_list_names(wrong)} are not finite (NaN or infinite), which earlier versions "
+                "could save",
                 f"remove {path} {self._without(step)}",
             )
         return restored
 
     @contextmanager
     def _translate_errors(self, step: int | None, action: str) -> Iterator[None]:
-        """Answer the many errors of the layers below with one that says what to do."""
+        """Raise errors of Orbax, TensorStore and the file system as CheckpointError with a remedy."""
         try:
             yield
         except CheckpointError:
@@ -249,28 +259,28 @@ class Checkpoints:
         except Exception as error:
             path = self.folder / str(step)
             if getattr(error, "errno", None) == errno.ENOSPC or "no space left" in str(error).lower():
-                text = f"no space left while {path} was {action}; make room and run the same command again"
+                reason, remedy = f"no space left while {path} was {action}", "make room and run the same command again"
             else:
-                remedy = self._without(step)
-                text = f"{path} cannot be {action}: it is damaged or incomplete; remove it {remedy} ({error})"
-            raise CheckpointError(text) from error
+                reason = f"{path} cannot be {action}: it is damaged or incomplete"
+                remedy = f"remove it {self._without(step)} ({error})"
+            raise CheckpointError(reason, remedy) from error
 
     def _without(self, step: int | None) -> str:
-        """Return, for messages, what removing a checkpoint leads to."""
+        """Return, for messages, what happens after a checkpoint is removed."""
         others = [other for other in checkpoint_steps(self.folder.parent) if other != step]
         return f"to go on from step {others[-1]}" if others else "to start over"
 
 
 def save_params(path: Path, params: Any, metadata: Mapping[str, str] | None = None) -> None:
-    """Write parameters to one safetensors file, named by their paths, in the dtypes they have.
+    """Write parameters to one safetensors file, under their `named_leaves` names and in their own dtypes.
 
     Args:
       path: the file; it is written under another name, then renamed.
       params: a pytree of arrays.
-      metadata: strings to keep in the file's header.
+      metadata: strings for the header of the file.
 
     Raises:
-      CheckpointError: no space is left.
+      CheckpointError: the file cannot be written.
     """
     # safetensors writes memory as it is, and arrays from a device may not be in C order.
     host = {name: np.asarray(jax.device_get(leaf), order="C") for name, leaf in named_leaves(params).items()}
@@ -287,10 +297,10 @@ def load_params(path: Path, abstract: Any) -> Any:
 
     Args:
       path: the file.
-      abstract: a pytree with the same names; its leaves give dtypes and, where they have one, shardings.
+      abstract: a pytree with the same names; its leaves have the dtypes to cast to and, optionally, shardings.
 
     Raises:
-      CheckpointError: the file is missing or damaged, or holds other names or shapes (all are listed).
+      CheckpointError: the file is missing or damaged, or has other names or shapes (all are listed).
     """
     abstract_leaves = named_leaves(abstract)
     loaded = {}
@@ -303,20 +313,22 @@ def load_params(path: Path, abstract: Any) -> Any:
                     file.get_tensor(name).astype(leaf.dtype), getattr(leaf, "sharding", None)
                 )
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: it is missing or damaged ({error})", "make it again") from error
+        raise CheckpointError(
+            f"{path} cannot be read: it is missing or damaged ({error})", "copy or convert the weights again"
+        ) from error
     return with_leaves(abstract, loaded)
 
 
 def _put_on_devices(array: jax.Array, sharding: Any) -> jax.Array:
-    """Put an array that every host has onto the devices of all; each host puts only its own parts."""
+    """Put an array that every host holds onto the devices; each host copies only the shards of its own devices."""
     if sharding is None:
         return array
     host = np.asarray(array)
-    return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def not_finite(leaves: Mapping[str, Any]) -> list[str]:
-    """Return the names of the floating-point arrays that hold NaN or an infinity; waits for the device."""
+    """Return the names of the floating-point arrays that hold NaN or infinity; waits for the device."""
     floats = {name: leaf for name, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
     return [name for name, finite in jax.device_get(_all_finite(floats)).items() if not finite]
 
@@ -326,14 +338,15 @@ def _all_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
 
 
-def _first(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
+    """Return the first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more arrays" if len(names) > 3 else "")
 
 
 def _metric_order(metrics: Mapping[str, float]) -> Any:
-    """Order by R1_avg; of equals the earlier is better, as in the original, which saves only on improvement.
+    """Return a sort key: R1_avg, then the earlier step, since the original saves only on improvement.
 
-    Earlier versions could save an R1_avg of NaN, which no order holds; it comes last.
+    An R1_avg of NaN, which earlier versions could save, sorts lowest.
     """
     return metrics[BEST_METRIC] if math.isfinite(metrics[BEST_METRIC]) else -math.inf, -metrics["step"]
 
@@ -347,6 +360,6 @@ def _compare_shapes(saved: Mapping[str, tuple[int, ...]], abstract_leaves: Mappi
     ]
     if mismatches:
         raise CheckpointError(
-            f"{path} was saved from a model of another size; use the config.model and config.lora that it was "
-            "made with:\n  " + "\n  ".join(mismatches)
+            f"{path} was saved from a model of another size",
+            "use the config.model and config.lora that it was made with:\n  " + "\n  ".join(mismatches),
         )

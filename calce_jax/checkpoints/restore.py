@@ -1,4 +1,4 @@
-"""The model of a run: its sizes, its weights placed on a mesh, the trained parameters of another run."""
+"""The model of a run: its sizes, its weights on a mesh, and the trainables of another run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ def calce_config(config: RunConfig, *, t5_vocab: int, bert_vocab: int) -> CalceC
 
     Args:
       config: of the run.
-      t5_vocab, bert_vocab: tokens that the tokenizers know; only the tiny model is as large as they are.
+      t5_vocab, bert_vocab: sizes of the tokenizers' vocabularies; only the tiny model's embeddings depend on them.
     """
     model_config = CalceConfig.from_name(
         config.model.size, config.lora, config.model.compute_dtype, t5_vocab=t5_vocab, bert_vocab=bert_vocab
@@ -30,9 +30,16 @@ def calce_config(config: RunConfig, *, t5_vocab: int, bert_vocab: int) -> CalceC
 
 
 def build_model(model_config: CalceConfig, config: RunConfig, mesh: Mesh) -> tuple[Any, nnx.State, nnx.State]:
-    """Make the model on the mesh: structure, trainables (float32), frozen weights (`config.model.frozen_dtype`).
+    """Build the model on a mesh.
 
-    With base weights only the adapters are drawn at random; the file holds the model as it is without adapters.
+    With base weights only the adapters are initialised at random; the file holds the model without adapters.
+
+    Returns:
+      The graph definition, the trainables (float32) and the frozen weights (`config.model.frozen_dtype`).
+
+    Raises:
+      CheckpointError: the base weights cannot be read, or are of another size.
+      ShardingError: the parameters do not fit the mesh.
     """
 
     def init() -> tuple[nnx.State, nnx.State]:
@@ -57,23 +64,29 @@ def build_model(model_config: CalceConfig, config: RunConfig, mesh: Mesh) -> tup
 
 
 def load_trainable(workdir: Path, template: nnx.State, checkpoint: Literal["best", "latest"] = "best") -> nnx.State:
-    """Return the trainables of another run: the best, or the latest, also where none was scored."""
+    """Return the trainables of a run, see `restore_trainables`."""
     return restore_trainables(workdir, template, checkpoint)[0]
 
 
 def restore_trainables(
-    workdir: Path, like: nnx.State, which: Literal["best", "latest"] = "best"
+    workdir: Path, template: nnx.State, checkpoint: Literal["best", "latest"] = "best"
 ) -> tuple[nnx.State, Path]:
-    """Return the trainables of another run as `load_trainable` does, and the folder of the checkpoint they are in."""
+    """Return the trainables of a run, and the folder of their checkpoint.
+
+    Args:
+      workdir: of the run.
+      template: trainables of the same shapes, with the shardings to restore into.
+      checkpoint: "best" by R1_avg; the latest if none was evaluated.
+
+    Raises:
+      CheckpointError: there is no checkpoint; or as for `Checkpoints.restore`.
+    """
     checkpoints = Checkpoints(workdir)
-    step = (
-        checkpoints.best_step_and_metric[0]
-        if checkpoints.best_step_and_metric and which == "best"
-        else checkpoints.latest_step
-    )
+    best = checkpoints.best_step_and_metric
+    step = best[0] if best and checkpoint == "best" else checkpoints.latest_step
     if step is None:
-        raise CheckpointError(f"no checkpoint in {checkpoints.folder}", "give the workdir of a run that trained")
-    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
+        raise CheckpointError(f"no checkpoint in {checkpoints.folder}", "give the workdir of a trained run")
+    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), template)
     try:
         return checkpoints.restore_trainable(step, abstract), checkpoints.folder / str(step)
     finally:
@@ -81,10 +94,15 @@ def restore_trainables(
 
 
 def check_ln_vision_frozen(base: nnx.State, other_trainable: nnx.State, path: Path) -> None:
-    """See that another run left `ln_vision` as it is in the base weights, as a run that keeps it frozen wants it.
+    """Check that another run did not train `ln_vision`, for a run that keeps it frozen.
+
+    Args:
+      base: trainables of this run, initialised from its base weights.
+      other_trainable: trainables of the other run.
+      path: workdir of the other run, for the message.
 
     Raises:
-      ConfigError: it was trained.
+      ConfigError: `ln_vision` differs from the base weights.
     """
     all_equal = jax.jit(
         lambda *trees: jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda a, b: (a == b).all(), *trees))
@@ -98,5 +116,5 @@ def check_ln_vision_frozen(base: nnx.State, other_trainable: nnx.State, path: Pa
 
 
 def _base_weight_name(name: str) -> str:
-    """Return a weight's name in a model without adapters: that of "1/t5/lm_head/base/kernel" is "t5/lm_head/kernel"."""
+    """Return the name in a model without adapters: "1/t5/lm_head/base/kernel" becomes "t5/lm_head/kernel"."""
     return name.split("/", 1)[1].replace("/base/", "/")

@@ -1,1 +1,1 @@
-"""The `calce` commands, one module each; `cli` finds them by name."""
+"""The `calce` commands, one module each, listed in `calce_jax.commands.cli.COMMANDS`."""

@@ -1,11 +1,11 @@
 """Store features of every video: `calce cache_features --config=qvhighlights,stage=2 --out=DIR`.
 
-The vision encoder is frozen, so its tokens of a frame can be stored; or the Q-Former's output, a thirteenth of that
-(`--of=qformer`), for runs with `--config.model.ln_vision=frozen`. Runs the encoder over every video of the prepared
-folder that the config names (`--config.data.directory`), and writes what `calce train --config.data.features=DIR` reads
-in place of frames; docs/features.md says how much that is, what it saves and what it costs. One folder serves both
-stages if it is made with the config of stage 2, which has the most frames. The same command goes on where it stopped.
-Failures are listed at the end and in DIR/failures-of-host-0.jsonl; the exit code is 1 only if nothing worked.
+Runs the frozen vision encoder on the key frames of every video of the prepared folder (`--config.data.directory`) and
+stores its tokens; `calce train --config.data.features=DIR` then reads these in place of frames. `--of=qformer` stores
+the output of the Q-Former instead, a thirteenth of the size, for runs with `--config.model.ln_vision=frozen`.
+docs/features.md gives sizes, times and accuracy. Features made with the config of stage 2, which has more frames, serve
+both stages. Run the same command again to continue. Failures are listed at the end and in
+DIR/failures-of-host-0.jsonl; the exit code is 1 only if every video failed.
 """
 
 from typing import cast
@@ -17,35 +17,35 @@ from calce_jax.commands.runner import no_arguments
 
 FLAGS = flags.FlagValues()
 CONFIG = define_config(FLAGS)
-OUT = flags.DEFINE_string("out", None, "folder of the features", flag_values=FLAGS)
+OUT = flags.DEFINE_string("out", None, "output folder", flag_values=FLAGS)
 STORAGE_DTYPE = flags.DEFINE_enum(
     "store",
     "bfloat16",
     ["float32", "bfloat16", "int8"],
-    "dtype on disk; int8 takes half the room of bfloat16",
+    "dtype on disk; int8 takes half the space of bfloat16",
     flag_values=FLAGS,
 )
 SOURCE = flags.DEFINE_enum(
     "of",
     "vit",
     ["vit", "qformer"],
-    "the vision encoder's tokens, or the Q-Former's output if ln_vision is frozen",
+    "what to store: tokens of the vision encoder, or the output of the Q-Former (needs ln_vision=frozen)",
     flag_values=FLAGS,
 )
 SPLITS = flags.DEFINE_list(
-    "splits", [], "whose videos: train,val for instance; of all splits unless given", flag_values=FLAGS
+    "splits", [], "splits whose videos are encoded, such as train,val; all unless given", flag_values=FLAGS
 )
-HOST = flags.DEFINE_integer("host", 0, "which of several machines this is, from 0", lower_bound=0, flag_values=FLAGS)
+HOST = flags.DEFINE_integer("host", 0, "index of this host, from 0", lower_bound=0, flag_values=FLAGS)
 HOSTS = flags.DEFINE_integer(
-    "hosts", 1, "how many machines share the videos, and DIR", lower_bound=1, flag_values=FLAGS
+    "hosts", 1, "number of hosts that share the videos and the output folder", lower_bound=1, flag_values=FLAGS
 )
 flags.mark_flags_as_required(["config", "out"], flag_values=FLAGS)
 parse = parse_config
 
 
 def main(argv: list[str]) -> None:
-    """Extract the features, and print what was stored, how exactly, and what failed."""
-    no_arguments(argv, "fields are set with --config.FIELD=VALUE")
+    """Extract the features; print the numbers of videos and frames, the quantization error and the failures."""
+    no_arguments(argv, "set fields of the config with --config.FIELD=VALUE")
 
     from calce_jax.config import validate
     from calce_jax.inference.extract_features import VideoDataset, extract_features
@@ -67,13 +67,13 @@ def main(argv: list[str]) -> None:
     if result.failures:
         print(failure_table(result.failures))
     print(
-        f"{result.num_extracted} videos seen now ({result.num_frames} frames of {result.bytes_per_frame:,} bytes), {result.num_existing} were there, "
-        f"{len(result.failures)} failed"
+        f"{result.num_extracted} videos encoded ({result.num_frames} frames of {result.bytes_per_frame:,} bytes), "
+        f"{result.num_existing} existed already, {len(result.failures)} failed"
     )
-    exact, reader = (
+    tensor, next_layer = (
         ("the encoder's tokens", "ln_vision") if SOURCE.value == "vit" else ("the Q-Former's output", "t5_proj")
     )
     print(
-        f"{STORAGE_DTYPE.value} differs from {exact} by {100 * result.error:.3g} %, after {reader} by "
-        f"{100 * result.projected_error:.3g} % (relative L2)"
+        f"relative L2 error of {STORAGE_DTYPE.value}: {100 * result.error:.3g} % of {tensor}, "
+        f"{100 * result.projected_error:.3g} % after {next_layer}"
     )

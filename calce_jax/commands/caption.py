@@ -1,11 +1,12 @@
-"""Write captions: `calce caption --videos=FILE_OR_DIR --out=DIR --model=HUB_ID_OR_DIR [--language=en]`.
+"""Transcribe videos: `calce caption --videos=FILE_OR_DIR --out=DIR --model=HUB_ID_OR_DIR [--language=en]`.
 
-Writes DIR/<video's name>.srt for every video that has none there; the same command goes on where it stopped, and the
-folder is what `calce prepare --srts` takes. Failures are listed at the end and in DIR/failures.jsonl; the exit code is
-1 only if nothing worked. `--model` may also be a size: tiny.en, base, small, medium, large-v3, turbo.
-With --runner=DirectRunner, or another of Apache Beam's, a pipeline does it; Beam's own flags follow after --.
+Writes DIR/<stem of the video>.srt for every video that has none there yet, the captions that `calce prepare --srts=DIR`
+reads. Run the same command again to continue. Failures are listed at the end and in DIR/failures.jsonl; the exit code
+is 1 only if every video failed. --model is also a size: tiny.en, base, small, medium, large-v3, turbo.
+--runner=DirectRunner runs an Apache Beam pipeline instead, or another of Beam's runners; its flags follow after --.
 """
 
+import sys
 from typing import cast
 
 from absl import flags
@@ -13,21 +14,23 @@ from absl import flags
 from calce_jax.commands.flags.beam import BeamFlags
 
 FLAGS = flags.FlagValues()
-VIDEOS = flags.DEFINE_string(
-    "videos", None, "a video, or a folder of videos; files with sound alone will do", flag_values=FLAGS
-)
-OUT = flags.DEFINE_string("out", None, "folder of the .srt files", flag_values=FLAGS)
+VIDEOS = flags.DEFINE_string("videos", None, "a video or audio file, or a folder of them", flag_values=FLAGS)
+OUT = flags.DEFINE_string("out", None, "output folder of the .srt files", flag_values=FLAGS)
 MODEL = flags.DEFINE_string(
-    "model", None, "a Whisper: its folder, its name on the Hugging Face hub, or its size", flag_values=FLAGS
+    "model", None, "Whisper model: a folder, a name on the Hugging Face hub, or a size", flag_values=FLAGS
 )
 LANGUAGE = flags.DEFINE_string(
-    "language", None, "code such as en; detected for each video unless given", flag_values=FLAGS
+    "language", None, "language code such as en; detected for each video unless given", flag_values=FLAGS
 )
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 16, "windows of 30 s at a time on this host", lower_bound=1, flag_values=FLAGS
+    "batch_size", 16, "batch size of this host, in windows of 30 s", lower_bound=1, flag_values=FLAGS
 )
 DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "bfloat16 is faster on accelerators", flag_values=FLAGS
+    "dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "of weights and activations; bfloat16 is faster on accelerators",
+    flag_values=FLAGS,
 )
 CONDITION = flags.DEFINE_bool(
     "condition_on_previous_text",
@@ -36,22 +39,24 @@ CONDITION = flags.DEFINE_bool(
     flag_values=FLAGS,
 )
 VAD_FILTER = flags.DEFINE_bool(
-    "vad_filter", True, "leave out stretches in which a detector hears no speech", flag_values=FLAGS
+    "vad_filter", True, "skip audio in which voice activity detection finds no speech", flag_values=FLAGS
 )
-HOST = flags.DEFINE_integer(
-    "host", None, "which of several machines this is, from 0; JAX's own number unless given", flag_values=FLAGS
-)
+HOST = flags.DEFINE_integer("host", None, "index of this host, from 0; that of JAX unless given", flag_values=FLAGS)
 HOSTS = flags.DEFINE_integer(
-    "hosts", None, "how many machines share the videos; JAX's own number unless given", flag_values=FLAGS
+    "hosts", None, "number of hosts that share the videos; that of JAX unless given", flag_values=FLAGS
 )
-flags.DEFINE_alias("quote", "condition_on_previous_text", flag_values=FLAGS)  # the names of version 0.1
-flags.DEFINE_alias("only_voices", "vad_filter", flag_values=FLAGS)
+RENAMED_FLAGS = {"quote": "condition_on_previous_text", "only_voices": "vad_filter"}  # names in version 0.1
+for old_name, new_name in RENAMED_FLAGS.items():
+    flags.DEFINE_alias(old_name, new_name, flag_values=FLAGS)
 BEAM = BeamFlags(FLAGS)
 flags.mark_flags_as_required(["videos", "out", "model"], flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
-    """Caption, and list what failed."""
+    """Transcribe the videos; print the failures and the videos without speech."""
+    for old_name, new_name in RENAMED_FLAGS.items():
+        if FLAGS[old_name].present:
+            print(f"--{old_name} is deprecated; use --{new_name}", file=sys.stderr)
     pipeline = BEAM.pipeline_options(argv)
 
     from calce_jax.speech.captioning import CaptioningError, caption_videos, find_videos, lazy_transcriber
@@ -75,12 +80,12 @@ def main(argv: list[str]) -> None:
     for failure in result.failures:
         print(f"{failure.reason}; {failure.remedy}")
     for path in result.no_audio:
-        print(f"{path}: has no sound; its captions are empty")
+        print(f"{path}: no audio; its captions are empty")
     for path in result.no_speech:
-        print(f"{path}: nobody speaks; its captions are empty")
+        print(f"{path}: no speech; its captions are empty")
     print(
-        f"{len(result.written)} files of captions written to {OUT.value}, {len(result.existing)} were there; "
-        f"{result.seconds / 3600:.2f} hours of sound; {len(result.failures)} videos failed"
+        f"{len(result.written)} files of captions written to {OUT.value}, {len(result.existing)} existed already; "
+        f"{result.seconds / 3600:.2f} hours of audio; {len(result.failures)} videos failed"
     )
     if result.failures and not result.written and not result.existing:
-        raise CaptioningError("no video could be captioned", "see above")
+        raise CaptioningError("no video could be transcribed", "see the errors above")

@@ -1,7 +1,7 @@
 """The `calce` command: `calce NAME ...` runs `calce_jax.commands.NAME`.
 
-Nothing here and nothing at the top of a command's module imports jax, transformers or TFDS, so that help and mistakes
-are answered at once.
+This module and the top level of the commands' modules import neither jax nor transformers nor TFDS, so help and usage
+errors take a fraction of a second.
 """
 
 import difflib
@@ -14,13 +14,13 @@ from types import ModuleType
 
 from absl import flags
 
-from calce_jax.commands.runner import USAGE, fail, run_main
-from calce_jax.storage.provenance import installed_version
+import calce_jax
+from calce_jax.commands.runner import USAGE, define_verbosity, fail, run_main
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command: what it does, and an example that can be typed."""
+    """A one-line summary of a command, and an example of its use."""
 
     summary: str
     example: str
@@ -31,7 +31,7 @@ COMMANDS = {
         "find moments in videos, and write a page that plays them",
         'calce search holiday.mp4 --query "a dog catches a ball" --out found',
     ),
-    "web": Command("the same in a browser", "calce web --checkpoint runs/demo"),
+    "web": Command("search videos in a browser", "calce web --checkpoint runs/demo"),
     "fetch": Command("fetch published weights and annotations", "calce fetch --what=bert --out=downloads/bert"),
     "prepare": Command(
         "decode the videos of a dataset once, and write the tables that training reads",
@@ -50,44 +50,44 @@ COMMANDS = {
         "calce infer --workdir=runs/qvhighlights_stage1 --split=val --out=runs/qvhighlights_stage1/val.jsonl",
     ),
     "merge": Command(
-        "put stage 1's windows into stage 2's annotations",
+        "add the windows that stage 1 predicted to the annotations of stage 2",
         "calce merge --predictions=val.jsonl --annotations=val.json --out=merged_val.jsonl",
     ),
     "evaluate": Command(
         "score predictions", "calce evaluate --predictions=val.jsonl --annotations=val.json --out=scores.json"
     ),
     "convert": Command(
-        "convert published weights to ours, and back",
+        "convert weights between published formats and ours",
         "calce convert --source=hf:blip2,bert:bert --target=base:full.safetensors",
     ),
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run `calce NAME ...`; without a name, or with `--help`, print the commands.
+    """Run `calce NAME ...`; without a name, or with `--help`, list the commands.
 
     Raises:
-      SystemExit: with 2 after a mistake in the command line, 1 where the work could not be done, 130 after Ctrl-C.
+      SystemExit: with an exit code of `calce_jax.commands.runner`.
     """
     arguments = sys.argv[1:] if argv is None else argv
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name in ("", "-h", "--help", "help"):
         print(usage())
     elif name in ("--version", "version"):
-        print(f"calce_jax {installed_version()}")
+        print(f"calce_jax {calce_jax.__version__}")
     elif name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
         fail(f"calce {name}: no such command; {hint}", USAGE)
     else:
         run(name, rest, f"calce {name}")
 
 
 def launch(name: str) -> None:
-    """Run a command as `launch/NAME.py` does."""
-    # The folder of the script must not hide packages of the same name as one of its files.
-    script_dir = os.path.realpath(os.path.dirname(sys.argv[0]))
-    sys.path[:] = [path for path in sys.path if os.path.realpath(path) != script_dir]
+    """Run a command from its script, `launch/NAME.py`."""
+    # Python puts the script's folder first in sys.path, where launch/search.py would hide another module `search`.
+    folder = os.path.dirname(os.path.realpath(sys.argv[0]))
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path) != folder]
     run(name, sys.argv[1:], sys.argv[0])
 
 
@@ -96,11 +96,11 @@ def run(name: str, arguments: list[str], program: str) -> None:
 
     Args:
       name: a key of `COMMANDS`.
-      arguments: what follows it on the command line.
-      program: what the user typed, for messages.
+      arguments: the command line after the name.
+      program: the program's name in messages, such as "calce search".
 
     Raises:
-      SystemExit: see `main`.
+      SystemExit: with an exit code of `calce_jax.commands.runner`.
     """
     module = importlib.import_module(f"calce_jax.commands.{name}")
     if set(arguments) & {"-h", "--help", "--helpfull", "--helpshort"}:
@@ -110,24 +110,24 @@ def run(name: str, arguments: list[str], program: str) -> None:
 
 
 def usage() -> str:
-    """Return the list of commands, after an example."""
+    """Return the text of `calce --help`: an example, and the commands with their summaries."""
     width = max(map(len, COMMANDS)) + 2
     rows = "\n".join(f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items())
     return f"Example:\n  {COMMANDS['search'].example}\n\n{rows}\n\n`calce NAME --help` shows an example and all flags."
 
 
 def command_help(name: str, module: ModuleType) -> str:
-    """Return an example, the docstring of a command's module, and its flags."""
+    """Return the text of `calce NAME --help`: an example, the module's docstring, and the flags with their defaults."""
     values = module.FLAGS
+    define_verbosity(values)
     lines = []
     for flag in sorted(values):
-        about = values[flag].help or ""
+        description = " ".join((values[flag].help or "").split())
         default = values[flag].default_as_str
-        more = f" (default: {default})" if default not in (None, "None", "''", "") else ""
+        if default not in (None, "None", "''", ""):
+            description += f" (default: {default})"
         indent = " " * 6
-        lines.append(
-            f"  --{flag}\n" + textwrap.fill(about + more, 110, initial_indent=indent, subsequent_indent=indent)
-        )
+        lines.append(f"  --{flag}\n" + textwrap.fill(description, 110, initial_indent=indent, subsequent_indent=indent))
     flag_help = "\n".join(lines)
     return f"Example:\n  {COMMANDS[name].example}\n\n{(module.__doc__ or '').strip()}\n\nFlags:\n{flag_help}"
 

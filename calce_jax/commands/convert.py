@@ -1,6 +1,6 @@
 """Convert weights: `calce convert --source=hf:DIR,bert:DIR --target=base:weights/full.safetensors`.
 
-docs/conversion.md shows it command by command.
+docs/conversion.md has the commands for every published format.
 """
 
 from absl import flags
@@ -14,7 +14,7 @@ FLAGS = flags.FlagValues()
 SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "FORMAT:PATH[,FORMAT:PATH...], of which later ones replace earlier ones. "
+    "FORMAT:PATH[,FORMAT:PATH...]; a weight of a later source replaces that of an earlier one. "
     + "; ".join(f"{name}: {about}" for name, about in SOURCE_FORMATS.items()),
     flag_values=FLAGS,
 )
@@ -25,22 +25,26 @@ TARGET = flags.DEFINE_string(
     flag_values=FLAGS,
 )
 SIZE = flags.DEFINE_enum(
-    "size", "full", list(SIZES), "of the model; with orbax:DIR as a source, its own", flag_values=FLAGS
+    "size",
+    "full",
+    list(SIZES),
+    "size of the model; ignored for the source orbax:DIR, which records its own",
+    flag_values=FLAGS,
 )
 RUN = flags.DEFINE_string(
     "run",
     "qvhighlights",
-    "the preset of the run that the model is for, such as charades_sta,stage=2",
+    "preset of the run that the model is for, such as charades_sta,stage=2",
     flag_values=FLAGS,
 )
 DTYPE = flags.DEFINE_enum(
-    "dtype", "as stored", list(DTYPES), "of the frozen weights in what is written", flag_values=FLAGS
+    "dtype", "as stored", list(DTYPES), "dtype of the frozen weights in the target", flag_values=FLAGS
 )
 flags.mark_flags_as_required(["source", "target"], flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
-    """Convert, and print what was written."""
+    """Convert the weights, and print a summary of the written files."""
     no_arguments(argv)
     preset = get_preset(f"{RUN.value},size={SIZE.value}")
 

@@ -1,6 +1,6 @@
 """Score predictions: `calce evaluate --predictions=FILE --annotations=FILE --out=FILE.json`.
 
-Prints a table, and names annotated queries without a prediction and predictions for queries that are not annotated.
+Prints the metrics as a table, annotated queries without a prediction, and predictions for unknown queries.
 """
 
 import json
@@ -12,28 +12,32 @@ from calce_jax.commands.runner import no_arguments
 
 FLAGS = flags.FlagValues()
 PREDICTIONS = flags.DEFINE_string(
-    "predictions", None, "ours or the official JSONL, or JSON with stage1_result", flag_values=FLAGS
+    "predictions", None, "JSONL of `calce infer` or of QVHighlights, or JSON with stage1_result", flag_values=FLAGS
 )
 ANNOTATIONS = flags.DEFINE_string(
-    "annotations", None, "the queries with their true windows, in either format", flag_values=FLAGS
+    "annotations", None, "the queries with their true windows, in any supported format", flag_values=FLAGS
 )
 OUT = flags.DEFINE_string(
-    "out", None, 'where {"reference": {...}, "official": {...}} goes, in percent', flag_values=FLAGS
+    "out", None, 'output file: {"reference": {...}, "official": {...}}, in percent', flag_values=FLAGS
 )
 RANK = flags.DEFINE_enum(
-    "rank", "given", ["given", "longest", "score"], "which window is first; see docs/ranking.md", flag_values=FLAGS
+    "rank",
+    "given",
+    ["given", "longest", "score"],
+    "order of the windows of a prediction; see docs/ranking.md",
+    flag_values=FLAGS,
 )
 SUBMISSION = flags.DEFINE_string(
-    "submission", None, "also write this zip for the QVHighlights server", flag_values=FLAGS
+    "submission", None, "also write this zip file for the QVHighlights server", flag_values=FLAGS
 )
 SPLIT = flags.DEFINE_enum(
-    "split", "val", ["val", "test"], "which of the submission's splits the predictions are", flag_values=FLAGS
+    "split", "val", ["val", "test"], "split of the predictions in the submission", flag_values=FLAGS
 )
 flags.mark_flags_as_required(["predictions", "annotations", "out"], flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
-    """Score, print, write."""
+    """Compute the metrics, print and write them."""
     no_arguments(argv)
 
     from calce_jax.moments.metrics import format_table
@@ -52,4 +56,4 @@ def main(argv: list[str]) -> None:
         print(note)
     if SUBMISSION.value:
         write_submission(SUBMISSION.value, evaluation.predictions, cast(SubmissionSplit, SPLIT.value))
-        print(f"{SUBMISSION.value} holds the {SPLIT.value} split")
+        print(f"wrote {SUBMISSION.value} with the {SPLIT.value} split")

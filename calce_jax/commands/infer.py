@@ -1,7 +1,7 @@
-"""Predict every query of a split: `calce infer --workdir=DIR --split=train|val|test --out=FILE.jsonl`.
+"""Predict the moments of every query of a split: `calce infer --workdir=DIR --split=train|val|test --out=FILE.jsonl`.
 
-The same command goes on where an interrupted one stopped, unless the checkpoint, the split, the prepared tables or a
-flag that changes answers differ: then it starts anew, and logs which. Several hosts can share the work, see
+Run the same command again to continue an interrupted run. If the checkpoint, the split, the prepared tables or a flag
+that affects predictions has changed, it starts over and logs what changed. Several hosts can share the work, see
 --coordinator.
 """
 
@@ -13,34 +13,39 @@ from calce_jax.commands.flags.hosts import HostFlags
 from calce_jax.commands.runner import no_arguments
 
 FLAGS = flags.FlagValues()
-WORKDIR = flags.DEFINE_string("workdir", None, "of the trained run", flag_values=FLAGS)
-SPLIT = flags.DEFINE_enum("split", None, ["train", "val", "test"], "whose queries are predicted", flag_values=FLAGS)
-OUT = flags.DEFINE_string("out", None, "the JSONL file of predictions", flag_values=FLAGS)
-CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "of the run", flag_values=FLAGS)
-DATA = flags.DEFINE_string("data", None, "prepared folder, in place of the one in the run's config", flag_values=FLAGS)
+WORKDIR = flags.DEFINE_string("workdir", None, "workdir of the trained run", flag_values=FLAGS)
+SPLIT = flags.DEFINE_enum("split", None, ["train", "val", "test"], "split of the queries", flag_values=FLAGS)
+OUT = flags.DEFINE_string("out", None, "output file, JSONL", flag_values=FLAGS)
+CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "checkpoint of the run", flag_values=FLAGS)
+DATA = flags.DEFINE_string("data", None, "prepared folder; that of the run's config unless given", flag_values=FLAGS)
 FEATURES = flags.DEFINE_string(
     "features",
     None,
-    "folder of `calce cache_features`, or empty for frames; in place of the one in the run's config",
+    "folder of `calce cache_features`, or empty to read frames; that of the run's config unless given",
     flag_values=FLAGS,
 )
-MESH = flags.DEFINE_string("mesh", None, "in place of the one in the run's config", flag_values=FLAGS)
+MESH = flags.DEFINE_string("mesh", None, "name of a mesh; that of the run's config unless given", flag_values=FLAGS)
 CAPTIONS = flags.DEFINE_bool(
-    "captions", None, "--nocaptions withholds them; as in the run's config unless given", flag_values=FLAGS
+    "captions",
+    None,
+    "--nocaptions leaves captions out of the prompt; as in the run's config unless given",
+    flag_values=FLAGS,
 )
 HOST_FLAGS = HostFlags(FLAGS)
 flags.mark_flags_as_required(["workdir", "split", "out"], flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
-    """Open the run, predict, print where the predictions are."""
+    """Load the run, predict, and print the number of predictions."""
     no_arguments(argv)
     HOST_FLAGS.join()
 
     from calce_jax.distributed.multihost import is_primary
     from calce_jax.inference.predict_split import predict_split
     from calce_jax.inference.trained_run import load_trained_model
+    from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
 
+    retain_freed_memory()
     trained = load_trained_model(
         str(WORKDIR.value),
         checkpoint=cast(Literal["best", "latest"], CHECKPOINT.value),

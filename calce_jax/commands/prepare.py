@@ -1,10 +1,10 @@
 """Prepare a dataset: `calce prepare --dataset=NAME --videos=DIR --srts=DIR --annotations=FILE,... --out=DIR`.
 
-Decodes every annotated video once and writes the tables that training reads. The same command goes on where it stopped.
-Failures are listed at the end and in OUT/failures.jsonl; the exit code is 1 only if nothing worked.
-With --whisper, videos without an .srt are captioned first, as `calce caption` does it. With --check nothing is
-written: it tells what is wrong with annotations, videos and captions, and the exit code is 1 if anything is. With
---runner=DirectRunner, or another of Apache Beam's, a pipeline decodes and captions; Beam's own flags follow after --.
+Decodes every annotated video once and writes the tables that training reads. Run the same command again to continue.
+Failures are listed at the end and in OUT/failures.jsonl; the exit code is 1 only if no query has a usable video.
+--whisper first transcribes videos without an .srt, like `calce caption`. --check validates annotations, videos and
+captions, writes nothing, and exits with 1 if it finds a fault. --runner=DirectRunner, or another runner of Apache Beam,
+decodes and transcribes in a pipeline; its flags follow after --.
 """
 
 from pathlib import Path
@@ -16,39 +16,51 @@ from calce_jax.commands.flags.beam import BeamFlags
 from calce_jax.presets.runs import DATASETS, SHORT_NAMES
 
 FLAGS = flags.FlagValues()
-DATASET = flags.DEFINE_enum("dataset", None, [*DATASETS, *SHORT_NAMES], "whose annotations they are", flag_values=FLAGS)
-VIDEOS = flags.DEFINE_string("videos", None, "folder of <video id>.mp4 (or .mkv, .webm, .avi, .mov)", flag_values=FLAGS)
-SRTS = flags.DEFINE_string(
-    "srts", None, "folder of <video id>.srt; leave out for a dataset without captions", flag_values=FLAGS
+DATASET = flags.DEFINE_enum("dataset", None, [*DATASETS, *SHORT_NAMES], "format of the annotations", flag_values=FLAGS)
+VIDEOS = flags.DEFINE_string(
+    "videos", None, "folder of <video id>.mp4, or another suffix of a video", flag_values=FLAGS
 )
+SRTS = flags.DEFINE_string("srts", None, "folder of <video id>.srt; no captions unless given", flag_values=FLAGS)
 WHISPER = flags.DEFINE_string(
-    "whisper", None, "a Whisper's folder, name or size: writes what --srts lacks (OUT/captions)", flag_values=FLAGS
+    "whisper",
+    None,
+    "folder, hub name or size of a Whisper model: transcribes videos without an .srt, to --srts or OUT/captions",
+    flag_values=FLAGS,
 )
 ANNOTATIONS = flags.DEFINE_list(
-    "annotations", None, "one file a split: SPLIT=FILE, or FILE with the split in its name", flag_values=FLAGS
+    "annotations",
+    None,
+    "one file for each split: SPLIT=FILE, or FILE if its name contains the split",
+    flag_values=FLAGS,
 )
 ITEMS = flags.DEFINE_string(
-    "items", None, "the original's file of items, for annotations that have none", flag_values=FLAGS
+    "items", None, "items file of the original CALCE, for annotations without items", flag_values=FLAGS
 )
 FRAMES = flags.DEFINE_integer(
-    "frames", 75, "frames of a video; the larger stage's number serves both", flag_values=FLAGS
+    "frames", 75, "key frames of a video; that of stage 2, which is larger, serves both stages", flag_values=FLAGS
 )
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "height and width of a frame, pixels", flag_values=FLAGS)
 BEHAVIOUR = flags.DEFINE_enum(
-    "behaviour", "default", ["default", "reference"], "reference reads as the original does", flag_values=FLAGS
+    "behaviour",
+    "default",
+    ["default", "reference"],
+    "reference reproduces the original's reading of videos",
+    flag_values=FLAGS,
 )
-OUT = flags.DEFINE_string("out", None, "where the prepared videos and tables go", flag_values=FLAGS)
-WORKERS = flags.DEFINE_integer("workers", None, "processes; all cores unless given", lower_bound=1, flag_values=FLAGS)
-CHECK = flags.DEFINE_bool("check", False, "only look for faults, and write nothing", flag_values=FLAGS)
+OUT = flags.DEFINE_string("out", None, "output folder of prepared videos and tables", flag_values=FLAGS)
+WORKERS = flags.DEFINE_integer(
+    "workers", None, "number of processes; that of the cores unless given", lower_bound=1, flag_values=FLAGS
+)
+CHECK = flags.DEFINE_bool("check", False, "only validate the dataset; write nothing", flag_values=FLAGS)
 BEAM = BeamFlags(FLAGS)
 flags.mark_flags_as_required(["dataset", "videos", "annotations"], flag_values=FLAGS)
 flags.register_multi_flags_validator(
-    ["out", "check"], lambda given: given["out"] or given["check"], "--out is missing", flag_values=FLAGS
+    ["out", "check"], lambda values: values["out"] or values["check"], "--out is missing", flag_values=FLAGS
 )
 
 
 def main(argv: list[str]) -> None:
-    """Prepare, build the tables, list what failed."""
+    """Decode the videos and build the tables, or validate the dataset; print the failures."""
     pipeline = BEAM.pipeline_options(argv)
 
     from calce_jax.config import Behaviour
@@ -66,11 +78,11 @@ def main(argv: list[str]) -> None:
     settings = PrepareSettings(FRAMES.value, IMAGE_SIZE.value, behaviour=cast(Behaviour, BEHAVIOUR.value))
     splits = read_splits(ANNOTATIONS.value or [], ITEMS.value)
     if CHECK.value:
-        checked = validate_dataset(splits, str(VIDEOS.value), SRTS.value)
-        if checked.faults:
-            print(failure_table(checked.faults))
-        print("\n".join(checked.summary_lines()))
-        if checked.faults:
+        report = validate_dataset(splits, str(VIDEOS.value), SRTS.value)
+        if report.faults:
+            print(failure_table(report.faults))
+        print("\n".join(report.summary_lines()))
+        if report.faults:
             raise SystemExit(1)
         return
     srts = SRTS.value

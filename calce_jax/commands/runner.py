@@ -1,6 +1,6 @@
-"""Run a command's main function: parse its flags, and answer a user's mistakes in one line.
+"""Run a command's main function: parse its flags, and print errors of the user without a traceback.
 
-Exit codes: 2 after a mistake in the command line, 1 where the work could not be done, 130 after Ctrl-C.
+Exit codes: 2 for a usage error, 1 if the command failed, 130 after Ctrl-C.
 """
 
 import os
@@ -16,71 +16,84 @@ from calce_jax.errors import UserError
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 
-
 Parse = Callable[[flags.FlagValues, list[str]], list[str]]
 
 
 def run_main(
     main: Callable[[list[str]], Any], argv: list[str], flag_values: flags.FlagValues, parse: Parse | None = None
 ) -> None:
-    """Parse flags, call `main` with what is left, and answer errors of the user in one line.
+    """Parse the flags, call `main` with the remaining arguments, and turn errors into a message and an exit code.
 
     Args:
-      main: takes the program's name and the arguments that are no flags.
+      main: takes the program's name and the arguments that are not flags.
       argv: the program's name and its arguments.
       flag_values: the command's flags.
-      parse: reads them in place of `flag_values(argv)`.
+      parse: called as `parse(flag_values, argv)` in place of `flag_values(argv)`.
 
     Raises:
-      SystemExit: with a code above.
+      SystemExit: with one of the exit codes above; after success the function returns.
     """
-    if "verbosity" not in flag_values:
-        flags.DEFINE_integer(
-            "verbosity", -1, "-1 logs warnings, 0 what libraries do, 1 details", flag_values=flag_values
-        )
+    # Of transformers only tokenizers are used: no advice to install PyTorch. Read when transformers is imported.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    define_verbosity(flag_values)
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     sys.argv = argv
     try:
-        left = parse(flag_values, argv) if parse else flag_values(argv)
+        remaining = parse(flag_values, argv) if parse else flag_values(argv)
     except (flags.Error, UserError) as error:
         fail(f"{argv[0]}: {_first_cause(error)}", USAGE)
     logging.set_verbosity(int(flag_values["verbosity"].value or 0))
     try:
-        main(left)
+        main(remaining)
         sys.stdout.flush()
     except UsageError as error:
         fail(f"{argv[0]}: {error}", USAGE)
     except BrokenPipeError:
-        # The reader of our output has gone, as `head` does; nothing is wrong. Python must not flush again at exit.
+        # The program that reads our output has ended, as `head` does. Python must not flush stdout again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except (UserError, OSError, ValueError) as error:
-        logging.debug("where it happened", exc_info=True)
+        logging.debug("traceback of the error", exc_info=True)
         fail(f"Error: {error}", FAILED)
     except KeyboardInterrupt:
-        fail("interrupted; the same command goes on where it can", INTERRUPTED)
+        fail("interrupted; run the same command again, it continues where it can", INTERRUPTED)
+
+
+def define_verbosity(flag_values: flags.FlagValues) -> None:
+    """Define --verbosity, which all commands have; absl's own FLAGS have it already."""
+    if "verbosity" not in flag_values:
+        flags.DEFINE_integer(
+            "verbosity",
+            -1,
+            "logging level: -1 warnings, 0 information, 1 debugging, with the traceback of an error",
+            flag_values=flag_values,
+        )
 
 
 class UsageError(Exception):
-    """A mistake in the command line that the flags themselves do not see."""
+    """A usage error that parsing the flags does not find, such as a missing argument."""
 
 
 def no_arguments(argv: list[str], hint: str = "") -> None:
-    """Refuse arguments that are no flags.
+    """Check that a command got flags alone.
+
+    Args:
+      argv: the program's name and the arguments that are not flags.
+      hint: appended to the message.
 
     Raises:
-      UsageError: there is one.
+      UsageError: there is an argument.
     """
     if len(argv) > 1:
         raise UsageError(f"unknown argument: {argv[1]}" + (f"; {hint}" if hint else ""))
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print a line on stderr and leave.
+    """Print a message on stderr and exit.
 
     Raises:
-      SystemExit: with the code; with the message itself, which Python prints, where that is 1.
+      SystemExit: with the code; for code 1 with the message, which Python then prints itself.
     """
     if code != FAILED:
         print(message, file=sys.stderr)
@@ -88,6 +101,6 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def _first_cause(error: Exception) -> str:
-    """Return the message of an error in the flags; ml_collections hides it at the end of a traceback."""
+    """Return the message of a flag error; ml_collections puts that of a config file at the end of a traceback."""
     text = str(error).strip()
-    return re.sub(r"^[\w.]*\.", "", text.splitlines()[-1]) if "Traceback" in text else text
+    return re.sub(r"^[\w.]+: ", "", text.splitlines()[-1]) if "Traceback" in text else text

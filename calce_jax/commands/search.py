@@ -1,8 +1,9 @@
 """Find moments: `calce search VIDEO... --query="a dog catches a ball" --out=DIR [--checkpoint=runs/demo]`.
 
-Files or folders of videos, and sentences. Prints the best moments, and writes DIR/index.html, which plays them, and
-DIR/moments.json. Without --checkpoint it uses the tiny model that comes with the package, which was trained on the
-shapes world alone: four coloured shapes that come, move and go, and 24 things that are talked about.
+VIDEO is a file, or a folder that is searched for videos. Prints the best moments of each query, and writes
+DIR/moments.json and DIR/index.html, a page that plays them. Without --checkpoint it uses the tiny model of the package,
+which was trained on the shapes dataset alone: four shapes in six colours that appear, move and disappear, and speech
+about 24 things.
 """
 
 import sys
@@ -13,46 +14,65 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import flags
 
+from calce_jax.commands.flags.cache import CacheFlags
+from calce_jax.commands.runner import UsageError
+
 if TYPE_CHECKING:
     from calce_jax.search.results import RankedMoment
 
 T = TypeVar("T")
 TINY_MODEL_NOTICE = (
-    "no --checkpoint: this is the tiny model, made for the shapes videos of the demo alone. It runs on any video, and "
-    "its answers about others mean nothing."
+    "no --checkpoint: using the tiny model, which was trained on the shapes videos of the demo alone; its results for "
+    "other videos are meaningless"
 )
 
 FLAGS = flags.FlagValues()
 QUERY = flags.DEFINE_multi_string(
-    "query", None, "what to look for, a sentence; may be given several times", flag_values=FLAGS
+    "query", None, "a sentence that describes a moment", flag_values=FLAGS
 )
-OUT = flags.DEFINE_string("out", None, "folder for index.html and moments.json", flag_values=FLAGS)
+OUT = flags.DEFINE_string("out", None, "output folder: index.html, moments.json, videos", flag_values=FLAGS)
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "folder that holds the workdirs stage1 and stage2 of trained runs", flag_values=FLAGS
+    "checkpoint", None, "folder with the workdirs stage1 and stage2; the tiny model unless given", flag_values=FLAGS
 )
 SRT = flags.DEFINE_string(
-    "srt", "auto", "auto (the .srt beside a video), none, a file, or a folder of files", flag_values=FLAGS
+    "srt",
+    "auto",
+    "captions: auto (the .srt beside a video), none, an .srt file, or a folder of them",
+    flag_values=FLAGS,
 )
 WHISPER = flags.DEFINE_string(
-    "whisper", None, "a Whisper's folder, name or size: writes OUT/captions where auto finds none", flag_values=FLAGS
+    "whisper",
+    None,
+    "folder, hub name or size of a Whisper model: transcribes videos without an .srt, to OUT/captions",
+    flag_values=FLAGS,
 )
-TOP = flags.DEFINE_integer("top", 5, "moments a query, in a video and in the table", lower_bound=1, flag_values=FLAGS)
+TOP = flags.DEFINE_integer(
+    "top",
+    5,
+    "maximum number of moments of a query, for each video and in the printed table",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
 ANNOTATIONS = flags.DEFINE_string(
-    "annotations", None, "true moments of some of the videos, for the page", flag_values=FLAGS
+    "annotations", None, "annotation file: the page also shows the true moments", flag_values=FLAGS
 )
-CLIPS = flags.DEFINE_bool("clips", False, "also cut every moment out, as DIR/clips/*.mp4", flag_values=FLAGS)
+CLIPS = flags.DEFINE_bool("clips", False, "also write every moment as DIR/clips/*.mp4", flag_values=FLAGS)
 SEGMENT_SECONDS = flags.DEFINE_float(
-    "piece_seconds", None, "length of videos the model was trained on; known for ours", 1.0, flag_values=FLAGS
+    "piece_seconds",
+    None,
+    "length of the segments that longer videos are split into; that of the training videos unless given",
+    lower_bound=1.0,
+    flag_values=FLAGS,
 )
-CACHE = flags.DEFINE_string(
-    "cache", None, "folder for what a second search uses again; safe to delete", flag_values=FLAGS
-)
-CACHE_GB = flags.DEFINE_float("cache_gb", 10.0, "size of that folder at most, GB", lower_bound=0.0, flag_values=FLAGS)
+CACHE_FLAGS = CacheFlags(FLAGS)
 flags.mark_flags_as_required(["query", "out"], flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
-    """Search every video, print a table, write the page; a video that cannot be searched does not stop the others."""
+    """Search every video, print the moments and write the page; a video that fails is reported and left out."""
+    if len(argv) == 1:
+        raise UsageError("no video; give files, or folders of videos")
+
     from calce_jax.moments.annotations import read_annotations
     from calce_jax.search.captions import caption_with_cache
     from calce_jax.search.inputs import SearchError, check_queries, list_videos, load_captions
@@ -63,9 +83,8 @@ def main(argv: list[str]) -> None:
         rank_moments,
         write_results,
     )
-    from calce_jax.search.searcher import Searcher, VideoResult, enable_compilation_cache, open_stages
+    from calce_jax.search.searcher import VideoResult, enable_compilation_cache, load_searcher
     from calce_jax.search.segments import searchable_duration
-    from calce_jax.storage.disk_cache import DiskCache, default_cache_dir
 
     start_time = time.monotonic()
     queries = list(QUERY.value or [])
@@ -74,18 +93,18 @@ def main(argv: list[str]) -> None:
     videos = list_videos(argv[1:])
     readable = [video for video in videos if try_or_print(searchable_duration, video) is not None]
     if not readable:
-        raise SearchError(f"no video among {', '.join(argv[1:])} can be searched", "see above")
+        raise SearchError(f"none of {', '.join(argv[1:])} can be searched", "see the errors above")
     out = ensure_writable(str(OUT.value))
-    cache = DiskCache(CACHE.value or default_cache_dir(), int(CACHE_GB.value * 1e9))
+    cache = CACHE_FLAGS.open()
     if Path(str(SRT.value)).is_file() and len(videos) > 1:
-        raise SearchError(f"--srt={SRT.value} is one file for {len(videos)} videos", "give a folder, auto or none")
+        raise UsageError(f"--srt={SRT.value} is one file for {len(videos)} videos; give a folder, auto or none")
     if CHECKPOINT.value is None:
         print(TINY_MODEL_NOTICE, file=sys.stderr)
     enable_compilation_cache(cache.folder)
     transcribed: dict[Path, Path] = {}
     if WHISPER.value and SRT.value == "auto":
         transcribed = caption_with_cache(readable, out / "captions", WHISPER.value, cache)
-    searcher = Searcher(open_stages(CHECKPOINT.value), cache, SEGMENT_SECONDS.value)
+    searcher = load_searcher(CHECKPOINT.value, cache=cache, max_seconds=SEGMENT_SECONDS.value)
 
     def search(video: Path) -> VideoResult:
         captions = load_captions(video, transcribed.get(video, str(SRT.value)))
@@ -93,15 +112,16 @@ def main(argv: list[str]) -> None:
 
     results = [result for video in readable if (result := try_or_print(search, video))]
     if not results:
-        raise SearchError("no video could be searched", "see above")
+        raise SearchError("no video could be searched", "see the errors above")
     results = break_ties_across_videos(results)
     write_results(out, results, max_moments=TOP.value, clips=CLIPS.value, truth=truth)
     print_moments(rank_moments(results, TOP.value))
-    print(f"{len(results)} of {len(videos)} videos in {time.monotonic() - start_time:.1f} s; open {out}/index.html")
+    seconds = time.monotonic() - start_time
+    print(f"searched {len(results)} of {len(videos)} videos in {seconds:.1f} s; open {out}/index.html")
 
 
 def try_or_print(function: Callable[..., T], *arguments: Any) -> T | None:
-    """Return what a function makes of a video; print its error and return None where it fails."""
+    """Return `function(*arguments)`; if it fails for this video, print the error and return None."""
     from calce_jax.search.inputs import SearchError
 
     try:

@@ -1,8 +1,8 @@
 """Train one stage: `calce train --config=shapes,stage=1 --workdir=DIR`.
 
-The same command goes on from the last checkpoint in the workdir; SIGTERM stops it with a checkpoint. `--config` takes a
-preset, or a file as in configs/calce.py; any field can be changed, as in --config.schedule.epochs=20. Several hosts can
-train together, see --coordinator.
+Run the same command again to resume from the last checkpoint in the workdir; SIGTERM saves a checkpoint and stops.
+--config is a preset, or a file such as configs/calce.py; any field can be set, for example --config.schedule.epochs=20.
+Several hosts can train together, see --coordinator.
 """
 
 from pathlib import Path
@@ -15,21 +15,23 @@ from calce_jax.commands.runner import no_arguments
 
 FLAGS = flags.FlagValues()
 CONFIG = define_config(FLAGS)
-WORKDIR = flags.DEFINE_string("workdir", None, "where checkpoints, metrics and the config go", flag_values=FLAGS)
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, metrics and the config", flag_values=FLAGS)
 HOST_FLAGS = HostFlags(FLAGS)
 flags.mark_flags_as_required(["config", "workdir"], flag_values=FLAGS)
 parse = parse_config
 
 
 def main(argv: list[str]) -> None:
-    """Check the config, then train."""
-    no_arguments(argv, "fields are set with --config.FIELD=VALUE")
+    """Validate the config, join the other hosts, and train."""
+    no_arguments(argv, "set fields of the config with --config.FIELD=VALUE")
     from calce_jax.config import validate
 
     config = validate(CONFIG.value)
     HOST_FLAGS.join()
 
+    from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
     from calce_jax.training.run import train_run
     from calce_jax.training.run_data import open_run_data
 
-    train_run(config, Path(str(WORKDIR.value)), open_run_data(config))
+    retain_freed_memory()
+    train_run(config, Path(str(WORKDIR.value)), open_run_data(config), stop_on_sigterm=True)

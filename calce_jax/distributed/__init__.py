@@ -1,1 +1,1 @@
-"""Devices and hosts: meshes, partition rules, multi-host synchronisation."""
+"""Meshes, partition rules, names of parameters, and synchronisation of hosts."""

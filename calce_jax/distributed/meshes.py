@@ -1,6 +1,6 @@
-"""The meshes that a config can name; free of jax, so that configs are checked without it."""
+"""The meshes that a config can name; without jax, so that configs are checked without importing it."""
 
-# Devices along the axes data, fsdp, tensor; -1 stands for all that are left.
+# Devices along the axes data, fsdp, tensor; -1 stands for all remaining devices.
 MESHES: dict[str, tuple[int, int, int]] = {
     "single": (1, 1, 1),
     "data": (-1, 1, 1),

@@ -1,7 +1,7 @@
-"""Several hosts that work as one: how they meet, what each reads, what they agree on.
+"""Several hosts (jax processes) in one run: initialisation, barriers, values that all hosts agree on, locks.
 
-Every host runs the same program. The devices of all are one mesh; a batch is shared between the hosts; results come
-back whole to each. Files are written by the first host alone, but for checkpoints, of which each writes its own part.
+Every host runs the same program. The devices of all hosts form one mesh, each host reads its part of a batch, and every
+host gets all results. Only the first host writes files, except for checkpoints, of which each host writes its shards.
 """
 
 from collections.abc import Iterator
@@ -18,28 +18,28 @@ from calce_jax.storage.locks import FileLock, LockError
 
 
 class DistributedError(UserError):
-    """The hosts cannot be joined as described; the message says what is missing."""
+    """The description of the hosts is incomplete or contradictory; the message names the flag."""
 
 
 class ProcessInfo(TypedDict):
-    """Which host this is, as `input_pipeline.make_iterator` takes it."""
+    """Index and number of hosts, as keyword arguments of `calce_jax.input_pipeline.make_iterator`."""
 
     process_index: int
     process_count: int
 
 
 def initialize_distributed(coordinator: str, num_processes: int | None = None, process_id: int | None = None) -> None:
-    """Wait for the other hosts and become one of them; to be called before anything else is asked of jax.
+    """Connect to the other hosts; must be called before any other use of jax.
 
     Args:
-      coordinator: "HOST:PORT" of the first host, which listens there; "auto" asks the cluster (Slurm, Open MPI,
-        Kubernetes, Cloud TPU) for all three; "" stays alone.
-      num_processes: how many there are.
-      process_id: which one this is, from 0.
+      coordinator: "HOST:PORT" of the first host, which listens there; "auto" reads all three from the cluster (Slurm,
+        Open MPI, Kubernetes, Cloud TPU); "" is a single host.
+      num_processes: number of hosts.
+      process_id: index of this host, from 0.
 
     Raises:
-      HostError: some are given and others not, or there is no such host.
-      RuntimeError: the others do not come.
+      DistributedError: some arguments are missing, or `process_id` is out of range.
+      RuntimeError: the other hosts do not connect in time.
     """
     if coordinator == "auto":
         jax.distributed.initialize()
@@ -50,58 +50,58 @@ def initialize_distributed(coordinator: str, num_processes: int | None = None, p
         return
     if num_processes is None or process_id is None:
         raise DistributedError(
-            f"--coordinator={coordinator} needs --hosts (how many) and --host (which one this is, from 0)"
+            f"--coordinator={coordinator} needs --hosts (number of hosts) and --host (index of this one, from 0)"
         )
     if not 0 <= process_id < num_processes:
-        raise DistributedError(f"--host={process_id}: there are hosts 0 to {num_processes - 1}")
+        raise DistributedError(f"--host: must be in [0, {num_processes - 1}], got {process_id}")
     jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
 def process_info() -> ProcessInfo:
-    """Return which host this is and how many there are."""
+    """Return the index of this host and the number of hosts."""
     return ProcessInfo(process_index=jax.process_index(), process_count=jax.process_count())
 
 
 def is_primary() -> bool:
-    """Tell whether this is the host that writes."""
+    """Return whether this is the first host, the one that writes files."""
     return jax.process_index() == 0
 
 
 def broadcast_int(value: int) -> int:
-    """Return the first host's number on every host."""
+    """Return the first host's `value` on every host; every host must call it."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value
 
 
 def barrier(name: str) -> None:
-    """Wait until every host is here."""
+    """Wait until every host has called it with the same name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 @contextmanager
 def one_writer(path: str | Path) -> Iterator[None]:
-    """Hold a lock file for all hosts together; the first one takes it, and all stop where it is refused.
+    """Hold a lock file for all hosts: the first host takes it, and every host raises if it cannot.
 
     Raises:
-      LockError: another run holds it.
+      LockError: another run holds the lock.
       OSError: the file cannot be written.
     """
-    with ExitStack() as held:
-        refusal: LockError | OSError | None = None
+    with ExitStack() as stack:
+        lock_error: LockError | OSError | None = None
         if is_primary():
             try:
-                held.enter_context(FileLock(path))
+                stack.enter_context(FileLock(path))
             except (LockError, OSError) as error:  # raised on all hosts together, or the others would wait
-                refusal = error
-        if broadcast_int(int(refusal is not None)):
-            raise refusal or LockError(f"{path}: the first host cannot take this lock", "see what it says")
+                lock_error = error
+        if broadcast_int(int(lock_error is not None)):
+            raise lock_error or LockError(f"{path}: the first host cannot take this lock", "see its error message")
         yield
 
 
 def preemption_requested(step: int) -> bool:
-    """Tell whether, one of several hosts having received SIGTERM, this is the step at which all of them stop.
+    """Return whether all hosts stop at this step, because one of them received SIGTERM; False on a single host.
 
-    To be asked once at every step by every host. The hosts agree on a step that none has passed, and it is that step
-    alone that this tells of.
+    Every host must call it once at every step. The hosts agree on a step that none has passed, and only for that step
+    it returns True.
     """
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)

@@ -1,6 +1,6 @@
-"""Names for the leaves of a pytree: "t5/encoder/blocks/attention/q/a".
+"""Names of the leaves of a pytree, such as "t5/encoder/blocks/attention/q/a".
 
-Checkpoints, partition rules and weight decay all go by these names, whatever containers the leaves sit in.
+Checkpoints, partition rules and weight decay use these names; they do not depend on the types of the containers.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import jax
 
 
 def key_path_names(key_path: tuple[Any, ...]) -> tuple[str, ...]:
-    """Turn jax's key path into plain strings, without the last step into an `nnx.Variable`."""
+    """Return jax's key path as strings, without the last key, `value`, of an `nnx.Variable`."""
     parts = tuple(jax.tree_util.keystr((key,), simple=True) for key in key_path)
     in_variable = bool(key_path) and isinstance(key_path[-1], jax.tree_util.GetAttrKey) and parts[-1] == "value"
     return parts[:-1] if in_variable else parts
@@ -22,9 +22,9 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def with_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
-    """Return a tree of the same structure whose leaves are those of that name in `leaves`.
+    """Return a tree of the same structure with the leaves from `leaves`, by name.
 
     Raises:
-      KeyError: a name of the tree is missing.
+      KeyError: a name of the tree is not in `leaves`.
     """
     return jax.tree_util.tree_map_with_path(lambda keys, _: leaves["/".join(key_path_names(keys))], tree)

@@ -1,4 +1,4 @@
-"""Where arrays live: the meshes by name, the rules from a parameter's name to its partition, and what follows.
+"""Sharding: meshes by name, partition rules from a parameter's name to its `PartitionSpec`, placement of batches.
 
 A mesh has three axes. `data` and `fsdp` both split the batch; `fsdp` also splits the parameters, which are gathered
 where they are used; `tensor` splits the width of single layers.
@@ -24,8 +24,8 @@ BATCH_AXES = ("data", "fsdp")
 
 PartitionRules = Sequence[tuple[str, P]]
 
-# The first pattern found in a parameter's name decides. A partition speaks of the last axes, so the leading depth axis
-# of stacked blocks is never split. Adapters follow the kernel they adapt: `a` its input, `b` its output.
+# The first pattern that matches a parameter's name is used. Specs are those of the last axes, so the leading depth axis
+# of stacked blocks is never split. An adapter is split like its kernel: `a` along the input, `b` along the output.
 _COLUMN_PARALLEL = r"(q|k|v|wi|wi_0|wi_1|lm_head)"
 _ROW_PARALLEL = r"(o|wo|t5_proj|query_proj)"
 PARTITION_RULES: PartitionRules = (
@@ -42,12 +42,12 @@ PARTITION_RULES: PartitionRules = (
     (r"(^|/)(class_token|positions|queries)$", P()),
 )
 
-# Arrays up to this many elements stay whole where an axis does not divide: the biases of the world, and tiny models.
+# Arrays of up to so many elements are replicated if an axis does not divide, such as those of tiny models.
 MAX_REPLICATED_SIZE = 2**16
 
 
 class ShardingError(UserError):
-    """Parameters or a batch cannot be laid out on the mesh."""
+    """Parameters or a batch do not fit the mesh, or the mesh does not fit the devices."""
 
 
 def make_mesh(name: str, devices: Sequence[Any] | None = None) -> Mesh:
@@ -57,13 +57,13 @@ def make_mesh(name: str, devices: Sequence[Any] | None = None) -> Mesh:
       ShardingError: the name is unknown, or there are too few devices.
     """
     if name not in MESHES:
-        raise ShardingError(f"config.mesh: {name!r} is none of {', '.join(MESHES)}")
+        raise ShardingError(f"config.mesh: must be one of {', '.join(map(repr, MESHES))}, got {name!r}")
     devices = list(jax.devices() if devices is None else devices)
     axis_sizes = MESHES[name]
     fixed = int(np.prod([size for size in axis_sizes if size > 0]))
     if len(devices) < fixed:
         raise ShardingError(
-            f"config.mesh: {name!r} needs {fixed} devices and {len(devices)} {devices[0].platform} device(s) are here",
+            f"config.mesh: {name!r} needs {fixed} devices, got {len(devices)} {devices[0].platform} device(s)",
             "choose another mesh (--config.mesh=single)",
         )
     data, fsdp, tensor = (size if size > 0 else len(devices) // fixed for size in axis_sizes)
@@ -71,17 +71,17 @@ def make_mesh(name: str, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def build_mesh(axis_sizes: tuple[int, int, int], devices: Sequence[Any]) -> Mesh:
-    """Make a mesh of so many devices along `MESH_AXES`, from the first ones; `make_mesh` knows those a config can name."""
+    """Make a mesh with the given sizes along `MESH_AXES` from the first devices."""
     needed = int(np.prod(axis_sizes))
     return jax.make_mesh(axis_sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices[:needed])
 
 
 def param_shardings(abstract: Any, mesh: Mesh, rules: PartitionRules = PARTITION_RULES) -> Any:
-    """Say where every leaf of a pytree lives.
+    """Return the sharding of every leaf of a pytree.
 
     Args:
-      abstract: parameters, or anything that holds parameters under the same names (an optimizer's state); arrays or
-        `jax.ShapeDtypeStruct`s. Scalars are replicated.
+      abstract: parameters, or a pytree with arrays under the names of parameters, such as an optimizer's state; arrays
+        or `jax.ShapeDtypeStruct`s. Scalars are replicated.
       mesh: from `make_mesh`.
       rules: in order of precedence.
 
@@ -108,19 +108,21 @@ def param_shardings(abstract: Any, mesh: Mesh, rules: PartitionRules = PARTITION
             errors.append(f"{name} {tuple(leaf.shape)}: {', '.join(uneven_axes)}")
         shardings[name] = NamedSharding(mesh, P() if uneven_axes else spec)
     if errors:
-        raise ShardingError("cannot lay out parameters on the mesh:\n  " + "\n  ".join(errors))
+        raise ShardingError("parameters do not fit the mesh:\n  " + "\n  ".join(errors))
     return with_leaves(abstract, shardings)
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
-    """Return the `jax.ShapeDtypeStruct`s of a pytree with the given shardings, to restore into."""
+    """Return the `jax.ShapeDtypeStruct`s of a pytree with the given shardings, the template of a restore."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Move a host batch to the devices, its first axis split over `data` and `fsdp`.
+    """Put a host batch on the devices, with its first axis split over `data` and `fsdp`.
 
-    With several hosts, each gives its own rows.
+    Args:
+      batch: pytree of numpy arrays; with several hosts, the rows of this host.
+      mesh: from `make_mesh`.
 
     Raises:
       ShardingError: the rows do not divide by the devices that split them.
@@ -137,10 +139,10 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def constrain_batch(x: Any) -> Any:
-    """Keep activations split by their first axis, whole along all others; without a mesh (`jax.set_mesh`), or inside
-    `jax.shard_map`, where they are split already, do nothing.
+    """Constrain activations to be split along their first axis over `data` and `fsdp`, and replicated along others.
 
-    Every tower does so between its blocks: left to itself, XLA may give up splitting the batch deep inside.
+    Every tower does so between its blocks, since XLA may otherwise replicate the batch inside. Without a mesh
+    (`jax.set_mesh`), and inside `jax.shard_map`, it does nothing.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:
@@ -149,9 +151,9 @@ def constrain_batch(x: Any) -> Any:
 
 
 def block_on_simulated_cpu(tree: Tree) -> Tree:
-    """Wait for a program's results on a CPU, and nowhere else.
+    """Wait for the results of a computation if the devices are simulated by one CPU; otherwise return at once.
 
-    A CPU that plays several devices hangs now and then when two programs are under way that both exchange data, neither
-    of which waits for the other. Devices of their own take programs in the order in which they are told.
+    Simulated devices can deadlock when two computations with collectives run at the same time. Real devices run
+    computations in the order of dispatch.
     """
     return jax.block_until_ready(tree) if jax.default_backend() == "cpu" and jax.device_count() > 1 else tree

@@ -1,1 +1,1 @@
-"""A trained run applied to queries: one batch, a split, or single examples."""
+"""Inference with a trained model: batches, splits, single examples, and feature extraction."""

@@ -1,12 +1,13 @@
-"""Queries answered: what a compiled prediction brings back, put into words and seconds.
+"""Answers: the tokens of a batch prediction, decoded to windows in seconds.
 
-Dimensions: B batch, T frames, S slots, C captions, K beams.
+Dimensions: B batch, T frames, S slots of a frame plan, C captions, K beams.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.config import Behaviour
@@ -19,19 +20,19 @@ from calce_jax.text.prompt import decode_answer
 
 
 class InferenceError(UserError):
-    """A query cannot be answered; the message names it."""
+    """A query cannot be answered; the message names its row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the model made of one query.
+    """The decoded prediction of one query.
 
-    Attributes:
-      row: of the query in its table.
-      moments: scored and ranked.
-      treatments: what became of each frame, in order of time.
-      caption_similarity: of each caption of the batch row to the query, in [-1, 1].
-      used_captions: numbers of the captions in the prompt, most similar first.
+    Fields:
+      row: of the query in the queries table.
+      moments: windows in seconds, scored and ranked, and the generated text.
+      treatments: of each frame ("full", "compressed" or "dropped"), in order of time.
+      caption_similarity: cosine similarity of each caption of the batch row to the query, in [-1, 1].
+      used_captions: indices of the captions in the prompt, most similar first.
     """
 
     row: int
@@ -48,26 +49,26 @@ def decode_answers(
     window_order: WindowOrder,
     behaviour: Behaviour = "default",
 ) -> Iterator[Answer]:
-    """Read the answers to the valid rows of a prediction.
+    """Decode the predictions of the rows with `row_mask`.
 
     Args:
-      prediction: on the host, as numpy.
-      t5: the tokenizer the answers are written in.
-      window_order: the order of the windows of an answer.
+      prediction: numpy arrays on the host.
+      t5: tokenizer of the answers.
+      window_order: order of the windows of an answer.
       behaviour: see `calce_jax.moments.scoring`.
 
     Raises:
-      InferenceError: under "reference", for a query on which the original stops.
+      InferenceError: under "reference", for a query on which the original raises an error.
     """
-    answers, plan, choice = prediction.answers, prediction.reading.frame_plan, prediction.reading.caption_selection
-    batch = prediction.about
+    answers, batch, selection = prediction.answers, prediction.batch, prediction.prompt_selection
+    plan, captions = selection.frame_plan, selection.caption_selection
     for i in np.flatnonzero(batch.row_mask):
         duration = float(batch.duration[i])
         if plan.reference_error[i]:
             raise InferenceError(
-                f"query in row {int(batch.example_index[i])}: the original stops here, on windows outside the video or fewer "
-                "frames than clusters",
-                "use behaviour=default",
+                f"query in row {int(batch.example_index[i])}: the original fails on it, because a stage-1 window lies "
+                "outside the video or the video has fewer frames than clusters",
+                "train with config.behaviour=default",
             )
         answer_moments = score_moments(
             [decode_answer(t5, ids) for ids in answers.tokens[i]],
@@ -82,15 +83,19 @@ def decode_answers(
             treatments=frame_treatments(
                 plan.frame_index[i], plan.slot_mask[i], plan.is_keyframe[i], int(batch.frame_mask[i].sum())
             ),
-            caption_similarity=[float(value) for value in choice.similarity[i]],
-            used_captions=[int(n) for n, used in zip(choice.caption_index[i], choice.is_used[i], strict=True) if used],
+            caption_similarity=[float(value) for value in captions.similarity[i]],
+            used_captions=captions.caption_index[i][captions.is_used[i]].tolist(),
         )
 
 
-def frame_treatments(index: np.ndarray, kept: np.ndarray, is_keyframe: np.ndarray, frames: int) -> list[Treatment]:
-    """Say what became of each of a video's frames; the first three are one row of a plan."""
-    result: list[Treatment] = ["dropped"] * frames
-    for frame, in_prompt, in_full in zip(index, kept, is_keyframe, strict=True):
-        if in_prompt:
-            result[int(frame)] = "full" if in_full else "compressed"
-    return result
+def frame_treatments(
+    frame_index: Int[np.ndarray, " S"],
+    slot_mask: Bool[np.ndarray, " S"],
+    is_keyframe: Bool[np.ndarray, " S"],
+    num_frames: int,
+) -> list[Treatment]:
+    """Return the treatment of each of a video's frames, from one row of a `FramePlan`."""
+    treatments: list[Treatment] = ["dropped"] * num_frames
+    for frame, is_full in zip(frame_index[slot_mask], is_keyframe[slot_mask], strict=True):
+        treatments[int(frame)] = "full" if is_full else "compressed"
+    return treatments

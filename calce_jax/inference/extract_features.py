@@ -1,9 +1,10 @@
-"""The frozen vision tower over every video of a prepared folder, once; what is seen is kept (`calce_jax.input_pipeline.feature_store`).
+"""Feature extraction: the frozen vision tower, and optionally the Q-Former, on every frame of a prepared folder, once.
 
-Frames of several videos share a batch, so shapes are fixed whatever the videos' lengths. While the device sees a batch
-the host decodes the next ones and writes the last one.
+Frames of several videos share a batch, so shapes are fixed whatever the length of videos. While the device encodes a
+batch, the host decodes the next frames and writes the features of the last batch, with
+`calce_jax.input_pipeline.feature_store`.
 
-Dimensions: F frames of a batch, Y X pixels, P tokens of a frame, D width.
+Dimensions: F frames of a batch, T frames of a video, Y X pixels, P tokens of a frame, D width.
 """
 
 import json
@@ -46,35 +47,41 @@ from calce_jax.storage.disk_space import free_bytes
 from calce_jax.storage.failures import Failure
 from calce_jax.storage.locks import FileLock
 
-# Videos of which nothing is kept when a run is interrupted: a shard is whole or it is not there.
+# Videos of a shard. An interrupted extraction loses the videos of its unfinished shard.
 VIDEOS_PER_SHARD = 32
-# Videos whose frames are decoded ahead, and batches on their way through the device.
+# Videos decoded ahead, and batches dispatched to the device before the first result is fetched.
 PREFETCH_VIDEOS, MAX_BATCHES_IN_FLIGHT = 4, 2
 
 
 @struct.dataclass
 class QuantizationError:
-    """Sums of squares over each frame: of what storing changed, and of what it was applied to."""
+    """Sums of squares over each frame; their names are those in the shards, see `ShardWriter.add`.
+
+    Fields:
+      changed: of the difference between the stored and the computed tokens.
+      tokens: of the computed tokens.
+      changed_read, read: the same after the next layer before training (of the tower `ln_vision`, of the Q-Former
+        `t5_proj`).
+    """
 
     changed: Float[AnyArray, " F"]
     tokens: Float[AnyArray, " F"]
-    changed_read: Float[AnyArray, " F"]  # as what comes next reads them, see `Kept`
+    changed_read: Float[AnyArray, " F"]
     read: Float[AnyArray, " F"]
 
 
 @dataclass(frozen=True)
 class ExtractionResult:
-    """What came of it.
+    """Result of a feature extraction.
 
     Fields:
-      num_extracted: videos seen now.
-      num_existing: videos whose features were there.
-      failures: videos that cannot be seen.
-      error, projected_error: relative L2 distance between what was seen and what is stored, over the whole folder; of the
-        tokens, and of the tokens as what comes next reads them before training: the tower's after `ln_vision`, the
-        Q-Former's after `t5_proj`.
-      bytes_per_frame: of a record.
-      num_frames: seen now.
+      num_extracted: videos encoded now.
+      num_existing: videos whose features were stored before.
+      failures: videos that cannot be encoded.
+      error: relative L2 error of the stored tokens, over the whole folder.
+      projected_error: the same after the next layer, see `QuantizationError`.
+      bytes_per_frame: size of a record.
+      num_frames: frames encoded now.
     """
 
     num_extracted: int
@@ -97,103 +104,85 @@ def extract_features(
     num_hosts: int = 1,
     videos_per_shard: int = VIDEOS_PER_SHARD,
 ) -> ExtractionResult:
-    """See every video of a prepared folder, unless it was seen before.
+    """Encode every video of a prepared folder whose features are not stored yet.
 
     Args:
-      model: a config and its weights, from `calce_jax.inference.trained_run.load_base_model`.
-      videos: the videos.
-      out: the folder of features.
-      storage_dtype: in which numbers.
-      source: the tower's tokens, or what the Q-Former says of these.
-      host, num_hosts: which of several machines this is, and how many share the videos and `out`; each has its own devices.
+      model: a config and its base weights, from `calce_jax.inference.trained_run.load_base_model`.
+      videos: of the prepared folder.
+      out: folder of the features.
+      storage_dtype: "float32", "bfloat16" or "int8".
+      source: "vit" stores the tower's tokens, "qformer" the Q-Former's.
+      host, num_hosts: index of this machine among those that share the videos and `out`; each has its own devices.
       videos_per_shard: see `VIDEOS_PER_SHARD`.
 
     Raises:
-      FeaturesError: `out` holds features of another make, or does not fit on the disk; or no video can be seen.
+      FeaturesError: `out` has features of another model, or does not fit on the disk; or no video can be encoded.
       LockError: another process writes this host's features there.
-      OSError: a file cannot be written. The same call goes on from the last whole shard.
+      OSError: a file cannot be written. The same call continues after the last complete shard.
     """
     out = Path(out)
     with FileLock(out / f"features-of-host-{host}.lock"):
-        return _keep_features(
-            model,
-            videos,
-            out,
-            store=storage_dtype,
-            of=source,
-            host=host,
-            hosts=num_hosts,
-            videos_a_shard=videos_per_shard,
+        metadata = make_feature_metadata(model.config, model.model_config, storage_dtype, source)
+        indices = range(host, len(videos), num_hosts)
+        init_feature_folder(out, metadata, host)
+        existing_features = FeatureStore(out)
+        missing = existing_features.videos_without_features([videos.video_ids[index] for index in indices])
+        _check_free_disk(out, len(missing) * metadata.frames * metadata.bytes_per_frame, storage_dtype)
+
+        num_existing, num_extracted, num_frames, failures = 0, 0, 0, list[Failure]()
+        read_options = grain.ReadOptions(num_threads=PREFETCH_VIDEOS, prefetch_buffer_size=PREFETCH_VIDEOS)
+        loaded_videos = (
+            grain.MapDataset.source(indices)
+            .map(lambda index: videos.load(index, existing_features))
+            .to_iter_dataset(read_options)
         )
+        with tqdm(total=len(indices), desc="encode", unit="video", dynamic_ncols=True, disable=host > 0) as bar:
 
+            def pending_videos() -> Iterator[tuple[FrameKeys, UInt8[np.ndarray, "T Y X 3"]]]:
+                nonlocal num_existing
+                for video in loaded_videos:
+                    if video.frames is not None:
+                        yield video.frame_keys, video.frames
+                        continue
+                    bar.update()
+                    if video.failure is None:
+                        num_existing += 1
+                    else:
+                        failures.append(video.failure)
+                        bar.set_postfix(failed=len(failures), refresh=False)
 
-def _keep_features(
-    base: TrainedModel,
-    footage: "VideoDataset",
-    out: Path,
-    *,
-    store: StorageDtype,
-    of: FeatureSource,
-    host: int,
-    hosts: int,
-    videos_a_shard: int,
-) -> ExtractionResult:
-    made = make_feature_metadata(base.config, base.model_config, store, of)
-    mine = range(host, len(footage), hosts)
-    init_feature_folder(out, made, host)
-    before = FeatureStore(out)
-    _check_free_disk(
-        out,
-        len(before.videos_without_features([footage.video_ids[n] for n in mine])) * made.frames * made.bytes_per_frame,
-        store,
-    )
-
-    there, seen, frames, failures = 0, 0, 0, []
-    ahead = grain.ReadOptions(num_threads=PREFETCH_VIDEOS, prefetch_buffer_size=PREFETCH_VIDEOS)
-    loaded = grain.MapDataset.source(mine).map(lambda number: footage.load(number, before)).to_iter_dataset(ahead)
-    with tqdm(total=len(mine), desc="see", unit="video", dynamic_ncols=True, disable=host > 0) as bar:
-
-        def todo() -> Iterator[tuple[FrameKeys, UInt8[np.ndarray, "T Y X 3"]]]:
-            nonlocal there
-            for video in loaded:
-                if video.frames is not None:
-                    yield video.frame_keys, video.frames
-                    continue
-                bar.update()
-                if video.failure is None:
-                    there += 1
-                else:
-                    failures.append(video.failure)
-                    bar.set_postfix(failed=len(failures), refresh=False)
-
-        with _ShardWriter(out, host, videos_a_shard) as writer:
-            for clip, records, squares in _extract_videos(base, (store, of), todo()):
-                writer.add(clip, records, squares)
-                seen, frames = seen + 1, frames + len(records)
-                bar.update()
-    write_atomic(out / f"failures-of-host-{host}.jsonl", "".join(json.dumps(asdict(each)) + "\n" for each in failures))
-    if failures and len(failures) == len(mine):
+            with _ShardSequence(out, host, videos_per_shard) as shards:
+                for frame_keys, records, squared_sums in _extract_videos(
+                    model, (storage_dtype, source), pending_videos()
+                ):
+                    shards.add(frame_keys, records, squared_sums)
+                    num_extracted, num_frames = num_extracted + 1, num_frames + len(records)
+                    bar.update()
+        lines = "".join(json.dumps(asdict(failure)) + "\n" for failure in failures)
+        write_atomic(out / f"failures-of-host-{host}.jsonl", lines)
+    if failures and len(failures) == len(indices):
+        first = failures[0]
         raise FeaturesError(
-            f"none of the {len(mine)} videos in {footage.folder} can be seen; first: {failures[0].video}: "
-            f"{failures[0].reason}",
-            f"{failures[0].remedy}",
+            f"none of the {len(indices)} videos in {videos.folder} can be encoded; first: {first.video}: "
+            f"{first.reason}",
+            first.remedy,
         )
-    total = FeatureStore(out).squared_sums()
+    squared_sums = FeatureStore(out).squared_sums()
     return ExtractionResult(
-        seen,
-        there,
+        num_extracted,
+        num_existing,
         failures,
-        error=_relative_error(total, "changed", "tokens"),
-        projected_error=_relative_error(total, "changed_read", "read"),
-        bytes_per_frame=made.bytes_per_frame,
-        num_frames=frames,
+        error=_relative_error(squared_sums, "changed", "tokens"),
+        projected_error=_relative_error(squared_sums, "changed_read", "read"),
+        bytes_per_frame=metadata.bytes_per_frame,
+        num_frames=num_frames,
     )
 
 
 def make_extract_fn(
     graph: Any, storage_dtype: StorageDtype, source: FeatureSource = "vit"
 ) -> Callable[[nnx.State, nnx.State, UInt8[Array, "F 1 Y X 3"]], tuple[Features, QuantizationError]]:
-    """Build `keep(trainable, frozen, frames) -> (features, squares)`, to be jitted; a frame is a video of its own."""
+    """Build `extract(trainable, frozen, frames) -> (features, error)`, to be jitted; each frame is a video of T = 1."""
 
     def extract(
         trainable: nnx.State, frozen: nnx.State, frames: UInt8[Array, "F 1 Y X 3"]
@@ -204,8 +193,8 @@ def make_extract_fn(
         )
         features = quantize(vision_features, storage_dtype)
         tokens, dequantized = (
-            vision_or_qformer.queries if isinstance(vision_or_qformer, QFormerFeatures) else vision_or_qformer
-            for vision_or_qformer in (vision_features, dequantize(features, model.config.dtype))
+            computed_or_stored.queries if isinstance(computed_or_stored, QFormerFeatures) else computed_or_stored
+            for computed_or_stored in (vision_features, dequantize(features, model.config.dtype))
         )
         projection = model.ln_vision if source == "vit" else model.t5_proj
         projected, projected_dequantized = projection(tokens), projection(dequantized)
@@ -221,7 +210,7 @@ def make_extract_fn(
 
 @dataclass(frozen=True)
 class _LoadedVideo:
-    """A video of the tables: its frames, or that they were seen before (neither frames nor failure), or why not."""
+    """A video of the tables: its frames; or a failure; or neither, if its features are stored already."""
 
     frame_keys: FrameKeys
     frames: UInt8[np.ndarray, "T Y X 3"] | None = None
@@ -229,14 +218,15 @@ class _LoadedVideo:
 
 
 class VideoDataset:
-    """The videos of a prepared folder, each once, whichever splits it is in.
+    """The videos of a prepared folder, each once, even if it is in several splits.
 
     Args:
-      folder: what `launch/prepare.py --out` wrote.
-      splits: whose videos; of all splits unless given.
+      folder: what `calce prepare --out` wrote.
+      splits: names of splits; by default all.
 
     Attributes:
-      video_ids: ids of the videos.
+      folder: as given.
+      video_ids: ids of the videos, in the order of indices.
 
     Raises:
       TablesError: there is no such folder or split.
@@ -248,7 +238,7 @@ class VideoDataset:
         available_splits = builder.info.splits
         if unknown := [split for split in splits if split not in available_splits]:
             raise TablesError(
-                f"{folder} has no split {unknown[0]!r}, but {', '.join(available_splits)}", "choose among these"
+                f"{folder} has no split {unknown[0]!r}, but {', '.join(available_splits)}", "choose one of these"
             )
         self.folder = folder
         self._sources = {split: builder.as_data_source(split) for split in splits or available_splits}
@@ -262,14 +252,20 @@ class VideoDataset:
         return len(self.video_ids)
 
     def load(self, index: int, existing_features: FeatureStore) -> _LoadedVideo:
-        """Read the frames of a video of which features are wanted, and decode them unless these are there already."""
+        """Read a video, and decode the frames that need features unless these are stored already.
+
+        Args:
+          index: position in `video_ids`.
+          existing_features: stored features; its metadata say how many frames a video has, and their size.
+        """
         split, row = self._locations[index]
         video = self._sources[split][row]
         video_id = self.video_ids[index]
         try:
             positions = stored_frame_positions(int(video["total"]), video["indices"], existing_features.metadata.frames)
-            jpegs = [video["keyframes"][place] for place in positions]
-            frame_keys = FrameKeys(video_id, [int(video["indices"][place]) for place in positions], checksums(jpegs))
+            jpegs = [video["keyframes"][position] for position in positions]
+            indices = [int(video["indices"][position]) for position in positions]
+            frame_keys = FrameKeys(video_id, indices, checksums(jpegs))
             if jpegs and existing_features.has_frames(frame_keys):
                 return _LoadedVideo(frame_keys)
             return _LoadedVideo(frame_keys, decode_frames(jpegs, existing_features.metadata.image_size))
@@ -277,15 +273,15 @@ class VideoDataset:
             return _LoadedVideo(FrameKeys(video_id, (), ()), failure=Failure.of(video_id, error))
 
 
-class _ShardWriter:
-    """Writes shards of so many videos, each named when it is whole; the last when all is written."""
+class _ShardSequence:
+    """Writes shards of `videos_per_shard` videos; the last one is closed at the end, or discarded after an error."""
 
     def __init__(self, folder: Path, host: int, videos_per_shard: int):
         self._folder, self._host, self._videos_per_shard = folder, host, videos_per_shard
         self._shard_number = next_shard_number(folder)
         self._shard: ShardWriter | None = None
 
-    def __enter__(self) -> "_ShardWriter":
+    def __enter__(self) -> "_ShardSequence":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -311,7 +307,7 @@ def _extract_videos(
     feature_kind: tuple[StorageDtype, FeatureSource],
     videos: Iterator[tuple[FrameKeys, UInt8[np.ndarray, "T Y X 3"]]],
 ) -> Iterator[tuple[FrameKeys, list[bytes], dict[str, float]]]:
-    """Give every clip with the records of its frames and their squares added up, in order."""
+    """Yield the frame keys, the records and the sums of squares of every video, in order."""
     for _, group in groupby(_extract_frames(model, feature_kind, videos), key=lambda frame: frame[0].video):
         frames = list(group)
         totals: dict[str, float] = {}
@@ -326,25 +322,28 @@ def _extract_frames(
     feature_kind: tuple[StorageDtype, FeatureSource],
     videos: Iterator[tuple[FrameKeys, UInt8[np.ndarray, "T Y X 3"]]],
 ) -> Iterator[tuple[FrameKeys, bytes, dict[str, float]]]:
-    """Give every frame with its clip, record and squares. The host runs ahead of the device."""
+    """Yield the frame keys of its video, the record and the sums of squares of every frame.
+
+    The host runs `MAX_BATCHES_IN_FLIGHT` batches ahead of the device.
+    """
     extract = jax.jit(make_extract_fn(model.graph, *feature_kind))
     size = model.config.data.eval_batch * model.config.data.frames
-    frames = ((clip, frame) for clip, clip_frames in videos for frame in clip_frames)
+    frames = ((frame_keys, frame) for frame_keys, video_frames in videos for frame in video_frames)
     in_flight: deque[tuple[list[FrameKeys], Any]] = deque()
 
     def take_oldest() -> Iterator[tuple[FrameKeys, bytes, dict[str, float]]]:
-        frame_keys, result = in_flight.popleft()
+        keys_of_frames, result = in_flight.popleft()
         features, squares = jax.device_get(result)
-        for n, clip in enumerate(frame_keys):
-            record = b"".join(np.asarray(part[n]).tobytes() for part in jax.tree.leaves(features))
-            yield clip, record, {name: float(value[n]) for name, value in vars(squares).items()}
+        for n, frame_keys in enumerate(keys_of_frames):
+            record = b"".join(np.asarray(leaf[n]).tobytes() for leaf in jax.tree.leaves(features))
+            yield frame_keys, record, {name: float(value[n]) for name, value in vars(squares).items()}
 
     while batch := list(islice(frames, size)):
-        frame_keys = [clip for clip, _ in batch]
         pixels = np.zeros((size, 1, *batch[0][1].shape), np.uint8)
         pixels[: len(batch), 0] = [frame for _, frame in batch]
         with jax.set_mesh(model.mesh):
-            in_flight.append((frame_keys, extract(model.trainable, model.frozen, put_batch(pixels, model.mesh))))
+            result = extract(model.trainable, model.frozen, put_batch(pixels, model.mesh))
+        in_flight.append(([frame_keys for frame_keys, _ in batch], result))
         if len(in_flight) == MAX_BATCHES_IN_FLIGHT:
             yield from take_oldest()
     while in_flight:
@@ -354,13 +353,13 @@ def _extract_frames(
 def _sum_of_squares(
     tokens: Float[Array, "F 1 P D"], other: Float[Array, "F 1 P D"] | None = None
 ) -> Float[Array, " F"]:
-    """Add up the squares of tokens, or of their differences from others, for each frame."""
+    """Return the sum of squares of the tokens of each frame, or of their differences from `other`."""
     tokens = tokens.astype(jnp.float32)
     return jnp.square(tokens if other is None else tokens - other.astype(jnp.float32)).sum(axis=(1, 2, 3))
 
 
-def _relative_error(total: Mapping[str, float], numerator: str, denominator: str) -> float:
-    return math.sqrt(total.get(numerator, 0.0) / (total.get(denominator, 0.0) or 1.0))
+def _relative_error(squared_sums: Mapping[str, float], numerator: str, denominator: str) -> float:
+    return math.sqrt(squared_sums.get(numerator, 0.0) / (squared_sums.get(denominator, 0.0) or 1.0))
 
 
 def _check_free_disk(out: Path, needed: int, storage_dtype: StorageDtype) -> None:

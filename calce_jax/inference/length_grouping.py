@@ -1,4 +1,7 @@
-"""Group the rows of several batches by prompt length, so that little of a batch is padding."""
+"""Groups the rows of several batches by prompt length, so that a batch has little padding.
+
+Dimensions: B rows of a batch, V batches of a window.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,23 +26,33 @@ from calce_jax.models.vision_features import QFormerFeatures
 
 @struct.dataclass
 class RowInfo:
-    """What the host wants to know of the rows of a batch."""
+    """What the host needs of the rows of a batch: to group them, and to log them.
 
-    prompt_length: Int[AnyArray, " *B"]  # tokens of the prompt
-    row: Int[AnyArray, " *B"]  # see `Batch`
-    row_flags: Int[AnyArray, " *B"]
-    num_frames: Int[AnyArray, " *B"]  # frames
+    Fields:
+      example_index, row_flags: see `Batch`.
+      num_frames: real frames.
+      prompt_length: in tokens; None where rows are not grouped.
+    """
+
+    example_index: Int[AnyArray, " B"]
+    row_flags: Int[AnyArray, " B"]
+    num_frames: Int[AnyArray, " B"]
+    prompt_length: Int[AnyArray, " B"] | None = None
+
+    @staticmethod
+    def of(batch: Batch, prompt_length: Int[AnyArray, " B"] | None = None) -> "RowInfo":
+        """Return the information on a batch, on the host or on the device."""
+        return RowInfo(batch.example_index, batch.row_flags, batch.frame_mask.sum(axis=1), prompt_length)
 
 
 @dataclass(frozen=True)
 class BatchWindow:
-    """Batches that were seen.
+    """Encoded batches.
 
     Fields:
-      leaves: of their `Batch`, with features in place of frames, each with an axis of V batches before that of B rows;
-        on the devices.
-      treedef: puts leaves together to a `Batch`.
-      row_info: of V * B rows; on every host the same.
+      leaves: of their `Batch`, with features in place of frames; each (V, B, ...), on the devices.
+      treedef: structure of a `Batch` of such leaves.
+      row_info: of all V * B rows, numpy; the same on every host.
     """
 
     leaves: list[Array]
@@ -48,37 +61,33 @@ class BatchWindow:
 
     @property
     def num_batches(self) -> int:
-        """V."""
+        """Number of batches, V."""
         return self.leaves[0].shape[0]
 
     def rows_by_length(self) -> Int[np.ndarray, "V B"]:
-        """Deal the rows, numbered through the window, into batches: the shortest prompts, the next ones, ..."""
+        """Return the rows (0 to V B - 1) of each batch: the B shortest prompts, the next B, and so on."""
+        assert self.row_info.prompt_length is not None
         return np.argsort(self.row_info.prompt_length, kind="stable").reshape(self.num_batches, -1)
 
 
 class LengthGrouper:
-    """Sees batches, and takes any of their rows together.
+    """Encodes batches, and gathers any of their rows into a batch.
 
-    Beside what sees a batch, two small programs are compiled for each number of batches: that of a window, and that of
-    what is left of an epoch.
+    Three functions are compiled: one encodes a batch; one stacks and one gathers rows, both for each number of batches
+    (that of a window, and that of the last window of an epoch).
 
     Args:
-      graph: the model's structure, from `calce.split`.
-      config: how key frames and captions are selected.
-      mesh: where batches are.
+      graph: the model's structure, from `calce_jax.models.calce.split_params`.
+      config: selection of key frames and captions.
+      mesh: of the batches.
     """
 
     def __init__(self, graph: Any, config: StepConfig, mesh: Mesh):
         def encode(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Batch, RowInfo]:
             model: Calce = nnx.merge(graph, trainable, frozen)
             vision_features = load_or_encode(model, batch)
-            row_info = RowInfo(
-                prompt_length=model.select(vision_features, batch, config.selection).prompt_lengths,
-                row=batch.example_index,
-                row_flags=batch.row_flags,
-                num_frames=batch.frame_mask.sum(axis=1),
-            )
-            # What was stored may be narrower than what is seen.
+            row_info = RowInfo.of(batch, model.select(vision_features, batch, config.selection).prompt_lengths)
+            # Stored features may have a narrower dtype than the encoded ones: those stay as they are.
             features = batch.features
             if isinstance(vision_features, QFormerFeatures):
                 features = Features(values=vision_features.queries, means=vision_features.means)
@@ -99,7 +108,7 @@ class LengthGrouper:
         self._take_rows = jax.jit(take_rows, out_shardings=batch_sharding)
 
     def encode_window(self, trainable: nnx.State, frozen: nnx.State, batches: Iterable[Batch]) -> BatchWindow:
-        """See this host's parts of V batches; waits until the devices have."""
+        """Encode this host's parts of V batches; waits for the devices."""
         block_on_simulated_cpu(trainable)
         outputs = [
             block_on_simulated_cpu(self._encode(trainable, frozen, put_batch(batch, self._mesh))) for batch in batches
@@ -111,7 +120,7 @@ class LengthGrouper:
         )
 
     def take_rows(self, window: BatchWindow, rows: Int[np.ndarray, " B"]) -> Batch:
-        """Take rows of a window, by their numbers, together."""
+        """Return a batch of the given rows (0 to V B - 1) of a window."""
         return jax.tree.unflatten(
             window.treedef, block_on_simulated_cpu(self._take_rows(window.leaves, rows.astype(np.int32)))
         )
@@ -123,17 +132,17 @@ def make_batch_predictor(
     grouper: LengthGrouper | None = None,
     batches_per_window: int = 1,
 ) -> Callable[[nnx.State, nnx.State, Iterable[Batch]], Iterator[BatchPrediction]]:
-    """Return what predicts batch after batch, grouped by a window at a time on the way where there is a grouper.
+    """Return a function that predicts batch after batch, with rows grouped by prompt length if there is a grouper.
 
     Args:
       predict: compiled, from `calce_jax.inference.predict_step.compile_predict`.
-      mesh: where batches go.
-      grouper: sees them.
+      mesh: of the batches.
+      grouper: encodes windows of batches; without one every batch is predicted as it is.
       batches_per_window: V.
 
     Returns:
-      `run(trainable, frozen, batches)`, which takes this host's parts of batches and gives the predictions of all
-      hosts, on the host, in the order in which the batches came, whatever the company they were asked in.
+      `run(trainable, frozen, batches)`, which takes this host's parts of batches, and yields the predictions of all
+      hosts as numpy arrays, in input order, regardless of grouping.
     """
 
     def run(trainable: nnx.State, frozen: nnx.State, batches: Iterable[Batch]) -> Iterator[BatchPrediction]:
@@ -157,5 +166,5 @@ def make_batch_predictor(
 
 
 def _merge_leaves(*leaves: Any) -> np.ndarray:
-    """Concatenate what rows have; of the decoder's steps, which a batch has, take the most."""
+    """Concatenate leaves with a batch axis; of scalars (decoding steps of a batch) return the largest."""
     return np.concatenate(leaves) if leaves[0].ndim else np.array(max(leaves))

@@ -1,4 +1,4 @@
-"""All queries of a split asked of a trained run, the answers written as they come, so that a long job can go on."""
+"""Predictions for all queries of a split, written batch by batch, so that an interrupted job can be continued."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch
-from calce_jax.config import IGNORED_ON_RESUME, RunConfig, flatten, packaged_path, to_dict
+from calce_jax.config import RunConfig, flatten, is_ignored_on_resume, packaged_path, to_dict
 from calce_jax.distributed.multihost import barrier, broadcast_int, is_primary, one_writer, process_info
 from calce_jax.inference.answers import Answer, decode_answers
 from calce_jax.inference.partial_predictions import PartialPredictions
@@ -31,18 +31,18 @@ from calce_jax.storage.provenance import file_hash
 from calce_jax.text.prompt import max_answer_tokens
 from calce_jax.text.tokenizers import Tokenizers
 
-# Gives the predictions of batches in their order.
+# Yields the predictions of batches, in input order.
 PredictFn = Callable[[Iterable[Batch]], Iterator[BatchPrediction]]
 
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """The queries of one split, and the batches that ask them once, in order.
+    """A split for evaluation: every query once, in the order of the table.
 
     Fields:
       dataset: queries with their videos.
       queries: the queries alone.
-      make_batches: makes a fresh iterator, from the given batch on.
+      make_batches: returns a new iterator over this host's parts of batches, beginning with the given batch.
     """
 
     dataset: MomentDataset
@@ -51,11 +51,11 @@ class DatasetSplit:
 
 
 def open_split(config: RunConfig, split: str, tokenizers: Tokenizers, model_config: CalceConfig) -> DatasetSplit:
-    """Open one split for asking all its queries once.
+    """Open a split for evaluation.
 
     Raises:
       TablesError: there is no such prepared folder or split.
-      FeaturesError: features are wanted, and are not those of this run, or not of all videos.
+      FeaturesError: `config.data.features` holds features of another model, or not of all videos.
     """
     dataset = open_dataset(config.data.directory, split)
     queries = list(dataset.queries())
@@ -74,10 +74,10 @@ def open_split(config: RunConfig, split: str, tokenizers: Tokenizers, model_conf
 def predict_answers(
     config: RunConfig, split: DatasetSplit, t5: PreTrainedTokenizerBase, predict: PredictFn, first_batch: int = 0
 ) -> Iterator[Answer]:
-    """Ask every query of a split, from batch `first_batch` on; log what did not fit the shapes of a batch."""
+    """Predict the queries of a split, from batch `first_batch` on; log the queries with row flags at the end."""
     flag_counter = RowFlagCounter()
     for prediction in predict(split.make_batches(first_batch)):
-        flag_counter.add(np.asarray(prediction.about.example_index), np.asarray(prediction.about.row_flags))
+        flag_counter.add(np.asarray(prediction.batch.example_index), np.asarray(prediction.batch.row_flags))
         yield from decode_answers(
             prediction, t5, window_order=config.generation.window_order, behaviour=config.behaviour
         )
@@ -86,26 +86,33 @@ def predict_answers(
 
 
 def make_case(query: Query, answer: Answer) -> EvalCase:
-    """Return an answer beside the truth."""
+    """Return the windows of an answer and those annotated, for the metrics."""
     return EvalCase(
         query.qid, answer.moments.windows, query.windows.tolist(), malformed=answer.moments.status != "exact"
     )
 
 
-# Fields that name files; what is in these counts, wherever they lie.
-PATHS = ("data.directory", "data.features", "weights.base", "weights.start", "text.t5_tokenizer", "text.bert_tokenizer")
+# Fields that name files or folders, whose contents are hashed instead.
+PATH_FIELDS = (
+    "data.directory",
+    "data.features",
+    "weights.base",
+    "weights.start",
+    "text.t5_tokenizer",
+    "text.bert_tokenizer",
+)
 
 
 def predict_split(model: TrainedModel, split: str, out: str | Path) -> list[Prediction]:
-    """Ask every query of a split, and write the predictions.
+    """Predict every query of a split, and write a JSONL file with one line per query, in their order.
 
-    They go to `OUT.part` batch by batch; a second run of the same model over the same split goes on after an
-    interruption with the first batch that is not complete there, see `calce_jax.inference.partial_predictions`. The file gets its
-    name when it holds one line a query, in their order. Several hosts share the work, and the folder of `out`.
+    Lines are appended to `OUT.part` batch by batch, and the file is renamed when it is complete. After an interruption
+    the same call continues with the first incomplete batch, see `calce_jax.inference.partial_predictions`. Several
+    hosts share the work; all must see the folder of `out`.
 
     Args:
-      model: the run.
-      split: of the prepared folder in its config.
+      model: from `load_trained_model`.
+      split: a split of `config.data.directory`.
       out: the JSONL file.
 
     Returns:
@@ -119,56 +126,55 @@ def predict_split(model: TrainedModel, split: str, out: str | Path) -> list[Pred
     """
     config, out = model.config, Path(out)
     dataset_split = open_split(config, split, model.tokenizers, model.model_config)
-    partial_path, total, batch = (
-        PartialPredictions(out, dataset_split.queries),
-        len(dataset_split.queries),
-        config.data.eval_batch,
-    )
+    partial = PartialPredictions(out, dataset_split.queries)
+    total, batch_size = len(dataset_split.queries), config.data.eval_batch
     with one_writer(out.with_name(out.name + ".lock")):
-        num_done = broadcast_int(partial_path.resume(made_of(model, dataset_split), batch) if is_primary() else 0)
+        num_done = 0
+        if is_primary():
+            num_done = partial.resume(prediction_inputs(model, dataset_split), batch_size)
+        num_done = broadcast_int(num_done)
         if num_done < total:
             max_duration = max(query.duration for query in dataset_split.queries)
             predict = model.compile_predictor(max_answer_tokens(model.tokenizers.t5, max_duration, config.behaviour))
             answers = predict_answers(
-                config, dataset_split, model.tokenizers.t5, predict, first_batch=num_done // batch
+                config, dataset_split, model.tokenizers.t5, predict, first_batch=num_done // batch_size
             )
-            # All hosts know all answers; one writes them down.
-            with open(partial_path.path if is_primary() else os.devnull, "a", encoding="utf-8") as file:
+            # All hosts have all answers; the first host writes them.
+            with open(partial.path if is_primary() else os.devnull, "a", encoding="utf-8") as file:
                 for answer in _with_progress(answers, split, num_done, total):
-                    write_line(
-                        file, json.dumps(prediction_to_json(to_prediction(dataset_split.queries[answer.row], answer)))
-                    )
+                    prediction = to_prediction(dataset_split.queries[answer.row], answer)
+                    write_line(file, json.dumps(prediction_to_json(prediction)))
         if is_primary():
-            partial_path.finish()
-        barrier("answered")
+            partial.finish()
+        barrier("predictions written")
         return read_predictions(out)
 
 
-def made_of(trained: TrainedModel, opened: DatasetSplit) -> dict[str, Any]:
-    """Return what the answers to a split depend on, by name, in values that JSON can hold.
+def prediction_inputs(model: TrainedModel, dataset_split: DatasetSplit) -> dict[str, Any]:
+    """Return everything that the predictions of a split depend on, by name, as JSON values.
 
-    Names of folders are not among them: what they hold is, by SHA-256, or by size and time of the last change where
-    it is too large to be read for this (base weights, the videos of the tables).
+    Files and folders are given by the SHA-256 of their contents, not by path; large ones (base weights, the videos of
+    the tables) by name, size and time of the last change.
 
     Raises:
-      OSError: a file of the run is gone.
+      OSError: a file of the run is missing.
     """
-    config, tables = trained.config, opened.dataset
+    config, dataset = model.config, dataset_split.dataset
     fields = {
         f"config.{name}": value
         for name, value in flatten(to_dict(config))
-        if name not in PATHS and not any(name == field or name.startswith(f"{field}.") for field in IGNORED_ON_RESUME)
+        if name not in PATH_FIELDS and not is_ignored_on_resume(name)
     }
-    asked = [
-        (query.qid, query.video, query.query, query.items, query.duration, _listed(query.stage1_windows))
-        for query in opened.queries
+    queries = [
+        (query.qid, query.video, query.query, query.items, query.duration, _to_list(query.stage1_windows))
+        for query in dataset_split.queries
     ]
-    videos = sorted((tables.folder / "tables" / "videos").glob(f"*-{tables.split}.*"))
-    checkpoint, base, features = trained.checkpoint, config.weights.base, config.data.features
+    videos = sorted((dataset.folder / "tables" / "videos").glob(f"*-{dataset.split}.*"))
+    checkpoint, base, features = model.checkpoint, config.weights.base, config.data.features
     return fields | {
-        "split": tables.split,
-        "queries": len(asked),
-        "queries.sha256": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        "split": dataset.split,
+        "queries": len(queries),
+        "queries.sha256": hashlib.sha256(json.dumps(queries).encode()).hexdigest(),
         "videos.files": hashlib.sha256(json.dumps([_stamp(path) for path in videos]).encode()).hexdigest(),
         "checkpoint.step": int(checkpoint.name) if checkpoint else None,
         "checkpoint.sha256": _folder_hash(checkpoint / "state") if checkpoint else None,
@@ -179,7 +185,7 @@ def made_of(trained: TrainedModel, opened: DatasetSplit) -> dict[str, Any]:
     }
 
 
-def _listed(windows: Any) -> list[list[float]] | None:
+def _to_list(windows: Any) -> list[list[float]] | None:
     return None if windows is None else windows.tolist()
 
 
@@ -197,7 +203,7 @@ def _folder_hash(folder: Path) -> str:
 
 
 def write_line(file: TextIO, line: str) -> None:
-    """Write a line so that it is there whatever comes after it.
+    """Write a line and flush it, so that a later interruption does not lose it.
 
     Raises:
       OSError: it cannot be written; names the file and the remedy.
@@ -213,7 +219,7 @@ def write_line(file: TextIO, line: str) -> None:
 
 
 def to_prediction(query: Query, answer: Answer) -> Prediction:
-    """Return the answer to a query as it is written down."""
+    """Return the line of the predictions file for an answer."""
     duration = int(query.duration) if float(query.duration).is_integer() else query.duration
     moments = answer.moments
     return Prediction(query.qid, query.query, query.video, moments.windows, moments.text, moments.status, duration)
@@ -223,7 +229,7 @@ def _with_progress(answers: Iterator[Answer], split: str, num_done: int, total: 
     return iter(
         tqdm(
             answers,
-            desc=f"asking {split}",
+            desc=f"predict {split}",
             initial=num_done,
             total=total,
             unit="query",

@@ -1,8 +1,10 @@
-"""The two programs that run on the device: one training step, one prediction.
+"""The compiled prediction, and what it shares with the training step (`calce_jax.training.train_step`).
 
-Each is compiled once. The prompt of a batch is as long as its longest sample needs, rounded up to one of a few lengths
-("buckets"); which one is decided on the device, by a switch between the same computation at each length, so the host
-never waits for the device in the middle of a step.
+Each is compiled once for several prompt lengths, the buckets. A batch runs at the smallest bucket that holds its
+longest prompt. The device chooses the bucket, by a switch between the same computation at each length, so the host does
+not wait for the device in the middle of a step.
+
+Dimensions: B batch, T frames, Y X pixels.
 """
 
 from collections.abc import Callable
@@ -27,13 +29,14 @@ from calce_jax.models.vision_features import QFormerFeatures, VisionFeatures
 
 @dataclass(frozen=True)
 class StepConfig:
-    """What both programs need to know beside the model.
+    """Static settings of the training step and of the prediction.
 
     Fields:
-      selection: how key frames and captions are chosen.
-      buckets: prompt lengths in tokens, ascending. A prompt longer than the last is cut at the right, and counted.
+      selection: of key frames and captions.
+      buckets: prompt lengths in tokens, ascending. A prompt longer than the last one is truncated at its end, and
+        counted in the metric "truncated".
       remat: what the backward pass recomputes.
-      num_beams, max_answer_length: of the search; the length in tokens includes the end.
+      num_beams, max_answer_length: of the beam search; the length in tokens includes the end token.
     """
 
     selection: SelectionConfig
@@ -44,23 +47,33 @@ class StepConfig:
 
     @property
     def behaviour(self) -> Behaviour:
-        """The selection's: one switch for the whole run."""
+        """The behaviour of the selection, which is that of the whole run."""
         return self.selection.behaviour
 
 
 @struct.dataclass
 class BatchPrediction:
-    """What is brought back for each sample of a batch: to every host for all of them, wherever they were read."""
+    """Prediction of a batch; every host gets all rows.
+
+    Fields:
+      answers: beams of generated tokens.
+      prompt_selection: frames and captions of each prompt.
+      batch: that was predicted, without frames and features.
+    """
 
     answers: BeamSearchOutput
-    reading: PromptSelection
-    about: Batch  # without frames
+    prompt_selection: PromptSelection
+    batch: Batch
 
 
 def switch_bucket(
     buckets: tuple[int, ...], prompt_lengths: Int[Array, " B"], run: Callable[[int], Any]
 ) -> tuple[Any, Array]:
-    """Run `run(length)` at the smallest bucket that holds the longest prompt; also return that length."""
+    """Run `run(length)` at the smallest bucket that holds the longest prompt, or at the last one.
+
+    Returns:
+      The result, and the bucket's length as an int32 scalar.
+    """
     lengths = jnp.array(buckets, jnp.int32)
     index = jnp.minimum((prompt_lengths.max() > lengths).sum(), len(buckets) - 1)
     branches = [lambda length=length: run(length) for length in buckets]
@@ -68,9 +81,10 @@ def switch_bucket(
 
 
 def draw_noise_for_batch(config: StepConfig, batch: Batch, key: Key = None) -> ReferenceNoise | None:
-    """Return what the selection of a batch draws: under "reference" as the original does, otherwise nothing.
+    """Return the random numbers of the original's selection; None under "default", which draws none.
 
-    Without a key, as in evaluation, a row meets the same chance whenever it is asked; there every run is another.
+    Without a key, as in evaluation, they depend on `example_index` alone, so that a query always gets the same ones;
+    the original draws new ones in every run.
     """
     if config.behaviour == "default":
         return None
@@ -80,7 +94,7 @@ def draw_noise_for_batch(config: StepConfig, batch: Batch, key: Key = None) -> R
 
 
 def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.State, Batch], BatchPrediction]:
-    """Build `predict(trainable, frozen, batch) -> BatchPrediction`, to be jitted. The same rows get the same answers."""
+    """Build `predict(trainable, frozen, batch) -> BatchPrediction`, to be jitted; it is deterministic."""
 
     def predict(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> BatchPrediction:
         model: Calce = nnx.merge(graph, trainable, frozen)
@@ -92,7 +106,7 @@ def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.Sta
 def predict_from_features(
     model: Calce, config: StepConfig, vision_features: VisionFeatures, batch: Batch
 ) -> BatchPrediction:
-    """Answer the queries of a batch about what was seen; its frames are not read."""
+    """Predict the queries of a batch from encoded frames; `batch.frames` is not read."""
     prompt_selection = model.select(
         vision_features, batch, config.selection, reference_noise=draw_noise_for_batch(config, batch)
     )
@@ -110,16 +124,21 @@ def predict_from_features(
         )
 
     answers, _ = switch_bucket(config.buckets, prompt_selection.prompt_lengths, run)
-    return BatchPrediction(answers=answers, reading=prompt_selection, about=batch.without_frames())
+    return BatchPrediction(answers=answers, prompt_selection=prompt_selection, batch=batch.without_frames())
 
 
 def compile_predict(predict: Callable[..., BatchPrediction], mesh: Mesh) -> Callable[..., BatchPrediction]:
-    """Jit what `make_predict` built, so that every host gets the predictions of all of them."""
+    """Jit a function from `make_predict` with replicated outputs: every host gets the predictions of all rows."""
     return jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def step_config(config: RunConfig, max_answer_tokens: int) -> StepConfig:
-    """Return what the two programs need to know; answers may have `max_answer_tokens`."""
+    """Return the settings of a run's training step and prediction.
+
+    Args:
+      config: of the run.
+      max_answer_tokens: length limit of answers in T5 tokens, the end token included.
+    """
     return StepConfig(
         selection=SelectionConfig(
             stage=config.stage,
@@ -137,7 +156,7 @@ def step_config(config: RunConfig, max_answer_tokens: int) -> StepConfig:
 
 
 def make_encode_video(graph: Any) -> Callable[[nnx.State, nnx.State, UInt8[Array, "B T Y X 3"]], QFormerFeatures]:
-    """Build `look(trainable, frozen, frames) -> QFormerFeatures`, to be jitted."""
+    """Build `encode_video(trainable, frozen, frames) -> QFormerFeatures`, to be jitted."""
 
     def encode_video(trainable: nnx.State, frozen: nnx.State, frames: UInt8[Array, "B T Y X 3"]) -> QFormerFeatures:
         model: Calce = nnx.merge(graph, trainable, frozen)
@@ -149,7 +168,7 @@ def make_encode_video(graph: Any) -> Callable[[nnx.State, nnx.State, UInt8[Array
 def make_predict_from_features(
     graph: Any, config: StepConfig
 ) -> Callable[[nnx.State, nnx.State, QFormerFeatures, Batch], BatchPrediction]:
-    """Build `answer(trainable, frozen, looked, batch) -> BatchPrediction`, to be jitted. It does not read `batch.frames`."""
+    """Build `predict(trainable, frozen, features, batch) -> BatchPrediction`, to be jitted; frames are not read."""
 
     def predict(trainable: nnx.State, frozen: nnx.State, features: QFormerFeatures, batch: Batch) -> BatchPrediction:
         return predict_from_features(nnx.merge(graph, trainable, frozen), config, features, batch)

@@ -1,6 +1,6 @@
-"""Asking a trained run about examples that are in no table: first what is seen in each video, then each query.
+"""Predictions for examples outside the tables: each video is encoded once, then its queries are predicted.
 
-Programs are compiled for two sizes of batches, so that a second question, or the next video, finds them compiled.
+Both functions are compiled once; predictions have two batch sizes, 1 and `max_batch_size`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,21 +24,22 @@ from calce_jax.text.prompt import PromptWriter, answer_token_limit
 
 
 def predict_examples(model: TrainedModel, examples: Sequence[Example]) -> list[Answer]:
-    """Ask about examples, each with a video of its own."""
+    """Predict examples, each with its own video; returns answers in order."""
     predictor = Predictor(model, max(example.duration for example in examples))
     return predictor.predict(examples, [predictor.encode_video(example) for example in examples])
 
 
 class Predictor:
-    """A trained run, ready for examples.
+    """Predicts single examples with a trained model.
 
     Args:
-      model: the run.
-      max_duration: seconds of the longest video; answers may be as long as it allows.
+      model: config and weights.
+      max_duration: of the longest video, in seconds; it limits the length of answers.
 
     Attributes:
-      num_frames: T of the run.
-      max_batch_size: queries in a batch at most.
+      model: as given.
+      num_frames: T of the model's config.
+      max_batch_size: queries of a batch.
     """
 
     def __init__(self, model: TrainedModel, max_duration: float):
@@ -63,36 +64,36 @@ class Predictor:
         self.max_batch_size = inputs.batch_size
 
     def encode_video(self, example: Example) -> QFormerFeatures:
-        """Return what is seen in an example's video, on the host, with a first axis of 1."""
+        """Return the Q-Former features of an example's video as numpy arrays (1, T, ...)."""
         row = self._make_pixel_row(example, 0, None)
         frames = np.stack([row["frames"]] * self._num_devices)
         features = self._run(self._encode_video, frames)
         return jax.tree.map(lambda array: array[:1], features)
 
-    def looked_of(self, arrays: Mapping[str, np.ndarray]) -> QFormerFeatures:
-        """Return what `look` returned, from the arrays of its fields.
+    def features_from_arrays(self, arrays: Mapping[str, np.ndarray]) -> QFormerFeatures:
+        """Rebuild features that `encode_video` returned from the arrays of their fields, such as a cache holds.
 
         Raises:
-          ValueError: these are not fields, shapes and dtypes that `look` returns.
+          ValueError: fields, shapes or dtypes are not those that `encode_video` returns.
         """
-        sizes, qformer = self.model.model_config, self.model.model_config.qformer
+        model_config, qformer = self.model.model_config, self.model.model_config.qformer
         expected = {
-            "means": ((1, self.num_frames, sizes.vit.width), jnp.dtype(jnp.float32)),
-            "queries": ((1, self.num_frames, qformer.query_tokens, qformer.width), jnp.dtype(sizes.dtype)),
+            "means": ((1, self.num_frames, model_config.vit.width), jnp.dtype(jnp.float32)),
+            "queries": ((1, self.num_frames, qformer.query_tokens, qformer.width), jnp.dtype(model_config.dtype)),
         }
-        if (found := {name: (array.shape, array.dtype) for name, array in arrays.items()}) != expected:
-            raise ValueError(f"it holds {found}, what is seen in a video is {expected}")
+        if (actual := {name: (array.shape, array.dtype) for name, array in arrays.items()}) != expected:
+            raise ValueError(f"features must be {expected}, got {actual}")
         return QFormerFeatures(**arrays)
 
     def predict(self, examples: Sequence[Example], features: Sequence[QFormerFeatures]) -> list[Answer]:
         """Return the answers, in order.
 
         Args:
-          examples: the queries.
-          features: what is seen in the video of each.
+          examples: the queries; their frames are not read.
+          features: of the video of each, from `encode_video`.
         """
         answers: list[Answer] = []
-        # One of two sizes: a short video and a sentence is the common case, and any other would be compiled anew.
+        # Two sizes, since every other one would be compiled; one query about a short video is the common case.
         size = 1 if len(examples) == 1 else self.max_batch_size
         size = -(-size // self._num_devices) * self._num_devices
         for first in range(0, len(examples), size):

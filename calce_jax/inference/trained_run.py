@@ -1,4 +1,4 @@
-"""A run that was trained, opened to answer queries."""
+"""Loading of trained models and base models."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -21,14 +21,15 @@ from calce_jax.text.tokenizers import Tokenizers, open_tokenizers
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with the config it was trained by.
+    """A model on its devices, with the config of its run.
 
     Fields:
-      config: the run's; data fields may have been changed on opening.
-      model_config, tokenizers: what the config names.
-      mesh: where the weights are.
-      graph, trainable, frozen: the model, see `calce_jax.models.calce.split`.
-      checkpoint: folder of the checkpoint that the trainables are from; None for base weights.
+      config: of the run, with the changes that `load_trained_model` was given.
+      model_config: sizes of the model.
+      tokenizers: of T5 and BERT.
+      mesh: of the weights.
+      graph, trainable, frozen: the model, see `calce_jax.models.calce.split_params`.
+      checkpoint: folder of the checkpoint of the trainables; None for base weights.
     """
 
     config: RunConfig
@@ -41,7 +42,15 @@ class TrainedModel:
     checkpoint: Path | None = None
 
     def compile_predictor(self, max_answer_tokens: int) -> Callable[[Iterable[Batch]], Iterator[BatchPrediction]]:
-        """Compile the prediction for answers of at most so many tokens; it takes this host's parts of batches."""
+        """Return a function that predicts batch after batch, compiled on its first call.
+
+        Args:
+          max_answer_tokens: length limit of answers in T5 tokens.
+
+        Returns:
+          `run(batches)`, which takes this host's parts of batches, and yields the predictions of all hosts as numpy
+          arrays, in input order.
+        """
         program_config, batches_per_window = step_config(self.config, max_answer_tokens), self.config.data.group
         grouper = LengthGrouper(self.graph, program_config, self.mesh) if batches_per_window > 1 else None
         predict = compile_predict(make_predict(self.graph, program_config), self.mesh)
@@ -68,17 +77,18 @@ def load_trained_model(
     use_captions: bool | None = None,
     features: str | None = None,
 ) -> TrainedModel:
-    """Open the run in a workdir.
+    """Load the model of a workdir.
 
     Args:
-      workdir: what `launch/train.py --workdir` wrote.
-      checkpoint: its checkpoint.
-      data_dir, mesh, use_captions, features: in place of the config's.
+      workdir: what `calce train --workdir` wrote.
+      checkpoint: "best" by R1_avg, or "latest".
+      data_dir, mesh, use_captions, features: replace `config.data.directory`, `config.mesh`,
+        `config.data.use_captions` and `config.data.features`, unless None.
 
     Raises:
-      ConfigError: there is no run in the workdir, or its config is damaged.
-      CheckpointError: its checkpoint, or the base weights it names, cannot be read.
-      TokenizerError: a tokenizer it names is missing.
+      ConfigError: the workdir has no config, or a damaged one.
+      CheckpointError: its checkpoint, or the base weights of its config, cannot be read.
+      TokenizerError: a tokenizer of its config is missing.
     """
     config = read_config(workdir)
     data = replace(
@@ -94,17 +104,15 @@ def load_trained_model(
 
 
 def load_base_model(config: RunConfig) -> TrainedModel:
-    """Open the base weights that a config names as they are, before any training: adapters do nothing at first.
+    """Load the base weights of a config, before any training; new adapters do not change the model's output.
 
     Raises:
       CheckpointError: the base weights cannot be read.
       TokenizerError: a tokenizer is missing.
     """
     tokenizers = open_tokenizers(config)
-    model_config, mesh = (
-        calce_config(config, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert)),
-        make_mesh(config.mesh),
-    )
+    model_config = calce_config(config, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert))
+    mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         graph, trainable, frozen = build_model(model_config, config, mesh)
     return TrainedModel(config, model_config, tokenizers, mesh, graph, trainable, frozen)

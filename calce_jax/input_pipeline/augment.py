@@ -1,6 +1,6 @@
-"""Random crops of a clip, resized back to its size: the augmentation of training, with numpy alone.
+"""Augmentation of training clips: one random crop per clip, resized; numpy alone.
 
-Dimensions: T frames, H W pixels before, S pixels of a side after, N samples along one axis before.
+Dimensions: T frames, H W pixels of the input, S pixels of a side of the output, N input pixels along one axis.
 """
 
 import math
@@ -11,14 +11,14 @@ from jaxtyping import Float32, UInt8
 
 from calce_jax.config import Behaviour
 
-AREA_SCALE = (0.5, 1.0)  # of the area
+AREA_SCALE = (0.5, 1.0)  # share of the area
 ASPECT_RATIO = (3 / 4, 4 / 3)  # width to height
 MAX_ATTEMPTS = 10
 BICUBIC_A = -0.75  # the free parameter of the bicubic kernel, PyTorch's choice
 
 
 class Crop(NamedTuple):
-    """A rectangle in pixels."""
+    """A rectangle, in pixels."""
 
     top: int
     left: int
@@ -27,9 +27,9 @@ class Crop(NamedTuple):
 
 
 def sample_crop(rng: np.random.Generator, height: int, width: int) -> Crop:
-    """Draw a rectangle as torchvision's RandomResizedCrop does: area and log of the ratio uniform, then the place.
+    """Draw a crop as torchvision's RandomResizedCrop does: uniform area, log-uniform aspect ratio, uniform position.
 
-    Where ten draws do not fit, the central rectangle whose ratio is nearest to that of the whole is taken.
+    If `MAX_ATTEMPTS` draws do not fit, it is the central crop whose aspect ratio is nearest to that of the image.
     """
     for _ in range(MAX_ATTEMPTS):
         area = height * width * rng.uniform(*AREA_SCALE)
@@ -48,16 +48,14 @@ def crop_and_resize(
     size: int,
     behaviour: Behaviour = "default",
 ) -> UInt8[np.ndarray, "T S S 3"]:
-    """Cut the same rectangle out of every frame and resize it to a square, bicubic without antialiasing.
-
-    Bicubic weights overshoot: near an edge values below 0 and above 255 come out.
+    """Crop every frame to the same rectangle, and resize it to a square, bicubic without antialiasing.
 
     Args:
       frames: a clip.
-      crop: what to keep of it.
+      crop: the rectangle.
       size: S.
-      behaviour: by default values are rounded and end at 0 and 255. "reference" cuts off decimals and wraps, as the
-        original's cast does: 258.4 becomes 2, and -11.6 becomes 245.
+      behaviour: bicubic interpolation overshoots near edges, to values below 0 and above 255. By default values are
+        rounded and clipped; "reference" truncates and wraps as the original's cast: 258.4 to 2, -11.6 to 245.
     """
     resized = bicubic_resize(frames, crop, size)
     if behaviour == "reference":
@@ -66,19 +64,19 @@ def crop_and_resize(
 
 
 def bicubic_resize(frames: UInt8[np.ndarray, "T H W 3"], crop: Crop, size: int) -> Float32[np.ndarray, "T S S 3"]:
-    """Return what `crop_and_resize` makes into bytes."""
+    """Return the crop resized, before the conversion to uint8 in `crop_and_resize`."""
     top, left, height, width = crop
     cropped = frames[:, top : top + height, left : left + width]
-    # Both products are large matrix products when the colours are planes.
+    # With the colours as planes both resizes are large matrix products.
     planes = np.ascontiguousarray(cropped.transpose(0, 3, 1, 2), dtype=np.float32)
     rows = bicubic_weights(height, size) @ planes
     return (rows @ bicubic_weights(width, size).T).transpose(0, 2, 3, 1)
 
 
 def bicubic_weights(in_size: int, out_size: int) -> Float32[np.ndarray, "S N"]:
-    """Return the matrix that resamples `in_size` samples at `out_size` places: four cubic weights a row.
+    """Return the matrix that resamples `in_size` pixels to `out_size`: four bicubic weights in each row.
 
-    Places are those of pixel centres; beyond the border the outermost sample is repeated.
+    Positions are pixel centres; beyond the border the outermost pixel is repeated.
     """
     position = (np.arange(out_size) + 0.5) * (in_size / out_size) - 0.5
     first = np.floor(position)

@@ -1,13 +1,13 @@
 """Batches in a fixed order: shuffled by seed and epoch, shared between hosts, read by threads or worker processes.
 
-Where a batch stands in the order says everything about it: which queries it holds, and from which numbers their crops
-are drawn. So neither the number of hosts nor that of workers changes what is trained on, and an iterator whose state is
-restored goes on with the very next batch. The state itself counts batches per worker: restore it with as many.
+The position of a batch determines its queries and the random numbers of their crops. So the number of hosts and of
+workers does not change the training data, and an iterator whose state is restored continues with the next batch. The
+state counts batches per worker: it must be restored with the same number of workers.
 """
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import grain
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch, Features
 from calce_jax.config import Behaviour, RunConfig
-from calce_jax.input_pipeline.buffer_pool import BufferPool
+from calce_jax.input_pipeline.buffer_pool import BufferPool, retain_freed_memory
 from calce_jax.input_pipeline.dataset import Example, open_dataset
 from calce_jax.input_pipeline.feature_store import FeatureStore
 from calce_jax.input_pipeline.rows import InputError, RowMaker, stack_rows
@@ -26,33 +26,35 @@ from calce_jax.models.calce import CalceConfig
 from calce_jax.text.prompt import PromptWriter
 from calce_jax.text.text_row import TextSizes
 
-# Batches that each process has ready beyond the one in use. One of full size takes 30 MB a video, features 54 to 109.
+# Batches that each process reads ahead. At full size a batch takes 30 MB per video, with features 54 to 109 MB.
 PREFETCH_BATCHES = 2
 
 
 @dataclass(frozen=True)
 class InputConfig:
-    """What is read, in which order and in which shapes.
+    """Source, order and shapes of batches; letters as in `calce_jax.batch`.
 
     Fields:
-      folder, split: of prepared tables.
-      stage: 2 reads the stage-1 windows, too.
-      frames: T; of shorter videos, all frames.
-      image_size: H and W, those of the stored frames.
+      folder, split: of the prepared tables.
+      stage: 2 also reads stage-1 windows.
+      frames: T; of a shorter video all frames are read.
+      image_size: Y and X, those of the stored frames.
       batch_size: B, over all hosts.
-      max_captions, bert_tokens, text_tokens, max_windows, answer_tokens: C, U, M, W and A. What exceeds them is noted in the batch.
-      max_text_tokens: most T5 tokens of the text and of a caption.
-      augment: crop at random, a clip as a whole.
-      shuffle: draw a new order for each epoch; otherwise that of the table.
-      remainder: of an epoch that is no multiple of B: "drop" leaves these queries out of this epoch (training; another
-        epoch leaves out others), "fill" adds rows that are not valid (evaluation).
-      num_epochs: None never ends.
-      seed: of the order and the crops.
-      num_workers: processes that read; 0 reads in threads of this one.
-      use_captions: False withholds what is said; Charades has no sound.
-      behaviour: "reference" does as the original, see `calce_jax.text.prompt` and `calce_jax.input_pipeline.augment`.
-      features: folder of what is seen in the frames, read in place of them (`calce_jax.input_pipeline.feature_store`); these know no
-        crops, so `augment` must be False.
+      max_captions, bert_tokens, text_tokens, max_windows, answer_tokens: C, U, M, W and A. Rows that exceed them are
+        truncated, and `row_flags` says so.
+      max_text_tokens: at most so many T5 tokens of the query text, and of a caption.
+      augment: one random crop per clip.
+      shuffle: a new order for each epoch; False keeps the order of the table.
+      remainder: if an epoch is not a multiple of B: "drop" leaves the last queries of its order out (training; each
+        epoch has another order), "fill" adds rows with `row_mask` False (evaluation).
+      num_epochs: None repeats without end.
+      seed: of the order and of the crops.
+      num_workers: reading processes; 0 reads in threads of this process.
+      use_captions: False leaves out captions and the speech mask, as for Charades-STA, which has no speech.
+      behaviour: "reference" reproduces the original, see `calce_jax.text.prompt` and
+        `calce_jax.input_pipeline.augment`.
+      features: folder of stored features, read in place of frames (`calce_jax.input_pipeline.feature_store`); "" reads
+        frames. Stored features have no crops, so `augment` must be False.
     """
 
     folder: str
@@ -79,7 +81,7 @@ class InputConfig:
 
 
 def text_sizes(config: InputConfig) -> TextSizes:
-    """Return the shapes of a row's text."""
+    """Return the shapes of the text of a row."""
     return TextSizes(
         frames=config.frames,
         captions=config.max_captions,
@@ -91,43 +93,40 @@ def text_sizes(config: InputConfig) -> TextSizes:
 
 
 def batches_per_epoch(num_queries: int, config: InputConfig) -> int:
-    """Return the number of batches that an epoch of so many queries has."""
+    """Return the number of batches of an epoch of `num_queries` queries."""
     full, rest = divmod(num_queries, config.batch_size)
     return full + (rest > 0 and config.remainder == "fill")
 
 
 def abstract_batch(config: InputConfig) -> Batch:
-    """Return the shapes and dtypes of a batch, over all hosts."""
+    """Return the shapes and dtypes of a batch over all hosts.
 
-    def array(dtype: type[np.generic] | type[bool] | np.dtype, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
+    Raises:
+      FeaturesError: there is no such folder of features.
+    """
 
-    t, w = config.frames, config.max_windows
-    s, features = config.image_size, None
-    if config.features:
-        metadata, s = FeatureStore(config.features).metadata, 0
-        values = array(metadata.dtype, t, metadata.tokens, metadata.width)
-        scale = array(np.float32, t, metadata.tokens, metadata.scales) if metadata.scales else None
-        features = Features(values, scale, array(np.float32, t, metadata.means) if metadata.means else None)
-    return Batch(
-        frames=array(np.uint8, t, s, s, 3),
-        frame_mask=array(bool, t),
-        times=array(np.float32, t),
-        duration=array(np.float32),
-        tokens=array(np.int32, config.text_tokens),
-        spans=array(np.int32, text_sizes(config).spans, 2),
-        query_bert_tokens=array(np.int32, config.bert_tokens),
-        caption_bert_tokens=array(np.int32, config.max_captions, config.bert_tokens),
-        is_speech_query=array(bool),
-        has_speech=array(bool, t),
-        stage1_windows=array(np.float32, w, 2),
-        window_mask=array(bool, w),
-        labels=array(np.int32, config.answer_tokens),
-        row_mask=array(bool),
-        example_index=array(np.int32),
-        row_flags=array(np.int32),
-        features=features,
+    batch = Batch.zeros(
+        config.batch_size,
+        frames=config.frames,
+        image_size=0 if config.features else config.image_size,
+        captions=config.max_captions,
+        bert_tokens=config.bert_tokens,
+        text_tokens=config.text_tokens,
+        windows=config.max_windows,
+        answer_tokens=config.answer_tokens,
     )
+    abstract = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), batch)
+    if not config.features:
+        return abstract
+
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((config.batch_size, config.frames, *shape), dtype)
+
+    metadata = FeatureStore(config.features).metadata
+    values = array(metadata.dtype, metadata.tokens, metadata.width)
+    scale = array(np.float32, metadata.tokens, metadata.scales) if metadata.scales else None
+    means = array(np.float32, metadata.means) if metadata.means else None
+    return replace(abstract, features=Features(values, scale, means))
 
 
 def make_iterator(
@@ -143,32 +142,33 @@ def make_iterator(
     """Return an iterator of host batches (numpy), with `get_state` and `set_state`.
 
     Args:
-      config: what is read.
+      config: source, order and shapes.
       t5, bert: tokenizers, from `calce_jax.text.tokenizers`.
-      examples: the split; by default it is opened. It travels to worker processes.
-      first_batch: number of the batch to begin with, for an inference that goes on; of one epoch.
-      process_index, process_count: of this host; it gets its part of each batch, B // process_count rows in a row.
+      examples: the split; by default it is opened. It is pickled for worker processes.
+      first_batch: index of the first batch, to continue an interrupted inference.
+      process_index, process_count: of this host; it gets B // process_count consecutive rows of each batch.
 
     Raises:
-      InputError: B is no multiple of the hosts, or a split is too small for a batch, or crops are wanted of features.
-        While iterating also: an example that cannot become a row.
-      TablesError: there is no such split.
+      InputError: B is not a multiple of `process_count`, a split has fewer queries than a batch, or `augment` is set
+        with features. While iterating: an example cannot be made into a row.
+      TablesError: there is no such folder or split.
       FeaturesError: there is no such folder of features.
     """
     if examples is None:
         examples = open_dataset(config.folder, config.split)
     if config.batch_size % process_count:
         raise InputError(
-            f"batch_size: {config.batch_size} cannot be shared by {process_count} hosts", "choose a multiple of it"
+            f"batch_size: must be a multiple of the {process_count} hosts, got {config.batch_size}",
+            "change config.data.batch and config.data.eval_batch",
         )
     if not batches_per_epoch(len(examples), config):
         raise InputError(
             f"split {config.split} of {config.folder} has {len(examples)} queries, too few for a batch of "
             f"{config.batch_size}",
-            "lower batch_size",
+            "lower config.data.batch",
         )
     if config.features and config.augment:
-        raise InputError(f"augment: the features in {config.features} know no crops", "set it to False")
+        raise InputError(f"augment: must be False with features={config.features}, whose frames are not cropped")
     order = grain.MapDataset.range(len(examples))
     if config.shuffle:
         order = order.shuffle(seed=config.seed)
@@ -179,21 +179,21 @@ def make_iterator(
     load_batch = _BatchLoader(
         config, t5, bert, examples, slice(process_index * rows_per_process, (process_index + 1) * rows_per_process)
     )
-    # Two threads on one core read a twentieth less than one.
+    # On one core two threads were 5 % slower than one.
     read_options = grain.ReadOptions(
         num_threads=min(PREFETCH_BATCHES, _available_cores()), prefetch_buffer_size=PREFETCH_BATCHES
     )
     batches = order.map_with_index(load_batch).to_iter_dataset(read_options)
     if config.num_workers:
         if not flags.FLAGS.is_parsed():
-            # Grain's workers are told absl's flags, which a program that is no absl app never parses.
+            # Grain passes absl's flags to its workers; programs that are not absl apps have not parsed them.
             flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.num_workers))
     return iter(batches.map(_to_batch))
 
 
 class _BatchLoader:
-    """Loads one host's part of a batch, given where the batch stands and the rows it holds."""
+    """Loads this host's part of a batch, given the position of the batch and the indices of its queries."""
 
     def __init__(
         self,
@@ -212,18 +212,20 @@ class _BatchLoader:
             feature_store=FeatureStore(config.features) if config.features else None,
         )
         self._config, self._examples, self._host_rows = config, examples, host_rows
-        # Most of a batch by far; every frame is decoded to where it stays.
+        # Frames are most of the bytes of a batch; each is decoded into its final position.
         size = 0 if config.features else config.image_size
         self._buffer_pool = BufferPool((host_rows.stop - host_rows.start, config.frames, size, size, 3))
 
     def __call__(self, batch_index: int, indices: np.ndarray) -> dict[str, Any]:
         config, first = self._config, indices[0]
+        if config.num_workers:
+            retain_freed_memory()  # this is a worker process
         epoch = batch_index // batches_per_epoch(len(self._examples), config)
         indices, rows_per_process = indices[self._host_rows], self._host_rows.stop - self._host_rows.start
         frames = self._buffer_pool.acquire()
         rows = [self._load_row(epoch, int(index), out) for index, out in zip(indices, frames, strict=False)]
         if len(rows) < rows_per_process:
-            # A host may have fillers alone; they are shaped like any row.
+            # All rows of this host may be padding; then another row of the batch gives the shapes.
             padding = self._make_row.padding_row(rows[0] if rows else self._load_row(epoch, int(first), frames[0]))
             frames[len(rows) :] = 0
             rows += [padding] * (rows_per_process - len(rows))
@@ -236,7 +238,7 @@ class _BatchLoader:
 
 
 def _available_cores() -> int:
-    """Return how many cores this process may run on."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -246,7 +248,14 @@ def _to_batch(fields: dict[str, Any]) -> Batch:
 
 
 def input_config(config: RunConfig, split: str, model_config: CalceConfig, *, training: bool) -> InputConfig:
-    """Return how a split is read: shuffled, repeated and cropped for training; once, in order and whole otherwise."""
+    """Return the input config of a split of a run.
+
+    Args:
+      config: of the run.
+      split: name of the split.
+      model_config: sizes of the model.
+      training: shuffled, repeated, augmented batches; False reads every query once, in order.
+    """
     return InputConfig(
         folder=config.data.directory,
         split=split,

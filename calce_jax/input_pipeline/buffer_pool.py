@@ -1,7 +1,7 @@
-"""Memory that is used again. The kernel clears every page of new memory, which took reading a fifth of its time.
+"""Reused memory for batches. The kernel clears every page of new memory, which took a fifth of the time of reading.
 
-Frames, most of a batch, lie in memory that is lent (`Room`). Records are copied a few times on their way out of a
-table, by libraries that ask the C library for memory; that is told to keep what they give back.
+Frames, most of a batch, are decoded into arrays of a `BufferPool`. Libraries that read records allocate their copies
+with malloc; a command may configure it to keep freed memory (`retain_freed_memory`).
 """
 
 import ctypes
@@ -12,38 +12,40 @@ import weakref
 import numpy as np
 from jaxtyping import UInt8
 
-# Of glibc's malloc.h: blocks from this size on are the kernel's at once (it takes no more than 32 MiB), and freed
-# memory from that size on goes back to it.
+# Parameters of glibc's mallopt, see malloc.h: from the first size on, blocks are mapped from the kernel and returned to
+# it when freed (32 MiB is the largest value allowed); free memory at the top of the heap is returned beyond the second.
 M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES = -3, 32 << 20
 M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES = -1, 256 << 20
 
 
 class BufferPool:
-    """Lends memory for arrays of one shape, and takes it back when nobody refers to an array or a part of it any more.
+    """A pool of uint8 arrays of one shape.
 
-    Nobody has to say so: it is known from the references. Who copies an array in the background, as jax does to a
-    device, holds one until the copy is there. There is as much memory as was ever lent at a time. Whoever has a room
-    reads, so making one calls `retain_freed_memory`, in a worker process too.
+    The memory of an array returns to the pool when the last reference to the array, or to a view of it, is gone; jax
+    holds one while it copies an array to a device. The pool grows to the largest number of arrays in use at a time. It
+    may be pickled: the copy in another process starts empty.
+
+    Args:
+      shape: of every array.
     """
 
     def __init__(self, shape: tuple[int, ...]):
         self._shape, self._free_buffers = shape, list[UInt8[np.ndarray, " size"]]()
-        retain_freed_memory()
 
     def __reduce__(self) -> tuple[type["BufferPool"], tuple[tuple[int, ...]]]:
-        return BufferPool, (self._shape,)  # another process has memory of its own
+        return BufferPool, (self._shape,)
 
     def acquire(self) -> UInt8[np.ndarray, "..."]:
-        """Return an array with anything in it."""
+        """Return an array with arbitrary content; may be called by several threads."""
         size = math.prod(self._shape)
         if not size:
             return np.empty(self._shape, np.uint8)
-        # Several threads ask; `pop` and `append` are one step each.
+        # `pop` and `append` are atomic.
         try:
             buffer = self._free_buffers.pop()
         except IndexError:
             buffer = np.empty(size, np.uint8)
-        # Views of an array refer to what owns its memory, past all views in between; so the owner has to be new.
+        # A view refers to the owner of its memory, not to the views in between, so every array needs a new owner.
         owner = (ctypes.c_uint8 * size).from_buffer(buffer.data)
         weakref.finalize(owner, self._free_buffers.append, buffer).atexit = False
         return np.ctypeslib.as_array(owner).reshape(self._shape)
@@ -51,7 +53,10 @@ class BufferPool:
 
 @functools.cache
 def retain_freed_memory() -> None:
-    """Have this process keep up to 256 MiB that it has freed. Where the C library is not glibc, all stays as it is."""
+    """Configure malloc of this process to keep up to 256 MiB of freed memory; without glibc nothing happens.
+
+    It changes the whole process, so only commands call it, and the worker processes of the input pipeline.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

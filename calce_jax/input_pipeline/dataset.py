@@ -1,7 +1,7 @@
-"""Moments on disk, read query by query.
+"""Random access to the queries of a prepared folder, each joined with its video.
 
-A prepared folder holds `tables/videos` and `tables/queries` (written by `calce_jax.datasets.tables`). Whatever reads them gets an
-`Example`, a query joined with its video; key frames stay JPEG.
+A prepared folder holds the tables `tables/videos` and `tables/queries`, which `calce_jax.datasets.tables` writes.
+Frames stay JPEG.
 """
 
 import json
@@ -23,7 +23,7 @@ VERSION = "1.0.0"
 
 
 class TablesError(UserError):
-    """Tables that cannot be built or read; the message names the folder or split and the remedy."""
+    """Tables cannot be built or read; the message names the folder or split and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Query:
 
     Fields:
       qid: id, a number or a string as annotated.
-      video: id.
-      video_row: of the video in the videos table of the split.
+      video: id of the video.
+      video_row: row of the video in the videos table of the split.
       query: the sentence.
-      items: the things named in it.
-      duration: of the video in seconds, as annotated; where it is not, as found in the file.
-      windows: float64 (n, 2), seconds; (0, 2) where the truth is not known.
-      stage1_windows: float64 (n, 2), seconds, or None before merging.
-      kind: of query, where known.
+      items: noun phrases of the sentence.
+      duration: of the video in seconds, as annotated, or else that of the file.
+      windows: annotated windows, float64 (n, 2) in seconds; (0, 2) if not annotated.
+      stage1_windows: float64 (n, 2) in seconds; None before stage-1 predictions are merged.
+      kind: of the query, if annotated.
     """
 
     qid: str | int
@@ -58,12 +58,12 @@ class Example(Query):
     """A query and its video.
 
     Fields beside those of `Query`:
-      keyframes: T JPEG images.
-      indices: of the key frames in the file, int32 (T,).
-      times: of the key frames in seconds, float32 (T,).
+      keyframes: the stored frames, T JPEG images.
+      indices: of the stored frames in the file, int32 (T,).
+      times: of the stored frames in seconds, float32 (T,).
       total_frames: frames in the file.
-      fps: frames a second.
-      captions: (start, end, text), in seconds.
+      fps: frames per second of the file.
+      captions: (start, end, text), start and end in seconds.
     """
 
     keyframes: list[bytes]
@@ -75,9 +75,16 @@ class Example(Query):
 
 
 class MomentDataset(Sequence[Example]):
-    """The queries of one split, each with its video, by random access.
+    """The queries of a split, each with its video, by random access.
 
-    It may be pickled, into worker processes for instance; each process opens the files when it first reads.
+    It may be pickled for worker processes; each process opens the files when it first reads.
+
+    Args:
+      folder: what `calce prepare --out` wrote.
+      split: name of the split.
+
+    Raises:
+      TablesError: the folder has no tables, tables of another version, or no such split.
     """
 
     def __init__(self, folder: Path, split: str):
@@ -89,10 +96,10 @@ class MomentDataset(Sequence[Example]):
         return self._length
 
     def __getitem__(self, index: int) -> Example:
-        """Read query number `index`, from the end where negative.
+        """Read a query and its video; a negative index counts from the end.
 
         Raises:
-          IndexError: there are not that many.
+          IndexError: `index` is out of range.
           TablesError: the tables are damaged.
         """
         index = range(self._length)[index]
@@ -113,7 +120,7 @@ class MomentDataset(Sequence[Example]):
         )
 
     def queries(self) -> Iterator[Query]:
-        """Go through all queries without reading a video."""
+        """Iterate over all queries without reading videos."""
         with _damage_errors(self.folder):
             yield from map(_to_query, self._queries)
 
@@ -133,7 +140,7 @@ def open_dataset(folder: str | Path, split: str) -> MomentDataset:
     """Open a split of a prepared folder.
 
     Raises:
-      TablesError: the folder holds no tables, or tables of another version, or not this split.
+      TablesError: as for `MomentDataset`.
     """
     return MomentDataset(Path(folder), split)
 
@@ -143,7 +150,7 @@ def _split_length(folder: Path, split: str) -> int:
     splits = open_table(folder, "queries").info.splits
     if split not in splits:
         raise TablesError(
-            f"{folder} has no split {split!r}, but {', '.join(splits)}", "choose one, or prepare this one too"
+            f"{folder} has no split {split!r}, but {', '.join(splits)}", "choose one of these, or prepare this one too"
         )
     return splits[split].num_examples
 

@@ -1,4 +1,4 @@
-"""What sees the frames of a run, and whether stored features are what it would see."""
+"""Identification of the weights that make features, and checks of stored features against a run."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from calce_jax.models.calce import CalceConfig
 from calce_jax.models.feature_codec import FeatureSource, StorageDtype, count_scales
 from calce_jax.storage.provenance import git_revision
 
-# The weights that decide what is seen.
+# Prefixes of the weights that features depend on.
 FINGERPRINTED_PREFIXES: dict[FeatureSource, tuple[str, ...]] = {
     "vit": ("vit/",),
     "qformer": ("vit/", "ln_vision/", "qformer/"),
@@ -27,16 +27,24 @@ MAX_LISTED_VIDEOS = 5
 def make_feature_metadata(
     config: RunConfig, model_config: CalceConfig, storage_dtype: StorageDtype, source: FeatureSource = "vit"
 ) -> FeatureMetadata:
-    """Return what features of a run's tower are made by, or of its Q-Former.
+    """Return the metadata of the features of a run.
+
+    Args:
+      config: of the run.
+      model_config: sizes of its model.
+      storage_dtype: of the values.
+      source: "vit" or "qformer".
 
     Raises:
-      FeaturesError: the base weights cannot be read, or the Q-Former's words change as the run learns.
+      FeaturesError: the base weights cannot be read; or `source` is "qformer" and `ln_vision` is trained, which changes
+        the Q-Former's tokens at every step.
     """
     base, vit = config.weights.base, model_config.vit
     if source == "qformer" and config.model.ln_vision == "trained":
         raise FeaturesError(
-            "config.model.ln_vision: 'trained', so what the Q-Former says of a frame changes at every step",
-            "leave it frozen (--config.model.ln_vision=frozen), or keep what the tower gives (--of=vit)",
+            "config.model.ln_vision: must be 'frozen' to store the Q-Former's tokens, which change at every step "
+            "otherwise, got 'trained'",
+            "freeze it (--config.model.ln_vision=frozen), or store the tower's tokens (--of=vit)",
         )
     tokens, width = (
         (vit.num_tokens, vit.width)
@@ -63,12 +71,16 @@ def make_feature_metadata(
 
 
 def weights_hash(path: str | Path, source: FeatureSource = "vit") -> str:
-    """Return the SHA-256 of the vision tower in a safetensors file, or of all that it and the Q-Former have.
+    """Return the SHA-256 of the weights that features depend on: of the vision tower, or also of the Q-Former.
 
-    Names, dtypes, shapes and bytes count, so another file with the same weights has the same.
+    It covers names, dtypes, shapes and bytes of these weights, so other files with the same weights have the same hash.
+
+    Args:
+      path: a safetensors file.
+      source: "vit" or "qformer".
 
     Raises:
-      FeaturesError: there is no such file, or it has no tower.
+      FeaturesError: the file cannot be read, or has no vision tower.
     """
     digest = hashlib.sha256()
     try:
@@ -77,7 +89,7 @@ def weights_hash(path: str | Path, source: FeatureSource = "vit") -> str:
             header = json.loads(file.read(header_bytes))
             if not any(name.startswith(FINGERPRINTED_PREFIXES["vit"]) for name in header):
                 raise FeaturesError(
-                    f"config.weights.base: {path} has no vision tower", "give the whole model's weights"
+                    f"config.weights.base: {path} has no vision tower", "give a file with all weights of the model"
                 )
             for name in sorted(name for name in header if name.startswith(FINGERPRINTED_PREFIXES[source])):
                 tensor_info = header[name]
@@ -88,16 +100,16 @@ def weights_hash(path: str | Path, source: FeatureSource = "vit") -> str:
                     digest.update(file.read(min(CHUNK_BYTES, end - offset)))
     except (OSError, struct.error, json.JSONDecodeError) as error:
         raise FeaturesError(
-            f"config.weights.base: {path} cannot be read ({error})", "put the converted weights there"
+            f"config.weights.base: {path} cannot be read ({error})", "write it with `calce convert`"
         ) from error
     return digest.hexdigest()
 
 
 def check_features(config: RunConfig, model_config: CalceConfig) -> None:
-    """See that the features a run is to read are those its tower would give; without any there is nothing to see.
+    """Check that `config.data.features`, if any, holds features of the run's own weights.
 
     Raises:
-      FeaturesError: they are not there, or something else made them; lists the fields that differ.
+      FeaturesError: there are no features, or they are of another model; lists the fields that differ.
     """
     if not config.data.features:
         return
@@ -108,17 +120,23 @@ def check_features(config: RunConfig, model_config: CalceConfig) -> None:
         mismatches.append(f"frames: {stored.frames} there, {expected.frames} here")
     if mismatches:
         raise FeaturesError(
-            f"{config.data.features}/features.json: these features (of {stored.base or 'a random model'}) are not those "
-            "of this run; run launch/cache_features.py with its config and another --out, or set what they were made "
-            "with:\n  " + "\n  ".join(mismatches)
+            f"{config.data.features}/features.json: these features (of {stored.base or 'a random model'}) are not "
+            "those of this run",
+            "run `calce cache_features` with its config and another --out, or set what they were made with:\n  "
+            + "\n  ".join(mismatches),
         )
 
 
 def check_videos(config: RunConfig, split: str, videos: Sequence[str]) -> None:
-    """See that there are features of every video that a split asks about, before the first batch is made.
+    """Check that every video of a split has features, if the run reads any.
+
+    Args:
+      config: of the run.
+      split: its name, for the message.
+      videos: ids of the videos of its queries.
 
     Raises:
-      FeaturesError: says how many have none, and names some.
+      FeaturesError: gives the number of videos without features, and the first ids.
     """
     if not config.data.features:
         return
@@ -128,5 +146,5 @@ def check_videos(config: RunConfig, split: str, videos: Sequence[str]) -> None:
         raise FeaturesError(
             f"{config.data.features}: {len(missing)} of the {len(set(videos))} videos of split {split} have no "
             f"features ({examples})",
-            "run launch/cache_features.py again, or read frames (--config.data.features=)",
+            "run `calce cache_features` again, or read frames (--config.data.features=)",
         )

@@ -1,10 +1,11 @@
-"""A folder of stored features: what was seen of every frame of a prepared folder's videos.
+"""A folder of stored features: the tokens of every frame of a prepared folder's videos.
 
-    DIR/features.json                        what made them (`Made`)
-    DIR/features-00000-of-host-0.array_record   one record a frame, all frames of a video together, then the contents
+    DIR/features.json                           the model that made them, and their shapes (`FeatureMetadata`)
+    DIR/features-00000-of-host-0.array_record   one record per frame, the frames of a video together, then the contents
 
-The contents, a shard's last record, say which frames of which videos the others are, as JSON. A shard gets its name
-when it is whole. Where two shards know a frame, because its video was prepared anew, the later one counts.
+The contents are the last record of a shard, as JSON: the video, frame indices and checksums of the other records. A
+shard is written under another name and renamed when it is complete. If two shards have the same frame, because its
+video was prepared again, the later one is used.
 
 Dimensions: T frames, P tokens of a frame, D width, G scales of a token, F width of means.
 """
@@ -31,28 +32,29 @@ from calce_jax.storage.atomic_files import write_atomic
 FORMAT_VERSION = 1
 STORAGE_DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
 SHARD_NAME = re.compile(r"features-(\d+)-of-host-(\d+)\.array_record")
-# Numbers that look random do not compress, and a record is read alone.
+# Features hardly compress, and records are read one by one.
 WRITER_OPTIONS, READER_OPTIONS = "group_size:1,uncompressed", "readahead_buffer_size:0,max_parallelism:0"
 
 
 class FeaturesError(UserError):
-    """Features that are missing, or not those of this run; the message names the folder, the field and the remedy."""
+    """Features are missing, damaged or of another model; the message names the folder, the field and the remedy."""
 
 
 @dataclass(frozen=True)
 class FeatureMetadata:
-    """What made the features of a folder, and their shapes.
+    """The model that made the features of a folder, and their shapes; the content of features.json.
 
     Fields:
-      vision: names the weights of what saw them.
+      vision: hash of the weights, see `calce_jax.input_pipeline.feature_fingerprint.weights_hash`.
       size, frozen_dtype, compute_dtype: of the model.
-      image_size: pixels of a frame's side.
+      image_size: pixels of a side of a frame.
       frames: of a video.
-      store: "float32", "bfloat16" or "int8".
-      tokens, width, scales: P, D and G; without int8 there are no scales.
-      of: "vit", the tower's tokens; or "qformer", what the Q-Former says of these through the base's `ln_vision`.
-      means: F, for the Q-Former alone: the width of what stage 1 tells frames apart by, float32, one a frame.
-      base, git, jax: for people: the file of the weights, the revision of the code, the version of jax.
+      store: dtype of the values: "float32", "bfloat16" or "int8".
+      tokens, width, scales: P, D and G; G is 0 without int8.
+      of: "vit", the tower's tokens; or "qformer", the Q-Former's tokens.
+      means: F, or 0: the Q-Former's features have one float32 vector per frame, by which stage 1 clusters frames.
+      base, git, jax: for information: file of the weights, revision of the code, version of jax.
+      version: of the format.
     """
 
     vision: str
@@ -74,21 +76,21 @@ class FeatureMetadata:
 
     @property
     def dtype(self) -> np.dtype:
-        """Return what the values are stored in."""
+        """Dtype of the stored values."""
         return np.dtype(STORAGE_DTYPES[self.store])
 
     @property
     def bytes_per_frame(self) -> int:
-        """Return the size of a record."""
+        """Size of a record."""
         return self.tokens * (self.width * self.dtype.itemsize + self.scales * 4) + self.means * 4
 
 
 @dataclass(frozen=True)
 class FrameKeys:
-    """The frames of a video that features are wanted of, in the order of time.
+    """Identifies frames of a video, in the order of time.
 
     Fields:
-      video: id.
+      video: id of the video.
       indices: of the frames in the file.
       checksums: CRC-32 of each frame's JPEG.
     """
@@ -99,43 +101,50 @@ class FrameKeys:
 
 
 def checksums(jpegs: Sequence[bytes]) -> list[int]:
-    """Return what tells whether frames are the ones that were seen."""
+    """Return the CRC-32 of each JPEG, by which a frame that was prepared again is detected."""
     return [zlib.crc32(jpeg) for jpeg in jpegs]
 
 
 class FeatureStore:
-    """Features by video and frame.
+    """Reads stored features by video and frame.
 
-    It may be pickled, into worker processes for instance; each process opens the shards when it first reads.
+    It may be pickled for worker processes; each process opens the shards when it first reads.
+
+    Args:
+      folder: what `calce cache_features --out` wrote.
 
     Attributes:
-      folder: where they are.
-      metadata: by what.
+      folder: as a path.
+      metadata: of the features.
 
     Raises:
-      FeaturesError: there are none in the folder, or of another version.
+      FeaturesError: the folder has no features, or features of another version.
     """
 
     def __init__(self, folder: str | Path):
         self.folder, self.metadata = Path(folder), read_metadata(folder)
 
     def read(self, frame_keys: FrameKeys) -> dict[str, np.ndarray]:
-        """Return the values (T, P, D), of int8 the scales (T, P, G), and of a Q-Former the means (T, F) of a clip.
+        """Return the features of frames, by field of `Features`.
+
+        Returns:
+          "values" (T, P, D) in the stored dtype; for int8 "scale" float32 (T, P, G); for a Q-Former "means" float32
+          (T, F).
 
         Raises:
-          FeaturesError: some are not there, or are those of other pictures.
+          FeaturesError: some frames have no features, were prepared again since, or a shard is damaged.
         """
         locations, metadata = self._locations.get(frame_keys.video, {}), self.metadata
         if missing := [index for index in frame_keys.indices if index not in locations]:
             raise FeaturesError(
                 f"{len(missing)} of its {len(frame_keys.indices)} frames have no features in {self.folder}",
-                "run launch/cache_features.py with this config",
+                "run `calce cache_features` with this config",
             )
         wanted = [locations[index] for index in frame_keys.indices]
-        if any(place.checksum != found for place, found in zip(wanted, frame_keys.checksums, strict=True)):
+        if not self.has_frames(frame_keys):
             raise FeaturesError(
                 f"it was prepared anew since its features were stored in {self.folder}",
-                "run launch/cache_features.py again",
+                "run `calce cache_features` again",
             )
         values = np.empty((len(wanted), metadata.tokens, metadata.width), metadata.dtype)
         scales = np.empty((len(wanted), metadata.tokens, metadata.scales), np.float32)
@@ -145,11 +154,11 @@ class FeatureStore:
             for part in (values[row], scales[row], means[row]):
                 part.reshape(-1).view(np.uint8)[:] = np.frombuffer(record, np.uint8, part.nbytes, offset)
                 offset += part.nbytes
-        found = {"values": values, "scale": scales, "means": means}
-        return {name: array for name, array in found.items() if array.shape[-1]}
+        arrays = {"values": values, "scale": scales, "means": means}
+        return {name: array for name, array in arrays.items() if array.shape[-1]}
 
     def has_frames(self, frame_keys: FrameKeys) -> bool:
-        """Tell whether all of a clip's frames are there, as they are."""
+        """Return whether all frames have features, with the same checksums."""
         locations = self._locations.get(frame_keys.video, {})
         return all(
             index in locations and locations[index].checksum == checksum
@@ -157,11 +166,11 @@ class FeatureStore:
         )
 
     def videos_without_features(self, videos: Sequence[str]) -> list[str]:
-        """Return those of the videos of which nothing is there, each once."""
+        """Return the videos without any features, each once."""
         return [video for video in dict.fromkeys(videos) if video not in self._locations]
 
     def squared_sums(self) -> dict[str, float]:
-        """Return the sums that the shards keep of what storing changed, see `Shard.add`."""
+        """Return the totals over all shards of the sums of squares given to `ShardWriter.add`, by name."""
         total: dict[str, float] = {}
         for shard in _list_shards(self.folder):
             for name, value in _read_contents(shard)["squares"].items():
@@ -169,11 +178,11 @@ class FeatureStore:
         return total
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "made": self.metadata}
+        return {"folder": self.folder, "metadata": self.metadata}
 
     @cached_property
     def _locations(self) -> dict[str, dict[int, "_RecordLocation"]]:
-        """Where the record of every frame is, by video and index."""
+        """The shard and record of every frame, by video and frame index."""
         locations: dict[str, dict[int, _RecordLocation]] = {}
         for shard in _list_shards(self.folder):
             record = 0
@@ -189,17 +198,18 @@ class FeatureStore:
         return {}
 
     def _read_records(self, locations: Sequence["_RecordLocation"]) -> Iterator[bytes]:
-        """Read records; those of a video lie in one shard, unless fewer of its frames were stored before."""
+        """Read records; those of a video are in one shard, unless some of its frames were stored before others."""
         iterators = {}
-        for shard in dict.fromkeys(place.shard for place in locations):
+        for shard in dict.fromkeys(location.shard for location in locations):
             if shard not in self._readers:
                 self._readers[shard] = _open_reader(shard)
+            records = [location.record for location in locations if location.shard == shard]
             try:
-                iterators[shard] = iter(self._readers[shard].read([p.record for p in locations if p.shard == shard]))
-            except RuntimeError as error:  # a checksum is wrong
+                iterators[shard] = iter(self._readers[shard].read(records))
+            except RuntimeError as error:  # a checksum of ArrayRecord is wrong
                 raise _damaged(shard, error) from error
-        for place in locations:
-            yield next(iterators[place.shard])
+        for location in locations:
+            yield next(iterators[location.shard])
 
 
 @dataclass(frozen=True)
@@ -210,11 +220,14 @@ class _RecordLocation:
 
 
 class ShardWriter:
-    """A shard that is being written; it gets its name on `close`, and is gone unless that is called.
+    """Writes a shard under another name; `close` renames it, `discard` removes it.
 
     Args:
-      folder: it exists.
-      number, host: of the shard.
+      folder: of the features; it must exist.
+      number, host: for the name of the shard.
+
+    Attributes:
+      path: of the complete shard.
     """
 
     def __init__(self, folder: Path, number: int, host: int):
@@ -232,8 +245,9 @@ class ShardWriter:
 
         Args:
           frame_keys: its frames.
-          records: of each; values, then scales, then means.
-          squared_sums: sums of squares by name, which tell together what storing changed; they are added up.
+          records: the bytes of each frame: values, then scales, then means.
+          squared_sums: sums of squares by name, of which the contents hold the totals; see
+            `calce_jax.inference.extract_features.QuantizationError`.
         """
         for record in records:
             self._write(record)
@@ -244,7 +258,7 @@ class ShardWriter:
             self._squared_sums[name] = self._squared_sums.get(name, 0.0) + value
 
     def close(self) -> None:
-        """Write the contents, and give the shard its name.
+        """Write the contents, and rename the shard.
 
         Raises:
           OSError: it cannot be written.
@@ -254,7 +268,7 @@ class ShardWriter:
         os.replace(self._partial_path, self.path)
 
     def discard(self) -> None:
-        """Remove what is written so far; of a closed shard nothing."""
+        """Remove what is written so far; a closed shard stays."""
         with suppress(RuntimeError):  # on a full disk
             self._writer.close()
         self._partial_path.unlink(missing_ok=True)
@@ -266,7 +280,7 @@ class ShardWriter:
         try:
             operation(*args)
         except RuntimeError as error:
-            # ArrayRecord's way to say that the disk is full.
+            # ArrayRecord reports a full disk by its text alone.
             number = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
             raise OSError(
                 number, f"cannot write {self.path} ({error}); make room and run the same command again"
@@ -274,18 +288,18 @@ class ShardWriter:
 
 
 def init_feature_folder(folder: Path, metadata: FeatureMetadata, host: int) -> None:
-    """Make the folder for features of this make, and remove what an interrupted run of this host left half done.
+    """Create features.json, or check an existing one, and remove incomplete shards of this host.
 
     Raises:
-      FeaturesError: it holds features of another make.
-      OSError: it cannot be written.
+      FeaturesError: the folder has features of another model or dtype; lists the fields that differ.
+      OSError: features.json cannot be written.
     """
     path = folder / "features.json"
     if path.exists():
         if mismatches := diff_metadata(read_metadata(folder), metadata, ("frames", "store")):
             raise FeaturesError(
-                f"{path}: these features were made by something else; choose another --out, or remove the folder:\n  "
-                + "\n  ".join(mismatches)
+                f"{path}: these features were made with another config",
+                "choose another --out, or remove the folder:\n  " + "\n  ".join(mismatches),
             )
     else:
         write_atomic(path, json.dumps(asdict(metadata), indent=2) + "\n")
@@ -294,15 +308,15 @@ def init_feature_folder(folder: Path, metadata: FeatureMetadata, host: int) -> N
 
 
 def next_shard_number(folder: Path) -> int:
-    """Return the first number that no shard has."""
+    """Return the number after the highest of all shards."""
     return max((_shard_number(shard)[0] for shard in _list_shards(folder)), default=-1) + 1
 
 
 def read_metadata(folder: str | Path) -> FeatureMetadata:
-    """Read what made the features of a folder.
+    """Read features.json.
 
     Raises:
-      FeaturesError: there are none, or of another version, or what says so is damaged.
+      FeaturesError: it is missing, damaged, or of another version.
     """
     path = Path(folder) / "features.json"
     try:
@@ -310,35 +324,31 @@ def read_metadata(folder: str | Path) -> FeatureMetadata:
         if content["version"] != FORMAT_VERSION:
             raise FeaturesError(
                 f"{path} has version {content['version']}, this program reads {FORMAT_VERSION}",
-                "run launch/cache_features.py with another --out",
+                "run `calce cache_features` with another --out",
             )
         return FeatureMetadata(**content)
     except FileNotFoundError:
         raise FeaturesError(
-            f"there are no features in {folder}: {path} is missing", f"run launch/cache_features.py with --out={folder}"
+            f"there are no features in {folder}: {path} is missing", f"run `calce cache_features` with --out={folder}"
         ) from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise FeaturesError(
-            f"{path} is damaged ({error})", "remove the folder and run launch/cache_features.py again"
+            f"{path} is damaged ({error})", "remove the folder and run `calce cache_features` again"
         ) from error
 
 
 def diff_metadata(stored: FeatureMetadata, expected: FeatureMetadata, extra_fields: Sequence[str] = ()) -> list[str]:
-    """List the fields in which features are not those that a run would make: "vision: 3f.. there, 9a.. here".
+    """List the fields in which stored features differ from those of a run, as "vision: 3f.. there, 9a.. here".
+
+    Fields that a run may have otherwise are not compared: number of frames, stored dtype, and information.
 
     Args:
-      stored: what made them.
-      expected: what the run would make.
-      extra_fields: fields that need not differ in vain: "frames" and "store" where the same features are to be added to.
+      stored: "there".
+      expected: of the run, "here".
+      extra_fields: also compared; "frames" and "store" if features are added to the folder.
     """
-    compared = {field.name for field in fields(FeatureMetadata)} - {
-        "frames",
-        "store",
-        "scales",
-        "base",
-        "git",
-        "jax",
-    } | set(extra_fields)
+    ignored = {"frames", "store", "scales", "base", "git", "jax"} - set(extra_fields)
+    compared = {field.name for field in fields(FeatureMetadata)} - ignored
     return [
         f"{field.name}: {getattr(stored, field.name)} there, {getattr(expected, field.name)} here"
         for field in fields(FeatureMetadata)
@@ -347,7 +357,7 @@ def diff_metadata(stored: FeatureMetadata, expected: FeatureMetadata, extra_fiel
 
 
 def _list_shards(folder: Path) -> list[Path]:
-    """List the whole shards, in the order in which they were begun."""
+    """List the complete shards, ordered by number, then host."""
     return sorted((path for path in folder.iterdir() if SHARD_NAME.fullmatch(path.name)), key=_shard_number)
 
 
@@ -364,7 +374,7 @@ def _open_reader(shard: Path) -> Any:
 def _read_contents(shard: Path) -> dict[str, Any]:
     try:
         reader = _open_reader(shard)
-        # Of a file that is cut off, or no ArrayRecord, the reader says that it has no records.
+        # For a truncated file, or one that is not ArrayRecord, the reader reports 0 records.
         if not (records := reader.num_records()):
             raise ValueError("no records")
         return json.loads(reader.read([records - 1])[0])

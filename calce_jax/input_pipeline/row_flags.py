@@ -1,4 +1,4 @@
-"""Counting what did not fit: every row tells by its `Note`s, and here they are added up by name."""
+"""Counts of row flags: rows whose text, captions or windows did not fit the shapes of a batch."""
 
 from collections.abc import Callable
 
@@ -11,22 +11,31 @@ MAX_LISTED_QUERIES = 5
 
 
 class RowFlagCounter:
-    """The rows of the batches seen so far that did not fit in some way."""
+    """Collects the rows of each `RowFlag`.
+
+    Attributes:
+      rows: indices into the queries table, by flag.
+    """
 
     def __init__(self):
         self.rows: dict[RowFlag, set[int]] = {}
 
     def add(self, rows: Int[np.ndarray, " B"], row_flags: Int[np.ndarray, " B"]) -> None:
-        """Take in what a host batch says. A row that comes again, in a later epoch, counts once."""
+        """Add the rows of a host batch; a row that is added again, in a later epoch, counts once.
+
+        Args:
+          rows: indices into the queries table.
+          row_flags: bits of `RowFlag`.
+        """
         for row, bits in zip(rows, row_flags, strict=True):
             for flag in RowFlag(int(bits)):
                 self.rows.setdefault(flag, set()).add(int(row))
 
     def summary_lines(self, query_ids_of: Callable[[np.ndarray], list[str]]) -> list[str]:
-        """Return a line a kind of note, most frequent first: "query cut: 2 queries (q4, q17)".
+        """Return a line for each flag, most frequent first: "query truncated: 2 queries (q4, q17)".
 
         Args:
-          query_ids_of: turns rows of the queries table into ids.
+          query_ids_of: turns rows of the queries table into query ids.
         """
         lines = []
         for flag, rows in sorted(self.rows.items(), key=lambda item: (-len(item[1]), item[0])):

@@ -1,4 +1,7 @@
-"""From an example of the tables to one row of a batch."""
+"""One row of a batch from an example of the tables.
+
+Dimensions: T frames, Y X pixels, W windows.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,24 +21,25 @@ from calce_jax.text.prompt import PromptWriter, mentions_speech, stage1_windows
 from calce_jax.text.text_row import Caption, RowFlag
 from calce_jax.video.decode import decode_jpeg, head_indices, jpeg_size
 
-# The fields of a `Batch`; those of `Features` are a mapping of their own.
+# Field of `Batch` -> array without the batch axis; "features" is a mapping of the fields of `Features`.
 Row = Mapping[str, Any]
 
 
 class InputError(UserError):
-    """An example that cannot become a row; the message names the query, its video, what is wrong and the remedy."""
+    """An example or an `InputConfig` is wrong; the message names the query and video, or the field, and the remedy."""
 
 
 class RowMaker:
-    """Makes rows of fixed shapes, the fields of a `Batch` without B.
+    """Makes rows of fixed shapes: the fields of a `Batch` without the batch axis.
 
     Args:
-      writer: of the text; has stage, behaviour and sizes.
-      image_size: pixels of a side; that of the stored frames.
-      max_windows: W, of stage 1.
-      use_captions: without them nothing is heard: no caption enters a prompt, and no frame is spoken.
-      decode_pixels: False leaves frames without any, for a video that has been seen before (`calce_jax.inference.predict_step`).
-      feature_store: what the tower gave of the frames, which is read in place of their pixels.
+      writer: writes the text of a row; has the stage, the behaviour and the sizes.
+      image_size: pixels of a side of the stored frames.
+      max_windows: W, stage-1 windows of a row.
+      use_captions: False makes rows without captions and without speech.
+      decode_pixels: False makes rows without pixels, for videos that are encoded already
+        (`calce_jax.inference.predictor`).
+      feature_store: stored features, which are read in place of pixels.
     """
 
     def __init__(
@@ -48,12 +52,8 @@ class RowMaker:
         decode_pixels: bool = True,
         feature_store: FeatureStore | None = None,
     ):
-        self.writer, self.image_size, self.max_windows, self.use_captions = (
-            writer,
-            image_size,
-            max_windows,
-            use_captions,
-        )
+        self.writer, self.image_size = writer, image_size
+        self.max_windows, self.use_captions = max_windows, use_captions
         self.decode_pixels, self.feature_store = decode_pixels and feature_store is None, feature_store
 
     def __call__(
@@ -68,20 +68,21 @@ class RowMaker:
         Args:
           example: read from the tables.
           index: its row in the queries table.
-          rng: draws the crop; None shows the frames as they are.
-          out: where the frames are put, such as a part of a batch; by default they get memory of their own.
+          rng: draws the crop; without one frames are not cropped.
+          out: array for the frames, such as a slice of a batch's; by default a new one.
 
         Raises:
-          InputError: frames that are not stored, of another size or broken, or without features; a text that cannot
-            be written.
+          InputError: frames are not stored, damaged, of another size or without features; or the text cannot be
+            written.
         """
         try:
             return self._row(example, index, rng, out)
         except ValueError as error:
-            raise InputError(f"query {example.qid} of video {example.video}: {error}") from error
+            reason, remedy = (error.reason, error.remedy) if isinstance(error, UserError) else (str(error), "")
+            raise InputError(f"query {example.qid} of video {example.video}: {reason}", remedy) from error
 
     def padding_row(self, like: Row) -> Row:
-        """Return a row that stands for nothing, shaped as another: not valid, of no query (-1)."""
+        """Return a row of zeros in the shapes of another, with `row_mask` False and `example_index` -1."""
         return {**jax.tree.map(np.zeros_like, dict(like)), "example_index": np.int32(-1)}
 
     def _row(self, example: Example, index: int, rng: np.random.Generator | None, out: np.ndarray | None) -> Row:
@@ -159,32 +160,32 @@ class RowMaker:
 
 
 def stored_frame_positions(total: int, indices: Sequence[int] | np.ndarray, frames: int) -> list[int]:
-    """Return where among a video's stored frames the wanted ones are; more may be stored than are wanted.
+    """Return the positions among a video's stored frames of the frames that a model reads; more may be stored.
 
     Args:
       total: frames in the file.
-      indices: of the stored ones in the file.
-      frames: how many are wanted, unless the video has fewer.
+      indices: of the stored frames in the file.
+      frames: how many to read; all if the video has fewer.
 
     Raises:
       InputError: some are not stored.
     """
     wanted = head_indices(total, frames).tolist()
-    place = {index: place for place, index in enumerate(np.asarray(indices).tolist())}
-    missing = [index for index in wanted if index not in place]
+    positions = {index: position for position, index in enumerate(np.asarray(indices).tolist())}
+    missing = [index for index in wanted if index not in positions]
     if missing:
         raise InputError(
-            f"{len(missing)} of its {len(wanted)} frames are not among the {len(place)} stored",
+            f"{len(missing)} of its {len(wanted)} frames are not among the {len(positions)} stored",
             f"prepare the videos with --frames={frames}",
         )
-    return [place[index] for index in wanted]
+    return [positions[index] for index in wanted]
 
 
 def decode_frames(jpegs: Sequence[bytes], size: int) -> UInt8[np.ndarray, "T Y X 3"]:
-    """Decode the frames of a video, which are Y = X = `size` pixels high and wide.
+    """Decode the JPEG frames of a video, of Y = X = `size` pixels.
 
     Raises:
-      InputError: as `decode`.
+      InputError: as for `decode_frames_into`.
     """
     clip = np.empty((len(jpegs), size, size, 3), np.uint8)
     decode_frames_into(jpegs, clip)
@@ -192,10 +193,10 @@ def decode_frames(jpegs: Sequence[bytes], size: int) -> UInt8[np.ndarray, "T Y X
 
 
 def decode_frames_into(jpegs: Sequence[bytes], out: UInt8[np.ndarray, "T Y X 3"]) -> None:
-    """Decode the frames of a video into `out`, which has their size.
+    """Decode the JPEG frames of a video into `out`.
 
     Raises:
-      InputError: there are none, or one is broken or of another size.
+      InputError: there are no frames, or one is damaged or of another size than `out`.
     """
     if not jpegs:
         raise InputError("it has no frames", "prepare the video again")
@@ -206,10 +207,10 @@ def decode_frames_into(jpegs: Sequence[bytes], out: UInt8[np.ndarray, "T Y X 3"]
             if (height, width) == (size, size):
                 decode_jpeg(jpeg, out=frame)
         except ValueError as error:
-            raise InputError(f"frame {index} is no JPEG ({error})", "prepare the video again") from None
+            raise InputError(f"frame {index} is not a JPEG ({error})", "prepare the video again") from None
         if (height, width) != (size, size):
             raise InputError(
-                f"its frames are stored with {width} x {height} pixels, and the model sees {size} x {size}",
+                f"its frames are stored with {width} x {height} pixels, and the model reads {size} x {size}",
                 f"prepare the videos with --image_size={size}",
             )
 
@@ -219,7 +220,7 @@ def stack_rows(rows: Sequence[Row], frames: UInt8[np.ndarray, "B T Y X 3"] | Non
 
     Args:
       rows: of a batch.
-      frames: of all rows, if these were made `into` it; by default they are copied from the rows.
+      frames: array that all rows were decoded into; by default frames are copied from the rows.
     """
     if frames is None:
         return jax.tree.map(lambda *arrays: np.stack(arrays), *map(dict, rows))
@@ -228,7 +229,7 @@ def stack_rows(rows: Sequence[Row], frames: UInt8[np.ndarray, "B T Y X 3"] | Non
 
 
 def _pad_first_axis(array: np.ndarray, size: int) -> np.ndarray:
-    """Add zeros at the end of the first axis, where any are missing."""
+    """Pad the first axis with zeros at its end to `size`."""
     if len(array) == size:
         return array
     return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])

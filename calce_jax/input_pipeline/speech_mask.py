@@ -1,4 +1,4 @@
-"""From the seconds in which somebody talks to the frames that show it; host side."""
+"""Speech intervals in seconds to a mask of frames; host side."""
 
 import math
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ Number = float | int | np.number
 def mark_speech_frames(
     intervals: Sequence[Sequence[Number]] | np.ndarray, duration: Number, num_frames: int
 ) -> np.ndarray:
-    """Mark the frames in which somebody talks.
+    """Return which frames have speech.
 
-    The video is taken as `num_frames` equal parts, as the original does, whatever the frames' own times are. Every part
-    that an interval touches is marked, the one in which it ends included.
+    As in the original, frame i stands for the i-th of `num_frames` equal parts of the video, whatever its time. A frame
+    is marked if an interval overlaps its part, including the part in which the interval ends.
 
     Args:
-      intervals: (start, end) in seconds; parts that lie outside the video are ignored.
+      intervals: (start, end) in seconds; what lies outside the video is ignored.
       duration: of the video, in seconds.
       num_frames: number of real frames.
 
     Returns:
-      bool (frames,).
+      bool (num_frames,).
 
     Raises:
-      ValueError: if the duration is not positive.
+      ValueError: the duration is not positive.
     """
     if not duration > 0:
-        raise ValueError(f"duration: {duration} s; spoken frames need the video's length, which is positive")
+        raise ValueError(f"duration: must be > 0 seconds, got {duration}")
     has_speech = np.zeros(num_frames, bool)
     for interval in intervals:
         start, end = (math.floor(float(second) / float(duration) * num_frames) for second in interval)

@@ -1,12 +1,12 @@
-"""Attention, in one place, so that another implementation can take over everywhere at once.
+"""Attention, in three implementations that a config selects for all towers.
 
-    "xla"    products and a softmax, which the compiler may fuse; the one that the others are compared with
+    "xla"    matrix products and a softmax, which the compiler may fuse; the reference for the other two
     "dpa"    `jax.nn.dot_product_attention`: cuDNN's fused kernel on NVIDIA GPUs in half precision, XLA elsewhere
-    "flash"  Pallas' flash attention for TPUs, where scores never leave the chip
+    "flash"  Pallas' flash attention for TPUs, which never writes the scores to memory
 
-Scores and softmax are float32 in all of them. A fused kernel does not do everything; "xla" does what is left: weights
-that drop, and for "flash" queries with masks of their own and short sequences. A token's few queries about what a
-decoder keeps are a matter of layout, and in `models.kept`, whatever is chosen here.
+Scores and softmax are float32 in all of them. What a fused kernel does not support falls back to "xla": dropout on the
+weights, and for "flash" also a mask per query and short sequences. Decoding with a cache always uses
+`calce_jax.models.kv_cache.cached_attention`.
 
 Dimensions: B batch, Q query positions, L key positions, N heads, H head width.
 """
@@ -24,7 +24,7 @@ from calce_jax.models.layers import Key, dropout
 
 AttentionImplementation = Literal["xla", "dpa", "flash"]
 
-# Positions that "flash" takes at a time, and the fewest it is worth starting for: both axes are padded to blocks.
+# Block of positions of "flash", to which both axes are padded, and the length below which it falls back to "xla".
 FLASH_BLOCK_SIZE, FLASH_MIN_LENGTH = 256, 512
 
 
@@ -46,9 +46,9 @@ def attention(
       query, key, value: projections split into heads.
       scale: 1/sqrt(H) for ViT and BERT, 1 for T5.
       bias: added to the scores (T5's relative positions).
-      mask: True where a key may be looked at. A row with no such key gives some mean of values: finite, and unused.
-      dropout_rate, dropout_key: dropout on the attention weights.
-      implementation: who computes it. "flash" compiles for TPUs alone.
+      mask: True where a query attends to a key. A row without any gives a mean of values: finite and meaningless.
+      dropout_rate, dropout_key: dropout on the attention weights; none without a key.
+      implementation: see the module; "flash" compiles for TPUs only.
     """
     use_dropout = dropout_key is not None and dropout_rate > 0.0
     if implementation == "dpa" and not use_dropout:
@@ -56,7 +56,7 @@ def attention(
     long_enough = min(query.shape[1], key.shape[1]) >= FLASH_MIN_LENGTH
     if implementation == "flash" and not use_dropout and long_enough and (mask is None or mask.shape[1] == 1):
         return _flash_attention(query, key, value, scale=scale, bias=bias, mask=mask)
-    # Heads before positions: the layout in which every backend has a fast batched product.
+    # Heads before positions: the layout with a fast batched product on every backend.
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     scores = jnp.einsum("bnqh,bnlh->bnql", query, key, preferred_element_type=jnp.float32) * scale
     weights = dropout(attention_weights(scores, bias, mask), dropout_rate, dropout_key).astype(value.dtype)
@@ -68,17 +68,17 @@ def attention_weights(
     bias: Float[Array, "#B #N #Q L"] | None,
     mask: Bool[Array, "#B #Q L"] | None,
 ) -> Float[Array, "B N Q L"]:
-    """Return the weights of attention, in float32."""
+    """Return softmax(scores + bias) over the keys that the mask admits, in float32."""
     if bias is not None:
         scores = scores + bias.astype(jnp.float32)
     if mask is not None:
-        # Added, not put in their place, so that the gradient need not keep the mask of every pair. The sum is the same.
+        # Added instead of selected, so that the gradient need not keep a mask of every pair; the weights are the same.
         scores = scores + jnp.where(mask[:, None], 0.0, jnp.finfo(jnp.float32).min)
     return _softmax(scores)
 
 
 def split_heads(x: Float[Array, "B L D"], heads: int) -> Float[Array, "B L N H"]:
-    """Cut the width into heads."""
+    """Split the width D into N heads of H = D / N."""
     return x.reshape(*x.shape[:2], heads, -1)
 
 
@@ -89,7 +89,7 @@ def join_heads(x: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
 
 @jax.custom_jvp
 def _softmax(scores: Float[Array, "B N Q L"]) -> Float[Array, "B N Q L"]:
-    """Softmax over the keys. Its gradient keeps the result alone; that of `jax.nn.softmax` keeps two such arrays."""
+    """Softmax over the keys. Its gradient keeps only the result; that of `jax.nn.softmax` keeps two such arrays."""
     return jax.nn.softmax(scores, axis=-1)
 
 
@@ -109,10 +109,10 @@ def _dot_product_attention(
     mask: Bool[Array, "#B #Q L"] | None,
 ) -> Float[Array, "B Q N H"]:
     use_cudnn = jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16)
-    # It makes a bias of the mask, and does not stretch a bias along the queries (jax issue 28974).
+    # The function turns the mask into a bias, and does not broadcast a bias along the queries (jax issue 28974).
     score_shape = query.shape[1], key.shape[1]
     if bias is not None:
-        # cuDNN wants the bias in the dtype of the rest; a wider one made its gradients infinite (jax issue 32242).
+        # cuDNN needs the bias in the dtype of the query; a wider one made its gradients infinite (jax issue 32242).
         bias = bias.astype(query.dtype if use_cudnn else jnp.float32)
         bias = jnp.broadcast_to(bias, (*bias.shape[:2], *score_shape))
     if mask is not None:
@@ -138,7 +138,7 @@ def _flash_attention(
     run = partial(_flash_attention_per_device, scale=scale)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and not mesh.manual_axes:
-        # The compiler cannot split a kernel over devices by itself.
+        # The compiler cannot partition a Pallas kernel over devices.
         spec, bias_spec = (
             P(BATCH_AXES, None, "tensor"),
             P(None if bias is None or bias.shape[0] == 1 else BATCH_AXES, "tensor"),
@@ -156,7 +156,7 @@ def _flash_attention_per_device(
     *,
     scale: float,
 ) -> Float[Array, "B Q N H"]:
-    # Importing Pallas takes a second, which nobody else should wait for.
+    # Importing Pallas takes a second, and only "flash" needs it.
     from jax.experimental.pallas.ops.tpu import flash_attention as kernel  # noqa: PLC0415
 
     batch, num_queries = query.shape[:2]
@@ -166,7 +166,7 @@ def _flash_attention_per_device(
         for x, pad_length in ((query, pad_q), (key, pad_k), (value, pad_k))
     )
     if bias is not None:
-        # The kernel scales after it has added the bias. T5's needs none of that, and stays as narrow as it is.
+        # The kernel scales after adding the bias. T5 has scale 1, so its bias keeps its dtype.
         bias = bias if scale == 1.0 else bias.astype(jnp.float32) / scale
         bias = jnp.pad(bias, ((0, 0), (0, 0), (0, pad_q), (0, pad_k)))
         bias = jnp.broadcast_to(bias, (batch, *bias.shape[1:]))

@@ -1,11 +1,11 @@
-"""Beam search: the most probable answers, found on the device in one loop.
+"""Beam search as one loop on the device.
 
-The encoder's keys and values are kept once a sample; a token costs one decoder step for all beams together, with a
-cache in which nothing is moved: a beam remembers where its tokens were written.
+Keys and values of the encoder are cached once a sample. A token costs one decoder step for all beams; the cache is not
+reordered: `beam_indices` says which beam wrote each token of a beam.
 
-The rules are those of beam search in Hugging Face `transformers` (the original's decoder, early stopping off): an
-answer that ends scores its summed log-probability divided by its length, and a sample is done when it has as many
-ended answers as beams and none of the running ones, at its present length, would beat the worst of them.
+Source: beam search of Hugging Face `transformers`, which the original uses, without early stopping. A finished answer
+scores its summed log-probability divided by its length. A sample is done when it has K finished answers and no running
+beam, at its present length, scores higher than the worst of them.
 
 Dimensions: B batch, K beams, M longest answer, V vocabulary, L encoder positions.
 """
@@ -20,30 +20,31 @@ from jaxtyping import Array, Bool, Float, Int
 from calce_jax.batch import AnyArray
 from calce_jax.config import Behaviour
 from calce_jax.models.kv_cache import LayerCache
-from calce_jax.models.t5 import T5
+from calce_jax.models.t5 import DECODER_START_ID, EOS_ID, T5
 
-DECODER_START_ID, EOS_ID = 0, 1
 NEG_INF = -1e9
 
 
 @struct.dataclass
 class BeamSearchOutput:
-    """The K best answers about each sample, best first."""
+    """The K best answers of each sample, best first."""
 
     tokens: Int[AnyArray, "B K M"]  # without the start token; 0 after the end
-    score: Float[AnyArray, "B K"]  # mean log-probability a token, the ranking; very negative where there is no answer
+    score: Float[AnyArray, "B K"]  # mean log-probability of a token; NEG_INF where there is no answer
     log_probability: Float[AnyArray, "B K"]  # of the whole answer
-    is_finished: Bool[AnyArray, "B K"]  # False where the answer was cut at M tokens
+    is_finished: Bool[AnyArray, "B K"]  # False where the answer was truncated at M tokens
     steps: Int[AnyArray, ""]  # decoder steps taken
 
 
 @struct.dataclass
 class BeamState:
+    """Carry of the loop: running beams and finished answers."""
+
     position: Int[Array, ""]
     tokens: Int[Array, "B K M"]
     log_probability: Float[Array, "B K"]
     cache: tuple[LayerCache, ...]
-    beam_indices: Int[Array, "B K M"]  # of the cache, see `T5.step`
+    beam_indices: Int[Array, "B K M"]  # see `T5.decode_step`
     finished: BeamSearchOutput
     is_done: Bool[Array, " B"]
 
@@ -58,20 +59,17 @@ def beam_search(
     min_length: int = 1,
     behaviour: Behaviour = "default",
 ) -> BeamSearchOutput:
-    """Search the answers to encoded prompts.
+    """Return the most probable answers to encoded prompts; those of a sample do not depend on the rest of the batch.
 
     Args:
       t5: the model.
-      memory, mask: its encoder's result, and which positions of it count.
+      memory, mask: the encoder's output, and True for its real positions.
       num_beams: K.
-      max_length: M, the longest answer in tokens, the end token included.
-      min_length: tokens an answer has at least, the end token included; before that the end is not considered, without
-        the other tokens becoming any more probable.
-      behaviour: "reference" divides an answer that has not ended by one more than its length, as `transformers` did up
-        to 4.35: it decides how long the search goes on, and where a cut answer stands among ended ones.
-
-    Returns:
-      The answers of every sample, the same whatever else is in the batch.
+      max_length: M, tokens, the end token included.
+      min_length: minimum tokens of an answer, the end token included. Before that the end token is excluded, and the
+        other log-probabilities are not renormalised.
+      behaviour: "reference" divides an unfinished answer's log-probability by its length + 1, as `transformers` did up
+        to 4.35. It affects when the search stops and the rank of a truncated answer.
     """
     batch, blocks = memory.shape[0], t5.decoder_blocks()
     no_score = jnp.full((batch, num_beams), NEG_INF, jnp.float32)
@@ -86,7 +84,7 @@ def beam_search(
     state = BeamState(
         position=jnp.zeros((), jnp.int32),
         tokens=no_tokens,
-        # All beams start alike: only the first may be continued, or they would stay alike.
+        # All beams start with the same token, so only the first may be continued; otherwise they would stay equal.
         log_probability=no_score.at[:, 0].set(0.0),
         cache=t5.init_cache(blocks, memory, num_beams, max_length),
         beam_indices=no_tokens,
@@ -94,8 +92,8 @@ def beam_search(
         is_done=jnp.zeros((batch,), bool),
     )
 
-    # What running answers are divided by beyond their length. One beam is a greedy search in `transformers`, which
-    # divides nothing and stops at the first end.
+    # Added to the length that divides a running answer. With one beam `transformers` searches greedily: it divides
+    # nothing and stops at the first end token.
     extra_length = 1 if behaviour == "reference" and num_beams > 1 else 0
 
     def should_continue(state: BeamState) -> Bool[Array, ""]:
@@ -106,7 +104,7 @@ def beam_search(
         ids = jnp.where(state.position == 0, DECODER_START_ID, last_tokens)
         beam_indices = state.beam_indices.at[:, :, state.position].set(jnp.arange(num_beams))
         logits, cache = t5.decode_step(blocks, ids, state.cache, state.position, beam_indices=beam_indices, mask=mask)
-        return _beam_step(replace(state, cache=cache, rows=beam_indices), logits, min_length, extra_length)
+        return _beam_step(replace(state, cache=cache, beam_indices=beam_indices), logits, min_length, extra_length)
 
     state = jax.lax.while_loop(should_continue, step, state)
     running_length = jnp.maximum(state.position + extra_length, 1).astype(jnp.float32)
@@ -126,7 +124,7 @@ def _beam_step(state: BeamState, logits: Float[Array, "B K V"], min_length: int,
     if min_length > 1:
         too_early = (jnp.arange(vocab) == EOS_ID) & (state.position + 1 < min_length)
         log_probability = jnp.where(too_early[None, None], 2 * NEG_INF, log_probability)
-    # Twice as many candidates as beams: even if all beams can end here, as many ways to go on remain.
+    # 2 K candidates: even if K of them end here, K remain to be continued.
     top_log_probability, token = jax.lax.top_k(log_probability, min(2 * num_beams, vocab))
     value, indices = jax.lax.top_k(top_log_probability.reshape(batch, -1), 2 * num_beams)
     beam, token = (
@@ -162,7 +160,7 @@ def _beam_step(state: BeamState, logits: Float[Array, "B K V"], min_length: int,
 
 
 def _best_of_both(first: BeamSearchOutput, second: BeamSearchOutput, num_beams: int) -> BeamSearchOutput:
-    """Keep the best of both; of equal ones, those of `first`."""
+    """Return the K answers of highest score; of equal scores, those of `first`."""
     score, indices = jax.lax.top_k(jnp.concatenate([first.score, second.score], axis=1), num_beams)
 
     def pick(a: Array, b: Array) -> Array:

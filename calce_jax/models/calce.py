@@ -1,17 +1,17 @@
-"""CALCE: frames and their times, captions and a query go in as one sequence; Flan-T5 writes the windows.
+"""CALCE: Flan-T5 reads frames, their times, captions and a query as one sequence and writes the windows.
 
-One model serves both stages. They differ in how key frames are chosen (`SelectionConfig.stage`), and in nothing else here:
+Both stages are the same model. They differ only in the selection of key frames (`SelectionConfig.stage`):
 
-    frames u8 (B T Y X 3)
-      -> see      ViT, frozen                                   (B T P D)
-      [  look     ln_vision, Q-Former, if these are frozen too  Looked    ]
-      -> read     key frames (Plan) and captions (Choice)       no gradient
-      -> embed    ln_vision, Q-Former, projections, packing     (B L E), L from a bucket
-      -> t5       encode, then the loss of an answer or beam search for one
+    frames uint8 (B T Y X 3)
+      -> encode_frames    ViT, frozen                                    (B T P D)
+      [  encode_queries   ln_vision, Q-Former, if these are frozen too   QFormerFeatures ]
+      -> select           key frames and captions                        PromptSelection, no gradient
+      -> embed_prompt     ln_vision, Q-Former, projections, packing      (B L E), L from a bucket
+      -> t5               encode, then the loss of an answer or beam search
 
-Dimensions: B batch, T frames, Y X pixels, S slots of the plan, P tokens a frame (CLS first), Q queries, J queries
-and those of a compressed frame, C captions, U words, L prompt length, A answer length, D ViT width, W Q-Former width,
-E T5 width.
+Dimensions: B batch, T frames, Y X pixels, S slots of the plan, P tokens a frame (CLS first), Q query tokens, J = Q +
+query tokens of a compressed frame, C captions, U BERT tokens, L prompt length, A answer length, V vocabulary, D ViT
+width, W Q-Former width, E T5 width, F width of the selection's features.
 """
 
 from dataclasses import dataclass, replace
@@ -24,36 +24,34 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from calce_jax.batch import AnyArray, Batch
-from calce_jax.config import Behaviour
+from calce_jax.config import Behaviour, LoraConfig
 from calce_jax.models import lora
 from calce_jax.models import prompt_packing as packing
 from calce_jax.models.attention import AttentionImplementation
-from calce_jax.models.keyframes.coarse import select_coarse
+from calce_jax.models.keyframes.coarse import KeyframeMode, select_coarse
 from calce_jax.models.keyframes.fine import select_fine
 from calce_jax.models.keyframes.plan import FramePlan
 from calce_jax.models.keyframes.reference_noise import ReferenceNoise
 from calce_jax.models.layers import Key, KeyStream, LayerNorm, Linear, RematPolicy
-from calce_jax.models.lora import LoraConfig
 from calce_jax.models.prompt_packing import CaptionSelection
 from calce_jax.models.qformer import QFormer, QFormerConfig
-from calce_jax.models.t5 import T5, T5Config
+from calce_jax.models.t5 import DECODER_START_ID, T5, T5Config
 from calce_jax.models.vision_features import QFormerFeatures, VisionFeatures
 from calce_jax.models.vit import Vit, VitConfig, normalise_frames
 
-DECODER_START_ID = 0
 DEFAULT_LORA = LoraConfig()
 
 
 @dataclass(frozen=True)
 class CalceConfig:
-    """Sizes of the parts, and the dtype activations are computed in."""
+    """Sizes of the sub-models, and the dtype of activations."""
 
     vit: VitConfig
     qformer: QFormerConfig
     t5: T5Config
     lora: LoraConfig | None
-    compressed_query_tokens: int = 8  # query tokens that a frame which is no key frame is compressed to
-    ln_vision: Literal["trained", "frozen"] = "trained"  # frozen, what the Q-Former says of a frame never changes
+    compressed_query_tokens: int = 8  # query tokens of a frame that is not a key frame
+    ln_vision: Literal["trained", "frozen"] = "trained"  # "frozen" makes the Q-Former's output constant
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @staticmethod
@@ -63,12 +61,12 @@ class CalceConfig:
 
     @staticmethod
     def full_xxl(lora: LoraConfig | None = DEFAULT_LORA) -> "CalceConfig":
-        """The same with Flan-T5-XXL."""
+        """`full` with Flan-T5-XXL."""
         return replace(CalceConfig.full(lora), t5=T5Config.flan_xxl())
 
     @staticmethod
     def small(lora: LoraConfig | None = DEFAULT_LORA) -> "CalceConfig":
-        """A size that a laptop trains: ViT-S, a six-layer Q-Former, Flan-T5-small."""
+        """ViT-S, a six-layer Q-Former, Flan-T5-small: can be trained on a laptop."""
         vit = VitConfig.small()
         qformer = QFormerConfig(
             width=384, depth=6, heads=6, mlp_width=1536, query_tokens=16, image_width=vit.width, vocab=30522
@@ -78,34 +76,34 @@ class CalceConfig:
     @staticmethod
     def tiny(t5_vocab: int, bert_vocab: int, lora: LoraConfig | None = DEFAULT_LORA) -> "CalceConfig":
         """The size of the tests and the demo."""
-        qformer = replace(QFormerConfig.tiny(vocab=bert_vocab), queries=4)
+        qformer = replace(QFormerConfig.tiny(vocab=bert_vocab), query_tokens=4)
         return CalceConfig(VitConfig.tiny(), qformer, T5Config.tiny(t5_vocab), lora, compressed_query_tokens=1)
 
     @staticmethod
     def from_name(
         size: str, lora: LoraConfig | None, dtype: Literal["float32", "bfloat16"], *, t5_vocab: int, bert_vocab: int
     ) -> "CalceConfig":
-        """Return one of the sizes above by its name; the vocabularies count for "tiny" alone."""
+        """Return one of the sizes above by its name; only "tiny" uses the vocabulary sizes."""
         if size == "tiny":
             return replace(CalceConfig.tiny(t5_vocab, bert_vocab, lora), dtype=dtype)
         constructors = {"full": CalceConfig.full, "full_xxl": CalceConfig.full_xxl, "small": CalceConfig.small}
         return replace(constructors[size](lora), dtype=dtype)
 
     def with_attention(self, implementation: AttentionImplementation) -> "CalceConfig":
-        """Return the same sizes with another implementation of attention in every tower."""
+        """Return the config with this implementation of attention in every tower."""
         vit, qformer, t5 = (replace(part, attention=implementation) for part in (self.vit, self.qformer, self.t5))
         return replace(self, vit=vit, qformer=qformer, t5=t5)
 
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """How key frames and captions are chosen."""
+    """How key frames and captions are selected."""
 
     stage: Literal[1, 2]
-    mode: Literal["cluster", "information", "interval", "none"] = "cluster"
+    mode: KeyframeMode = "cluster"
     clusters: int = 12
-    dilation: int = 1  # frames on either side of a cluster border that are key frames too
-    filter_dilation: int = 1  # stage 2: frames added on either side of the elected clusters
+    dilation: int = 1  # frames by which key frames are dilated on either side
+    filter_dilation: int = 1  # stage 2: frames by which the selected frames are dilated on either side
     max_captions: int = 5
     min_similarity: float = 0.9  # a caption is used if its cosine with the query is greater
     behaviour: Behaviour = "default"
@@ -113,7 +111,7 @@ class SelectionConfig:
 
 @struct.dataclass
 class PromptSelection:
-    """What of a batch goes into its prompts."""
+    """Frames and captions that enter the prompts of a batch."""
 
     frame_plan: FramePlan
     caption_selection: CaptionSelection
@@ -121,7 +119,7 @@ class PromptSelection:
 
 
 class Calce(nnx.Module):
-    """The whole model. Parameters that are trained are those `label` calls trainable."""
+    """The whole model; `param_label` says which of its parameters are trained."""
 
     def __init__(self, config: CalceConfig, *, rngs: nnx.Rngs):
         width = config.qformer.width
@@ -138,13 +136,13 @@ class Calce(nnx.Module):
     def encode_frames(
         self, frames: UInt8[Array, "B T Y X 3"], *, remat: RematPolicy = "none"
     ) -> Float[Array, "B T P D"]:
-        """Run the frozen vision tower over every frame."""
+        """Run the frozen vision tower on every frame; no gradient."""
         flat = normalise_frames(frames.reshape(-1, *frames.shape[2:]), jnp.dtype(self.config.dtype))
         tokens = self.vit(flat, remat=remat)
         return jax.lax.stop_gradient(tokens.reshape(*frames.shape[:2], *tokens.shape[1:]))
 
     def encode_queries(self, tokens: Float[Array, "B T P D"]) -> QFormerFeatures:
-        """Let the Q-Former say of every frame what it can. Nothing here is differentiated."""
+        """Run `ln_vision` and the Q-Former on every frame; no gradient."""
         return jax.lax.stop_gradient(
             QFormerFeatures(means=self.frame_means(tokens), queries=self.frame_queries(tokens))
         )
@@ -158,10 +156,14 @@ class Calce(nnx.Module):
         key: Key = None,
         reference_noise: ReferenceNoise | None = None,
     ) -> PromptSelection:
-        """Choose key frames and captions. Nothing here is differentiated.
+        """Select key frames and captions; no gradient.
 
-        `key` makes the frozen Q-Former drop, which the original does while training; `reference_noise` is what it draws while
-        it selects, in evaluation too. Only "reference" heeds them.
+        Args:
+          vision_features: of the batch's frames.
+          batch: texts, masks, times and stage-1 windows; its frames are not used.
+          selection: how to select.
+          key: enables dropout in the frozen Q-Former, as the original has it in training; "reference" only.
+          reference_noise: the original's random draws, in evaluation too; "reference" only.
         """
         keys = KeyStream(key if selection.behaviour == "reference" else None)
         if isinstance(vision_features, QFormerFeatures):
@@ -175,7 +177,7 @@ class Calce(nnx.Module):
         return self.select_from_features(features, batch, selection, key=keys(), reference_noise=reference_noise)
 
     def frame_means(self, tokens: Float[Array, "B T P D"]) -> Float[Array, "B T D"]:
-        """Return what stage 1 tells frames apart by."""
+        """Return the features of stage 1's selection: the float32 mean of a frame's tokens after `ln_vision`."""
         return self.ln_vision(tokens).astype(jnp.float32).mean(axis=2)
 
     def select_from_features(
@@ -187,7 +189,7 @@ class Calce(nnx.Module):
         key: Key = None,
         reference_noise: ReferenceNoise | None = None,
     ) -> PromptSelection:
-        """Choose key frames by their features, and captions by their words."""
+        """Select key frames by features (stage 1: F = D, stage 2: F = Q W), and captions; see `select`."""
         noise = reference_noise if selection.behaviour == "reference" else None
         if selection.stage == 1:
             frame_plan = select_coarse(
@@ -231,7 +233,7 @@ class Calce(nnx.Module):
         )
 
     def select_captions(self, batch: Batch, selection: SelectionConfig, *, key: Key = None) -> CaptionSelection:
-        """Compare every caption with the query by the Q-Former's text branch."""
+        """Select captions by the cosine of their [CLS] state with the query's, from the Q-Former's BERT."""
         keys, (b, c, u) = KeyStream(key), batch.caption_bert_tokens.shape
         query = self.qformer.embed_sentences(batch.query_bert_tokens, key=keys())
         captions = self.qformer.embed_sentences(batch.caption_bert_tokens.reshape(b * c, u), key=keys())
@@ -253,7 +255,7 @@ class Calce(nnx.Module):
         key: Key = None,
         remat: RematPolicy = "none",
     ) -> tuple[Float[Array, "B L E"], Bool[Array, "B L"]]:
-        """Lay out the prompts: embeddings, and which positions hold any."""
+        """Return the embeddings of the prompts, and the mask of positions that are not padding."""
         has_queries = isinstance(vision_features, QFormerFeatures)
         slot_features = jnp.take_along_axis(
             vision_features.queries if has_queries else vision_features,
@@ -264,14 +266,14 @@ class Calce(nnx.Module):
         return self.assemble_prompt(self.project_queries(queries), batch, prompt_selection, length)
 
     def project_queries(self, queries: Float[Array, "B S Q W"]) -> Float[Array, "B S J E"]:
-        """Project what the Q-Former says of frames: all its query tokens, then those that a compressed frame keeps."""
+        """Project query tokens to T5's width: the Q of a key frame, then the J - Q of a compressed frame."""
         compressed_queries = jnp.swapaxes(self.query_proj(jnp.swapaxes(queries, -1, -2)), -1, -2)
         return self.t5_proj(jnp.concatenate([queries, compressed_queries], axis=2))
 
     def assemble_prompt(
         self, frame_embeddings: Float[Array, "B S J E"], batch: Batch, prompt_selection: PromptSelection, length: int
     ) -> tuple[Float[Array, "B L E"], Bool[Array, "B L"]]:
-        """Put described frames, times and text in the order of the prompt."""
+        """Gather frame embeddings, times and text into the order of the prompt; see `embed_prompt`."""
         layout = self.prompt_layout(batch, prompt_selection, length)
         source_index = (
             layout.slot * frame_embeddings.shape[2]
@@ -288,7 +290,7 @@ class Calce(nnx.Module):
         return jnp.where(layout.mask[:, :, None], x, jnp.zeros_like(x)), layout.mask
 
     def prompt_layout(self, batch: Batch, prompt_selection: PromptSelection, length: int) -> packing.PromptLayout:
-        """Return what stands at each position of the prompts."""
+        """Return the layout of the prompts, padded or cut to `length` positions."""
         return packing.build_prompt_layout(
             prompt_selection.frame_plan,
             batch.tokens,
@@ -310,7 +312,7 @@ class Calce(nnx.Module):
         remat: RematPolicy = "none",
         behaviour: Behaviour = "default",
     ) -> Float[Array, " B"]:
-        """Return each sample's mean cross-entropy over the tokens of its answer (padding and filler rows: 0)."""
+        """Return each sample's mean cross-entropy over the tokens of its answer; 0 for rows without labels."""
         keys = KeyStream(key)
         qformer_key = keys()
         x, mask = self.embed_prompt(
@@ -335,19 +337,19 @@ class Calce(nnx.Module):
 
 
 def normalise_queries(queries: Float[Array, "B T Q W"]) -> Float[Array, "B T Q*W"]:
-    """Return what stage 2 tells frames apart by: query tokens of length 1, side by side."""
+    """Return the features of stage 2's selection: each query token scaled to norm 1, concatenated; float32."""
     queries = queries.astype(jnp.float32)
     normalised = queries / jnp.maximum(jnp.linalg.norm(queries, axis=-1, keepdims=True), 1e-12)
     return normalised.reshape(*normalised.shape[:2], -1)
 
 
 def shift_right(labels: Int[Array, "B A"]) -> Int[Array, "B A"]:
-    """Return what the decoder is fed: the start token, then the answer without its last token."""
+    """Return the decoder's input: the start token, then the labels without the last one."""
     return jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=DECODER_START_ID)
 
 
 def answer_loss(logits: Float[Array, "B A V"], labels: Int[Array, "B A"]) -> Float[Array, " B"]:
-    """Mean cross-entropy of each answer, so that a batch is worth the mean of its samples alone."""
+    """Return the cross-entropy of each answer, averaged over its own tokens (label 0 is padding)."""
     log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     token_loss = -jnp.take_along_axis(log_probability, labels[:, :, None], axis=-1)[..., 0]
     token_mask = labels != 0
@@ -360,16 +362,16 @@ TRAINABLE_MODULES = ("ln_vision", "query_proj", "t5_proj")
 
 
 def param_label(path: tuple[str, ...]) -> Literal["trainable", "frozen"]:
-    """Say whether the parameter at `path` is trained: adapters, both projections and `ln_vision`.
+    """Return the label of the parameter at `path`; trainable are adapters, both projections and `ln_vision`.
 
-    `CalceConfig.ln_vision` "frozen" changes nothing here: `ln_vision` keeps its place among what is trained, and gets
-    no gradient there. It has no weight decay either, so it stays as it is.
+    With `CalceConfig.ln_vision` "frozen" it is still labelled trainable, but has no gradient and no weight decay, so it
+    does not change.
     """
     return "trainable" if path[0] in TRAINABLE_MODULES or path[-1] in ("a", "b") else "frozen"
 
 
 def split_params(model: Calce, frozen_dtype: str = "bfloat16") -> tuple[Any, nnx.State, nnx.State]:
-    """Split a model into its structure, what is trained (float32) and what is frozen (stored in `frozen_dtype`)."""
+    """Split a model into graph, trainable parameters (float32) and frozen parameters (cast to `frozen_dtype`)."""
 
     def is_trainable(path: tuple[Any, ...], _: object) -> bool:
         return param_label(tuple(map(str, path))) == "trainable"

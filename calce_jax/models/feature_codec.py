@@ -1,9 +1,9 @@
-"""What is seen of frames, made small enough to keep, and back.
+"""Encoding vision features for storage, and decoding them.
 
-The vision tower is frozen: what it gives of a frame is the same in every epoch. So is what the Q-Former says of that,
-in a run that leaves `ln_vision` frozen too. `stored` and `restored` are the two ends of keeping either, in the files of
-`calce_jax.input_pipeline.feature_store`. float32 and bfloat16 are the numbers themselves; int8 has a scale for every 128 channels of a token, so
-that a channel that is far larger than the rest, as vision transformers have them, spoils no more than its neighbours.
+The vision tower is frozen, so its tokens for a frame are the same in every epoch; so is the output of the Q-Former
+where `ln_vision` is frozen too. `calce_jax.input_pipeline.feature_store` stores either. float32 and bfloat16 are stored
+as they are; int8 has one scale for every 128 channels of a token, so that the outlier channels of vision transformers
+reduce the precision of their own group only.
 
 Dimensions: B videos, T frames, P tokens of a frame, D width, G scales of a token, E of D // G channels each.
 """
@@ -22,23 +22,23 @@ from calce_jax.models.calce import Calce
 from calce_jax.models.vision_features import QFormerFeatures, VisionFeatures
 
 StorageDtype = Literal["float32", "bfloat16", "int8"]
-# What the vision tower gives, or what the Q-Former says of it.
+# The module whose output is stored.
 FeatureSource = Literal["vit", "qformer"]
 
-# Channels that share a scale, where the width divides.
+# Channels that share an int8 scale, if the width is a multiple of it.
 GROUP_SIZE = 128
 INT8_MAX = 127.0
 
 
 def count_scales(width: int) -> int:
-    """Return G, the number of scales of a token of int8."""
+    """Return G, the number of int8 scales of a token of this width."""
     return width // math.gcd(width, GROUP_SIZE)
 
 
 def quantize(vision_features: VisionFeatures, storage_dtype: StorageDtype) -> Features:
-    """Turn what is seen into what is kept; means, of which a frame has but one, are kept whole.
+    """Encode vision features for storage; `QFormerFeatures.means` stay float32.
 
-    Each value of int8 is off by half a step at most, a step being a 127th of the largest value that shares its scale.
+    An int8 value has an error of at most half a step, and a step is 1/127 of the largest value of its group.
     """
     if isinstance(vision_features, QFormerFeatures):
         return replace(quantize(vision_features.queries, storage_dtype), means=vision_features.means)
@@ -51,7 +51,7 @@ def quantize(vision_features: VisionFeatures, storage_dtype: StorageDtype) -> Fe
 
 
 def dequantize(features: Features, dtype: DTypeLike) -> VisionFeatures:
-    """Turn what is kept into what is seen."""
+    """Decode stored features to activations of `dtype`."""
     tokens = features.values.astype(jnp.float32 if features.scale is not None else dtype)
     if features.scale is not None:
         grouped = _split_groups(tokens, features.scale.shape[-1])
@@ -60,9 +60,9 @@ def dequantize(features: Features, dtype: DTypeLike) -> VisionFeatures:
 
 
 def load_or_encode(model: Calce, batch: Batch) -> VisionFeatures:
-    """Return what is seen in a batch's frames: kept, where the batch brings that, or else computed.
+    """Return the vision features of a batch: its stored features, or else those of its frames; no gradient.
 
-    A model whose `ln_vision` is frozen looks at them with its Q-Former at once, which never says anything else.
+    Where `ln_vision` is frozen, tokens of the vision tower are encoded by the Q-Former at once.
     """
     if batch.features is None:
         vision_features = model.encode_frames(batch.frames)

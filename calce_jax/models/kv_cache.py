@@ -1,9 +1,9 @@
-"""Keys and values that a decoder keeps from token to token, and attention to them.
+"""Keys and values cached between decoding steps, and attention to them.
 
-They are laid out as the products of a token's step want them: heads first, and of keys the positions last. Keys that
-lie one after the other are turned by every product with them, which took as long again as reading them.
+Keys are stored (B, N, H, L) and values (B, N, L, H), as the matrix products of a decoding step read them; keys stored
+(B, L, N, H) need a transpose at every step, which doubled its time.
 
-Dimensions: B batch, Q query positions, L kept positions, S new positions, N heads, H head width.
+Dimensions: B batch, Q query positions, L cached positions, S new positions, N heads, H head width.
 """
 
 from dataclasses import replace
@@ -18,25 +18,25 @@ from calce_jax.models.attention import attention_weights
 
 @struct.dataclass
 class KVCache:
-    """Keys and values of some positions."""
+    """Keys and values of L positions."""
 
     key: Float[Array, "B N H L"]
     value: Float[Array, "B N L H"]
 
     @staticmethod
     def from_projections(key: Float[Array, "B L N H"], value: Float[Array, "B L N H"]) -> "KVCache":
-        """Keep projections."""
+        """Return a cache that holds these projections."""
         return KVCache(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3))
 
     def init(self, length: int) -> "KVCache":
-        """Return room for other positions of the same sample: zeros."""
+        """Return a cache of zeros with the same B, N, H and dtype for `length` positions."""
         key = jnp.zeros((*self.key.shape[:3], length), self.key.dtype)
         return KVCache(key, jnp.swapaxes(key, 2, 3))
 
     def update(
         self, key: Float[Array, "B S N H"], value: Float[Array, "B S N H"], cache_index: Int[Array, ""]
     ) -> "KVCache":
-        """Return this with the projections of positions `cache_index` .. `cache_index` + S."""
+        """Return the cache with positions `cache_index` .. `cache_index` + S replaced."""
         projected, update_slice = KVCache.from_projections(key, value), jax.lax.dynamic_update_slice_in_dim
         return KVCache(
             update_slice(self.key, projected.key, cache_index, axis=3),
@@ -46,7 +46,7 @@ class KVCache:
 
 @struct.dataclass
 class LayerCache:
-    """What one decoder block need not compute again: of the encoder's result, and of the tokens so far."""
+    """The caches of one decoder block: of the encoder's output, and of the tokens so far."""
 
     cross_attention: KVCache
     self_attention: KVCache
@@ -54,8 +54,8 @@ class LayerCache:
     def update_self(
         self, key: Float[Array, "B S N H"], value: Float[Array, "B S N H"], cache_index: Int[Array, ""]
     ) -> "LayerCache":
-        """Return the cache with the projections of tokens `cache_index` .. `cache_index` + S."""
-        return replace(self, own=self.self_attention.update(key, value, cache_index))
+        """Return the cache with self-attention positions `cache_index` .. `cache_index` + S replaced."""
+        return replace(self, self_attention=self.self_attention.update(key, value, cache_index))
 
 
 def cached_attention(
@@ -66,7 +66,7 @@ def cached_attention(
     bias: Float[Array, "#B #N #Q L"] | None = None,
     mask: Bool[Array, "#B #Q L"] | None = None,
 ) -> Float[Array, "B Q N H"]:
-    """Do as `attention` does, without dropout, for the few queries of a token."""
+    """Compute the same as `attention`, without dropout, for the few queries of a decoding step."""
     scores = jnp.einsum("bqnh,bnhl->bnql", query, cache.key, preferred_element_type=jnp.float32) * scale
     weights = attention_weights(scores, bias, mask).astype(cache.value.dtype)
     return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, cache.value), 1, 2)

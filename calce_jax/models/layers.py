@@ -1,10 +1,10 @@
-"""The parts every tower is built of: linear, norms, dropout, and a scan over stacked blocks.
+"""Layers that all towers share: linear, norms, dropout, and a scan over stacked blocks.
 
-Weights are cast to the dtype of the activations that meet them, so the dtype of a tower's input decides the dtype it
-computes in (bfloat16 on accelerators, float32 in tests) and a frozen weight may be stored in bfloat16 while a trained
-one stays float32. Norms and softmax compute in float32 whatever the dtype around them.
+Weights are cast to the dtype of the activations, so the dtype of a tower's input is the dtype it computes in (bfloat16
+on accelerators, float32 in tests), and frozen weights may be stored in bfloat16 while trained ones stay float32. Norms
+and softmax always compute in float32.
 
-Randomness is explicit: a layer that drops takes a `key`; without one it does not drop.
+Randomness is explicit: a layer with dropout takes a PRNG `key`; without one it does not drop.
 
 Dimensions: ... any leading axes, D features in, E features out.
 """
@@ -24,7 +24,7 @@ RematPolicy = Literal["none", "dots", "full"]
 
 
 class Linear(nnx.Module):
-    """`y = x @ kernel + bias`, kernel of shape (D, E), drawn so that `y` varies `gain` times as much as `x`."""
+    """`y = x @ kernel + bias`; the kernel (D, E) is normal with standard deviation `gain` / sqrt(D)."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True, gain: float = 1.0, rngs: nnx.Rngs):
         scale = gain * in_features**-0.5
@@ -32,8 +32,8 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if bias else None
 
     def __call__(self, x: Float[Array, "... D"], *, key: Key = None) -> Float[Array, "... E"]:
-        """Apply to the last axis. `key` is for adapters that drop their input; the plain layer has no use for it."""
-        # One plain product: with more axes the gradient of a gated MLP took XLA two to three times as long on a CPU.
+        """Apply to the last axis. `key` is unused here: LoRA layers, which have dropout, replace this layer."""
+        # Two axes: with more the gradient of a gated MLP took XLA two to three times as long on a CPU.
         y = (x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + expand_dims_to(self.bias[...].astype(x.dtype), y.ndim)
 
@@ -70,7 +70,7 @@ class RMSNorm(nnx.Module):
 
 
 class KeyStream:
-    """A stream of keys drawn from one; a stream of None where there is none, so that evaluation reads the same."""
+    """A stream of PRNG keys folded from one key; without a key, a stream of None, which disables dropout."""
 
     def __init__(self, key: Key):
         self._key, self._num_drawn = key, 0
@@ -82,12 +82,12 @@ class KeyStream:
 
 
 def expand_dims_to(vector: Array, ndim: int) -> Array:
-    """Give a vector leading axes of 1, because rank promotion is an error here."""
+    """Add leading axes of 1 up to `ndim`, because tests forbid implicit rank promotion."""
     return vector.reshape((1,) * (ndim - 1) + vector.shape)
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact GELU. Written with erf, as the original computes it; jax.nn's, with erfc, is slower on CPUs."""
+    """The exact GELU, with erf as in the original; `jax.nn.gelu`, with erfc, is slower on CPUs."""
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
@@ -95,7 +95,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key) -> Float[Array, "..."
     """Zero a fraction `rate` of the entries and scale up the rest; without a key, return `x`."""
     if key is None or rate == 0.0:
         return x
-    # Sixteen bits an entry, half of what `jax.random.bernoulli` draws, and drawing is what dropout costs.
+    # 16 random bits an entry, half of what `jax.random.bernoulli` draws; drawing bits dominates the cost of dropout.
     pairs = -(-x.shape[-1] // 2)
     bits = jax.lax.bitcast_convert_type(jax.random.bits(key, (*x.shape[:-1], pairs), jnp.uint32), jnp.uint16)
     keep = bits.reshape(*x.shape[:-1], 2 * pairs)[..., : x.shape[-1]] >= round(rate * 2**16)
@@ -103,15 +103,15 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key) -> Float[Array, "..."
 
 
 def stack_blocks(make_block: Callable[[nnx.Rngs], Any], depth: int, rngs: nnx.Rngs) -> Any:
-    """Make `depth` blocks as one whose parameters have a leading axis of that length."""
+    """Return `depth` blocks as one module whose parameters have a leading axis of that length."""
     return nnx.split_rngs(splits=depth)(nnx.vmap(make_block, in_axes=0, out_axes=0))(rngs)
 
 
 def unstack_blocks(blocks: Any) -> list[Any]:
-    """Return stacked blocks one by one, to be gone through at every token of an answer.
+    """Return stacked blocks as a list, for decoding.
 
-    A token's step reads each weight once, so it is as slow as what is copied on the way. Sliced before the loop over
-    tokens, weights and caches are read where they are; a scan inside the loop copies both at every token.
+    A decoding step is bound by memory traffic. With weights sliced before the loop over tokens, weights and caches are
+    read in place; a scan over blocks inside that loop copies both at every token.
     """
     graph, params = nnx.split(blocks)
     depth = jax.tree.leaves(params)[0].shape[0]
@@ -130,12 +130,12 @@ def scan_blocks(
     """Run `body(block, carry, x, key) -> (carry, y)` over stacked blocks, in order.
 
     Args:
-      blocks: a module made by `stack`.
-      body: computes one block; compiled once whatever the depth.
-      carry: what one block hands to the next; its first axis is that of the batch, and stays split over the mesh.
-      xs: a pytree with a leading axis of the depth, sliced for each block (a cache, say).
-      key: split into one key a block; None where nothing drops.
-      remat: what to keep for the backward pass: everything, the results of weight matmuls, or only the carry.
+      blocks: a module made by `stack_blocks`.
+      body: computes one block; compiled once for any depth.
+      carry: passed from block to block; its first axis is the batch, and stays sharded over the mesh.
+      xs: a pytree with a leading axis of the depth, sliced for each block.
+      key: split into one key a block; None disables dropout.
+      remat: what the backward pass keeps: "none" everything, "dots" results of weight matmuls, "full" only the carry.
 
     Returns:
       The last carry, and the `y` of all blocks stacked.
@@ -153,7 +153,7 @@ def scan_blocks(
 
 
 def apply_remat(step: Callable[..., Any], remat: RematPolicy) -> Callable[..., Any]:
-    """Wrap a function so that its backward pass recomputes what `remat` says not to keep."""
+    """Wrap a function in `jax.checkpoint` with the policy of `remat`, see `scan_blocks`."""
     if remat == "none":
         return step
     policies = jax.checkpoint_policies

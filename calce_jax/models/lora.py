@@ -1,7 +1,7 @@
-"""LoRA: a small trained product beside a frozen linear layer, put there without the model knowing.
+"""LoRA: trained low-rank adapters that replace linear layers of a model in place.
 
 Source: Hu et al. 2021, with the conventions of `peft` (A uniform, B zero, result scaled by alpha / rank, dropout before
-A), so that adapters travel both ways.
+A), so that adapters convert both ways.
 
 Dimensions: Z stacked blocks, D features in, E features out, R rank.
 """
@@ -20,7 +20,7 @@ LayerT = TypeVar("LayerT", bound=nnx.Module)
 
 
 class LoraLinear(nnx.Module):
-    """A linear layer and its adapter; called like the linear layer it replaces."""
+    """A linear layer and its adapter, with the call signature of `Linear`."""
 
     def __init__(self, base: Linear, config: LoraConfig, *, rngs: nnx.Rngs):
         *stacked, features_in, features_out = base.kernel.shape
@@ -32,13 +32,13 @@ class LoraLinear(nnx.Module):
         self.scale, self.dropout_rate = config.alpha / config.rank, config.dropout
 
     def __call__(self, x: Float[Array, "... D"], *, key: Key = None) -> Float[Array, "... E"]:
-        """Return the frozen layer's result plus the adapter's."""
-        # Plain products of two axes, as in `Linear`.
+        """Return base(x) + scale dropout(x) A B."""
+        # Products of two axes, as in `Linear`.
         low = dropout(x, self.dropout_rate, key).reshape(-1, x.shape[-1]) @ self.a[...].astype(x.dtype)
         return self.base(x) + (_lora_up(low, self.b[...].astype(x.dtype)) * self.scale).reshape(*x.shape[:-1], -1)
 
     def merge(self) -> Linear:
-        """Return one linear layer that computes the same (without dropout)."""
+        """Add scale A B to the kernel of the base layer, in float32; return the base layer."""
         kernel = self.base.kernel[...]
         delta = self.a[...] @ self.b[...] * self.scale
         self.base.kernel[...] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
@@ -49,8 +49,8 @@ class LoraLinear(nnx.Module):
 def _lora_up(low: Float[Array, "L R"], b: Float[Array, "R E"]) -> Float[Array, "L E"]:
     """Return `low @ b`.
 
-    In jax's own gradient of `b` the slope comes first, and on a CPU what comes first is transposed: a copy of a wide
-    array. Here `low` comes first.
+    In jax's gradient of `b` the cotangent is the first factor, and XLA transposes the first factor on a CPU, which
+    copies a wide array. Here `low` is the first factor.
     """
     return low @ b
 
@@ -70,13 +70,13 @@ _lora_up.defvjp(_lora_up_forward, _lora_up_backward)
 
 
 def add_adapters(model: nnx.Module, config: LoraConfig, *, rngs: nnx.Rngs) -> None:
-    """Give every linear layer of `model`, stacked or not, an adapter; in place."""
+    """Replace every `Linear` of `model`, stacked or not, by a `LoraLinear`; in place."""
     for parent, name, layer in _find_layers(model, Linear):
         setattr(parent, name, LoraLinear(layer, config, rngs=rngs))
 
 
 def merge(model: nnx.Module) -> None:
-    """Add every adapter into the layer it sits on, leaving a plain model; in place."""
+    """Replace every `LoraLinear` of `model` by its merged `Linear`; in place."""
     for parent, name, layer in _find_layers(model, LoraLinear):
         setattr(parent, name, layer.merge())
 

@@ -1,12 +1,12 @@
-"""Laying out prompts on the device: what stands at every position of every sequence.
+"""Prompt packing on the device: the content of every position of every prompt.
 
 A prompt is a list of items in order: a frame, its time, the next frame, its time, ..., the end of the video part, the
-captions that are used (or what stands in for them), the end of the caption part, the text. An item is a run of query
-tokens or a span of text; an item that is left out has length 0. Where each item begins follows from the cumulative sum
-of the lengths, and what stands at a position from one binary search. Only the far right is padding.
+selected captions (or their replacement), the end of the caption part, the text. An item is a run of query tokens or a
+span of text; an absent item has length 0. The start of each item is the cumulative sum of the lengths before it, and
+the item of a position is found by binary search. Prompts are padded on the right.
 
-Dimensions: B batch, T frames, S slots of the plan, C captions, K captions used at most, I spans, M text tokens,
-L positions, D width of an embedding.
+Dimensions: B batch, T frames, S slots of the plan, C captions, K most captions in a prompt, I spans, J items, M text
+tokens, L positions, D width of an embedding.
 """
 
 import jax
@@ -14,28 +14,28 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from calce_jax.batch import AnyArray
+from calce_jax.batch import NUM_FIXED_SPANS, AnyArray
 from calce_jax.models.keyframes.plan import FramePlan
 
 
 @struct.dataclass
 class CaptionSelection:
-    """Which captions are used, most similar to the query first."""
+    """The captions of a prompt, most similar to the query first."""
 
-    caption_index: Int[AnyArray, "*B K"]  # caption numbers
+    caption_index: Int[AnyArray, "*B K"]  # index into the captions
     is_used: Bool[AnyArray, "*B K"]
     similarity: Float[AnyArray, "*B C"]  # cosine with the query, of every caption
 
 
 @struct.dataclass
 class PromptLayout:
-    """What stands at every position. `token_id` counts where `is_text`; `slot`, `query_token` and `is_keyframe` where not."""
+    """The content of every position: `token_id` where `is_text`, else `slot`, `query_token` and `is_keyframe`."""
 
     is_text: Bool[Array, "*B L"]
     token_id: Int[Array, "*B L"]  # T5 id
     slot: Int[Array, "*B L"]  # of the plan
-    query_token: Int[Array, "*B L"]  # number of the query token within its frame
-    is_keyframe: Bool[Array, "*B L"]  # the frame is a key frame
+    query_token: Int[Array, "*B L"]  # index of the query token within its frame
+    is_keyframe: Bool[Array, "*B L"]  # whether the frame is a key frame
     mask: Bool[Array, "*B L"]  # False where padded
 
 
@@ -47,9 +47,9 @@ def select_captions(
     min_similarity: float,
     max_captions: int,
 ) -> CaptionSelection:
-    """Take the captions whose cosine with the query exceeds `min_similarity`, the `max_captions` most similar at most.
+    """Select the `max_captions` captions of largest cosine with the query, if it exceeds `min_similarity`.
 
-    Equally similar ones stay in order of time. As in the original, the order of use is that of similarity.
+    They are ordered by similarity, as in the original; ties keep the order of time.
     """
     similarity = jnp.einsum("bd,bcd->bc", _unit(query), _unit(captions))
     masked_similarity = jnp.where(caption_mask, similarity, -jnp.inf)
@@ -73,7 +73,13 @@ def count_prompt_tokens(
     full_tokens: int,
     compressed_tokens: int,
 ) -> Int[Array, " B"]:
-    """Return the number of tokens each prompt needs; a frame takes `full_tokens` or `compressed_tokens` query tokens."""
+    """Return the length of each prompt in tokens.
+
+    Args:
+      frame_plan, caption_selection: frames and captions of the prompts.
+      spans: starts and lengths of the text pieces, see `calce_jax.batch`.
+      full_tokens, compressed_tokens: query tokens of a key frame and of a compressed frame.
+    """
 
     def sample_length(frame_plan: FramePlan, spans: Array, caption_selection: CaptionSelection) -> Int[Array, ""]:
         return _prompt_items(frame_plan, spans, caption_selection, full_tokens, compressed_tokens)[1].sum()
@@ -91,9 +97,13 @@ def build_prompt_layout(
     full_tokens: int,
     compressed_tokens: int,
 ) -> PromptLayout:
-    """Say what stands at each of `length` positions.
+    """Return the content of each of `length` positions; a longer prompt is cut on the right.
 
-    A prompt that needs more is cut at the right; compare `lengths`.
+    Args:
+      frame_plan, caption_selection: frames and captions of the prompts.
+      tokens, spans: text pieces, see `calce_jax.batch`.
+      length: L; `count_prompt_tokens` returns what a prompt needs.
+      full_tokens, compressed_tokens: query tokens of a key frame and of a compressed frame.
     """
 
     def layout_sample(
@@ -129,9 +139,9 @@ def _prompt_items(
     full_tokens: int,
     compressed_tokens: int,
 ) -> tuple[Int[Array, " J"], Int[Array, " J"]]:
-    """Return where in the text each item starts (0 for frames), and how many positions it takes, for one sample."""
+    """Return the start in `tokens` (0 for frames) and the length of each item of one prompt."""
     num_captions = caption_selection.similarity.shape[0]
-    num_frames = spans.shape[0] - num_captions - 4
+    num_frames = spans.shape[0] - num_captions - NUM_FIXED_SPANS
     time_spans = jnp.where(frame_plan.slot_mask[:, None], spans[frame_plan.frame_index], 0)
     frame_spans = jnp.stack(
         [

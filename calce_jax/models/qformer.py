@@ -1,10 +1,11 @@
-"""The Q-Former: learned queries read a frame; its BERT half embeds sentences.
+"""The Q-Former: learned queries attend to a frame's tokens; its BERT path embeds sentences.
 
-Source: BLIP-2 (Li et al. 2023). A post-norm BERT in which every second layer also looks at the frame. Both paths share
-self-attention and the embedding norm; each has a feed-forward of its own. CALCE needs no pooler and no language head.
+Source: BLIP-2 (Li et al. 2023). A post-norm BERT in which every second layer has cross-attention to the frame. Both
+paths share self-attention and the embedding norm; each has its own feed-forward. CALCE uses no pooler and no language
+head.
 
-Dimensions: F frames, P image tokens of a frame, I image width, Q queries, S sentences, U tokens of a sentence, D width;
-in attention B frames or sentences, L tokens that look, M tokens looked at.
+Dimensions: F frames, P image tokens of a frame, I image width, Q query tokens, S sentences, U tokens of a sentence, D
+width, K depth + 1; in attention B frames or sentences, L query positions, M key positions.
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ PAD_ID = 0  # BERT's id of [PAD]
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """Sizes. The first of every `cross_attention_frequency` layers looks at image tokens of `image_width`."""
+    """Sizes. The first of every `cross_attention_frequency` layers has cross-attention to tokens of `image_width`."""
 
     width: int
     depth: int
@@ -51,16 +52,16 @@ class QFormerConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} cannot be cut into {self.heads} heads")
+            raise ValueError(f"width: must be a multiple of heads={self.heads}, got {self.width}")
 
     @property
     def cross_depth(self) -> int:
-        """Layers that look at the frame."""
+        """Layers with cross-attention."""
         return -(-self.depth // self.cross_attention_frequency)
 
     @staticmethod
     def bert_base(image_width: int = 1408) -> "QFormerConfig":
-        """BLIP-2's: BERT-base with 32 queries."""
+        """BLIP-2's size: BERT-base with 32 query tokens."""
         return QFormerConfig(width=768, depth=12, heads=12, mlp_width=3072, query_tokens=32, image_width=image_width)
 
     @staticmethod
@@ -92,7 +93,7 @@ class BertAttention(nnx.Module):
         *,
         mask: Bool[Array, "B 1 M"] | None = None,
     ) -> Float[Array, "B L D"]:
-        """Let `x` look at `memory`."""
+        """Attend from `x` to `memory`; add and normalise."""
         query = split_heads(self.q(x), self.heads)
         key, value = split_heads(self.k(memory), self.heads), split_heads(self.v(memory), self.heads)
         attended = attention(
@@ -118,13 +119,13 @@ class BertMlp(nnx.Module):
         self.dropout_rate = config.dropout_rate
 
     def __call__(self, x: Float[Array, "B L D"], keys: KeyStream) -> Float[Array, "B L D"]:
-        """Widen, bend, narrow."""
+        """Return norm(x + linear(gelu(linear(x))))."""
         y = self.wo(gelu(self.wi(x)))
         return self.norm(x + dropout(y, self.dropout_rate, keys()))
 
 
 class QFormerBlock(nnx.Module):
-    """What every layer has: self-attention, and a feed-forward for each path."""
+    """One layer without its cross-attention: self-attention, and a feed-forward for each path."""
 
     def __init__(self, config: QFormerConfig, *, rngs: nnx.Rngs):
         self.attention = BertAttention(config, config.width, rngs=rngs)
@@ -133,10 +134,10 @@ class QFormerBlock(nnx.Module):
 
 
 class QFormer(nnx.Module):
-    """Queries that read frames (`encode_images`), and BERT (`encode_text`).
+    """The visual path (`encode_images`) and BERT (`encode_text`).
 
-    The layers and the looks at the frame are two stacks, of `depth` and of `crosses`: the text path scans one, the
-    visual path scans both, group by group.
+    Layers and cross-attentions are two stacks, of length `depth` and `cross_depth`: the text path scans the first, the
+    visual path scans both in groups of `cross_attention_frequency` layers.
     """
 
     def __init__(self, config: QFormerConfig, *, rngs: nnx.Rngs):
@@ -156,17 +157,17 @@ class QFormer(nnx.Module):
     def encode_images(
         self, image_tokens: Float[Array, "F P I"], *, key: Key = None, remat: RematPolicy = "none"
     ) -> Float[Array, "F Q D"]:
-        """Return what the queries read in each frame, in the dtype of the tokens.
+        """Return the query tokens of each frame, in the dtype of the image tokens.
 
         Args:
-          image_tokens: a frame's tokens after `ln_vision`; all of them are looked at.
-          key: for dropout; without it nothing drops.
+          image_tokens: tokens of each frame after `ln_vision`, without padding.
+          key: enables dropout.
           remat: what the backward pass keeps of each group of layers.
         """
         return self._encode_images(image_tokens, key, remat, collect=False)[0]
 
     def image_hidden_states(self, image_tokens: Float[Array, "F P I"]) -> Float[Array, "K F Q D"]:
-        """Return the normed queries and what each of the K - 1 layers makes of them, for comparing two models."""
+        """Return the normalised queries and the output of each layer, for tests."""
         return jnp.concatenate(self._encode_images(image_tokens, None, "none", collect=True)[1])
 
     def encode_text(
@@ -175,16 +176,16 @@ class QFormer(nnx.Module):
         """Return BERT's last hidden states, computed in `dtype`.
 
         Args:
-          ids: WordPiece ids from [CLS] to [SEP], then 0; how many zeros does not matter. States at zeros mean nothing.
-          dtype: to compute in; there are no activations yet that could tell.
-          key: for dropout; without it nothing drops.
+          ids: WordPiece ids from [CLS] to [SEP], then padding of 0, which is masked; states there are meaningless.
+          dtype: of the activations.
+          key: enables dropout.
 
         Raises:
-          ValueError: if the sentences are longer than the position table.
+          ValueError: the sentences are longer than `max_positions`.
         """
         if ids.shape[1] > self.config.max_positions:
             raise ValueError(
-                f"{ids.shape[1]} tokens, but only {self.config.max_positions} positions; cut the sentences"
+                f"ids: {ids.shape[1]} tokens exceed max_positions={self.config.max_positions}; truncate the sentences"
             )
         keys, mask = KeyStream(key), (ids != PAD_ID)[:, None]
         position_embeddings = self.positions[...][: ids.shape[1]].astype(dtype)
@@ -199,15 +200,15 @@ class QFormer(nnx.Module):
     def embed_sentences(
         self, ids: Int[Array, "S U"], *, dtype: DTypeLike = jnp.float32, key: Key = None
     ) -> Float[Array, "S D"]:
-        """Return each sentence's state at [CLS], not pooled."""
+        """Return the last hidden state at [CLS] of each sentence, without BERT's pooler."""
         return self.encode_text(ids, dtype=dtype, key=key)[:, 0]
 
     def _encode_images(
         self, image_tokens: Float[Array, "F P I"], key: Key, remat: RematPolicy, *, collect: bool
     ) -> tuple[Float[Array, "F Q D"], list[Array]]:
-        """Run the visual path: the whole groups of layers in one scan, then what is left over as a shorter group."""
+        """Run the visual path: all full groups of layers in one scan, then the remaining layers as a shorter group."""
         keys, group_size = KeyStream(key), self.config.cross_attention_frequency
-        num_groups, num_left_over = divmod(self.config.depth, group_size)
+        num_groups, num_remaining = divmod(self.config.depth, group_size)
         graph, block_params = nnx.split(self.blocks)
         cross_graph, cross_params = nnx.split(self.cross)
 
@@ -225,7 +226,7 @@ class QFormer(nnx.Module):
         x = jnp.broadcast_to(queries[None], (image_tokens.shape[0], *queries.shape))
         x = dropout(x, self.config.dropout_rate, keys())
         states = [x[None]]
-        for start, groups, size in ((0, num_groups, group_size), (num_groups, 1, num_left_over)):
+        for start, groups, size in ((0, num_groups, group_size), (num_groups, 1, num_remaining)):
             if groups * size == 0:
                 continue
             cross_blocks = nnx.merge(cross_graph, _slice_params(cross_params, slice(start, start + groups)))

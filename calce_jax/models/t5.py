@@ -1,4 +1,4 @@
-"""Flan-T5: the encoder reads frames, times and text as one sequence, the decoder writes the windows.
+"""Flan-T5, an encoder-decoder transformer with relative position biases.
 
 Source: Raffel et al. 2020 (T5), Shazeer 2020 (gated GELU), in the sizes of Flan-T5. As in CALCE the gate is the exact
 (erf) GELU and the head is not tied to the embedding.
@@ -31,6 +31,7 @@ from calce_jax.models.layers import (
     unstack_blocks,
 )
 
+DECODER_START_ID, EOS_ID = 0, 1  # 0 is also padding
 RELATIVE_BUCKETS, RELATIVE_MAX_DISTANCE = 32, 128
 
 
@@ -61,26 +62,19 @@ class T5Config:
 
     @staticmethod
     def flan_small() -> "T5Config":
-        """Flan-T5-small: 77 M parameters; a laptop trains it."""
+        """Flan-T5-small: 77 M parameters."""
         return T5Config(width=512, heads=6, head_width=64, mlp_width=1024, encoder_depth=8, decoder_depth=8)
 
     @staticmethod
     def tiny(vocab: int) -> "T5Config":
         """A size for tests and the demo."""
         return T5Config(
-            width=64,
-            heads=4,
-            head_width=16,
-            mlp_width=128,
-            encoder_depth=3,
-            decoder_depth=2,
-            vocab=vocab,
-            dropout_rate=0.05,
+            64, heads=4, head_width=16, mlp_width=128, encoder_depth=3, decoder_depth=2, vocab=vocab, dropout_rate=0.05
         )
 
 
 class Embedding(nnx.Module):
-    """A table of vectors, looked up by index."""
+    """An embedding table (size, D)."""
 
     def __init__(self, size: int, width: int, *, rngs: nnx.Rngs):
         self.embedding = nnx.Param(0.5 * jax.random.normal(rngs.params(), (size, width), jnp.float32))
@@ -91,11 +85,11 @@ class Embedding(nnx.Module):
 
 
 class T5Attention(nnx.Module):
-    """Projections of one attention, self or cross; scores are not scaled by the head width."""
+    """Self- or cross-attention; scores are not scaled by 1/sqrt(H)."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         inner = config.heads * config.head_width
-        # Scores are not scaled down, so fresh queries are.
+        # Scores are not scaled, so the initial query kernel is.
         self.q = Linear(config.width, inner, bias=False, gain=config.head_width**-0.5, rngs=rngs)
         self.k = Linear(config.width, inner, bias=False, rngs=rngs)
         self.v = Linear(config.width, inner, bias=False, rngs=rngs)
@@ -106,7 +100,7 @@ class T5Attention(nnx.Module):
     def project_keys_values(
         self, memory: Float[Array, "B L D"], keys: KeyStream
     ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L N H"]]:
-        """Project what is looked at."""
+        """Return the projected keys and values of `memory`."""
         return (
             split_heads(self.k(memory, key=keys()), self.heads),
             split_heads(self.v(memory, key=keys()), self.heads),
@@ -144,7 +138,7 @@ class T5Attention(nnx.Module):
         bias: Float[Array, "1 N #Q L"] | None = None,
         mask: Bool[Array, "#B #Q L"] | None = None,
     ) -> Float[Array, "B Q D"]:
-        """Attend from `x` to what is kept."""
+        """Attend from `x` to cached keys and values, without dropout."""
         query = split_heads(self.q(x), self.heads)
         return self.o(join_heads(cached_attention(cache, query, bias=bias, mask=mask)))
 
@@ -159,7 +153,7 @@ class T5Mlp(nnx.Module):
         self.dropout_rate = config.dropout_rate
 
     def __call__(self, x: Float[Array, "B L D"], keys: KeyStream) -> Float[Array, "B L D"]:
-        """Widen, gate, narrow."""
+        """Return linear(gelu(linear(x)) * linear(x))."""
         gated = gelu(self.wi_0(x, key=keys())) * self.wi_1(x, key=keys())
         return self.wo(dropout(gated, self.dropout_rate, keys()), key=keys())
 
@@ -181,7 +175,7 @@ class EncoderBlock(nnx.Module):
         mask: Bool[Array, "B 1 L"],
         key: Key,
     ) -> Float[Array, "B L D"]:
-        """Return the stream after this block."""
+        """Return the activations after this block."""
         keys = KeyStream(key)
         normed = self.attention_norm(x)
         attended = self.attention.attend(
@@ -211,7 +205,7 @@ class DecoderBlock(nnx.Module):
         mask: Bool[Array, "B 1 L"],
         key: Key,
     ) -> Float[Array, "B A D"]:
-        """Return the stream after this block, for a whole answer at once."""
+        """Return the activations after this block for all answer positions."""
         keys = KeyStream(key)
         normed = self.self_norm(x)
         causal = jnp.tril(jnp.ones((1, x.shape[1], x.shape[1]), bool))
@@ -236,9 +230,9 @@ class DecoderBlock(nnx.Module):
         self_mask: Bool[Array, "B K J"],
         mask: Bool[Array, "B 1 L"],
     ) -> tuple[Float[Array, "B K D"], LayerCache]:
-        """Advance every beam by one token.
+        """Decode one token of every beam.
 
-        The beams of a sample are query positions, so what it keeps is read once for all of them.
+        The beams of a sample are query positions of one attention, so its cache is read once for all of them.
         """
         normed = self.self_norm(x)
         new_keys_values = self.self_attention.project_keys_values(normed, KeyStream(None))
@@ -249,7 +243,7 @@ class DecoderBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """The blocks of the encoder and the relative-position table they share."""
+    """The encoder's blocks, and the relative position biases that they share."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.relative_bias = Embedding(RELATIVE_BUCKETS, config.heads, rngs=rngs)
@@ -258,7 +252,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The blocks of the decoder and the relative-position table they share."""
+    """The decoder's blocks, and the relative position biases that they share."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.relative_bias = Embedding(RELATIVE_BUCKETS, config.heads, rngs=rngs)
@@ -267,7 +261,7 @@ class Decoder(nnx.Module):
 
 
 class T5(nnx.Module):
-    """Encoder, decoder, embedding and head."""
+    """Embedding, encoder, decoder and head."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.shared = Embedding(config.vocab, config.width, rngs=rngs)
@@ -279,7 +273,7 @@ class T5(nnx.Module):
     def encode(
         self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, key: Key = None, remat: RematPolicy = "none"
     ) -> Float[Array, "B L D"]:
-        """Encode embeddings; positions where `mask` is False are not looked at, and mean nothing in the result."""
+        """Encode embeddings; where `mask` is False the result is meaningless, and no position attends there."""
         keys, dropout_rate = KeyStream(key), self.config.dropout_rate
         bias = self._position_bias(self.encoder.relative_bias, x.shape[1], x.dtype, bidirectional=True)
 
@@ -298,7 +292,7 @@ class T5(nnx.Module):
         key: Key = None,
         remat: RematPolicy = "none",
     ) -> Float[Array, "B A V"]:
-        """Return the logits after each of the given tokens (the first being the start token), all at once."""
+        """Return the logits after each of the given tokens, of which the first is the start token."""
         keys, dropout_rate = KeyStream(key), self.config.dropout_rate
         bias = self._position_bias(self.decoder.relative_bias, ids.shape[1], memory.dtype, bidirectional=False)
 
@@ -310,17 +304,16 @@ class T5(nnx.Module):
         return self.lm_head(dropout(self.decoder.final_norm(x), dropout_rate, keys()), key=keys())
 
     def decoder_blocks(self) -> list[DecoderBlock]:
-        """Return the decoder's blocks one by one, for `step`."""
+        """Return the decoder's blocks as a list, for `decode_step`."""
         return unstack_blocks(self.decoder.blocks)
 
     def init_cache(
         self, blocks: Sequence[DecoderBlock], memory: Float[Array, "B L D"], num_beams: int, max_length: int
     ) -> tuple[LayerCache, ...]:
-        """Return a cache for `num_beams` answers of at most `max_length` tokens about each encoded sample.
+        """Return a cache for `num_beams` answers of at most `max_length` tokens for each encoded sample.
 
-        The encoder's keys and values are kept once a sample, not once a beam. Those of the answers stay where they were
-        written, token by token, K beams each; which of them belong to a beam is said by a mask, so nothing is moved
-        when beams are dropped and doubled.
+        Keys and values of the encoder are cached once a sample, not once a beam. Those of the answers lie at position
+        token K + beam and are never moved: a mask selects the positions that belong to a beam.
         """
         cross_caches = [
             KVCache.from_projections(*block.cross_attention.project_keys_values(memory, KeyStream(None)))
@@ -338,15 +331,15 @@ class T5(nnx.Module):
         beam_indices: Int[Array, "B K M"],
         mask: Bool[Array, "B L"],
     ) -> tuple[Float[Array, "B K V"], tuple[LayerCache, ...]]:
-        """Return the logits after token number `position` of every beam, and the cache with that token in it.
+        """Return the logits after input token `position` of every beam, and the cache with that token.
 
         Args:
           blocks: from `decoder_blocks`.
-          ids: the tokens before.
-          cache: from `start` or the call before.
-          position: number of the token.
-          beam_indices: which beam each beam's tokens were written by; at `position` each its own.
-          mask: which positions of the encoder count.
+          ids: the input tokens.
+          cache: from `init_cache` or the previous step.
+          position: index of the input tokens in the answer.
+          beam_indices: for each beam, the beam that wrote its token at each position; at `position` itself.
+          mask: True for real positions of the encoder.
         """
         dtype, (batch, num_beams, length) = cache[0].self_attention.key.dtype, beam_indices.shape
         positions = jnp.arange(length)
@@ -381,9 +374,9 @@ class T5(nnx.Module):
 
 
 def relative_position_bucket(relative_position: Int[Array, "Q L"], *, bidirectional: bool) -> Int[Array, "Q L"]:
-    """Bucket of `key position - query position`: exact when near, logarithmic up to 128 away, one bucket beyond.
+    """Return the bucket of key position - query position: exact when near, logarithmic to 128, one bucket beyond.
 
-    The encoder looks both ways and gives each direction half of the 32 buckets; the decoder looks only back.
+    If bidirectional (encoder), each direction has half of the 32 buckets; otherwise positive distances are in bucket 0.
     """
     num_buckets = RELATIVE_BUCKETS // 2 if bidirectional else RELATIVE_BUCKETS
     direction_offset = (

@@ -1,7 +1,7 @@
-"""What is seen of frames: the vision tower's tokens, or what the Q-Former says of these.
+"""Features of frames: the tokens of the vision tower, or the Q-Former's output for them.
 
-The second is a thirteenth of the first, and stands for it wherever `ln_vision`, which lies between them, stays as it
-is: when a trained run answers, and when a run leaves it frozen.
+At full size the Q-Former's output is a thirteenth of the tokens. It can replace them wherever `ln_vision`, the layer
+between the two, is constant: at inference, and in runs that freeze it.
 
 Dimensions: B videos, T frames, P tokens of a frame, D width of the ViT, Q query tokens, W width of the Q-Former.
 """
@@ -16,9 +16,9 @@ from calce_jax.batch import AnyArray
 
 @struct.dataclass
 class QFormerFeatures:
-    """What the Q-Former says of frames: at the full size 4 MB for 75 of them."""
+    """Output of the Q-Former for frames: 4 MB for 75 frames at full size."""
 
-    means: Float[AnyArray, "B T D"]  # what stage 1 tells frames apart by
+    means: Float[AnyArray, "B T D"]  # float32 mean of a frame's tokens after `ln_vision`: features of stage-1 selection
     queries: Float[AnyArray, "B T Q W"]  # in the dtype of the activations
 
 

@@ -1,4 +1,4 @@
-"""The vision transformer that looks at frames one by one.
+"""The vision transformer (ViT); frames are encoded independently of each other.
 
 Source: EVA (Fang et al. 2022), as BLIP-2 uses it: pre-norm blocks, a class token in front, learned positions, biases on
 queries and values but not on keys, the exact (erf) GELU, and no norm after the last block.
@@ -17,14 +17,14 @@ from jaxtyping import Array, Float, UInt8
 from calce_jax.models.attention import AttentionImplementation, attention, join_heads, split_heads
 from calce_jax.models.layers import Key, LayerNorm, Linear, RematPolicy, expand_dims_to, gelu, scan_blocks, stack_blocks
 
-# The mean and spread of CLIP's training images, red, green, blue.
+# Mean and standard deviation of CLIP's training images: red, green, blue.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
 class VitConfig:
-    """Sizes. `image_size` and `patch_size` in pixels; `width` of the stream, `mlp_width` between the two linear layers."""
+    """Sizes: `image_size` and `patch_size` in pixels, `width` D, `mlp_width` of the hidden layer of the MLP."""
 
     image_size: int
     patch_size: int
@@ -37,9 +37,9 @@ class VitConfig:
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch {self.patch_size}")
+            raise ValueError(f"image_size: must be a multiple of patch_size={self.patch_size}, got {self.image_size}")
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} cannot be cut into {self.heads} heads")
+            raise ValueError(f"width: must be a multiple of heads={self.heads}, got {self.width}")
 
     @property
     def grid_size(self) -> int:
@@ -53,12 +53,12 @@ class VitConfig:
 
     @staticmethod
     def eva_g() -> "VitConfig":
-        """EVA-ViT-g/14 without its last block, BLIP-2's eye: 986 M parameters."""
+        """BLIP-2's vision tower, EVA-ViT-g/14 without its last block: 986 M parameters."""
         return VitConfig(image_size=224, patch_size=14, width=1408, depth=39, heads=16, mlp_width=6144)
 
     @staticmethod
     def small() -> "VitConfig":
-        """About ViT-S/16: 22 M parameters; a laptop trains it."""
+        """About ViT-S/16: 22 M parameters."""
         return VitConfig(image_size=224, patch_size=16, width=384, depth=12, heads=6, mlp_width=1536)
 
     @staticmethod
@@ -68,7 +68,7 @@ class VitConfig:
 
 
 class VitAttention(nnx.Module):
-    """Self-attention over the tokens of one frame. A bias on the keys would cancel in the softmax, so there is none."""
+    """Self-attention over the tokens of a frame. Keys have no bias: it would cancel in the softmax."""
 
     def __init__(self, config: VitConfig, *, rngs: nnx.Rngs):
         self.q = Linear(config.width, config.width, rngs=rngs)
@@ -79,7 +79,7 @@ class VitAttention(nnx.Module):
         self.implementation: AttentionImplementation = config.attention
 
     def __call__(self, x: Float[Array, "F S D"]) -> Float[Array, "F S D"]:
-        """Let every token look at every token of its frame."""
+        """Attend from every token to every token of its frame."""
         query, key, value = (split_heads(project(x), self.heads) for project in (self.q, self.k, self.v))
         attended = attention(query, key, value, scale=self.scale, implementation=self.implementation)
         return self.o(join_heads(attended))
@@ -93,7 +93,7 @@ class VitMlp(nnx.Module):
         self.wo = Linear(config.mlp_width, config.width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "F S D"]) -> Float[Array, "F S D"]:
-        """Widen, bend, narrow."""
+        """Return linear(gelu(linear(x)))."""
         return self.wo(gelu(self.wi(x)))
 
 
@@ -107,13 +107,13 @@ class VitBlock(nnx.Module):
         self.mlp = VitMlp(config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "F S D"]) -> Float[Array, "F S D"]:
-        """Return the stream after this block."""
+        """Return the activations after this block."""
         x = x + self.attention(self.attention_norm(x))
         return x + self.mlp(self.mlp_norm(x))
 
 
 class Vit(nnx.Module):
-    """Frames to tokens. It computes in the dtype of the frames; nothing in it drops, since CALCE never trains it."""
+    """Vision transformer. It computes in the dtype of the frames and has no dropout, since CALCE never trains it."""
 
     def __init__(self, config: VitConfig, *, rngs: nnx.Rngs):
         self.patches = Linear(3 * config.patch_size**2, config.width, rngs=rngs)
@@ -128,7 +128,7 @@ class Vit(nnx.Module):
         """Return the tokens of each normalised frame, the class token first.
 
         Raises:
-          ValueError: if the frames are not of the size the positions were made for.
+          ValueError: the frames are not `image_size` pixels high and wide.
         """
 
         def body(block: VitBlock, x: Array, _: None, key: Key) -> tuple[Array, None]:
@@ -137,7 +137,7 @@ class Vit(nnx.Module):
         return scan_blocks(self.blocks, body, self.embed_patches(frames), remat=remat)[0]
 
     def hidden_states(self, frames: Float[Array, "F H W 3"]) -> Float[Array, "Z F S D"]:
-        """Return what every block hands on, for comparing two models block by block."""
+        """Return the output of every block, for tests."""
 
         def body(block: VitBlock, x: Array, _: None, key: Key) -> tuple[Array, Array]:
             x = block(x)
@@ -146,11 +146,11 @@ class Vit(nnx.Module):
         return scan_blocks(self.blocks, body, self.embed_patches(frames))[1]
 
     def embed_patches(self, frames: Float[Array, "F H W 3"]) -> Float[Array, "F S D"]:
-        """Cut frames into patches, project them, put the class token in front and add positions."""
+        """Return the input of the first block: the class token and projected patches, plus positions."""
         image_size, patch_size, grid_size = self.config.image_size, self.config.patch_size, self.config.grid_size
         if frames.shape[1:] != (image_size, image_size, 3):
             raise ValueError(
-                f"frames of shape {frames.shape} for a model of {image_size} x {image_size} pixels; "
+                f"frames: shape {frames.shape}, but the model takes {image_size} x {image_size} pixels; "
                 "resize the frames, or convert the weights for another image_size"
             )
         num_frames, width = frames.shape[0], self.config.width
@@ -169,7 +169,7 @@ class Vit(nnx.Module):
 
 
 def normalise_frames(frames: UInt8[Array, "*frames 3"], dtype: DTypeLike = jnp.float32) -> Float[Array, "*frames 3"]:
-    """Scale 0..255 pixels to 0..1, subtract CLIP's mean and divide by its spread, in float32; return `dtype`."""
+    """Scale pixels to 0..1, subtract CLIP's mean and divide by its standard deviation, in float32; cast to `dtype`."""
     scaled = frames.astype(jnp.float32) / 255.0
     mean, std = (
         expand_dims_to(jnp.asarray(channel_stat, jnp.float32), frames.ndim) for channel_stat in (CLIP_MEAN, CLIP_STD)

@@ -1,4 +1,4 @@
-"""Whisper: the encoder hears 30 s of mel bands, the decoder writes what was said and when.
+"""Whisper, an encoder-decoder transformer for speech recognition on windows of 30 s.
 
 Source: Radford et al. 2022, in all published sizes; numbers equal those of `transformers`' implementation.
 
@@ -19,7 +19,7 @@ from calce_jax.models.attention import attention, join_heads, split_heads
 from calce_jax.models.kv_cache import KVCache, LayerCache, cached_attention
 from calce_jax.models.layers import Key, LayerNorm, Linear, gelu, scan_blocks, stack_blocks, unstack_blocks
 
-# Queries that look at all positions at once: a few hundred, so that their scores stay in a CPU's cache.
+# Query positions per attention product: a few hundred, so that their scores fit a CPU's cache.
 QUERY_BLOCK_SIZE = 250
 
 # Width, heads, encoder blocks, decoder blocks.
@@ -36,7 +36,7 @@ WHISPER_SIZES: dict[str, tuple[int, int, int, int]] = {
 
 @dataclass(frozen=True)
 class WhisperConfig:
-    """Sizes. `width` of the stream; heads, feed-forward widths and depths of both towers; `audio_positions` is S."""
+    """Sizes: `width` D; heads, feed-forward widths and depths of encoder and decoder; `audio_positions` is S."""
 
     width: int
     encoder_heads: int
@@ -61,7 +61,7 @@ class WhisperConfig:
         """Return a published size.
 
         Args:
-          size: one of `SIZES`.
+          size: a key of `WHISPER_SIZES`.
           english_only: the English-only variant, which exists up to "medium".
 
         Raises:
@@ -80,22 +80,22 @@ class WhisperConfig:
             decoder_mlp=4 * width,
             encoder_depth=encoder_depth,
             decoder_depth=decoder_depth,
-            # The newest sizes know one more language; English-only ones have one token less.
+            # v3 has one more language token; English-only models have one token less.
             vocab=51866 if is_v3 else 51864 if english_only else 51865,
             mel_bins=128 if is_v3 else 80,
         )
 
     @staticmethod
     def from_hugging_face(config: Mapping[str, Any]) -> "WhisperConfig":
-        """Read the contents of a `config.json`.
+        """Return the sizes in a model's `config.json`, given its parsed contents.
 
         Raises:
-          ValueError: it is not of a Whisper, lacks a field, or asks for what no published Whisper does.
+          ValueError: it is not a Whisper, lacks a field, or has a setting that no published Whisper has.
         """
         if config.get("model_type") != "whisper":
             raise ValueError(f"model_type: {config.get('model_type')!r} is not 'whisper'; give a Whisper model")
         if config.get("activation_function", "gelu") != "gelu" or config.get("scale_embedding", False):
-            raise ValueError("activation_function, scale_embedding: only Whisper's own, 'gelu' and false, are known")
+            raise ValueError("activation_function, scale_embedding: must be 'gelu' and false, as in published models")
         fields = {
             "width": "d_model",
             "encoder_heads": "encoder_attention_heads",
@@ -105,17 +105,17 @@ class WhisperConfig:
             "encoder_depth": "encoder_layers",
             "decoder_depth": "decoder_layers",
             "vocab": "vocab_size",
-            "mels": "num_mel_bins",
+            "mel_bins": "num_mel_bins",
             "audio_positions": "max_source_positions",
             "text_positions": "max_target_positions",
         }
         if missing := [name for name in fields.values() if name not in config]:
-            raise ValueError(f"{', '.join(missing)}: missing; fetch the model's config.json again")
-        return WhisperConfig(**{ours: int(config[name]) for ours, name in fields.items()})
+            raise ValueError(f"{', '.join(missing)}: missing; download the model's config.json again")
+        return WhisperConfig(**{field: int(config[name]) for field, name in fields.items()})
 
 
 class WhisperAttention(nnx.Module):
-    """Projections of one attention; keys have no bias."""
+    """Self- or cross-attention; keys have no bias."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
         self.q = Linear(width, width, rngs=rngs)
@@ -127,18 +127,18 @@ class WhisperAttention(nnx.Module):
     def project_keys_values(
         self, memory: Float[Array, "B S D"]
     ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
-        """Project what is looked at."""
+        """Return the projected keys and values of `memory`."""
         return split_heads(self.k(memory), self.heads), split_heads(self.v(memory), self.heads)
 
     def attend_cached(
         self, x: Float[Array, "B A D"], cache: KVCache, *, mask: Bool[Array, "B A L"] | None = None
     ) -> Float[Array, "B A D"]:
-        """Attend from `x` to what is kept."""
+        """Attend from `x` to cached keys and values."""
         query = split_heads(self.q(x), self.heads)
         return self.o(join_heads(cached_attention(cache, query, scale=self.scale, mask=mask)))
 
     def self_attend(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        """Attend from every position to all, a block of queries at a time."""
+        """Attend from every position to all, in blocks of query positions."""
         batch, length, _ = x.shape
         key, value = self.project_keys_values(x)
         block = QUERY_BLOCK_SIZE if length % QUERY_BLOCK_SIZE == 0 else length
@@ -160,7 +160,7 @@ class WhisperMlp(nnx.Module):
         self.wo = Linear(mlp_width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """Widen, bend, narrow."""
+        """Return linear(gelu(linear(x)))."""
         return self.wo(gelu(self.wi(x)))
 
 
@@ -174,7 +174,7 @@ class EncoderBlock(nnx.Module):
         self.mlp = WhisperMlp(config.width, config.encoder_mlp, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        """Return the stream after this block."""
+        """Return the activations after this block."""
         x = x + self.attention.self_attend(self.attention_norm(x))
         return x + self.mlp(self.mlp_norm(x))
 
@@ -193,7 +193,7 @@ class DecoderBlock(nnx.Module):
     def decode_step(
         self, x: Float[Array, "B A D"], cache: LayerCache, cache_index: Int[Array, ""], mask: Bool[Array, "B A M"]
     ) -> tuple[Float[Array, "B A D"], LayerCache]:
-        """Read tokens `cache_index` .. `cache_index` + A, and put their keys and values into the cache."""
+        """Decode tokens `cache_index` .. `cache_index` + A; also return the cache with their keys and values."""
         normed = self.self_norm(x)
         cache = cache.update_self(*self.self_attention.project_keys_values(normed), cache_index)
         x = x + self.self_attention.attend_cached(normed, cache.self_attention, mask=mask)
@@ -202,10 +202,10 @@ class DecoderBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Two convolutions over time, learned positions (sinusoids when published), blocks."""
+    """Two convolutions over time, learned positions (published models have sinusoids), blocks."""
 
     def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
-        # A convolution over three frames is a product with these laid side by side.
+        # A convolution of width 3 is a linear layer of three concatenated frames.
         self.conv1 = Linear(3 * config.mel_bins, config.width, rngs=rngs)
         self.conv2 = Linear(3 * config.width, config.width, rngs=rngs)
         self.positions = nnx.Param(
@@ -216,7 +216,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Token embedding, which is the head as well, learned positions, blocks."""
+    """Token embedding, tied to the head, learned positions, blocks."""
 
     def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
         self.tokens = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.vocab, config.width), jnp.float32))
@@ -228,7 +228,7 @@ class Decoder(nnx.Module):
 
 
 class Whisper(nnx.Module):
-    """Encoder and decoder. The dtype of the mel bands is the one everything is computed in."""
+    """Encoder and decoder; they compute in the dtype of the mel bands."""
 
     def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs=rngs)
@@ -236,9 +236,9 @@ class Whisper(nnx.Module):
         self.config = config
 
     def encode(self, mel: Float[Array, "B F C"]) -> Float[Array, "B S D"]:
-        """Encode windows of `calce_jax.speech.mel`'s bands, time before bands.
+        """Encode windows of log-mel bands from `calce_jax.speech.mel`.
 
-        A window's activations fit a CPU's cache, a batch's do not: sixteen together take twice as long as one by one.
+        On a CPU windows are encoded one by one: the activations of one fit the cache, a batch of 16 took twice as long.
         """
 
         def encode_one_by_one(mel: Float[Array, "B F C"]) -> Float[Array, "B S D"]:
@@ -258,13 +258,13 @@ class Whisper(nnx.Module):
         return self.encoder.final_norm(x)
 
     def decoder_blocks(self) -> list[DecoderBlock]:
-        """Return the decoder's blocks one by one, for `step`."""
+        """Return the decoder's blocks as a list, for `decode_step`."""
         return unstack_blocks(self.decoder.blocks)
 
     def init_cache(
         self, blocks: Sequence[DecoderBlock], memory: Float[Array, "B S D"], max_length: int
     ) -> tuple[LayerCache, ...]:
-        """Return a cache for texts of `max_length` tokens, prompt included, about encoded windows."""
+        """Return a cache for texts of at most `max_length` tokens, prompt included, for encoded windows."""
         cross_caches = [
             KVCache.from_projections(*block.cross_attention.project_keys_values(memory)) for block in blocks
         ]
@@ -278,18 +278,18 @@ class Whisper(nnx.Module):
         cache_index: Int[Array, ""],
         text_start: Int[Array, " B"],
     ) -> tuple[Float[Array, "B A D"], tuple[LayerCache, ...]]:
-        """Read the tokens at places `cache_index` .. `cache_index` + A.
+        """Decode the tokens at cache positions `cache_index` .. `cache_index` + A.
 
         Args:
           blocks: from `decoder_blocks`.
           ids: the tokens.
-          cache: from `start` or the call before.
-          cache_index: place of the first of them in the cache.
-          text_start: place at which each row's text begins. Prompts of several lengths are padded on the left, so that all
-            rows write at the same place; what lies before `text_start` is not looked at and has no position.
+          cache: from `init_cache` or the previous step.
+          cache_index: cache position of the first token.
+          text_start: cache position at which each row's text begins. Prompts are padded on the left, so that all rows
+            write at the same position; positions before `text_start` are masked.
 
         Returns:
-          What `logits` reads after each of the tokens, and the cache with them in it.
+          The hidden states after each token, the input of `logits`; and the cache with these tokens.
         """
         dtype, length = cache[0].self_attention.key.dtype, cache[0].self_attention.key.shape[3]
         cache_positions = cache_index + jnp.arange(ids.shape[1])
@@ -313,7 +313,7 @@ class Whisper(nnx.Module):
 
 
 def _unfold_frames(x: Float[Array, "B F C"], *, stride: int) -> Float[Array, "B G E"]:
-    """Lay every `stride`-th frame beside the one before and the one after it; silence lies beyond the ends."""
+    """Concatenate every `stride`-th frame with its neighbours, E = 3 C; zeros beyond the ends."""
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
     length = x.shape[1]
     return jnp.concatenate([padded[:, shift : shift + length : stride] for shift in range(3)], axis=-1)

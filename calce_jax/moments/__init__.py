@@ -1,1 +1,1 @@
-"""Windows, annotations and predictions: reading, writing, merging, ranking."""
+"""Windows, annotations and predictions: parsing, reading, writing, merging, scoring."""

@@ -1,31 +1,39 @@
-"""Queries about videos and their true windows, read from every format they are published in.
+"""Queries about videos and their true windows, read from every format in which they are published.
 
     official    QVHighlights' release: one JSON object a line, with qid, query, vid, duration, relevant_windows
     lines       Charades-STA's release: "AO8RW 0.0 6.9##a person is putting a book on a shelf."
     original    the original's JSON list: as official, with items and, for stage 2, stage1_result
     own         one JSON object a line: as official, with items, kind and, for stage 2, stage1_windows
 
-Which one a file has is told by its content. All rows that cannot be used are named in one error.
+The format is recognised by the content. One error names all rows that cannot be used.
 """
 
 import csv
 import dataclasses
+import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from absl import logging
 
 from calce_jax.errors import UserError
-from calce_jax.moments.predictions import normalise_qid
+from calce_jax.moments.json_rows import (
+    is_finite_number,
+    normalise_qid,
+    parse_json_line,
+    raise_faults,
+    read_rows,
+    read_text,
+)
 from calce_jax.moments.windows import Seconds
 from calce_jax.storage.atomic_files import write_atomic
 
 STAGE1_WINDOW_FIELDS = ("stage1_windows", "stage1_result")
-# A file can be wrong in every line; more than these help no one.
-_MAX_SHOWN_ERRORS = 30
+_MISSING_REMEDY = "give the path of a file that was released or written"
 
 
 class AnnotationError(UserError):
@@ -41,12 +49,12 @@ class Annotation:
         Charades-STA have none and are numbered: "charades_sta_test_1".
       video: the video's id ("vid" or "video" in files).
       query: the sentence.
-      items: the things named in it, as noun phrases; empty where nobody listed them.
-      duration: of the video, in seconds; `None` where the file does not say, until somebody has looked at the video.
+      items: the things named in the query, as noun phrases; empty where the file lists none.
+      duration: of the video, in seconds; `None` where the file has none and the video has not been read yet.
       windows: the true [start, end] in seconds, as annotated ("relevant_windows" in files); they may reach beyond the
-        video. Empty where nobody knows them, as in a test split.
-      stage1_windows: those that stage 1 found; `None` before it was asked.
-      kind: what the query needs, e.g. "visual"; `None` where that is not known.
+        video. Empty where they are not published, as in a test split.
+      stage1_windows: windows predicted by stage 1, in seconds; `None` before stage 1 has run.
+      kind: what answering needs, e.g. "visual"; `None` where it is not known.
     """
 
     qid: str | int
@@ -60,7 +68,7 @@ class Annotation:
 
     @property
     def clipped_windows(self) -> list[list[Seconds]]:
-        """The true windows, cut at the end of the video; those that begin after it are left out."""
+        """The true windows, clipped to the end of the video; windows that begin after it are left out."""
         end = math.inf if self.duration is None else self.duration
         return [[start, min(stop, end)] for start, stop in self.windows if start < end]
 
@@ -73,34 +81,32 @@ def read_annotations(
 ) -> list[Annotation]:
     """Read a file of any of the formats above, in its order.
 
-    Windows that reach beyond their video are kept as they are and reported in the log; `Annotation.clamped` cuts them.
+    Windows that reach beyond their video are kept and logged as a warning; `Annotation.clipped_windows` clips them.
 
     Args:
       path: the file.
       items: the original's file of items, {qid: {"query": ..., "items": [...]}}, for annotations that have none.
-        A query is found there by its id or else by its sentence.
-      durations: seconds by video id, or a CSV with the columns "id" and "length" as Charades comes with. For lines
-        that do not say how long their video is.
+        A query is looked up there by its id, then by its sentence.
+      durations: seconds by video id, or Charades' CSV with the columns "id" and "length"; used for annotations
+        without a duration.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      AnnotationError: faults in it, all of them: a field that is missing or of the wrong kind, a window that is
-        reversed, not finite or wholly outside the video, an id that repeats.
+      UserFileNotFoundError: there is no such file.
+      AnnotationError: a file is not UTF-8; or all faults of its rows: a field that is missing or of the wrong type, a
+        window that is reversed, not finite or wholly outside the video, an id that repeats.
     """
-    path = _require_file(path, "annotations")
+    path = Path(path)
+    text = read_text(path, "annotations", _MISSING_REMEDY, AnnotationError)
     duration_by_video = durations if isinstance(durations, Mapping) else _read_durations(durations) if durations else {}
     faults: list[str] = []
     annotations: list[Annotation] = []
-    for location, row in _read_rows(path, faults):
+    for location, row in read_rows(text, faults, lambda number, line: _parse_line(line, f"{path.stem}_{number}")):
         row_faults = list(_find_row_faults(row))
         faults += [f"{location}, {fault}" for fault in row_faults]
         if not row_faults:
             annotations.append(_annotation_from_json(row, duration_by_video))
     faults += find_repeated_qids(annotations)
-    if faults:
-        shown = [f"{path}, {fault}" for fault in faults[:_MAX_SHOWN_ERRORS]]
-        more = [f"... and {len(faults) - len(shown)} more"] if len(faults) > len(shown) else []
-        raise AnnotationError("\n".join(shown + more))
+    raise_faults(path, faults, AnnotationError)
     if items is not None:
         annotations = _with_items(annotations, items)
     _warn_windows_beyond_video(path, annotations)
@@ -108,15 +114,13 @@ def read_annotations(
 
 
 def find_repeated_qids(annotations: Sequence[Annotation]) -> list[str]:
-    """Say in words which ids more than one of the annotations have."""
-    counts: dict[str | int, int] = {}
-    for annotation in annotations:
-        counts[annotation.qid] = counts.get(annotation.qid, 0) + 1
+    """Return a fault for each id that more than one annotation has; "QVHighlight_7", "7" and 7 are one id."""
+    counts = Counter(normalise_qid(annotation.qid) for annotation in annotations)
     return [f"qid: {qid} is given to {count} queries; keep one" for qid, count in counts.items() if count > 1]
 
 
 def write_annotations(path: str | Path, annotations: Iterable[Annotation]) -> None:
-    """Write our own format: one JSON object a line; what is not known is left out.
+    """Write our own format, one JSON object a line, without the fields that are not known.
 
     Raises:
       OSError: the file cannot be written.
@@ -138,40 +142,8 @@ def _annotation_to_json(annotation: Annotation) -> dict[str, Any]:
     return {field: value for field, value in row.items() if value is not None or field == "duration"}
 
 
-def _require_file(path: str | Path, description: str) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file of {description}; give the path of one that was released or written"
-        )
-    return path
-
-
-def _read_rows(path: Path, faults: list[str]) -> Iterable[tuple[str, Any]]:
-    """Return each row with its place in the file, in the fields of our own format; other text becomes a fault."""
-    text = path.read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("["):
-        try:
-            return [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)]
-        except json.JSONDecodeError as error:
-            faults.append(f"line {error.lineno}: not JSON ({error.msg}); download or write the file again")
-            return []
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = (
-                json.loads(line)
-                if line.lstrip().startswith("{")
-                else _parse_charades_line(line, f"{path.stem}_{number}")
-            )
-            rows.append((f"line {number}", row))
-        except json.JSONDecodeError as error:
-            faults.append(f"line {number}: not JSON ({error.msg}); give one object a line")
-        except ValueError as error:
-            faults.append(f"line {number}: {error}")
-    return rows
+def _parse_line(line: str, qid: str) -> Any:
+    return parse_json_line(line) if line.lstrip().startswith("{") else _parse_charades_line(line, qid)
 
 
 def _parse_charades_line(line: str, qid: str) -> dict[str, Any]:
@@ -206,7 +178,7 @@ def _find_row_faults(row: Any) -> Iterable[str]:
     if not isinstance(row.get("kind"), str | None):
         yield f"kind: expected a word, {_describe_value(row, 'kind')}; leave the field out where it is not known"
     duration = row.get("duration")
-    if not (_is_number(duration) and duration > 0):
+    if not (is_finite_number(duration) and duration > 0):
         if duration is not None or "duration" not in row:
             yield f"duration: expected the video's length in positive seconds, {_describe_value(row, 'duration')}"
         duration = None
@@ -222,7 +194,7 @@ def _find_window_faults(row: dict[str, Any], field: str, duration: Seconds | Non
         yield f"{field}: expected a list of [start, end] in seconds, {_describe_value(row, field)}"
         return
     for window in windows:
-        if not isinstance(window, list | tuple) or len(window) != 2 or not all(map(_is_number, window)):
+        if not isinstance(window, list | tuple) or len(window) != 2 or not all(map(is_finite_number, window)):
             yield f"{field}: expected [start, end] in seconds, got {window!r:.60}; mend or remove the window"
         elif window[0] > window[1]:
             yield f"{field}: {window} ends before it begins; swap its ends or remove it"
@@ -230,16 +202,12 @@ def _find_window_faults(row: dict[str, Any], field: str, duration: Seconds | Non
             yield f"{field}: {window} is outside the video, which lasts {duration} s; mend the window or the duration"
 
 
-def _is_number(value: Any) -> TypeGuard[Seconds]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _describe_value(row: Mapping[str, Any], field: str) -> str:
     return f"got {row[field]!r:.60}; mend it" if field in row else "which is missing; add the field"
 
 
 def _field_name(row: Mapping[str, Any], *names: str) -> str:
-    """Return the first of the names that the row has a field for, or else the first."""
+    """Return the first of the names that is a field of the row; the first name if none is."""
     return next((name for name in names if name in row), names[0])
 
 
@@ -259,29 +227,38 @@ def _annotation_from_json(row: dict[str, Any], durations: Mapping[str, Seconds])
 
 
 def _read_durations(path: str | Path) -> dict[str, Seconds]:
-    path = _require_file(path, "durations")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if not {"id", "length"} <= set(reader.fieldnames or ()):
-            raise AnnotationError(f'{path}: no columns "id" and "length"', "give the CSV file that came with Charades")
-        duration_by_video = {}
-        for number, row in enumerate(reader, 2):
-            try:
-                duration_by_video[row["id"]] = float(row["length"])
-            except (TypeError, ValueError):
-                raise AnnotationError(
-                    f"{path}, line {number}, length: expected seconds, got {row['length']!r}", "mend or drop the line"
-                ) from None
+    text = read_text(path, "durations", _MISSING_REMEDY, AnnotationError)
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if not {"id", "length"} <= set(reader.fieldnames or ()):
+        raise AnnotationError(f'{path}: no columns "id" and "length"', "give the CSV file that came with Charades")
+    duration_by_video: dict[str, Seconds] = {}
+    for row in reader:
+        duration = _parse_seconds(row["length"])
+        if not duration > 0:
+            raise AnnotationError(
+                f"{path}, line {reader.line_num}, length: expected positive seconds, got {row['length']!r:.60}",
+                "mend or drop the line",
+            )
+        duration_by_video[row["id"]] = duration
     return duration_by_video
 
 
-def _with_items(annotations: Iterable[Annotation], path: str | Path) -> list[Annotation]:
-    path = _require_file(path, "items")
+def _parse_seconds(text: str | None) -> float:
+    """Return the number, or NaN where the text is none that is finite."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        seconds = float(text or "")
+    except ValueError:
+        return math.nan
+    return seconds if math.isfinite(seconds) else math.nan
+
+
+def _with_items(annotations: Iterable[Annotation], path: str | Path) -> list[Annotation]:
+    text = read_text(path, "items", _MISSING_REMEDY, AnnotationError)
+    try:
+        entries = json.loads(text)
         items_by_qid = {normalise_qid(qid): entry["items"] for qid, entry in entries.items()}
         items_by_query = {entry["query"]: entry["items"] for entry in entries.values()}
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
         raise AnnotationError(
             f'{path}: expected {{qid: {{"query": ..., "items": [...]}}}} ({type(error).__name__}: {error})',
             "give the original's file of items",
@@ -301,7 +278,7 @@ def _warn_windows_beyond_video(path: Path, annotations: Sequence[Annotation]) ->
     clipped_qids = [annotation.qid for annotation in annotations if annotation.clipped_windows != annotation.windows]
     if clipped_qids:
         logging.warning(
-            "%s: windows of %d of %d queries reach beyond their video; where they are learnt they end with it: %s%s",
+            "%s: windows of %d of %d queries reach beyond their video; training clips them to it: %s%s",
             path,
             len(clipped_qids),
             len(annotations),

@@ -1,20 +1,21 @@
-"""From stage 1 to stage 2: annotations that also hold the windows stage 1 found."""
+"""From stage 1 to stage 2: annotations with the windows that stage 1 predicted."""
 
 import dataclasses
 from collections.abc import Sequence
 
 from calce_jax.moments.annotations import Annotation, AnnotationError
-from calce_jax.moments.predictions import Prediction, normalise_qid
+from calce_jax.moments.json_rows import normalise_qid
+from calce_jax.moments.predictions import Prediction
 from calce_jax.moments.windows import Seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class MergeResult:
-    """What stage 2 reads.
+    """Result of a merge.
 
     Attributes:
-      annotations: all of them, in their order, with `stage1_windows`.
-      missing_stage1: ids of queries that stage 1 has no window for; their window is the whole video.
+      annotations: all annotations, in their order, with `stage1_windows`.
+      missing_stage1: ids of queries without a stage-1 window; the whole video replaces it.
       unknown_predictions: ids of predictions for queries that are not annotated; they are left out.
     """
 
@@ -24,12 +25,12 @@ class MergeResult:
 
 
 def merge_stage1(annotations: Sequence[Annotation], predictions: Sequence[Prediction]) -> MergeResult:
-    """Put stage 1's windows into the annotations: in order of time, without scores, in seconds.
+    """Put the windows of stage-1 predictions into the annotations: in order of time, without scores, in seconds.
 
-    They become words of stage 2's prompt, so whole seconds are whole numbers, as the model writes them.
+    Whole seconds become ints, because the windows are text of stage 2's prompt and the model writes ints.
 
     Raises:
-      AnnotationError: a query has neither a window nor a duration, so that its whole video has no end.
+      AnnotationError: a query has neither a window nor a duration, so the whole video cannot replace it.
     """
     windows_by_qid = {normalise_qid(prediction.qid): prediction.windows for prediction in predictions}
     merged, missing_stage1, missing_duration = [], [], []
@@ -44,7 +45,8 @@ def merge_stage1(annotations: Sequence[Annotation], predictions: Sequence[Predic
         merged.append(dataclasses.replace(annotation, stage1_windows=stage1_windows))
     if missing_duration:
         raise AnnotationError(
-            f"duration: {len(missing_duration)} queries have no window of stage 1 and no duration, such as {missing_duration[0]}",
+            f"duration: {len(missing_duration)} queries have no window of stage 1 and no duration, "
+            f"such as {missing_duration[0]}",
             "give annotations with durations, or the durations",
         )
     unknown_predictions = [

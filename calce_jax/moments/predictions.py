@@ -1,9 +1,8 @@
-"""Predictions on disk: one JSON line a query, the official release's lines, the original's rows, and the submission."""
+"""Predictions on disk: our JSON lines, the official release's, the original's JSON list, and the submission zip."""
 
 import dataclasses
 import io
 import json
-import math
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -11,14 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from calce_jax.errors import UserError
+from calce_jax.moments.json_rows import is_finite_number, normalise_qid, raise_faults, read_rows, read_text
 from calce_jax.moments.windows import ParseStatus, Seconds, WindowOrder, order_windows
 from calce_jax.storage.atomic_files import write_atomic
 
 SubmissionSplit = Literal["val", "test"]
-QVHIGHLIGHTS_PREFIX = "QVHighlight_"
 _WINDOW_FIELD_NAMES = ("pred_relevant_windows", "stage1_result")
-# A file can be wrong in every line; more than these help no one.
-_MAX_SHOWN_ERRORS = 30
 
 
 class PredictionError(UserError):
@@ -27,7 +24,7 @@ class PredictionError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What was answered to one query.
+    """The predicted windows of one query.
 
     Attributes:
       qid: the query's id: 2579 in the official release, "QVHighlight_2579" in the original's files.
@@ -35,8 +32,8 @@ class Prediction:
       video: the video's id ("vid" in files).
       windows: [start, end, score], best first; seconds ("pred_relevant_windows" in files). A window given without a
         score has 1.
-      text: the model's answer the windows were read from ("raw" in files).
-      status: how well the answer could be read.
+      text: the model's answer, from which the windows were parsed ("raw" in files).
+      status: how well the answer could be parsed.
       duration: of the video, in seconds.
     """
 
@@ -50,19 +47,14 @@ class Prediction:
 
     @property
     def malformed(self) -> bool:
-        """Whether the answer could not be used as it stood; what is not known to be malformed is not."""
+        """Whether the answer had to be repaired or had no window; False where the status is not known."""
         return self.status not in (None, "exact")
-
-
-def normalise_qid(qid: str | int) -> str:
-    """Return the id by which files of both formats mean the same query: "QVHighlight_2579" and 2579 give "2579"."""
-    return str(qid).removeprefix(QVHIGHLIGHTS_PREFIX)
 
 
 def reorder_windows(prediction: Prediction, window_order: WindowOrder) -> Prediction:
     """Return the prediction with its windows in another order.
 
-    Longest first takes new scores, falling from 1, because some protocols go by the scores and not by the order.
+    "longest" replaces the scores by ones that fall from 1, because some protocols sort by score.
     """
     scores = [window[2] for window in prediction.windows]
     windows = [prediction.windows[i] for i in order_windows(prediction.windows, scores, window_order)]
@@ -72,7 +64,7 @@ def reorder_windows(prediction: Prediction, window_order: WindowOrder) -> Predic
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
-    """Write one JSON line a query; optional fields that are not set are left out.
+    """Write one JSON object a line, without the optional fields that are not set.
 
     Raises:
       OSError: the file cannot be written.
@@ -81,7 +73,7 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> No
 
 
 def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
-    """Return the JSON object of a prediction."""
+    """Return the JSON object of a prediction, without the fields that are not set."""
     row = {
         "qid": prediction.qid,
         "query": prediction.query,
@@ -95,22 +87,20 @@ def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
-    """Read predictions of any of three formats, told apart by their content.
+    """Read predictions in any of three formats, recognised by the content.
 
-    One JSON line a query, as `write_predictions` and the official release write it; or the original's JSON list, whose
+    One JSON object a line, as `write_predictions` and the official release write it; or the original's JSON list, whose
     rows hold the windows as "stage1_result" and the video as "video".
 
     Raises:
-      FileNotFoundError: there is no such file.
-      PredictionError: faults in it, all of them, with line and field; ids that repeat are one.
+      UserFileNotFoundError: there is no such file.
+      PredictionError: the file is not UTF-8; or all faults of its rows, with line and field; ids that repeat are one.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of predictions; write one with launch/infer.py")
+    text = read_text(path, "predictions", "write one with `calce infer`", PredictionError)
     faults: list[str] = []
     predictions: list[Prediction] = []
     locations_by_qid: dict[str, list[str]] = {}
-    for location, row in _read_rows(path.read_text(encoding="utf-8"), faults):
+    for location, row in read_rows(text, faults):
         row_faults = list(_find_row_faults(row))
         faults += [f"{location}: {fault}" for fault in row_faults]
         if not row_faults:
@@ -121,30 +111,8 @@ def read_predictions(path: str | Path) -> list[Prediction]:
         for qid, locations in locations_by_qid.items()
         if len(locations) > 1
     ]
-    if faults:
-        shown = [f"{path}, {fault}" for fault in faults[:_MAX_SHOWN_ERRORS]]
-        more = [f"... and {len(faults) - len(shown)} more"] if len(faults) > len(shown) else []
-        raise PredictionError("\n".join(shown + more))
+    raise_faults(path, faults, PredictionError)
     return predictions
-
-
-def _read_rows(text: str, faults: list[str]) -> Iterable[tuple[str, Any]]:
-    """Return each row with its place in the file; what is no JSON becomes a fault."""
-    if text.lstrip().startswith("["):
-        try:
-            return [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)]
-        except json.JSONDecodeError as error:
-            faults.append(f"line {error.lineno}: not JSON ({error.msg}); write the file again")
-            return []
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append((f"line {number}", json.loads(line)))
-        except json.JSONDecodeError as error:
-            faults.append(f"line {number}: not JSON ({error.msg}); give one object a line")
-    return rows
 
 
 def _find_row_faults(row: Any) -> Iterable[str]:
@@ -163,7 +131,7 @@ def _find_row_faults(row: Any) -> Iterable[str]:
     if row.get("status") not in (None, *get_args(ParseStatus)):
         yield f"status: expected one of {', '.join(get_args(ParseStatus))}, got {row['status']!r:.60}"
     duration = row.get("duration")
-    if duration is not None and not (_is_number(duration) and duration > 0):
+    if duration is not None and not (is_finite_number(duration) and duration > 0):
         yield f"duration: expected positive seconds, got {duration!r:.60}; leave the field out if it is not known"
 
 
@@ -176,14 +144,10 @@ def _find_window_faults(row: dict[str, Any]) -> Iterable[str]:
         yield f"{field}: expected a list of [start, end, score], got {row[field]!r:.60}"
         return
     for window in row[field]:
-        if not (isinstance(window, list) and len(window) in (2, 3) and all(map(_is_number, window))):
+        if not (isinstance(window, list) and len(window) in (2, 3) and all(map(is_finite_number, window))):
             yield f"{field}: expected [start, end] or [start, end, score] in numbers, got {window!r:.60}"
         elif not (0 <= window[0] <= window[1] or window[:2] == [-1, -1]):
             yield f"{field}: {window!r:.60} starts before the video or ends before it starts; give 0 <= start <= end"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _video_id(row: dict[str, Any]) -> Any:
@@ -199,19 +163,19 @@ def _prediction_from_json(row: dict[str, Any]) -> Prediction:
 
 
 def write_submission(path: str | Path, predictions: Sequence[Prediction], split: SubmissionSplit) -> None:
-    """Write the zip that the QVHighlights server takes: `hl_val_submission.jsonl`, `hl_test_submission.jsonl`.
+    """Write the zip for the QVHighlights server, of `hl_val_submission.jsonl` and `hl_test_submission.jsonl`.
 
-    The server wants both splits in one file: a zip that already holds the other split keeps it. Ids become the
-    release's whole numbers; a query without a moment gets a window without length, since the server needs one a query;
-    saliency scores, which are optional, are left out.
+    The server needs both splits in one file: an existing zip keeps its other split. Ids become the release's integers;
+    a query without a window gets [0, 0, 0], since the server needs one a query; saliency scores, which are optional,
+    are left out.
 
     Args:
-      path: the zip; it is written under another name first.
+      path: the zip; replaced atomically.
       predictions: one for every query of the split.
-      split: which of the two they are.
+      split: the split that they are of.
 
     Raises:
-      PredictionError: ids that are not those of QVHighlights.
+      PredictionError: ids that are not integers, or an existing file that is no zip.
       OSError: the file cannot be written.
     """
     foreign_qids = [
@@ -219,8 +183,8 @@ def write_submission(path: str | Path, predictions: Sequence[Prediction], split:
     ]
     if foreign_qids:
         raise PredictionError(
-            f"{path}: qid: {len(foreign_qids)} ids such as {foreign_qids[0]!r} are not of QVHighlights, whose ids are whole "
-            "numbers",
+            f"{path}: qid: {len(foreign_qids)} ids such as {foreign_qids[0]!r} are not of QVHighlights, whose ids are "
+            "integers",
             "submit predictions for its val or test split",
         )
     members = _read_members(Path(path))
@@ -245,7 +209,7 @@ def write_submission(path: str | Path, predictions: Sequence[Prediction], split:
 
 
 def _read_members(path: Path) -> dict[str, bytes]:
-    """Return what a submission holds so far."""
+    """Return the contents of an existing submission by name; empty if there is none."""
     if not path.exists():
         return {}
     if not zipfile.is_zipfile(path):

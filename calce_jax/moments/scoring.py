@@ -1,4 +1,4 @@
-"""From the answers of a beam search to scored, ranked moments of one query."""
+"""From the answers of a beam search to the scored, ordered windows of one query."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from calce_jax.moments.windows import (
 
 @dataclasses.dataclass(frozen=True)
 class BeamHypothesis:
-    """One of the answers that were considered: its windows, and its probability among them all (they sum to 1)."""
+    """The windows of one beam, and its probability, normalised over all beams."""
 
     windows: list[Window]
     probability: float
@@ -29,13 +29,13 @@ class BeamHypothesis:
 
 @dataclasses.dataclass(frozen=True)
 class QueryMoments:
-    """What the model answers to one query.
+    """The predicted windows of one query.
 
     Attributes:
       windows: [start, end, score], best first; seconds of the video, scores in [0, 1].
-      text: the answer the windows were read from.
-      status: how well it could be read.
-      hypotheses: all answers that were considered, most probable first.
+      text: the answer from which the windows were parsed.
+      status: how well it could be parsed.
+      hypotheses: all beams, most probable first.
     """
 
     windows: list[list[float]]
@@ -52,21 +52,21 @@ def score_moments(
     window_order: WindowOrder,
     behaviour: Behaviour = "default",
 ) -> QueryMoments:
-    """Read the best answer, score its windows by all answers, and rank them.
+    """Parse the best answer, score its windows by all answers, and order them.
 
-    A window's score is the support it has: the probability-weighted mean over the beams of its overlap (IoU) with the
-    nearest window of each, so 1 means that every answer the model considers has this very window.
+    A window's score is its expected IoU: the mean over the beams, weighted by probability, of its largest IoU with a
+    window of the beam. It is 1 where every beam has this window.
 
     Args:
       texts: the answers, best first, at least one.
       log_probabilities: of each answer, natural logarithm.
       duration: of the video, in seconds.
       window_order: the order of the windows.
-      behaviour: by default the best answer that can be read is used, and the status says "repaired" if it was not the
-        first; "reference" reads the first whatever it says, and keeps the order of time.
+      behaviour: by default the first answer with a window is used, and its status is "repaired" if it is not the best;
+        "reference" always uses the best answer, and orders its windows by time.
     """
     parsed = [parse_windows(text, duration) for text in texts]
-    best = next((i for i, each in enumerate(parsed) if each.windows), 0)
+    best = next((i for i, answer in enumerate(parsed) if answer.windows), 0)
     text, windows, status = texts[best], parsed[best].windows, parsed[best].status
     if behaviour == "reference":
         text, reference_answer = texts[0], parse_windows(texts[0], duration, behaviour="reference")
@@ -74,17 +74,17 @@ def score_moments(
     elif best > 0:
         status = "repaired"
     hypotheses = [
-        BeamHypothesis(each.windows, share)
-        for each, share in zip(parsed, _normalise_probabilities(log_probabilities), strict=True)
+        BeamHypothesis(answer.windows, probability)
+        for answer, probability in zip(parsed, _normalise_probabilities(log_probabilities), strict=True)
     ]
     expected_ious = expected_iou(np.array(windows, np.float64).reshape(-1, 2), hypotheses)
-    scores = [round(overlap, 4) for overlap in expected_ious.tolist()]
+    scores = [round(score, 4) for score in expected_ious.tolist()]
     order = order_windows(windows, scores, window_order="given" if behaviour == "reference" else window_order)
     return QueryMoments([[*map(float, windows[i]), scores[i]] for i in order], text, status, hypotheses)
 
 
 def expected_iou(windows: Float[np.ndarray, "N 2"], hypotheses: Sequence[BeamHypothesis]) -> Float[np.ndarray, " N"]:
-    """Return the mean over the beams, by probability, of each window's greatest overlap (IoU) with one of theirs."""
+    """Return each window's largest IoU with a window of a beam, averaged over the beams by probability."""
     total = np.zeros(len(windows))
     for hypothesis in hypotheses:
         if hypothesis.windows and len(windows):

@@ -1,7 +1,7 @@
-"""Windows: "[[82, 150]]" as text and as numbers, their overlap and their order.
+"""Windows [start, end] in seconds: parsing the model's text "[[82, 150]]", overlap and order.
 
-A window is [start, end] in seconds of the video. The model writes windows as text, and a language model may write
-anything: what is read back here lies inside the video, or is left out, and the reader says which.
+The model may write any text, so by default parsed windows are clipped to the video or dropped, and a status says
+whether that happened.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ _ANSWER_PATTERN = re.compile(rf"\s*\[\s*{_PAIR}(?:\s*,\s*{_PAIR})*\s*\]\s*")
 
 @dataclasses.dataclass(frozen=True)
 class ParsedWindows:
-    """What an answer said.
+    """Windows parsed from an answer.
 
     Attributes:
       windows: [start, end] in seconds, in the order of the answer.
-      status: "exact", well-formed and used as it stands; "repaired", something was mended or dropped; "empty", no
-        window could be read; "whole_video", the same under the reference rules, which then answer with all of it.
+      status: "exact", well-formed and used unchanged; "repaired", something was changed or dropped; "empty", no window
+        could be parsed; "whole_video", the same under "reference", where the whole video is the window then.
     """
 
     windows: list[Window]
@@ -44,34 +44,29 @@ class ParsedWindows:
 
     @property
     def malformed(self) -> bool:
-        """Whether the answer could not be used as it stands."""
+        """Whether the answer could not be used unchanged."""
         return self.status != "exact"
 
 
-def format_windows(windows: Sequence[Sequence[Seconds]]) -> str:
-    """Return the text the model learns to write: "[[82, 150], [3, 9.5]]", the `str` of a list of lists."""
-    return str([list(window) for window in windows])
-
-
 def parse_windows(text: str, duration: Seconds, behaviour: Behaviour = "default") -> ParsedWindows:
-    """Read the windows of an answer.
+    """Parse the windows of an answer.
 
-    By default every complete pair of numbers in brackets counts, so an answer that was cut off keeps its complete
-    windows. Ends outside the video are moved to its border, reversed windows are turned; windows without length,
-    outside the video, or said twice are dropped. Nothing readable gives no windows. No text makes it fail.
+    By default every complete pair of numbers in brackets is a window, so a truncated answer keeps its complete
+    windows. Windows are clipped to the video and reversed ones swapped; windows without length, outside the video, or
+    repeated are dropped. Text without any window gives no windows; no text raises an error.
 
     Args:
       text: the answer, e.g. "[[82, 150]]"; decimals are allowed.
-      duration: the video's length in seconds.
-      behaviour: "reference" mends the text as the original does (see `calce_jax.moments.windows_reference`): unreadable text
-        becomes the whole video, and windows may lie outside it.
+      duration: of the video, in seconds.
+      behaviour: "reference" repairs the text as the original does (see `calce_jax.moments.windows_reference`):
+        malformed text becomes the whole video, and windows may lie outside it.
 
     Raises:
-      ValueError: `duration` is not a positive number; under "reference" also for the answers on which the original
-        stops: an end that is the duration's digits repeated, such as 150150.
+      ValueError: `duration` is not a positive number; under "reference" also for answers on which the original stops:
+        an end that is the duration's digits repeated, such as 150150.
     """
     if not (math.isfinite(duration) and duration > 0):
-        raise ValueError(f"a video's duration must be a positive number of seconds, not {duration!r}")
+        raise ValueError(f"duration: must be a positive number of seconds, got {duration!r}")
     written_windows = [[_parse_number(start), _parse_number(end)] for start, end in _WINDOW_PATTERN.findall(text)]
     well_formed = _ANSWER_PATTERN.fullmatch(text) is not None
     if behaviour == "reference":
@@ -100,34 +95,30 @@ def _window_start(window: Sequence[Seconds]) -> Seconds:
 
 
 def _parse_number(text: str) -> Seconds:
-    # Through float, because int() refuses texts of some thousand digits; past 2**53 the digits do not matter.
+    # Through float, because int() refuses text of more than 4300 digits; beyond 2**53 precision does not matter.
     value = float(text)
     return int(value) if "." not in text and math.isfinite(value) else value
 
 
 def iou(a: Sequence[Seconds], b: Sequence[Seconds]) -> float:
-    """Return intersection over union of two windows [start, end]; 0 where both have no length."""
+    """Return intersection over union of two windows [start, end, ...]; 0 where both have no length."""
     return float(iou_matrix(np.array([a[:2]], np.float64), np.array([b[:2]], np.float64))[0, 0])
 
 
-def iou_matrix(a: Num[np.ndarray, "N 2"], b: Num[np.ndarray, "M 2"]) -> Float[np.ndarray, "N M"]:
-    """Return intersection over union of every window of `a` with every window of `b`; 0 where both have no length."""
-    first, second = np.asarray(a, np.float64)[:, None, :], np.asarray(b, np.float64)[None, :, :]
+def iou_matrix(
+    a: Num[np.ndarray, "*Q N 2"], b: Num[np.ndarray, "*Q M 2"], *, undefined: float = 0.0
+) -> Float[np.ndarray, "*Q N M"]:
+    """Return intersection over union, float64, of every window of `a` with every window of `b`.
+
+    Args:
+      a, b: windows (start, end), the same leading axes.
+      undefined: value where neither window has a length, so that the union is 0.
+    """
+    first, second = np.asarray(a, np.float64)[..., :, None, :], np.asarray(b, np.float64)[..., None, :, :]
     overlap = np.minimum(first[..., 1], second[..., 1]) - np.maximum(first[..., 0], second[..., 0])
     overlap = np.maximum(overlap, 0.0)
     union = (first[..., 1] - first[..., 0]) + (second[..., 1] - second[..., 0]) - overlap
-    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
-
-
-def merge_overlapping(windows: Sequence[Sequence[Seconds]]) -> list[Window]:
-    """Return the windows in order of time, those that overlap or touch joined into one."""
-    merged: list[Window] = []
-    for start, end in sorted(list(window[:2]) for window in windows):
-        if merged and start <= merged[-1][1]:
-            merged[-1][1] = max(merged[-1][1], end)
-        else:
-            merged.append([start, end])
-    return merged
+    return np.divide(overlap, union, out=np.where(union == 0, undefined, 0.0), where=union > 0)
 
 
 def order_windows(
@@ -138,7 +129,7 @@ def order_windows(
     Args:
       windows: [start, end, ...] in seconds.
       scores: one a window; needed where `window_order` is "score".
-      window_order: "given" leaves the order as it is; "longest" puts the longest window first; "score" the highest score.
+      window_order: "given" keeps the order; "longest" puts the longest window first, "score" the highest score.
 
     Raises:
       ValueError: `window_order` is "score" and the scores are missing or not one a window.
@@ -148,5 +139,5 @@ def order_windows(
     if window_order == "longest":
         return sorted(range(len(windows)), key=lambda i: windows[i][0] - windows[i][1])
     if scores is None or len(scores) != len(windows):
-        raise ValueError(f"ranking {len(windows)} windows by score needs as many scores, got {scores!r}")
+        raise ValueError(f"scores: ordering {len(windows)} windows by score needs as many scores, got {scores!r}")
     return sorted(range(len(windows)), key=lambda i: -scores[i])

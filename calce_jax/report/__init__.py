@@ -1,1 +1,1 @@
-"""What a person looks at: the page of moments and the timeline image."""
+"""HTML pages of moments, and the timeline image for TensorBoard."""

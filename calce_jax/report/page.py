@@ -1,8 +1,7 @@
-"""The page: one self-contained HTML file that shows, for each query, what the model saw and what it answered.
+"""The report of a run: one self-contained HTML page with the key frames, captions and moments of each query.
 
-The file needs no network: images, style and script are inside, and so are the short videos of a report. The same page
-serves the report of a run, with true windows, a summary and filters, and the search in one video, which may be long and
-lies beside the page.
+The file needs no network: images, style, script and the short videos are embedded. It also has the true windows, tables
+of metrics, and filters. `calce_jax.report.search_page` is the page of a search.
 """
 
 import base64
@@ -36,7 +35,7 @@ _MAX_TICKS = 10
 
 @dataclasses.dataclass(frozen=True)
 class FrameView:
-    """A key frame: its time in seconds, its JPEG file, and what the stage made of it."""
+    """A key frame: its time in seconds, its JPEG bytes, and its treatment in the stage's prompt."""
 
     second: Seconds
     jpeg: bytes
@@ -45,7 +44,7 @@ class FrameView:
 
 @dataclasses.dataclass(frozen=True)
 class MomentView:
-    """A window in seconds; `score` is the model's own, `None` for a true window."""
+    """A window in seconds; `score` in [0, 1] is that of the model, None for a true window."""
 
     start: Seconds
     end: Seconds
@@ -54,7 +53,7 @@ class MomentView:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionView:
-    """A caption in seconds; `similarity` to the query if it was measured; `used` if the model was given it."""
+    """A caption in seconds; its cosine similarity to the query, None if unknown; whether it is in the prompt."""
 
     start: Seconds
     end: Seconds
@@ -65,7 +64,7 @@ class CaptionView:
 
 @dataclasses.dataclass(frozen=True)
 class StageView:
-    """One stage: its frames in order of time, its moments best first, and the text it wrote."""
+    """One stage: its key frames in order of time, its moments best first, and the text that T5 generated."""
 
     frames: Sequence[FrameView]
     moments: Sequence[MomentView]
@@ -74,19 +73,18 @@ class StageView:
 
 @dataclasses.dataclass(frozen=True)
 class QueryView:
-    """One query and what every stage did with it.
+    """One query with the results of all stages.
 
     Attributes:
-      qid: its id.
-      video: the video's id.
+      qid: id of the query.
+      video: id of the video.
       query: the sentence.
-      kind: what it needs, e.g. "visual", "caption", "several"; "" if that is not known.
+      kind: what the query refers to, e.g. "visual", "caption", "several"; "" if unknown.
       duration: of the video, in seconds.
-      truth: the true windows; `None` where nobody knows them.
+      truth: the true windows; None if unknown.
       stages: by name, in the order they ran.
       captions: of the video, in order of time.
-      video_src: the video itself (`video_data_uri`), or where a player finds it, relative to the page; `None` for no
-        player.
+      video_src: URL of the video, relative to the page, or a data: URI (`video_data_uri`); None for no player.
     """
 
     qid: str | int
@@ -102,7 +100,7 @@ class QueryView:
 
 @dataclasses.dataclass(frozen=True)
 class SummaryTable:
-    """A table over the queries: rows of a name and one number (percent) a column, `None` where there is none."""
+    """A table of metrics: each row has a name and one number in percent per column, None if undefined."""
 
     title: str
     columns: Sequence[str]
@@ -118,12 +116,12 @@ def write_page(
     Args:
       path: the HTML file.
       title: the heading.
-      queries: in the order they are shown at first.
+      queries: in their initial order on the page.
       summary: tables at the top; may be empty.
-      subtitle: a line under the heading, e.g. the configuration and the date.
+      subtitle: a line below the heading, e.g. the configuration and the date.
 
     Raises:
-      ValueError: a frame is no image.
+      ValueError: a frame is not an image.
       OSError: the file cannot be written.
     """
     write_atomic(path, render_page(title, queries, summary, subtitle))
@@ -133,14 +131,8 @@ def render_page(
     title: str, queries: Sequence[QueryView], summary: Sequence[SummaryTable] = (), subtitle: str = ""
 ) -> str:
     """Return the page's HTML; arguments as in `write_page`."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("calce_jax.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["seconds"] = _seconds
+    environment = make_environment()
+    environment.filters["seconds"] = _format_seconds
     images = _Images()
     videos = list(dict.fromkeys(query.video_src for query in queries if query.video_src))
     cards = [_card(number, query, images, videos) for number, query in enumerate(queries)]
@@ -158,35 +150,47 @@ def render_page(
     )
 
 
+def make_environment() -> jinja2.Environment:
+    """Return the Jinja environment of the templates: values are escaped, an undefined name is an error."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("calce_jax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def video_data_uri(path: str | Path) -> str:
-    """Return a video file as a data: URI, for `QueryView.video_src`: once in a page however many queries.
+    """Return a video file as a data: URI for `QueryView.video_src`; the page embeds equal URIs once.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: the file cannot be read.
     """
     mime_type = mimetypes.guess_type(path)[0] or "video/mp4"
     return f"data:{mime_type};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
 
 
 class _Images:
-    """The page's thumbnails, each there once however many stages and queries show it."""
+    """The thumbnails of a page, as data: URIs without duplicates."""
 
     def __init__(self):
         self.uris: list[str] = []
-        self._numbers: dict[bytes, int] = {}
+        self._index_by_jpeg: dict[bytes, int] = {}
 
     def add(self, jpeg: bytes) -> int:
-        if jpeg not in self._numbers:
-            self._numbers[jpeg] = len(self.uris)
+        """Return the index of an image's thumbnail in `uris`."""
+        if jpeg not in self._index_by_jpeg:
+            self._index_by_jpeg[jpeg] = len(self.uris)
             self.uris.append("data:image/jpeg;base64," + base64.b64encode(_thumbnail(jpeg)).decode())
-        return self._numbers[jpeg]
+        return self._index_by_jpeg[jpeg]
 
 
 def _thumbnail(jpeg: bytes) -> bytes:
     try:
         image = Image.open(io.BytesIO(jpeg)).convert("RGB")
     except OSError as error:
-        raise ValueError(f"a frame of {len(jpeg)} bytes is no image ({error}); pass JPEG files") from error
+        raise ValueError(f"a frame of {len(jpeg)} bytes is not an image ({error}); pass JPEG files") from error
     image.thumbnail((4 * THUMBNAIL_HEIGHT, THUMBNAIL_HEIGHT))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=72, optimize=True)
@@ -194,7 +198,7 @@ def _thumbnail(jpeg: bytes) -> bytes:
 
 
 def _card(number: int, query: QueryView, images: _Images, videos: Sequence[str]) -> dict[str, Any]:
-    """Return what the template shows of one query; places on the time axis in percent of the duration."""
+    """Return the template's values for one query; positions on the time axis are in percent of the duration."""
     truth = query.truth or []
     stages = []
     for name, stage in query.stages.items():
@@ -220,7 +224,7 @@ def _card(number: int, query: QueryView, images: _Images, videos: Sequence[str])
         "iou": stages[-1]["iou"] if stages else None,
         "captions": [{**_bar(caption, query.duration), "view": caption} for caption in query.captions],
         "used_captions": sum(caption.used for caption in query.captions),
-        "ticks": [{"second": tick, "left": _percent(tick, query.duration)} for tick in ticks(query.duration)],
+        "ticks": [{"second": tick, "left": axis_percent(tick, query.duration)} for tick in ticks(query.duration)],
     }
 
 
@@ -229,34 +233,35 @@ def _best_iou(moment: MomentView, truth: Iterable[MomentView]) -> float:
 
 
 def _bar(span: MomentView | CaptionView, duration: Seconds) -> dict[str, Any]:
-    left, right = _percent(span.start, duration), _percent(span.end, duration)
+    left, right = axis_percent(span.start, duration), axis_percent(span.end, duration)
     return {"start": span.start, "end": span.end, "left": left, "width": round(right - left, 3)}
 
 
-def _percent(second: Seconds, duration: Seconds) -> float:
+def axis_percent(second: Seconds, duration: Seconds) -> float:
+    """Return the position of a time on an axis from 0 to `duration`, in percent, clipped to [0, 100]."""
     return round(100 * min(max(second / duration, 0), 1), 3)
 
 
 def _strip(frames: Sequence[FrameView], duration: Seconds, images: _Images) -> list[dict[str, Any]]:
-    """Return the frames, each as wide as the time until the next."""
+    """Return the template's values for a row of frames; each one extends to the time of the next."""
     ends = [*(frame.second for frame in frames[1:]), duration]
     return [
         {
             "image": images.add(frame.jpeg),
             "treatment": frame.treatment,
             "second": frame.second,
-            "left": _percent(frame.second, duration),
-            "width": round(_percent(end, duration) - _percent(frame.second, duration), 3),
+            "left": axis_percent(frame.second, duration),
+            "width": round(axis_percent(end, duration) - axis_percent(frame.second, duration), 3),
         }
         for frame, end in zip(frames, ends, strict=True)
     ]
 
 
 def ticks(duration: Seconds) -> list[int]:
-    """Return whole seconds to mark on an axis from 0 to `duration`: at most ten steps of a round length."""
+    """Return whole seconds to mark on an axis from 0 to `duration`: at most ten steps of a round number of seconds."""
     step = next((step for step in _TICK_STEPS if duration / step <= _MAX_TICKS), _TICK_STEPS[-1])
     return list(itertools.takewhile(lambda tick: tick <= duration, itertools.count(0, step)))
 
 
-def _seconds(value: Seconds) -> str:
+def _format_seconds(value: Seconds) -> str:
     return f"{np.round(value, 1):g}"

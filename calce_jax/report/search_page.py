@@ -1,6 +1,7 @@
-"""The page of a search: every video with a player, its moments on a timeline, and all moments ranked at the top.
+"""The page of a search: the ranked moments, then each video with a player and a timeline of its moments.
 
-One file beside a folder of videos; it needs no network. Where a browser cannot play a video, its pictures stand in.
+One HTML file beside a folder of videos; it needs no network. If the browser cannot play a video, the page shows its
+thumbnails instead.
 """
 
 import base64
@@ -10,9 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
-
-from calce_jax.report.page import TREATMENT_LABELS, ticks
+from calce_jax.models.keyframes.plan import Treatment
+from calce_jax.report.page import TREATMENT_LABELS, axis_percent, make_environment, ticks
 from calce_jax.storage.atomic_files import write_atomic
 
 Seconds = int | float
@@ -20,7 +20,7 @@ Seconds = int | float
 
 @dataclass(frozen=True)
 class BarView:
-    """A stretch of seconds: a moment with its score and its clip's address, or a caption, its likeness and words."""
+    """A bar on the timeline, in seconds: a moment (score, URL of its clip) or a caption (similarity as score, text)."""
 
     start: Seconds
     end: Seconds
@@ -31,7 +31,7 @@ class BarView:
 
 @dataclass(frozen=True)
 class PictureView:
-    """A picture of the video at a second: a JPEG."""
+    """A thumbnail of the video: its time in seconds, and its JPEG bytes."""
 
     second: Seconds
     jpeg: bytes
@@ -39,21 +39,26 @@ class PictureView:
 
 @dataclass(frozen=True)
 class QueryResultView:
-    """One query in one video: moments by stage, best first; captions used; the treatment of each picture; the truth.
+    """The results of one query in one video.
 
-    The true moments are (start, end) in seconds; none where nobody knows them.
+    Attributes:
+      query: the sentence.
+      stages: the moments by stage, best first.
+      captions: the captions in the prompts.
+      treatments: of the key frame nearest to each picture of the video.
+      truth: the true windows (start, end) in seconds; empty if unknown.
     """
 
     query: str
     stages: Mapping[str, Sequence[BarView]]
     captions: Sequence[BarView]
-    treatments: Sequence[str]
+    treatments: Sequence[Treatment]
     truth: Sequence[tuple[Seconds, Seconds]] = ()
 
 
 @dataclass(frozen=True)
 class VideoView:
-    """A video: its name, its address beside the page, its duration in seconds, pictures, and a finding a query."""
+    """A video: its name, its URL relative to the page, its duration in seconds, its thumbnails, a result per query."""
 
     name: str
     address: str
@@ -67,8 +72,8 @@ def write_search_page(path: str | Path, videos: Sequence[VideoView], *, max_mome
 
     Args:
       path: the HTML file.
-      videos: with the same queries each.
-      max_moments: moments of a query in the ranking.
+      videos: at least one, all with the same queries.
+      max_moments: length of the ranking of a query.
 
     Raises:
       OSError: the file cannot be written.
@@ -78,13 +83,7 @@ def write_search_page(path: str | Path, videos: Sequence[VideoView], *, max_mome
 
 def render_search_page(videos: Sequence[VideoView], *, max_moments: int) -> str:
     """Return the page's HTML; arguments as in `write_search_page`."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("calce_jax.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = make_environment()
     environment.filters |= {"clock": format_time, "jpeg": _data_uri, "link": quote}
     return environment.get_template("search.html").render(
         title=f"Moments in {videos[0].name}" if len(videos) == 1 else f"Moments in {len(videos)} videos",
@@ -92,12 +91,12 @@ def render_search_page(videos: Sequence[VideoView], *, max_moments: int) -> str:
         rankings=_rankings(videos, max_moments),
         stages=list(videos[0].query_results[0].stages),
         treatments=TREATMENT_LABELS,
-        has_truth=any(finding.truth for video in videos for finding in video.query_results),
+        has_truth=any(query_result.truth for video in videos for query_result in video.query_results),
     )
 
 
 def format_time(second: Seconds) -> str:
-    """Return a time as people read it: 7.5 s, 2:07, 1:02:07."""
+    """Return a time in seconds as text: "7.5 s", "2:07", "1:02:07"."""
     if second < 60:
         return f"{round(float(second), 1):g} s"
     minutes, seconds = divmod(int(second), 60)
@@ -110,6 +109,7 @@ def _data_uri(jpeg: bytes) -> str:
 
 
 def _rankings(videos: Sequence[VideoView], max_moments: int) -> list[dict[str, Any]]:
+    """Return the template's values for the ranking of each query: the moments of the last stage in all videos."""
     rankings = []
     for number, query_result in enumerate(videos[0].query_results):
         rows = [
@@ -125,11 +125,12 @@ def _rankings(videos: Sequence[VideoView], max_moments: int) -> list[dict[str, A
 
 
 def _card(number: int, video: VideoView) -> dict[str, Any]:
+    """Return the template's values for one video; positions on the time axis are in percent of the duration."""
     width = 100 / max(len(video.pictures), 1)
     return {
         "number": number,
         "view": video,
-        "ticks": [(tick, _percent(tick, video.duration)) for tick in ticks(video.duration)],
+        "ticks": [(tick, axis_percent(tick, video.duration)) for tick in ticks(video.duration)],
         "pictures": [(picture, n * width, width) for n, picture in enumerate(video.pictures)],
         "findings": [
             {
@@ -146,9 +147,5 @@ def _card(number: int, video: VideoView) -> dict[str, Any]:
 
 
 def _bar(bar: BarView, duration: Seconds) -> dict[str, Any]:
-    left, right = _percent(bar.start, duration), _percent(bar.end, duration)
+    left, right = axis_percent(bar.start, duration), axis_percent(bar.end, duration)
     return {"view": bar, "left": left, "width": round(right - left, 3)}
-
-
-def _percent(second: Seconds, duration: Seconds) -> float:
-    return round(100 * min(max(second / duration, 0), 1), 3)

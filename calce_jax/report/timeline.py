@@ -1,4 +1,4 @@
-"""The timeline image: sample frames above bars of true and predicted windows, on one axis of seconds."""
+"""The timeline image: sample frames above bars of the true and the predicted windows, on one axis in seconds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,19 +24,19 @@ def draw_timeline(
     duration: Seconds,
     frames: UInt8[np.ndarray, "T h w 3"],
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Draw what was asked for and what was found.
+    """Draw the true and the predicted windows of one query.
 
     Args:
       truth: true windows [start, end] in seconds; may be empty.
-      predicted_by_stage: each stage's windows [start, end, ...], best first; the best is solid, the others are hollow.
+      predicted_by_stage: windows [start, end, ...] of each stage, best first; the best is filled, others are outlined.
       duration: of the video, in seconds.
-      frames: sample frames at equal intervals over the video, in order of time.
+      frames: RGB frames at equal intervals over the video, in order of time.
 
     Raises:
       ValueError: the duration is not positive.
     """
     if not duration > 0:
-        raise ValueError(f"a video's duration must be a positive number of seconds, not {duration!r}")
+        raise ValueError(f"duration must be a positive number of seconds, got {duration!r}")
     windows_by_name = {"true": truth, **predicted_by_stage}
     colours = [_TRUTH_COLOUR, *(_STAGE_COLOURS[i % len(_STAGE_COLOURS)] for i in range(len(predicted_by_stage)))]
     image = Image.new(
@@ -53,21 +53,21 @@ def draw_timeline(
     for (name, windows), colour in zip(windows_by_name.items(), colours, strict=True):
         draw.text((_LABEL_WIDTH - 8, top + _ROW_HEIGHT / 2 + 2), name, _TEXT_COLOUR, font, anchor="rm")
         for index, (start, end, *_) in enumerate(windows):
-            solid = index == 0 or name == "true"
+            is_filled = index == 0 or name == "true"
             left, right = _x_of(start, duration), _x_of(end, duration)
             box = (left, top + 6, max(right, left + 2), top + _ROW_HEIGHT - 2)
-            draw.rectangle(box, colour if solid else _BACKGROUND, colour, 2)
+            draw.rectangle(box, colour if is_filled else _BACKGROUND, colour, 2)
         top += _ROW_HEIGHT
     return np.array(image)
 
 
 def _x_of(second: Seconds, duration: Seconds) -> int:
-    """Return the column of a time; times outside the video are at its border."""
+    """Return the x coordinate of a time in pixels; times outside the video are clipped."""
     return round(_LABEL_WIDTH + (WIDTH - _LABEL_WIDTH - _MARGIN) * min(max(second / duration, 0), 1))
 
 
 def _draw_frames(image: Image.Image, frames: np.ndarray) -> None:
-    """Paste the frames, each cut to its share of the axis from its middle."""
+    """Paste the frames side by side, each scaled and cropped around its centre to an equal part of the axis."""
     for number, frame in enumerate(frames):
         left, right = _x_of(number, len(frames)), _x_of(number + 1, len(frames))
         width, height = max(right - left - 2, 1), _STRIP_HEIGHT - 4

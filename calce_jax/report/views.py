@@ -1,4 +1,4 @@
-"""From answers to what the page shows."""
+"""Convert answers of the model to the views of the page."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,10 +21,10 @@ def query_view(
 
     Args:
       example: the query and its video.
-      answers: of each stage by name, in the order they ran.
-      pictures: (second, JPEG) of the frames of the last stage, in order of time; an earlier stage that looked at every
-        n-th of them is shown with those.
-      has_truth: whether the example's windows are the truth, and not merely unknown.
+      answers: the answer of each stage by name, in the order they ran.
+      pictures: (second, JPEG) of the last stage's key frames, in order of time; an earlier stage with fewer key frames
+        is shown with every n-th of them.
+      has_truth: False if the true windows are unknown, and `example.windows` is empty for that reason.
       video_src: see `QueryView`.
     """
     stages = {}

@@ -1,1 +1,1 @@
-"""Moments of sentences in any video, with both stages."""
+"""Search in videos of any length: sentences in, ranked moments, a page and clips out."""

@@ -1,4 +1,4 @@
-"""Captions of videos that have none, written by Whisper once and kept by content."""
+"""Whisper captions for videos without an .srt file, cached by the content of the video."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,30 +12,31 @@ from calce_jax.text.captions import check_srt
 
 
 def caption_with_cache(videos: Sequence[Path], folder: str | Path, whisper: str, cache: DiskCache) -> dict[Path, Path]:
-    """Write the captions of all videos without an .srt beside them.
+    """Transcribe the videos that have no .srt file beside them.
 
     Args:
-      videos: the files.
-      folder: of the new .srt files, called like their videos; what it has of other videos is replaced.
-      whisper: as for `calce_jax.speech.whisper_model.open_whisper_weights`, which says what it raises.
-      cache: what was heard before is taken from there.
+      videos: the video files.
+      folder: receives `<video's stem>.srt`; a file of that name from an earlier search is replaced.
+      whisper: folder, hub name or size, see `calce_jax.speech.whisper_model.open_whisper`.
+      cache: holds captions of earlier searches.
 
     Returns:
-      The .srt of each video that needed one and could be captioned.
+      The new .srt file of each video that had none; without the videos that could not be transcribed.
 
     Raises:
       SearchError: two videos without captions have the same name.
+      SpeechModelError: the Whisper model cannot be opened.
       OSError: a file cannot be written.
     """
     uncaptioned = [video for video in videos if not video.with_suffix(".srt").is_file()]
     targets = {video: Path(folder) / f"{video.stem}.srt" for video in uncaptioned}
     if len(set(targets.values())) < len(uncaptioned):
         raise SearchError(
-            "two videos have the same name, and so would their captions", "search them one after the other"
+            "two videos without captions have the same file name", "rename one, or search them one after the other"
         )
     cache_keys = {video: make_cache_key(content=file_hash(video), whisper=whisper) for video in uncaptioned}
     for video, target in targets.items():
-        cached = _kept(cache, cache_keys[video])
+        cached = _read_cached(cache, cache_keys[video])
         if cached is None:
             target.unlink(missing_ok=True)
         else:
@@ -46,14 +47,14 @@ def caption_with_cache(videos: Sequence[Path], folder: str | Path, whisper: str,
     return srt_files
 
 
-def _kept(cache: DiskCache, key: str) -> bytes | None:
-    """Return the content of an .srt file, or nothing if it is not in the cache or cannot be read as captions."""
-    content = cache.read("captions", key)
+def _read_cached(cache: DiskCache, cache_key: str) -> bytes | None:
+    """Return the bytes of an .srt file, or None if the cache has none that can be parsed."""
+    content = cache.read("captions", cache_key)
     if content is None:
         return None
     try:
         check_srt(content)
     except ValueError as error:
-        cache.refuse("captions", key, error)
+        cache.refuse("captions", cache_key, error)
         return None
     return content

@@ -1,4 +1,4 @@
-"""Check what a search is given: videos, captions, queries."""
+"""The inputs of a search: check the queries, list the videos, load the captions."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,53 +10,53 @@ from calce_jax.text.captions import read_srt
 from calce_jax.text.prompt import WORD_BOUNDARY, Caption
 from calce_jax.video.files import VIDEO_SUFFIXES, is_video_name
 
-MAX_QUERY_WORDS = 60  # of a query; more would push each other out of the prompt
-MOST_LETTERS = 1000  # of a query; its 60 words may have any length, and all of them are tagged and tokenized
+MAX_QUERY_WORDS = 60  # a longer query does not fit into the prompt
+MAX_QUERY_CHARACTERS = 1000  # bounds the time of tagging and tokenizing, since a word may have any length
 
 
 class SearchError(UserError):
-    """A search cannot be made; the message says what is missing and the remedy."""
+    """A query, a video or a checkpoint cannot be searched."""
 
 
 def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = None) -> None:
-    """Refuse what no model here can be asked.
+    """Check the queries of a search.
 
     Args:
       queries: sentences.
-      t5: the model's tokenizer; without it, whether the words are known is not looked at.
+      t5: the model's tokenizer; without it, queries of unknown words pass.
 
     Raises:
-      SearchError: there is no query; one is empty, longer than 60 words or 1000 characters, or has no word that the
-        tokenizer can write.
+      SearchError: there is no query; or one is empty, has more than `MAX_QUERY_WORDS` words or
+        `MAX_QUERY_CHARACTERS` characters, or consists of words that are unknown tokens to `t5`.
     """
     if not queries:
-        raise SearchError("no query", "say in a sentence what to look for")
+        raise SearchError("no query", "describe in a sentence what to look for")
     for number, query in enumerate(queries, 1):
         if not query.strip():
-            raise SearchError(f"query {number} is empty", "say in a sentence what to look for")
+            raise SearchError(f"query {number} is empty", "describe in a sentence what to look for")
         if (words := len(query.split())) > MAX_QUERY_WORDS:
-            raise SearchError(f"query {number} has {words:,} words", f"say it in {MAX_QUERY_WORDS} or fewer")
-        if len(query) > MOST_LETTERS:
-            raise SearchError(f"query {number} has {len(query):,} characters", f"say it in {MOST_LETTERS:,} or fewer")
+            raise SearchError(f"query {number} has {words:,} words", f"use at most {MAX_QUERY_WORDS}")
+        if len(query) > MAX_QUERY_CHARACTERS:
+            raise SearchError(f"query {number} has {len(query):,} characters", f"use at most {MAX_QUERY_CHARACTERS:,}")
         if t5 and not any(token.strip(WORD_BOUNDARY).isalnum() for token in _known_tokens(query, t5)):
             raise SearchError(
-                f"query {number} ({query.strip()[:40]}) has no word that the model knows", "ask in English"
+                f"query {number} ({query.strip()[:40]}) has no word that the model knows", "write it in English"
             )
 
 
 def _known_tokens(text: str, t5: PreTrainedTokenizerBase) -> list[str]:
-    """Return what the tokenizer makes of a text, without what it does not know."""
+    """Return the tokens of a text without the unknown ones."""
     ids = [int(i) for i in t5(text, add_special_tokens=False)["input_ids"]]
     return [str(t5.convert_ids_to_tokens(i)) for i in ids if i != t5.unk_token_id]
 
 
 def load_captions(video: str | Path, srt: str | Path) -> list[Caption]:
-    """Return what is said in a video.
+    """Return the captions of a video, in seconds, in order of time.
 
     Args:
-      video: the file.
-      srt: "none" for nothing; "auto" for the .srt file beside the video, where there is one; otherwise a file, or a
-        folder of files called like their videos.
+      video: the video file.
+      srt: "none": no captions; "auto": those of `<stem>.srt` beside the video, none if there is no such file;
+        otherwise an .srt file, or a folder that holds `<stem>.srt`.
 
     Raises:
       CaptionError, FileNotFoundError: the captions cannot be read.
@@ -70,15 +70,17 @@ def load_captions(video: str | Path, srt: str | Path) -> list[Caption]:
 
 
 def list_videos(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the files, and those in the folders that are called like videos, each once.
+    """Return the given files, and the video files below the given folders, without duplicates.
 
     Raises:
-      SearchError: there is none.
+      SearchError: there is no video.
     """
     videos: list[Path] = []
     for path in map(Path, paths):
         candidates = sorted(p for p in path.rglob("*") if is_video_name(p)) if path.is_dir() else [path]
         videos += [video for video in candidates if video not in videos]
     if not videos:
-        raise SearchError(f"no video among {', '.join(map(str, paths))}", f"they end in {', '.join(VIDEO_SUFFIXES)}")
+        raise SearchError(
+            f"no video among {', '.join(map(str, paths))}", f"file names of videos end in {', '.join(VIDEO_SUFFIXES)}"
+        )
     return videos

@@ -1,12 +1,12 @@
-"""From what a model answers about overlapping pieces of videos to one ranked list of moments.
+"""Rank the windows that a model predicts for overlapping segments of a video: one list of scored moments.
 
-A piece's answers are a probability over a few sets of windows (`calce_jax.moments.scoring.Beam`). The score of a window is how
-much of it the model is sure of: the expected overlap (IoU) with the nearest window of an answer, averaged over the
-pieces that show at least half of the window, and there with the part that they show. So it is 1 where every answer
-about every piece that could know names this very window, and means the same in every piece and every file.
+The beam search of a segment gives hypotheses, each a set of windows with a probability
+(`calce_jax.moments.scoring.BeamHypothesis`). Every window of every hypothesis is a candidate. Its score is the expected
+IoU with the nearest window of a hypothesis, where the window is clipped to the segment, averaged over the segments that
+contain at least half of it. A score of 1 means that every hypothesis of these segments has exactly this window; scores
+of different segments and videos are on the same scale.
 
-Any window of any answer may be a moment. Of windows that lie upon each other, the one with the best score stands for
-all; two moments of a list never share more than half of the shorter one.
+Non-maximum suppression then removes a window that shares more than half of the shorter one with a better window.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from jaxtyping import Float
 from calce_jax.moments.scoring import BeamHypothesis, expected_iou
 from calce_jax.search.segments import Segment
 
-NMS_THRESHOLD = 0.5  # the share of the shorter one, above which two windows are one moment
-MIN_COVERAGE = 0.5  # the share of a window that a piece must show to have a say in it
-MIN_SCORE_GAP = 1e-6  # by which equal scores are told apart; the order of equals is that of time
+NMS_THRESHOLD = 0.5  # overlap / length of the shorter window, above which the window with the lower score is removed
+MIN_COVERAGE = 0.5  # fraction of a window that a segment must contain for its hypotheses to count
+MIN_SCORE_GAP = 1e-6  # between consecutive scores; of equal scores the earlier window comes first
 
 
 @dataclass(frozen=True)
 class Moment:
-    """From second `start` to second `end` of a video; the score is in [0, 1]."""
+    """A window of a video from `start` to `end`, in seconds, with its score in [0, 1]."""
 
     start: float
     end: float
@@ -35,19 +35,19 @@ class Moment:
 def select_moments(
     segments: Sequence[Segment], beams: Sequence[Sequence[BeamHypothesis]], max_moments: int
 ) -> list[Moment]:
-    """Return the moments of one video for one query, best first.
+    """Return the moments of one query in one video, best first.
 
     Args:
-      segments: of the video.
-      beams: of each piece; their windows are in seconds from its start.
-      max_moments: how many moments at most.
+      segments: the segments of the video.
+      beams: the hypotheses for each segment; windows in seconds from the segment's start.
+      max_moments: maximum length of the list.
     """
     windows = np.unique(
         [
             [segment.start + start, segment.start + end]
-            for segment, answers in zip(segments, beams, strict=True)
-            for beam in answers
-            for start, end in beam.windows
+            for segment, hypotheses in zip(segments, beams, strict=True)
+            for hypothesis in hypotheses
+            for start, end in hypothesis.windows
         ],
         axis=0,
     )
@@ -66,7 +66,7 @@ def select_moments(
 
 
 def break_ties(moments: Sequence[Moment]) -> list[Moment]:
-    """Return the moments, best first, with scores that fall strictly; those that come to nothing are left out."""
+    """Return the moments, best first, with strictly decreasing scores of 6 decimals, without those that round to 0."""
     distinct: list[Moment] = []
     for moment in sorted(moments, key=lambda moment: -moment.score):
         score = round(min(moment.score, distinct[-1].score - MIN_SCORE_GAP if distinct else 1.0), 6)
@@ -76,11 +76,11 @@ def break_ties(moments: Sequence[Moment]) -> list[Moment]:
 
 
 def break_ties_jointly(moments_by_video: Sequence[Sequence[Moment]]) -> list[list[Moment]]:
-    """Return the moments of several videos with scores that are told apart across all of them."""
+    """Return the moments of each video, with scores that are distinct across all videos."""
     order = sorted(((-m.score, n, i) for n, moments in enumerate(moments_by_video) for i, m in enumerate(moments)))
     distinct = break_ties([moments_by_video[n][i] for _, n, i in order])
     result: list[list[Moment]] = [[] for _ in moments_by_video]
-    for (_, n, _), moment in zip(order, distinct, strict=False):  # what comes to nothing is at the end
+    for (_, n, _), moment in zip(order, distinct, strict=False):  # those with score 0 were last, and are gone
         result[n].append(moment)
     return result
 
@@ -88,12 +88,13 @@ def break_ties_jointly(moments_by_video: Sequence[Sequence[Moment]]) -> list[lis
 def _window_scores(
     windows: Float[np.ndarray, "N 2"], segments: Sequence[Segment], beams: Sequence[Sequence[BeamHypothesis]]
 ) -> Float[np.ndarray, " N"]:
+    """Return the score of each of N windows, in seconds of the video."""
     total, num_segments = np.zeros(len(windows)), np.zeros(len(windows))
     lengths = windows[:, 1] - windows[:, 0]
-    for segment, answers in zip(segments, beams, strict=True):
+    for segment, hypotheses in zip(segments, beams, strict=True):
         visible = np.clip(windows, segment.start, segment.end)
         covered = np.flatnonzero(visible[:, 1] - visible[:, 0] >= MIN_COVERAGE * lengths)
-        total[covered] += expected_iou(visible[covered] - segment.start, answers)
+        total[covered] += expected_iou(visible[covered] - segment.start, hypotheses)
         num_segments[covered] += 1
     return total / np.maximum(num_segments, 1)
 

@@ -1,9 +1,9 @@
-"""What a search leaves behind: `moments.json`, `index.html` that plays the videos, and clips.
+"""Write the results of a search to a folder.
 
-OUT/index.html      works offline, also when the folder is moved
-OUT/moments.json    one entry a video
-OUT/videos/         the videos that were searched, linked where that is possible and copied where not
-OUT/clips/          with clips asked for: every moment as an mp4
+OUT/index.html      the page that plays the moments; works offline, also after the folder was moved
+OUT/moments.json    the moments, one entry a video
+OUT/videos/         the searched videos: hard links, or copies if they are on another disk
+OUT/clips/          with `clips=True`: every moment as an mp4
 """
 
 import json
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from calce_jax.models.keyframes.plan import Treatment
 from calce_jax.moments.annotations import Annotation
 from calce_jax.report.search_page import BarView, PictureView, QueryResultView, VideoView, write_search_page
 from calce_jax.search.ranking import Moment, break_ties_jointly
@@ -26,13 +27,15 @@ from calce_jax.search.searcher import QueryResult, VideoResult
 from calce_jax.storage.atomic_files import atomic_write, write_atomic
 from calce_jax.video.clips import cut_clip, thumbnails_at
 
-NUM_PICTURES = 48  # of a video on the page
-GroundTruth = Mapping[tuple[str, str], Sequence[Sequence[int | float]]]
+NUM_PICTURES = 48  # thumbnails of a video on the page
+GroundTruth = Mapping[
+    tuple[str, str], Sequence[Sequence[int | float]]
+]  # (video id, query): [[start, end], ...], seconds
 
 
 @dataclass(frozen=True)
 class RankedMoment:
-    """A moment among those of all videos: the place counts from 1."""
+    """A moment with its position in the ranking of a query over all videos, counted from 1."""
 
     query: str
     position: int
@@ -41,10 +44,10 @@ class RankedMoment:
 
 
 def ensure_writable(out: str | Path) -> Path:
-    """Make a folder, and see that it can be written, before hours are spent.
+    """Create the output folder and write a test file, so that a bad folder fails before the search and not after it.
 
     Raises:
-      OSError: it cannot.
+      OSError: it cannot be created or written.
     """
     out = Path(out)
     try:
@@ -57,7 +60,7 @@ def ensure_writable(out: str | Path) -> Path:
 
 
 def rank_moments(results: Sequence[VideoResult], max_moments: int) -> list[RankedMoment]:
-    """Return the best moments of all videos for each query, best first; scores as `told_apart` left them."""
+    """Return the `max_moments` best moments of each query over all videos, from `break_ties_across_videos`."""
     rows = []
     for number, first in enumerate(results[0].query_results):
         moments = [(result.video, moment) for result in results for moment in result.query_results[number].moments]
@@ -67,19 +70,24 @@ def rank_moments(results: Sequence[VideoResult], max_moments: int) -> list[Ranke
 
 
 def break_ties_across_videos(results: Sequence[VideoResult]) -> list[VideoResult]:
-    """Return the results with scores that fall strictly over the moments of all videos for a query."""
+    """Return the results with distinct scores: no two moments of a query, in any video, have the same one."""
     columns = [
         break_ties_jointly([result.query_results[number].moments for result in results])
         for number in range(len(results[0].query_results))
     ]
     return [
-        replace(result, found=[_replace_moments(f, columns[q][n]) for q, f in enumerate(result.query_results)])
+        replace(
+            result,
+            query_results=[
+                _replace_moments(query_result, columns[q][n]) for q, query_result in enumerate(result.query_results)
+            ],
+        )
         for n, result in enumerate(results)
     ]
 
 
 def ground_truth(annotations: Iterable[Annotation]) -> GroundTruth:
-    """Return the true windows by video and query, those that lie in the video."""
+    """Return the annotated windows by (video id, query), clipped to the video."""
     return {(annotation.video, annotation.query.strip()): annotation.clipped_windows for annotation in annotations}
 
 
@@ -91,17 +99,17 @@ def write_results(
     clips: bool = False,
     truth: GroundTruth | None = None,
 ) -> None:
-    """Write everything.
+    """Write `moments.json`, the page, the videos and the clips.
 
     Args:
-      out: the folder.
-      results: from `told_apart`.
-      max_moments: moments of a query that head the page.
-      clips: whether to cut every moment out.
-      truth: true windows, which the page shows beside the moments; by the video's name without its suffix, and query.
+      out: the output folder.
+      results: one for each video, from `break_ties_across_videos`.
+      max_moments: length of the ranking of a query at the top of the page.
+      clips: also write each moment as an mp4.
+      truth: true windows to show on the page; the video id is the file name without its suffix.
 
     Raises:
-      OSError: something cannot be written.
+      OSError: a file cannot be written.
     """
     out = Path(out)
     names = _unique_names([result.video for result in results])
@@ -116,7 +124,7 @@ def write_results(
 
 
 def to_json(result: VideoResult, clips: dict[tuple[int, int], str] | None = None) -> dict[str, Any]:
-    """Return what `moments.json` says of a video; clips by number of query and moment."""
+    """Return the entry of a video in `moments.json`; `clips` maps (index of query, index of moment) to a file."""
     clips = clips or {}
     return {
         "video": str(result.video),
@@ -137,7 +145,7 @@ def to_json(result: VideoResult, clips: dict[tuple[int, int], str] | None = None
                     {"start": round(c.start, 2), "end": round(c.end, 2), "text": c.text, "similarity": c.similarity}
                     for c in query_result.captions
                 ],
-                "frames": _kept_frames(query_result),
+                "frames": _kept_keyframes(query_result),
             }
             for number, query_result in enumerate(result.query_results)
         ],
@@ -145,7 +153,7 @@ def to_json(result: VideoResult, clips: dict[tuple[int, int], str] | None = None
 
 
 def video_view(result: VideoResult, name: str, clips: dict[tuple[int, int], str], truth: GroundTruth) -> VideoView:
-    """Return what the page shows of a video, which lies beside it in `videos/`."""
+    """Return the page's view of a video that is stored as `videos/<name>`; `clips` as in `to_json`."""
     seconds = np.linspace(0.0, result.duration, NUM_PICTURES, endpoint=False).tolist()
     pictures = thumbnails_at(result.video, seconds)
     return VideoView(
@@ -170,10 +178,10 @@ def video_view(result: VideoResult, name: str, clips: dict[tuple[int, int], str]
 
 
 def link_or_copy(video: Path, to: Path) -> None:
-    """Put a video where the page finds it: a second name for the same file, or a copy on another disk.
+    """Make a hard link to a video, or a copy if it is on another disk; replaces an older file.
 
     Raises:
-      OSError: it cannot be put there.
+      OSError: the file cannot be written.
     """
     if to.exists() and to.samefile(video):
         return
@@ -186,6 +194,7 @@ def link_or_copy(video: Path, to: Path) -> None:
 
 
 def _cut_clips(result: VideoResult, out: Path, stem: str) -> dict[tuple[int, int], str]:
+    """Write the clips of a video; return their paths relative to `out`, by (index of query, index of moment)."""
     numbered_moments = [
         (q, n, moment)
         for q, query_result in enumerate(result.query_results)
@@ -200,7 +209,7 @@ def _cut_clips(result: VideoResult, out: Path, stem: str) -> dict[tuple[int, int
 
 
 def _unique_names(videos: Sequence[Path]) -> list[str]:
-    """Return names for files of many folders that do not clash, not even where case does not count."""
+    """Return a distinct file name for each video, also on file systems that ignore case."""
     used_names: set[str] = set()
     names = []
     for video in videos:
@@ -219,8 +228,8 @@ def _replace_moments(query_result: QueryResult, moments: list[Moment]) -> QueryR
     return replace(query_result, stages={**query_result.stages, last: moments})
 
 
-def _kept_frames(query_result: QueryResult) -> list[float]:
-    """Return the seconds of the key frames that the answers around the moments were made from."""
+def _kept_keyframes(query_result: QueryResult) -> list[float]:
+    """Return the seconds of the key frames in the last stage's prompts, for segments that contain a moment."""
     return [
         second
         for second, treatment in query_result.frames
@@ -229,6 +238,7 @@ def _kept_frames(query_result: QueryResult) -> list[float]:
     ]
 
 
-def _treatment_at(query_result: QueryResult, second: float) -> str:
+def _treatment_at(query_result: QueryResult, second: float) -> Treatment:
+    """Return the treatment of the key frame nearest to a second."""
     seconds = [at for at, _ in query_result.frames]
     return query_result.frames[int(np.abs(np.array(seconds) - second).argmin())][1]

@@ -1,4 +1,4 @@
-"""The sample videos that come with the package: scenes of the shapes world that no model was trained on."""
+"""The sample videos of the package: scenes of the shapes dataset that are in no training split."""
 
 import json
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ class Sample:
     """A sample video.
 
     Attributes:
-      name: shown to people.
-      video: the file; its captions lie beside it as .srt.
-      queries: sentences about it, all of which happen in it.
+      name: shown in the web form.
+      video: the video file; its captions are in the .srt file beside it.
+      queries: sentences, each with a moment in the video.
     """
 
     name: str

@@ -1,7 +1,8 @@
-"""Both stages on any videos: files and sentences in, ranked moments out.
+"""Run both stages on any video: file and sentences in, ranked moments out.
 
-A long video is searched piece by piece (`calce_jax.search.segments`), and what is seen of a piece is computed once for all
-queries and kept (`calce_jax.inference.predict_step`, `calce_jax.storage.disk_cache`). What the pieces answer becomes one list (`calce_jax.search.ranking`).
+A long video is split into segments (`calce_jax.search.segments`). The Q-Former features of a segment do not depend on
+the query: they are computed once and cached on disk (`calce_jax.storage.disk_cache`). The predictions for all segments
+are merged into one ranked list (`calce_jax.search.ranking`).
 """
 
 from collections.abc import Sequence
@@ -24,21 +25,22 @@ from calce_jax.presets.tiny import tiny_config
 from calce_jax.search.inputs import SearchError, check_queries
 from calce_jax.search.ranking import Moment, select_moments
 from calce_jax.search.segments import Segment, SegmentFrames, SegmentSampling, read_segments, segment_captions
-from calce_jax.storage.disk_cache import DiskCache, make_cache_key
+from calce_jax.storage.disk_cache import DiskCache, default_cache_dir, make_cache_key
 from calce_jax.storage.provenance import file_hash
 from calce_jax.text.captions import clean_captions
 from calce_jax.text.nouns import extract_items
 from calce_jax.text.prompt import Caption
 
-# Seconds of the videos of each dataset: all of QVHighlights', all of shapes', 99 of 100 of Charades'.
+# Seconds. The longest video of QVHighlights and of shapes; 99 % of Charades-STA's videos are shorter than 60 s.
 TRAINED_DURATION: dict[DatasetName, float] = {"qvhighlights": 150.0, "charades_sta": 60.0, "shapes": 40.0}
 MAX_MOMENTS = 5
+# A frame in two overlapping segments is shown with its highest treatment.
 TREATMENT_ORDER: dict[Treatment, int] = {"dropped": 0, "compressed": 1, "full": 2}
 
 
 @dataclass(frozen=True)
 class UsedCaption:
-    """A caption that the model was given: seconds, words, and how alike it is to the query (cosine)."""
+    """A caption in the prompt: start and end in seconds, its text, its cosine similarity to the query."""
 
     start: float
     end: float
@@ -48,14 +50,14 @@ class UsedCaption:
 
 @dataclass(frozen=True)
 class QueryResult:
-    """What was found for one query in one video.
+    """The moments of one query in one video.
 
     Attributes:
       query: the sentence.
-      stages: moments by stage, best first; those of the last stage are the result.
-      captions: those used around the moments, in order of time.
-      frames: (second, treatment by the last stage) of the key frames of all pieces, in order of time.
-      segments_with_moments: the pieces that hold a moment.
+      stages: the moments by stage ("stage 1", "stage 2"), best first; those of the last stage are the result.
+      captions: captions in the prompts of `segments_with_moments`, in order of time.
+      frames: (second, treatment in the last stage) of the key frames of all segments, in order of time.
+      segments_with_moments: the segments that overlap a moment.
     """
 
     query: str
@@ -66,13 +68,13 @@ class QueryResult:
 
     @property
     def moments(self) -> list[Moment]:
-        """The last stage's."""
+        """The moments of the last stage, best first."""
         return list(self.stages.values())[-1]
 
 
 @dataclass(frozen=True)
 class VideoResult:
-    """A video with what was found in it, one entry a query."""
+    """The results for one video of `duration` seconds, one for each query in order."""
 
     video: Path
     duration: float
@@ -80,12 +82,12 @@ class VideoResult:
 
 
 class Searcher:
-    """Two stages, ready for any video.
+    """Searches videos with the models of both stages.
 
     Args:
-      stages: a run of each, in order; see `open_stages`.
-      cache: what is computed of videos is kept there.
-      max_seconds: seconds of a piece; what the runs were trained on unless given.
+      stages: the model of each stage, in order; see `open_stages`.
+      cache: holds key frames and features of the segments.
+      max_seconds: length of a segment; by default that of the videos the models were trained on (`TRAINED_DURATION`).
     """
 
     def __init__(self, stages: Sequence[TrainedModel], cache: DiskCache, max_seconds: float | None = None):
@@ -96,9 +98,11 @@ class Searcher:
         )
         self.cache = cache
         self._t5 = stages[0].tokenizers.t5
-        self._noun_phrases = last.data.dataset == "shapes"  # how the items looked that the runs were trained with
+        self._noun_phrases = (
+            last.data.dataset == "shapes"
+        )  # its training queries have phrases as items, not single nouns
         self._predictors = {f"stage {run.config.stage}": Predictor(run, self.sampling.max_seconds) for run in stages}
-        self._weight_keys = {name: _weights_key(asker.model) for name, asker in self._predictors.items()}
+        self._weight_keys = {name: _weights_key(predictor.model) for name, predictor in self._predictors.items()}
 
     def search(
         self,
@@ -111,22 +115,22 @@ class Searcher:
         """Find the moments of each sentence in one video.
 
         Args:
-          video: the file.
+          video: the video file.
           queries: sentences, see `check_queries`.
-          captions: what is said, in order of time.
-          max_moments: moments a query at most.
+          captions: of the video, in order of time.
+          max_moments: maximum number of moments of a query.
 
         Raises:
-          SearchError: a query cannot be asked.
-          VideoError: the video cannot be read.
+          SearchError: `check_queries` refuses a query.
+          VideoError: the video cannot be read, or is too long.
         """
         check_queries(queries, self._t5)
         content = file_hash(video) if Path(video).is_file() else ""
         duration, segments, segment_frames = read_segments(video, content, self.sampling, self.cache)
         segment_answers: list[_SegmentAnswers] = []
-        group_size = max(min(asker.max_batch_size for asker in self._predictors.values()) // len(queries), 1)
+        group_size = max(min(p.max_batch_size for p in self._predictors.values()) // len(queries), 1)
         with tqdm(
-            desc=Path(video).name, total=len(segments), unit="piece", dynamic_ncols=True, leave=False
+            desc=Path(video).name, total=len(segments), unit="segment", dynamic_ncols=True, leave=False
         ) as progress:
             while batch := list(islice(segment_frames, group_size)):
                 segment_answers += self._predict(batch, content, queries, captions)
@@ -139,6 +143,7 @@ class Searcher:
     def _predict(
         self, segment_batch: Sequence[SegmentFrames], content: str, queries: Sequence[str], captions: Sequence[Caption]
     ) -> list["_SegmentAnswers"]:
+        """Return the answers of both stages for a batch of segments; stage 2 gets the windows of stage 1."""
         captions_by_segment = [segment_captions(captions, segment_frames.segment) for segment_frames in segment_batch]
         items_by_query = [extract_items(query, phrases=self._noun_phrases) for query in queries]
         examples = [
@@ -173,6 +178,7 @@ class Searcher:
     def _load_features(
         self, name: str, predictor: Predictor, example: Example, segment_frames: SegmentFrames, content: str
     ) -> QFormerFeatures:
+        """Return the features of a segment from the cache, or compute and cache them."""
         segment = segment_frames.segment
         cache_key = make_cache_key(
             content=content,
@@ -183,7 +189,7 @@ class Searcher:
         cached = self.cache.read_arrays("features", cache_key)
         if cached is not None:
             try:
-                return predictor.looked_of(cached)
+                return predictor.features_from_arrays(cached)
             except ValueError as error:
                 self.cache.refuse("features", cache_key, error)
         features = predictor.encode_video(example)
@@ -191,16 +197,32 @@ class Searcher:
         return features
 
 
-def open_stages(checkpoint: str | Path | None = None) -> list[TrainedModel]:
-    """Open the runs of both stages on one device, with frozen weights that are there once.
+def load_searcher(
+    checkpoint: str | Path | None = None, *, cache: DiskCache | None = None, max_seconds: float | None = None
+) -> Searcher:
+    """Load the models of both stages for searching videos; also `calce_jax.load`.
 
     Args:
-      checkpoint: a folder with the workdirs `stage1` and `stage2`; the tiny model that comes with the package unless
-        given, which knows nothing but the world of shapes.
+      checkpoint: see `open_stages`.
+      cache: of key frames and features; by default of 10 GB at `default_cache_dir()`.
+      max_seconds: see `Searcher`.
+
+    Raises:
+      SearchError, ConfigError, CheckpointError, TokenizerError: see `open_stages`.
+    """
+    return Searcher(open_stages(checkpoint), cache or DiskCache(default_cache_dir()), max_seconds)
+
+
+def open_stages(checkpoint: str | Path | None = None) -> list[TrainedModel]:
+    """Load the models of both stages on one device; they share one copy of equal frozen weights.
+
+    Args:
+      checkpoint: a folder with the workdirs `stage1` and `stage2`; by default the tiny model of the package, which was
+        trained on the shapes dataset alone.
 
     Raises:
       SearchError: the folder has no such workdirs.
-      ConfigError, CheckpointError, TokenizerError: a run cannot be opened.
+      ConfigError, CheckpointError, TokenizerError: a run cannot be loaded.
     """
     if checkpoint is None:
         stages = [load_base_model(tiny_config(stage)) for stage in (1, 2)]
@@ -210,8 +232,8 @@ def open_stages(checkpoint: str | Path | None = None) -> list[TrainedModel]:
         if missing:
             raise SearchError(
                 f"{checkpoint}: no trained run in {' and '.join(missing)}",
-                "give the folder that holds the workdirs "
-                "stage1 and stage2 (`make demo` makes runs/demo), or leave --checkpoint out for the tiny model",
+                "give the folder that contains the workdirs stage1 and stage2 (`make demo` makes runs/demo), or leave "
+                "--checkpoint out for the tiny model",
             )
         stages = [load_trained_model(folder, mesh="single") for folder in folders]
     first, second = stages
@@ -221,13 +243,13 @@ def open_stages(checkpoint: str | Path | None = None) -> list[TrainedModel]:
 
 
 def enable_compilation_cache(folder: str | Path, max_bytes: int = 10**9) -> None:
-    """Keep compiled programs in a folder, too, up to so many bytes; those unused for longest go first."""
+    """Let JAX cache compiled programs in `folder`/programs; above `max_bytes` the least recently used are deleted."""
     jax.config.update("jax_compilation_cache_dir", str(Path(folder).absolute() / "programs"))
     jax.config.update("jax_compilation_cache_max_size", max_bytes)
 
 
 def _weights_key(trained: TrainedModel) -> str:
-    """Name the weights that decide what is seen: those of the base, and `ln_vision`, which is trained."""
+    """Return a hash of the weights that Q-Former features depend on: the frozen ones and the trained `ln_vision`."""
     config, base = trained.config, trained.config.weights.base
     ln_vision = [np.asarray(leaf).tobytes().hex() for leaf in jax.tree.leaves(trained.trainable["ln_vision"])]
     base_stat = packaged_path(base).stat() if base else None
@@ -261,17 +283,17 @@ def _example(
 
 
 def _stage1_windows(answer: Answer) -> np.ndarray | None:
-    """Return what stage 2 is told: the windows in order of time, or nothing where stage 1 found none."""
+    """Return the windows of stage 1 for the prompt of stage 2: (W, 2), seconds, in order of time, or None."""
     windows = sorted(window[:2] for window in answer.moments.windows)
     return np.array(windows, np.float64) if windows else None
 
 
 @dataclass(frozen=True)
 class _SegmentAnswers:
-    """A piece with the times of its key frames, what is said in it, and by stage the answers to each query."""
+    """A segment with its captions, and the answers to each query by stage."""
 
     segment: Segment
-    times: np.ndarray  # seconds from the piece's start
+    times: np.ndarray  # (T,), of its key frames, in seconds from its start
     captions: list[Caption]
     answers: dict[str, list[Answer]]
 
@@ -279,6 +301,7 @@ class _SegmentAnswers:
 def _merge_answers(
     query: str, query_index: int, segment_answers: Sequence[_SegmentAnswers], max_moments: int
 ) -> QueryResult:
+    """Merge the answers to one query for all segments of a video; seconds count from the start of the video."""
     segments = [segment_answer.segment for segment_answer in segment_answers]
     stages = {
         name: select_moments(

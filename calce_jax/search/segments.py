@@ -1,10 +1,10 @@
-"""A video of any length as pieces of the length that a model was trained on.
+"""Split a video into segments of the length that a model was trained on, and sample their key frames.
 
-A video up to that length is one piece, sampled as for training. A longer one is cut into pieces that overlap by half or
-more, so that every moment of up to half a piece lies whole in one of them. The frames of a piece are evenly spaced in
-time. A video is gone through once, piece after piece; memory does not grow with its length.
+A video up to that length is one segment, sampled as for training. A longer one is split into segments that overlap by
+at least half, so that every moment of up to half a segment lies completely in one of them; their frames are evenly
+spaced in time. The video is decoded once, segment after segment: memory does not grow with its length.
 
-Dimensions: T frames of a piece.
+Dimensions: T key frames of a segment.
 """
 
 import os
@@ -22,28 +22,28 @@ from calce_jax.text.prompt import Caption
 from calce_jax.video.decode import VideoError, encode_jpeg, frames_at, read_frames, video_duration
 
 MAX_HOURS = 4.0
-# Longer by so much, a video is still one piece: 150.02 s are the 150 s that were annotated.
+# A video longer by this factor is still one segment: videos annotated with 150 s last up to 150.02 s.
 LENGTH_TOLERANCE = 1.02
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-FRAMES_VERSION = 1  # of how frames are taken; another one does not find what an earlier one kept
+FRAMES_VERSION = 1  # part of the cache key; increase it when the sampling of frames changes
 
 
 @dataclass(frozen=True)
 class Segment:
-    """From second `start` to second `end` of a video."""
+    """The part of a video from `start` to `end`, in seconds."""
 
     start: float
     end: float
 
     @property
     def duration(self) -> float:
-        """Seconds."""
+        """Length in seconds."""
         return self.end - self.start
 
 
 @dataclass(frozen=True)
 class SegmentSampling:
-    """How videos are looked at: pieces of at most `max_seconds` seconds, T `num_frames` of a piece, `image_size` pixels a side."""
+    """Segments of at most `max_seconds` seconds with T = `num_frames` frames of `image_size` x `image_size` pixels."""
 
     max_seconds: float
     num_frames: int
@@ -52,15 +52,15 @@ class SegmentSampling:
 
 @dataclass(frozen=True)
 class SegmentFrames:
-    """The key frames of a piece, as `calce_jax.input_pipeline.dataset.Example` has them; times count from the piece's start.
+    """The key frames of a segment, with the fields of `calce_jax.input_pipeline.dataset.Example`.
 
     Attributes:
-      segment: which.
-      keyframes: T JPEG images, fewer where the video has fewer frames.
+      segment: the part of the video.
+      keyframes: T JPEG images, fewer if the video has fewer frames.
       indices: of the key frames among `total_frames`.
-      times: of the key frames, seconds.
-      total_frames: frames that were there to choose from.
-      fps: of those, frames a second.
+      times: of the key frames, in seconds from the segment's start.
+      total_frames: number of frames that the key frames were sampled from.
+      fps: frames per second of those.
     """
 
     segment: Segment
@@ -72,7 +72,7 @@ class SegmentFrames:
 
 
 def split_into_segments(duration: float, max_seconds: float) -> list[Segment]:
-    """Cut `duration` seconds into pieces of `max_seconds` seconds, the last one ending with the video."""
+    """Split `duration` seconds into overlapping segments of `max_seconds` seconds; the last one ends with the video."""
     if duration <= max_seconds * LENGTH_TOLERANCE:
         return [Segment(0.0, duration)]
     steps = ceil((duration - max_seconds) / (max_seconds / 2))
@@ -82,14 +82,14 @@ def split_into_segments(duration: float, max_seconds: float) -> list[Segment]:
 
 
 def searchable_duration(path: str | os.PathLike[str]) -> float:
-    """Return a video's duration in seconds, of one that is not too long to be searched.
+    """Return a video's duration in seconds.
 
     Raises:
-      VideoError: it is, or cannot be read.
+      VideoError: the video is longer than `MAX_HOURS`, or cannot be read.
     """
     duration = video_duration(path)
     if duration > MAX_HOURS * 3600:
-        reason = f"it lasts {duration / 3600:.1f} hours, and {MAX_HOURS:g} are searched at most"
+        reason = f"it lasts {duration / 3600:.1f} hours, the maximum is {MAX_HOURS:g}"
         raise VideoError(path, reason, "cut it with `ffmpeg -i FILE -c copy -f segment -segment_time 3600 part%d.mp4`")
     return duration
 
@@ -97,40 +97,41 @@ def searchable_duration(path: str | os.PathLike[str]) -> float:
 def read_segments(
     video: str | Path, content: str, sampling: SegmentSampling, cache: DiskCache
 ) -> tuple[float, list[Segment], Iterator[SegmentFrames]]:
-    """Return a video's duration, its pieces, and their key frames one after the other, from the cache if it has them.
+    """Return a video's duration in seconds, its segments, and an iterator over their key frames.
 
     Args:
-      video: the file.
-      content: what names it in the cache, from `calce_jax.storage.provenance.file_hash`.
-      sampling: how it is looked at.
-      cache: where frames are kept.
+      video: the video file.
+      content: its hash from `calce_jax.storage.provenance.file_hash`, for the cache key.
+      sampling: lengths and sizes.
+      cache: of key frames; segments that it lacks are decoded and added.
 
     Raises:
-      VideoError: the file is no video, is damaged or too long; when the frames are read, where decoding shows it.
+      VideoError: the file is not a video, is damaged or too long. The iterator raises it if decoding fails later.
     """
     duration = searchable_duration(video)
     segments = split_into_segments(duration, sampling.max_seconds)
     cache_keys = [
         make_cache_key(
             content=content,
-            start=p.start,
-            end=p.end,
+            start=segment.start,
+            end=segment.end,
             frames=sampling.num_frames,
             size=sampling.image_size,
             version=FRAMES_VERSION,
         )
-        for p in segments
+        for segment in segments
     ]
     segment_frames = _read_cached(video, list(zip(segments, cache_keys, strict=True)), sampling, cache)
     if len(segments) > 1:
         return duration, segments, segment_frames
-    # What the header says and what the frames add up to may differ; a short video's windows are counted in the latter.
+    # The duration in the header and that of the decoded frames may differ. The windows of a short video, which training
+    # samples whole, refer to the latter.
     single = next(segment_frames)
     return single.segment.duration, [single.segment], iter([single])
 
 
 def segment_captions(captions: Sequence[Caption], segment: Segment) -> list[Caption]:
-    """Return what is said in a piece, in seconds from its start."""
+    """Return the captions that overlap a segment, clipped to it, in seconds from its start."""
     return [
         Caption(
             max(float(caption.start) - segment.start, 0.0),
@@ -145,17 +146,21 @@ def segment_captions(captions: Sequence[Caption], segment: Segment) -> list[Capt
 def _read_cached(
     video: str | Path, keyed_segments: Sequence[tuple[Segment, str]], sampling: SegmentSampling, cache: DiskCache
 ) -> Iterator[SegmentFrames]:
-    """Read pieces by their keys; from the first that is not in the cache on, all of them from the video."""
+    """Yield segments from the cache up to the first that is missing; decode that one and all later ones."""
     remaining = list(keyed_segments)
-    while remaining and (kept := _kept(*remaining[0], sampling, cache, whole=len(keyed_segments) == 1)) is not None:
-        yield kept
+    while (
+        remaining
+        and (cached := _load_cached(*remaining[0], sampling, cache, is_whole_video=len(keyed_segments) == 1))
+        is not None
+    ):
+        yield cached
         remaining.pop(0)
     if not remaining:
         return
     decoded = (
         iter([_read_whole_video(video, sampling)])
         if len(keyed_segments) == 1
-        else _decode_segments(video, [p for p, _ in remaining], sampling)
+        else _decode_segments(video, [segment for segment, _ in remaining], sampling)
     )
     for (_, cache_key), segment_frames in zip(remaining, decoded, strict=True):
         cache.write_arrays("frames", cache_key, _pack(segment_frames))
@@ -178,12 +183,11 @@ def _read_whole_video(video: str | Path, sampling: SegmentSampling) -> SegmentFr
 def _decode_segments(
     video: str | Path, segments: Sequence[Segment], sampling: SegmentSampling
 ) -> Iterator[SegmentFrames]:
-    """Decode once; a picture is encoded when it comes and dropped with the last piece that shows it."""
+    """Decode the video once; the JPEG of a frame is kept until the last segment that contains it."""
     frames = sampling.num_frames
-    times = [[round(p.start + n * p.duration / frames, 4) for n in range(frames)] for p in segments]
-    all_times = sorted(
-        {second for segment_times in times for second in segment_times}
-    )  # overlapping pieces mostly show the same frames
+    times = [[round(segment.start + n * segment.duration / frames, 4) for n in range(frames)] for segment in segments]
+    # Overlapping segments have most of their times in common.
+    all_times = sorted({second for segment_times in times for second in segment_times})
     pictures: dict[float, bytes] = {}
     num_done = 0
     for second, picture in zip(all_times, frames_at(video, all_times, sampling.image_size), strict=True):
@@ -203,27 +207,28 @@ def _decode_segments(
             pictures = {at: jpeg for at, jpeg in pictures.items() if at >= min_time}
 
 
-def _kept(
-    piece: Segment, key: str, sampling: SegmentSampling, cache: DiskCache, *, whole: bool
+def _load_cached(
+    segment: Segment, cache_key: str, sampling: SegmentSampling, cache: DiskCache, *, is_whole_video: bool
 ) -> SegmentFrames | None:
-    """Return a piece from the cache, or nothing if it is not there or is not what `_packed` wrote of this piece."""
-    entry = cache.read_arrays("frames", key)
+    """Return the key frames of a segment from the cache, or None if the entry is missing or does not fit."""
+    entry = cache.read_arrays("frames", cache_key)
     if entry is None:
         return None
     try:
-        found = _unpack(entry)
-        # How long a whole video is, its frames say.
-        if found.segment.start != piece.start or (found.segment.end != piece.end and not whole):
-            raise ValueError(f"it is of {found.segment}, not of {piece}")
-        if len(found.keyframes) > sampling.num_frames:
-            raise ValueError(f"it has {len(found.keyframes)} frames, not {sampling.num_frames}")
+        cached = _unpack(entry)
+        # The end of a whole video is that of its decoded frames, see `read_segments`.
+        if cached.segment.start != segment.start or (cached.segment.end != segment.end and not is_whole_video):
+            raise ValueError(f"it is of {cached.segment}, not of {segment}")
+        if len(cached.keyframes) > sampling.num_frames:
+            raise ValueError(f"it has {len(cached.keyframes)} frames, more than {sampling.num_frames}")
     except ValueError as error:
-        cache.refuse("frames", key, error)
+        cache.refuse("frames", cache_key, error)
         return None
-    return found
+    return cached
 
 
 def _pack(segment_frames: SegmentFrames) -> dict[str, np.ndarray]:
+    """Return the arrays of a cache entry: all JPEG images in one, and where each ends."""
     ends = np.cumsum([len(jpeg) for jpeg in segment_frames.keyframes])
     return {
         "jpeg": np.frombuffer(b"".join(segment_frames.keyframes), np.uint8),
@@ -238,10 +243,10 @@ def _pack(segment_frames: SegmentFrames) -> dict[str, np.ndarray]:
 
 
 def _unpack(entry: dict[str, np.ndarray]) -> SegmentFrames:
-    """Undo `_packed`.
+    """Return the key frames that `_pack` stored.
 
     Raises:
-      ValueError: the entry is something else.
+      ValueError: names, dtypes, shapes or values are not those of `_pack`.
     """
     count = entry["ends"].size if "ends" in entry else 0
     expected = {
@@ -251,22 +256,22 @@ def _unpack(entry: dict[str, np.ndarray]) -> SegmentFrames:
         "times": (np.float32, (count,)),
         "about": (np.float64, (4,)),
     }
-    there = {name: (array.dtype, array.shape) for name, array in entry.items()}
-    if there != expected:
-        raise ValueError(f"it holds {there}, not the frames of a piece")
+    actual = {name: (array.dtype, array.shape) for name, array in entry.items()}
+    if actual != expected:
+        raise ValueError(f"expected arrays {expected}, got {actual}")
     jpeg, ends = entry["jpeg"].tobytes(), [0, *entry["ends"].tolist()]
-    start, end, total, rate = entry["about"].tolist()
+    start, end, total_frames, fps = entry["about"].tolist()
     keyframes = [jpeg[a:b] for a, b in pairwise(ends)]
     indices, times = entry["indices"], entry["times"]
-    sound = (
+    is_consistent = (
         count > 0
         and ends[-1] == len(jpeg)
         and all(picture.startswith(JPEG_START) and picture.endswith(JPEG_END) for picture in keyframes)
-        and np.isfinite([start, end, total, rate]).all()
+        and np.isfinite([start, end, total_frames, fps]).all()
         and np.isfinite(times).all()
-        and min(end - start, rate) > 0
-        and 0 <= indices.min() <= indices.max() < total
+        and min(end - start, fps) > 0
+        and 0 <= indices.min() <= indices.max() < total_frames
     )
-    if not sound:
-        raise ValueError("its frames, their places and their times do not fit together")
-    return SegmentFrames(Segment(start, end), keyframes, indices, times, int(total), rate)
+    if not is_consistent:
+        raise ValueError("its JPEG images, frame indices and times are inconsistent")
+    return SegmentFrames(Segment(start, end), keyframes, indices, times, int(total_frames), fps)

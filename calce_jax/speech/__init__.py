@@ -1,1 +1,1 @@
-"""Sound to captions: what is said in a video, and when, written as .srt by Whisper."""
+"""Transcription of videos to .srt captions with Whisper."""

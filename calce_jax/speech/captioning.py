@@ -1,4 +1,4 @@
-"""Folders of videos to folders of .srt files: going on where it stopped, past whatever is broken."""
+"""Captioning folders of videos to .srt files; resumable, and a broken file does not stop the others."""
 
 import os
 import time
@@ -16,34 +16,34 @@ from tqdm import tqdm
 
 from calce_jax.errors import UserError
 from calce_jax.speech.audio import AudioError, NoAudioError
-from calce_jax.speech.transcribe import AudioFeatures, Transcriber, TranscriptionOptions
+from calce_jax.speech.transcribe import AudioFeatures, Transcriber, Transcript, TranscriptionOptions
 from calce_jax.speech.whisper_model import Dtype, open_whisper
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.failures import Failure, write_failures
 from calce_jax.text.text_row import Caption
 from calce_jax.video.files import is_video_name
 
-# What is looked for in a folder; a file that is named itself may be called anything.
-SOUND_SUFFIXES = frozenset((".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus"))
-# Threads that decode sound and look for voices, several hundred times as fast as it plays each.
+# Suffixes that are taken from a folder beside those of videos; a single file may have any suffix.
+AUDIO_SUFFIXES = frozenset((".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus"))
+# Threads that decode audio and detect speech, each several hundred times faster than real time.
 NUM_READERS = min(os.cpu_count() or 1, 8)
 
 
 class CaptioningError(UserError):
-    """Nothing can be captioned; the message says what is wrong and the remedy."""
+    """There are no videos to caption, or none could be captioned; the message says why, and the remedy."""
 
 
 @dataclass
 class CaptioningResult:
-    """What came of it.
+    """Result of captioning a list of videos.
 
     Attributes:
-      written: .srt files that were written now, those of `no_audio` and `no_speech_prob` included.
-      existing: .srt files that were there already.
-      no_audio: videos without sound: their .srt is empty.
-      no_speech: videos with sound in which nobody speaks: theirs is empty too.
+      written: new .srt files, those of `no_audio` and `no_speech` included.
+      existing: .srt files from before.
+      no_audio: videos without audio; their .srt is empty.
+      no_speech: videos with audio but without speech; their .srt is empty.
       failures: videos that could not be captioned.
-      seconds: of sound that was transcribed.
+      seconds: duration of the transcribed audio.
     """
 
     written: list[Path] = field(default_factory=list)
@@ -54,7 +54,7 @@ class CaptioningResult:
     seconds: float = 0.0
 
     def write_failures(self, path: Path) -> None:
-        """Write one line a failure; where there is none, see that no list is there."""
+        """Write one JSON line per failure; without failures, remove an earlier file."""
         if self.failures:
             write_failures(path, self.failures)
         else:
@@ -62,10 +62,10 @@ class CaptioningResult:
 
 
 def find_videos(source: str | Path) -> list[Path]:
-    """Return a file, or the media files of a folder by name.
+    """Return [source] for a file, or the media files of a folder, sorted by name.
 
     Raises:
-      CaptioningError: there is no such place, or no media file in the folder.
+      CaptioningError: `source` does not exist, or is a folder without media files.
     """
     source = Path(source)
     if source.is_file():
@@ -75,10 +75,12 @@ def find_videos(source: str | Path) -> list[Path]:
     media_files = sorted(
         path
         for path in source.iterdir()
-        if path.is_file() and (is_video_name(path) or path.suffix.lower() in SOUND_SUFFIXES)
+        if path.is_file() and (is_video_name(path) or path.suffix.lower() in AUDIO_SUFFIXES)
     )
     if not media_files:
-        raise CaptioningError(f"videos: no file in {source} has a suffix of video or sound", "give another folder")
+        raise CaptioningError(
+            f"videos: no file in {source} has the suffix of a video or audio file", "give another folder"
+        )
     return media_files
 
 
@@ -90,13 +92,14 @@ def caption_videos(
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> CaptioningResult:
-    """Write `<video's name>.srt` for every video that has none there yet.
+    """Write `<stem>.srt` for every video that has none in `out` yet.
 
     Args:
-      videos: the files.
-      out: folder of the .srt files; also gets `failures.jsonl`, one line a failure, when there is one.
-      transcriber: opens the model; not called when everything is there.
-      process_index, process_count: which of several machines this is, each of which takes its share; JAX's own numbers unless given.
+      videos: the files. Of those with the same stem, only the first is captioned.
+      out: folder of the .srt files, and of `failures.jsonl` if there are failures.
+      transcriber: loads the model; not called if no .srt is missing.
+      process_index: number of this host; it captions every `process_count`-th video. By default JAX's.
+      process_count: number of hosts that share the videos. By default JAX's.
 
     Raises:
       OSError: an .srt cannot be written.
@@ -116,7 +119,7 @@ def caption_videos(
 
 
 def deduplicate_names(videos: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
-    """Return the first video of every name, whose captions its .srt holds, and of the others that they are left out."""
+    """Return the first video of every stem, and a failure for each of the others, as they would share its .srt."""
     first_by_stem: dict[str, Path] = {}
     failures = []
     for video in videos:
@@ -127,7 +130,7 @@ def deduplicate_names(videos: Sequence[Path]) -> tuple[list[Path], list[Failure]
 
 
 def caption_missing(videos: Sequence[Path], out: Path, transcriber: Callable[[], Transcriber]) -> CaptioningResult:
-    """Write `<video's name>.srt` for those of these videos that have none there yet; see `caption_videos`."""
+    """Write `<stem>.srt` for the videos that have none in `out`; like `caption_videos`, on one host."""
     result = CaptioningResult(existing=[_srt_path(out, video) for video in videos if _srt_path(out, video).is_file()])
     pending = [video for video in videos if not _srt_path(out, video).is_file()]
     if pending:
@@ -138,25 +141,25 @@ def caption_missing(videos: Sequence[Path], out: Path, transcriber: Callable[[],
 def lazy_transcriber(
     whisper: str | Path, options: TranscriptionOptions | None = None, dtype: Dtype = "float32"
 ) -> Callable[[], Transcriber]:
-    """Return what opens a model when it turns out to be needed; see `open_whisper_weights` and `Transcriber` for its errors."""
+    """Return a function that loads a model; it raises the errors of `open_whisper` and `Transcriber`."""
     return lambda: Transcriber(open_whisper(whisper, dtype), options or TranscriptionOptions())
 
 
 def caption_without_srt(videos: Sequence[Path], folder: str | Path, whisper: str | Path) -> dict[Path, Path]:
-    """Caption the videos that have no .srt beside them, and say of those that cannot be why.
+    """Caption the videos that have no .srt beside them; log a warning for each that cannot be captioned.
 
     Args:
       videos: the files.
-      folder: of the new .srt files; those that are there already stay.
-      whisper: as for `open_whisper_weights`.
+      folder: of the .srt files; existing ones are kept.
+      whisper: as for `open_whisper`.
 
     Returns:
-      The new .srt of each video that needed one and could be captioned.
+      The .srt in `folder` of each video that has none beside it and could be captioned.
     """
     uncaptioned = [video for video in videos if not video.with_suffix(".srt").is_file()]
     result = caption_videos(uncaptioned, folder, lazy_transcriber(whisper), process_index=0, process_count=1)
     for failure in result.failures:
-        logging.warning("no captions: %s; %s", failure.reason, failure.remedy)
+        logging.warning("not captioned: %s; %s", failure.reason, failure.remedy)
     failed = {failure.video for failure in result.failures}
     srt_files = {*result.written, *result.existing}
     return {
@@ -167,7 +170,7 @@ def caption_without_srt(videos: Sequence[Path], folder: str | Path, whisper: str
 
 
 def format_srt(captions: Iterable[Caption], seconds: float) -> str:
-    """Return the contents of an .srt file; captions end with the sound."""
+    """Return the content of an .srt file, with captions clipped to the `seconds` of the audio."""
     entries = []
     for caption in captions:
         end = min(float(caption.end), seconds)
@@ -181,40 +184,40 @@ def _caption_all(videos: Sequence[Path], out: Path, transcriber: Transcriber, re
     with tqdm(desc="caption", total=len(videos), unit="video", smoothing=0.05) as progress:
         start_time = time.monotonic()
 
-        def finished(video: Path, content: str) -> None:
+        def finish(video: Path, content: str) -> None:
             write_atomic(_srt_path(out, video), content)
             result.written.append(_srt_path(out, video))
             progress.update()
             minutes = (time.monotonic() - start_time) / 60
             progress.set_postfix_str(
-                f"{result.seconds / 3600 / minutes:.2f} hours of sound a minute, {len(result.failures)} failed"
+                f"{result.seconds / 3600 / minutes:.2f} hours of audio per minute, {len(result.failures)} failed"
             )
 
-        def sounds() -> Iterator[tuple[Path, AudioFeatures]]:
+        def load_all() -> Iterator[tuple[Path, AudioFeatures]]:
             for video, future in _prefetch(videos, transcriber.load_audio, transcriber.options.batch_size):
                 try:
                     audio = future.result()
                 except NoAudioError:
                     result.no_audio.append(video)
-                    finished(video, "")
+                    finish(video, "")
                 except AudioError as error:
                     result.failures.append(Failure(str(video), f"{error.path}: {error.reason}", error.remedy))
                     progress.update()
                 else:
                     yield video, audio
 
-        for video, transcript in transcriber.transcribe(sounds()):
+        for video, transcript in transcriber.transcribe(load_all()):
             result.seconds += transcript.seconds
             content = format_srt(transcript.captions, transcript.seconds)
             if not content:
                 result.no_speech.append(video)
-            finished(video, content)
+            finish(video, content)
 
 
 def _prefetch(
     videos: Sequence[Path], load_audio: Callable[[Path], AudioFeatures], batch_size: int
 ) -> Iterator[tuple[Path, Future[AudioFeatures]]]:
-    """Yield files in order, the next ones being read by threads meanwhile; FFmpeg and numpy leave Python's lock."""
+    """Yield (video, future of its features) in order, read ahead by threads; FFmpeg and numpy release the GIL."""
     remaining, in_flight = iter(videos), deque[tuple[Path, Future[AudioFeatures]]]()
     with ThreadPoolExecutor(NUM_READERS) as pool:
         try:
@@ -234,3 +237,27 @@ def _prefetch(
 
 def _srt_path(out: Path, video: Path) -> Path:
     return out / f"{video.stem}.srt"
+
+
+def transcribe_file(
+    path: str | Path, whisper: str | Path, options: TranscriptionOptions | None = None, dtype: Dtype = "float32"
+) -> Transcript:
+    """Transcribe one video or audio file.
+
+    Args:
+      path: the file.
+      whisper: folder, hub name or size, see `calce_jax.speech.whisper_model.open_whisper`.
+      options: of the transcription.
+      dtype: of weights and activations.
+
+    Returns:
+      The captions in seconds, the language, and the duration in seconds.
+
+    Raises:
+      SpeechModelError: the model cannot be opened.
+      OptionsError: the model does not know the language.
+      AudioError: the file has no audio, or cannot be decoded.
+    """
+    transcriber = lazy_transcriber(whisper, options, dtype)()
+    [(_, transcript)] = transcriber.transcribe([(path, transcriber.load_audio(path))])
+    return transcript

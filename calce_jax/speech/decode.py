@@ -1,9 +1,9 @@
-"""From mel bands to tokens, a batch of windows in one compiled program.
+"""Whisper's decoding of a batch of mel windows to tokens, in one compiled program.
 
-Source: Radford et al. 2022, section 3.8, and OpenAI's rules for times; numbers equal those of `transformers`. Rows of a
-batch know nothing of each other: each has its own prompt, temperature and seed.
+Source: Radford et al. 2022, section 3.8, and the timestamp rules of OpenAI's code; the numbers equal those of
+transformers. Rows of a batch are independent: each has its own prompt, temperature and seed.
 
-Dimensions: B windows, F mel frames, C mel bands, P prompt length, M longest text, V vocabulary.
+Dimensions: B windows, F mel frames, C mel bands, P prompt length, M maximal text length, V vocabulary.
 """
 
 import jax
@@ -20,33 +20,33 @@ from calce_jax.speech.special_tokens import SpecialTokens
 
 @struct.dataclass
 class DecodeInputs:
-    """What is asked of the device."""
+    """A batch of windows to decode."""
 
     mel: Float[AnyArray, "B F C"]
-    prompt: Int[AnyArray, "B P"]  # padded on the left with anything
-    prompt_length: Int[AnyArray, " B"]
-    temperature: Float[AnyArray, " B"]  # 0 for the most probable token
-    seed: UInt32[AnyArray, " B"]  # for temperatures above 0
+    prompt: Int[AnyArray, "B P"]  # left-padded with any token
+    prompt_length: Int[AnyArray, " B"]  # tokens without padding
+    temperature: Float[AnyArray, " B"]  # 0 takes the most probable token
+    seed: UInt32[AnyArray, " B"]  # of the sampling at temperatures above 0
 
 
 @struct.dataclass
 class DecodeOutputs:
-    """What it answers."""
+    """The decoded texts of a batch."""
 
-    tokens: Int[AnyArray, "B M"]  # without the prompt; the end token from the end on
-    length: Int[AnyArray, " B"]  # tokens before the end
-    avg_logprob: Float[AnyArray, " B"]  # of a token, the end included, on average
-    no_speech_prob: Float[AnyArray, " B"]  # probability that nobody speaks
+    tokens: Int[AnyArray, "B M"]  # without the prompt; padded with `eot`
+    length: Int[AnyArray, " B"]  # tokens before `eot`
+    avg_logprob: Float[AnyArray, " B"]  # mean log-probability of a token, `eot` included
+    no_speech_prob: Float[AnyArray, " B"]  # probability of the `no_speech` token
 
 
 @struct.dataclass
 class _DecodeState:
-    step: Int[Array, ""]  # tokens written
-    logits: Float[Array, "B V"]  # of the next
+    step: Int[Array, ""]  # tokens decoded
+    logits: Float[Array, "B V"]  # of the next token
     cache: tuple[LayerCache, ...]
     tokens: Int[Array, "B M"]
     length: Int[Array, " B"]
-    sum_logprob: Float[Array, " B"]  # summed log-probability
+    sum_logprob: Float[Array, " B"]
     done: Bool[Array, " B"]
 
 
@@ -59,31 +59,31 @@ def transcribe_batch(
     dtype: str = "float32",
     timestamps: bool = True,
 ) -> DecodeOutputs:
-    """Encode windows and write what is said in them.
+    """Encode a batch of windows and decode their texts.
 
     Args:
       whisper: the model.
-      inputs: a batch.
+      inputs: the batch.
       special_tokens: of the model.
-      max_length: M; prompt and text together fit the model's positions.
-      dtype: that everything but norms, softmax and logits is computed in.
-      timestamps: whether texts have times; the prompt must say the same.
+      max_length: M; P + M must not exceed the model's text positions.
+      dtype: of all computations but norms, softmax and logits.
+      timestamps: whether texts have timestamps; the prompt must agree.
     """
     batch_size, prompt_width = inputs.prompt.shape
     blocks = whisper.decoder_blocks()
     cache = whisper.init_cache(blocks, whisper.encode(inputs.mel.astype(dtype)), prompt_width + max_length)
     prompt_start = prompt_width - inputs.prompt_length
     x, cache = whisper.decode_step(blocks, inputs.prompt, cache, jnp.zeros((), jnp.int32), prompt_start)
-    # OpenAI's measure: after the token that starts a text, before language and task are told.
+    # As OpenAI measures it: at the start-of-transcript token, before language and task.
     sot_position = jnp.argmax(inputs.prompt == special_tokens.sot, axis=1)
     sot_hidden = jnp.take_along_axis(x, sot_position[:, None, None], axis=1)[:, 0]
     no_speech_prob = jax.nn.softmax(whisper.logits(sot_hidden), axis=-1)[:, special_tokens.no_speech]
     keys = jax.vmap(jax.random.key)(inputs.seed)
 
-    def going_on(state: _DecodeState) -> Bool[Array, ""]:
+    def is_unfinished(state: _DecodeState) -> Bool[Array, ""]:
         return (state.step < max_length) & ~state.done.all()
 
-    def write(state: _DecodeState) -> _DecodeState:
+    def decode_step(state: _DecodeState) -> _DecodeState:
         logits = filter_logits(state.logits, state.tokens, state.step, special_tokens, timestamps=timestamps)
         token = _sample_tokens(logits, inputs.temperature, jax.vmap(jax.random.fold_in, (0, None))(keys, state.step))
         token = jnp.where(state.done, special_tokens.eot, token)
@@ -109,7 +109,7 @@ def transcribe_batch(
         sum_logprob=jnp.zeros((batch_size,), jnp.float32),
         done=jnp.zeros((batch_size,), bool),
     )
-    state = jax.lax.while_loop(going_on, write, state)
+    state = jax.lax.while_loop(is_unfinished, decode_step, state)
     return DecodeOutputs(
         tokens=state.tokens,
         length=state.length,
@@ -121,7 +121,7 @@ def transcribe_batch(
 def detect_language(
     whisper: Whisper, mel: Float[Array, "B F C"], special_tokens: SpecialTokens, *, dtype: str = "float32"
 ) -> Int[Array, " B"]:
-    """Return the token of each window's most probable language."""
+    """Return the language token with the highest logit for each window."""
     blocks = whisper.decoder_blocks()
     cache = whisper.init_cache(blocks, whisper.encode(mel.astype(dtype)), 1)
     ids = jnp.full((mel.shape[0], 1), special_tokens.sot, jnp.int32)
@@ -138,21 +138,24 @@ def filter_logits(
     *,
     timestamps: bool,
 ) -> Float[Array, "B V"]:
-    """Return the logits with minus infinity where the rules forbid a token.
+    """Return the logits with -inf for suppressed tokens.
+
+    With `timestamps`, OpenAI's timestamp rules apply too: a text begins with a timestamp, of at most
+    `max_initial_timestamp_index`; timestamps come in pairs, except before `eot`; they do not decrease; and a timestamp
+    is forced where all timestamps together are more probable than any single text token.
 
     Args:
       logits: of the next token.
-      tokens, step: those written so far, and how many.
+      tokens: decoded so far; only the first `step` count.
+      step: number of decoded tokens.
       special_tokens: of the model.
-      timestamps: whether the rules for times apply: texts begin with a time, at most a second or so after the window; times
-        come in pairs, except before the end; none is before the last one; and a time is written where all times
-        together are more probable than any one word.
+      timestamps: whether the timestamp rules apply.
     """
     token_ids = np.arange(logits.shape[1])
     always_suppressed = np.isin(token_ids, special_tokens.suppress_tokens)
     suppressed_at_begin = np.isin(token_ids, special_tokens.begin_suppress_tokens)
+    is_timestamp = token_ids >= special_tokens.timestamp_begin
     if timestamps:
-        is_timestamp = token_ids >= special_tokens.timestamp_begin
         always_suppressed |= token_ids == special_tokens.no_timestamps
         suppressed_at_begin |= ~is_timestamp | (
             token_ids > special_tokens.timestamp_begin + special_tokens.max_initial_timestamp_index
@@ -170,7 +173,7 @@ def filter_logits(
         forbidden | (pair[:, None] & is_timestamp[None]) | (single[:, None] & (token_ids < special_tokens.eot)[None])
     )
     last_timestamp = jnp.where((jnp.arange(tokens.shape[1]) < step)[None], tokens, 0).max(axis=1)
-    # The end of one text may be the begin of the next; a text of no length is not.
+    # A segment may start where the last one ended, but not end where it started.
     min_timestamp = jnp.where(single, last_timestamp, last_timestamp + 1)
     forbidden = forbidden | (is_timestamp[None] & (token_ids[None] < min_timestamp[:, None]))
     logits = jnp.where(forbidden, -jnp.inf, logits)

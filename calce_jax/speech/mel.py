@@ -1,7 +1,7 @@
-"""Log-mel bands, as `transformers`' WhisperFeatureExtractor computes them, from sound that comes in pieces.
+"""Log-mel spectrograms of chunked audio, equal to those of transformers' `WhisperFeatureExtractor`.
 
-On the host, with float64 inside: a band may have 10^-8 of another's power, and in float32 the rounding of the transform
-alone moves it by 4e-5. It takes a thousandth of the sound's time, in the threads that decode.
+Computed on the host in float64: a band may have 1e-8 of another's power, and in float32 the rounding of the FFT alone
+moves it by 4e-5. It takes a thousandth of the audio's duration, in the threads that decode.
 
 Dimensions: F frames (100 a second), C mel bands.
 """
@@ -17,23 +17,23 @@ from calce_jax.speech.audio import SAMPLE_RATE
 
 HOP_LENGTH, N_FFT = 160, 400
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
-# Samples before the middle of a window; the sound is mirrored by that much at both ends.
+# Half a window: the audio is padded by reflection with this many samples at both ends.
 EDGE_SAMPLES = N_FFT // 2
-# Frames that are computed at once, and the samples these take.
+# Frames computed at once, and the samples they need.
 BLOCK_FRAMES = 3000
 BLOCK_SAMPLES = (BLOCK_FRAMES - 1) * HOP_LENGTH + N_FFT
-# Bands this many powers of ten below the loudest of the file are as good as silent.
+# Values are clipped to this many powers of ten below the loudest band of the file.
 DYNAMIC_RANGE = 8.0
 
 
 def log_mel_spectrogram(chunks: Iterable[Float[np.ndarray, "_"]], mel_bins: int) -> Float[np.ndarray, "F C"]:
-    """Return the bands of a whole file, float32; F = samples // 160, the rest of a frame is left out.
+    """Return the log-mel spectrogram of a file, float32; F = samples // 160, an incomplete frame is dropped.
 
-    They are scaled by the loudest band of the file, as `transformers` scales long sound; so the first window of a file
-    waits for its end. An hour takes 115 MB (80 bands) or 184 MB (128).
+    Scaled by the loudest band of the whole file, as transformers does for long audio; so the first window is known only
+    at the end of the file. An hour takes 115 MB (80 bands) or 184 MB (128).
 
     Args:
-      chunks: samples, 16 kHz, of any lengths.
+      chunks: samples at 16 kHz, in chunks of any length.
       mel_bins: C, 80 or 128.
     """
     filters = _mel_filters(mel_bins)
@@ -45,12 +45,12 @@ def log_mel_spectrogram(chunks: Iterable[Float[np.ndarray, "_"]], mel_bins: int)
 
 
 def _blocks(chunks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield stretches of NEEDED samples that overlap as windows do, and how many frames of each are the file's."""
+    """Yield blocks of `BLOCK_SAMPLES` samples, overlapping as windows do, and how many frames each has in the file."""
     buffered: list[np.ndarray] = []
     num_buffered = num_samples = num_done = 0
     for chunk in chunks:
         buffered, num_buffered, num_samples = [*buffered, chunk], num_buffered + len(chunk), num_samples + len(chunk)
-        if num_done == 0 and num_buffered == num_samples > EDGE_SAMPLES:  # the first time there is enough to mirror
+        if num_done == 0 and num_buffered == num_samples > EDGE_SAMPLES:  # enough to reflect at the start
             start = np.concatenate(buffered)
             buffered, num_buffered = [start[EDGE_SAMPLES:0:-1], start], num_buffered + EDGE_SAMPLES
         while num_buffered >= BLOCK_SAMPLES and num_buffered != num_samples:
@@ -85,7 +85,7 @@ def _mel_filters(mel_bins: int) -> Float[np.ndarray, "X C"]:
 
 
 def _log_power(samples: Float[np.ndarray, "_"], filters: Float[np.ndarray, "X C"]) -> Float[np.ndarray, "F C"]:
-    """Return log10 of the power in each band, float32."""
+    """Return log10 of the power in each mel band, float32, at least -10."""
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
     frames = np.lib.stride_tricks.sliding_window_view(samples, N_FFT)[::HOP_LENGTH]
     spectrum = np.fft.rfft(frames * hann)

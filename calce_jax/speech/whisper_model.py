@@ -1,4 +1,4 @@
-"""A Whisper, opened: weights, vocabulary and tokenizer from a folder or the Hugging Face hub."""
+"""Loading a Whisper model: weights, special tokens and tokenizer from a folder or the Hugging Face hub."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -39,19 +39,19 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class SpeechModelError(UserError):
-    """A Whisper cannot be opened; the message names it, what is wrong and the remedy."""
+    """A Whisper model cannot be opened; the message names it, what is wrong and the remedy."""
 
 
 @dataclass(frozen=True)
 class SpeechModel:
-    """What it takes to transcribe.
+    """A Whisper model with its tokens.
 
     Attributes:
-      whisper: the model, with its weights on the default device.
-      special_tokens: the tokens that are no text.
-      tokenizer: the tokens that are.
-      dtype: of its weights, and of what is computed from them.
-      source: where it came from, for messages.
+      whisper: the network, its weights on the default device.
+      special_tokens: ids of prompt, language and timestamp tokens.
+      tokenizer: decodes text tokens.
+      dtype: of the weights and activations.
+      source: the folder or name it was loaded from, for messages.
     """
 
     whisper: Whisper
@@ -61,18 +61,18 @@ class SpeechModel:
     source: str
 
     def decode_text(self, tokens: list[int]) -> str:
-        """Return what tokens say, without those that are no text."""
+        """Decode token ids to text, leaving out special and timestamp tokens."""
         text_tokens = [token for token in tokens if token < self.special_tokens.eot]
         return str(self.tokenizer.decode(text_tokens, clean_up_tokenization_spaces=False))
 
 
 def open_whisper(source: str | Path, dtype: Dtype = "float32") -> SpeechModel:
-    """Open a Whisper in the layout of Hugging Face; only safetensors are read.
+    """Load a Whisper model in Hugging Face's layout, from safetensors alone.
 
     Args:
-      source: a folder, the name of a model on the hub ("openai/whisper-small"), or a size ("small", "tiny.en",
-        "turbo"), which stands for OpenAI's model of that name.
-      dtype: of the weights; bfloat16 is faster on accelerators, and now and then chooses another word.
+      source: a folder, a model of the Hugging Face hub ("openai/whisper-small"), or the size of one of OpenAI's models
+        ("small", "tiny.en", "turbo").
+      dtype: of the weights; bfloat16 is faster on accelerators, and occasionally decodes another word.
 
     Raises:
       SpeechModelError: there is no such folder, model or size; a file is missing or damaged; weights do not fit.
@@ -85,9 +85,9 @@ def open_whisper(source: str | Path, dtype: Dtype = "float32") -> SpeechModel:
     try:
         arrays = to_flax(KEY_MAPPING, open_tensors(weights), nnx.state(whisper))
     except WeightsFileError as error:
-        raise SpeechModelError(f"{error} (a Whisper is read from safetensors alone)") from error
+        raise SpeechModelError(f"{error.reason} (a Whisper model is read from safetensors)", error.remedy) from error
     except ConversionError as error:
-        raise SpeechModelError(f"{weights}: {error}\nfetch the whole model again") from error
+        raise SpeechModelError(f"{weights}: {error}", "fetch the whole model again") from error
     nnx.update(whisper, jax.tree.map(lambda weight: jnp.asarray(weight, dtype), arrays))
     return SpeechModel(whisper, special_tokens, _open_tokenizer(folder, special_tokens, config), dtype, str(source))
 
@@ -101,17 +101,16 @@ def _resolve_folder(source: str | Path) -> Path:
             sizes = ", ".join(WHISPER_SIZES)
             raise SpeechModelError(
                 f"{name}: no such folder, and no size of Whisper",
-                "give a folder, a name on the Hugging Face hub, or "
-                f"one of {sizes} (and .en for English alone, up to medium)",
+                f"give a folder, a model of the Hugging Face hub, or one of {sizes} (up to medium also with .en)",
             )
         name = f"openai/whisper-{'large-v3-turbo' if stem == 'turbo' else name}"
     try:
         return Path(snapshot_download(name, allow_patterns=HF_FILE_PATTERNS))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise SpeechModelError(
-            f"{source}: neither a folder nor a model that could be fetched from the Hugging Face hub "
+            f"{source}: neither a folder nor a model that can be downloaded from the Hugging Face hub "
             f"({type(error).__name__})",
-            "correct the name, or give the folder of a fetched model",
+            "correct the name, or give the folder of a downloaded model",
         ) from error
 
 
@@ -119,9 +118,7 @@ def _read_json(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> T:
     try:
         return parse(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise SpeechModelError(
-            f"{path}: no such file", "fetch the whole model, in the layout of Hugging Face"
-        ) from None
+        raise SpeechModelError(f"{path}: no such file", "fetch the whole model, in Hugging Face's layout") from None
     except json.JSONDecodeError as error:
         raise SpeechModelError(f"{path}: damaged ({error})", "fetch the model again") from error
     except ValueError as error:
@@ -140,7 +137,7 @@ def _open_tokenizer(folder: Path, special_tokens: SpecialTokens, config: Whisper
         or special_tokens.timestamp_begin >= config.vocab
     ):
         raise SpeechModelError(
-            f"{folder}: {CONFIG_FILE}, {GENERATION_CONFIG_FILE} and the tokenizer are not of the same model",
-            "fetch them from one place",
+            f"{folder}: {CONFIG_FILE}, {GENERATION_CONFIG_FILE} and the tokenizer belong to different models",
+            "fetch all of them from one model",
         )
     return tokenizer

@@ -1,1 +1,1 @@
-"""From sentences and captions to token ids."""
+"""Text of a batch on the host: captions, prompts, labels and tokenizers."""

@@ -1,7 +1,6 @@
-"""What is said in a video and when: read from .srt files, cleaned, and joined to the stretches in which somebody talks.
+"""Captions from .srt files: parsing, cleaning, and intervals of speech.
 
-Reading keeps what the file says. Cleaning and joining come later, from the same entries: the intervals of speech are
-made of all of them, the captions of those that are English words.
+`read_srt` returns all entries unchanged. Intervals of speech use all of them, `clean_captions` keeps the English ones.
 """
 
 import html
@@ -13,22 +12,22 @@ from itertools import chain
 from pathlib import Path
 
 from calce_jax.config import Behaviour
-from calce_jax.errors import UserError
+from calce_jax.errors import UserError, UserFileNotFoundError
 from calce_jax.text.text_row import Caption, Number
 
 FILLER_WORDS = frozenset({"the", "a", "o", "oh", "yeah", "uh", "ah", "yep", "uh-no", "hmm"})
-MIN_ENGLISH_FRACTION = 0.8  # of a caption's words that must be made of a to z alone
-MAX_PAUSE_SECONDS = 2.5  # the longest silence that does not end a stretch of speech
+MIN_ENGLISH_FRACTION = 0.8  # of a caption's words must consist of the letters a to z
+MAX_PAUSE_SECONDS = 2.5  # the longest gap inside an interval of speech
 
-MAX_BYTES = 50_000_000  # of a file; a film of two hours takes 200 kB
-MAX_HOURS = 100_000  # times are smaller, so that seconds fit into 32 bits
+MAX_BYTES = 50_000_000  # of a file; a film of two hours has 200 kB
+MAX_HOURS = 100_000  # upper bound of times, so that seconds fit into 32 bits
 
-# Anybody may upload captions, and everything below takes time linear in the text. Repeats are possessive (`*+`) where a
-# shorter match cannot succeed either: trying it again at every length is what makes expressions quadratic.
+# Users upload captions, so parsing must take time linear in the text. Repeats are possessive (`*+`) where a shorter
+# match cannot succeed: backtracking through every length makes an expression quadratic.
 _NUMBER = r"-?+[0-9]++\.?+[0-9]*+"
 _SEPARATOR = "[,.:\N{FULLWIDTH COMMA}\N{FULLWIDTH FULL STOP}\N{IDEOGRAPHIC FULL STOP}\N{FULLWIDTH COLON}]"
 _TIME = _SEPARATOR.join(["([0-9]++)"] * 3) + f"{_SEPARATOR}?+([0-9]*+)"  # hours, minutes, seconds, their fraction
-# The times of an entry follow its number on a later line; the number may be missing.
+# The times of an entry are below its number; the number may be missing.
 _NUMBER_ABOVE = rf"{_NUMBER}\s*+(?<=\n)"
 _HEADER = re.compile(rf"(?:{_NUMBER_ABOVE})?{_TIME} *+-[ -] *+> *+{_TIME}[^\n]*+\n?+")
 _START = re.compile(rf"^(?=({_NUMBER_ABOVE})?{_TIME})", re.MULTILINE)
@@ -36,36 +35,34 @@ _NUMBER_ALONE = re.compile(rf"{_NUMBER}\s++(?=\S)")
 _BROKEN_TIMES = re.compile(r"^[^\S\n]*+(-?+\d++:\S*\s*-->)", re.MULTILINE)
 _SPACE = re.compile(r"\s*+")
 _MARKUP = re.compile(r"</?[A-Za-z][^<>]*>|\{\\[^{}]*\}")
-# Without the ";" it may be part of an address ("?a=1&copy=2"); more digits than these name no character.
+# Without the ";" it may be part of a URL ("?a=1&copy=2"); numbers with more digits are no characters.
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _PUNCTUATION = re.compile(r"[^\w\s]")
 
 
 class CaptionError(UserError):
-    """Captions that cannot be read; the message names file, line and remedy."""
+    """Captions that cannot be parsed; the message names file, line and remedy."""
 
 
 def read_srt(path: str | Path, behaviour: Behaviour = "default") -> list[Caption]:
-    """Read every entry that has text; a file without entries gives none.
+    """Read all entries that have text, in time and memory linear in the size of the file.
 
-    By default entries are returned in order of their starts, those that end before they start with both times
-    exchanged. A byte order mark, "." before the milliseconds, ",5" for 500 ms, lines of digits or "-->" inside a text,
-    entities ("&amp;") and markup are understood. "reference" reads as the original does, in the order of the file: a
-    byte order mark loses the first entry; a line of digits is always the number of an entry and a line with "-->" its
-    times, so both are errors inside a text, as is "." before the milliseconds.
-
-    Time and memory are linear in the size of the file.
+    By default entries are sorted by start, and reversed times are swapped. The parser accepts a byte order mark, "."
+    before the milliseconds, ",5" for 500 ms, lines of digits or "-->" inside a text, character entities ("&amp;") and
+    markup. "reference" parses like the original, in the order of the file: after a byte order mark the first entry is
+    lost; a line of digits is always the number of an entry and a line with "-->" its times, so both are errors inside a
+    text, as is "." before the milliseconds.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      CaptionError: it is larger than 50 MB, not UTF-8, or something in it is no entry.
+      UserFileNotFoundError: there is no such file.
+      CaptionError: the file is larger than 50 MB, not UTF-8, or has a malformed entry.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of captions; put it there, empty if nothing is said")
+        raise UserFileNotFoundError(f"{path}: no such file of captions", "create it, empty if there is no speech")
     if (size := path.stat().st_size) > MAX_BYTES:
         raise CaptionError(
-            f"{path}: {size:,} bytes, more than the {MAX_BYTES:,} that captions may have",
+            f"{path}: {size:,} bytes, more than the limit of {MAX_BYTES:,}",
             "give the .srt file of a video",
         )
     try:
@@ -74,30 +71,31 @@ def read_srt(path: str | Path, behaviour: Behaviour = "default") -> list[Caption
         raise CaptionError(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
     if behaviour == "reference":
         return list(_parse_lines(text, path))
-    return sorted(_by_entries(text, path), key=lambda caption: caption.start)
+    return sorted(_parse_entries(text, path), key=lambda caption: caption.start)
 
 
 def check_srt(content: bytes) -> None:
-    """Check that the content of an .srt file can be read by default.
+    """Check that `read_srt` can parse the content of an .srt file by default.
 
     Raises:
-      ValueError: it cannot.
+      CaptionError: it is malformed.
+      UnicodeDecodeError: it is not UTF-8.
     """
-    for _ in _by_entries(content.decode("utf-8-sig"), Path("captions")):
+    for _ in _parse_entries(content.decode("utf-8-sig"), Path("captions")):
         pass
 
 
 def clean_captions(captions: Sequence[Caption]) -> list[Caption]:
-    """Join repeats and keep what is English: lower case, without signs and fillers.
+    """Merge repeated captions, and clean their text by `clean_text`; captions without text are dropped.
 
-    These are the original's rules; captions in which fewer than four of five words consist of a to z are dropped.
+    Source: the original's rules.
     """
     cleaned = ((caption, clean_text(caption.text)) for caption in _merge_repeats(captions))
     return [replace(caption, text=text) for caption, text in cleaned if text]
 
 
 def clean_text(text: str) -> str | None:
-    """Return a caption's words, or `None` where nothing remains of it or too little is English."""
+    """Return a text in lower case without punctuation and fillers; `None` if nothing is left or it is not English."""
     words = _PUNCTUATION.sub("", text).lower().split()
     english = [word for word in words if word.isascii() and word.isalpha()]
     if len(english) < MIN_ENGLISH_FRACTION * len(words):
@@ -106,12 +104,12 @@ def clean_text(text: str) -> str | None:
 
 
 def speech_intervals(captions: Sequence[Caption], behaviour: Behaviour = "default") -> list[tuple[Number, Number]]:
-    """Return the stretches [start, end], in seconds, in which somebody talks with pauses of at most 2.5 s.
+    """Return the intervals (start, end) of speech, in seconds: captions with gaps of at most 2.5 s are merged.
 
     Args:
       captions: as read, not cleaned, in order of time.
-      behaviour: "reference" lets a stretch end with its last caption, even where an earlier one goes on for longer, as
-        the original does; by default it ends with the latest.
+      behaviour: by default an interval ends with its latest end; under "reference", as in the original, with the end of
+        its last caption, even if an earlier one ends later.
     """
     intervals: list[tuple[Number, Number]] = []
     for caption in captions:
@@ -124,7 +122,7 @@ def speech_intervals(captions: Sequence[Caption], behaviour: Behaviour = "defaul
 
 
 def _merge_repeats(captions: Iterable[Caption]) -> list[Caption]:
-    """Make one caption of those that follow each other at once with the same text."""
+    """Merge consecutive captions of the same text, of which each starts when the one before ends."""
     merged: list[Caption] = []
     for caption in captions:
         if merged and (merged[-1].end, merged[-1].text) == (caption.start, caption.text):
@@ -134,80 +132,82 @@ def _merge_repeats(captions: Iterable[Caption]) -> list[Caption]:
     return merged
 
 
-def _by_entries(text: str, path: Path) -> Iterator[Caption]:
-    """Read entries: a number, which may be missing, a line of times, and text up to where the next entry starts.
+def _parse_entries(text: str, path: Path) -> Iterator[Caption]:
+    """Yield entries: a number, which may be missing, a line of times, and text up to the start of the next entry.
 
-    The same texts are entries as for the library srt 3.5.3, whose expression takes minutes for a long line of digits.
+    Entries are the same as those of the library srt 3.5.3, whose expression takes minutes for a long line of digits.
     """
     starts = _START.finditer(text)
-    at = _end(_SPACE, text, 1 if text.startswith("\ufeff") else 0)  # of a second mark; the first is gone
-    while at < len(text):
-        header = _HEADER.match(text, at)
+    position = _end(_SPACE, text, 1 if text.startswith("\ufeff") else 0)  # a second byte order mark
+    while position < len(text):
+        header = _HEADER.match(text, position)
         if header is None:
-            raise _malformed_error(path, text, _end(_NUMBER_ALONE, text, at))
-        first = header.end()
-        at = next((start.start() for start in starts if _ends_text(text, first, start)), len(text))
-        # An entry whose times are broken starts nowhere, and would be more text of the one before.
-        if broken := _BROKEN_TIMES.search(text, first, at):
+            raise _malformed_error(path, text, _end(_NUMBER_ALONE, text, position))
+        text_start = header.end()
+        position = next((start.start() for start in starts if _ends_text(text, text_start, start)), len(text))
+        # An entry with malformed times does not match `_START`, so it would become text of the entry before.
+        if broken := _BROKEN_TIMES.search(text, text_start, position):
             raise _malformed_error(path, text, broken.start(1))
-        said = " ".join(_ENTITY.sub(_character, _MARKUP.sub("", text[first:at])).split())
+        words = _ENTITY.sub(_character, _MARKUP.sub("", text[text_start:position])).split()
         start, end = sorted((_header_time(header, 1, path), _header_time(header, 5, path)))
-        if said:
-            yield Caption(start, end, said)
+        if words:
+            yield Caption(start, end, " ".join(words))
 
 
-def _ends_text(text: str, first: int, start: re.Match[str]) -> bool:
-    """Whether the text that begins at `first` ends where an entry could start: below a blank line, or at a number.
+def _ends_text(text: str, text_start: int, start: re.Match[str]) -> bool:
+    """Whether the text from `text_start` ends at a match of `_START`: at a number, or below a blank line.
 
     Digits right below the times are text, as in "42"; so are times without a number in the middle of a text.
     """
-    at = start.start()
-    return at > first and (start[1] is not None or (at > first + 1 and text.startswith("\n\n", at - 2)))
+    position = start.start()
+    return position > text_start and (
+        start[1] is not None or (position > text_start + 1 and text.startswith("\n\n", position - 2))
+    )
 
 
 def _header_time(header: re.Match[str], group: int, path: Path) -> float:
-    """Return the seconds that four groups of a header say, from `group` on."""
+    """Return the seconds of four groups of a header, from `group` on: hours, minutes, seconds, fraction."""
     hours, minutes, seconds, fraction = header.group(group, group + 1, group + 2, group + 3)
-    # Through float, because int() refuses texts of some thousand digits.
-    whole = (float(hours) * 60 + float(minutes)) * 60 + float(seconds)
-    if whole >= MAX_HOURS * 3600:
+    # Through float, because int() refuses text of more than 4300 digits.
+    whole_seconds = (float(hours) * 60 + float(minutes)) * 60 + float(seconds)
+    if whole_seconds >= MAX_HOURS * 3600:
         time = _excerpt(header.string[header.start(group) : header.end(group + 3)])
         line = _line(header.string, header.start(group))
         raise CaptionError(f"{path}, line {line}: {time} is {MAX_HOURS} hours or more", "write times as 00:00:01,000")
-    # One division of whole microseconds: a sum of rounded parts may not be the float nearest to what is written.
-    return (int(whole) * 1_000_000 + int(fraction[:6].ljust(6, "0"))) / 1_000_000
+    # One division of integer microseconds: a sum of rounded parts may not be the float nearest to the written time.
+    return (int(whole_seconds) * 1_000_000 + int(fraction[:6].ljust(6, "0"))) / 1_000_000
 
 
 def _character(entity: re.Match[str]) -> str:
     return html.unescape(entity[0])
 
 
-def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
-    """Return where a match of `pattern` at `at` ends; without one, `at`."""
-    match = pattern.match(text, at)
-    return match.end() if match else at
+def _end(pattern: re.Pattern[str], text: str, position: int) -> int:
+    """Return the end of a match of `pattern` at `position`; `position` if it does not match."""
+    match = pattern.match(text, position)
+    return match.end() if match else position
 
 
-def _line(text: str, at: int) -> int:
-    return text.count("\n", 0, at) + 1
+def _line(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
 
 
-def _malformed_error(path: Path, text: str, at: int) -> CaptionError:
-    actual = text[at : at + 60].partition("\n")[0]
+def _malformed_error(path: Path, text: str, position: int) -> CaptionError:
+    actual = text[position : position + 60].partition("\n")[0]
     return CaptionError(
-        f'{path}, line {_line(text, at)}: expected a number, then "00:00:01,000 --> 00:00:02,500", then text, '
+        f'{path}, line {_line(text, position)}: expected a number, then "00:00:01,000 --> 00:00:02,500", then text, '
         f"got {_excerpt(actual)}",
         "mend the file, or empty it if there are no captions",
     )
 
 
 def _excerpt(text: str) -> str:
-    """Return the repr of a text, of a long one that of its beginning."""
+    """Return the repr of the beginning of a text, at most 60 characters."""
     return f"{text[:60]!r:.60}"
 
 
 def _parse_lines(text: str, path: Path) -> Iterable[Caption]:
-    """Read as the original does: what a line is depends on that line alone."""
+    """Parse like the original: line by line, without context."""
     times: tuple[float, float] | None = None
     text_lines: list[str] = []
     for number, line in enumerate(map(str.strip, chain(text.splitlines(), "0")), 1):

@@ -1,29 +1,29 @@
-"""Everything textual of a batch row, written on the host: what goes into the prompt, and the answer to learn.
+"""Writing the text of a batch row on the host: the pieces of the prompt, and the labels.
 
-A prompt reads, frames aside,
+A prompt has these texts between its frames:
 
     0 2 4 ... 148 > 150 <extra_id_0>                            the time of each frame, the duration
-    [ 2 welcome back 5 ] [ 7 to my channel 9 ] <extra_id_1>     captions that resemble the query, or [ -1 *None* -1 ]
-    Query: ...   ref: [[82, 150]]   Items: a,b   Given ...      the text; "ref" are the stage-1 windows, in stage 2
+    [ 2 welcome back 5 ] [ 7 to my channel 9 ] <extra_id_1>     captions similar to the query, or [ -1 *None* -1 ]
+    Query: ...   ref: [[82, 150]]   Items: a,b   Given ...      the text; "ref" has the stage-1 windows, in stage 2
 
-and the answer "[[82, 150]]". Times are whole seconds. T5's vocabulary has most numbers below 200 as one piece; those it
-would split are replaced by the nearest that it does not ("112" by "113"), so that a second is one token. Which ones
-these are is computed from the tokenizer.
+and the answer is "[[82, 150]]". Times are whole seconds. T5's vocabulary has most numbers below 200 as one token; a
+number that it would split is replaced by the nearest that it does not ("112" by "113"), so that a second is one token.
+The replacements are computed from the tokenizer.
 
-`behaviour="reference"` writes exactly what the original writes. The default deviates where that is an oversight:
+`behaviour="reference"` writes exactly the original's text. The default deviates where that is an oversight:
 
-    replacing    The original replaces digits anywhere in an answer, so 1128 becomes 1138 and 112.8 becomes 113.8. Here
-                 whole numbers are replaced. It leaves "ref" as it is; here the windows in it are written as all other
-                 times are, because they name the same frames.
-    answers      The original learns Charades' windows with decimals where the annotation has them; here in whole
-                 seconds, which is what the frames are labelled with. A window that would be empty gets its second.
-                 An answer too long for its place loses whole windows, not its end.
+    replacement  The original replaces digits anywhere in an answer, so 1128 becomes 1138 and 112.8 becomes 113.8. Here
+                 whole numbers are replaced. The original does not replace numbers in "ref"; here they are written like
+                 all other times, because they refer to the same frames.
+    answers      The original's labels of Charades have decimals where the annotation has them; here whole seconds, like
+                 the times of frames. A window that rounding would empty becomes the enclosing seconds. An answer
+                 longer than the labels loses whole windows, not its last tokens.
     stage 2      The original rounds times to two decimals, and then to seconds; here once.
-    long text    The original cuts at 200 tokens from the right, so a long query pushes the task out; here the query
-                 loses words, then the items, then "ref", and the task stays.
-    no windows   Without stage-1 windows the original has no stage-2 prompt; here it is given the whole video.
+    long text    The original truncates the text at 200 tokens on the right, so a long query cuts off the task; here
+                 the query loses words, then the items, then "ref", and the task stays.
+    no windows   Without stage-1 windows the original has no stage-2 prompt; here the whole video is the window.
 
-What did not fit, or had to be mended, is told by the `Note`s of a row.
+`RowFlag`s of a row say what was truncated, dropped or clipped.
 """
 
 import re
@@ -37,14 +37,16 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.config import Behaviour
+from calce_jax.text.prompt_windows import check_windows, to_lists, whole_seconds
 from calce_jax.text.text_row import Caption, Number, RowFlag, TextRow, TextSizes, Windows
 from calce_jax.text.tokenizers import unwrap_fast_tokenizer
 
 TASK_PROMPT = "Given the video and the subtitle and the query, find the query relevant windows.\nRelevant windows: "
 NO_CAPTION = "*None*"
-WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes that a word begins
+WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"  # sentencepiece's mark of the beginning of a word
 EOS_TOKEN = "</s>"
-SINGLE_TOKEN_LIMIT = 200  # the numbers below are made single pieces
+SINGLE_TOKEN_LIMIT = 200  # numbers below it are written as a single token
+REFERENCE_ANSWER_TOKENS = 70  # the original's limit for videos of any duration
 
 _SPEECH_SUBSTRINGS = ("talk", "speak", "say", "describe", "explain", "chat", "shout", "scream")
 _SPEECH_PATTERN = re.compile(
@@ -55,13 +57,13 @@ _SPEECH_PATTERN = re.compile(
 
 
 def mentions_speech(query: str, behaviour: Behaviour = "default") -> bool:
-    """Say whether a query is about somebody talking, in which case the frames with captions are the key frames.
+    """Return whether a query is about speech; frames during speech are then its key frames.
 
     Args:
-      query: the sentence alone.
-      behaviour: by default a form of talk, speak, say, describe, explain, chat, shout or scream among its words, in
-        capitals or not. "reference" looks for these eight strings anywhere in it, so that an essay is about talking
-        ("say") and "Talking" and "describing" are not.
+      query: the sentence.
+      behaviour: by default True if one of its words is a form of talk, speak, say, describe, explain, chat, shout or
+        scream, in any case. "reference" searches these eight strings anywhere, case-sensitively: "essay" contains
+        "say", and "Talking" and "describing" contain none.
     """
     if behaviour == "reference":
         return any(word in query for word in _SPEECH_SUBSTRINGS)
@@ -71,49 +73,52 @@ def mentions_speech(query: str, behaviour: Behaviour = "default") -> bool:
 def stage1_windows(
     windows: Windows | None, duration: Number, behaviour: Behaviour = "default"
 ) -> tuple[list[list[int | float]], RowFlag]:
-    """Return what stage 2 takes for the stage-1 windows of a query: by default the whole video where there are none.
+    """Return the stage-1 windows that stage 2 uses for a query, by default the whole video if there are none.
+
+    Args:
+      windows: predicted by stage 1, in seconds; `None` if stage 1 has not run.
+      duration: of the video, in seconds.
+      behaviour: "reference" returns no windows if stage 1 predicted none.
 
     Raises:
-      ValueError: stage 1 has not been asked (`None`), under "reference". That it found none is no error there.
+      ValueError: under "reference", `windows` is `None`.
     """
     if windows is not None and (len(windows) or behaviour == "reference"):
-        return _to_lists(windows), RowFlag(0)
+        return to_lists(windows), RowFlag(0)
     if behaviour == "reference":
-        raise ValueError(
-            "no stage-1 windows, which stage 2 reads; run launch/infer.py on stage 1, then launch/merge.py"
-        )
+        raise ValueError("no stage-1 windows, which stage 2 needs; run `calce infer` on stage 1, then `calce merge`")
     return [[0, float(duration)]], RowFlag.NO_STAGE1_WINDOWS
 
 
 def find_number_replacements(t5: PreTrainedTokenizerBase, limit: int = SINGLE_TOKEN_LIMIT) -> dict[int, int]:
-    """Return, for each number below `limit` that T5 would split, the nearest that it does not; of two, the greater.
+    """Return the nearest unsplit number for each number below `limit` that T5 splits; of two, the greater.
 
-    A number is split if it has several pieces and the first is not the lone word border, which is dropped.
+    A number is split if it has several tokens and the first is not the lone word boundary, which is dropped.
     """
-
     boundary_id = _token_id(t5, WORD_BOUNDARY)
-    # One call for all: a call takes a tokenizer longer than a number does.
+    # One call for all: the overhead of a call exceeds the time of a number.
     token_ids = t5([str(number) for number in range(2 * limit)], add_special_tokens=False)["input_ids"]
     single_token = [number for number, ids in enumerate(token_ids) if len(ids) == 1 or ids[0] == boundary_id]
     return {n: min(single_token, key=lambda w: (abs(w - n), -w)) for n in sorted(set(range(limit)) - set(single_token))}
 
 
 def decode_answer(t5: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -> str:
-    """Return what T5 wrote, without padding, end and sentinels.
+    """Return the text of an answer, without padding, end and sentinel tokens.
 
-    Ids behind the vocabulary, which T5's padded embedding has, are nothing.
+    Ids beyond the tokenizer's vocabulary, which T5's padded embedding has, are dropped.
     """
     vocabulary_ids = [int(i) for i in ids if i < len(t5)]
     return str(t5.decode(vocabulary_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True))
 
 
 def answer_token_limit(t5: PreTrainedTokenizerBase, duration: Number, min_window: int = 2) -> int:
-    """Return the tokens of the longest answer a video of `duration` seconds allows, with the end.
+    """Return the length in tokens, with the end token, of the longest answer about a video of `duration` seconds.
 
     Args:
-      t5: the tokenizer answers are written in.
+      t5: the tokenizer of answers.
       duration: seconds.
-      min_window: seconds that a window takes at least, and that lie between two: 2 in QVHighlights, the finest there is.
+      min_window: least length of windows and of gaps between them, in seconds: 2 in QVHighlights, the smallest of all
+        datasets.
     """
     windows = [
         [start, start + min_window] for start in range(0, max(int(duration) + 1 - min_window, 1), 2 * min_window)
@@ -121,13 +126,24 @@ def answer_token_limit(t5: PreTrainedTokenizerBase, duration: Number, min_window
     return len(t5(str(windows), add_special_tokens=False)["input_ids"]) + 1
 
 
+def max_answer_tokens(t5: PreTrainedTokenizerBase, max_duration: float, behaviour: Behaviour = "default") -> int:
+    """Return the limit on the tokens of a generated answer.
+
+    Args:
+      t5: the tokenizer of answers.
+      max_duration: of all videos, in seconds.
+      behaviour: by default the limit of the longest video; "reference" has 70 always.
+    """
+    return REFERENCE_ANSWER_TOKENS if behaviour == "reference" else answer_token_limit(t5, max_duration)
+
+
 class PromptWriter:
-    """Writes the text of examples.
+    """Writes the text of rows: prompts and labels.
 
     Args:
       t5, bert: tokenizers, from `calce_jax.text.tokenizers`.
-      sizes: what rows are padded to.
-      stage: in stage 2 the prompt names the stage-1 windows.
+      sizes: shapes to which rows are padded.
+      stage: prompts of stage 2 contain the stage-1 windows.
       behaviour: see the module.
     """
 
@@ -145,7 +161,7 @@ class PromptWriter:
         self._t5, self._bert = unwrap_fast_tokenizer(t5), unwrap_fast_tokenizer(bert)
         self._replacements = find_number_replacements(t5)
         self._boundary_id, self._eos_id = _token_id(t5, WORD_BOUNDARY), _token_id(t5, EOS_TOKEN)
-        self._second_ids: dict[int, list[int]] = {}  # ids of the seconds written so far
+        self._second_ids: dict[int, list[int]] = {}  # token ids by second, a cache
         self._open_bracket, self._close_bracket, self._greater_sign = (
             self._encode_without_boundary(sign) for sign in "[]>"
         )
@@ -165,24 +181,26 @@ class PromptWriter:
         true_windows: Windows = (),
         stage1_windows: Windows | None = None,
     ) -> TextRow:
-        """Write one row.
+        """Return the text of one row.
 
         Args:
           query: the sentence.
-          items: the things named in it.
+          items: the things named in it, as noun phrases.
           times: of the real frames, in seconds, at most T.
           duration: of the video, in seconds.
           captions: in order of time.
-          true_windows: the true windows, in seconds; none where they are not known, and then no label is set.
-          stage1_windows: the stage-1 windows, in seconds, as `stage1_windows` returns them; stage 2 only.
+          true_windows: in seconds; empty where they are not known: all labels are then padding.
+          stage1_windows: in seconds, from the function `stage1_windows`; stage 2 only.
 
         Raises:
-          ValueError: more frames than T; true windows that lie outside the video or end before they start; no
-            `stage1_windows` in stage 2; or text that exceeds M without any caption.
+          ValueError: more frames than T; true windows that are reversed or outside the video; no `stage1_windows` in
+            stage 2; text that exceeds M even without captions; or limits that hold no task or no window.
         """
         sizes, row_flags = self.sizes, RowFlag(0)
         if len(times) > sizes.frames:
-            raise ValueError(f"{len(times)} frames, in a batch of {sizes.frames} a video; prepare with --frames=")
+            raise ValueError(
+                f"{len(times)} frames, but rows hold {sizes.frames}; prepare the videos with --frames={sizes.frames}"
+            )
         frame_seconds = self._frame_seconds(times)
         caption_seconds = chain.from_iterable(map(_rounded_times, captions[: sizes.captions]))
         self._encode_seconds([*frame_seconds, round(float(duration)), *caption_seconds])
@@ -193,15 +211,15 @@ class PromptWriter:
         row_flags |= truncated_flags
         trailing_spans = [self._no_caption, self._captions_end, text_ids]
 
-        # A call takes a tokenizer longer than a caption does, so all captions go in one.
+        # One call for all: the overhead of a call exceeds the time of a caption.
         texts = [caption.text for caption in captions[: sizes.captions]]
         query_bert_tokens, *caption_bert_tokens = _encode_batch(self._bert, [query, *texts], special_tokens=True)
         caption_spans, truncated = [], []
         tokens_left = sizes.text_tokens - sum(map(len, [*leading_spans, *trailing_spans]))
         if tokens_left < 0:
             raise ValueError(
-                f"a prompt without captions takes {sizes.text_tokens - tokens_left} text tokens of the {sizes.text_tokens} "
-                f"a row has; raise text_tokens"
+                f"text_tokens: must be at least {sizes.text_tokens - tokens_left} for a prompt without captions, "
+                f"got {sizes.text_tokens}; raise it"
             )
         caption_ids = _encode_batch(self._t5, texts)
         for caption, ids in zip(captions, caption_ids, strict=False):
@@ -236,7 +254,7 @@ class PromptWriter:
         )
 
     def format_text(self, query: str, items: Sequence[str], stage1_windows: Windows | None = None) -> str:
-        """Return the text part as it reads before any cut."""
+        """Return the text part of the prompt, not truncated."""
         ref = (
             ""
             if self.stage == 1
@@ -245,10 +263,10 @@ class PromptWriter:
         return f"Query: {query}\n{ref}Items: {','.join(items)}\n{TASK_PROMPT}"
 
     def format_answer(self, windows: Windows) -> str:
-        """Return the answer that names `windows` (seconds), as it is learnt."""
+        """Return the answer for `windows` (seconds), of which labels are made."""
         if self.behaviour == "default":
             return self._format_windows(windows)
-        text = str(_to_lists(windows))
+        text = str(to_lists(windows))
         for number, replacement in self._replacements.items():
             text = text.replace(str(number), str(replacement))
         return text
@@ -261,18 +279,18 @@ class PromptWriter:
 
     def _format_windows(self, windows: Windows) -> str:
         if self.behaviour == "reference":
-            return str(_to_lists(windows))
+            return str(to_lists(windows))
         return str([self._single_token_window(window) for window in windows])
 
     def _single_token_window(self, window: Sequence[Number]) -> list[int]:
-        """Return a window in whole seconds that are single pieces, unless that would leave nothing of it."""
-        seconds = _whole_seconds(window)
+        """Return a window in whole seconds of one token each, unless the replacement would make it empty."""
+        seconds = whole_seconds(window)
         single = [self._replacements.get(second, second) for second in seconds]
         return single if single[0] < single[1] else list(seconds)
 
     def _text_ids(self, query: str, items: Sequence[str], windows: Windows | None) -> tuple[list[int], RowFlag]:
         if self.stage == 2 and windows is None:
-            raise ValueError("no stage-1 windows for a prompt of stage 2; see `stage1_windows`")
+            raise ValueError("stage1_windows: missing for a prompt of stage 2; see the function `stage1_windows`")
         max_tokens = self.sizes.max_text
         ids = [*self._encode(self.format_text(query, items, windows)), self._eos_id]
         if len(ids) <= max_tokens:
@@ -286,7 +304,7 @@ class PromptWriter:
             shortened = self.format_text(" ".join(query_words[:word_count]), items[:item_count], windows[:window_count])
             return [*self._encode(shortened), self._eos_id]
 
-        # A word is a token or more, so no more words than `limit` can stay, and a book is not tokenised again.
+        # A word has at least one token, so at most `max_tokens` words fit; a very long query is not tokenised again.
         max_words = min(len(query_words), max_tokens)
         fitted_ids = _longest_prefix(max_words, max_tokens, lambda n: encode_shortened(n, len(items), len(windows)))
         fitted_ids = fitted_ids or _longest_prefix(
@@ -295,12 +313,12 @@ class PromptWriter:
         fitted_ids = fitted_ids or _longest_prefix(len(windows), max_tokens, lambda n: encode_shortened(0, 0, n))
         if fitted_ids is None:
             raise ValueError(
-                f"max_text: {max_tokens} tokens do not even hold the task, which takes {len(encode_shortened(0, 0, 0))}"
+                f"max_text: must be at least {len(encode_shortened(0, 0, 0))} to hold the task, got {max_tokens}"
             )
         return fitted_ids, RowFlag.QUERY_TRUNCATED
 
     def _caption_ids(self, caption: Caption, text: list[int]) -> tuple[list[int], bool]:
-        """Return the ids of "[", start, text, end, "]", and whether the text was cut."""
+        """Return the token ids of "[", start, text, end, "]", and whether the text was truncated."""
         start, end = (self._second_ids[second] for second in _rounded_times(caption))
         max_tokens = self.sizes.max_text
         return [*self._open_bracket, *start, *text[:max_tokens], *end, *self._close_bracket], len(text) > max_tokens
@@ -308,7 +326,7 @@ class PromptWriter:
     def _label_ids(self, windows: Windows, duration: Number) -> tuple[list[int], RowFlag]:
         if not len(windows):
             return [], RowFlag(0)
-        windows, row_flags = _check_windows(_to_lists(windows), duration, self.behaviour)
+        windows, row_flags = check_windows(to_lists(windows), duration, self.behaviour)
         ids, max_tokens = [*self._encode(self.format_answer(windows)), self._eos_id], self.sizes.answer_tokens
         if len(ids) <= max_tokens:
             return ids, row_flags
@@ -319,11 +337,11 @@ class PromptWriter:
             len(windows), max_tokens, lambda n: [*self._encode(self.format_answer(windows[:n])), self._eos_id]
         )
         if fitted_ids is None or len(fitted_ids) == len([*self._encode("[]"), self._eos_id]):
-            raise ValueError(f"answer_tokens: {max_tokens} do not hold one window; raise it")
+            raise ValueError(f"answer_tokens: {max_tokens} tokens do not hold one window; raise it")
         return fitted_ids, row_flags
 
     def _pad_bert_tokens(self, ids: list[int]) -> np.ndarray:
-        """Cut to U words, the last of which stays [SEP]; pad."""
+        """Truncate to U tokens, keeping [SEP] as the last; pad."""
         max_tokens = self.sizes.bert_tokens
         return _pad(ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]], max_tokens)
 
@@ -334,7 +352,7 @@ class PromptWriter:
         return [i for i in self._encode(text) if i != self._boundary_id]
 
     def _encode_seconds(self, seconds: Iterable[int]) -> None:
-        """See that whole seconds have their ids; like a sign, a second stands without the border of a word."""
+        """Add the token ids of seconds to the cache, without the word boundary."""
         new_seconds = sorted(set(seconds) - self._second_ids.keys())
         if not new_seconds:
             return
@@ -344,7 +362,7 @@ class PromptWriter:
 
 
 def _encode_batch(tokenizer: Tokenizer, texts: list[str], *, special_tokens: bool = False) -> list[list[int]]:
-    """Tokenize texts; with BERT's [CLS] and [SEP] at the `special_tokens`."""
+    """Return the token ids of each text, with `special_tokens` ([CLS] and [SEP] of BERT) or without."""
     return [encoded.ids for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=special_tokens)]
 
 
@@ -358,48 +376,14 @@ def _rounded_times(caption: Caption) -> tuple[int, int]:
     return round(float(caption.start)), round(float(caption.end))
 
 
-def _to_lists(windows: Windows) -> list[list[int | float]]:
-    """Return windows as the annotation writes them, 82 or 24.3; in the array of a table both are floats."""
-    if not isinstance(windows, np.ndarray):
-        return [[n if isinstance(n, int | float) else float(n) for n in window] for window in windows]
-    all_integers = bool((windows == np.round(windows)).all())
-    return windows.astype(np.int64 if all_integers else np.float64).tolist()
-
-
-def _whole_seconds(window: Sequence[Number]) -> tuple[int, int]:
-    """Return a window in whole seconds; one that rounding would empty takes the seconds it touches."""
-    start, end = (float(second) for second in window)
-    first, last = round(start), round(end)
-    return (first, last) if first < last else (int(np.floor(start)), max(int(np.ceil(end)), int(np.floor(start)) + 1))
-
-
-def _check_windows(
-    windows: list[list[int | float]], duration: Number, behaviour: Behaviour
-) -> tuple[list[list[int | float]], RowFlag]:
-    """Refuse impossible windows, and by default shorten those that reach a little beyond the video."""
-    row_flags = RowFlag(0)
-    for window in windows:
-        if len(window) != 2 or not 0 <= window[0] <= window[1]:
-            raise ValueError(f"window {window}: should be [start, end] in seconds, start first; correct the annotation")
-        if window[0] >= duration:
-            raise ValueError(
-                f"window {window}: lies outside the video, which is {duration} s long; correct the annotation, or "
-                "prepare the whole video"
-            )
-        if window[1] > duration and behaviour == "default":
-            window[1] = float(duration)
-            row_flags |= RowFlag.TRUE_WINDOW_CLIPPED
-    return windows, row_flags
-
-
 def _longest_prefix(max_count: int, max_ids: int, encode: Callable[[int], list[int]]) -> list[int] | None:
-    """Return `write(n)` for the greatest n up to `max_count` with at most `max_ids` ids, or None where even 0 has more."""
+    """Return `encode(n)` for the largest n <= `max_count` with at most `max_ids` ids; None if `encode(0)` has more."""
     n = bisect_right(range(max_count + 1), max_ids, key=lambda n: len(encode(n))) - 1
     return encode(n) if n >= 0 else None
 
 
 def _concatenate(spans: Iterable[Sequence[int]]) -> tuple[list[int], np.ndarray]:
-    """Return all pieces in one list, and where each starts and how long it is."""
+    """Return the concatenated ids, and the start and length of each span, int32 (I, 2)."""
     spans = list(spans)
     sizes = np.array([len(piece) for piece in spans], np.int32)
     starts = np.concatenate([np.zeros(1, np.int32), np.cumsum(sizes, dtype=np.int32)[:-1]])
@@ -411,18 +395,3 @@ def _pad(ids: Sequence[int], size: int) -> np.ndarray:
     padded = np.zeros(size, np.int32)
     padded[: len(ids)] = ids
     return padded
-
-
-# What the original generates at most, whatever the video's length.
-REFERENCE_ANSWER_TOKENS = 70
-
-
-def max_answer_tokens(t5: PreTrainedTokenizerBase, max_duration: float, behaviour: Behaviour = "default") -> int:
-    """Return how many tokens an answer may have: what the longest video needs; under "reference" always 70.
-
-    Args:
-      t5: the tokenizer.
-      max_duration: of the videos, seconds.
-      behaviour: the run's.
-    """
-    return REFERENCE_ANSWER_TOKENS if behaviour == "reference" else answer_token_limit(t5, max_duration)

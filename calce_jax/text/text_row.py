@@ -1,4 +1,4 @@
-"""The textual part of a batch row: what it is made of, its shapes, and what did not fit into them."""
+"""The text of a batch row: captions, shapes, token ids, and flags of what did not fit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,43 +14,41 @@ Windows = Sequence[Sequence[Number]] | np.ndarray
 
 
 class RowFlag(IntFlag):
-    """What of a row did not fit the shapes of a batch, or had to be mended."""
+    """What was truncated, dropped or replaced in a row; the bits of `Batch.row_flags`."""
 
-    QUERY_TRUNCATED = (
-        1  # the text was longer than `max_text_tokens` tokens, or the query than the BERT words of a batch
-    )
-    CAPTION_TRUNCATED = 2  # a caption was
-    CAPTIONS_DROPPED = 4  # more captions than a batch has place for; the last ones went
-    ANSWER_TRUNCATED = 8  # the answer was longer than the labels
-    STAGE1_WINDOWS_DROPPED = 16  # more stage-1 windows than a batch has place for; the last ones went
-    NO_STAGE1_WINDOWS = 32  # no stage-1 windows; the whole video stands for them
-    TRUE_WINDOW_CLIPPED = 64  # a true window reaches beyond the video, and was shortened
+    QUERY_TRUNCATED = 1  # the text exceeded `TextSizes.max_text` tokens, or the query `TextSizes.bert_tokens`
+    CAPTION_TRUNCATED = 2  # a caption exceeded the same limits
+    CAPTIONS_DROPPED = 4  # captions exceeded C or M; the last ones were dropped
+    ANSWER_TRUNCATED = 8  # the answer exceeded A tokens
+    STAGE1_WINDOWS_DROPPED = 16  # stage-1 windows exceeded W; the last ones were dropped
+    NO_STAGE1_WINDOWS = 32  # no stage-1 windows; the whole video replaces them
+    TRUE_WINDOW_CLIPPED = 64  # a true window reached beyond the video
 
     def describe(self) -> list[str]:
-        """Return the notes in words, for reports."""
+        """Return the names of the flags that are set, in words, for reports."""
         return [flag.name.lower().replace("_", " ") for flag in RowFlag if flag in self and flag.name]
 
 
 @dataclass(frozen=True)
 class TextSizes:
-    """Shapes of the textual part of a batch."""
+    """Shapes of the text of a batch."""
 
     frames: int  # T
     captions: int  # C
     bert_tokens: int  # U, BERT tokens
-    text_tokens: int  # M, T5 tokens of all that may enter a prompt
+    text_tokens: int  # M, T5 tokens of all pieces that may enter a prompt
     answer_tokens: int  # A
-    max_text: int = 200  # T5 tokens of the text, and of one caption
+    max_text: int = 200  # most T5 tokens of the text, and of one caption
 
     @property
     def spans(self) -> int:
-        """The I of a batch."""
+        """I, the number of spans."""
         return self.frames + self.captions + NUM_FIXED_SPANS
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What is said from second `start` to second `end`."""
+    """Text spoken from second `start` to second `end`."""
 
     start: Number
     end: Number
@@ -59,7 +57,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class TextRow:
-    """The textual part of one row of a `Batch`, in its shapes, and what did not fit."""
+    """The text of one row of a `Batch`, padded to `TextSizes`."""
 
     tokens: Int32[np.ndarray, " M"]
     spans: Int32[np.ndarray, "I 2"]

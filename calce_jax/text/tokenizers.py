@@ -1,7 +1,7 @@
-"""Loading T5's and BERT's tokenizers, and the small ones that stand in for them, all by the same code.
+"""Loading the tokenizers of T5 and BERT, and the small packaged ones.
 
-transformers makes a tokenizer that knows only "unknown" when it is handed a vocabulary in the wrong way or a folder
-without one, and says nothing. So the files are looked for first, and what was loaded is tried.
+transformers silently builds a tokenizer of unknown tokens from a folder without a vocabulary. So the files are checked
+first, and a loaded tokenizer is tried.
 """
 
 from dataclasses import dataclass
@@ -22,26 +22,26 @@ TokenizerT = TypeVar("TokenizerT", bound=PreTrainedTokenizerBase)
 
 
 class TokenizerError(UserError):
-    """A folder holds no usable tokenizer; the message names it and the remedy."""
+    """A folder without a usable tokenizer; the message names it and the remedy."""
 
 
 def load_t5(source: str | Path) -> T5Tokenizer:
-    """Load a T5 tokenizer: ids 0 padding, 1 end, 2 unknown, 3 the lone word border; "<extra_id_0>" has the highest id.
+    """Load a T5 tokenizer: id 0 is padding, 1 end, 2 unknown, 3 the lone word boundary; "<extra_id_0>" is the last id.
 
     Args:
       source: a folder that holds `spiece.model` or `tokenizer.json`, or the name of a model on the Hugging Face hub.
 
     Raises:
-      TokenizerError: the folder has neither file, or what it has is not a T5 vocabulary.
+      TokenizerError: the folder has neither file, or its vocabulary is not T5's.
     """
     _check_vocabulary_files(source, T5_FILES)
-    # As the original decoded: "[[12, 30]]" also where the model wrote a border before the comma.
+    # As in the original: decodes "[[12, 30]]" also where the model wrote a word boundary before the comma.
     tokenizer = T5Tokenizer.from_pretrained(str(source), clean_up_tokenization_spaces=True)
     sentinels = tokenizer.convert_tokens_to_ids(["<extra_id_0>", f"<extra_id_{NUM_T5_SENTINELS - 1}>"])
     expected = [len(tokenizer) - 1, len(tokenizer) - NUM_T5_SENTINELS]
     if tokenizer.convert_tokens_to_ids(["<pad>", "</s>", "<unk>", "▁"]) != [0, 1, 2, 3] or sentinels != expected:
         raise TokenizerError(
-            f"{source}: not laid out like T5's vocabulary", "give the folder or name of a T5 tokenizer"
+            f"{source}: the special tokens do not have the ids of T5's", "give the folder or name of a T5 tokenizer"
         )
     return _check_tokenizer(tokenizer, source)
 
@@ -53,7 +53,7 @@ def load_bert(source: str | Path) -> BertTokenizer:
       source: a folder that holds `vocab.txt` or `tokenizer.json`, or the name of a model on the Hugging Face hub.
 
     Raises:
-      TokenizerError: the folder has neither file, or what it has is not a BERT vocabulary.
+      TokenizerError: the folder has neither file, or its vocabulary is not BERT's.
     """
     _check_vocabulary_files(source, BERT_FILES)
     tokenizer = BertTokenizer.from_pretrained(str(source))
@@ -63,20 +63,20 @@ def load_bert(source: str | Path) -> BertTokenizer:
 
 
 def unwrap_fast_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Return what works inside a tokenizer, which neither pads nor cuts.
+    """Return the Rust tokenizer inside, without padding and truncation.
 
-    transformers' own call finds the same ids, and takes half as long again to note which letters a token is made of.
+    The call of transformers returns the same ids, but takes 1.5 times as long because it also returns offsets.
     """
     wrapper: Any = tokenizer
     backend = wrapper.backend_tokenizer
-    assert isinstance(backend, Tokenizer), "T5's and BERT's are written in Rust"
+    assert isinstance(backend, Tokenizer), "T5's and BERT's tokenizers have a Rust backend"
     backend.no_padding()
     backend.no_truncation()
     return backend
 
 
 def _check_vocabulary_files(source: str | Path, files: tuple[str, ...]) -> None:
-    """Refuse a folder without a vocabulary; a name of the shape "owner/model" that is no folder is left to the hub."""
+    """Raise if a folder has no vocabulary; a name like "owner/model" that is no folder is a name on the hub."""
     folder = Path(source)
     is_hub_name = not folder.exists() and not folder.is_absolute() and str(source).count("/") <= 1
     if not is_hub_name and not any((folder / file).is_file() for file in files):
@@ -89,13 +89,13 @@ def _check_vocabulary_files(source: str | Path, files: tuple[str, ...]) -> None:
 def _check_tokenizer(tokenizer: TokenizerT, source: str | Path) -> TokenizerT:
     ids = tokenizer.encode("a moment in a video", add_special_tokens=False)
     if all(piece == tokenizer.unk_token_id for piece in ids):
-        raise TokenizerError(f"{source}: every word is unknown to this tokenizer", "its vocabulary file is damaged")
+        raise TokenizerError(f"{source}: every word is an unknown token", "copy its vocabulary file again")
     return tokenizer
 
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """T5's and BERT's."""
+    """The tokenizers of T5 and BERT."""
 
     t5: PreTrainedTokenizerBase
     bert: PreTrainedTokenizerBase

@@ -1,1 +1,1 @@
-"""What turns a model and a stream of batches into a trained model."""
+"""Training: the loop, the compiled step, the optimizer, and what a run reads and writes."""

@@ -1,9 +1,9 @@
-"""Batches whose prompts are about equally long, so that little of them is padding.
+"""Feeds: where the training loop takes its batches from, in the order of the data or grouped by prompt length.
 
-A prompt's length follows from its key frames, which only the device knows, and only once it has seen the frames, crops
-and all. So a few batches, a window, are seen first. What the tower gives waits on the devices while the host sorts the
-window's rows by length and deals them into as many batches; those take their turns in an order drawn from the seed. The
-tower runs once a video either way, and every query is in one batch of its epoch.
+The length of a prompt depends on its key frames, which the device selects from the encoded frames, crops included. So
+the batches of a window are encoded first, their features stay on the devices, and the host sorts the rows of the window
+by prompt length and deals them into as many batches, whose order is drawn from the seed. The vision tower runs once per
+video in both feeds, and every query is in one batch of its epoch.
 
 Dimensions: B rows of a batch, V batches of a window.
 """
@@ -26,22 +26,22 @@ from calce_jax.training.state import TrainState
 
 
 class LengthGroupedIterator(grain.DatasetIterator[tuple[RowInfo, Batch]]):
-    """Gives batches on the devices, and what this host is told of its rows.
+    """Iterates over batches grouped by prompt length, on the devices, each with the `RowInfo` of this host's rows.
 
-    Its state says which rows the window's batches are made of, so that a run that goes on in the middle of a window
-    takes the very batches that were still to come.
+    Its state holds the order of the window's rows, so that a run resumed inside a window gets the batches that were
+    left.
 
     Args:
       batches: this host's parts of the batches, in the order of the data.
-      grouper: sees them.
-      frozen: the frozen weights.
+      grouper: encodes batches and gathers rows.
+      frozen: frozen weights.
       batches_per_window: V.
-      batches_per_epoch: batches of an epoch; no window reaches beyond it.
-      seed: of the order in which a window's batches take their turns.
+      batches_per_epoch: a window does not reach beyond an epoch.
+      seed: of the order of a window's batches.
       process_index, process_count: of this host.
 
     Attributes:
-      trainable: what the next window is seen with; to be set before every batch is taken.
+      trainable: weights that encode the next window; to be set before each batch is taken.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LengthGroupedIterator(grain.DatasetIterator[tuple[RowInfo, Batch]]):
         self._start_window(0)
 
     def __next__(self) -> tuple[RowInfo, Batch]:
-        """Take the next batch, and before the first of a window see them all.
+        """Return the next batch; the first one of a window encodes the whole window.
 
         Raises:
           StopIteration: the data end.
@@ -94,7 +94,7 @@ class LengthGroupedIterator(grain.DatasetIterator[tuple[RowInfo, Batch]]):
         return item
 
     def get_state(self) -> dict[str, Any]:
-        """Return where it stands, for JSON."""
+        """Return the position as JSON values."""
         return {
             "batches": self._source_state,
             "before": self._batches_before_window,
@@ -103,47 +103,48 @@ class LengthGroupedIterator(grain.DatasetIterator[tuple[RowInfo, Batch]]):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go to where another one stood; the batches of its window are read, and seen, again."""
+        """Move to a position from `get_state`; the batches of its window are read and encoded again."""
         self._batches.set_state(state["batches"])
         self._start_window(state["before"])
         self._order, self._num_taken = state["order"], state["taken"]
 
     def _start_window(self, batches_before_window: int) -> None:
-        """Begin a window, after so many batches: what stands in it is not known yet."""
+        """Begin a window; it is encoded when its first batch is taken."""
         self._source_state, self._batches_before_window = self._batches.get_state(), batches_before_window
         self._window: BatchWindow | None = None
-        self._order: list[list[int]] = []  # rows of the window's batches, in the order of their turns
+        self._order: list[list[int]] = []  # rows of each batch of the window, in the order of the batches
         self._num_taken = 0
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Where a training loop takes its batches from.
+    """Batches of a training loop.
 
     Fields:
-      iterator: what checkpoints keep the place of.
-      next_batch: takes the next batch, given the state it is for; gives what this host is told of it, and it on the devices.
+      iterator: its position is saved in checkpoints.
+      next_batch: takes the next batch, given the state that it is for; returns information on this host's rows (numpy,
+        on the host) and the batch (on the devices). Raises StopIteration where the data end.
     """
 
     iterator: grain.DatasetIterator
-    next_batch: Callable[[TrainState], tuple[Any, Batch]]
+    next_batch: Callable[[TrainState], tuple[RowInfo, Batch]]
 
 
 def sequential_feed(batches: grain.DatasetIterator[Batch], mesh: Mesh) -> Feed:
-    """Feed this host's parts of batches as they come."""
+    """Feed this host's parts of batches in the order of the data."""
 
-    def next_batch(state: TrainState) -> tuple[Any, Batch]:
+    def next_batch(state: TrainState) -> tuple[RowInfo, Batch]:
         del state
         batch = next(batches)
-        return batch, put_batch(batch, mesh)
+        return RowInfo.of(batch), put_batch(batch, mesh)
 
     return Feed(batches, next_batch)
 
 
 def length_grouped_feed(iterator: LengthGroupedIterator) -> Feed:
-    """Feed batches that are grouped."""
+    """Feed batches grouped by prompt length; windows are encoded with the weights of the current state."""
 
-    def next_batch(state: TrainState) -> tuple[Any, Batch]:
+    def next_batch(state: TrainState) -> tuple[RowInfo, Batch]:
         iterator.trainable = state.trainable
         return next(iterator)
 

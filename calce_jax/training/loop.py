@@ -1,43 +1,30 @@
-"""The training loop: step, log, evaluate, save, stop.
+"""The training loop: evaluate, save, stop, step, log.
 
-The host runs ahead of the device. What a step measures stays on the device until later steps are under way. A step
-whose loss or gradient is not finite is skipped on the device, inside `step_fn`, so the steps that are under way by the
-time the host reads of it start from the unchanged parameters. The host counts skipped steps in order, warns, and ends
-the run after `MAX_SKIPPED` in a row. It waits for the device only before an evaluation and before a checkpoint.
+The host runs ahead of the device: the metrics of a step are fetched only after later steps were dispatched. A step
+whose loss or gradient is not finite is skipped on the device, inside `train_step`, so the steps dispatched before the
+host reads its metrics start from unchanged parameters. The host counts skipped steps in order, logs a warning, and
+ends the run after `MAX_SKIPPED` in a row. It waits for the device only before an evaluation and before a checkpoint.
 """
 
-import resource
 import signal
 import sys
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-import grain
 import jax
 import numpy as np
-from absl import logging
 from tqdm import tqdm
 
+from calce_jax.batch import Batch
 from calce_jax.checkpoints.manager import BEST_METRIC, Checkpoints
 from calce_jax.distributed.multihost import preemption_requested
-from calce_jax.errors import UserError
-from calce_jax.input_pipeline.row_flags import RowFlagCounter
+from calce_jax.training.feed import Feed
+from calce_jax.training.metric_log import MetricLog, TrainingError
 from calce_jax.training.metric_writer import MetricWriter
 from calce_jax.training.state import TrainState
-
-# Steps whose measurements are left on the device at a log, so that reading the others does not wait.
-METRICS_LAG_STEPS = 2
-# Skipped steps in a row that end the run: by then it is not one batch, and nothing is being learnt.
-MAX_SKIPPED = 5
-
-
-class TrainingError(UserError):
-    """Training cannot go on; the message says at which step and why."""
 
 
 class _EvaluationInterrupted(BaseException):
@@ -46,12 +33,12 @@ class _EvaluationInterrupted(BaseException):
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation brings back.
+    """Scores of an evaluation, and samples to show.
 
     Fields:
-      metrics: by name ("R1@0.5"), with R1_avg, which decides which checkpoint is best.
-      images: uint8 (H, W, 3), by the name of the sample they show.
-      texts: Markdown, likewise.
+      metrics: by name ("R1@0.5"); R1_avg decides which checkpoint is the best.
+      images: uint8 (H, W, 3), by the name of the sample.
+      texts: Markdown, by the name of the sample.
     """
 
     metrics: Mapping[str, float]
@@ -61,7 +48,7 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class TrainSchedule:
-    """How long a run is, and when it logs and evaluates."""
+    """Length of a run, and when it logs and evaluates."""
 
     steps_per_epoch: int  # micro-steps
     epochs: int
@@ -74,66 +61,90 @@ class TrainSchedule:
         return self.steps_per_epoch * self.epochs
 
     def is_eval_step(self, step: int) -> bool:
-        """Tell whether the state after `step` micro-steps is evaluated: every few epochs, and in the end."""
+        """Return whether to evaluate after `step` micro-steps: every `eval_every` epochs, and at the end."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return step > 0 and step_in_epoch == 0 and (epoch % self.eval_every == 0 or step == self.total_steps)
 
 
+@dataclass(frozen=True)
+class TrainFunctions:
+    """The functions that the loop calls.
+
+    Fields:
+      train_step: compiled, `(state, batch) -> (state, metrics)`; may donate the state. Metrics are float32 scalars,
+        among them "loss", "learning_rate", "gradient_norm", "skipped" (1 where only `state.step` changed), "tokens" and
+        "padding".
+      evaluate: scores a state.
+      query_ids: turns rows of the queries table into query ids, for messages.
+    """
+
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, jax.Array]]]
+    evaluate: Callable[[TrainState], EvalResult]
+    query_ids: Callable[[np.ndarray], list[str]]
+
+
+@dataclass(frozen=True)
+class RunOutputs:
+    """Where a run writes.
+
+    Fields:
+      checkpoints: of the workdir. If the metadata of the latest has "evaluation_due", the loop evaluates first.
+      metadata: saved with each checkpoint, JSON values.
+      writer: of metrics, images and texts.
+    """
+
+    checkpoints: Checkpoints
+    metadata: Mapping[str, Any]
+    writer: MetricWriter
+
+
 def train(
     state: TrainState,
-    iterator: grain.DatasetIterator,
-    next_batch: Callable[[TrainState], tuple[Any, Any]],
-    *,
+    feed: Feed,
     schedule: TrainSchedule,
-    step_fn: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, jax.Array]]],
-    evaluate: Callable[[TrainState], EvalResult],
-    checkpoints: Checkpoints,
-    metadata: Mapping[str, Any],
-    writer: MetricWriter,
-    query_ids_of: Callable[[np.ndarray], list[str]],
+    functions: TrainFunctions,
+    outputs: RunOutputs,
+    *,
+    stop_on_sigterm: bool = False,
 ) -> TrainState:
-    """Train from `state` to the end of the plan, or until SIGTERM, and leave a checkpoint either way.
+    """Train to the end of the schedule, or until SIGTERM; a checkpoint is saved in both cases.
 
     Args:
-      state: fresh, or restored together with the iterator.
-      iterator: stands after the state's last batch.
-      next_batch: takes the next batch from it; gives what this host is told of it (its `row`, `notes` and `present`), and the
-        batch on the devices.
-      schedule: how long, how often.
-      step_fn: compiled; `(state, device batch) -> (state, float32 scalars)`, among them "loss", "learning_rate",
-        "gradient_norm", "skipped" (1 where it left all but `state.step` as it was), "tokens" and "padding". It may
-        donate the state.
-      evaluate: scores a state.
-      checkpoints: of the workdir; a record in it with "evaluation_due" makes a resumed run evaluate first.
-      metadata: what is kept with each checkpoint.
-      writer: of metrics.
-      query_ids_of: turns rows of a batch into query ids, for messages.
+      state: new, or restored together with `feed.iterator`.
+      feed: its iterator stands after the last batch of `state`.
+      schedule: number of steps, when to log and to evaluate.
+      functions: training step, evaluation.
+      outputs: checkpoints and metrics.
+      stop_on_sigterm: handle SIGTERM of this process while training. For commands alone: the handler belongs to the
+        whole process, and only the main thread can set it. Several hosts stop together without it.
 
     Returns:
-      The last state. On SIGTERM, raises SystemExit(0) after saving instead.
+      The last state.
 
     Raises:
-      TrainingError: `MAX_SKIPPED` steps in a row were skipped, or the iterator ends early.
+      TrainingError: `MAX_SKIPPED` steps in a row were skipped, or the data end early.
       CheckpointError: a checkpoint cannot be written, or the state is not finite.
+      SystemExit: with code 0, after SIGTERM and a checkpoint.
     """
     step = int(state.step)
-    log = _MetricLog(writer, query_ids_of, checkpoints)
+    checkpoints, writer = outputs.checkpoints, outputs.writer
+    log = MetricLog(writer, functions.query_ids, checkpoints)
     eval_due = step == checkpoints.latest_step and bool(checkpoints.read_metadata(step).get("evaluation_due"))
 
     def save(metrics: Mapping[str, float] | None, *, evaluation_due: bool = False) -> None:
         log.fetch_all()
-        checkpoints.save(state, iterator, {**metadata, "evaluation_due": evaluation_due}, metrics)
+        checkpoints.save(state, feed.iterator, {**outputs.metadata, "evaluation_due": evaluation_due}, metrics)
 
     bar = tqdm(
         total=schedule.total_steps, initial=step, unit="step", dynamic_ncols=True, disable=jax.process_index() > 0
     )
-    with _handle_sigterm() as stop, bar:
+    with _stop_request(stop_on_sigterm) as stop, bar:
         while True:
-            # 1. Evaluate at the end of an epoch (or what the last process left to evaluate), save latest and best.
+            # 1. Evaluate at the end of an epoch, or first if the interrupted process had to; save latest and best.
             if eval_due:
                 log.fetch_all()  # an evaluation waits for the device anyway, and may be long
                 try:
-                    evaluation = _evaluate_interruptibly(stop, evaluate, state)
+                    evaluation = _evaluate_interruptibly(stop, functions.evaluate, state)
                 except _EvaluationInterrupted:
                     save(None, evaluation_due=True)
                     break
@@ -144,7 +155,7 @@ def train(
             elif step % schedule.steps_per_epoch == 0 and step not in (0, checkpoints.latest_step):
                 save(None)
 
-            # 2. Stop: at the end, or because we were told to.
+            # 2. Stop: at the end, or on request.
             if step >= schedule.total_steps:
                 break
             if stop.should_stop(step):
@@ -152,20 +163,20 @@ def train(
                     save(None)
                 break
 
-            # 3. One micro-step. Nothing here waits for the device, but batches dealt by length, once a window.
+            # 3. One micro-step. Nothing here waits for the device, except length grouping, once per window.
             try:
-                row_info, batch = next_batch(state)
+                row_info, batch = feed.next_batch(state)
             except StopIteration:
                 raise TrainingError(
                     f"the data end before step {step} of {schedule.total_steps}",
-                    "the iterator should repeat without end",
+                    "the iterator must repeat without end",
                 ) from None
-            state, step_metrics = step_fn(state, batch)
+            state, step_metrics = functions.train_step(state, batch)
             step += 1
             log.add(step, row_info, step_metrics)
             bar.update()
 
-            # 4. Log what is ready.
+            # 4. Log the metrics that are ready.
             if step % schedule.log_every == 0:
                 bar.set_postfix(log.write(step), refresh=False)
             if step % schedule.steps_per_epoch == 0:
@@ -176,119 +187,12 @@ def train(
         writer.flush()
     if stop.requested and (step < schedule.total_steps or eval_due):
         print(
-            f"stopped by SIGTERM after step {step} of {schedule.total_steps}; saved to {checkpoints.folder / str(step)}. "
-            "The same command goes on from there.",
+            f"stopped by SIGTERM after step {step} of {schedule.total_steps}; saved to "
+            f"{checkpoints.folder / str(step)}. The same command goes on from there.",
             file=sys.stderr,
         )
         raise SystemExit(0)
     return state
-
-
-class _MetricLog:
-    """Measurements on their way from the device to the writer."""
-
-    def __init__(self, writer: MetricWriter, query_ids_of: Callable[[np.ndarray], list[str]], checkpoints: Checkpoints):
-        self._writer, self._query_ids_of, self._checkpoints = writer, query_ids_of, checkpoints
-        self._pending: deque[tuple[int, np.ndarray, Mapping[str, jax.Array]]] = deque()
-        self._fetched: list[dict[str, float]] = []
-        self._skipped: list[tuple[int, list[str]]] = []  # the last steps and their queries, as far as all were skipped
-        self._flag_counter, self._num_reported_flags = RowFlagCounter(), 0
-        self._num_rows, self._num_flagged_rows = 0, 0
-        self._num_frames = 0
-        self._start_time, self._num_steps = time.perf_counter(), 0
-
-    def add(self, step: int, row_info: Any, metrics: Mapping[str, jax.Array]) -> None:
-        """Take in a step that is under way."""
-        self._pending.append((step, np.asarray(row_info.row), metrics))
-        self._flag_counter.add(np.asarray(row_info.row), np.asarray(row_info.notes))
-        self._num_frames += int(np.sum(row_info.present)) * jax.process_count()
-        self._num_rows += len(row_info.row)
-        self._num_flagged_rows += int(np.count_nonzero(row_info.notes))
-        self._num_steps += 1
-
-    def write(self, step: int) -> dict[str, str]:
-        """Write the means since the last time; return what the progress bar shows."""
-        self._fetch_until(METRICS_LAG_STEPS)
-        if not self._fetched:
-            return {}
-        # A skipped step says nothing of loss and gradient; all else is true of it too.
-        applied = [step_values for step_values in self._fetched if not step_values["skipped"]]
-        of = {name: applied if name in ("loss", "gradient_norm") else self._fetched for name in self._fetched[0]}
-        mean = {name: float(np.mean([each[name] for each in steps])) for name, steps in of.items() if steps}
-        seconds = time.perf_counter() - self._start_time
-        scalars = {f"train/{name}": value for name, value in mean.items() if name not in ("tokens", "padding")}
-        scalars["train/learning_rate"] = self._fetched[-1]["learning_rate"]
-        scalars["train/skipped"] = float(len(self._fetched) - len(applied))
-        scalars |= {
-            "data/tokens": mean["tokens"],
-            "data/padding": mean["padding"],
-            "data/mended": self._num_flagged_rows / self._num_rows,  # the share that did not fit as it was
-            "speed/step_seconds": seconds / self._num_steps,
-            "speed/frames_per_second": self._num_frames / seconds,
-            "speed/tokens_per_second": mean["tokens"] * self._num_steps / seconds,
-            "memory/host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
-        }
-        if device := jax.local_devices()[0].memory_stats():
-            scalars["memory/device_gb"] = device["peak_bytes_in_use"] / 1e9
-        self._writer.write_scalars(step, scalars)
-        self._fetched.clear()
-        self._num_rows, self._num_flagged_rows = 0, 0
-        self.reset_timer()
-        return {"loss": f"{mean.get('loss', np.nan):.3f}", "lr": f"{scalars['train/learning_rate']:.2e}"}
-
-    def report_row_flags(self) -> None:
-        """Name the queries that did not fit the shapes of a batch, where there are more than the last time."""
-        count = sum(map(len, self._flag_counter.rows.values()))
-        if count > self._num_reported_flags:
-            for line in self._flag_counter.summary_lines(self._query_ids_of):
-                logging.warning("training: %s", line)
-        self._num_reported_flags = count
-
-    def reset_timer(self) -> None:
-        """Begin to time anew, so that an evaluation does not count as slow steps."""
-        self._num_frames, self._num_steps, self._start_time = 0, 0, time.perf_counter()
-
-    def fetch_all(self) -> None:
-        """Wait for every measurement."""
-        self._fetch_until(0)
-
-    def _fetch_until(self, max_pending: int) -> None:
-        while len(self._pending) > max_pending:
-            step, rows, metrics = self._pending.popleft()
-            values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-            self._fetched.append(values)
-            if not values["skipped"]:
-                self._skipped.clear()
-                continue
-            queries = self._query_ids_of(rows)
-            logging.warning(
-                "training: step %d was skipped: its loss is %g and its gradient norm %g; its queries are %s",
-                step,
-                values["loss"],
-                values["gradient_norm"],
-                ", ".join(queries),
-            )
-            self._skipped.append((step, queries))
-            if len(self._skipped) == MAX_SKIPPED:
-                raise TrainingError(self._end())
-
-    def _end(self) -> str:
-        """Return why the run ends after the steps that were skipped, and how to go on."""
-        named = "; ".join(f"step {step}: {', '.join(queries)}" for step, queries in self._skipped)
-        latest, workdir = self._checkpoints.latest_step, self._checkpoints.folder.parent
-        text = (
-            f"{MAX_SKIPPED} steps in a row had a loss or a gradient that is not finite and were skipped; their queries "
-            f"are {named}. Correct their videos, captions and windows; the same command then "
-        )
-        if latest is None:
-            return text + (
-                "starts anew, since no checkpoint was saved. If it ends here again, lower config.schedule.peak in "
-                "another --workdir"
-            )
-        text += f"goes on from step {latest}, whose values are finite. If it ends here again, "
-        if (before := self._checkpoints.before(latest)) is not None:
-            text += f"remove {self._checkpoints.folder / str(latest)} to go on from step {before}, or "
-        return text + f"train in another --workdir with config.weights.start={workdir} and a lower config.schedule.peak"
 
 
 def _write_evaluation(
@@ -306,23 +210,26 @@ def _write_evaluation(
 
 @dataclass
 class _StopRequest:
+    """Whether to stop, and whether an evaluation is running, which SIGTERM interrupts."""
+
     requested: bool = False
     evaluating: bool = False
 
     def should_stop(self, step: int) -> bool:
-        """Tell whether to stop before a step; several hosts find out together."""
+        """Return whether to stop before a step; several hosts agree on it."""
         self.requested = self.requested or preemption_requested(step)
         return self.requested
 
 
 @contextmanager
-def _handle_sigterm() -> Iterator[_StopRequest]:
-    """Note SIGTERM instead of dying of it.
+def _stop_request(stop_on_sigterm: bool) -> Iterator[_StopRequest]:
+    """Yield a request that SIGTERM sets while the context lasts, if `stop_on_sigterm`.
 
-    Of several hosts none may act on it alone: there jax has taken hold of the signal and tells the others.
+    With several hosts none may stop alone: jax.distributed handles the signal there, and tells all hosts at which step
+    to stop.
     """
     stop = _StopRequest()
-    if jax.process_count() > 1:
+    if not stop_on_sigterm or jax.process_count() > 1:
         yield stop
         return
 
@@ -342,7 +249,11 @@ def _handle_sigterm() -> Iterator[_StopRequest]:
 def _evaluate_interruptibly(
     stop: _StopRequest, evaluate: Callable[[TrainState], EvalResult], state: TrainState
 ) -> EvalResult:
-    """Evaluate, unless SIGTERM comes: an evaluation may take longer than one is given to leave."""
+    """Evaluate. SIGTERM interrupts it, since an evaluation may take longer than the time left before SIGKILL.
+
+    Raises:
+      _EvaluationInterrupted: a stop was requested.
+    """
     if stop.requested:
         raise _EvaluationInterrupted
     stop.evaluating = True

@@ -1,4 +1,4 @@
-"""AdamW as the original groups it, stepping once every few micro-steps."""
+"""AdamW with the original's weight-decay groups, and gradient accumulation over micro-steps."""
 
 from typing import Any
 
@@ -12,16 +12,21 @@ NO_DECAY_NAMES = ("bias", "scale")
 
 
 def has_weight_decay(path: tuple[str, ...]) -> bool:
-    """Tell whether a parameter decays: all do but biases and the scale of `ln_vision`."""
+    """Return whether a parameter decays: all except biases and the scale of `ln_vision`.
+
+    Args:
+      path: names of the parameter, such as ("t5", "lm_head", "b").
+    """
     return path[-1] not in NO_DECAY_NAMES
 
 
 def make_optimizer(config: OptimizerConfig, behaviour: Behaviour = "default") -> optax.GradientTransformationExtraArgs:
-    """Build the optimizer; its `update` takes the micro-step's rate as the keyword `learning_rate`, a float32 scalar.
+    """Build the optimizer.
 
-    It returns zero updates but at every `config.accumulate`-th micro-step, whose rate then holds for all of them.
-    An epoch may end in between: the gradients gathered so far enter the next epoch's first step. They are averaged;
-    under "reference" they are summed, as the original does, which Adam's own scaling all but undoes.
+    Its `update` takes the learning rate of the micro-step as the keyword `learning_rate`, a float32 scalar. Updates are
+    zero except at every `config.accumulate`-th micro-step, whose learning rate is used. Accumulation continues across
+    epochs. Gradients are averaged; under "reference" they are summed, as in the original, which Adam's normalisation
+    nearly cancels.
     """
     inner: Any = optax.chain(
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
@@ -32,7 +37,7 @@ def make_optimizer(config: OptimizerConfig, behaviour: Behaviour = "default") ->
         inner = optax.MultiSteps(inner, config.accumulate, use_grad_mean=behaviour == "default")
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        # optax mixes integer counters with floats and so needs the ordinary promotion rules.
+        # optax mixes integer counters with floats, which strict promotion rejects.
         with jax.numpy_dtype_promotion("standard"):
             return inner.update(updates, state, params, **extra)
 

@@ -1,4 +1,4 @@
-"""One run put together: the workdir, the model on its devices, the programs, the loop."""
+"""A training run: its workdir, the model on its devices, the compiled functions, the loop."""
 
 import json
 from functools import partial
@@ -22,7 +22,7 @@ from calce_jax.models.calce import count_params
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.provenance import file_hash, git_revision
 from calce_jax.training.feed import LengthGroupedIterator, length_grouped_feed, sequential_feed
-from calce_jax.training.loop import TrainSchedule, train
+from calce_jax.training.loop import RunOutputs, TrainFunctions, TrainSchedule, train
 from calce_jax.training.metric_writer import open_metric_writer
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.run_data import RunData
@@ -31,46 +31,52 @@ from calce_jax.training.state import TrainState, create_train_state
 from calce_jax.training.train_step import compile_train_step, make_train_step
 
 
-def train_run(config: RunConfig, workdir: Path, run_data: RunData) -> TrainState:
-    """Train, evaluate and save, from wherever the workdir stands, to the end of the schedule.
+def train_run(config: RunConfig, workdir: Path, run_data: RunData, *, stop_on_sigterm: bool = False) -> TrainState:
+    """Train to the end of the schedule; a workdir with checkpoints is resumed.
+
+    Args:
+      config: of the run.
+      workdir: gets the config, checkpoints and metrics.
+      run_data: from `calce_jax.training.run_data.open_run_data`.
+      stop_on_sigterm: see `calce_jax.training.loop.train`; for commands alone.
 
     Raises:
       LockError: another process trains in this workdir (`train.lock` there).
-      ConfigError: the workdir belongs to another config.
+      ConfigError: the workdir was made with another config.
       CheckpointError: weights or checkpoints are missing, damaged, not finite or of another size, or cannot be written.
       ShardingError: the batch or the model does not fit the mesh.
       TrainingError: several steps in a row had a loss or a gradient that is not finite.
       SystemExit: with code 0, after SIGTERM and a checkpoint.
     """
     with one_writer(Path(workdir) / "train.lock"):
-        return _train_run(config, workdir, run_data)
+        return _train_run(config, workdir, run_data, stop_on_sigterm)
 
 
-def _train_run(config: RunConfig, workdir: Path, material: RunData) -> TrainState:
+def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sigterm: bool) -> TrainState:
     # 1. The workdir, and where the weights come from.
     init_workdir(workdir, config)
-    start = resolve_init(workdir, config.weights.start, config.weights.base)
+    init_source = resolve_init(workdir, config.weights.start, config.weights.base)
     mesh = make_mesh(config.mesh)
     checkpoints = Checkpoints(workdir)
 
     with jax.set_mesh(mesh), open_metric_writer(workdir) as writer:
         # 2. The model: frozen weights and trainables, on their devices.
-        graph, trainable, frozen = build_model(material.model_config, config, mesh)
+        graph, trainable, frozen = build_model(run_data.model_config, config, mesh)
         logging.info("%d parameters are trainable, %d are frozen", count_params(trainable), count_params(frozen))
-        if start.kind == "given" and start.path:
-            given = load_trainable(start.path, trainable)
+        if init_source.kind == "other_run" and init_source.path:
+            other_trainable = load_trainable(init_source.path, trainable)
             if config.model.ln_vision == "frozen":
-                check_ln_vision_frozen(trainable, given, start.path)
-            trainable = given
+                check_ln_vision_frozen(trainable, other_trainable, init_source.path)
+            trainable = other_trainable
 
-        # 3. The data, and the optimizer and its state; all of it anew from the checkpoint when this run goes on.
-        steps_per_epoch, programs = material.steps_per_epoch, step_config(config, material.max_answer_tokens)
-        grouper = LengthGrouper(graph, programs, mesh) if config.data.group > 1 else None
-        feed = sequential_feed(material.train_iterator, mesh)
+        # 3. The data, the optimizer and its state; a resumed run restores all of them from its checkpoint.
+        steps_per_epoch, program_config = run_data.steps_per_epoch, step_config(config, run_data.max_answer_tokens)
+        grouper = LengthGrouper(graph, program_config, mesh) if config.data.group > 1 else None
+        feed = sequential_feed(run_data.train_iterator, mesh)
         if grouper is not None:
             feed = length_grouped_feed(
                 LengthGroupedIterator(
-                    material.train_iterator,
+                    run_data.train_iterator,
                     grouper,
                     frozen,
                     batches_per_window=config.data.group,
@@ -81,13 +87,15 @@ def _train_run(config: RunConfig, workdir: Path, material: RunData) -> TrainStat
             )
         optimizer = make_optimizer(config.optimizer, config.behaviour)
         state = create_sharded_train_state(trainable, optimizer, mesh)
-        if start.kind == "resumed" and checkpoints.latest_step is not None:
+        if init_source.kind == "resumed" and checkpoints.latest_step is not None:
             abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
             state = checkpoints.restore(checkpoints.latest_step, abstract, feed.iterator)
-        logging.info("%s start at step %d from %s", start.kind, int(state.step), start.path or "a random model")
+        logging.info(
+            "%s start at step %d from %s", init_source.kind, int(state.step), init_source.path or "a random model"
+        )
 
-        # 4. The two programs.
-        rate = partial(
+        # 4. The compiled functions: training step and prediction.
+        learning_rate_fn = partial(
             learning_rate,
             steps_per_epoch=steps_per_epoch,
             epochs=config.schedule.epochs,
@@ -98,9 +106,9 @@ def _train_run(config: RunConfig, workdir: Path, material: RunData) -> TrainStat
             behaviour=config.behaviour,
             first_epoch=int(state.step) // steps_per_epoch,
         )
-        step = compile_train_step(make_train_step(graph, programs, optimizer, rate), state)
+        train_step = compile_train_step(make_train_step(graph, program_config, optimizer, learning_rate_fn), state)
         predict = make_batch_predictor(
-            compile_predict(make_predict(graph, programs), mesh), mesh, grouper, config.data.group
+            compile_predict(make_predict(graph, program_config), mesh), mesh, grouper, config.data.group
         )
         key = jax.random.key(config.seed)
 
@@ -109,40 +117,40 @@ def _train_run(config: RunConfig, workdir: Path, material: RunData) -> TrainStat
         try:
             return train(
                 state,
-                feed.iterator,
-                feed.next_batch,
-                schedule=TrainSchedule(
-                    steps_per_epoch, config.schedule.epochs, config.loop.log_every, config.loop.eval_every
+                feed,
+                TrainSchedule(steps_per_epoch, config.schedule.epochs, config.loop.log_every, config.loop.eval_every),
+                TrainFunctions(
+                    train_step=lambda state, batch: train_step(state, frozen, batch, key),
+                    evaluate=lambda state: run_data.evaluate(partial(predict, state.trainable, frozen)),
+                    query_ids=run_data.query_ids,
                 ),
-                step_fn=lambda state, batch: step(state, frozen, batch, key),
-                evaluate=lambda state: material.evaluate(partial(predict, state.trainable, frozen)),
-                checkpoints=checkpoints,
-                metadata=checkpoint_metadata(config, start),
-                writer=writer,
-                query_ids_of=material.query_ids,
+                RunOutputs(checkpoints, checkpoint_metadata(config, init_source), writer),
+                stop_on_sigterm=stop_on_sigterm,
             )
         finally:
             checkpoints.close()
 
 
 def init_workdir(workdir: Path, config: RunConfig) -> None:
-    """Write the config into a new workdir; in one that has a config, see that it is the same but for harmless fields.
+    """Write config.json; a workdir that has one must have the same config, except for `IGNORED_ON_RESUME`.
+
+    A config.json that an earlier version wrote is compared, and rewritten, under today's names.
 
     Raises:
-      ConfigError: lists the fields that differ.
+      ConfigError: lists the fields that differ; or config.json is damaged.
     """
     path = Path(workdir) / "config.json"
-    if path.exists() and (lines := diff(read_config_json(workdir), to_dict(config))):
+    if path.exists() and (mismatches := diff(read_config_json(workdir), to_dict(config))):
         raise ConfigError(
-            f"the workdir {workdir} belongs to another config; choose another --workdir, or the values it was "
-            "made with:\n  " + "\n  ".join(lines)
+            f"the workdir {workdir} belongs to another config",
+            "choose another --workdir, or the values it was made with:\n  " + "\n  ".join(mismatches),
         )
     if is_primary():
         write_atomic(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def checkpoint_metadata(config: RunConfig, init_source: InitSource) -> dict[str, Any]:
-    """Return what is kept with every checkpoint: enough to load it, and to know what made it."""
+    """Return the metadata of every checkpoint, JSON values: what is needed to load it, and its provenance."""
     base = config.weights.base
     return {
         "config": to_dict(config),
@@ -155,7 +163,7 @@ def checkpoint_metadata(config: RunConfig, init_source: InitSource) -> dict[str,
 
 
 def create_sharded_train_state(trainable: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Return the first state, the optimizer's part laid out as the parameters are."""
+    """Return the first state; the optimizer's arrays have the shardings of their parameters."""
     create = partial(create_train_state, optimizer=optimizer)
     shardings = param_shardings(jax.eval_shape(create, trainable), mesh)
     return jax.jit(create, out_shardings=shardings)(trainable)

@@ -1,12 +1,12 @@
-"""What a run learns from and is scored on: a prepared folder, opened as its config says."""
+"""The data of a training run: the prepared folder that its config names, batches of it, and its evaluation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import UInt8
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch
@@ -33,12 +33,12 @@ class RunData:
     """A run's data and tokenizers.
 
     Fields:
-      train_iterator: batches of the training split, without end.
+      train_iterator: this host's parts of the training batches, repeated without end.
       steps_per_epoch: batches of one epoch.
       query_ids: turns rows of the training split into query ids.
-      evaluate: runs a prediction over the evaluation split, batch by batch, and scores it.
-      model_config: of the model.
-      max_answer_tokens: the longest answer that is generated.
+      evaluate: predicts every query of the evaluation split with the given function, and scores the predictions.
+      model_config: sizes of the model.
+      max_answer_tokens: length limit of generated answers, in T5 tokens.
     """
 
     train_iterator: grain.DatasetIterator[Batch]
@@ -50,13 +50,13 @@ class RunData:
 
 
 def open_run_data(config: RunConfig) -> RunData:
-    """Open what a config names.
+    """Open the tokenizers and both splits of a config.
 
     Raises:
       TablesError: there is no such prepared folder or split.
       TokenizerError: a tokenizer is missing.
-      InputError: a split is too small for a batch.
-      FeaturesError: features are wanted, and are not those of this run, or not of all videos.
+      InputError: a split has fewer queries than a batch.
+      FeaturesError: `config.data.features` holds features of another model, or not of all videos.
     """
     tokenizers = open_tokenizers(config)
     model_config = calce_config(config, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert))
@@ -83,13 +83,14 @@ def open_run_data(config: RunConfig) -> RunData:
 def evaluate_split(
     config: RunConfig, split: DatasetSplit, t5: PreTrainedTokenizerBase, predict: PredictFn
 ) -> EvalResult:
-    """Ask, score by the original's protocol, and draw some of the answers."""
+    """Predict every query of a split, score by the original's protocol, and draw `config.loop.samples` predictions."""
     answers = list(predict_answers(config, split, t5, predict))
     scores = evaluate_cases([make_case(split.queries[answer.row], answer) for answer in answers])["reference"]
     metrics = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
     images: dict[str, np.ndarray] = {}
     texts: dict[str, str] = {}
-    for answer in answers[:: max(len(answers) // max(config.loop.samples, 1), 1)][: config.loop.samples]:
+    stride = max(len(answers) // max(config.loop.samples, 1), 1)
+    for answer in answers[::stride][: config.loop.samples]:
         example = split.dataset[answer.row]
         frames = _sample_frames(example.keyframes)
         predicted = {f"stage {config.stage}": answer.moments.windows}
@@ -98,6 +99,7 @@ def evaluate_split(
     return EvalResult(metrics, images, texts)
 
 
-def _sample_frames(keyframes: Sequence[bytes]) -> Any:
+def _sample_frames(keyframes: Sequence[bytes]) -> UInt8[np.ndarray, "T H W 3"]:
+    """Decode at most `MAX_TIMELINE_FRAMES` evenly spaced JPEG frames."""
     indices = np.linspace(0, len(keyframes) - 1, min(MAX_TIMELINE_FRAMES, len(keyframes))).round().astype(int)
-    return np.stack([decode_jpeg(keyframes[place]) for place in indices])
+    return np.stack([decode_jpeg(keyframes[index]) for index in indices])

@@ -1,6 +1,6 @@
-"""The learning rate of every micro-step: a linear warm-up, then a cosine that falls once an epoch.
+"""The learning rate of each micro-step: a linear warm-up, then half a cosine with one value per epoch.
 
-A micro-step is one batch through the model; the optimizer steps every few of them, with the rate of the last one.
+A micro-step is one batch; the optimizer steps once every `accumulate` micro-steps, with the rate of the last of them.
 """
 
 from typing import Any
@@ -26,25 +26,26 @@ def learning_rate(
 ) -> Any:
     """Return the learning rate of a micro-step.
 
-    The rate climbs linearly from `warmup_from` towards `peak` over `warmup_steps` micro-steps, which may reach into
-    later epochs. From there on it is constant within an epoch and follows half a cosine over the epochs:
-    `floor + (peak - floor) (1 + cos(pi epoch / epochs)) / 2`.
+    The rate rises linearly from `warmup_from` to `peak` over `warmup_steps` micro-steps, which may span several epochs.
+    After that it is constant within an epoch: `floor + (peak - floor) (1 + cos(pi epoch / epochs)) / 2`.
 
-    Under "reference" it counts warm-up steps as the original's scheduler does, which multiplies the epoch by the
-    largest step index seen so far rather than by the number of steps. So an epoch counts one step less; and in the
+    Under "reference" warm-up steps are counted as by the original's scheduler, which multiplies the epoch by the
+    largest step index that it has met instead of by the number of steps. So an epoch counts one step less; and in the
     epoch where a process starts, that index is the current one, so a resumed run warms up again, `first_epoch + 1`
     times as fast.
 
     Args:
-      step: micro-steps taken before this one, since the start of training; an int, or any integer array. On the
-        device (a jax array) the rate is float32; otherwise it is computed in float64.
+      step: micro-steps before this one, since the start of training; an int or an integer array of any shape.
       steps_per_epoch: micro-steps in an epoch.
       epochs: epochs in the whole run.
-      peak, floor: the rates at both ends of the cosine.
-      warmup_from: the rate of the very first step.
+      peak, floor: the rates at the two ends of the cosine.
+      warmup_from: the rate of the first micro-step.
       warmup_steps: micro-steps of warm-up.
-      behaviour: whether to count as the original.
-      first_epoch: the epoch in which this process started; "default" is a function of the step alone.
+      behaviour: "reference" counts warm-up steps as the original.
+      first_epoch: the epoch in which this process started; read under "reference" alone.
+
+    Returns:
+      The rate in the shape of `step`: float32 for a jax array, otherwise float64 (a Python float for an int).
     """
     on_device = isinstance(step, jax.Array)
     xp, dtype = (jnp, jnp.float32) if on_device else (np, np.float64)

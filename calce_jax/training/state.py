@@ -1,4 +1,4 @@
-"""What changes while training: the step, the trainable parameters, the optimizer's state."""
+"""The state of training: step, trainable parameters, optimizer state."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from flax import struct
 
 @struct.dataclass
 class TrainState:
-    """A pytree; the frozen parameters travel beside it, because they are neither updated nor saved.
+    """A pytree of what training updates and checkpoints hold; frozen parameters are passed separately.
 
     Fields:
-      step: int32 scalar, the micro-steps taken.
-      trainable: the parameters that learn, float32, as `nnx.split` gives them.
-      opt_state: optax's state, with the gradients gathered since the optimizer's last step.
+      step: int32 scalar, micro-steps taken.
+      trainable: float32 trainable parameters, an `nnx.State`.
+      opt_state: optax's state, with the gradients accumulated since the last optimizer step.
     """
 
     step: Any
@@ -24,7 +24,7 @@ class TrainState:
 
 
 def create_train_state(trainable: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """Return the state before the first step."""
+    """Return the state before the first micro-step."""
     return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
 
 
@@ -36,22 +36,22 @@ def apply_gradients(
     *,
     finite: jax.Array | bool = True,
 ) -> TrainState:
-    """Take one micro-step, or skip it.
+    """Apply the gradients of one micro-step, or skip it.
 
-    A skipped micro-step advances `state.step`, and with it the schedule and the random numbers, and changes no other
-    bit: not the parameters, not Adam's moments and counts, not the gradients accumulated so far. An optimizer step thus
-    always gathers `accumulate` finite micro-steps; a skipped one delays it by one micro-step.
+    A skipped micro-step only advances `state.step`, and with it the schedule and the random keys; parameters, Adam's
+    moments and counts, and the accumulated gradients stay bit for bit. So an optimizer step always uses `accumulate`
+    finite micro-steps; a skipped one delays it by one micro-step.
 
     Args:
-      state: the state before it.
+      state: the state before the micro-step.
       gradients: of the mean loss of the batch, in the structure of `state.trainable`.
-      optimizer: from `make_optimizer`.
+      optimizer: from `calce_jax.training.optimizer.make_optimizer`.
       learning_rate: float32 scalar, the rate at `state.step`.
       finite: bool scalar, from `is_finite`; False skips the micro-step.
     """
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable, learning_rate=learning_rate)
     trainable = optax.apply_updates(state.trainable, updates)
-    # A selection of each element, not `lax.cond`: it fuses with the update, and donated memory is still reused.
+    # An element-wise selection, not `lax.cond`: it fuses with the update, and donated memory is still reused.
     trainable, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (trainable, opt_state), (state.trainable, state.opt_state)
     )
@@ -61,6 +61,7 @@ def apply_gradients(
 def is_finite(loss: jax.Array, gradient_norm: jax.Array) -> jax.Array:
     """Return a bool scalar: whether a micro-step may be applied.
 
-    The norm is not finite where any gradient is not, and where their squares overflow, which Adam's second moment sums.
+    The global norm is not finite if any gradient is not, or if the sum of their squares overflows, which would also
+    overflow Adam's second moment.
     """
     return jnp.isfinite(loss) & jnp.isfinite(gradient_norm)

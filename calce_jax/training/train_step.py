@@ -23,17 +23,19 @@ def make_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     learning_rate: Callable[[Int[Array, ""]], Float[Array, ""]],
 ) -> Callable[[TrainState, nnx.State, Batch, PRNGKeyArray], tuple[TrainState, dict[str, Float[Array, ""]]]]:
-    """Build `step(state, frozen, batch, key) -> (state, metrics)`, to be jitted with `state` donated.
+    """Build `step(state, frozen, batch, key) -> (state, metrics)`, to be compiled by `compile_train_step`.
 
     Args:
-      graph: the model's structure, from `calce.split`.
+      graph: the model's structure, from `calce_jax.models.calce.split_params`.
       config: buckets, selection, remat.
-      optimizer: from `make_optimizer`.
-      learning_rate: of the micro-step.
+      optimizer: from `calce_jax.training.optimizer.make_optimizer`.
+      learning_rate: micro-step (int32 scalar) -> rate (float32 scalar).
 
-    Metrics are float32 scalars: loss, learning_rate, gradient_norm, skipped (1 where loss or gradient_norm is not
-    finite; such a step is not applied, see `apply_gradients`), tokens (of all prompts), padding (the share of prompt
-    positions that hold nothing), cut (prompts longer than the last bucket), key_frames (a sample).
+    Returns:
+      The function. Its metrics are float32 scalars: loss, learning_rate, gradient_norm, skipped (1 where loss or
+      gradient_norm is not finite; such a step is not applied, see `apply_gradients`), tokens (of all prompts), padding
+      (share of prompt positions without a token), truncated (prompts longer than the last bucket), key_frames (mean per
+      row).
     """
 
     def step(
@@ -81,7 +83,7 @@ def make_train_step(
             "skipped": (~finite).astype(jnp.float32),
             "tokens": tokens,
             "padding": 1.0 - tokens / (length * prompt_selection.prompt_lengths.shape[0]).astype(jnp.float32),
-            "cut": (prompt_selection.prompt_lengths > length).sum().astype(jnp.float32),
+            "truncated": (prompt_selection.prompt_lengths > length).sum().astype(jnp.float32),
             "key_frames": (prompt_selection.frame_plan.is_keyframe & prompt_selection.frame_plan.slot_mask)
             .sum()
             .astype(jnp.float32)
@@ -95,12 +97,12 @@ def make_train_step(
 def compile_train_step(
     step: Callable[..., tuple[TrainState, dict[str, Float[Array, ""]]]], state: TrainState
 ) -> Callable[..., tuple[TrainState, dict[str, Float[Array, ""]]]]:
-    """Jit what `make_train_step` built; the new state takes the place of the old one, and lives where it lived.
+    """Jit a step from `make_train_step`; `state` is donated, and the new state has the same shardings.
 
     Args:
       step: from `make_train_step`.
-      state: whose shardings the new one gets; arrays, or `jax.ShapeDtypeStruct`s with shardings.
+      state: gives the shardings; arrays, or `jax.ShapeDtypeStruct`s with shardings.
     """
-    # Left to itself XLA lays the new state out in its own way, and the second step is compiled again.
+    # Without out_shardings XLA chooses others for the new state, and the second step is compiled again.
     shardings = jax.tree.map(lambda a: a.sharding, state)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

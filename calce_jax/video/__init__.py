@@ -1,1 +1,1 @@
-"""Frames of video files, and clips cut from them."""
+"""Video files: opening, decoding to frames, thumbnails and clips."""

@@ -1,7 +1,7 @@
-"""Pictures and stretches taken out of a video, for people to look at."""
+"""Thumbnails and clips cut from a video, for reports and search pages."""
 
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,23 +13,26 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from calce_jax.storage.atomic_files import atomic_write
-from calce_jax.video.decode import TIME_TOLERANCE, VIDEO_FORMATS, VideoError, encode_jpeg
+from calce_jax.video.container import VIDEO_FORMATS, open_container
+from calce_jax.video.decode import TIME_TOLERANCE, VideoError, encode_jpeg
 
-# Decoding on is quicker than looking for the place, up to about one group of pictures.
+# Up to about one group of pictures ahead, decoding on is faster than seeking.
 MAX_DECODE_AHEAD_S = 10.0
 AUDIO_RATE = 48_000
 
 
 def thumbnails_at(video: str | Path, seconds: Sequence[float], height: int = 112) -> list[bytes]:
-    """Return JPEG pictures of about these times, in the video's aspect; decoded from the nearest key frames.
+    """Return a JPEG of the frame shown at about each of the given times, in the video's aspect ratio.
+
+    Times far ahead are reached by seeking to the key frame before them.
 
     Args:
       video: a file that `calce_jax.video.decode` reads.
-      seconds: from the first frame, rising.
-      height: of the pictures, pixels.
+      seconds: ascending, from the first frame.
+      height: of the JPEGs, pixels.
 
     Raises:
-      VideoError: nothing of it can be decoded.
+      VideoError: the file is missing, is not a video, or no frame of it can be decoded.
     """
     thumbnails: list[bytes] = []
     with _open(video) as container:
@@ -53,27 +56,27 @@ def thumbnails_at(video: str | Path, seconds: Sequence[float], height: int = 112
             ):
                 current, upcoming = upcoming, next(frames, None)
             if current is None:
-                raise VideoError(video, "no frame of it can be decoded", "make it again with ffmpeg")
+                raise VideoError(video, "no frame of it can be decoded", "re-encode it with ffmpeg")
             thumbnails.append(_jpeg(current, height, float(stream.sample_aspect_ratio or 1)))
     return thumbnails
 
 
 def cut_clip(video: str | Path, start: float, end: float, out: str | Path) -> None:
-    """Write the stretch from second `start` to second `end` as an mp4 of H.264 and AAC, to the frame.
+    """Write the part of a video from `start` to `end`, in seconds, as an MP4 of H.264 and AAC; exact to the frame.
 
     Raises:
-      VideoError: the video cannot be read there.
-      OSError: the file cannot be written.
+      VideoError: the video cannot be read, or has no frame in that part.
+      OSError: `out` cannot be written.
     """
     with atomic_write(out) as tmp_path, _open(video) as source:
         with av.open(str(tmp_path), "w", format="mp4", options={"movflags": "+faststart"}) as target:
-            num_pictures = _transcode(source, target, start, end)
-        if not num_pictures:
-            raise VideoError(video, f"there is no picture from {start:.1f} s to {end:.1f} s", "search it again")
+            num_frames = _transcode(source, target, start, end)
+        if not num_frames:
+            raise VideoError(video, f"there is no frame from {start:.1f} s to {end:.1f} s", "search it again")
 
 
 def _transcode(source: InputContainer, target: OutputContainer, start: float, end: float) -> int:
-    """Encode what lies between two times, and return the number of pictures."""
+    """Encode the video and audio between two times, and return the number of video frames."""
     video_stream, audio_stream = source.streams.best("video"), source.streams.best("audio")
     assert isinstance(video_stream, VideoStream)
     video_stream.thread_type = "AUTO"
@@ -85,8 +88,8 @@ def _transcode(source: InputContainer, target: OutputContainer, start: float, en
     video_out.time_base = Fraction(1, 90_000)
     audio_out = target.add_stream("aac", rate=AUDIO_RATE) if isinstance(audio_stream, AudioStream) else None
     resampler = av.AudioResampler(format="fltp", layout="stereo", rate=AUDIO_RATE)
-    num_pictures, num_samples = 0, 0
-    pending_audio: list[av.Packet] = []  # nothing is written before the size of the pictures is known
+    num_frames, num_samples = 0, 0
+    pending_audio: list[av.Packet] = []  # held back until the first frame tells the picture size
     open_streams = {stream.index: stream for stream in (video_stream, audio_stream) if stream is not None}
     packets: Iterator[av.Packet] = source.demux(list(open_streams.values()))
     for packet in packets:
@@ -101,34 +104,29 @@ def _transcode(source: InputContainer, target: OutputContainer, start: float, en
                 continue
             if isinstance(frame, av.VideoFrame):
                 rotated = _apply_rotation(frame)
-                if not num_pictures:
+                if not num_frames:
                     video_out.width, video_out.height = rotated.width, rotated.height
                 rotated.pts, rotated.time_base = round((time - start) * 90_000), Fraction(1, 90_000)
                 target.mux([*video_out.encode(rotated), *pending_audio])
                 pending_audio.clear()
-                num_pictures += 1
+                num_frames += 1
             elif audio_out is not None:
                 for resampled in resampler.resample(frame):
                     resampled.pts, resampled.time_base = num_samples, Fraction(1, AUDIO_RATE)
                     num_samples += resampled.samples
                     encoded = audio_out.encode(resampled)
-                    target.mux(encoded) if num_pictures else pending_audio.extend(encoded)
+                    target.mux(encoded) if num_frames else pending_audio.extend(encoded)
         if not open_streams:
             break
-    if num_pictures:
+    if num_frames:
         target.mux(video_out.encode(None))
     if num_samples and audio_out is not None:
         target.mux(audio_out.encode(None))
-    return num_pictures
+    return num_frames
 
 
-def _open(video: str | Path) -> InputContainer:
-    try:
-        return av.open(
-            os.path.abspath(video), options={"protocol_whitelist": "file", "format_whitelist": VIDEO_FORMATS}
-        )
-    except (FFmpegError, OSError) as error:
-        raise VideoError(video, f"it is not a video ({error.strerror})", "choose another file") from error
+def _open(video: str | Path) -> AbstractContextManager[InputContainer]:
+    return open_container(video, VIDEO_FORMATS, VideoError, "it is not a video")
 
 
 def _start_time(stream: VideoStream) -> float:
@@ -154,7 +152,7 @@ def _decode_packet(packet: av.Packet) -> Sequence[av.VideoFrame | av.AudioFrame]
 
 
 def _apply_rotation(frame: av.VideoFrame) -> av.VideoFrame:
-    """Return the picture as players show it, with even sides, as H.264 wants them."""
+    """Apply a frame's display rotation, and crop it to even width and height, as H.264 requires, in yuv420p."""
     width, height = frame.width - frame.width % 2, frame.height - frame.height % 2
     if not frame.rotation:
         return frame.reformat(width=width, height=height, format="yuv420p")
@@ -167,5 +165,5 @@ def _jpeg(frame: av.VideoFrame, height: int, pixel_aspect: float) -> bytes:
     aspect = frame.width / frame.height * pixel_aspect
     quarter_turns = round(frame.rotation / 90)
     size = (height, round(height / aspect)) if quarter_turns % 2 else (round(height * aspect), height)
-    small = frame.reformat(max(size[0], 2), max(size[1], 2), "rgb24").to_ndarray()
-    return encode_jpeg(np.rot90(small, quarter_turns)[None], 78)[0]
+    resized = frame.reformat(max(size[0], 2), max(size[1], 2), "rgb24").to_ndarray()
+    return encode_jpeg(np.rot90(resized, quarter_turns)[None], 78)[0]

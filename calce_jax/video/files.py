@@ -1,8 +1,8 @@
-"""Which files are videos, by their names."""
+"""File suffixes of videos."""
 
 from pathlib import Path
 
-# In the order in which `find_video` prefers them.
+# `find_video` tries them in this order.
 VIDEO_SUFFIXES = (
     ".mp4",
     ".mkv",
@@ -20,12 +20,12 @@ VIDEO_SUFFIXES = (
 
 
 def is_video_name(path: Path) -> bool:
-    """Return whether a file has the suffix of a video, in upper or lower case."""
+    """Return whether a path ends in one of `VIDEO_SUFFIXES`, in any case."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def find_video(folder: Path, stem: str) -> Path | None:
-    """Return the file `<stem><suffix of a video>` of a folder, the suffix in any case; None where there is none."""
+    """Return the file of a folder named `stem` plus one of `VIDEO_SUFFIXES`, in any case, or None."""
     for suffix in VIDEO_SUFFIXES:
         for spelling in (suffix, suffix.upper(), suffix.capitalize()):
             if (path := folder / f"{stem}{spelling}").is_file():

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from calce_jax.checkpoints import manager as checkpoints
+from calce_jax.checkpoints import manager
 from calce_jax.checkpoints.manager import (
     CheckpointError,
     Checkpoints,
+    InitSource,
     checkpoint_steps,
     load_params,
     resolve_init,
@@ -34,9 +35,9 @@ def make_state(step=3, rows=8, value=1.0):
 
 
 def save(workdir, state, iterator=None, metrics=None, record=None):
-    kept = Checkpoints(workdir)
-    kept.save(state, iterator or make_iterator(), record or {"seed": 42}, metrics)
-    kept.close()
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(state, iterator or make_iterator(), record or {"seed": 42}, metrics)
+    checkpoints.close()
 
 
 def abstract(mesh="single", **changes):
@@ -51,31 +52,31 @@ def assert_equal(left, right):
 @pytest.mark.parametrize("mesh", ["single", "a100x4"])
 def test_restores_state_iterator_and_record_onto_any_mesh(tmp_path, mesh):
     iterator = make_iterator()
-    seen = [next(iterator) for _ in range(5)]
+    taken = [next(iterator) for _ in range(5)]
     save(tmp_path, make_state(), iterator, record={"config": {"stage": 1}})
     rest = list(iterator)
 
-    kept, fresh = Checkpoints(tmp_path), make_iterator()
-    state = kept.restore(3, abstract(mesh), fresh)
+    checkpoints, fresh = Checkpoints(tmp_path), make_iterator()
+    state = checkpoints.restore(3, abstract(mesh), fresh)
     assert_equal(state, make_state())
     assert len(state.trainable["t5_proj"]["kernel"].sharding.device_set) == (4 if mesh == "a100x4" else 1)
     assert list(fresh) == rest
-    assert len(seen) + len(rest) == 32
-    assert kept.read_metadata(3) == {"config": {"stage": 1}}
-    kept.close()
+    assert len(taken) + len(rest) == 32
+    assert checkpoints.read_metadata(3) == {"config": {"stage": 1}}
+    checkpoints.close()
 
 
 def test_keeps_the_latest_two_and_the_best(tmp_path):
-    kept = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
     for step, score in enumerate([50.0, 60.0, 60.0, 55.0, None], start=1):
-        kept.save(make_state(step), make_iterator(), {}, None if score is None else {"R1_avg": score})
-    kept.close()
+        checkpoints.save(make_state(step), make_iterator(), {}, None if score is None else {"R1_avg": score})
+    checkpoints.close()
     assert checkpoint_steps(tmp_path) == [2, 4, 5]
-    again = Checkpoints(tmp_path)
-    assert (again.latest_step, again.best_step_and_metric) == (5, (2, 60.0))
-    assert (again.before(5), again.before(4), again.before(2)) == (4, 2, None)
-    again.save(make_state(6), make_iterator(), {}, {"R1_avg": 59.0})
-    again.close()
+    reopened = Checkpoints(tmp_path)
+    assert (reopened.latest_step, reopened.best_step_and_metric) == (5, (2, 60.0))
+    assert (reopened.before(5), reopened.before(4), reopened.before(2)) == (4, 2, None)
+    reopened.save(make_state(6), make_iterator(), {}, {"R1_avg": 59.0})
+    reopened.close()
     assert checkpoint_steps(tmp_path) == [2, 5, 6]
 
 
@@ -90,79 +91,79 @@ def test_a_state_that_is_not_finite_is_refused_and_others_stay(tmp_path, part, v
         return state.replace(**{part: params if part == "trainable" else {**state.opt_state, "mu": params}})
 
     name = "trainable/t5_proj/bias" if part == "trainable" else "opt_state/mu/t5_proj/bias"
-    kept = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
     with pytest.raises(CheckpointError, match=rf"checkpoints/2 is not saved: {name} are not finite.* from the start"):
-        kept.save(harmed(2), make_iterator(), {}, {"R1_avg": 99.0})
-    kept.save(make_state(3), make_iterator(), {}, {"R1_avg": 1.0})
+        checkpoints.save(harmed(2), make_iterator(), {}, {"R1_avg": 99.0})
+    checkpoints.save(make_state(3), make_iterator(), {}, {"R1_avg": 1.0})
     # Saving a step anew removes it first.
     for step in (3, 4):
         with pytest.raises(CheckpointError, match=rf"checkpoints/{step} is not saved: {name} .* from step 3$"):
-            kept.save(harmed(step), make_iterator(), {}, {"R1_avg": 99.0})
-    kept.wait()
-    assert (checkpoint_steps(tmp_path), kept.best_step_and_metric) == ([3], (3, 1.0))
-    assert_equal(kept.restore(3, abstract(), make_iterator()), make_state(3))
-    kept.close()
+            checkpoints.save(harmed(step), make_iterator(), {}, {"R1_avg": 99.0})
+    checkpoints.wait()
+    assert (checkpoint_steps(tmp_path), checkpoints.best_step_and_metric) == ([3], (3, 1.0))
+    assert_equal(checkpoints.restore(3, abstract(), make_iterator()), make_state(3))
+    checkpoints.close()
 
 
 @pytest.mark.parametrize("harmed", [4, 5])
 def test_what_an_earlier_version_saved_that_is_not_finite_is_refused_with_a_remedy(tmp_path, monkeypatch, harmed):
-    """The latest, or the best: an evaluation answers something even where no weight is a number."""
+    """The latest, or the best: a model of NaN weights still gets a score."""
     with monkeypatch.context() as earlier:
-        earlier.setattr(checkpoints, "not_finite", lambda leaves: [])
+        earlier.setattr(manager, "not_finite", lambda leaves: [])
         for step in (4, 5):
             save(tmp_path, make_state(step, value=np.nan if step == harmed else 1.0), metrics={"R1_avg": 9.0 - step})
-    kept, other = Checkpoints(tmp_path), 9 - harmed
+    checkpoints, other = Checkpoints(tmp_path), 9 - harmed
     remedy = rf"checkpoints/{harmed} cannot be used: .*t5_proj/kernel.*checkpoints/{harmed} to go on from step {other}$"
     with pytest.raises(CheckpointError, match=remedy):
-        kept.restore(harmed, abstract("a100x4"), make_iterator())
+        checkpoints.restore(harmed, abstract("a100x4"), make_iterator())
     with pytest.raises(CheckpointError, match=remedy):
-        kept.restore_trainable(harmed, abstract().trainable)
-    kept.close()
+        checkpoints.restore_trainable(harmed, abstract().trainable)
+    checkpoints.close()
     shutil.rmtree(tmp_path / f"checkpoints/{harmed}")
-    kept = Checkpoints(tmp_path)
-    assert (kept.latest_step, kept.best_step_and_metric) == (other, (other, 9.0 - other))
-    assert_equal(kept.restore(other, abstract(), make_iterator()), make_state(other))
-    kept.close()
+    checkpoints = Checkpoints(tmp_path)
+    assert (checkpoints.latest_step, checkpoints.best_step_and_metric) == (other, (other, 9.0 - other))
+    assert_equal(checkpoints.restore(other, abstract(), make_iterator()), make_state(other))
+    checkpoints.close()
 
 
 def test_a_score_that_is_no_number_is_never_the_best(tmp_path, monkeypatch):
     with monkeypatch.context() as earlier:
-        earlier.setattr(checkpoints.math, "isfinite", lambda value: True)
+        earlier.setattr(manager.math, "isfinite", lambda value: True)
         save(tmp_path, make_state(1), metrics={"R1_avg": np.nan})
     save(tmp_path, make_state(2), metrics={"R1_avg": np.nan})
-    kept = Checkpoints(tmp_path)
-    assert kept.best_step_and_metric is None
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.best_step_and_metric is None
     for step, score in ((3, 0.0), (4, np.nan), (5, None)):
-        kept.save(make_state(step), make_iterator(), {}, None if score is None else {"R1_avg": score})
-    assert kept.best_step_and_metric == (3, 0.0)
-    kept.close()
+        checkpoints.save(make_state(step), make_iterator(), {}, None if score is None else {"R1_avg": score})
+    assert checkpoints.best_step_and_metric == (3, 0.0)
+    checkpoints.close()
     assert checkpoint_steps(tmp_path) == [3, 4, 5]
 
 
 def test_a_step_saved_unevaluated_can_be_saved_again_with_its_metrics(tmp_path):
     save(tmp_path, make_state(4))
     save(tmp_path, make_state(4), metrics={"R1_avg": 1.0})
-    kept = Checkpoints(tmp_path)
-    assert kept.best_step_and_metric == (4, 1.0)
-    kept.close()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.best_step_and_metric == (4, 1.0)
+    checkpoints.close()
 
 
 def test_trainables_alone(tmp_path):
     save(tmp_path, make_state(value=7.0))
-    kept = Checkpoints(tmp_path)
-    assert_equal(kept.restore_trainable(3, abstract("a100x4").trainable), make_state(value=7.0).trainable)
-    kept.close()
+    checkpoints = Checkpoints(tmp_path)
+    assert_equal(checkpoints.restore_trainable(3, abstract("a100x4").trainable), make_state(value=7.0).trainable)
+    checkpoints.close()
 
 
 def test_another_size_lists_every_shape(tmp_path):
     save(tmp_path, make_state(rows=8))
-    kept = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
     with pytest.raises(CheckpointError, match="another size") as raised:
-        kept.restore(3, abstract(rows=16), make_iterator())
+        checkpoints.restore(3, abstract(rows=16), make_iterator())
     assert "trainable/t5_proj/kernel: (8, 4) there, (16, 4) here" in str(raised.value)
     assert "opt_state/mu/t5_proj/kernel: (8, 4) there, (16, 4) here" in str(raised.value)
     assert "bias" not in str(raised.value)
-    kept.close()
+    checkpoints.close()
 
 
 def array_files(folder: Path):
@@ -181,21 +182,21 @@ def test_damage_is_named_with_a_remedy(tmp_path, harm):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     else:
         shutil.rmtree(folder / ("state" if harm == "without its arrays" else "iterator"))
-    kept = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
     with pytest.raises(CheckpointError, match=r"checkpoints/3 cannot be read.*remove it to go on from step 2"):
-        kept.restore(3, abstract(), make_iterator())
-    assert_equal(kept.restore(2, abstract(), make_iterator()), make_state(2))
-    kept.close()
+        checkpoints.restore(3, abstract(), make_iterator())
+    assert_equal(checkpoints.restore(2, abstract(), make_iterator()), make_state(2))
+    checkpoints.close()
 
 
 def test_no_space(tmp_path, monkeypatch):
-    kept = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match=r"no space left for .*checkpoints/3.*make room"):
-        kept.save(make_state(), make_iterator(), {})
+        checkpoints.save(make_state(), make_iterator(), {})
     assert checkpoint_steps(tmp_path) == []
-    kept.close()
+    checkpoints.close()
 
 
 def test_resume_order(tmp_path):
@@ -206,14 +207,14 @@ def test_resume_order(tmp_path):
     with pytest.raises(CheckpointError, match=r"config.weights.start.*other"):
         resolve_init(mine, other_run=str(other), base=str(base))
     save(other, make_state())
-    assert resolve_init(mine, other_run=str(other), base=str(base)) == checkpoints.Start("given", other)
+    assert resolve_init(mine, other_run=str(other), base=str(base)) == InitSource("other_run", other)
     save(mine, make_state())
-    assert resolve_init(mine, other_run=str(other), base=str(base)) == checkpoints.Start("resumed", mine)
+    assert resolve_init(mine, other_run=str(other), base=str(base)) == InitSource("resumed", mine)
     with pytest.raises(CheckpointError, match=r"config.weights.base.*nowhere"):
         resolve_init(tmp_path / "new", base="nowhere.safetensors")
 
 
-def test_params_whose_rows_do_not_follow_each_other(tmp_path):
+def test_params_in_fortran_order_and_with_strides(tmp_path):
     wide = np.arange(12, dtype=np.float32).reshape(3, 4)
     params = {"columns": np.asfortranarray(wide), "every other": wide[:, ::2], "one": np.float32(2.0)}
     save_params(tmp_path / "a.safetensors", params)

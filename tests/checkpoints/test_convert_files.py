@@ -1,4 +1,4 @@
-"""Files of tensors: read lazily, refused when they are not to be trusted, written as a whole or not at all."""
+"""Weights files: lazy reading, refusal of damaged and unsafe files, atomic writing."""
 
 import json
 import pickle
@@ -26,7 +26,7 @@ ARRAYS = {
 }
 
 
-def lazily(arrays):
+def as_lazy_arrays(arrays):
     return {name: as_lazy(array) for name, array in arrays.items()}
 
 
@@ -37,9 +37,9 @@ def assert_same(opened, arrays):
         np.testing.assert_array_equal(opened[name].read(), array)
 
 
-def shards(folder, at_most=24):
+def write_four_shards(folder):
     folder.mkdir()
-    write_shards(folder, lazily(ARRAYS), max_shard_bytes=at_most)
+    write_shards(folder, as_lazy_arrays(ARRAYS), max_shard_bytes=24)
     return folder / "model.safetensors.index.json"
 
 
@@ -57,22 +57,22 @@ def as_torch(torch, arrays):
     }
 
 
-def test_safetensors_there_and_back(tmp_path):
+def test_safetensors_round_trip(tmp_path):
     path = tmp_path / "new/weights.safetensors"
-    write_safetensors(path, lazily(ARRAYS), {"origin": "here"})
+    write_safetensors(path, as_lazy_arrays(ARRAYS), {"origin": "here"})
     assert_same(open_tensors(path), ARRAYS)
-    for name, array in load_file(path).items():  # as the library itself reads it
+    for name, array in load_file(path).items():  # the reader of safetensors
         np.testing.assert_array_equal(array, ARRAYS[name])
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_file_by_the_library_itself(tmp_path):
+def test_file_written_by_safetensors(tmp_path):
     save_file(ARRAYS, tmp_path / "model.safetensors")
     assert_same(open_tensors(tmp_path), ARRAYS)
 
 
 def test_shards_and_their_index(tmp_path):
-    index = shards(tmp_path / "hub")
+    index = write_four_shards(tmp_path / "hub")
     assert len(list(index.parent.glob("model-0000?-of-00004.safetensors"))) == 4
     assert_same(open_tensors(index), ARRAYS)
     assert_same(open_tensors(index.parent), ARRAYS)
@@ -81,11 +81,11 @@ def test_shards_and_their_index(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
-def test_float8_of_which_numpy_knows_nothing(tmp_path, torch, dtype):
+def test_float8(tmp_path, torch, dtype):
     every = np.arange(256, dtype=np.uint8).view(dtype)
     arrays = {"half": ARRAYS["half"], "every": every.reshape(16, 16), "one": every[77, ...], "none": every[:0]}
     save_file(arrays, tmp_path / "a.safetensors")
-    write_safetensors(tmp_path / "b.safetensors", lazily(arrays))
+    write_safetensors(tmp_path / "b.safetensors", as_lazy_arrays(arrays))
     tensors = {name: torch.from_numpy(array.view(np.uint8)) for name, array in arrays.items() if name != "half"}
     torch.save({name: tensor.view(getattr(torch, dtype)) for name, tensor in tensors.items()}, tmp_path / "c.pth")
     for file in ("a.safetensors", "b.safetensors", "c.pth"):
@@ -112,38 +112,38 @@ def test_pth(tmp_path, torch, zipped, nested):
     assert_same(open_tensors(path), ARRAYS)
 
 
-def test_pth_is_opened_anew_now_and_then(tmp_path, torch, monkeypatch):
-    monkeypatch.setattr("calce_jax.checkpoints.convert.reader.REOPEN_AFTER", 10)
+def test_pth_is_reopened(tmp_path, torch, monkeypatch):
+    monkeypatch.setattr("calce_jax.checkpoints.convert.reader.REOPEN_AFTER_BYTES", 10)
     torch.save(as_torch(torch, ARRAYS), tmp_path / "pytorch_model.bin")
     assert_same(open_tensors(tmp_path), ARRAYS)
 
 
 class Code:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
-    def __init__(self, mark):
-        self.mark = mark
+    def __init__(self, path):
+        self.path = path
 
     def __reduce__(self):
-        return Path.touch, (self.mark,)
+        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, torch, form):
-    mark, path = tmp_path / "ran", tmp_path / "checkpoint.pth"
-    content = {"model": as_torch(torch, ARRAYS), "config": Code(mark)}
+def test_pickle_with_code_is_refused_and_not_run(tmp_path, torch, form):
+    created, path = tmp_path / "ran", tmp_path / "checkpoint.pth"
+    content = {"model": as_torch(torch, ARRAYS), "config": Code(created)}
     if form == "pickle":
-        path.write_bytes(pickle.dumps(Code(mark), protocol=2))
+        path.write_bytes(pickle.dumps(Code(created), protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(WeightsFileError, match=r"checkpoint\.pth was not opened: it holds more than tensors"):
+    with pytest.raises(WeightsFileError, match=r"checkpoint\.pth was not loaded: it holds other objects than tensors"):
         open_tensors(path)
-    assert not mark.exists()
+    assert not created.exists()
     if form == "pickle":
         pickle.loads(path.read_bytes())
     else:
         torch.load(path, weights_only=False)
-    assert mark.exists()  # it would have run
+    assert created.exists()  # the code does run without the check
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])
@@ -155,19 +155,19 @@ def test_truncated(tmp_path, torch, kind, keep):
     else:
         torch.save(as_torch(torch, ARRAYS), path, _use_new_zipfile_serialization=kind == "pth")
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-    with pytest.raises(WeightsFileError, match=r"weights\.\S+ (cannot be read: it is truncated|was not opened)"):
+    with pytest.raises(WeightsFileError, match=r"weights\.\S+ (cannot be read: it is truncated|was not loaded)"):
         {name: tensor.read() for name, tensor in open_tensors(path).items()}
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth", "x.index.json"])
-def test_something_else_under_that_name(tmp_path, name, torch):
+def test_file_that_is_not_weights(tmp_path, name, torch):
     (tmp_path / name).write_bytes(b"<html>Too many requests</html>" * 9)
     with pytest.raises(WeightsFileError, match=name):
         open_tensors(tmp_path / name)
 
 
 def test_missing_shards_are_all_named(tmp_path):
-    index = shards(tmp_path / "hub")
+    index = write_four_shards(tmp_path / "hub")
     gone = sorted(index.parent.glob("model-*"))[1:]
     for path in gone:
         path.unlink()
@@ -177,8 +177,8 @@ def test_missing_shards_are_all_named(tmp_path):
         open_tensors(index.parent)
 
 
-def test_index_that_promises_more_than_there_is(tmp_path):
-    index = shards(tmp_path / "hub")
+def test_index_with_a_tensor_that_is_in_no_shard(tmp_path):
+    index = write_four_shards(tmp_path / "hub")
     content = json.loads(index.read_text())
     content["weight_map"]["more"] = content["weight_map"]["wide"]
     index.write_text(json.dumps(content))
@@ -186,31 +186,33 @@ def test_index_that_promises_more_than_there_is(tmp_path):
         open_tensors(index)
 
 
-def test_not_there(tmp_path, torch):
+def test_missing_and_unsupported_files(tmp_path, torch):
     with pytest.raises(WeightsFileError, match="no such file; get it"):
         open_tensors(tmp_path / "gone.pth")
     with pytest.raises(WeightsFileError, match=r"holds none of model\.safetensors\.index\.json"):
         open_tensors(tmp_path)
     (tmp_path / "weights.npz").touch()
-    with pytest.raises(WeightsFileError, match=r"weights\.npz: weights are read from \.safetensors"):
+    with pytest.raises(WeightsFileError, match=r"weights\.npz: must be a \.safetensors"):
         open_tensors(tmp_path / "weights.npz")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(WeightsFileError, match="holds a list, no state dict"):
+    with pytest.raises(WeightsFileError, match="holds a list, not a state dict"):
         open_tensors(tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
-    with pytest.raises(WeightsFileError, match="these are no tensors: epoch"):
+    with pytest.raises(WeightsFileError, match="these entries are not tensors: epoch"):
         open_tensors(tmp_path / "epoch.pth")
 
 
-def test_cast_spares_what_is_no_weight(tmp_path):
-    narrow = cast_floating(lazily(ARRAYS), np.dtype(ml_dtypes.bfloat16))
+def test_only_floating_point_tensors_are_cast(tmp_path):
+    narrow = cast_floating(as_lazy_arrays(ARRAYS), np.dtype(ml_dtypes.bfloat16))
     assert {name: str(tensor.dtype) for name, tensor in narrow.items()} == dict.fromkeys(ARRAYS, "bfloat16") | {
         "count": "int64"
     }
     assert all(tensor.read().dtype == tensor.dtype for tensor in narrow.values())
 
 
-def broken():
+def damaged_tensors():
+    """Return two tensors, of which the second cannot be read."""
+
     def read():
         raise WeightsFileError("damaged")
 
@@ -219,7 +221,7 @@ def broken():
 
 @pytest.fixture
 def full_disk():
-    """Let no file grow beyond a few bytes, as a disk that fills up half-way."""
+    """Limit files to 1000 bytes, as on a disk that fills up while writing."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     yield
@@ -229,41 +231,41 @@ def full_disk():
 BIG = {name: as_lazy(np.ones(200, np.float32)) for name in "abc"}
 
 
-def test_nothing_half_written_is_left(tmp_path, full_disk):
+def test_no_partial_file_is_left(tmp_path, full_disk):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"before")
     with pytest.raises(OSError, match=r"cannot write .*weights\.safetensors \(.*\); make room"):
         write_safetensors(path, BIG)
     with pytest.raises(WeightsFileError, match="damaged"):
-        write_safetensors(path, broken())
+        write_safetensors(path, damaged_tensors())
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def write_folder(path, tensors):
-    with atomic_folder(path) as part:
-        write_shards(part, tensors, max_shard_bytes=500)
+    with atomic_folder(path) as tmp_dir:
+        write_shards(tmp_dir, tensors, max_shard_bytes=500)
 
 
-def test_nothing_half_written_is_left_of_a_folder(tmp_path, full_disk):
+def test_no_partial_folder_is_left(tmp_path, full_disk):
     resource.setrlimit(resource.RLIMIT_FSIZE, (900, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     write_folder(tmp_path / "small", {"a": as_lazy(np.ones(9, np.float32))})
     with pytest.raises(OSError, match="make room"):
         write_folder(tmp_path / "big", {"a": BIG["a"], "b": as_lazy(np.ones(300, np.float32))})
     with pytest.raises(WeightsFileError):
-        write_folder(tmp_path / "broken", broken())
+        write_folder(tmp_path / "broken", damaged_tensors())
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
-def test_no_room_from_the_start(tmp_path, monkeypatch):
+def test_too_little_free_space(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"weights\.safetensors \(it takes 0\.0 MB and 0\.0 MB are free\); make room"):
+    with pytest.raises(OSError, match=r"weights\.safetensors \(it needs 0\.0 MB, 0\.0 MB are free\); make room"):
         write_safetensors(tmp_path / "weights.safetensors", BIG)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_in_the_way_is_kept(tmp_path):
+def test_existing_folder_is_kept(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/notes.txt").touch()
     with pytest.raises(FileExistsError, match="run exists already; remove it"):

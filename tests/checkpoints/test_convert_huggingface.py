@@ -1,4 +1,4 @@
-"""What is written for transformers and for peft computes there what it computes here."""
+"""Models written for transformers and for peft give the same logits there."""
 
 from dataclasses import replace
 
@@ -28,19 +28,20 @@ SIZES = CalceConfig(
     compressed_query_tokens=2,
 )
 IMAGE, START = 18, 0
-# float32 sums in another order, through eleven layers and a head whose sums cancel.
+# float32 sums in another order, through eleven layers and a head with cancellation.
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 
 
-def drawn(shapes, seed):
-    draw = np.random.default_rng(seed)
-    return {name: as_lazy((0.3 * draw.normal(size=leaf.shape)).astype(np.float32)) for name, leaf in shapes.items()}
+def random_weights(shapes, seed):
+    rng = np.random.default_rng(seed)
+    return {name: as_lazy((0.3 * rng.normal(size=leaf.shape)).astype(np.float32)) for name, leaf in shapes.items()}
 
 
-WEIGHTS = Weights(drawn(base_param_shapes(SIZES), 1), drawn(trainable_param_shapes(SIZES), 2), SIZES, "chance")
-DRAW = np.random.default_rng(5)
-PIXELS = DRAW.normal(size=(2, 8, 8, 3)).astype(np.float32)
-TEXT = DRAW.integers(2, IMAGE, (2, 5)).astype(np.int32)
+BASE, TRAINED = random_weights(base_param_shapes(SIZES), 1), random_weights(trainable_param_shapes(SIZES), 2)
+WEIGHTS = Weights(BASE, TRAINED, SIZES, "random")
+RNG = np.random.default_rng(5)
+PIXELS = RNG.normal(size=(2, 8, 8, 3)).astype(np.float32)
+TEXT = RNG.integers(2, IMAGE, (2, 5)).astype(np.int32)
 ANSWER = np.array([[START, 4, 9], [START, 7, 3]], np.int32)
 
 
@@ -50,8 +51,8 @@ def torch():
 
 
 @pytest.fixture(scope="module")
-def ours():
-    """The model with its adapters beside the frozen layers."""
+def model():
+    """The Flax model with adapters that are not merged."""
     model = nnx.eval_shape(lambda: Calce(SIZES, rngs=nnx.Rngs(0)))
     weights = {**WEIGHTS.base, **WEIGHTS.trained}
     leaves = {name: jnp.asarray(weights[name.replace("/base/", "/")].read()) for name in named_leaves(nnx.state(model))}
@@ -61,8 +62,8 @@ def ours():
 
 @nnx.jit
 def image(model, pixels):
-    """Return what of an image enters T5."""
-    return model.t5_proj(model.qformer.visual(model.ln_vision(model.vit(pixels))))
+    """Return the embeddings of an image in T5's prompt."""
+    return model.t5_proj(model.qformer.encode_images(model.ln_vision(model.vit(pixels))))
 
 
 @nnx.jit
@@ -72,62 +73,62 @@ def logits(t5, prompt, answer):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_transformers_computes_the_same(tmp_path, torch, ours, dtype):
+def test_blip2_equals_transformers(tmp_path, torch, model, dtype):
     transformers = pytest.importorskip("transformers")
     weights = WEIGHTS if dtype == "float32" else WEIGHTS.cast_frozen(np.dtype(jnp.bfloat16))
     write_blip2(tmp_path / "hf", weights)
-    theirs, info = transformers.Blip2ForConditionalGeneration.from_pretrained(
+    blip2, info = transformers.Blip2ForConditionalGeneration.from_pretrained(
         tmp_path / "hf", output_loading_info=True, dtype=torch.float32
     )
     assert not any(info.values()), info
     ids = np.concatenate([np.full((2, 3), IMAGE), TEXT], axis=1)
 
-    def ask():
+    def blip2_logits():
         with torch.no_grad():
-            return theirs.eval()(
+            return blip2.eval()(
                 pixel_values=torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy()),
                 input_ids=torch.from_numpy(ids).long(),
                 attention_mask=torch.ones(2, 8).long(),
                 decoder_input_ids=torch.from_numpy(ANSWER).long(),
             ).logits.numpy()
 
-    prompt = jnp.concatenate([image(ours, PIXELS), ours.t5.shared(jnp.asarray(TEXT))], axis=1)
-    expected = logits(ours.t5, prompt, ANSWER)
+    prompt = jnp.concatenate([image(model, PIXELS), model.t5.shared(jnp.asarray(TEXT))], axis=1)
+    expected = logits(model.t5, prompt, ANSWER)
     assert np.abs(expected).max() > 0.5
-    if dtype == "bfloat16":  # frozen weights rounded to 8 bits
-        np.testing.assert_allclose(ask(), expected, atol=0.1 * float(np.abs(expected).max()))
+    if dtype == "bfloat16":  # frozen weights of 8 significant bits
+        np.testing.assert_allclose(blip2_logits(), expected, atol=0.1 * float(np.abs(expected).max()))
         return
-    # All norms of its vision tower have one epsilon; the last of them has another here.
-    np.testing.assert_allclose(ask(), expected, rtol=1e-3, atol=1e-3)
-    theirs.vision_model.post_layernorm.eps = 1e-5
-    np.testing.assert_allclose(ask(), expected, **CLOSE)
+    # transformers has one epsilon for all norms of the vision tower; CALCE has another for the last.
+    np.testing.assert_allclose(blip2_logits(), expected, rtol=1e-3, atol=1e-3)
+    blip2.vision_model.post_layernorm.eps = 1e-5
+    np.testing.assert_allclose(blip2_logits(), expected, **CLOSE)
 
 
-# It warns that the head is tied to the embedding. It is not: transformers says so of every T5.
+# peft warns that the head is tied to the embedding; transformers claims that of every T5.
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:`is_gradient_checkpointing`")
-def test_peft_puts_the_adapter_on(tmp_path, torch, ours):
+def test_adapter_equals_peft(tmp_path, torch, model):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     write_adapter(tmp_path / "adapter", WEIGHTS, "full")
     write_blip2(tmp_path / "hf", replace(WEIGHTS, trained={}))
     plain = transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path / "hf").language_model
-    prompt = DRAW.normal(size=(2, 6, 16)).astype(np.float32)
-    asked = {
+    prompt = RNG.normal(size=(2, 6, 16)).astype(np.float32)
+    inputs = {
         "inputs_embeds": torch.from_numpy(prompt),
         "attention_mask": torch.ones(2, 6).long(),
         "decoder_input_ids": torch.from_numpy(ANSWER).long(),
     }
     with torch.no_grad():
-        before = plain.eval()(**asked).logits.numpy()
+        before = plain.eval()(**inputs).logits.numpy()
         tuned = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
-        after = tuned(**asked).logits.numpy()
+        after = tuned(**inputs).logits.numpy()
     config = tuned.peft_config["default"]
     assert (config.r, config.lora_alpha, config.base_model_name_or_path) == (2, 4.0, "google/flan-t5-xl")
-    np.testing.assert_allclose(after, logits(ours.t5, prompt, ANSWER), **CLOSE)
+    np.testing.assert_allclose(after, logits(model.t5, prompt, ANSWER), **CLOSE)
     assert np.abs(after - before).max() > 0.1
 
 
 def test_bert_names_are_those_of_transformers(torch):
-    """At full size, by the class that publishes them."""
+    """At full size, by transformers' `BertForPreTraining`."""
     transformers = pytest.importorskip("transformers")
     with torch.device("meta"):
         model = transformers.BertForPreTraining(transformers.BertConfig())
@@ -135,6 +136,6 @@ def test_bert_names_are_those_of_transformers(torch):
         name: jax.ShapeDtypeStruct(tuple(tensor.shape), np.dtype(np.float32))
         for name, tensor in model.state_dict().items()
     }
-    parts = {part for row in mapping_rows(bert.key_mapping()) for part in row.param_names}
+    names = {param for row in mapping_rows(bert.key_mapping()) for param in row.param_names}
     full = base_param_shapes(CalceConfig.full())
-    check_state_dict(bert.key_mapping(), tensors, {part: leaf for part, leaf in full.items() if part in parts})
+    check_state_dict(bert.key_mapping(), tensors, {param: leaf for param, leaf in full.items() if param in names})

@@ -1,12 +1,18 @@
-"""Help and mistakes are answered at once: without jax, transformers or TFDS."""
+"""Help and usage errors take a fraction of a second: they import neither jax nor transformers nor TFDS."""
 
+import importlib.metadata
+import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
+import calce_jax
 from calce_jax.commands.cli import COMMANDS
 
+ROOT = Path(__file__).parents[2]
 HEAVY = ("jax", "jaxlib", "flax", "transformers", "tensorflow_datasets", "orbax", "grain", "torch", "av")
 PROBE = f"""
 import sys
@@ -26,13 +32,13 @@ sys.exit(code)
     [
         ([], 0, "calce search holiday.mp4"),
         (["--help"], 0, "calce search holiday.mp4"),
-        (["--version"], 0, "calce_jax "),
+        (["--version"], 0, f"calce_jax {calce_jax.__version__}"),
         (["serach"], 2, "calce serach: no such command; did you mean search?"),
         (["search", "--querry=a"], 2, "Unknown command line flag 'querry'. Did you mean: query ?"),
         (["train", "--config=qvhighlights,stage=3", "--workdir=x"], 2, "stage must be one of 1, 2, got '3'"),
         (["train", "--config=shapes", "--workdir=x", "--config.data.frame=8"], 2, "did you mean --config.data.frames"),
         (["train", "--config=shapes", "--workdir=x", "--nothing"], 2, "Unknown command line flag 'nothing'"),
-        *(([name, "--help"], 0, "Flags:") for name in COMMANDS),
+        *(([name, "--help"], 0, "--verbosity") for name in COMMANDS),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -43,7 +49,33 @@ def test_answers_without_heavy_imports(arguments, code, text):
     assert done.stderr.splitlines()[-1] == "loaded:", done.stderr
 
 
-def test_the_package_imports_nothing_heavy():
-    script = f"import calce_jax, sys; print([name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_calce_is_installed_as_a_command():
+    calce = Path(sys.executable).with_name("calce")
+    if not calce.exists():
+        pytest.skip("calce is not installed: pip install -e .")
+    done = subprocess.run([calce, "nothing"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("search")) == (2, 1), done.stderr
+
+
+def test_importing_the_package_imports_nothing_heavy_and_sets_no_environment_variable():
+    script = (
+        "import os, sys; before = dict(os.environ); import calce_jax; "
+        f"print([name for name in {HEAVY} if name in sys.modules], dict(os.environ) == before)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRANSFORMERS_")}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "[] True"
+
+
+def test_public_functions_are_imported_at_their_first_use():
+    assert {name for name in dir(calce_jax) if name in calce_jax.__all__} == set(calce_jax.__all__)
+    for name in set(calce_jax.__all__) - {"__version__"}:
+        assert callable(getattr(calce_jax, name))
+    with pytest.raises(AttributeError, match="module 'calce_jax' has no attribute 'laod'"):
+        _ = calce_jax.laod
+
+
+def test_the_version_is_that_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "calce_jax.__version__"}
+    assert importlib.metadata.version("calce_jax") == calce_jax.__version__

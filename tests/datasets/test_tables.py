@@ -246,7 +246,9 @@ def test_full_disk_leaves_the_old_tables(folder, monkeypatch, full):
 def test_damaged_tables_are_named_and_built_anew(folder, file, content):
     (folder / "tables/queries" / file).write_text(content)
     (folder / "tables/videos" / file).write_text(content)
-    with pytest.raises(TablesError, match=r"tables/videos: its JSON files are damaged \(.*\); run `calce prepare` again"):
+    with pytest.raises(
+        TablesError, match=r"tables/videos: its JSON files are damaged \(.*\); run `calce prepare` again"
+    ):
         open_dataset(folder, "train")
     assert not tables.videos_table_matches(folder, "shapes", {"train": TRAIN[:3], "val": VAL}, 0.0)
     build_tables(folder, "shapes", {"train": TRAIN[:3]}, load)

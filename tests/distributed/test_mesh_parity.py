@@ -101,7 +101,9 @@ def test_answers_loss_gradients_and_step_are_those_of_one_device(name, split, al
     devices, (answers, measured, between, last) = split(name), alone
     here = devices.predict(BATCHES[0])
     np.testing.assert_array_equal(here.answers.tokens, answers.answers.tokens)
-    np.testing.assert_array_equal(here.reading.plan.index, answers.reading.plan.index)
+    np.testing.assert_array_equal(
+        here.prompt_selection.frame_plan.frame_index, answers.prompt_selection.frame_plan.frame_index
+    )
     np.testing.assert_allclose(here.answers.score, answers.answers.score, **CLOSE)
 
     measured_here, between_here, last_here = trained(devices)

@@ -27,7 +27,7 @@ from calce_jax.distributed.multihost import (
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.inference.trained_run import load_trained_model
 from calce_jax.moments.annotations import Annotation
-from calce_jax.training.loop import METRICS_LAG_STEPS
+from calce_jax.training.metric_log import METRICS_LAG_STEPS
 from calce_jax.video.decode import encode_jpeg
 from tests.helpers.commands import run_script, xla_test_flags
 
@@ -159,7 +159,7 @@ def test_one_host_needs_no_others():
     [
         (("", 2, 0), "--coordinator: missing"),
         (("localhost:1", 2, None), "needs --hosts .* and --host"),
-        (("localhost:1", 2, 2), "--host=2: there are hosts 0 to 1"),
+        (("localhost:1", 2, 2), r"--host: must be in \[0, 1\], got 2"),
     ],
 )
 def test_hosts_described_in_part_are_refused(description, named):

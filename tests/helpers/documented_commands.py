@@ -1,7 +1,7 @@
-"""What the docs tell people to type: the commands of README, docs/ and `calce --help`, and how each can be checked.
+"""The commands in README.md, docs/ and `calce --help`, and how to check them.
 
-A command is parsed by the program's own flags and goes no further, so that no flag, no field of a config and no value
-that is documented can be wrong. Where "..." stands for something, what has to be given is not asked for.
+A command is parsed by the program's own flags but not run, so that every documented flag, value and field of a config
+exists. Required flags may be missing from a command that contains "...".
 """
 
 import argparse
@@ -18,25 +18,22 @@ from unittest.mock import patch
 
 from absl import flags
 
-from calce_jax.checkpoints.convert.sources import parse_sources
-from calce_jax.checkpoints.convert.targets import parse_target
+from calce_jax.checkpoints.convert.formats import parse_sources, parse_target
 from calce_jax.commands.cli import COMMANDS
 from calce_jax.config import validate
-from configs.calce import get_config
-from tests.helpers.commands import script
+from calce_jax.presets.runs import get_preset
+from tests.helpers.commands import load_command, unchanged_process
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND_PATTERN = re.compile(r"(\S*/bin/)?(calce|python|pip|make|tensorboard|ffmpeg|taskset) |launch/\w+\.py\b")
-# Programs of others, which are looked at no further.
-EXTERNAL_PROGRAMS = {"tensorboard", "ffmpeg"}
-TAKES_FILES = {"search"}  # take files beside flags
-REQUIRED_PACKAGE = {"web": "gradio"}  # packages that a script cannot be read without
+EXTERNAL_PROGRAMS = {"tensorboard", "ffmpeg"}  # not checked
+TAKES_FILES = {"search"}  # commands with arguments that are not flags
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of a page: where it stands, its words, and whether it is there in full."""
+    """A command: the page and line, its words, and whether it is complete, without "..." or [options]."""
 
     location: str
     words: tuple[str, ...]
@@ -46,23 +43,26 @@ class Command:
         return f"{self.location} {' '.join(self.words)}"
 
 
-def commands() -> Iterator[Command]:
-    """Return the commands of all pages, and the examples that `calce` shows."""
-    for page in PAGES:
-        name = page.name
-        for number, text in code_lines(page.read_text(encoding="utf-8")):
+def page_commands(page: Path) -> Iterator[Command]:
+    """Yield the commands of a page: of its code blocks, and of inline code, where they may be incomplete."""
+    content = page.read_text(encoding="utf-8")
+    for number, text in code_lines(content):
+        if COMMAND_PATTERN.match(text):
+            yield command(f"{page.name}:{number}", text, is_complete=True)
+    for number, line in enumerate(content.splitlines(), 1):
+        for text in re.findall(r"(?<!`)`([^`]+)`", line) if not line.startswith("    ") else ():
             if COMMAND_PATTERN.match(text):
-                yield command(f"{name}:{number}", text, is_complete=True)
-        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
-            for text in re.findall(r"(?<!`)`([^`]+)`", line) if not line.startswith("    ") else ():
-                if COMMAND_PATTERN.match(text):
-                    yield command(f"{name}:{number}", text, is_complete=False)
+                yield command(f"{page.name}:{number}", text, is_complete=False)
+
+
+def help_commands() -> Iterator[Command]:
+    """Yield the examples in the help of the commands."""
     for name, entry in COMMANDS.items():
         yield command(f"calce {name} --help", entry.example, is_complete=True)
 
 
 def code_lines(page: str) -> Iterator[tuple[int, str]]:
-    """Return (number, text) of the lines of a page's blocks of code; what goes on after a backslash is one line."""
+    """Yield (line number, text) of the lines in code blocks of a page; joins lines that end with a backslash."""
     in_fence, line_so_far, first = False, "", 0
     for number, line in enumerate(page.splitlines(), 1):
         if line.strip().startswith("```"):
@@ -76,7 +76,7 @@ def code_lines(page: str) -> Iterator[tuple[int, str]]:
 
 
 def command(location: str, text: str, *, is_complete: bool) -> Command:
-    """Return a command, without what stands before the program, and without comments."""
+    """Parse a command; environment variables and `taskset` before the program, and comments, are left out."""
     words = shlex.split(text, comments=True)
     while words[0] == "taskset" or re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words = words[3:] if words[0] == "taskset" else words[1:]
@@ -86,37 +86,37 @@ def command(location: str, text: str, *, is_complete: bool) -> Command:
 
 
 def check_command(command: Command) -> None:
-    """Refuse what the program would not understand.
+    """Parse a command with the flags of its program.
 
     Raises:
-      AssertionError, SystemExit, flags.Error: it would not.
-      ImportError: the program needs a package that is absent.
+      AssertionError, SystemExit, flags.Error, UserError: it has an error.
+      ImportError: the program needs a package that is not installed.
     """
     program, *rest = command.words
     if program in EXTERNAL_PROGRAMS:
         return
     if program == "make":
-        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in rest if "=" not in word} <= set(targets)
     elif program == "pip":
         check_pip(rest)
     elif program == "calce":
-        if rest != ["--help"]:
-            assert rest[0] in COMMANDS
-            check_script(rest[0], rest[1:], is_complete=command.is_complete)
+        if rest[0] not in ("--help", "NAME"):
+            assert rest[0] in COMMANDS, f"no command {rest[0]}"
+            check_arguments(rest[0], rest[1:], is_complete=command.is_complete)
     elif program.startswith("launch/"):
-        check_script(Path(program).stem, rest, is_complete=command.is_complete)
+        check_script(program, rest, is_complete=command.is_complete)
     elif rest[0] == "-c":
         compile(rest[1], command.location, "exec")
     elif rest[0].startswith("launch/"):
-        check_script(Path(rest[0]).stem, rest[1:], is_complete=command.is_complete)
+        check_script(rest[0], rest[1:], is_complete=command.is_complete)
     else:
         module, arguments = (rest[1], rest[2:]) if rest[0] == "-m" else (rest[0], rest[1:])
         check_module(module.removesuffix(".py").replace("/", "."), arguments)
 
 
 def check_pip(words: list[str]) -> None:
-    """Refuse files and extras that do not exist."""
+    """Check that the files and extras of `pip install` exist."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert words[0] == "install"
     for before, word in pairwise(words):
@@ -124,42 +124,52 @@ def check_pip(words: list[str]) -> None:
         assert set(re.findall(r"\w+", (re.findall(r"\[(.*)", word) or [""])[0])) <= extras.keys()
 
 
-def check_script(name: str, arguments: list[str], *, is_complete: bool) -> None:
-    """Refuse what `launch/<name>.py` would not take."""
-    assert (ROOT / "launch" / f"{name}.py").is_file()
-    if not arguments:
+def check_script(path: str, arguments: list[str], *, is_complete: bool) -> None:
+    """Check the arguments of a script in launch/."""
+    assert (ROOT / path).is_file()
+    name = Path(path).stem
+    if name in COMMANDS:
+        check_arguments(name, arguments, is_complete=is_complete)
+    elif arguments:
+        check_module(f"launch.{name}", arguments)
+
+
+def check_arguments(name: str, arguments: list[str], *, is_complete: bool) -> None:
+    """Check the arguments of `calce NAME`, also the values of its config."""
+    if not arguments or arguments == ["--help"]:
         return
-    if name in REQUIRED_PACKAGE:
-        importlib.import_module(REQUIRED_PACKAGE[name])
+    module = load_command(name)
     placeholders = [word for word in arguments if re.fullmatch(r"(--\w+=)?\.\.\.", word)]
-    argv = [name, *(word for word in arguments if word not in placeholders)]
-    with script(name) as module, patch.object(sys, "argv", argv):
-        assert {word[2:-4] for word in placeholders} <= {"", *flags.FLAGS}
+    assert {word[2:-4] for word in placeholders} <= {"", *module.FLAGS}
+    argv = [f"calce {name}", *(word for word in arguments if word not in placeholders)]
+    with unchanged_process(), patch.object(sys, "argv", argv):
         try:
-            positional = getattr(module, "parse", flags.FLAGS)(argv)[1:]
-        except (flags.Error, SystemExit) as error:
-            if is_complete or "must have a value other than None" not in str(error):
+            parse = getattr(module, "parse", None)
+            positional = (parse(module.FLAGS, argv) if parse else module.FLAGS(argv))[1:]
+        except flags.Error as error:
+            missing = ("must have a value other than None", "Missing value for flag")
+            if is_complete or not any(message in str(error) for message in missing):
                 raise
             return
-        assert not positional or name in TAKES_FILES or "--" in arguments, f"{positional}: not taken"
-        flag_values = {flag: flags.FLAGS[flag].value for flag in flags.FLAGS}
-        if flag_values.get("config") is not None:
-            validate(flag_values["config"])
-        if name == "convert" and is_complete:
-            get_config(f"{flag_values['run']},size={flag_values['size']}")
-            parse_sources(flag_values["source"])
-            parse_target(flag_values["target"])
+        values = {flag: module.FLAGS[flag].value for flag in module.FLAGS}
+        if values.get("config") is not None:
+            validate(values["config"])
+    assert not positional or name in TAKES_FILES or "--" in arguments, f"unknown arguments: {positional}"
+    if name == "convert" and is_complete:
+        get_preset(f"{values['run']},size={values['size']}")
+        parse_sources(values["source"])
+        parse_target(values["target"])
 
 
 class CommandParsed(Exception):
-    """The command line was understood; the program need not go on."""
+    """Stops a program after its arguments were parsed."""
 
 
 def check_module(name: str, arguments: list[str]) -> None:
-    """Refuse what a program outside of `launch/` would not take.
+    """Check the arguments of `python -m NAME`, which parses them with argparse or with absl's flags.
 
     Raises:
-      ImportError: it needs a package that is absent.
+      ImportError: it needs a package that is not installed.
     """
     flags_before = set(flags.FLAGS)
     parse = argparse.ArgumentParser.parse_args

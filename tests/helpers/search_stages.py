@@ -1,4 +1,4 @@
-"""A pair of stages that search: the minute model with the tiny tokenizers, its weights drawn at random."""
+"""Models of both stages for searches: the smallest sizes, the tokenizers of the tiny model, random weights."""
 
 from dataclasses import replace
 from typing import Literal
@@ -12,12 +12,12 @@ from calce_jax.presets.tiny import tiny_config
 from calce_jax.text.tokenizers import open_tokenizers
 from tests.helpers.tiny_model import SIZES, make_model
 
-MAX_SEGMENT_SECONDS = 10.0  # seconds of a piece
+MAX_SEGMENT_SECONDS = 10.0
 FRAMES = {1: 5, 2: 10}
 
 
 def make_stages(dtype: Literal["float32", "bfloat16"] = "float32") -> list[TrainedModel]:
-    """Return both, which answer something about anything; frozen weights and activations are in a dtype."""
+    """Return the models of stages 1 and 2; `dtype` is that of frozen weights and activations."""
     stages = []
     for stage, frames in FRAMES.items():
         config = tiny_config(stage)

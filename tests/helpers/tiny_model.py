@@ -1,5 +1,6 @@
 """The whole model at its smallest, with adapters that do something, and batches of made-up videos for it."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -71,13 +72,24 @@ def make_batch(lengths, seed=1):
     windows = np.zeros((count, WINDOWS, 2), np.float32)
     windows[:, 0, 1] = column[:, 0] / 2
     windows[0, 1] = lengths[0] - 2, lengths[0] - 1
-    return Batch(
-        frames=rng.integers(0, 256, (count, FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-        * frame_mask[:, :, None, None, None].astype(np.uint8),
+    batch = Batch.zeros(
+        count,
+        frames=FRAMES,
+        image_size=IMAGE_SIZE,
+        captions=CAPTIONS,
+        bert_tokens=BERT_TOKENS,
+        text_tokens=int(length.sum(axis=1).max()),
+        windows=WINDOWS,
+        answer_tokens=ANSWER_TOKENS,
+    )
+    pixels = rng.integers(0, 256, batch.frames.shape, np.uint8)
+    return replace(
+        batch,
+        frames=pixels * frame_mask[:, :, None, None, None].astype(np.uint8),
         frame_mask=frame_mask,
         times=np.arange(FRAMES, dtype=np.float32) * frame_mask,
         duration=frame_mask.sum(axis=1).astype(np.float32),
-        tokens=rng.integers(3, VOCAB, (count, int(length.sum(axis=1).max()))).astype(np.int32),
+        tokens=rng.integers(3, VOCAB, batch.tokens.shape).astype(np.int32),
         spans=np.stack([start, length], axis=-1),
         query_bert_tokens=rng.integers(1, VOCAB, (count, BERT_TOKENS)).astype(np.int32),
         caption_bert_tokens=caption_words,
@@ -88,5 +100,4 @@ def make_batch(lengths, seed=1):
         labels=np.where(np.arange(ANSWER_TOKENS) < answer_lengths, labels, 0).astype(np.int32),
         row_mask=np.ones(count, bool),
         example_index=np.arange(count, dtype=np.int32),
-        row_flags=np.zeros(count, np.int32),
     )

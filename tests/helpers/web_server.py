@@ -1,4 +1,4 @@
-"""A server with the app, visitors who are programs, and things of the server that are none of theirs."""
+"""The web app on a local port, clients that speak its protocol, and private files that they must not read."""
 
 import gc
 import http.client
@@ -27,21 +27,23 @@ SECRET = "seen by nobody"
 
 @contextmanager
 def serving(folder: Path, searcher: Any = None, names: tuple[str, ...] = (), **limits: Any) -> Iterator[str]:
-    """Start the app with a sample called "ours", and give its address.
+    """Start the app with the sample video "ours"; yield its URL.
 
     Args:
-      folder: the app's files lie in `app`, its sample is `ours.mp4`.
-      searcher: in place of the tiny one.
-      names: under which it may be asked for, beside local ones.
+      folder: of the app's files (`app/`) and the sample (`ours.mp4`).
+      searcher: a small model with random weights unless given.
+      names: host names that are allowed besides local ones.
       limits: fields of `Limits`.
     """
     web = pytest.importorskip("calce_jax.search.web.app", reason="gradio is absent: pip install 'calce_jax[web]'")
     uvicorn = pytest.importorskip("uvicorn", reason="gradio is absent: pip install 'calce_jax[web]'")
     sample = web.Sample("ours", write_clip(folder / "ours.mp4", frames=15, rate=5), ["a red circle moves"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calce_jax.inference.answer_text", lambda *_: "[[0, 2]]")
+        patch.setattr("calce_jax.inference.answers.decode_answer", lambda *_: "[[0, 2]]")
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "app" / "gradio"))
         searcher = searcher or Searcher(make_stages(), DiskCache(folder / "cache"), MAX_SEGMENT_SECONDS)
-        limits = web.Limits(**{"megabytes": 1.0, "minutes": 0.5, **limits})
+        limits = web.Limits(**{"max_megabytes": 1.0, "max_minutes": 0.5, **limits})
         app = web.make_app(searcher, folder / "app", [sample], "A model for tests.", limits, names=names)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -57,19 +59,18 @@ def serving(folder: Path, searcher: Any = None, names: tuple[str, ...] = (), **l
         finally:
             server.should_exit = True
             thread.join(30)
-            # What the server leaves open warns when it is collected; here that is ignored, in a later test it is a
-            # failure.
+            # Sockets that the server left open warn when they are collected: here, where ResourceWarning is ignored.
             del app, server, thread
             gc.collect()
 
 
 class Stub(Searcher):
-    """A searcher that finds the first second of any video, and fails as its query says."""
+    """A searcher that returns the first second of any video, or raises the error that the query names."""
 
     def __init__(self):
         pass
 
-    def search(self, video, queries, captions=(), *, most=5):
+    def search(self, video, queries, captions=(), *, max_moments=5):
         for query in queries:
             if query == "crash":
                 raise RuntimeError(f"{video}: crashed")
@@ -82,16 +83,17 @@ class Stub(Searcher):
 
 
 class Visitor:
-    """One browser: its cookie, and what it asks for."""
+    """A client with the cookie of one browser."""
 
     def __init__(self, address):
         httpx = pytest.importorskip("httpx", reason="gradio is absent: pip install 'calce_jax[web]'")
         self.client = httpx.Client(base_url=address, timeout=60)
         self.client.get("/")
         config = self.client.get("/config").json()
+        functions = config["dependencies"]
+        self.functions = [function["id"] for function in functions]
         # The search has four inputs: video, captions, sample, query.
-        self.functions = [each["id"] for each in config["dependencies"]]
-        self.search = next(each["id"] for each in config["dependencies"] if len(each["inputs"]) == 4)
+        self.search = next(function["id"] for function in functions if len(function["inputs"]) == 4)
 
     def upload(self, name: str, content: bytes):
         return self.client.post("/gradio_api/upload", files={"files": (name, content)})
@@ -108,7 +110,7 @@ class Visitor:
         return self.client.post("/gradio_api/queue/join", json=body)
 
     def ask(self, data: Any, function: int | None = None, **fields: Any) -> str:
-        """Return everything that the server says of a request for a function."""
+        """Call a function; return all events of its stream, or the status and text of a refusal."""
         joined = self.join(data, function, **fields)
         if joined.status_code != 200:
             return f"{joined.status_code} {joined.text}"
@@ -121,7 +123,7 @@ class Visitor:
         return said
 
     def found(self, *data: Any) -> str:
-        """Search and return the address of the result."""
+        """Search; return the path of the result."""
         said = self.ask(data)
         match = re.search(r"/found/[\w-]+", said)
         assert match, said
@@ -129,7 +131,7 @@ class Visitor:
 
 
 class World(NamedTuple):
-    """A server, its folder, a private video and private captions, and what was fetched from an address of ours."""
+    """A server, its folder, a private video and private captions, a canary URL, and the paths requested from it."""
 
     address: str
     folder: Path
@@ -141,7 +143,7 @@ class World(NamedTuple):
 
 @contextmanager
 def beside_private_files(folder: Path) -> Iterator[World]:
-    """Start the app on a machine with a private video, private captions, and an address that notes what is fetched."""
+    """Start the app beside private files and a canary: an HTTP server that records what is requested from it."""
     fetched: list[str] = []
 
     class Canary(BaseHTTPRequestHandler):
@@ -170,7 +172,7 @@ def beside_private_files(folder: Path) -> Iterator[World]:
 
 
 def raw(address: str, path: str, method: str = "GET", **headers: str):
-    """Ask for a path as it is written; other clients tidy it first."""
+    """Request a path as it is written; httpx would normalise it first."""
     place = urlsplit(address)
     connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
     connection.request(method, path, headers=headers)

@@ -36,7 +36,7 @@ def grouper():
 
 def grouped(grouper, state=None, **changes):
     batches = LengthGroupedIterator(
-        in_order(), grouper, FROZEN, **{"window": WINDOW, "epoch": EPOCH, "seed": 0, **changes}
+        in_order(), grouper, FROZEN, **{"batches_per_window": WINDOW, "batches_per_epoch": EPOCH, "seed": 0, **changes}
     )
     batches.trainable = TRAINABLE
     if state is not None:
@@ -52,22 +52,26 @@ def assert_same(left, right):
 def test_an_epoch_holds_every_query_once_and_a_window_is_sorted(grouper):
     batches = grouped(grouper)
     for epoch in range(2):
-        told = [next(batches)[0] for _ in range(EPOCH)]
-        assert sorted(np.concatenate([each.row for each in told]).tolist()) == list(range(ROWS)), epoch
-        for window, rows in ((told[:WINDOW], range(WINDOW * B)), (told[WINDOW:], range(WINDOW * B, ROWS))):
-            assert set(np.concatenate([each.row for each in window]).tolist()) == set(rows)
-            lengths = np.concatenate(sorted((np.sort(each.prompt_length) for each in window), key=lambda n: n.tolist()))
+        infos = [next(batches)[0] for _ in range(EPOCH)]
+        assert sorted(np.concatenate([row_info.example_index for row_info in infos]).tolist()) == list(range(ROWS)), (
+            epoch
+        )
+        for window, rows in ((infos[:WINDOW], range(WINDOW * B)), (infos[WINDOW:], range(WINDOW * B, ROWS))):
+            assert set(np.concatenate([row_info.example_index for row_info in window]).tolist()) == set(rows)
+            lengths = np.concatenate(
+                sorted((np.sort(row_info.prompt_length) for row_info in window), key=lambda n: n.tolist())
+            )
             assert (np.diff(lengths) >= 0).all()
 
 
 def test_the_device_gets_what_the_host_is_told_of(grouper):
-    told, batch = next(grouped(grouper))
-    np.testing.assert_array_equal(batch.example_index, told.row)
-    np.testing.assert_array_equal(batch.frame_mask.sum(axis=1), told.num_frames)
-    np.testing.assert_array_equal(batch.tokens, TABLE.tokens[told.row])
+    row_info, batch = next(grouped(grouper))
+    np.testing.assert_array_equal(batch.example_index, row_info.example_index)
+    np.testing.assert_array_equal(batch.frame_mask.sum(axis=1), row_info.num_frames)
+    np.testing.assert_array_equal(batch.tokens, TABLE.tokens[row_info.example_index])
     assert batch.frames.size == 0
-    hosts = [next(grouped(grouper, process_index=host, process_count=2))[0].row for host in range(2)]
-    np.testing.assert_array_equal(np.concatenate(hosts), told.row)
+    hosts = [next(grouped(grouper, process_index=host, process_count=2))[0].example_index for host in range(2)]
+    np.testing.assert_array_equal(np.concatenate(hosts), row_info.example_index)
 
 
 def test_goes_on_in_the_middle_of_a_window(grouper):
@@ -85,7 +89,7 @@ def test_goes_on_in_the_middle_of_a_window(grouper):
 def test_the_order_of_turns_follows_the_seed(grouper):
     def rows(seed):
         batches = grouped(grouper, seed=seed)
-        return [next(batches)[0].row.tolist() for _ in range(EPOCH)]
+        return [next(batches)[0].example_index.tolist() for _ in range(EPOCH)]
 
     assert rows(0) == rows(0)
     assert len({str(rows(seed)) for seed in range(4)}) > 1
@@ -108,7 +112,7 @@ def test_predictions_come_in_the_order_of_the_data(grouper):
     )
     assert len(found) == EPOCH
     for prediction, alone in zip(found, plain, strict=True):
-        np.testing.assert_array_equal(prediction.about.example_index, alone.about.example_index)
-        np.testing.assert_array_equal(prediction.reading.prompt_lengths, alone.reading.prompt_lengths)
+        np.testing.assert_array_equal(prediction.batch.example_index, alone.batch.example_index)
+        np.testing.assert_array_equal(prediction.prompt_selection.prompt_lengths, alone.prompt_selection.prompt_lengths)
         np.testing.assert_array_equal(prediction.answers.tokens, alone.answers.tokens)
         np.testing.assert_allclose(prediction.answers.log_probability, alone.answers.log_probability, atol=2e-6)

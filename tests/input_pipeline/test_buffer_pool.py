@@ -20,47 +20,47 @@ def address(array):
 
 
 def test_memory_is_used_again_once_nobody_refers_to_it():
-    room = BufferPool(SHAPE)
-    first = room.acquire()
+    pool = BufferPool(SHAPE)
+    first = pool.acquire()
     assert (first.shape, first.dtype, first.flags.c_contiguous, first.flags.writeable) == (SHAPE, np.uint8, True, True)
     place = address(first)
     del first
-    assert address(room.acquire()) == place
+    assert address(pool.acquire()) == place
 
 
 def test_a_view_keeps_its_memory():
-    room = BufferPool(SHAPE)
-    first = room.acquire()
+    pool = BufferPool(SHAPE)
+    first = pool.acquire()
     place, row = address(first), first[1][::2]
     row[:] = 7
     del first
-    second = room.acquire()
+    second = pool.acquire()
     assert address(second) != place
     second[:] = 0
     assert (row == 7).all()
     del row
-    assert address(room.acquire()) == place
+    assert address(pool.acquire()) == place
 
 
 def test_what_a_device_took_over_stays_as_it_was():
-    room = BufferPool((64, 1024))
-    array = room.acquire()
+    pool = BufferPool((64, 1024))
+    array = pool.acquire()
     # A CPU takes memory over, in place of copying it, where it begins at a multiple of 64 bytes.
     part = array.reshape(-1)[-address(array) % 64 :][:32768]
     part[:] = 5
     there = jax.device_put(part)
     assert there.unsafe_buffer_pointer() == address(part)
     del array, part
-    for other in [room.acquire() for _ in range(3)]:
+    for other in [pool.acquire() for _ in range(3)]:
         other[:] = 9
     assert (np.asarray(there) == 5).all()
 
 
 def test_another_process_has_its_own_and_nothing_is_lent_for_no_bytes():
-    room = BufferPool(SHAPE)
-    kept = room.acquire()
+    pool = BufferPool(SHAPE)
+    kept = pool.acquire()
     kept[:] = 3
-    other = pickle.loads(pickle.dumps(room)).array()
+    other = pickle.loads(pickle.dumps(pool)).acquire()
     other[:] = 4
     assert (kept == 3).all()
     assert BufferPool((4, 0, 0, 3)).acquire().shape == (4, 0, 0, 3)
@@ -68,8 +68,10 @@ def test_another_process_has_its_own_and_nothing_is_lent_for_no_bytes():
 
 ALLOCATE = """
 import resource
-from calce_jax.input_pipeline.room import keep_freed
-keep_freed()
+from calce_jax.input_pipeline.buffer_pool import BufferPool, retain_freed_memory
+BufferPool((2, 3))
+if {retain}:
+    retain_freed_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
     blocks = [b"x" * (8 << 20) for _ in range(3)]
@@ -79,7 +81,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
-def test_what_was_freed_is_kept_by_the_process():
-    done = subprocess.run([sys.executable, "-c", ALLOCATE], capture_output=True, text=True, check=True)
-    # As many pages as one turn has; without, the kernel clears them in each of the twenty.
-    assert int(done.stdout) < 2 * 3 * (8 << 20) // resource.getpagesize()
+@pytest.mark.parametrize("retain", [True, False])
+def test_freed_memory_is_kept_on_request_alone(retain):
+    """A pool does not change malloc of the process."""
+    script = ALLOCATE.replace("{retain}", str(retain))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    # The pages of one turn; without retaining, the kernel clears as many in each of the twenty.
+    pages = 3 * (8 << 20) // resource.getpagesize()
+    assert int(done.stdout) < 2 * pages if retain else int(done.stdout) > 10 * pages

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from calce_jax.config import packaged_path
 from calce_jax.datasets.tables import VideoRecord, build_tables
 from calce_jax.input_pipeline.augment import Crop, bicubic_resize, bicubic_weights, crop_and_resize, sample_crop
 from calce_jax.input_pipeline.batches import InputConfig, InputError, abstract_batch, batches_per_epoch, make_iterator
@@ -18,10 +19,9 @@ from calce_jax.text.prompt import decode_answer
 from calce_jax.text.text_row import RowFlag
 from calce_jax.text.tokenizers import load_bert, load_t5
 from calce_jax.video.decode import encode_jpeg
-from data import tokenizers as small
 from tests.helpers.recordings_io import load_recording
 
-TOKENIZERS = load_t5(f"{small.__path__[0]}/tiny_t5"), load_bert(f"{small.__path__[0]}/tiny_bert")
+TOKENIZERS = load_t5(packaged_path("calce_jax/assets/tiny/t5")), load_bert(packaged_path("calce_jax/assets/tiny/bert"))
 SIZE, TOTAL, STORED = 32, 64, 8
 CONFIG = InputConfig(
     folder="prepared",
@@ -37,7 +37,7 @@ CONFIG = InputConfig(
     answer_tokens=24,
     max_text_tokens=64,
 )
-TRAINING = replace(CONFIG, augment=True, shuffle=True, remainder="drop", epochs=None, seed=7)
+TRAINING = replace(CONFIG, augment=True, shuffle=True, remainder="drop", num_epochs=None, seed=7)
 
 
 def example(number, **changes):
@@ -102,44 +102,44 @@ def test_wanted_frames_are_chosen_from_the_stored():
     row = one()
     assert row["times"].tolist() == [0, 2, 4, 6]
     np.testing.assert_allclose(row["frames"][:, 0, 0, 0], [24, 40, 56, 72], atol=1)
-    assert row["present"].all()
+    assert row["frame_mask"].all()
 
 
 def test_a_short_video_leaves_frames_empty():
-    row = one(total=2, indices=np.arange(2), times=np.array([0.0, 1.0]), keyframes=EXAMPLES[0].keyframes[:2])
-    assert row["present"].tolist() == [True, True, False, False]
+    row = one(total_frames=2, indices=np.arange(2), times=np.array([0.0, 1.0]), keyframes=EXAMPLES[0].keyframes[:2])
+    assert row["frame_mask"].tolist() == [True, True, False, False]
     assert not row["frames"][2:].any()
     assert row["spans"][:4, 1].astype(bool).tolist() == [True, True, False, False]
 
 
 def test_captions_reach_the_row_and_can_be_withheld():
     row = one(query="They talk about a lighthouse.")
-    assert row["talk"]
+    assert row["is_speech_query"]
     # From second 1 to 2 of 8, in four equal parts.
-    assert row["spoken"].tolist() == [True, True, False, False]
+    assert row["has_speech"].tolist() == [True, True, False, False]
     start, size = row["spans"][CONFIG.frames + 1]
     assert decode_answer(TOKENIZERS[0], row["tokens"][start : start + size]) == "[1 we found lighthouse2]"
-    assert row["caption_words"][0].any()
+    assert row["caption_bert_tokens"][0].any()
     silent = one(replace(CONFIG, use_captions=False), query="They talk about a lighthouse.")
-    assert not silent["talk"]
-    assert not silent["spoken"].any()
-    assert not silent["caption_words"].any()
+    assert not silent["is_speech_query"]
+    assert not silent["has_speech"].any()
+    assert not silent["caption_bert_tokens"].any()
     assert silent["spans"][CONFIG.frames + 1].tolist() == [0, 0]
-    assert not one(query="A red circle.")["talk"]
+    assert not one(query="A red circle.")["is_speech_query"]
 
 
 def test_stage_2_reads_the_stage_1_windows():
     config = replace(CONFIG, stage=2)
     row = one(config, stage1_windows=np.array([[1.0, 2.5]]))
-    assert row["windows"].tolist() == [[1.0, 2.5], [0.0, 0.0]]
-    assert row["window_valid"].tolist() == [True, False]
-    assert row["notes"] == 0
+    assert row["stage1_windows"].tolist() == [[1.0, 2.5], [0.0, 0.0]]
+    assert row["window_mask"].tolist() == [True, False]
+    assert row["row_flags"] == 0
     row = one(config)
-    assert row["windows"][0].tolist() == [0.0, 8.0]
-    assert row["notes"] == RowFlag.NO_STAGE1_WINDOWS
+    assert row["stage1_windows"][0].tolist() == [0.0, 8.0]
+    assert row["row_flags"] == RowFlag.NO_STAGE1_WINDOWS
     row = one(config, stage1_windows=np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
-    assert row["window_valid"].all()
-    assert row["notes"] == RowFlag.STAGE1_WINDOWS_DROPPED
+    assert row["window_mask"].all()
+    assert row["row_flags"] == RowFlag.STAGE1_WINDOWS_DROPPED
 
 
 def test_the_original_rounds_times_of_stage_2():
@@ -153,12 +153,12 @@ def test_the_original_rounds_times_of_stage_2():
 
 def test_what_does_not_fit_is_counted_and_named():
     long = [example(n, query="red " * 90) if n % 2 else example(n) for n in range(10)]
-    long[4] = example(4, captions=[(s, s + 0.5, "let me tell you") for s in range(6)])
+    long[4] = example(4, captions=[(float(s), s + 0.5, "let me tell you") for s in range(6)])
     counter = RowFlagCounter()
-    for batch in iterate(replace(CONFIG, epochs=2), long):
+    for batch in iterate(replace(CONFIG, num_epochs=2), long):
         counter.add(batch.example_index, batch.row_flags)
     lines = counter.summary_lines(lambda rows: [f"q{row}" for row in rows])
-    assert lines == ["query cut: 5 queries (q1, q3, q5, q7, q9)", "captions left out: 1 query (q4)"]
+    assert lines == ["query truncated: 5 queries (q1, q3, q5, q7, q9)", "captions left out: 1 query (q4)"]
 
 
 @pytest.mark.parametrize(
@@ -166,12 +166,12 @@ def test_what_does_not_fit_is_counted_and_named():
     [
         ({"windows": np.array([[9.0, 12.0]])}, r"query q3 of video v3: window \[9, 12\]: lies outside the video"),
         ({"indices": np.arange(STORED)}, r"3 of its 4 frames are not among the 8 stored; prepare .*--frames=4"),
-        ({"keyframes": [b"nothing"] * STORED}, r"frame 0 is no JPEG .*prepare the video again"),
+        ({"keyframes": [b"nothing"] * STORED}, r"frame 0 is not a JPEG .*prepare the video again"),
         (
             {"keyframes": encode_jpeg(np.zeros((STORED, 16, 24, 3), np.uint8))},
-            r"stored with 24 x 16 pixels, and the model sees 32 x 32",
+            r"stored with 24 x 16 pixels, and the model reads 32 x 32",
         ),
-        ({"total": 0, "indices": np.arange(0)}, r"it has no frames"),
+        ({"total_frames": 0, "indices": np.arange(0)}, r"it has no frames"),
     ],
 )
 def test_bad_examples_are_named(changes, message):
@@ -185,7 +185,7 @@ def test_stage_2_of_the_original_needs_stage_1_windows():
 
 
 def test_impossible_batches_are_refused():
-    with pytest.raises(InputError, match=r"batch_size: 4 cannot be shared by 3 hosts"):
+    with pytest.raises(InputError, match=r"batch_size: must be a multiple of the 3 hosts, got 4"):
         iterate(process_count=3)
     with pytest.raises(InputError, match=r"has 3 queries, too few for a batch of 4"):
         iterate(TRAINING, EXAMPLES[:3])
@@ -196,8 +196,8 @@ def test_every_epoch_has_its_own_order_and_crops():
     first, second = ([next(iterator) for _ in range(2)] for _ in range(2))
     rows = [np.concatenate([batch.example_index for batch in epoch]) for epoch in (first, second)]
     assert not np.array_equal(*rows)
-    for each in rows:
-        assert len(set(each)) == 8, "dropped: what is no whole batch"
+    for epoch_rows in rows:
+        assert len(set(epoch_rows)) == 8, "the remainder is dropped"
     again = iterate(TRAINING)
     for batch in [*first, *second]:
         assert_same(batch, next(again))
@@ -255,7 +255,7 @@ def test_an_iterator_goes_on_in_the_middle_of_an_epoch():
 
 @pytest.mark.slow
 def test_worker_processes_change_nothing():
-    config = replace(TRAINING, workers=2)
+    config = replace(TRAINING, num_workers=2)
     alone, workers = iterate(TRAINING), iterate(config)
     for _ in range(3):
         assert_same(next(alone), next(workers))
@@ -267,7 +267,11 @@ def test_worker_processes_change_nothing():
         assert_same(batch, next(resumed))
         assert_same(batch, next(alone))
     with pytest.raises(Exception, match=r"query q1 of video v1: it has no frames"):
-        next(iterate(replace(config, shuffle=False), [example(n, total=0) if n == 1 else example(n) for n in range(4)]))
+        next(
+            iterate(
+                replace(config, shuffle=False), [example(n, total_frames=0) if n == 1 else example(n) for n in range(4)]
+            )
+        )
 
 
 def test_reading_does_not_import_tensorflow():
@@ -338,4 +342,4 @@ def test_tables_become_batches(tmp_path):
     assert batch.example_index.tolist() == [0, 1]
     assert decode_answer(TOKENIZERS[0], batch.labels[0]) == "[[2, 4]]"
     np.testing.assert_array_equal(batch.frames[0], batch.frames[1])
-    assert_same(batch, next(make_iterator(replace(config, workers=1), *TOKENIZERS)))
+    assert_same(batch, next(make_iterator(replace(config, num_workers=1), *TOKENIZERS)))

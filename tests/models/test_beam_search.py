@@ -33,7 +33,7 @@ def search(t5: T5, memory: jax.Array, mask: jax.Array, beams: int, **kwargs: str
 
 
 def log_probabilities(t5: T5, memory: jax.Array, mask: jax.Array, answers: np.ndarray) -> np.ndarray:
-    """Score whole answers (N, A) about one prompt without a cache; (N, A) log-probability of each token."""
+    """Return the log-probability (N, A) of each token of answers (N, A) to one prompt, computed without a cache."""
     ids = jnp.asarray(np.pad(answers[:, :-1], ((0, 0), (1, 0))), jnp.int32)
     n = len(answers)
     logits = t5.decode(ids, jnp.repeat(memory[None], n, 0), jnp.repeat(mask[None], n, 0))
@@ -42,64 +42,66 @@ def log_probabilities(t5: T5, memory: jax.Array, mask: jax.Array, answers: np.nd
 
 def test_enough_beams_find_the_best_of_all_answers(t5, prompts):
     memory, mask = prompts
-    found = search(t5, memory, mask, beams=60)
-    every = np.array(list(itertools.product(range(VOCAB), repeat=LENGTH)))
+    output = search(t5, memory, mask, beams=60)
+    all_answers = np.array(list(itertools.product(range(VOCAB), repeat=LENGTH)))
     for sample in range(len(memory)):
-        each = log_probabilities(t5, memory[sample], mask[sample], every)
-        first_end = np.where((every == EOS_ID).any(1), (every == EOS_ID).argmax(1), LENGTH - 1)
+        token_scores = log_probabilities(t5, memory[sample], mask[sample], all_answers)
+        first_end = np.where((all_answers == EOS_ID).any(1), (all_answers == EOS_ID).argmax(1), LENGTH - 1)
         length = first_end + 1
-        total = np.where(np.arange(LENGTH)[None] < length[:, None], each, 0).sum(1)
+        total = np.where(np.arange(LENGTH)[None] < length[:, None], token_scores, 0).sum(1)
         best = (total / length).argmax()
-        expected = np.where(np.arange(LENGTH) < length[best], every[best], 0)
-        np.testing.assert_array_equal(found.tokens[sample, 0], expected)
+        expected = np.where(np.arange(LENGTH) < length[best], all_answers[best], 0)
+        np.testing.assert_array_equal(output.tokens[sample, 0], expected)
         # Sums of four float32 log-probabilities, with and without a cache.
-        np.testing.assert_allclose(found.score[sample, 0], total[best] / length[best], rtol=1e-5)
-        np.testing.assert_allclose(found.log_probability[sample, 0], total[best], rtol=1e-5)
+        np.testing.assert_allclose(output.score[sample, 0], total[best] / length[best], rtol=1e-5)
+        np.testing.assert_allclose(output.log_probability[sample, 0], total[best], rtol=1e-5)
 
 
 def test_one_beam_is_greedy(t5, prompts):
     memory, mask = prompts
-    found = search(t5, memory, mask, beams=1)
+    output = search(t5, memory, mask, beams=1)
     for sample in range(len(memory)):
         answer = np.zeros((1, LENGTH), np.int32)
-        for at in range(LENGTH):
+        for position in range(LENGTH):
             ids = jnp.asarray(np.pad(answer[:, :-1], ((0, 0), (1, 0))))
             logits = t5.decode(ids, memory[sample][None], mask[sample][None])
-            answer[0, at] = int(logits[0, at].argmax())
-            if answer[0, at] == EOS_ID:
+            answer[0, position] = int(logits[0, position].argmax())
+            if answer[0, position] == EOS_ID:
                 break
-        np.testing.assert_array_equal(found.tokens[sample, 0], answer[0])
+        np.testing.assert_array_equal(output.tokens[sample, 0], answer[0])
 
 
-def test_a_sample_gets_the_same_answers_alone(t5, prompts):
+def test_answers_do_not_depend_on_the_batch(t5, prompts):
     memory, mask = prompts
-    together = search(t5, memory, mask, beams=3)
+    batched = search(t5, memory, mask, beams=3)
     for sample in (1, 4):
         alone = search(t5, memory[sample : sample + 1], mask[sample : sample + 1], beams=3)
-        np.testing.assert_array_equal(together.tokens[sample], alone.tokens[0])
-        np.testing.assert_allclose(together.score[sample], alone.score[0], rtol=1e-5)
+        np.testing.assert_array_equal(batched.tokens[sample], alone.tokens[0])
+        np.testing.assert_allclose(batched.score[sample], alone.score[0], rtol=1e-5)
 
 
 def test_padding_on_the_right_changes_nothing(t5, prompts):
     memory, mask = prompts
     wide = jnp.pad(memory, ((0, 0), (0, 5), (0, 0)), constant_values=3.0)
-    found, padded = search(t5, memory, mask, beams=3), search(t5, wide, jnp.pad(mask, ((0, 0), (0, 5))), beams=3)
-    np.testing.assert_array_equal(found.tokens, padded.tokens)
+    output, padded = search(t5, memory, mask, beams=3), search(t5, wide, jnp.pad(mask, ((0, 0), (0, 5))), beams=3)
+    np.testing.assert_array_equal(output.tokens, padded.tokens)
 
 
 def test_answers_are_distinct_and_best_first(t5, prompts):
-    found = search(t5, *prompts, beams=4)
-    assert (np.diff(found.score, axis=1) <= 0).all()
-    for sample in np.asarray(found.tokens):
+    output = search(t5, *prompts, beams=4)
+    assert (np.diff(output.score, axis=1) <= 0).all()
+    for sample in np.asarray(output.tokens):
         assert len({tuple(answer) for answer in sample}) == 4
 
 
-def test_the_reference_ranks_cut_answers_by_a_length_one_greater(t5, prompts):
+def test_reference_divides_unfinished_answers_by_length_plus_one(t5, prompts):
     ours, theirs = search(t5, *prompts, beams=4), search(t5, *prompts, beams=4, behaviour="reference")
-    cut = ~np.asarray(theirs.is_finished)
-    assert cut.any()
+    unfinished = ~np.asarray(theirs.is_finished)
+    assert unfinished.any()
     np.testing.assert_allclose(
-        np.asarray(theirs.score)[cut], np.asarray(theirs.log_probability)[cut] / (LENGTH + 1), rtol=1e-6
+        np.asarray(theirs.score)[unfinished], np.asarray(theirs.log_probability)[unfinished] / (LENGTH + 1), rtol=1e-6
     )
-    cut = ~np.asarray(ours.is_finished)
-    np.testing.assert_allclose(np.asarray(ours.score)[cut], np.asarray(ours.log_probability)[cut] / LENGTH, rtol=1e-6)
+    unfinished = ~np.asarray(ours.is_finished)
+    np.testing.assert_allclose(
+        np.asarray(ours.score)[unfinished], np.asarray(ours.log_probability)[unfinished] / LENGTH, rtol=1e-6
+    )

@@ -1,4 +1,4 @@
-"""The whole model on made-up batches: a sample is itself in any company, and what is frozen stays so."""
+"""The whole model on random batches: results do not depend on the batch, and frozen weights get no gradient."""
 
 from functools import partial
 
@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from calce_jax.batch import Batch
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.inference.predict_step import make_encode_video, make_predict, make_predict_from_features
 from calce_jax.models.calce import Calce, CalceConfig, answer_loss, count_params, param_label, shift_right, split_params
 from tests.helpers.tiny_model import BUCKETS, STEPS, make_batch, make_model
 
 B = 3
-# float32 sums of other lengths.
+# float32 sums over other prompt lengths.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -29,26 +30,26 @@ def batch():
     return make_batch((8, 5, 3))
 
 
-def only(batch, sample):
+def take_sample(batch, sample):
     return jax.tree.map(lambda array: array[sample : sample + 1], batch)
 
 
 @partial(jax.jit, static_argnums=(0, 2, 3))
 def _losses(graph, weights, stage, length, batch):
     model = nnx.merge(graph, *weights)
-    seen = model.see(batch.frames)
-    reading = model.read(seen, batch, STEPS[stage].selection)
-    return model.loss(seen, batch, reading, length), reading.needed
+    features = model.encode_frames(batch.frames)
+    selection = model.select(features, batch, STEPS[stage].selection)
+    return model.loss(features, batch, selection, length), selection.prompt_lengths
 
 
 def losses(parts, batch, stage, length=BUCKETS[-1]):
-    """Return each sample's loss, and the tokens its prompt needs."""
+    """Return each sample's loss and the length of its prompt in tokens."""
     graph, *weights = parts
     return _losses(graph, weights, stage, length, batch)
 
 
 @partial(jax.jit, static_argnames=("graph", "stage"))
-def predicted(graph, trainable, frozen, batch, stage):
+def predict(graph, trainable, frozen, batch, stage):
     return make_predict(graph, STEPS[stage])(trainable, frozen, batch)
 
 
@@ -57,53 +58,55 @@ def stage(request):
     return request.param
 
 
-def test_a_sample_has_the_same_loss_alone_and_in_any_bucket(parts, batch, stage):
-    together, needed = losses(parts, batch, stage)
-    assert needed.max() <= BUCKETS[-1]
-    assert len(set(needed.tolist())) == B, "prompts of several lengths"
-    assert np.isfinite(together).all()
+def test_loss_does_not_depend_on_batch_or_bucket(parts, batch, stage):
+    batched, prompt_lengths = losses(parts, batch, stage)
+    assert prompt_lengths.max() <= BUCKETS[-1]
+    assert len(set(prompt_lengths.tolist())) == B, "prompts of several lengths"
+    assert np.isfinite(batched).all()
     for sample in range(B):
-        alone, its = losses(parts, only(batch, sample), stage)
-        assert its[0] == needed[sample]
-        np.testing.assert_allclose(alone[0], together[sample], **CLOSE)
-    shorter, _ = losses(parts, batch, stage, int(needed.max()))
-    np.testing.assert_allclose(shorter, together, **CLOSE)
+        alone, length = losses(parts, take_sample(batch, sample), stage)
+        assert length[0] == prompt_lengths[sample]
+        np.testing.assert_allclose(alone[0], batched[sample], **CLOSE)
+    shorter, _ = losses(parts, batch, stage, int(prompt_lengths.max()))
+    np.testing.assert_allclose(shorter, batched, **CLOSE)
 
 
-def test_a_sample_gets_the_same_answers_alone(parts, batch, stage):
-    together = predicted(*parts, batch, stage)
-    np.testing.assert_array_equal(together.about.row, batch.row)
+def test_answers_do_not_depend_on_the_batch(parts, batch, stage):
+    batched = predict(*parts, batch, stage)
+    np.testing.assert_array_equal(batched.batch.example_index, batch.example_index)
     for sample in range(B):
-        alone = predicted(*parts, only(batch, sample), stage)
-        np.testing.assert_array_equal(alone.answers.tokens[0], together.answers.tokens[sample])
-        np.testing.assert_allclose(alone.answers.score[0], together.answers.score[sample], **CLOSE)
+        alone = predict(*parts, take_sample(batch, sample), stage)
+        np.testing.assert_array_equal(alone.answers.tokens[0], batched.answers.tokens[sample])
+        np.testing.assert_allclose(alone.answers.score[0], batched.answers.score[sample], **CLOSE)
 
 
-def test_prompts_are_padded_at_the_far_right_alone(parts, batch, stage):
+def test_prompts_are_padded_on_the_right_only(parts, batch, stage):
     model = nnx.merge(*parts)
-    run = jax.jit(lambda batch: embedded(model, batch, stage))
-    x, mask, needed = run(jax.tree.map(jnp.asarray, batch))
-    np.testing.assert_array_equal(mask, np.arange(BUCKETS[-1]) < np.asarray(needed)[:, None])
+    run = jax.jit(lambda batch: embed(model, batch, stage))
+    x, mask, prompt_lengths = run(jax.tree.map(jnp.asarray, batch))
+    np.testing.assert_array_equal(mask, np.arange(BUCKETS[-1]) < np.asarray(prompt_lengths)[:, None])
     assert not np.asarray(x)[~np.asarray(mask)].any()
 
 
-def test_what_is_seen_may_be_computed_ahead_of_the_query(parts, batch, stage):
+def test_predictions_from_encoded_video_equal_those_from_frames(parts, batch, stage):
     graph, *weights = parts
-    at_once = predicted(*parts, batch, stage)
-    looked = jax.jit(make_encode_video(graph))(*weights, batch.frames)
-    later = jax.jit(make_predict_from_features(graph, STEPS[stage]))(*weights, looked, batch)
-    np.testing.assert_array_equal(later.answers.tokens, at_once.answers.tokens)
-    np.testing.assert_allclose(later.answers.score, at_once.answers.score, **CLOSE)
-    np.testing.assert_array_equal(later.reading.plan.index, at_once.reading.plan.index)
+    at_once = predict(*parts, batch, stage)
+    features = jax.jit(make_encode_video(graph))(*weights, batch.frames)
+    from_features = jax.jit(make_predict_from_features(graph, STEPS[stage]))(*weights, features, batch)
+    np.testing.assert_array_equal(from_features.answers.tokens, at_once.answers.tokens)
+    np.testing.assert_allclose(from_features.answers.score, at_once.answers.score, **CLOSE)
+    np.testing.assert_array_equal(
+        from_features.prompt_selection.frame_plan.frame_index, at_once.prompt_selection.frame_plan.frame_index
+    )
 
 
-def embedded(model, batch, stage):
-    seen = model.see(batch.frames)
-    reading = model.read(seen, batch, STEPS[stage].selection)
-    return *model.embed(seen, batch, reading, BUCKETS[-1]), reading.needed
+def embed(model, batch, stage):
+    features = model.encode_frames(batch.frames)
+    selection = model.select(features, batch, STEPS[stage].selection)
+    return *model.embed_prompt(features, batch, selection, BUCKETS[-1]), selection.prompt_lengths
 
 
-def test_gradients_reach_what_is_trained_and_nothing_else_is_differentiated(parts, batch, stage):
+def test_gradients_reach_all_trainable_parameters(parts, batch, stage):
     graph, trainable, frozen = parts
 
     def mean(trainable):
@@ -118,13 +121,33 @@ def test_gradients_reach_what_is_trained_and_nothing_else_is_differentiated(part
         assert np.abs(gradient).max() > 0, name
 
 
+def test_a_batch_of_zeros_has_the_shapes_and_dtypes_of_any_other(batch):
+    zeros = Batch.zeros(
+        B,
+        frames=batch.times.shape[1],
+        image_size=batch.frames.shape[2],
+        captions=batch.caption_bert_tokens.shape[1],
+        bert_tokens=batch.query_bert_tokens.shape[1],
+        text_tokens=batch.tokens.shape[1],
+        windows=batch.window_mask.shape[1],
+        answer_tokens=batch.labels.shape[1],
+    )
+    for name, array in vars(zeros).items():
+        if name == "features":
+            assert array is None
+            continue
+        assert (array.shape, array.dtype) == (getattr(batch, name).shape, getattr(batch, name).dtype), name
+        assert (array == (-1 if name == "example_index" else 0)).all(), name
+    assert zeros.frames.nbytes > 0
+
+
 def test_labels_of_parameters():
     assert param_label(("ln_vision", "scale")) == param_label(("t5", "lm_head", "b")) == "trainable"
     assert param_label(("t5", "lm_head", "base", "kernel")) == param_label(("vit", "patches", "bias")) == "frozen"
 
 
 def test_the_full_model_has_the_papers_parameters():
-    """The original keeps 622,650 more: the Q-Former's head that predicts words, which is never asked."""
+    """The original has 622,650 more: the Q-Former's language head, which CALCE never uses."""
     _, trainable, frozen = nnx.eval_shape(lambda: split_params(Calce(CalceConfig.full(), rngs=nnx.Rngs(0))))
     assert count_params(trainable) == 19_546_120
     assert count_params(trainable) + count_params(frozen) == 4_041_504_450 - 622_650
@@ -134,5 +157,5 @@ def test_the_loss_of_an_answer_is_the_mean_over_its_tokens():
     labels = jnp.array([[3, 1, 0], [2, 4, 1], [0, 0, 0]])
     np.testing.assert_array_equal(shift_right(labels), [[0, 3, 1], [0, 2, 4], [0, 0, 0]])
     logits = jnp.log(jnp.full((3, 3, 5), 0.1).at[0, 0, 3].set(0.6).at[0, 1, 1].set(0.6))
-    expected = [-np.log(0.6), -np.log(0.2), 0.0]  # the second's tokens are all alike
+    expected = [-np.log(0.6), -np.log(0.2), 0.0]  # the second sample's logits are uniform
     np.testing.assert_allclose(answer_loss(logits, labels), expected, rtol=1e-6)

@@ -17,7 +17,7 @@ LINE = np.array([0.0, 0.1, 5.0, 5.1, 5.3, 9.0, 20.0, 20.4], np.float32)[:, None]
 @functools.partial(jax.jit, static_argnames="clusters")
 def cluster_batch(features, present, far, noise, *, clusters):
     one = functools.partial(dpc_knn, clusters=clusters)
-    return jax.vmap(lambda f, p, a, n: one(f, p, far=a, noise=n))(features, present, far, noise)
+    return jax.vmap(lambda f, p, a, n: one(f, p, far_mask=a, noise=n))(features, present, far, noise)
 
 
 def cluster(features, present=None, **kwargs):
@@ -26,15 +26,15 @@ def cluster(features, present=None, **kwargs):
     return np.asarray(dpc_knn(features, present, **kwargs))
 
 
-def events(frames, *, width=6, seed=0):
-    """Frames that jump every five frames and tremble in between."""
+def scene_features(frames, *, width=6, seed=0):
+    """Return features (frames, width) with a new centre every five frames and small noise around it."""
     rng = np.random.default_rng(seed)
     scenes = np.repeat(rng.normal(size=(-(-frames // 5), width)), 5, axis=0)[:frames]
     return (2 * scenes + 0.3 * rng.normal(size=(frames, width))).astype(np.float32)
 
 
-def plainly(features, clusters, neighbours, noise=0.0):
-    """The rules once more, in float64, with lists and without masks."""
+def cluster_with_loops(features, clusters, neighbours, noise=0.0):
+    """Return the same clustering in float64, by Python loops, without masks."""
     n, width = features.shape
     gaps = features[:, None].astype(np.float64) - features[None]
     distance = np.sqrt((gaps**2).sum(-1) / width)
@@ -48,10 +48,10 @@ def plainly(features, clusters, neighbours, noise=0.0):
 
 
 def test_recorded_clusterings(shared):
-    """Exact where the recorded answer does not hang on ties.
+    """Equal wherever the recorded ids do not depend on ties.
 
-    Masked frames all score 0; the ranks that they get among themselves, where they must serve as centres, are left to
-    the library there. Of the frames that are not masked every id must agree.
+    Masked frames all score 0, so where some must serve as centres their ranks depend on the library's sort. The ids of
+    all unmasked frames must agree.
     """
     cases = json.loads((shared / "golden/04_cluster_meta.json").read_text())
     arrays = np.load(shared / "golden/04_cluster.npz")
@@ -74,12 +74,12 @@ def test_recorded_clusterings(shared):
 
 
 @pytest.mark.parametrize(("clusters", "neighbours"), [(6, 5), (5, 5), (4, 2), (3, 1), (2, 1)])
-def test_rules_followed_plainly(clusters, neighbours):
+def test_clusters_equal_those_of_plain_loops(clusters, neighbours):
     rng = np.random.default_rng(clusters)
     features = rng.normal(size=(14, 3)).astype(np.float32)
-    # Mutual nearest neighbours are equally dense for few neighbours. So much noise decides alike in both precisions.
+    # Mutual nearest neighbours are equally dense for small K; noise this large breaks ties alike in both precisions.
     noise = 1e3 * rng.random(14).astype(np.float32)
-    expected = plainly(features, clusters, neighbours, noise)
+    expected = cluster_with_loops(features, clusters, neighbours, noise)
     assert cluster(features, clusters=clusters, noise=jnp.asarray(noise)).tolist() == expected
 
 
@@ -87,16 +87,16 @@ def test_by_hand():
     # For two clusters K is 1: the nearest frame is the frame itself, all are equally dense and score the widest
     # distance, and the first two are the centres.
     assert cluster(LINE, clusters=2).tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
-    assert cluster(LINE, clusters=5).tolist() == plainly(LINE, 5, 5)
+    assert cluster(LINE, clusters=5).tolist() == cluster_with_loops(LINE, 5, 5)
 
 
 def test_frames_that_are_not_present_have_no_influence():
-    features = events(20)
+    features = scene_features(20)
     alone = cluster(features, clusters=5)
     for padded in (21, 33):
-        rubbish = np.full((padded, 6), 1e3, np.float32)
-        rubbish[:20] = features
-        got = cluster(rubbish, np.arange(padded) < 20, clusters=5)
+        padded_features = np.full((padded, 6), 1e3, np.float32)
+        padded_features[:20] = features
+        got = cluster(padded_features, np.arange(padded) < 20, clusters=5)
         assert np.array_equal(got[:20], alone)
         assert (got[20:] == -1).all()
     holes = np.random.default_rng(3).random(20) < 0.6
@@ -104,7 +104,7 @@ def test_frames_that_are_not_present_have_no_influence():
 
 
 def test_still_shots_tie_exactly_however_they_are_padded():
-    still = np.repeat(events(10, width=7)[::5], [9, 11], axis=0)
+    still = np.repeat(scene_features(10, width=7)[::5], [9, 11], axis=0)
     alone = cluster(still, clusters=6)
     padded = np.concatenate([still, np.zeros((7, 7), np.float32)])
     assert np.array_equal(cluster(padded, np.arange(27) < 20, clusters=6)[:20], alone)
@@ -113,26 +113,26 @@ def test_still_shots_tie_exactly_however_they_are_padded():
 
 @pytest.mark.parametrize("present", [0, 1, 3, 4])
 def test_fewer_frames_than_clusters_are_clusters_of_their_own(present):
-    got = cluster(events(12), np.arange(12) < present, clusters=8)
+    got = cluster(scene_features(12), np.arange(12) < present, clusters=8)
     assert sorted(got[:present].tolist()) == list(range(present))
     assert (got[present:] == -1).all()
 
 
 def test_masked_the_originals_way():
-    features = events(20)
+    features = scene_features(20)
     far = np.zeros(20, bool)
     far[[2, 7, 8]] = True
-    got = cluster(features, clusters=5, far=jnp.asarray(far))
+    got = cluster(features, clusters=5, far_mask=jnp.asarray(far))
     assert (got[far] == 0).all()
     # Masked frames do not shape the others' clusters, so ignoring them gives the same ones here.
     assert np.array_equal(got[~far], cluster(features, ~far, clusters=5)[~far])
 
 
-def test_a_sample_is_the_same_in_any_batch():
-    features = np.stack([events(15, seed=s) for s in range(3)])
+def test_clusters_do_not_depend_on_the_batch():
+    features = np.stack([scene_features(15, seed=s) for s in range(3)])
     present, far = np.ones((3, 15), bool), np.zeros((3, 15), bool)
     noise = np.zeros((3, 15), np.float32)
-    together = cluster_batch(features, present, far, noise, clusters=5)
+    batched = cluster_batch(features, present, far, noise, clusters=5)
     for i in range(3):
-        assert np.array_equal(together[i], cluster(features[i], clusters=5))
-    assert np.array_equal(together, cluster_batch(features, present, far, noise, clusters=5))
+        assert np.array_equal(batched[i], cluster(features[i], clusters=5))
+    assert np.array_equal(batched, cluster_batch(features, present, far, noise, clusters=5))

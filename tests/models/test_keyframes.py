@@ -1,4 +1,4 @@
-"""Selection in both stages against recorded runs of the original, and what holds by construction."""
+"""Key frame selection of both stages against recorded runs of the original, and its invariants."""
 
 import itertools
 import json
@@ -25,8 +25,8 @@ def marks(text):
 
 
 def chosen(plan, i=0):
-    """Frame indices of video i that are kept in full, and those kept compressed; the plan must be well formed."""
-    index, kept, key = (np.asarray(a)[i] for a in (plan.index, plan.kept, plan.key))
+    """Check that the plan is well formed; return video i's key frames and its compressed frames (indices)."""
+    index, kept, key = (np.asarray(a)[i] for a in (plan.frame_index, plan.slot_mask, plan.is_keyframe))
     assert not (key & ~kept).any()
     assert not index[~kept].any()
     assert (np.diff(index[kept]) > 0).all()
@@ -35,7 +35,7 @@ def chosen(plan, i=0):
 
 
 def scenes(frames, *, length=5, width=8, seed=0):
-    """Unit features that jump every `length` frames and tremble in between."""
+    """Return unit features (frames, width) with a new centre every `length` frames and small noise around it."""
     rng = np.random.default_rng(seed)
     features = np.repeat(rng.normal(size=(-(-frames // length), width)), length, axis=0)[:frames]
     features = features + 0.05 * rng.normal(size=(frames, width))
@@ -43,20 +43,22 @@ def scenes(frames, *, length=5, width=8, seed=0):
 
 
 def coarse(features, *, frames=None, talk=False, spoken=None, **settings):
-    """Stage 1 on one video, padded to `frames` with rubbish."""
+    """Stage 1 on one video, padded to `frames` with the constant 7."""
     count = len(features)
     frames = frames or count
     padded = np.full((1, frames, features.shape[1]), 7.0, np.float32)
     padded[0, :count] = features
-    said = np.ones((1, frames), bool) if spoken is not None else np.zeros((1, frames), bool)
+    has_speech = np.ones((1, frames), bool) if spoken is not None else np.zeros((1, frames), bool)
     if spoken is not None:
-        said[0, :count] = spoken
+        has_speech[0, :count] = spoken
     settings = {"mode": "cluster", "clusters": 5, "dilation": 1} | settings
-    return coarse_compiled(padded, np.arange(frames)[None] < count, talk=np.array([talk]), spoken=said, **settings)
+    return coarse_compiled(
+        padded, np.arange(frames)[None] < count, is_speech_query=np.array([talk]), has_speech=has_speech, **settings
+    )
 
 
 def fine(features, windows, *, frames=None, talk=False, spoken=None, **settings):
-    """Stage 2 on one video with a frame every two seconds, padded to `frames` with rubbish."""
+    """Stage 2 on one video with a frame every two seconds, padded to `frames` with the constant 7."""
     count = len(features)
     frames = frames or count
     padded = np.full((1, frames, features.shape[1]), 7.0, np.float32)
@@ -65,16 +67,18 @@ def fine(features, windows, *, frames=None, talk=False, spoken=None, **settings)
     seconds, valid = np.full((1, 3, 2), 4.0, np.float32), np.arange(3)[None] < len(windows)
     if windows:
         seconds[0, : len(windows)] = windows
-    said = np.ones((1, frames), bool) if spoken is not None else np.zeros((1, frames), bool)
+    has_speech = np.ones((1, frames), bool) if spoken is not None else np.zeros((1, frames), bool)
     if spoken is not None:
-        said[0, :count] = spoken
+        has_speech[0, :count] = spoken
     settings = {"clusters": 5, "dilation": 1, "filter_dilation": 0} | settings
     present = np.arange(frames)[None] < count
-    return fine_compiled(padded, times, present, seconds, valid, talk=np.array([talk]), spoken=said, **settings)
+    return fine_compiled(
+        padded, times, present, seconds, valid, is_speech_query=np.array([talk]), has_speech=has_speech, **settings
+    )
 
 
 class TestRecorded:
-    """The original's answers, all of them."""
+    """All recorded selections of the original."""
 
     @pytest.mark.slow
     def test_stage_1(self, shared):
@@ -86,30 +90,32 @@ class TestRecorded:
             # "event" is another name of "none" there.
             return case["t"], case["mode"].replace("event", "none"), case["num_clusters"], case["bias1"]
 
-        seen = 0
+        num_plans = 0
         for (t, mode, clusters, bias), group in itertools.groupby(sorted(recorded["cases"], key=settings), settings):
             rows = [(case, i) for case in group for i in range(len(case["query"]))]
-            said = [case["subtitle_durations"][i] for case, i in rows]
+            intervals = [case["subtitle_durations"][i] for case, i in rows]
             plan = coarse_compiled(
                 np.stack([arrays[case["embeds"].removesuffix("[:1]")][i].mean(1) for case, i in rows]),
                 np.ones((len(rows), t), bool),
                 mode=mode,
                 clusters=clusters,
                 dilation=bias,
-                talk=np.array([talks(case["query"][i], words, said[r]) for r, (case, i) in enumerate(rows)]),
-                spoken=np.stack(
-                    [mark_speech_frames(said[r], case["durations"][i], t) for r, (case, i) in enumerate(rows)]
+                is_speech_query=np.array(
+                    [talks(case["query"][i], words, intervals[r]) for r, (case, i) in enumerate(rows)]
+                ),
+                has_speech=np.stack(
+                    [mark_speech_frames(intervals[r], case["durations"][i], t) for r, (case, i) in enumerate(rows)]
                 ),
                 behaviour="reference",
             )
             for r, (case, i) in enumerate(rows):
                 assert chosen(plan, r) == (case["key_frame_idx"][i], case["non_key_frame_idx"][i]), (case["id"], i)
-            seen += len(rows)
-        assert seen == 400
+            num_plans += len(rows)
+        assert num_plans == 400
 
     @pytest.mark.slow
     def test_stage_2(self, shared):
-        """Every plan is equal, with the recorded draws; ids of clusters where mutual neighbours do not tie (K > 4)."""
+        """With the recorded draws all plans are equal; cluster ids too where mutual neighbours do not tie (C > 4)."""
         recorded = json.loads((shared / "golden/06_keyframes_stage2.json").read_text())["cases"]
         arrays = np.load(shared / "golden/06_keyframes_stage2.npz")
         words = json.loads((shared / "golden/05_keyframes_stage1.json").read_text())["keyword_set"]
@@ -124,7 +130,7 @@ class TestRecorded:
             features = np.stack([arrays[name][case["batch_sel"][i]] for case, i in rows])
             features = features / np.linalg.norm(features, axis=-1, keepdims=True)
             windows = [json.loads(case["stage1_result"][i]) for case, i in rows]
-            said = [case["subtitle_durations"][i] for case, i in rows]
+            intervals = [case["subtitle_durations"][i] for case, i in rows]
             plan = fine_compiled(
                 features.reshape(len(rows), t, -1),
                 np.array([case["timestamps"][i] for case, i in rows], np.float32),
@@ -134,14 +140,18 @@ class TestRecorded:
                 clusters=clusters,
                 dilation=bias1,
                 filter_dilation=bias2,
-                talk=np.array([talks(case["query"][i], words, said[r]) for r, (case, i) in enumerate(rows)]),
-                spoken=np.stack([mark_speech_frames(said[r], case["duration"], t) for r, (case, i) in enumerate(rows)]),
+                is_speech_query=np.array(
+                    [talks(case["query"][i], words, intervals[r]) for r, (case, i) in enumerate(rows)]
+                ),
+                has_speech=np.stack(
+                    [mark_speech_frames(intervals[r], case["duration"], t) for r, (case, i) in enumerate(rows)]
+                ),
                 behaviour="reference",
                 draws=np.stack([as_draws([] if case["error"] else case["draws"][i], 32) for case, i in rows]),
             )
             errors = {}
             for r, (case, i) in enumerate(rows):
-                errors.setdefault(id(case), (case, []))[1].append(bool(plan.error[r]))
+                errors.setdefault(id(case), (case, []))[1].append(bool(plan.reference_error[r]))
                 if not case["error"]:
                     plans += 1
                     assert chosen(plan, r) == (case["key_frame_idx"][i], case["non_key_frame_idx"][i])
@@ -149,7 +159,7 @@ class TestRecorded:
                     assert same or clusters <= 4
                     tied += not same
             for case, flags in errors.values():
-                # There the batch stops at the first such video.
+                # The original stops the batch at the first such video.
                 assert any(flags) == bool(case["error"])
                 stopped += any(flags)
         print(f"{plans} plans equal; {tied} of them with cluster ids decided by ties; {stopped} batches stopped")
@@ -175,7 +185,7 @@ def talks(query, words, intervals):
 
 
 def as_draws(recorded, room):
-    """Recorded [kind, n, value] pairs, a pick of n and a toss, as uniform draws; the rest would never be used."""
+    """Return recorded [kind, n, value] pairs, a pick among n and a coin, as uniform draws (room, 2) padded with NaN."""
     draws = np.full((room, 2), np.nan, np.float32)
     for row, (pick, toss) in enumerate(zip(recorded[::2], recorded[1::2], strict=True)):
         draws[row] = (pick[2] + 0.5) / pick[1], toss[2]
@@ -237,9 +247,9 @@ class TestCoarse:
     def test_fewer_frames_than_clusters(self):
         for count in (1, 2, 3, 4):
             assert chosen(coarse(scenes(count), frames=15, dilation=0)) == (list(range(count)), [])
-        assert bool(coarse(scenes(4), frames=15, behaviour="reference").error[0])
-        assert not bool(coarse(scenes(5), frames=15, behaviour="reference").error[0])
-        assert not bool(coarse(scenes(4), frames=15).error[0])
+        assert bool(coarse(scenes(4), frames=15, behaviour="reference").reference_error[0])
+        assert not bool(coarse(scenes(5), frames=15, behaviour="reference").reference_error[0])
+        assert not bool(coarse(scenes(4), frames=15).reference_error[0])
 
     @pytest.mark.parametrize("mode", ["cluster", "information", "interval", "none"])
     def test_padding_changes_nothing(self, mode):
@@ -253,7 +263,7 @@ class TestCoarse:
 
 
 class TestFine:
-    VIDEO = scenes(25)  # five scenes of five frames; frame i is at 2 * i seconds
+    VIDEO = scenes(25)  # five scenes of five frames; frame i is shown at 2 i seconds
 
     def kept(self, windows, **settings):
         return sorted(itertools.chain(*chosen(fine(self.VIDEO, windows, **settings))))
@@ -280,17 +290,17 @@ class TestFine:
         }
         for windows, frames in expected.values():
             assert self.kept(windows) == frames
-            assert not fine(self.VIDEO, windows).error.any()
+            assert not fine(self.VIDEO, windows).reference_error.any()
         assert len(self.kept([])) == 12
 
     def test_windows_that_no_frame_lies_in_as_the_original(self):
         for windows in ([[50, 60]], [[-9, -5]], [[10, 16], [49, 60]]):
-            assert bool(fine(self.VIDEO, windows, behaviour="reference").error[0])
+            assert bool(fine(self.VIDEO, windows, behaviour="reference").reference_error[0])
         for windows in ([[22.9, 23.1]], [[22, 22]], [[16, 10]], []):
             plan = fine(self.VIDEO, windows, behaviour="reference")
-            assert not bool(plan.error[0])
+            assert not bool(plan.reference_error[0])
             assert chosen(plan) == ([], [])
-        assert bool(fine(self.VIDEO[:3], [[0, 4]], frames=25, behaviour="reference").error[0])
+        assert bool(fine(self.VIDEO[:3], [[0, 4]], frames=25, behaviour="reference").reference_error[0])
 
     def test_talk(self):
         spoken = marks("......xx" + 17 * ".")
@@ -315,10 +325,10 @@ class TestFine:
     def test_a_short_video_keeps_a_frame(self):
         assert chosen(fine(self.VIDEO[:1], [[0, 2]], frames=25)) == ([0], [])
         assert chosen(fine(self.VIDEO[:1], [], frames=25)) == ([0], [])
-        with pytest.raises(ValueError, match="present: 1 frame"):
+        with pytest.raises(ValueError, match=r"frame_mask: must have T >= 2, .*, got 1"):
             fine(self.VIDEO[:1], [[0, 2]])
 
-    def test_a_video_is_the_same_in_any_batch_and_compiles_once(self):
+    def test_plans_do_not_depend_on_the_batch_and_compile_once(self):
         videos = np.stack([scenes(20, seed=s) for s in range(3)])
         windows = np.array([[[0, 12]], [[10, 30]], [[50, 60]]], np.float32)
         valid = np.ones((3, 1), bool)
@@ -328,12 +338,12 @@ class TestFine:
 
         def run(order):
             picked = (a[order] for a in (videos, times, np.ones((3, 20), bool), windows, valid))
-            return compiled(*picked, talk=talk[order], spoken=spoken[order])
+            return compiled(*picked, is_speech_query=talk[order], has_speech=spoken[order])
 
-        together = [chosen(run(np.arange(3)), i) for i in range(3)]
+        batched = [chosen(run(np.arange(3)), i) for i in range(3)]
         for other in itertools.product(range(3), repeat=2):
             for i in range(3):
-                assert chosen(run(np.array([i, *other]))) == together[i]
+                assert chosen(run(np.array([i, *other]))) == batched[i]
         assert compiled._cache_size() == 1
 
 
@@ -376,7 +386,7 @@ class TestCompress:
             assert left == min(total, target) or not singles
 
     def test_recorded_draws(self):
-        # What the original drew and left; n of the pick is the number of frames left of that kind.
+        # The original's draws and result; a pick is (index + 0.5) / number of frames left of that kind.
         draws = np.array([[0.5 / 4, 0.381], [1.5 / 2, 0.474]], np.float32)
         assert self.run("x...x", ".x.x.", 3, draws) == ["x...x", "...x."]
         draws = np.array([[0.9, 0.71], [0.9, 0.31], [0.9, 0.69], [0.9, 0.29]], np.float32)

@@ -1,4 +1,4 @@
-"""LoRA stands beside linear layers without the model knowing."""
+"""LoRA adapters: their shapes, their scale, merging, and dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def test_the_result_is_scaled_by_alpha_over_rank():
     np.testing.assert_allclose(linear(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_fusing_leaves_a_plain_model_that_computes_the_same():
+def test_merging_leaves_a_plain_model_with_the_same_outputs():
     adapted = randomised(model(LoraConfig()))
     before = logits(adapted)
     lora.merge(adapted)
@@ -68,7 +68,7 @@ def test_fusing_leaves_a_plain_model_that_computes_the_same():
     np.testing.assert_allclose(logits(adapted), before, rtol=1e-4, atol=1e-4)
 
 
-def test_only_a_key_makes_an_adapter_drop():
+def test_only_a_key_enables_dropout():
     linear = randomised(model(LoraConfig(dropout=0.5))).lm_head
     x = jnp.ones((4, TINY.width))
     np.testing.assert_array_equal(linear(x), linear(x))

@@ -1,4 +1,4 @@
-"""The layout of prompts, position by position against the original's."""
+"""Prompt layouts and caption selection, position by position against the original's."""
 
 import json
 from functools import partial
@@ -25,27 +25,29 @@ def tokenizers(shared):
 
 
 @pytest.fixture(scope="module")
-def laid_out():
-    """One compilation for all recorded cases, whatever the stage and the number of frames."""
-    how = {"full": FULL, "compressed": COMPRESSED}
-    return jax.jit(partial(build_prompt_layout, length=LENGTH, **how)), jax.jit(partial(count_prompt_tokens, **how))
+def compiled():
+    """Return the jitted layout and length functions, one compilation for all recorded cases."""
+    options = {"full_tokens": FULL, "compressed_tokens": COMPRESSED}
+    return jax.jit(partial(build_prompt_layout, length=LENGTH, **options)), jax.jit(
+        partial(count_prompt_tokens, **options)
+    )
 
 
 def plan_of(key, other, slots=FRAMES):
-    """The plan that takes these frames, as selection hands it over."""
+    """Return frame_index, slot_mask and is_keyframe of a plan with these key frames and compressed frames."""
     frames = sorted([*key, *other])
     index = np.zeros(slots, np.int32)
     index[: len(frames)] = frames
-    kept = np.arange(slots) < len(frames)
-    return index, kept, kept & np.isin(index, list(key))
+    slot_mask = np.arange(slots) < len(frames)
+    return index, slot_mask, slot_mask & np.isin(index, list(key))
 
 
 def sample(case, i, tokenizers):
-    """A recorded sample as arrays: tokens, spans, plan, choice."""
+    """Return a recorded sample as arrays: tokens, spans, plan, caption selection."""
     row = case["rows"][i]
-    said = [Caption(c["start"], c["end"], c["text"]) for c in case["subtitles_in"][i]]
+    captions = [Caption(c["start"], c["end"], c["text"]) for c in case["subtitles_in"][i]]
     chosen = [c for c in case["subtitles_selected"][i] if c["text"] != NO_CAPTION]
-    order = [said.index(Caption(c["start"], c["end"], c["text"])) for c in chosen]
+    order = [captions.index(Caption(c["start"], c["end"], c["text"])) for c in chosen]
     sizes = TextSizes(FRAMES, CAPTIONS, bert_tokens=64, text_tokens=700, answer_tokens=200)
     writer = PromptWriter(*tokenizers, sizes, stage=case["stage"], behaviour="reference")
     windows = json.loads(case["stage1_result"][i]) if case["stage"] == 2 else None
@@ -54,7 +56,7 @@ def sample(case, i, tokenizers):
         row["items"],
         case["timestamps"][i],
         case["duration"][i],
-        said,
+        captions,
         true_windows=row["relevant_windows"],
         stage1_windows=windows,
     )
@@ -78,18 +80,18 @@ def device(kind, *arrays):
 
 
 def host(value):
-    """A struct of arrays as numpy, under the same names."""
+    """Return a struct's arrays as numpy, under the same names."""
     return SimpleNamespace(**{name: np.asarray(array) for name, array in vars(value).items()})
 
 
-def test_every_position_is_the_originals(shared, tokenizers, laid_out):
-    """72 batches of one or three. The original pads in the middle, so its padding is taken out before comparing."""
+def test_every_position_is_the_originals(shared, tokenizers, compiled):
+    """72 batches of one or three samples, without the padding that the original has in the middle."""
     cases = json.loads((shared / "golden/07_prompts.json").read_text())["cases"]
-    packs, measures = laid_out
-    seen = 0
+    packs, measures = compiled
+    num_samples = 0
     for case in cases:
         plan, tokens, spans, choice = batch_of([sample(case, i, tokenizers) for i in range(len(case["rows"]))])
-        # Always three, so that nothing is compiled twice.
+        # Always three samples, so that each function compiles once.
         plan, tokens, spans, choice = jax.tree.map(
             lambda a: jnp.concatenate([a] * 3)[:3], (plan, tokens, spans, choice)
         )
@@ -102,33 +104,33 @@ def test_every_position_is_the_originals(shared, tokenizers, laid_out):
             assert set(kind) <= {1, 2}
             assert needed[i] == n
             assert packed.mask[i].tolist() == [True] * n + [False] * (LENGTH - n)
-            text = packed.text[i, :n]
+            text = packed.is_text[i, :n]
             assert np.array_equal(text, kind == 1)
-            assert np.array_equal(packed.token[i, :n][text], np.array(case["token_id"][i])[real][text])
+            assert np.array_equal(packed.token_id[i, :n][text], np.array(case["token_id"][i])[real][text])
             slot = packed.slot[i, :n][~text]
-            frame = np.asarray(plan.index)[i, slot]
+            frame = np.asarray(plan.frame_index)[i, slot]
             assert np.array_equal(frame, np.array(case["frame_idx"][i])[real][~text])
-            assert np.array_equal(packed.key[i, :n][~text], np.isin(frame, case["key_frame_idx"][i]))
+            assert np.array_equal(packed.is_keyframe[i, :n][~text], np.isin(frame, case["key_frame_idx"][i]))
             # Within a frame the query tokens come in order, each once.
-            size = np.where(packed.key[i, :n][~text], FULL, COMPRESSED)
+            size = np.where(packed.is_keyframe[i, :n][~text], FULL, COMPRESSED)
             expected = [q for s in dict.fromkeys(slot) for q in range(size[slot == s][0])]
-            assert packed.query[i, :n][~text].tolist() == expected
-            seen += 1
-    assert seen == 120
+            assert packed.query_token[i, :n][~text].tolist() == expected
+            num_samples += 1
+    assert num_samples == 120
 
 
 def random_batch(key, n=4, slots=6, captions=3, tokens=40):
-    """Random plans and spans; of one sample nothing is kept, of another no caption is used."""
+    """Return random plans and spans; sample 0 has no frames, sample 1 no captions."""
     rng = np.random.default_rng(key)
-    kept = np.sort(rng.random((n, slots)) < 0.7, axis=1)[:, ::-1].copy()
-    kept[0] = False
+    slot_mask = np.sort(rng.random((n, slots)) < 0.7, axis=1)[:, ::-1].copy()
+    slot_mask[0] = False
     used = np.sort(rng.random((n, 2)) < 0.7, axis=1)[:, ::-1].copy()
     used[1] = False
     plan = device(
         FramePlan,
         np.sort(rng.integers(0, slots, (n, slots)).astype(np.int32), axis=1),
-        kept,
-        kept & (rng.random((n, slots)) < 0.5),
+        slot_mask,
+        slot_mask & (rng.random((n, slots)) < 0.5),
         np.zeros((n, slots), np.int32),
         np.zeros(n, bool),
     )
@@ -140,8 +142,8 @@ def random_batch(key, n=4, slots=6, captions=3, tokens=40):
     return plan, jnp.asarray(rng.integers(1, 99, (n, tokens)).astype(np.int32)), jnp.asarray(spans), choice
 
 
-def spelled_out(plan, tokens, spans, choice, i):
-    """The same prompt by plain loops: a list of token ids and (slot, query, key); 5 or 2 query tokens a frame."""
+def prompt_by_loops(plan, tokens, spans, choice, i):
+    """Return one prompt by plain loops: token ids and (slot, query token, is_keyframe); 5 or 2 tokens a frame."""
     plan, choice, tokens, spans = host(plan), host(choice), np.asarray(tokens), np.asarray(spans)
     frames = spans.shape[1] - choice.similarity.shape[1] - 4
 
@@ -150,13 +152,13 @@ def spelled_out(plan, tokens, spans, choice, i):
         return tokens[i, start : start + size].tolist()
 
     out = []
-    for slot in range(plan.index.shape[1]):
-        if plan.kept[i, slot]:
-            key = bool(plan.key[i, slot])
+    for slot in range(plan.frame_index.shape[1]):
+        if plan.slot_mask[i, slot]:
+            key = bool(plan.is_keyframe[i, slot])
             out += [(slot, q, key) for q in range(5 if key else 2)]
-            out += span(plan.index[i, slot])
+            out += span(plan.frame_index[i, slot])
     out += span(frames)
-    chosen = [c for c, used in zip(choice.order[i], choice.used[i], strict=True) if used]
+    chosen = [c for c, used in zip(choice.caption_index[i], choice.is_used[i], strict=True) if used]
     for caption in chosen:
         out += span(frames + 1 + caption)
     return [*out, *(span(-3) if not chosen else []), *span(-2), *span(-1)]
@@ -168,7 +170,7 @@ def test_packing_equals_plain_loops():
     cut = 0
     for seed in range(20):
         batch = random_batch(seed)
-        prompts = [spelled_out(*batch, i) for i in range(4)]
+        prompts = [prompt_by_loops(*batch, i) for i in range(4)]
         packed = host(packs(*batch))
         needed = np.asarray(measures(batch[0], batch[2], batch[3]))
         for i in range(4):
@@ -176,9 +178,9 @@ def test_packing_equals_plain_loops():
             assert needed[i] == len(expected)
             cut += len(expected) > 28
             got = [
-                packed.token[i, at]
-                if packed.text[i, at]
-                else (packed.slot[i, at], packed.query[i, at], packed.key[i, at])
+                packed.token_id[i, at]
+                if packed.is_text[i, at]
+                else (packed.slot[i, at], packed.query_token[i, at], packed.is_keyframe[i, at])
                 for at in range(28)
                 if packed.mask[i, at]
             ]
@@ -186,17 +188,17 @@ def test_packing_equals_plain_loops():
     assert cut, "none of the random prompts was longer than the layout"
 
 
-def test_a_sample_is_laid_out_alike_alone_and_in_a_batch():
+def test_layouts_do_not_depend_on_the_batch():
     packs = jax.jit(partial(build_prompt_layout, length=40, full_tokens=5, compressed_tokens=2))
     batch = random_batch(3)
-    together = host(packs(*batch))
+    batched = host(packs(*batch))
     alone = [host(packs(*jax.tree.map(lambda a, i=i: a[i : i + 1], batch))) for i in range(4)]
-    for name, array in vars(together).items():
-        np.testing.assert_array_equal(array, np.concatenate([vars(each)[name] for each in alone]))
+    for name, array in vars(batched).items():
+        np.testing.assert_array_equal(array, np.concatenate([vars(layout)[name] for layout in alone]))
 
 
 def test_captions_are_used_in_the_order_of_similarity():
-    # Cosines with the query: 0.6, 1, 0.95, 1, and one that is left out although it is the query itself.
+    # Cosines with the query: 0.6, 1, 0.95, 1, and a masked caption equal to the query.
     captions = jnp.array([[[0.6, 0.8], [2.0, 0.0], [0.95, 0.3122499], [5.0, 0.0], [1.0, 0.0]]])
     valid = jnp.array([[True, True, True, True, False]])
     query = jnp.array([[3.0, 0.0]])
@@ -210,7 +212,7 @@ def test_captions_are_used_in_the_order_of_similarity():
 
 
 def test_the_captions_the_original_chooses(shared):
-    """Its recorded cosines, each as a vector at that angle to the query."""
+    """Each recorded cosine becomes a unit vector at that angle to the query."""
     cases = json.loads((shared / "golden/08_subtitles.json").read_text())["cls_filter"]
     cases = [case for case in cases if case["sims"] is not None]  # the others have no captions
     assert len(cases) == 27
@@ -228,7 +230,7 @@ def test_the_captions_the_original_chooses(shared):
         assert (chosen or [{"start": -1, "end": -1, "text": NO_CAPTION}]) == case["selected"]
 
 
-def test_a_threshold_is_exceeded_not_met():
+def test_a_caption_must_exceed_the_threshold():
     query = jnp.array([[1.0, 0.0]])
     choice = select_captions(query, query[:, None], jnp.ones((1, 1), bool), min_similarity=1.0, max_captions=5)
     assert not choice.is_used.any()

@@ -1,4 +1,4 @@
-"""The Q-Former against recorded numbers, against torch, and against itself."""
+"""The Q-Former against recorded activations, against transformers, and its invariants."""
 
 import dataclasses
 import json
@@ -20,8 +20,10 @@ MINUTE = QFormerConfig(
 )
 
 
-def formula_qformer(config):
-    return golden.deterministic_weights(lambda: QFormer(config, rngs=nnx.Rngs(0)), key_mapping(config.cross_every))
+def deterministic_qformer(config):
+    return golden.deterministic_weights(
+        lambda: QFormer(config, rngs=nnx.Rngs(0)), key_mapping(config.cross_attention_frequency)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def qformer(shared, recorded):
 
 @pytest.fixture(scope="module")
 def tiny():
-    return formula_qformer(QFormerConfig.tiny(vocab=50))[0]
+    return deterministic_qformer(QFormerConfig.tiny(vocab=50))[0]
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +64,11 @@ IDS = jnp.asarray([[2, 7, 9, 3, 0, 0], [2, 11, 3, 0, 0, 0], [2, 7, 8, 9, 10, 3]]
 
 
 def test_every_visual_layer_as_recorded(qformer, recorded):
-    states = jax.jit(qformer.visual_hidden)(jnp.asarray(recorded["image_embeds"]))
+    states = jax.jit(qformer.image_hidden_states)(jnp.asarray(recorded["image_embeds"]))
     assert len(states) == qformer.config.depth + 1
     for number, state in enumerate(states):
         np.testing.assert_allclose(state, recorded[f"visual_hidden{number}"], **CLOSE)
-    last = qformer.visual(jnp.asarray(recorded["image_embeds"]))
+    last = qformer.encode_images(jnp.asarray(recorded["image_embeds"]))
     np.testing.assert_allclose(last, recorded["visual_last_hidden"], **CLOSE)
 
 
@@ -74,10 +76,10 @@ def test_text_as_recorded(qformer, recorded):
     ids = recorded["text_input_ids"]
     np.testing.assert_array_equal(ids != 0, recorded["text_attention_mask"])
     ids = jnp.asarray(ids.astype(np.int32))
-    hidden, real = qformer.text(ids), recorded["text_last_hidden_real"]
-    held = np.asarray(ids)[:, : real.shape[1]] != 0
-    np.testing.assert_allclose(np.asarray(hidden)[:, : real.shape[1]][held], real[held], **CLOSE)
-    np.testing.assert_allclose(qformer.text_cls(ids), recorded["text_cls"], **CLOSE)
+    hidden, real = qformer.encode_text(ids), recorded["text_last_hidden_real"]
+    is_token = np.asarray(ids)[:, : real.shape[1]] != 0
+    np.testing.assert_allclose(np.asarray(hidden)[:, : real.shape[1]][is_token], real[is_token], **CLOSE)
+    np.testing.assert_allclose(qformer.embed_sentences(ids), recorded["text_cls"], **CLOSE)
 
 
 def transformers_visual(config, tensors, image):
@@ -88,9 +90,9 @@ def transformers_visual(config, tensors, image):
             hidden_size=config.width,
             num_hidden_layers=config.depth,
             num_attention_heads=config.heads,
-            intermediate_size=config.ffn_width,
+            intermediate_size=config.mlp_width,
             encoder_hidden_size=config.image_width,
-            cross_attention_frequency=config.cross_every,
+            cross_attention_frequency=config.cross_attention_frequency,
             hidden_act="gelu",
             layer_norm_eps=1e-12,
             attention_probs_dropout_prob=0.0,
@@ -113,7 +115,7 @@ def transformers_visual(config, tensors, image):
 
 
 def transformers_text(config, tensors, ids):
-    """Return the last hidden states of transformers' torch BERT, its token types silenced."""
+    """Return the last hidden states of transformers' BERT with token type embeddings of zero."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     oracle = transformers.BertModel(
         transformers.BertConfig(
@@ -121,8 +123,8 @@ def transformers_text(config, tensors, ids):
             hidden_size=config.width,
             num_hidden_layers=config.depth,
             num_attention_heads=config.heads,
-            intermediate_size=config.ffn_width,
-            max_position_embeddings=config.positions,
+            intermediate_size=config.mlp_width,
+            max_position_embeddings=config.max_positions,
             hidden_act="gelu",
             layer_norm_eps=1e-12,
         ),
@@ -138,61 +140,65 @@ def transformers_text(config, tensors, ids):
 
 @pytest.mark.parametrize(("depth", "cross_every"), [(4, 2), (5, 2), (4, 3), (1, 2), (2, 1)])
 def test_visual_agrees_with_transformers(depth, cross_every):
-    config = dataclasses.replace(MINUTE, depth=depth, cross_every=cross_every)
-    ours, tensors = formula_qformer(config)
+    config = dataclasses.replace(MINUTE, depth=depth, cross_attention_frequency=cross_every)
+    ours, tensors = deterministic_qformer(config)
     image = jax.random.normal(jax.random.key(2), (3, 5, config.image_width))
-    np.testing.assert_allclose(jax.jit(ours.visual_hidden)(image), transformers_visual(config, tensors, image), **CLOSE)
+    np.testing.assert_allclose(
+        jax.jit(ours.image_hidden_states)(image), transformers_visual(config, tensors, image), **CLOSE
+    )
 
 
 def test_text_agrees_with_transformers():
-    ours, tensors = formula_qformer(MINUTE)
+    ours, tensors = deterministic_qformer(MINUTE)
     ids = jnp.asarray([[2, 7, 9, 3, 0, 0], [2, 10, 3, 0, 0, 0]], jnp.int32)
-    np.testing.assert_allclose(ours.text(ids), transformers_text(MINUTE, tensors, ids), **CLOSE)
+    np.testing.assert_allclose(ours.encode_text(ids), transformers_text(MINUTE, tensors, ids), **CLOSE)
 
 
-def test_the_formula_weights_give_these_numbers():
-    ours, _ = formula_qformer(MINUTE)
+def test_known_outputs_of_deterministic_weights():
+    ours, _ = deterministic_qformer(MINUTE)
     image = jnp.cos(jnp.arange(4 * 6, dtype=jnp.float32)).reshape(1, 4, 6)
     ids = jnp.asarray([[2, 7, 3, 0]], jnp.int32)
     visual = [[0.3328, -0.11012, 0.03505, -0.22077], [0.33281, -0.10992, 0.03491, -0.22076]]  # both are transformers'
     text = [0.25493, 0.48378, 0.17097, -0.50275]
-    np.testing.assert_allclose(ours.visual(image)[0, :, :4], visual, **CLOSE)
-    np.testing.assert_allclose(ours.text_cls(ids)[0, :4], text, **CLOSE)
+    np.testing.assert_allclose(ours.encode_images(image)[0, :, :4], visual, **CLOSE)
+    np.testing.assert_allclose(ours.embed_sentences(ids)[0, :4], text, **CLOSE)
 
 
 def test_padding_changes_nothing(tiny):
     longer = jnp.pad(IDS, ((0, 0), (0, 20)))
-    alone = tiny.text_cls(IDS[1:2, :3])
-    np.testing.assert_allclose(tiny.text_cls(longer), tiny.text_cls(IDS), **CLOSE)
-    np.testing.assert_allclose(tiny.text_cls(longer)[1:2], alone, **CLOSE)
-    # What the table holds for [PAD] must not matter either.
+    alone = tiny.embed_sentences(IDS[1:2, :3])
+    np.testing.assert_allclose(tiny.embed_sentences(longer), tiny.embed_sentences(IDS), **CLOSE)
+    np.testing.assert_allclose(tiny.embed_sentences(longer)[1:2], alone, **CLOSE)
+    # The embedding of [PAD] must not matter either.
     other = nnx.clone(tiny)
     other.words[...] = other.words[...].at[0].set(100.0)
-    np.testing.assert_array_equal(other.text_cls(longer), tiny.text_cls(longer))
+    np.testing.assert_array_equal(other.embed_sentences(longer), tiny.embed_sentences(longer))
 
 
 def test_rows_that_are_all_padding_stay_finite(tiny):
-    assert np.isfinite(tiny.text(jnp.zeros((1, 4), jnp.int32))).all()
+    assert np.isfinite(tiny.encode_text(jnp.zeros((1, 4), jnp.int32))).all()
 
 
-def test_frames_are_read_apart(tiny, image):
-    np.testing.assert_allclose(tiny.visual(image)[1:2], tiny.visual(image[1:2]), **CLOSE)
+def test_frames_do_not_depend_on_each_other(tiny, image):
+    np.testing.assert_allclose(tiny.encode_images(image)[1:2], tiny.encode_images(image[1:2]), **CLOSE)
 
 
 def test_bfloat16_stays_near_float32(tiny, image):
-    visual, text = tiny.visual(image.astype(jnp.bfloat16)), tiny.text(IDS, dtype=jnp.bfloat16)
+    visual, text = tiny.encode_images(image.astype(jnp.bfloat16)), tiny.encode_text(IDS, dtype=jnp.bfloat16)
     assert (visual.dtype, text.dtype) == (jnp.bfloat16, jnp.bfloat16)
-    held = np.asarray(IDS) != 0
+    is_token = np.asarray(IDS) != 0
     # bfloat16 keeps 8 bits: 0.4 % an operation, on normed states that reach 3.
-    np.testing.assert_allclose(visual.astype(jnp.float32), tiny.visual(image), atol=0.1)
-    np.testing.assert_allclose(np.asarray(text, np.float32)[held], np.asarray(tiny.text(IDS))[held], atol=0.1)
+    np.testing.assert_allclose(visual.astype(jnp.float32), tiny.encode_images(image), atol=0.1)
+    np.testing.assert_allclose(
+        np.asarray(text, np.float32)[is_token], np.asarray(tiny.encode_text(IDS))[is_token], atol=0.1
+    )
 
 
-@pytest.mark.parametrize("path", ["visual", "text"])
-def test_only_a_key_drops(path):
-    minute, _ = formula_qformer(MINUTE)
-    given = jnp.ones((2, 5, 6)) if path == "visual" else jnp.asarray([[2, 7, 3]], jnp.int32)
-    run = jax.jit(lambda key: getattr(minute, path)(given, key=key))
+@pytest.mark.parametrize("method", ["encode_images", "encode_text"])
+def test_only_a_key_enables_dropout(method):
+    small, _ = deterministic_qformer(MINUTE)
+    inputs = jnp.ones((2, 5, 6)) if method == "encode_images" else jnp.asarray([[2, 7, 3]], jnp.int32)
+    run = jax.jit(lambda key: getattr(small, method)(inputs, key=key))
     plain, dropped = run(None), run(jax.random.key(0))
     np.testing.assert_array_equal(dropped, run(jax.random.key(0)))
     assert not np.allclose(dropped, plain, atol=1e-3)
@@ -201,25 +207,25 @@ def test_only_a_key_drops(path):
 
 @pytest.mark.parametrize(("remat", "drops"), [("dots", False), ("full", True)])
 def test_remat_changes_no_gradient(remat, drops):
-    # Depth 3: a scan over whole groups and a group that is left over. Where something drops, the draws must repeat.
-    minute, _ = formula_qformer(MINUTE)
+    # Depth 3: a scan over whole groups and a shorter last group. With dropout the recomputed draws must repeat.
+    small, _ = deterministic_qformer(MINUTE)
     image = jax.random.normal(jax.random.key(1), (2, 5, 6))
 
     key = jax.random.key(3) if drops else None
 
     def gradient(image, remat):
         def loss(image):
-            return jnp.square(minute.visual(image, key=key, remat=remat)[..., :3]).mean()
+            return jnp.square(small.encode_images(image, key=key, remat=remat)[..., :3]).mean()
 
         return jax.jit(jax.grad(loss))(image)
 
-    kept = gradient(image, "none")
-    np.testing.assert_allclose(gradient(image, remat), kept, rtol=1e-4, atol=1e-8)
-    assert np.abs(kept).max() > 1e-4
+    expected = gradient(image, "none")
+    np.testing.assert_allclose(gradient(image, remat), expected, rtol=1e-4, atol=1e-8)
+    assert np.abs(expected).max() > 1e-4
 
 
 def test_too_long_a_sentence_is_named(tiny):
-    with pytest.raises(ValueError, match="513 tokens, but only 512 positions"):
-        tiny.text(jnp.ones((1, 513), jnp.int32))
-    with pytest.raises(ValueError, match="into 5 heads"):
+    with pytest.raises(ValueError, match="513 tokens exceed max_positions=512"):
+        tiny.encode_text(jnp.ones((1, 513), jnp.int32))
+    with pytest.raises(ValueError, match="width: must be a multiple of heads=5, got 8"):
         dataclasses.replace(MINUTE, heads=5)

@@ -1,4 +1,4 @@
-"""T5 against recorded numbers, against torch, and against itself."""
+"""T5 against recorded activations, against transformers, and its invariants."""
 
 import json
 
@@ -61,7 +61,7 @@ def models(shared, recorded):
 
 @pytest.fixture(scope="module")
 def encoded(models, recorded):
-    """Each model, what its encoder makes of the prompts, and their mask: padded left, right and in the middle."""
+    """Return each model, its encoder output and the mask of prompts padded left, right and in the middle."""
     x, mask = jnp.asarray(recorded["inputs_embeds"]), jnp.asarray(recorded["attention_mask"] != 0)
     return {kind: (t5, encode(t5, x, mask), mask) for kind, t5 in models.items()}
 
@@ -69,8 +69,8 @@ def encoded(models, recorded):
 encode, decode = nnx.jit(T5.encode), nnx.jit(T5.decode)
 
 
-def written(t5, memory, mask, **how):
-    return nnx.jit(lambda t5, memory, mask: beam_search(t5, memory, mask, **how))(t5, memory, mask)
+def search(t5, memory, mask, **options):
+    return nnx.jit(lambda t5, memory, mask: beam_search(t5, memory, mask, **options))(t5, memory, mask)
 
 
 @KINDS
@@ -83,26 +83,28 @@ def test_logits_and_loss_as_recorded(encoded, recorded, kind):
     labels = jnp.asarray(np.maximum(recorded["labels"], 0), jnp.int32)
     t5, memory, mask = encoded[kind]
     logits = decode(t5, shift_right(labels), memory, mask)
-    # After an answer's end logits mean nothing, and the original masks what it is fed there.
-    said = np.asarray(labels != 0)
+    # Logits after the end of an answer are undefined: the original masks the decoder's input there.
+    is_token = np.asarray(labels != 0)
     np.testing.assert_allclose(logits[0], recorded[f"{kind}_logits_b0"], **HEAD)
     hot = logits[:, :, recorded["logits_hot_ids"]]
-    np.testing.assert_allclose(hot[said], recorded[f"{kind}_logits_hot"][said], **HEAD)
-    np.testing.assert_array_equal(logits.argmax(axis=-1)[said], recorded[f"{kind}_argmax"][said])
+    np.testing.assert_allclose(hot[is_token], recorded[f"{kind}_logits_hot"][is_token], **HEAD)
+    np.testing.assert_array_equal(logits.argmax(axis=-1)[is_token], recorded[f"{kind}_argmax"][is_token])
     total = jax.nn.logsumexp(logits, axis=-1)
-    np.testing.assert_allclose(total[said], recorded[f"{kind}_logits_logsumexp"][said], **CLOSE)
-    # The original averages over the tokens of the batch, we over those of each answer.
-    loss = np.average(answer_loss(logits, labels), weights=said.sum(axis=1))
+    np.testing.assert_allclose(total[is_token], recorded[f"{kind}_logits_logsumexp"][is_token], **CLOSE)
+    # The original averages over the tokens of the batch, ours over the tokens of each answer.
+    loss = np.average(answer_loss(logits, labels), weights=is_token.sum(axis=1))
     np.testing.assert_allclose(loss, recorded[f"{kind}_loss"], rtol=1e-5)
 
 
 @KINDS
 @pytest.mark.parametrize(
-    "how", [{"beams": beams, "length": length} for beams, length in ((5, 70), (5, 20), (3, 15), (1, 20))], ids=str
+    "options",
+    [{"num_beams": beams, "max_length": length} for beams, length in ((5, 70), (5, 20), (3, 15), (1, 20))],
+    ids=str,
 )
-def test_answers_as_recorded(encoded, recorded, kind, how):
-    answers = written(*encoded[kind], behaviour="reference", **how)
-    name = f"{kind}_gen_b{how['beams']}_new{how['length']}_min1"
+def test_answers_as_recorded(encoded, recorded, kind, options):
+    answers = search(*encoded[kind], behaviour="reference", **options)
+    name = f"{kind}_gen_b{options['num_beams']}_new{options['max_length']}_min1"
     np.testing.assert_array_equal(answers.tokens[:, 0], recorded[name][:, 1:])
     if f"{name}_scores" in recorded:
         np.testing.assert_allclose(answers.score[:, 0], recorded[f"{name}_scores"], rtol=1e-5)
@@ -113,7 +115,7 @@ def test_forty_answers_as_each_version_of_transformers_gives_them(models, shared
     cases, t5 = golden.load_recording(shared, "03_t5_beam40"), models["base"]
     x = jnp.asarray(cases["inputs_embeds"])
     mask = jnp.ones(x.shape[:2], bool)
-    answers = written(t5, encode(t5, x, mask), mask, beams=5, length=30, behaviour=behaviour)
+    answers = search(t5, encode(t5, x, mask), mask, num_beams=5, max_length=30, behaviour=behaviour)
     np.testing.assert_array_equal(answers.tokens[:, 0], cases[f"seq_transformers_{version}"][:, 1:])
     np.testing.assert_allclose(answers.score[:, 0], cases[f"score_{version}"], rtol=2e-5)  # float32 sums over 30 steps
 
@@ -139,21 +141,23 @@ def test_relative_buckets_are_exact_near_and_one_far_away():
 
 def test_the_gate_is_the_exact_gelu(recorded):
     y = gelu(jnp.asarray(recorded["act_x"]))
-    np.testing.assert_allclose(y, recorded["act_y_reference"], rtol=0, atol=1e-6)  # of two erfs in float32
+    np.testing.assert_allclose(
+        y, recorded["act_y_reference"], rtol=0, atol=1e-6
+    )  # two implementations of erf in float32
     assert np.abs(np.asarray(y) - recorded["act_y_gelu_new"]).max() > 1e-4
 
 
 @pytest.fixture(scope="module")
-def minute():
-    """A model of unequal depths, with weights by a formula."""
+def small():
+    """Return a model with three encoder and two decoder blocks, and its state dict."""
     config = T5Config(width=12, heads=3, head_width=5, mlp_width=10, encoder_depth=3, decoder_depth=2, vocab=19)
     return golden.deterministic_weights(lambda: T5(config, rngs=nnx.Rngs(0)), key_mapping(lora=False))
 
 
-def test_as_transformers_computes_it(minute):
+def test_as_transformers_computes_it(small):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    t5, tensors = minute
+    t5, tensors = small
     config = transformers.T5Config(
         vocab_size=19,
         d_model=12,
@@ -167,7 +171,9 @@ def test_as_transformers_computes_it(minute):
         decoder_start_token_id=0,
     )
     config.dense_act_fn = "gelu"
-    config.tie_word_embeddings = False  # transformers 5 ties whatever it is told, but reads this when it builds
+    config.tie_word_embeddings = (
+        False  # transformers 5 ignores the argument, but reads the attribute when it builds the model
+    )
     other = transformers.T5ForConditionalGeneration(config).eval()
     other.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()})
 
@@ -175,9 +181,11 @@ def test_as_transformers_computes_it(minute):
     x = rng.normal(size=(2, 9, 12)).astype(np.float32)
     mask = np.arange(9) < np.array([[9], [6]])
     labels = np.array([[4, 9, 18, 1], [7, 1, 0, 0]], np.int32)
-    asked = torch.from_numpy(np.where(labels == 0, -100, labels)).long()
+    masked_labels = torch.from_numpy(np.where(labels == 0, -100, labels)).long()
     with torch.no_grad():
-        theirs = other(inputs_embeds=torch.from_numpy(x), attention_mask=torch.from_numpy(mask).long(), labels=asked)
+        theirs = other(
+            inputs_embeds=torch.from_numpy(x), attention_mask=torch.from_numpy(mask).long(), labels=masked_labels
+        )
     memory = encode(t5, jnp.asarray(x), jnp.asarray(mask))
     logits = decode(t5, shift_right(jnp.asarray(labels)), memory, jnp.asarray(mask))
     np.testing.assert_allclose(memory, theirs.encoder_last_hidden_state.numpy(), **CLOSE)
@@ -186,8 +194,8 @@ def test_as_transformers_computes_it(minute):
     np.testing.assert_allclose(loss, float(theirs.loss), rtol=1e-5)
 
 
-def test_padding_changes_nothing(minute):
-    t5, _ = minute
+def test_padding_changes_nothing(small):
+    t5, _ = small
     x = jax.random.normal(jax.random.key(2), (1, 5, 12))
     mask, ids = jnp.ones((1, 5), bool), jnp.array([[0, 3, 7]])
     wide = jnp.pad(x, ((0, 0), (0, 4), (0, 0)), constant_values=9.0)
@@ -197,27 +205,29 @@ def test_padding_changes_nothing(minute):
     np.testing.assert_allclose(decode(t5, ids, wide_memory, wide_mask), decode(t5, ids, memory, mask), **CLOSE)
 
 
-def test_step_by_step_as_all_at_once(minute):
-    t5, _ = minute
+def test_step_by_step_as_all_at_once(small):
+    t5, _ = small
     x = jax.random.normal(jax.random.key(3), (2, 6, 12))
     mask = jnp.arange(6)[None] < jnp.array([6, 4])[:, None]
     memory = encode(t5, x, mask)
     ids = jnp.array([[[0, 3, 7], [0, 5, 5]], [[0, 1, 2], [0, 18, 4]]])  # two beams about each of two prompts
     blocks = t5.decoder_blocks()
-    cache = t5.start(blocks, memory, 2, 3)
-    assert cache[0].cross.key.shape[0] == 2, "kept once a prompt, not once a beam"
-    rows = jnp.broadcast_to(jnp.arange(2)[None, :, None], (2, 2, 3))
-    step = jax.jit(lambda ids, cache, at: t5.step(blocks, ids, cache, at, rows=rows, mask=mask))
+    cache = t5.init_cache(blocks, memory, 2, 3)
+    assert cache[0].cross_attention.key.shape[0] == 2, "kept once a prompt, not once a beam"
+    beam_indices = jnp.broadcast_to(jnp.arange(2)[None, :, None], (2, 2, 3))
+    step = jax.jit(
+        lambda ids, cache, position: t5.decode_step(blocks, ids, cache, position, beam_indices=beam_indices, mask=mask)
+    )
     stepped = []
-    for at in range(3):
-        logits, cache = step(ids[:, :, at], cache, jnp.asarray(at))
+    for position in range(3):
+        logits, cache = step(ids[:, :, position], cache, jnp.asarray(position))
         stepped.append(logits)
     whole = jnp.stack([decode(t5, ids[:, beam], memory, mask) for beam in range(2)], axis=1)
     np.testing.assert_allclose(jnp.stack(stepped, axis=2), whole, **HEAD)
 
 
-def test_dropout_needs_a_key(minute):
-    t5, _ = minute
+def test_dropout_needs_a_key(small):
+    t5, _ = small
     x, mask = jnp.ones((1, 4, 12)), jnp.ones((1, 4), bool)
     first, again, other = (encode(t5, x, mask, key=jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)

@@ -1,7 +1,7 @@
-"""Gradients of the whole road, frame to loss, against torch's own through `transformers`' BLIP-2 with the same weights.
+"""Loss and gradients of the whole model against torch's through transformers' BLIP-2 with the same weights.
 
-What the parts compute is compared in their own tests: the towers in test_vit, test_qformer and test_t5, all of BLIP-2
-with its checkpoint in test_convert_hub, the search in test_fidelity.
+The towers are compared in test_vit, test_qformer and test_t5, BLIP-2's checkpoint in test_convert_huggingface, the
+search in test_fidelity.
 """
 
 import jax
@@ -25,7 +25,7 @@ CLOSE = 1e-4
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
-    """The loss of transformers' model, adapters merged, and the gradient of each of its weights."""
+    """Return the loss of transformers' model with merged adapters, and the gradient of each of its weights."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("blip2") / "hf"
     write_blip2(folder, WEIGHTS)
@@ -38,9 +38,9 @@ def theirs(tmp_path_factory):
         attention_mask=torch.ones(ids.shape).long(),
         decoder_input_ids=torch.from_numpy(np.array(shift_right(jnp.asarray(ANSWER)))).long(),
     ).logits
-    asked = torch.from_numpy(np.where(ANSWER == 0, -100, ANSWER)).long()
-    each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), asked, reduction="none")
-    loss = (each.sum(dim=1) / (asked >= 0).sum(dim=1)).mean()
+    labels = torch.from_numpy(np.where(ANSWER == 0, -100, ANSWER)).long()
+    token_loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    loss = (token_loss.sum(dim=1) / (labels >= 0).sum(dim=1)).mean()
     loss.backward()
     gradients = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
     return float(loss.detach()), gradients
@@ -48,7 +48,7 @@ def theirs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours():
-    """Our loss, the gradient of each trained parameter under the original's names, and the parameters themselves."""
+    """Return our loss, the gradients under the original's names, and the parameters under the same names."""
     model = nnx.eval_shape(lambda: Calce(SIZES, rngs=nnx.Rngs(0)))
     weights = {**WEIGHTS.base, **WEIGHTS.trained}
     leaves = {name: jnp.asarray(weights[name.replace("/base/", "/")].read()) for name in named_leaves(nnx.state(model))}
@@ -58,17 +58,17 @@ def ours():
 
     def loss(trainable):
         model = nnx.merge(graph, trainable, frozen)
-        image = model.t5_proj(model.qformer.visual(model.ln_vision(model.vit(jnp.asarray(PIXELS)))))
+        image = model.t5_proj(model.qformer.encode_images(model.ln_vision(model.vit(jnp.asarray(PIXELS)))))
         prompt = jnp.concatenate([image, model.t5.shared(text)], axis=1)
         mask = jnp.ones(prompt.shape[:2], bool)
         return answer_loss(model.t5.decode(shift_right(answer), model.t5.encode(prompt, mask), mask), answer).mean()
 
-    value, slopes = jax.jit(jax.value_and_grad(loss))(trainable)
+    value, trainable_gradients = jax.jit(jax.value_and_grad(loss))(trainable)
     state = nnx.state(model)
     zeros = {name: np.zeros(leaf.shape, np.float32) for name, leaf in named_leaves(state).items()}
-    filled = {name: np.asarray(leaf) for name, leaf in named_leaves(slopes).items()}
+    trained = {name: np.asarray(leaf) for name, leaf in named_leaves(trainable_gradients).items()}
     names = key_mapping(lora=True)
-    gradients = to_torch(names, with_leaves(state, zeros | filled))
+    gradients = to_torch(names, with_leaves(state, zeros | trained))
     return float(value), gradients, to_torch(names, state)
 
 
@@ -96,16 +96,16 @@ def test_gradients_through_the_frozen_q_former(ours, theirs, our_name, their_nam
 
 
 def test_gradients_of_every_adapter(ours, theirs):
-    """From the gradient G of a merged matrix W + s B A follow those of its adapter: s G A' and s B' G."""
+    """A gradient G of the merged matrix W + s B A gives those of its adapter: s G A' for B, s B' G for A."""
     _, gradients, weights = ours
-    scale, seen = SIZES.lora.alpha / SIZES.lora.rank, 0
+    scale, num_adapters = SIZES.lora.alpha / SIZES.lora.rank, 0
     for name in [name for name in weights if name.endswith("lora_A.default.weight")]:
         stem = name.removesuffix("lora_A.default.weight")
-        whole = f"{stem.removeprefix(PREFIX)}weight"
-        expected = next(g for theirs_, g in theirs[1].items() if theirs_.endswith(f"language_model.{whole}"))
+        merged_name = f"{stem.removeprefix(PREFIX)}weight"
+        expected = next(g for theirs_, g in theirs[1].items() if theirs_.endswith(f"language_model.{merged_name}"))
         a, b = weights[name], weights[f"{stem}lora_B.default.weight"]
         assert deviation(gradients[f"{stem}lora_B.default.weight"], scale * expected @ a.T) < CLOSE, stem
         assert deviation(gradients[name], scale * b.T @ expected) < CLOSE, stem
-        seen += 1
+        num_adapters += 1
     # q k v o and three of the feed-forward in the encoder, four more in the decoder, and the head.
-    assert seen == 7 * SIZES.t5.encoder_depth + 11 * SIZES.t5.decoder_depth + 1
+    assert num_adapters == 7 * SIZES.t5.encoder_depth + 11 * SIZES.t5.decoder_depth + 1

@@ -1,4 +1,4 @@
-"""The vision transformer against recorded numbers, against torch, and against itself."""
+"""The vision transformer against recorded activations, against transformers, and its invariants."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 MINUTE = VitConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12)
 
 
-def formula_vit(config):
+def deterministic_vit(config):
     return golden.deterministic_weights(lambda: Vit(config, rngs=nnx.Rngs(0)), KEY_MAPPING)
 
 
@@ -46,7 +46,7 @@ def vit(recorded, sizes):
 
 @pytest.fixture(scope="module")
 def tiny():
-    return formula_vit(VitConfig.tiny())[0]
+    return deterministic_vit(VitConfig.tiny())[0]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def frames():
 
 
 def test_every_block_as_recorded(vit, recorded):
-    blocks = jax.jit(vit.block_outputs)(jnp.asarray(recorded["input"].transpose(0, 2, 3, 1)))
+    blocks = jax.jit(vit.hidden_states)(jnp.asarray(recorded["input"].transpose(0, 2, 3, 1)))
     for number in range(vit.config.depth):
         np.testing.assert_allclose(blocks[number], recorded[f"block{number}_out"], **CLOSE)
 
@@ -87,9 +87,11 @@ def test_positions_as_recorded(recorded, name, grid):
 
 
 def test_positions_between_patches():
-    positions = np.array([9, 0, 1, 0, 1], np.float32)[:, None]  # the class token's, then a step from left to right
+    positions = np.array([9, 0, 1, 0, 1], np.float32)[
+        :, None
+    ]  # the class token, then two rows of a step from left to right
     wider = interpolate_positions(positions, 4)[:, 0]
-    # Worked by hand: the outer centres lie a quarter of a patch beyond the edge, which repeats.
+    # By hand: the outer centres lie a quarter of a patch beyond the edge, where the border patch repeats.
     row = [-0.10546875, 0.2265625, 0.7734375, 1.10546875]
     np.testing.assert_allclose(wider, [9, *(row * 4)], atol=1e-6)
     np.testing.assert_array_equal(interpolate_positions(positions, 2), positions)
@@ -101,8 +103,8 @@ def test_positions_must_be_a_square():
 
 
 def test_normalise_as_recorded(shared):
-    said = json.loads((shared / "golden" / "11_frames.json").read_text())
-    assert (tuple(said["mean"]), tuple(said["std"])) == (CLIP_MEAN, CLIP_STD)
+    recorded = json.loads((shared / "golden" / "11_frames.json").read_text())
+    assert (tuple(recorded["mean"]), tuple(recorded["std"])) == (CLIP_MEAN, CLIP_STD)
     arrays = golden.load_recording(shared, "11_frames")
     pixels = jnp.asarray(arrays["raw_clip_cthw"].astype(np.uint8).transpose(1, 2, 3, 0))
     # One rounding of the division, one of the subtraction.
@@ -117,7 +119,7 @@ def test_normalise():
 
 
 def transformers_hidden_states(config, tensors, frames):
-    """Return what transformers' torch model makes of the frames: the embedding, then every block's output."""
+    """Return the hidden states of transformers' model (depth + 1, F, S, D): the embedding, then each block's output."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     oracle = transformers.Blip2VisionModel(
         transformers.Blip2VisionConfig(
@@ -126,7 +128,7 @@ def transformers_hidden_states(config, tensors, frames):
             num_hidden_layers=config.depth,
             num_attention_heads=config.heads,
             image_size=config.image_size,
-            patch_size=config.patch,
+            patch_size=config.patch_size,
             hidden_act="gelu",
             layer_norm_eps=1e-6,
             qkv_bias=True,
@@ -151,9 +153,9 @@ def transformers_hidden_states(config, tensors, frames):
         start = f"encoder.layers.{layer}.self_attn"
         q, v = theirs.pop(f"{start}.q_bias"), theirs.pop(f"{start}.v_bias")
         theirs[f"{start}.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
-    left = oracle.load_state_dict(theirs, strict=False)
-    assert not left.unexpected_keys
-    assert set(left.missing_keys) == {"post_layernorm.weight", "post_layernorm.bias"}
+    mismatch = oracle.load_state_dict(theirs, strict=False)
+    assert not mismatch.unexpected_keys
+    assert set(mismatch.missing_keys) == {"post_layernorm.weight", "post_layernorm.bias"}
     with torch.no_grad():
         pixels = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2)
         return torch.stack(oracle(pixels, output_hidden_states=True).hidden_states).numpy()
@@ -161,21 +163,21 @@ def transformers_hidden_states(config, tensors, frames):
 
 def test_agrees_with_transformers():
     config = VitConfig(image_size=12, patch_size=4, width=24, depth=3, heads=3, mlp_width=40)
-    vit, tensors = formula_vit(config)
+    vit, tensors = deterministic_vit(config)
     frames = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
     embedded, *blocks = transformers_hidden_states(config, tensors, frames)
-    np.testing.assert_allclose(vit.embed(frames), embedded, **CLOSE)
-    np.testing.assert_allclose(jax.jit(vit.block_outputs)(frames), blocks, **CLOSE)
+    np.testing.assert_allclose(vit.embed_patches(frames), embedded, **CLOSE)
+    np.testing.assert_allclose(jax.jit(vit.hidden_states)(frames), blocks, **CLOSE)
 
 
-def test_the_formula_weights_give_these_numbers():
-    vit, _ = formula_vit(MINUTE)
+def test_known_outputs_of_deterministic_weights():
+    vit, _ = deterministic_vit(MINUTE)
     frames = jnp.cos(jnp.arange(8 * 8 * 3, dtype=jnp.float32)).reshape(1, 8, 8, 3)
     expected = [[0.76851, -0.71029, -0.5419, 0.54337], [0.98058, -0.98634, -1.28623, -0.43989]]  # transformers'
     np.testing.assert_allclose(vit(frames)[0, [0, 4], :4], expected, **CLOSE)
 
 
-def test_a_frame_does_not_see_its_neighbours(tiny, frames):
+def test_frames_do_not_depend_on_each_other(tiny, frames):
     alone = tiny(frames[1:])
     np.testing.assert_allclose(tiny(frames)[1:], alone, **CLOSE)
 
@@ -190,11 +192,11 @@ def test_bfloat16_stays_near_float32(tiny, frames):
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_gradient(remat):
-    minute, _ = formula_vit(MINUTE)
+    small, _ = deterministic_vit(MINUTE)
     frames = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
 
     def gradient(frames, remat):
-        return jax.jit(jax.grad(lambda frames: jnp.square(minute(frames, remat=remat)).mean()))(frames)
+        return jax.jit(jax.grad(lambda frames: jnp.square(small(frames, remat=remat)).mean()))(frames)
 
     np.testing.assert_allclose(gradient(frames, remat), gradient(frames, "none"), rtol=1e-4, atol=1e-8)
 
@@ -202,9 +204,9 @@ def test_remat_changes_no_gradient(remat):
 def test_wrong_sizes_are_named(tiny):
     with pytest.raises(ValueError, match=r"\(1, 64, 56, 3\).*56 x 56"):
         tiny(jnp.zeros((1, 64, 56, 3)))
-    with pytest.raises(ValueError, match="no multiple of patch"):
+    with pytest.raises(ValueError, match="image_size: must be a multiple of patch_size=4, got 9"):
         dataclasses.replace(MINUTE, image_size=9)
-    with pytest.raises(ValueError, match="into 3 heads"):
+    with pytest.raises(ValueError, match="width: must be a multiple of heads=3, got 8"):
         dataclasses.replace(MINUTE, heads=3)
 
 

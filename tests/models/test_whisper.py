@@ -1,4 +1,4 @@
-"""Whisper against transformers' torch Whisper, against recorded numbers, and against itself."""
+"""Whisper against transformers' Whisper, against recorded activations, and its invariants."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from tests.helpers import recordings_io as golden
 
 # float32 sums in another order, through three layers.
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
-# 60 text tokens, then what Whisper has after its text: end, start, two languages, tasks, ..., times.
+# 60 text tokens, then Whisper's special tokens: end, start, two languages, tasks, ..., timestamps.
 ENGLISH = SpecialTokens(
     sot=61,
     eot=60,
@@ -50,13 +50,13 @@ def size(mels: int) -> WhisperConfig:
     )
 
 
-def in_torch(config, vocabulary, tensors):
+def transformers_whisper(config, special_tokens, tensors):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     model = transformers.WhisperForConditionalGeneration(
         transformers.WhisperConfig(
             vocab_size=config.vocab,
-            num_mel_bins=config.mels,
+            num_mel_bins=config.mel_bins,
             d_model=config.width,
             encoder_layers=config.encoder_depth,
             decoder_layers=config.decoder_depth,
@@ -66,28 +66,28 @@ def in_torch(config, vocabulary, tensors):
             decoder_ffn_dim=config.decoder_mlp,
             max_source_positions=config.audio_positions,
             max_target_positions=config.text_positions,
-            pad_token_id=vocabulary.end,
-            bos_token_id=vocabulary.end,
-            eos_token_id=vocabulary.end,
-            decoder_start_token_id=vocabulary.start,
+            pad_token_id=special_tokens.eot,
+            bos_token_id=special_tokens.eot,
+            eos_token_id=special_tokens.eot,
+            decoder_start_token_id=special_tokens.sot,
         )
     ).eval()
     model.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()})
     settings = {
-        "decoder_start_token_id": vocabulary.start,
-        "no_timestamps_token_id": vocabulary.no_times,
-        "suppress_tokens": list(vocabulary.suppress),
-        "begin_suppress_tokens": list(vocabulary.suppress_first),
-        "max_initial_timestamp_index": vocabulary.first_time,
-        "is_multilingual": bool(vocabulary.languages),
+        "decoder_start_token_id": special_tokens.sot,
+        "no_timestamps_token_id": special_tokens.no_timestamps,
+        "suppress_tokens": list(special_tokens.suppress_tokens),
+        "begin_suppress_tokens": list(special_tokens.begin_suppress_tokens),
+        "max_initial_timestamp_index": special_tokens.max_initial_timestamp_index,
+        "is_multilingual": bool(special_tokens.languages),
         "max_length": config.text_positions,
-        "eos_token_id": vocabulary.end,
-        "pad_token_id": vocabulary.end,
-        "bos_token_id": vocabulary.end,
+        "eos_token_id": special_tokens.eot,
+        "pad_token_id": special_tokens.eot,
+        "bos_token_id": special_tokens.eot,
     }
-    if vocabulary.languages:
-        settings["lang_to_id"] = {f"<|{code}|>": token for code, token in vocabulary.languages.items()}
-        settings["task_to_id"] = {"transcribe": vocabulary.transcribe, "translate": 64}
+    if special_tokens.languages:
+        settings["lang_to_id"] = {f"<|{code}|>": token for code, token in special_tokens.languages.items()}
+        settings["task_to_id"] = {"transcribe": special_tokens.transcribe, "translate": 64}
     for name, value in settings.items():
         setattr(model.generation_config, name, value)
     return model
@@ -95,18 +95,18 @@ def in_torch(config, vocabulary, tensors):
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def pair(request):
-    """A small model with weights by a formula, here and in torch, its vocabulary, and two windows."""
-    vocabulary, mels = KINDS[request.param]
+    """Return a small model, the same in torch, its special tokens, and the mel bands of two windows."""
+    special_tokens, mels = KINDS[request.param]
     config = size(mels)
     whisper, tensors = golden.deterministic_weights(lambda: Whisper(config, rngs=nnx.Rngs(0)), KEY_MAPPING)
     mel = np.random.default_rng(0).normal(size=(2, config.mel_frames, mels)).astype(np.float32)
-    return whisper, in_torch(config, vocabulary, tensors), vocabulary, mel
+    return whisper, transformers_whisper(config, special_tokens, tensors), special_tokens, mel
 
 
 encode = nnx.jit(Whisper.encode)
 
 
-def windows(mel, prompts, temperature=0.0):
+def decode_inputs(mel, prompts, temperature=0.0):
     width, batch = max(map(len, prompts)), len(prompts)
     rows = np.zeros((batch, width), np.int32)
     for row, prompt in zip(rows, prompts, strict=True):
@@ -120,14 +120,14 @@ def windows(mel, prompts, temperature=0.0):
     )
 
 
-def written(whisper, asked, vocabulary, **how):
+def transcribe(whisper, inputs, special_tokens, **options):
     graph, params = nnx.split(whisper)
 
     @jax.jit
-    def write(params, asked):
-        return transcribe_batch(nnx.merge(graph, params), asked, vocabulary, **how)
+    def run(params, inputs):
+        return transcribe_batch(nnx.merge(graph, params), inputs, special_tokens, **options)
 
-    return write(params, asked)
+    return run(params, inputs)
 
 
 def test_encoder_and_logits_as_transformers_computes_them(pair):
@@ -142,8 +142,8 @@ def test_encoder_and_logits_as_transformers_computes_them(pair):
     @nnx.jit
     def logits(whisper, memory, ids):
         blocks = whisper.decoder_blocks()
-        cache = whisper.start(blocks, memory, 5)
-        x, _ = whisper.advance(blocks, ids, cache, jnp.zeros((), jnp.int32), jnp.zeros((2,), jnp.int32))
+        cache = whisper.init_cache(blocks, memory, 5)
+        x, _ = whisper.decode_step(blocks, ids, cache, jnp.zeros((), jnp.int32), jnp.zeros((2,), jnp.int32))
         return whisper.logits(x)
 
     np.testing.assert_allclose(logits(whisper, memory, jnp.asarray(ids, jnp.int32)), theirs.logits.numpy(), **CLOSE)
@@ -152,9 +152,9 @@ def test_encoder_and_logits_as_transformers_computes_them(pair):
 @pytest.mark.parametrize("times", [True, False], ids=["times", "words"])
 def test_tokens_as_transformers_writes_them(pair, times):
     torch = pytest.importorskip("torch")
-    whisper, other, vocabulary, mel = pair
-    how = {"language": "en", "task": "transcribe"} if vocabulary.languages else {}
-    prompt = vocabulary.prompt("en") + ([] if times else [vocabulary.no_times])
+    whisper, other, special_tokens, mel = pair
+    options = {"language": "en", "task": "transcribe"} if special_tokens.languages else {}
+    prompt = special_tokens.prompt("en") + ([] if times else [special_tokens.no_timestamps])
     # One call without its loop over windows: what `transcribe_batch` does.
     with torch.no_grad():
         theirs = other.generate(
@@ -163,27 +163,29 @@ def test_tokens_as_transformers_writes_them(pair, times):
             force_unique_generate_call=True,
             return_dict_in_generate=True,
             output_scores=True,
-            **how,
+            **options,
         )
-    ours = written(whisper, windows(mel, [prompt] * 2), vocabulary, longest=24 - len(prompt), times=times)
+    ours = transcribe(
+        whisper, decode_inputs(mel, [prompt] * 2), special_tokens, max_length=24 - len(prompt), timestamps=times
+    )
     expected = theirs.sequences.numpy()[:, len(prompt) :]
     np.testing.assert_array_equal(ours.tokens[:, : expected.shape[1]], expected)
-    assert (np.asarray(ours.tokens)[:, expected.shape[1] :] == vocabulary.end).all()
+    assert (np.asarray(ours.tokens)[:, expected.shape[1] :] == special_tokens.eot).all()
     scores = torch.stack(theirs.scores, dim=1).log_softmax(-1).numpy()
     for row in range(2):
         length = int(ours.length[row])
-        chosen = np.append(expected[row], vocabulary.end)[: min(length + 1, scores.shape[1])]
+        chosen = np.append(expected[row], special_tokens.eot)[: min(length + 1, scores.shape[1])]
         total = scores[row, np.arange(len(chosen)), chosen].sum()
-        np.testing.assert_allclose(ours.log_probability[row], total / (length + 1), rtol=1e-5)
+        np.testing.assert_allclose(ours.avg_logprob[row], total / (length + 1), rtol=1e-5)
 
 
 def test_language_as_transformers_detects_it(pair):
     torch = pytest.importorskip("torch")
-    whisper, other, vocabulary, mel = pair
-    if not vocabulary.languages:
+    whisper, other, special_tokens, mel = pair
+    if not special_tokens.languages:
         pytest.skip("an English-only model has nothing to detect")
     theirs = other.detect_language(torch.from_numpy(mel.transpose(0, 2, 1))).numpy()
-    ours = nnx.jit(lambda whisper, mel: detect_language(whisper, mel, vocabulary))(whisper, jnp.asarray(mel))
+    ours = nnx.jit(lambda whisper, mel: detect_language(whisper, mel, special_tokens))(whisper, jnp.asarray(mel))
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -194,25 +196,25 @@ def small():
     return whisper, np.random.default_rng(1).normal(size=(3, config.mel_frames, 80)).astype(np.float32)
 
 
-def test_a_row_is_the_same_whatever_stands_beside_it(small):
+def test_rows_do_not_depend_on_the_batch(small):
     whisper, mel = small
     prompts = [[61], [66, 3, 4, 61], [66, 9, 61]]
-    together = written(whisper, windows(mel, prompts, 0.7), ENGLISH, longest=12)
+    batched = transcribe(whisper, decode_inputs(mel, prompts, 0.7), ENGLISH, max_length=12)
     for row, prompt in enumerate(prompts):
-        # Alone among three, in another place, without the padding that the longest prompt asked for.
-        alone = windows(np.stack([mel[row]] * 3), [prompt] * 3, 0.7).replace(seed=jnp.full((3,), row, jnp.uint32))
-        alone = written(whisper, alone, ENGLISH, longest=12)
-        np.testing.assert_array_equal(alone.tokens[1], together.tokens[row])
-        np.testing.assert_allclose(alone.log_probability[1], together.log_probability[row], **CLOSE)
-        np.testing.assert_allclose(alone.no_speech[1], together.no_speech[row], **CLOSE)
+        # Three copies of one row, without the padding of the longest prompt; the middle one is compared.
+        alone = decode_inputs(np.stack([mel[row]] * 3), [prompt] * 3, 0.7).replace(seed=jnp.full((3,), row, jnp.uint32))
+        alone = transcribe(whisper, alone, ENGLISH, max_length=12)
+        np.testing.assert_array_equal(alone.tokens[1], batched.tokens[row])
+        np.testing.assert_allclose(alone.avg_logprob[1], batched.avg_logprob[row], **CLOSE)
+        np.testing.assert_allclose(alone.no_speech_prob[1], batched.no_speech_prob[row], **CLOSE)
 
 
 def test_a_seed_decides_what_is_drawn(small):
     whisper, mel = small
-    asked = windows(mel, [[61]] * 3, 1.0)
-    first, again = (written(whisper, asked, ENGLISH, longest=12).tokens for _ in range(2))
+    inputs = decode_inputs(mel, [[61]] * 3, 1.0)
+    first, again = (transcribe(whisper, inputs, ENGLISH, max_length=12).tokens for _ in range(2))
     np.testing.assert_array_equal(first, again)
-    other = written(whisper, asked.replace(seed=asked.seed + jnp.uint32(7)), ENGLISH, longest=12).tokens
+    other = transcribe(whisper, inputs.replace(seed=inputs.seed + jnp.uint32(7)), ENGLISH, max_length=12).tokens
     assert not np.array_equal(first, other)
 
 
@@ -220,10 +222,10 @@ def test_bfloat16_is_near(small):
     whisper, mel = small
     graph, params = nnx.split(whisper)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-    asked = windows(mel, [[61]] * 3)
-    exact = written(whisper, asked, ENGLISH, longest=4)
-    near = written(nnx.merge(graph, params), asked, ENGLISH, longest=4, dtype="bfloat16")
-    np.testing.assert_allclose(near.no_speech, exact.no_speech, rtol=0.2)
+    inputs = decode_inputs(mel, [[61]] * 3)
+    exact = transcribe(whisper, inputs, ENGLISH, max_length=4)
+    near = transcribe(nnx.merge(graph, params), inputs, ENGLISH, max_length=4, dtype="bfloat16")
+    np.testing.assert_allclose(near.no_speech_prob, exact.no_speech_prob, rtol=0.2)
     np.testing.assert_array_equal(near.tokens[:, 0] >= ENGLISH.timestamp_begin, True)
 
 
@@ -231,11 +233,11 @@ def test_rules_for_times():
     logits = jnp.zeros((1, 90), jnp.float32)
 
     def may(*before, words=9.0):
-        # Words and the end so probable that no rule prefers times to them.
+        # Words and the end are so probable that no rule prefers timestamps to them.
         tokens = jnp.asarray([[*before, *[60] * (12 - len(before))]], jnp.int32)
-        rated = logits.at[:, :61].set(words)
-        kept = filter_logits(rated, tokens, jnp.asarray(len(before), jnp.int32), ENGLISH, timestamps=True)
-        return set(np.flatnonzero(np.isfinite(np.asarray(kept[0]))))
+        biased_logits = logits.at[:, :61].set(words)
+        filtered = filter_logits(biased_logits, tokens, jnp.asarray(len(before), jnp.int32), ENGLISH, timestamps=True)
+        return set(np.flatnonzero(np.isfinite(np.asarray(filtered[0]))))
 
     words = set(range(60)) - {1, 5}
     assert may() == {69, 70, 71}, "a text begins with a time, at most two steps after the window"
@@ -244,7 +246,7 @@ def test_rules_for_times():
     assert may(70, 3, 75) == {60} | set(range(75, 90)), "and the next begins there or later"
     assert may(70, 3, 75, 75) == words | {60}, "after the pair a word, or the end"
     assert may(70, 3, 75, 75, 4) == words | {60} | set(range(76, 90))
-    assert may(70, 3, words=0.0) == set(range(71, 90)), "all times together are more probable than any one word"
+    assert may(70, 3, words=0.0) == set(range(71, 90)), "all times batched are more probable than any one word"
 
 
 def test_published_sizes():
@@ -304,15 +306,15 @@ def recorded(shared):
 
 def test_real_encoder_as_recorded(tiny, recorded):
     memory = np.asarray(encode(tiny.whisper, jnp.asarray(recorded["mel"].T[None])))[0]
-    # Of the largest, and of all together.
+    # Of the largest, and of all batched.
     assert np.abs(memory - recorded["encoder"]).max() < 2e-5 * np.abs(recorded["encoder"]).max()
     assert np.linalg.norm(memory - recorded["encoder"]) < 5e-6 * np.linalg.norm(recorded["encoder"])
 
 
 def test_real_tokens_as_recorded(tiny, recorded):
     prompt = recorded["prompt"].tolist()
-    asked = windows(recorded["mel"].T[None], [prompt])
-    text = written(tiny.whisper, asked, tiny.vocabulary, longest=100, times=False)
+    inputs = decode_inputs(recorded["mel"].T[None], [prompt])
+    text = transcribe(tiny.whisper, inputs, tiny.special_tokens, max_length=100, timestamps=False)
     expected = recorded["ids"][len(prompt) :]
     np.testing.assert_array_equal(text.tokens[0, : len(expected)], expected)
     assert int(text.length[0]) == len(expected) - 1

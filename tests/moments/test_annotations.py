@@ -1,4 +1,4 @@
-"""Annotations: every published format, and every fault at once."""
+"""Annotations: every format, and faults reported together."""
 
 import dataclasses
 import json
@@ -83,12 +83,12 @@ def test_official_files_agree_with_the_originals(shared):
 
 
 def test_windows_beyond_the_video_are_kept_reported_and_cut(write, monkeypatch):
-    said = []
-    monkeypatch.setattr(logging, "warning", lambda message, *values: said.append(message % values))
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda message, *values: warnings.append(message % values))
     (row,) = read_annotations(write({**ROW, "duration": 25}))
     assert row.windows == [[0, 10], [20, 30]]
     assert row.clipped_windows == [[0, 10], [20, 25]]
-    assert "windows of 1 of 1 queries reach beyond" in said[0]
+    assert "windows of 1 of 1 queries reach beyond" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,51 @@ def test_all_faults_are_listed_together(write):
     ]
 
 
-def test_thirty_faults_are_enough(write):
+@pytest.mark.parametrize("ids", [(7, "7"), (7, "QVHighlight_7"), ("QVHighlight_7", "7")])
+def test_ids_that_mean_the_same_query_repeat(write, ids):
+    with pytest.raises(AnnotationError, match="qid: 7 is given to 2 queries; keep one"):
+        read_annotations(write(*[{**ROW, "qid": qid} for qid in ids]))
+
+
+def test_line_separators_inside_strings_and_byte_order_marks_are_read(write, tmp_path):
+    queries = ["a\u2028b", "c\u0085d"]
+    rows = [json.dumps({**ROW, "qid": i, "query": query}, ensure_ascii=False) for i, query in enumerate(queries)]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
+    assert [row.query for row in read_annotations(path)] == queries
+    lines = tmp_path / "charades.txt"
+    lines.write_bytes(b"\xef\xbb\xbfAO8RW 0.0 6.9##a person\xe2\x80\xa8 sits.\r\n")
+    assert [(row.video, row.query) for row in read_annotations(lines)] == [("AO8RW", "a person\u2028 sits.")]
+
+
+def test_files_that_are_not_utf8_are_named(write, tmp_path):
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes(b"AO8RW 0.0 6.9##caf\xe9\n")
+    message = r"latin\.txt: not UTF-8 at byte 18; save it as UTF-8"
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(latin)
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(write(ROW), items=latin)
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(write(ROW), durations=latin)
+
+
+@pytest.mark.parametrize("length", ["nan", "-3", "0", "inf", "", "long"])
+def test_durations_must_be_positive_seconds(write, tmp_path, length):
+    table = tmp_path / "durations.csv"
+    table.write_text(f"id,length\na,3\nv,{length}\n")
+    with pytest.raises(AnnotationError, match=r"durations\.csv, line 3, length: expected positive seconds, got"):
+        read_annotations(write(ROW), durations=table)
+
+
+def test_a_number_of_too_many_digits_is_a_fault(write):
+    with pytest.raises(AnnotationError, match=r"line 1, relevant_windows: expected \[start, end\]"):
+        read_annotations(write({**ROW, "relevant_windows": [[0, 10**400]]}))
+    with pytest.raises(AnnotationError, match="line 1: a number has too many digits"):
+        read_annotations(write(json.dumps(ROW).replace("150", "1" * 5000)))
+
+
+def test_at_most_thirty_faults_are_listed(write):
     with pytest.raises(AnnotationError, match="and 10 more"):
         read_annotations(write(*[{**ROW, "qid": n, "query": 0} for n in range(40)]))
 

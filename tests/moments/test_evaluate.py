@@ -1,16 +1,13 @@
-"""Evaluation of files: the published scores, both formats, queries that miss a partner, and the command."""
+"""Evaluation of files: published scores, both formats, unmatched queries, and the command."""
 
 import json
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
 from calce_jax.moments.metrics.evaluate import evaluate_files
+from tests.helpers.commands import run_script
 
-ROOT = Path(__file__).parents[2]
 HEADLINES = ("R1@0.5", "R1@0.7", "mIoU", "mAP@0.5", "mAP@0.75")
 
 
@@ -65,7 +62,7 @@ def test_published_predictions_on_charades(shared, rank):
     assert tuple(reference[key] for key in HEADLINES[:3]) == (68.87, 49.87, 59.13)
 
 
-def test_formats_meet(shared):
+def test_predictions_and_annotations_may_have_different_formats(shared):
     """The original's predictions against the official annotations: ids are strings there and numbers here."""
     predictions = shared / "annotations/calce/qvh/val_stage2.json"
     evaluation = evaluate_files(predictions, shared / "annotations/qvhighlights/highlight_val_release.jsonl")
@@ -74,7 +71,7 @@ def test_formats_meet(shared):
     assert evaluation.scores["official"]["mAP@0.5"] == 70.80
 
 
-def test_queries_without_partner_are_named_and_miss(files):
+def test_unmatched_queries_are_named_and_count_as_misses(files):
     evaluation = evaluate_files(*files)
     assert evaluation.pairing.missing_predictions == [3]
     assert evaluation.pairing.unknown_predictions == [77]
@@ -95,24 +92,19 @@ def test_rank_decides_the_first_window_and_the_scores(files, rank, reference, of
     assert scores["official"]["mAP@0.5"] == official
 
 
-def test_annotations_of_another_split_are_noticed(files, tmp_path):
+def test_annotations_of_another_split_are_refused(files, tmp_path):
     other = write_lines(tmp_path / "other.jsonl", [annotation(9, [[0, 1]])])
     with pytest.raises(ValueError, match="none of the 3 predictions is for one of the 1 annotated queries"):
         evaluate_files(files[0], other)
 
 
-def run(*arguments):
-    command = [sys.executable, str(ROOT / "launch/evaluate.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-
-
-def test_command_writes_scores_and_submission(files, tmp_path):
+def test_command_writes_scores_and_submission(files, tmp_path, capsys):
     out, submission = tmp_path / "scores.json", tmp_path / "submission.zip"
     flags = [f"--predictions={files[0]}", f"--annotations={files[1]}", f"--out={out}", f"--submission={submission}"]
-    done = run(*flags, "--rank=longest")
-    assert done.returncode == 0, done.stderr
-    assert "66.67" in done.stdout
-    assert "have no prediction and count as misses: 3" in done.stdout
+    run_script("evaluate", *flags, "--rank=longest")
+    output = capsys.readouterr().out
+    assert "66.67" in output
+    assert "have no prediction and count as misses: 3" in output
     scores = json.loads(out.read_text())
     assert set(scores) == {"reference", "official"}
     assert scores["reference"]["R1@0.5"] == 66.67
@@ -122,19 +114,17 @@ def test_command_writes_scores_and_submission(files, tmp_path):
     assert rows[0]["pred_relevant_windows"] == [[0.0, 10.0, 1.0], [50.0, 52.0, 0.5]]
 
 
-def test_command_submits_a_test_split_without_truth(files, tmp_path):
+def test_command_submits_a_test_split_without_truth(files, tmp_path, capsys):
     annotations = write_lines(tmp_path / "test.jsonl", [annotation(1, None), annotation(2, None)])
     out, submission = tmp_path / "scores.json", tmp_path / "submission.zip"
     flags = [f"--predictions={files[0]}", f"--annotations={annotations}", f"--out={out}", f"--submission={submission}"]
-    done = run(*flags, "--split=test")
-    assert done.returncode == 0, done.stderr
-    assert "nothing is scored" in done.stdout
+    run_script("evaluate", *flags, "--split=test")
+    assert "nothing is scored" in capsys.readouterr().out
     assert not out.exists()
     assert zipfile.ZipFile(submission).namelist() == ["hl_test_submission.jsonl"]
 
 
 def test_command_names_a_missing_file(files, tmp_path):
-    done = run(f"--predictions={tmp_path}/none.jsonl", f"--annotations={files[1]}", f"--out={tmp_path}/scores.json")
-    assert done.returncode == 1
-    assert "none.jsonl: no such file of predictions" in done.stderr
-    assert "Traceback" not in done.stderr
+    flags = [f"--predictions={tmp_path}/none.jsonl", f"--annotations={files[1]}", f"--out={tmp_path}/scores.json"]
+    with pytest.raises(SystemExit, match=r"^Error: .*none\.jsonl: no such file of predictions; write one with"):
+        run_script("evaluate", *flags)

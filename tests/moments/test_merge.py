@@ -1,18 +1,15 @@
-"""Merging: stage 1's windows reach stage 2's data, and queries without any are named."""
+"""Merging stage-1 windows into annotations; queries without any are named."""
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from calce_jax.moments.annotations import AnnotationError, read_annotations, write_annotations
 from calce_jax.moments.merge import merge_stage1
 from calce_jax.moments.predictions import Prediction, write_predictions
+from tests.helpers.commands import run_script
 
-ROOT = Path(__file__).parents[2]
 ROWS = [
     {"qid": qid, "query": f"query {qid}", "vid": "v_0_150", "duration": 150, "relevant_windows": [[0, 10]]}
     for qid in (1, 2, 3)
@@ -56,23 +53,19 @@ def test_a_whole_video_needs_its_length(tmp_path):
     assert [row.stage1_windows for row in merged.annotations] == [[[0, 5]], [[0, 33.5]]]
 
 
-def test_command_names_every_query_without_result(annotations, tmp_path):
+def test_command_names_every_query_without_result(annotations, tmp_path, capsys):
     write_predictions(tmp_path / "predictions.jsonl", PREDICTIONS)
-    flags = [f"--{name}={tmp_path / name}.jsonl" for name in ("predictions", "annotations", "out")]
-    command = [sys.executable, str(ROOT / "launch/merge.py"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "no result for 2: stage 2 will look at the whole video" in done.stdout
-    assert "no result for 3: stage 2 will look at the whole video" in done.stdout
-    assert "result for 9, which is not annotated: left out" in done.stdout
-    assert "3 queries, 1 with windows of stage 1" in done.stdout
+    run_script("merge", *[f"--{name}={tmp_path / name}.jsonl" for name in ("predictions", "annotations", "out")])
+    output = capsys.readouterr().out
+    assert "no window for query 2: stage 2 will use the whole video" in output
+    assert "no window for query 3: stage 2 will use the whole video" in output
+    assert "result for 9, which is not annotated: left out" in output
+    assert "3 queries, 1 with windows of stage 1" in output
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
 
 
 def test_command_names_what_is_missing(annotations, tmp_path):
     flags = [f"--{name}={tmp_path / name}.jsonl" for name in ("predictions", "annotations", "out")]
-    command = [sys.executable, str(ROOT / "launch/merge.py"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 1
-    assert "predictions.jsonl: no such file of predictions" in done.stderr
+    with pytest.raises(SystemExit, match=r"^Error: .*predictions\.jsonl: no such file of predictions; write one with"):
+        run_script("merge", *flags)
     assert not (tmp_path / "out.jsonl").exists()

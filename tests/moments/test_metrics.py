@@ -1,4 +1,4 @@
-"""Metrics: the original's recorded scores, the official ones, and cases worked out by hand."""
+"""Metrics: the original's recorded scores, the official scorer's, and cases computed by hand."""
 
 import json
 
@@ -22,7 +22,7 @@ def read_cases(path):
 
 
 def as_recorded(result):
-    """Return a result under the original's names; mIoU to one unit in the last place, a sum's order on another CPU."""
+    """Return a result under the original's names; mIoU within one unit in the last place (CPUs differ)."""
     detail = {**result["detail"], "mIoU": pytest.approx(result["detail"]["mIoU"], rel=2.3e-16, abs=0)}
     return {**detail, "R1-avg": result["R1_avg"], "invalid_pred_num": result["invalid"]}
 
@@ -93,7 +93,7 @@ def test_scores_decide_only_the_official_precision():
     assert official_scores(cases)["R1@0.5"] == 0
 
 
-def test_official_looks_at_ten_windows():
+def test_official_scores_ten_windows():
     windows = [[100 + second, 101 + second] for second in range(10)]
     cases = [EvalCase("a", [*windows, [0, 10]], [[0, 10]])]
     assert official_scores(cases)["mAP"] == 0

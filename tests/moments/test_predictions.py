@@ -1,4 +1,4 @@
-"""Predictions: what is written is read back, every format reads, and faults are named all at once."""
+"""Predictions: round trips, every format, and faults reported together."""
 
 import json
 import zipfile
@@ -87,8 +87,44 @@ def test_many_faults_are_counted(tmp_path):
         read_predictions(path)
 
 
+ROW = '{"qid": %s, "query": "%s", "vid": "v", "pred_relevant_windows": [[0, %s]]}'
+
+
+def test_line_separators_inside_strings_and_byte_order_marks_are_read(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    queries = ["a\u2028b", "c\u0085d", "e\u2029"]
+    lines = [ROW % (number, query, 1) for number, query in enumerate(queries)]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
+    assert [prediction.query for prediction in read_predictions(path)] == queries
+
+
+def test_files_that_are_not_utf8_are_named(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + (ROW % (1, "caf", 1)).encode() + b"\xe9\n")
+    with pytest.raises(
+        PredictionError, match=rf"predictions\.jsonl: not UTF-8 at byte {path.stat().st_size - 2}; save it as"
+    ):
+        read_predictions(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (ROW % (1, "q", "9" * 5000), "line 1: a number has too many digits; give one object a line"),
+        (ROW % (1, "q", "9" * 400), r"line 1: pred_relevant_windows: expected \[start, end\]"),
+        ("[" * 100_000, r"line 1: not JSON \(nested too deeply\)"),
+        ('{"a":' * 100_000, r"line 1: not JSON \(nested too deeply\)"),
+    ],
+)
+def test_values_that_python_cannot_hold_are_faults(tmp_path, line, message):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(PredictionError, match=message):
+        read_predictions(path)
+
+
 def test_missing_file_says_what_writes_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"launch/infer\.py"):
+    with pytest.raises(FileNotFoundError, match="`calce infer`"):
         read_predictions(tmp_path / "none.jsonl")
 
 

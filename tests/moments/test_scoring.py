@@ -1,4 +1,4 @@
-"""Scores say how many of the considered answers agree."""
+"""Scores of windows: their expected overlap with the windows of all answers."""
 
 import math
 
@@ -9,46 +9,46 @@ from calce_jax.moments.scoring import BeamHypothesis, expected_iou, score_moment
 
 
 def test_a_window_that_every_answer_has_scores_one():
-    found = score_moments(["[[2, 8]]", "[[2, 8], [20, 30]]"], [-0.1, -3.0], 40, window_order="score")
-    assert found.windows == [[2.0, 8.0, 1.0]]
-    assert found.status == "exact"
+    moments = score_moments(["[[2, 8]]", "[[2, 8], [20, 30]]"], [-0.1, -3.0], 40, window_order="score")
+    assert moments.windows == [[2.0, 8.0, 1.0]]
+    assert moments.status == "exact"
 
 
 def test_the_expected_overlap_weighs_answers_by_probability():
     beams = [BeamHypothesis([[0, 10]], 4 / 7), BeamHypothesis([[0, 5]], 2 / 7), BeamHypothesis([], 1 / 7)]
-    found = expected_iou(np.array([[0.0, 10.0], [20.0, 30.0]]), beams)
-    np.testing.assert_allclose(found, [4 / 7 + 2 / 7 * 0.5, 0.0], rtol=1e-12)
+    moments = expected_iou(np.array([[0.0, 10.0], [20.0, 30.0]]), beams)
+    np.testing.assert_allclose(moments, [4 / 7 + 2 / 7 * 0.5, 0.0], rtol=1e-12)
 
 
 def test_all_answers_are_kept_with_their_share():
-    found = score_moments(["[[2, 8]]", "[["], [math.log(0.3), math.log(0.1)], 40, window_order="score")
-    assert [beam.windows for beam in found.hypotheses] == [[[2, 8]], []]
-    assert [beam.probability for beam in found.hypotheses] == pytest.approx([0.75, 0.25])
+    moments = score_moments(["[[2, 8]]", "[["], [math.log(0.3), math.log(0.1)], 40, window_order="score")
+    assert [beam.windows for beam in moments.hypotheses] == [[[2, 8]], []]
+    assert [beam.probability for beam in moments.hypotheses] == pytest.approx([0.75, 0.25])
 
 
-def test_order_follows_the_chosen_evidence():
+def test_order_of_windows():
     texts, probabilities = ["[[0, 4], [10, 20]]", "[[0, 4]]"], [-0.5, -0.6]
     starts = {
-        by: [w[0] for w in score_moments(texts, probabilities, 40, window_order=by).windows]
-        for by in ("given", "longest", "score")
+        order: [w[0] for w in score_moments(texts, probabilities, 40, window_order=order).windows]
+        for order in ("given", "longest", "score")
     }
     assert starts == {"given": [0, 10], "longest": [10, 0], "score": [0, 10]}
 
 
 def test_an_unreadable_best_answer_gives_way_to_the_next_and_is_counted():
-    found = score_moments(["no idea", "[[3, 9]]"], [-0.1, -0.9], 40, window_order="score")
-    assert [w[:2] for w in found.windows] == [[3, 9]]
-    assert (found.text, found.status) == ("[[3, 9]]", "repaired")
+    moments = score_moments(["no idea", "[[3, 9]]"], [-0.1, -0.9], 40, window_order="score")
+    assert [w[:2] for w in moments.windows] == [[3, 9]]
+    assert (moments.text, moments.status) == ("[[3, 9]]", "repaired")
 
 
 def test_no_readable_answer_gives_no_moment():
-    found = score_moments(["", "[["], [-0.1, -0.2], 40, window_order="score")
-    assert (found.windows, found.status) == ([], "empty")
+    moments = score_moments(["", "[["], [-0.1, -0.2], 40, window_order="score")
+    assert (moments.windows, moments.status) == ([], "empty")
 
 
 def test_the_reference_answers_with_the_whole_video_in_the_order_of_time():
     assert [w[:2] for w in score_moments(["?"], [-1.0], 40, window_order="longest", behaviour="reference").windows] == [
         [0, 40]
     ]
-    found = score_moments(["[[20, 30], [0, 4]]"], [-1.0], 40, window_order="longest", behaviour="reference")
-    assert [w[:2] for w in found.windows] == [[0, 4], [20, 30]]
+    moments = score_moments(["[[20, 30], [0, 4]]"], [-1.0], 40, window_order="longest", behaviour="reference")
+    assert [w[:2] for w in moments.windows] == [[0, 4], [20, 30]]

@@ -177,7 +177,7 @@ def test_summary_shows_missing_numbers_as_dashes():
 
 def test_a_frame_that_is_no_image_is_named():
     broken = StageView([FrameView(0, b"not a picture", "full")], [], "")
-    with pytest.raises(ValueError, match="a frame of 13 bytes is no image"):
+    with pytest.raises(ValueError, match="a frame of 13 bytes is not an image"):
         render_page("Found", [query(stages={"stage 1": broken})])
 
 

@@ -1,4 +1,4 @@
-"""Searching any videos: pieces, ranking, what is kept, what is written, and what bad input is told."""
+"""Search in videos: segments, ranking, the cache, the written results, and errors for bad input."""
 
 import json
 import os
@@ -38,7 +38,7 @@ from calce_jax.text.prompt import Caption
 from calce_jax.text.tokenizers import load_t5
 from calce_jax.video.clips import cut_clip, thumbnails_at
 from calce_jax.video.decode import VideoError, decode_jpeg, frames_at, read_frames, video_duration
-from tests.helpers.commands import script
+from tests.helpers.commands import run_script
 from tests.helpers.search_stages import MAX_SEGMENT_SECONDS, make_stages
 from tests.helpers.video_files import write_clip
 
@@ -49,13 +49,13 @@ SRT = "1\n00:00:01,000 --> 00:00:02,000\nsaid in {} by {}\n"
 @pytest.mark.parametrize(
     ("duration", "count"), [(0.4, 1), (150.0, 1), (150.02, 1), (160.0, 2), (300.0, 3), (7200.0, 95)]
 )
-def test_pieces_cover_a_video_and_overlap_by_half(duration, count):
-    pieces = split_into_segments(duration, 150.0)
-    assert len(pieces) == count
-    assert (pieces[0].start, pieces[-1].end) == (0.0, pytest.approx(duration))
-    for piece, later in pairwise(pieces):
-        assert piece.duration == pytest.approx(150.0)
-        assert later.start - piece.start <= 75.0 + 1e-9
+def test_segments_cover_a_video_and_overlap_by_half(duration, count):
+    segments = split_into_segments(duration, 150.0)
+    assert len(segments) == count
+    assert (segments[0].start, segments[-1].end) == (0.0, pytest.approx(duration))
+    for segment, later in pairwise(segments):
+        assert segment.duration == pytest.approx(150.0)
+        assert later.start - segment.start <= 75.0 + 1e-9
 
 
 def test_frames_at_times_are_those_on_the_screen(tmp_path):
@@ -68,25 +68,25 @@ def test_frames_at_times_are_those_on_the_screen(tmp_path):
     np.testing.assert_array_equal(last[0], last[1])
 
 
-def test_a_long_video_is_footage_by_footage_and_a_second_time_from_the_cache(tmp_path):
+def test_a_long_video_is_read_by_segments_and_then_from_the_cache(tmp_path):
     video = write_clip(tmp_path / "a.mp4", frames=50, rate=2)
     sampling, cache = SegmentSampling(max_seconds=10.0, num_frames=10, image_size=16), DiskCache(tmp_path / "cache")
-    duration, pieces, once = read_segments(video, file_hash(video), sampling, cache)
+    duration, segments, once = read_segments(video, file_hash(video), sampling, cache)
     first = list(once)
     assert duration == pytest.approx(25.0)
-    assert [each.segment for each in first] == pieces == split_into_segments(25.0, 10.0)
-    shades = [[decode_jpeg(jpeg).mean() for jpeg in each.keyframes] for each in first]
-    for each, shade in zip(first, shades, strict=True):
-        np.testing.assert_allclose(each.times, np.arange(10), atol=1e-3)
-        index = np.floor((each.segment.start + each.times + 1e-3) * 2)
-        np.testing.assert_allclose(shade, np.minimum(index * 8, 255), atol=6)
+    assert [frames.segment for frames in first] == segments == split_into_segments(25.0, 10.0)
+    for frames in first:
+        np.testing.assert_allclose(frames.times, np.arange(10), atol=1e-3)
+        index = np.floor((frames.segment.start + frames.times + 1e-3) * 2)
+        shades = [decode_jpeg(jpeg).mean() for jpeg in frames.keyframes]
+        np.testing.assert_allclose(shades, np.minimum(index * 8, 255), atol=6)
 
     os.truncate(video, 100)  # the video itself is not needed any more but for its length
     again = [cache.read_arrays("frames", path.name) for path in (tmp_path / "cache/frames").iterdir()]
-    assert len(again) == len(pieces)
+    assert len(again) == len(segments)
 
 
-def test_a_cache_that_lost_a_piece_makes_it_again(tmp_path):
+def test_segments_that_the_cache_lost_are_decoded_again(tmp_path):
     video = write_clip(tmp_path / "a.mp4", frames=50, rate=2)
     sampling, cache = SegmentSampling(max_seconds=10.0, num_frames=10, image_size=16), DiskCache(tmp_path / "cache")
     first = list(read_segments(video, "it", sampling, cache)[2])
@@ -98,7 +98,7 @@ def test_a_cache_that_lost_a_piece_makes_it_again(tmp_path):
         np.testing.assert_array_equal(before.times, after.times)
 
 
-def test_captions_are_cut_to_a_piece():
+def test_captions_are_clipped_to_a_segment():
     said = [Caption(0, 4, "before"), Caption(8, 12, "into"), Caption(13, 14, "in"), Caption(19, 30, "out of")]
     expected = [Caption(0.0, 2.0, "into"), Caption(3.0, 4.0, "in"), Caption(9.0, 10.0, "out of")]
     assert segment_captions(said, Segment(10.0, 20.0)) == expected
@@ -135,27 +135,28 @@ def test_keys_differ_with_what_they_are_made_from():
     )
 
 
-def test_a_moment_that_two_pieces_show_is_one_and_the_one_that_both_support():
-    pieces = [Segment(0.0, 100.0), Segment(50.0, 150.0)]
-    # The second piece sees that it goes on to 120; the first one sees it up to its end.
+def test_a_window_in_two_segments_is_one_moment_with_the_mean_score():
+    segments = [Segment(0.0, 100.0), Segment(50.0, 150.0)]
+    # 80 to 120 s; the first segment ends at 100 s, and the second one begins at 50 s.
     beams = [[BeamHypothesis([[80, 100]], 0.9), BeamHypothesis([[10, 20]], 0.1)], [BeamHypothesis([[30, 70]], 1.0)]]
-    best, other = select_moments(pieces, beams, max_moments=5)
+    best, other = select_moments(segments, beams, max_moments=5)
     assert (best.start, best.end) == (80.0, 120.0)
     assert best.score == pytest.approx((0.9 + 1.0) / 2)
     assert (other.start, other.end, other.score) == (10.0, 20.0, pytest.approx(0.1))
 
 
-def test_moments_fall_strictly_and_do_not_lie_upon_each_other():
+def test_scores_decrease_strictly_and_moments_do_not_overlap_by_more_than_half():
     rng = np.random.default_rng(0)
-    pieces = split_into_segments(400.0, 100.0)
+    segments = split_into_segments(400.0, 100.0)
     beams = [
         [BeamHypothesis([sorted(map(float, rng.integers(0, 100, 2))) for _ in range(2)], 0.2) for _ in range(5)]
-        for _ in pieces
+        for _ in segments
     ]
     beams = [
-        [BeamHypothesis([[a, b + 1] for a, b in beam.windows], beam.probability) for beam in each] for each in beams
+        [BeamHypothesis([[a, b + 1] for a, b in beam.windows], beam.probability) for beam in hypotheses]
+        for hypotheses in beams
     ]
-    found = select_moments(pieces, beams, max_moments=20)
+    found = select_moments(segments, beams, max_moments=20)
     assert len(found) > 5
     assert all(a.score > b.score for a, b in pairwise(found))
     for n, a in enumerate(found):
@@ -173,19 +174,19 @@ def test_equal_scores_are_told_apart_across_videos():
 
 @pytest.fixture(scope="module")
 def compiled():
-    """Serves all tests, which makes it compile once."""
+    """One searcher for all tests, so that its programs are compiled once."""
     return Searcher(make_stages(), DiskCache(""), MAX_SEGMENT_SECONDS)
 
 
 @pytest.fixture
 def searcher(compiled, tmp_path, monkeypatch):
-    """Its weights are random and write no windows, so each of their answers stands for one."""
+    """A searcher whose answers are replaced by windows: its weights are random, and generate none."""
 
     def text(_, ids):
         start = int(np.sum(ids)) % 7
         return f"[[0, 1], [{start}, {start + 2}]]"
 
-    monkeypatch.setattr("calce_jax.inference.answers.answer_text", text)
+    monkeypatch.setattr("calce_jax.inference.answers.decode_answer", text)
     compiled.cache = DiskCache(tmp_path / "cache")
     return compiled
 
@@ -194,9 +195,9 @@ def searcher(compiled, tmp_path, monkeypatch):
 @pytest.mark.parametrize("seconds", [1, 8, 33])
 def test_videos_of_any_length_are_searched(searcher, tmp_path, seconds):
     video = write_clip(tmp_path / "a.mp4", frames=seconds * 5, rate=5)
-    searched = searcher.search(video, [QUERY, "someone talks about a museum"], [Caption(0, 1, "a museum")])
-    assert searched.duration == pytest.approx(seconds)
-    for found in searched.found:
+    result = searcher.search(video, [QUERY, "someone talks about a museum"], [Caption(0, 1, "a museum")])
+    assert result.duration == pytest.approx(seconds)
+    for found in result.query_results:
         assert found.moments
         assert all(0 <= m.start < m.end <= seconds + 1e-6 for m in found.moments)
         assert all(a.score > b.score for a, b in pairwise(found.moments))
@@ -205,17 +206,17 @@ def test_videos_of_any_length_are_searched(searcher, tmp_path, seconds):
 
 
 @pytest.mark.slow
-def test_a_second_query_looks_at_nothing_again(searcher, tmp_path, monkeypatch):
+def test_a_second_query_reuses_frames_and_features(searcher, tmp_path, monkeypatch):
     video = write_clip(tmp_path / "a.mp4", frames=100, rate=5)
     first = searcher.search(video, [QUERY])
-    monkeypatch.setattr(Predictor, "look", lambda *_: pytest.fail("looked again"))
+    monkeypatch.setattr(Predictor, "encode_video", lambda *_: pytest.fail("encoded again"))
     monkeypatch.setattr("calce_jax.search.segments.frames_at", lambda *_: pytest.fail("decoded again"))
     assert searcher.search(video, [QUERY]) == first
     searcher.search(video, ["someone talks about a museum"])
 
 
 @pytest.mark.slow
-def test_findings_are_written_and_the_folder_can_be_moved(searcher, tmp_path):
+def test_results_are_written_and_the_folder_can_be_moved(searcher, tmp_path):
     videos = [write_clip(tmp_path / n / "a&b.mp4", frames=40, rate=5, sound=True) for n in ("x", "y")]
     searched = break_ties_across_videos([searcher.search(video, [QUERY]) for video in videos])
     truth = ground_truth(
@@ -271,19 +272,19 @@ def test_pictures_are_those_of_their_times_wherever_key_frames_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("query", "says"),
+    ("query", "message"),
     [
         ("", "query 1 is empty"),
         ("   ", "query 1 is empty"),
-        (" ".join(["word"] * 5000), "query 1 has 5,000 words; say it in 60 or fewer"),
-        ("a." * 5000, "query 1 has 10,000 characters; say it in 1,000 or fewer"),
+        (" ".join(["word"] * 5000), "query 1 has 5,000 words; use at most 60"),
+        ("a." * 5000, "query 1 has 10,000 characters; use at most 1,000"),
         ("🎉🎉", "has no word that the model knows"),
-        ("他在做饭", "has no word that the model knows; ask in English"),
+        ("他在做饭", "has no word that the model knows; write it in English"),
     ],
 )
-def test_queries_that_cannot_be_asked(query, says):
+def test_bad_queries_are_refused(query, message):
     t5 = load_t5(Path(__file__).parents[2] / "calce_jax/assets/tiny/t5")
-    with pytest.raises(SearchError, match=says):
+    with pytest.raises(SearchError, match=message):
         check_queries([query], t5)
     check_queries(["a red circle 🎉 moves"], t5)
     with pytest.raises(SearchError, match="no query"):
@@ -292,7 +293,7 @@ def test_queries_that_cannot_be_asked(query, says):
 
 def test_a_video_of_ten_hours_is_refused(tmp_path):
     video = write_clip(tmp_path / "long.mp4", frames=2, rate=1, ticks=[0, 36_000])
-    with pytest.raises(VideoError, match=r"long\.mp4: it lasts 10\.0 hours, and 4 are searched at most; cut it"):
+    with pytest.raises(VideoError, match=r"long\.mp4: it lasts 10\.0 hours, the maximum is 4; cut it"):
         searchable_duration(video)
 
 
@@ -313,7 +314,7 @@ def test_captions_come_from_where_they_are_said_to(tmp_path):
         load_captions(video, tmp_path / "gone.srt")
 
 
-def test_what_was_heard_is_kept_by_content_and_not_by_name(tmp_path, monkeypatch):
+def test_captions_are_cached_by_content_and_not_by_name(tmp_path, monkeypatch):
     asked = []
 
     def caption(videos, folder, whisper):
@@ -325,7 +326,7 @@ def test_what_was_heard_is_kept_by_content_and_not_by_name(tmp_path, monkeypatch
                 srt.write_text(SRT.format(video.read_text(), whisper))
         return found
 
-    monkeypatch.setattr("calce_jax.search.captions.captions_for", caption)
+    monkeypatch.setattr("calce_jax.search.captions.caption_without_srt", caption)
     cache, out = DiskCache(tmp_path / "cache"), tmp_path / "out"
     first, same, other = (tmp_path / folder / "a.mp4" for folder in ("x", "y", "z"))
     for video, content in ((first, "1"), (same, "1"), (other, "2")):
@@ -336,7 +337,7 @@ def test_what_was_heard_is_kept_by_content_and_not_by_name(tmp_path, monkeypatch
             video.read_text(), "tiny"
         )
     assert asked == [first, other]
-    with pytest.raises(SearchError, match="same name"):
+    with pytest.raises(SearchError, match="same file name"):
         caption_with_cache([first, other], out, "tiny", cache)
     first.with_suffix(".srt").touch()
     assert caption_with_cache([first], out, "tiny", cache) == {}
@@ -347,12 +348,13 @@ def test_folders_are_looked_through_for_videos(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert list_videos([tmp_path, tmp_path / "a/1.mp4"]) == [tmp_path / "a/1.mp4", tmp_path / "b/2.MKV"]
-    with pytest.raises(SearchError, match="no video among"):
-        list_videos([tmp_path / "empty"] if (tmp_path / "empty").mkdir() is None else [])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SearchError, match=r"no video among .*empty; file names of videos end in \.mp4"):
+        list_videos([tmp_path / "empty"])
 
 
 @pytest.mark.slow
-def test_a_broken_video_is_told_of_in_a_line_and_the_others_are_searched(searcher, tmp_path, monkeypatch, capsys):
+def test_a_broken_video_is_reported_in_a_line_and_the_others_are_searched(searcher, tmp_path, monkeypatch, capsys):
     whole = write_clip(tmp_path / "videos/b.mp4", frames=20, rate=5)
     (tmp_path / "videos/a.mp4").write_text("a text file")
     with av.open(str(tmp_path / "videos/c.mp4"), "w") as container:
@@ -361,16 +363,13 @@ def test_a_broken_video_is_told_of_in_a_line_and_the_others_are_searched(searche
         silence.rate = 8000
         container.mux([*voice.encode(silence), *voice.encode(None)])
     write_clip(tmp_path / "videos/d.mp4", frames=2, rate=1, ticks=[0, 36_000])
-    with script("search") as command:
-        monkeypatch.setattr(command, "open_stages", lambda _: None)
-        monkeypatch.setattr(command, "Searcher", lambda *_: searcher)
-        monkeypatch.setattr(command, "keep_programs", lambda _: None)
-        command.flags.FLAGS(["search", f"--query={QUERY}", f"--out={tmp_path / 'out'}"])
-        command.main(["search", str(tmp_path / "videos")])
+    monkeypatch.setattr("calce_jax.search.searcher.load_searcher", lambda *_, **__: searcher)
+    monkeypatch.setattr("calce_jax.search.searcher.enable_compilation_cache", lambda _: None)
+    run_script("search", tmp_path / "videos", f"--query={QUERY}", f"--out={tmp_path / 'out'}")
     printed = capsys.readouterr()
     errors = [line for line in printed.err.splitlines() if "Error" in line]
     assert len(errors) == 3
-    assert "a.mp4: it is not a video" in errors[0]
+    assert errors[0].startswith(f"Error: {tmp_path}/videos/a.mp4: it is not a video")
     assert "c.mp4: it has no video stream" in errors[1]
     assert "d.mp4: it lasts 10.0 hours" in errors[2]
     assert "b.mp4" in printed.out

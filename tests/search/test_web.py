@@ -1,4 +1,4 @@
-"""The app: what it refuses, who may read what, and a real browser that uploads, asks and looks."""
+"""The web app: access to results, its port, and a real browser that uploads a video and searches it."""
 
 import re
 import socket
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from calce_jax.search.web.app import draw_samples
+from calce_jax.search.samples import load_samples
 from calce_jax.search.web.visitors import COOKIE, ResultStore, visitor_from_cookies
 from tests.helpers.commands import run_script
 from tests.helpers.video_files import write_clip
@@ -49,11 +49,13 @@ def test_a_port_in_use_is_told_in_one_line():
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit) as told:
             run_script("web", f"--port={port}")
-    assert re.fullmatch(rf"WebError: port {port} of 127\.0\.0\.1: .*; choose another with --port", str(told.value))
+    assert re.fullmatch(rf"Error: port {port} of 127\.0\.0\.1: .*; choose another with --port", str(told.value))
 
 
-def test_samples_are_drawn_with_captions_beside_them_and_queries(tmp_path):
-    for sample in draw_samples(tmp_path, count=1):
+def test_samples_have_captions_and_queries():
+    samples = load_samples()
+    assert len({sample.name for sample in samples}) == len(samples) > 1
+    for sample in samples:
         assert sample.video.is_file()
         assert sample.video.with_suffix(".srt").is_file()
         assert all(sample.queries)
@@ -61,7 +63,7 @@ def test_samples_are_drawn_with_captions_beside_them_and_queries(tmp_path):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("web"), visitor_uploads=6) as address:
+    with serving(tmp_path_factory.mktemp("web"), max_visitor_uploads=6) as address:
         yield address
 
 
@@ -122,10 +124,10 @@ def test_upload_ask_look_and_be_told(address, browser, tmp_path):
     page.get_by_text("text.mp4: it is not a video").first.wait_for()
     page.reload()
     ask(page, "", write_clip(tmp_path / "mine.mp4", frames=20, rate=5))
-    page.get_by_text("no query; say in a sentence what to look for").first.wait_for()
+    page.get_by_text("no query; describe in a sentence what to look for").first.wait_for()
     page.reload()
     ask(page, "a blue square", write_clip(tmp_path / "long.mp4", frames=40, rate=1))
-    page.get_by_text("long.mp4: it lasts 0.7 minutes, and 0.5 are searched here").first.wait_for()
+    page.get_by_text("long.mp4: it lasts 0.7 minutes, the maximum is 0.5").first.wait_for()
     page.reload()
     bad = tmp_path / "bad.srt"
     bad.write_text("nonsense")
@@ -136,7 +138,7 @@ def test_upload_ask_look_and_be_told(address, browser, tmp_path):
     # Five videos and the captions are kept by now.
     page.reload()
     page.locator("#upload input[type=file]").set_input_files(str(tmp_path / "mine.mp4"))
-    page.get_by_text("you keep 6 uploads, and 6 are the limit").first.wait_for()
+    page.get_by_text("you have 6 uploads, the limit is 6").first.wait_for()
 
 
 @pytest.mark.slow

@@ -28,12 +28,12 @@ def visitor(world):
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "message"),
     [
         ("[" * 60_000, 400, "expected JSON"),
         ("[1]", 400, "expected a JSON object"),
         ("no", 400, "expected JSON"),
-        ('{"data": "x", "fn_index": 0, "session_hash": "a"}', 400, "data: expected texts"),
+        ('{"data": "x", "fn_index": 0, "session_hash": "a"}', 400, "data: expected strings"),
         ('{"data": [], "fn_index": 1000, "session_hash": "a"}', 400, "fn_index"),
         ('{"data": [], "fn_index": -1, "session_hash": "a"}', 400, "fn_index"),
         ('{"data": [], "fn_index": "0", "session_hash": "a"}', 400, "fn_index"),
@@ -44,16 +44,16 @@ def visitor(world):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_request_for_a_function_is_checked_and_bounded(visitor, body, status, told):
+def test_a_request_for_a_function_is_checked_and_bounded(visitor, body, status, message):
     answer = visitor.client.post("/gradio_api/queue/join", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == status
-    assert told in answer.text
+    assert message in answer.text
 
 
-def test_what_gradio_gets_holds_texts_alone():
-    asked = {"data": ["a", None], "fn_index": 1, "session_hash": "x1", "trigger_id": 2}
+def test_gradio_gets_only_strings_and_known_fields():
+    call = {"data": ["a", None], "fn_index": 1, "session_hash": "x1", "trigger_id": 2}
     extra = {"event_data": {"path": "/x"}, "event_id": "e", "oauth_token": "t", "batched": True, "simple_format": True}
-    assert json.loads(gate.texts_alone(json.dumps({**asked, **extra}).encode(), {1: 2})) == asked
+    assert json.loads(gate.check_function_call(json.dumps({**call, **extra}).encode(), {1: 2})) == call
 
 
 def test_routes_that_the_page_does_not_use_are_not_there(world):

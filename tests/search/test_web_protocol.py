@@ -19,7 +19,7 @@ uploads = pytest.importorskip("calce_jax.search.web.uploads", reason="gradio is 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")
 
 META = {"_type": "gradio.FileData"}
-FAILED = "the search failed, and not through anything you did; whoever runs this app finds the reason in its log"
+INTERNAL_ERROR = "the search failed because of an error in the app; its log has the reason"
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +172,8 @@ def test_messages_name_no_folder_of_the_server(visitor, mine, tmp_path, world):
     for data, told in {
         (upload, visitor.uploaded(bad), None, "q"): '"bad.srt, line 1: expected a number',
         (upload, visitor.uploaded(latin), None, "q"): '"latin.srt: not UTF-8 at byte',
-        (upload, "", None, "crash"): FAILED,
-        (upload, "", None, "disk"): FAILED,
+        (upload, "", None, "crash"): INTERNAL_ERROR,
+        (upload, "", None, "disk"): INTERNAL_ERROR,
         (upload, "", None, "damaged"): '"mine.mp4: it is damaged; fetch it again"',
         ("", "", "ours", "damaged"): '"ours.mp4: it is damaged; fetch it again"',
         (visitor.uploaded(text), "", None, "q"): '"text.mp4: it is not a video',
@@ -184,9 +184,9 @@ def test_messages_name_no_folder_of_the_server(visitor, mine, tmp_path, world):
             "",
             "ours",
             "q",
-        ): "the upload is not there (uploads are removed after 60 minutes); upload",
-        (upload, "gone", None, "q"): "the upload is not there",
-        (upload, "", None, "\n".join("q" * 21)): "21 queries, and 20 are searched at once",
+        ): "no such upload (files are deleted after 60 minutes); upload",
+        (upload, "gone", None, "q"): "no such upload",
+        (upload, "", None, "\n".join("q" * 21)): "21 queries, the maximum is 20",
     }.items():
         said = visitor.ask(data)
         assert told in json.loads(json.dumps(said)).replace('\\"', '"'), (data, said)
@@ -248,7 +248,7 @@ def test_a_cookie_that_is_no_text_is_nobodys(visitor, mine, world):
 def test_a_visitor_without_a_cookie_is_told(visitor, mine):
     upload = visitor.uploaded(mine)
     visitor.client.cookies.clear()
-    assert "this page needs its cookie" in visitor.ask([upload, "", None, "q"])
+    assert "this page needs a cookie" in visitor.ask([upload, "", None, "q"])
 
 
 def test_the_progress_of_an_upload_ends(visitor):
@@ -292,7 +292,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(tmp_path):
             time.sleep(0.1)
         return code == status
 
-    with serving(tmp_path, Stub(), visitor_uploads=1) as address:
+    with serving(tmp_path, Stub(), max_visitor_uploads=1) as address:
         visitor = Visitor(address)
         connection = begun(address, visitor)
         assert answered(visitor, 413)
@@ -305,19 +305,21 @@ def test_an_upload_that_breaks_off_leaves_nothing(tmp_path):
 def test_what_a_visitor_keeps_is_bounded(tmp_path):
     clip = write_clip(tmp_path / "noise.mp4", frames=20, rate=5, noise=True)
     size = clip.stat().st_size / 1e6
-    with serving(tmp_path / "web", Stub(), visitor_uploads=2, visitor_megabytes=3.5 * size) as address:
+    with serving(tmp_path / "web", Stub(), max_visitor_uploads=2, max_visitor_megabytes=3.5 * size) as address:
         one, two = Visitor(address), Visitor(address)
         uploads = [one.uploaded(clip) for _ in range(2)]
         refused = one.upload("third.mp4", clip.read_bytes())
         assert refused.status_code == 413
-        assert "you keep 2 uploads, and 2 are the limit; each is removed after 60 minutes" in refused.text
+        assert (
+            "you have 2 uploads, the limit is 2; search those, or try again later; files are deleted after 60 minutes"
+            in refused.text
+        )
         assert two.uploaded(clip)
         # The clips of a result count, the video in it does not count again.
         said = [one.ask([uploads[0], "", None, "q\n" * 5]) for _ in range(2)]
-        told = "your uploads and results would be"
-        assert any(told in each for each in said)
+        assert any("your uploads and results would take" in answer for answer in said)
         results = tmp_path / "web" / "app" / "results"
-        assert len(list(results.iterdir())) == sum("/found/" in each for each in said)
+        assert len(list(results.iterdir())) == sum("/found/" in answer for answer in said)
         one.client.close()
         two.client.close()
 
@@ -325,11 +327,11 @@ def test_what_a_visitor_keeps_is_bounded(tmp_path):
 def test_what_all_visitors_keep_is_bounded(tmp_path):
     clip = write_clip(tmp_path / "noise.mp4", frames=20, rate=5, noise=True)
     size = clip.stat().st_size / 1e6
-    with serving(tmp_path / "web", Stub(), total_megabytes=1.5 * size, visitor_megabytes=1.2 * size) as address:
+    with serving(tmp_path / "web", Stub(), max_total_megabytes=1.5 * size, max_visitor_megabytes=1.2 * size) as address:
         one, two = Visitor(address), Visitor(address)
         assert one.uploaded(clip)
-        own, everybodys = (each.upload("noise.mp4", clip.read_bytes()) for each in (one, two))
-        assert "your uploads and results would be" in own.text
-        assert "this app has no room left" in everybodys.text
+        own, other = (visitor.upload("noise.mp4", clip.read_bytes()) for visitor in (one, two))
+        assert "your uploads and results would take" in own.text
+        assert "the disk space of this app is used up" in other.text
         one.client.close()
         two.client.close()

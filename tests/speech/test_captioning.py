@@ -55,7 +55,7 @@ class Silent(Transcriber):
         self.opened += 1
         return self
 
-    def listen(self, path):
+    def load_audio(self, path):
         self.heard.append(path.name)
         return path
 

@@ -310,7 +310,7 @@ def test_what_is_seen_has_the_shapes_and_dtypes_that_are_expected_of_an_entry(fr
     looked = jax.eval_shape(make_encode_video(graph), trainable, weights, video)
     predictor: Any = SimpleNamespace(num_frames=5, model=SimpleNamespace(model_config=sizes))
     arrays = {name: np.zeros(getattr(looked, name).shape, getattr(looked, name).dtype) for name in ("means", "queries")}
-    assert Predictor.looked_of(predictor, arrays).queries.dtype == jnp.dtype(compute)
+    assert Predictor.features_from_arrays(predictor, arrays).queries.dtype == jnp.dtype(compute)
     for wrong in (
         {"means": None},
         {"queries": None},
@@ -319,8 +319,8 @@ def test_what_is_seen_has_the_shapes_and_dtypes_that_are_expected_of_an_entry(fr
         {"queries": arrays["queries"][0]},
         {"queries": arrays["queries"].astype(np.float16)},
     ):
-        with pytest.raises(ValueError, match="what is seen in a video is"):
-            Predictor.looked_of(predictor, changed(arrays, **wrong))
+        with pytest.raises(ValueError, match="features must be"):
+            Predictor.features_from_arrays(predictor, changed(arrays, **wrong))
 
 
 def counted(monkeypatch):

@@ -1,4 +1,4 @@
-"""Captions: the original's rules against recorded results, and files that the original cannot read."""
+"""Captions: recorded results of the original, and files that the original cannot read."""
 
 import json
 import runpy
@@ -50,15 +50,17 @@ def test_reference_gives_the_recorded_captions_intervals_and_errors(shared):
             with pytest.raises(CaptionError, match="start" if "KeyError" in result["error"] else "time data"):
                 read_srt(path, "reference")
             continue
-        said = read_srt(path, "reference")
-        assert as_recorded(clean_captions(said)) == result["combined_subtitles"], name
-        assert [list(span) for span in speech_intervals(said, "reference")] == result["subtitle_durations"], name
+        raw_captions = read_srt(path, "reference")
+        assert as_recorded(clean_captions(raw_captions)) == result["combined_subtitles"], name
+        assert [list(span) for span in speech_intervals(raw_captions, "reference")] == result["subtitle_durations"], (
+            name
+        )
 
 
 def test_default_differs_from_the_original_only_where_that_fails(shared):
-    """The files apart are those on which the original crashes, loses an entry, or ends a stretch too early."""
-    apart = {"multiline", "bom", "bad_time_dot", "arrow_in_text", "only_index"}
-    for name in recorded_files(shared).keys() - apart:
+    """The excluded files are those on which the original crashes, loses an entry or ends an interval too early."""
+    excluded = {"multiline", "bom", "bad_time_dot", "arrow_in_text", "only_index"}
+    for name in recorded_files(shared).keys() - excluded:
         path = shared / f"golden/08_srt/{name}.srt"
         assert clean_captions(read_srt(path)) == clean_captions(read_srt(path, "reference")), name
 
@@ -83,11 +85,11 @@ def test_cleaning_gives_the_recorded_words(shared):
     ],
     ids=["plain", "bom", "dots", "crlf", "no end", "markup", "two lines", "no text"],
 )
-def test_default_reads_files_of_all_habits(write, text):
+def test_default_reads_common_variants(write, text):
     assert read_srt(write(text)) == [Caption(0.0, 3.0, "hello there"), Caption(4.0, 5.5, "goodbye")]
 
 
-def test_default_takes_digits_and_arrows_for_text(write):
+def test_default_keeps_digits_and_arrows_inside_text(write):
     text = GOOD.replace("hello there", "42\nare --> here")
     assert read_srt(write(text))[0] == Caption(0.0, 3.0, "42 are --> here")
 
@@ -111,7 +113,7 @@ def test_default_takes_digits_and_arrows_for_text(write):
         ("7" * 5000 + HEADER + "a", ["a"]),
     ],
 )
-def test_default_tells_where_entries_start(write, text, texts):
+def test_default_finds_where_entries_start(write, text, texts):
     assert [caption.text for caption in read_srt(write(text))] == texts
 
 
@@ -142,8 +144,8 @@ def test_default_returns_captions_in_order_and_times_turned(write):
     early, late = Caption(1.0, 3.0, "early"), Caption(8.0, 9.0, "late")
     assert read_srt(write(text)) == [early, late]
     assert read_srt(write(text), "reference") == [late, Caption(3.0, 1.0, "early")]
-    together = HEADER + "z\n\n" + HEADER + "a\n"
-    assert [caption.text for caption in read_srt(write(together))] == ["z", "a"]
+    same_start = HEADER + "z\n\n" + HEADER + "a\n"
+    assert [caption.text for caption in read_srt(write(same_start))] == ["z", "a"]
 
 
 @pytest.mark.parametrize("behaviour", ["default", "reference"])
@@ -206,13 +208,13 @@ def test_a_file_larger_than_captions_are_is_named(tmp_path, behaviour):
     path = tmp_path / "film.srt"
     with path.open("wb") as file:
         file.truncate(MAX_BYTES + 1)
-    with pytest.raises(CaptionError, match=r"film\.srt: 50,000,001 bytes, more than the 50,000,000 that"):
+    with pytest.raises(CaptionError, match=r"film\.srt: 50,000,001 bytes, more than the limit of 50,000,000"):
         read_srt(path, behaviour)
 
 
 @pytest.fixture(scope="module")
 def unchecked() -> dict[str, Any]:
-    """The module's names without the checks of types at every call, which take longer than reading does."""
+    """Return the module's names without runtime type checks, which take longer than parsing."""
     return runpy.run_path(captions.__file__)
 
 
@@ -244,13 +246,13 @@ HOSTILE = {
     [*(("default", kind) for kind in HOSTILE), *(("reference", kind) for kind in ("digits", "blank lines", "entries"))],
 )
 def test_reading_takes_time_linear_in_the_file(write, unchecked, behaviour, kind):
-    """Ten megabytes take one to three seconds; an expression that is quadratic in any of these takes hours."""
+    """10 MB take one to three seconds; a regular expression quadratic in any of these takes hours."""
     before, unit = HOSTILE[kind]
     path = write(before + unit * (10_000_000 // len(unit)))
     began = time.process_time()
     message = ""
     try:
-        unchecked["clean"](unchecked["read_srt"](path, behaviour))
+        unchecked["clean_captions"](unchecked["read_srt"](path, behaviour))
     except unchecked["CaptionError"] as error:
         message = str(error)
     assert time.process_time() - began < 20
@@ -258,6 +260,6 @@ def test_reading_takes_time_linear_in_the_file(write, unchecked, behaviour, kind
 
 
 def test_speech_ends_with_the_caption_that_ends_last():
-    said = [Caption(0, 30, "long"), Caption(5, 6, "inside"), Caption(8, 9, "also"), Caption(33, 34, "later")]
-    assert speech_intervals(said) == [(0, 30), (33, 34)]
-    assert speech_intervals(said, "reference") == [(0, 9), (33, 34)]
+    raw_captions = [Caption(0, 30, "long"), Caption(5, 6, "inside"), Caption(8, 9, "also"), Caption(33, 34, "later")]
+    assert speech_intervals(raw_captions) == [(0, 30), (33, 34)]
+    assert speech_intervals(raw_captions, "reference") == [(0, 9), (33, 34)]

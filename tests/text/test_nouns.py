@@ -1,4 +1,4 @@
-"""What names things in a query."""
+"""Nouns and noun phrases of queries."""
 
 import json
 from pathlib import Path
@@ -36,8 +36,8 @@ def test_nouns_and_phrases(query: str, nouns: list[str], phrases: list[str]):
     assert extract_items(query, phrases=True) == phrases
 
 
-@pytest.mark.parametrize(("path", "least"), [("qvh/val.json", 80), ("charades/test.json", 90)])
-def test_most_annotated_items_of_real_queries_are_found(shared: Path, path: str, least: float):
+@pytest.mark.parametrize(("path", "min_f1"), [("qvh/val.json", 80), ("charades/test.json", 90)])
+def test_most_annotated_items_of_real_queries_are_found(shared: Path, path: str, min_f1: float):
     rows = json.loads((shared / "annotations/calce" / path).read_text())[:150]  # all: 85.0, 94.6
     f1, _, _ = score([(row["query"], row["items"]) for row in rows], extract_items)
-    assert f1 > least
+    assert f1 > min_f1

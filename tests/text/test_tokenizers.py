@@ -1,18 +1,18 @@
-"""The tokenizers: T5's and BERT's against recorded ids, and the small ones by what is asked of them."""
+"""T5's and BERT's tokenizers against recorded ids, and the requirements on the packaged ones."""
 
 import json
 import re
 import string
-from pathlib import Path
 
 import pytest
 
+from calce_jax.config import packaged_path
+from calce_jax.text.prompt import TASK_PROMPT
 from calce_jax.text.tokenizers import TokenizerError, load_bert, load_t5
 from data.shapes.scene import make_scene
 from data.tokenizers import make
 
-TINY = Path(make.__file__).parent
-TASK = "Given the video and the subtitle and the query, find the query relevant windows.\nRelevant windows: "
+TINY = packaged_path("calce_jax/assets/tiny")
 
 
 def ids(tokenizer, text: str) -> list[int]:
@@ -20,7 +20,7 @@ def ids(tokenizer, text: str) -> list[int]:
 
 
 def words(text: str) -> str:
-    """Leave out signs and numbers, which the small BERT does not know."""
+    """Return text without the signs and numbers that the small BERT vocabulary lacks."""
     return re.sub("[^A-Za-z ]", " ", text)
 
 
@@ -30,7 +30,7 @@ def test_t5_gives_the_recorded_ids(shared):
     assert [ids(tokenizer, str(n)) for n in range(200)] == recorded["timestamp_token_ids_0_199"]
     for _, text, expected in recorded["target_replacements"]:
         assert tokenizer(text)["input_ids"] == expected
-    # These were recorded without the lone word borders.
+    # Recorded without the lone word boundary token.
     for text, expected in {**recorded["sign_tokens"], "-1": recorded["minus_one"]}.items():
         assert [piece for piece in ids(tokenizer, text) if piece != 3] == expected
     for case in recorded["decode"]:
@@ -47,7 +47,7 @@ def test_bert_gives_the_recorded_ids(shared):
 
 
 def test_every_number_and_sign_is_one_piece_of_the_small_t5():
-    tokenizer = load_t5(TINY / "tiny_t5")
+    tokenizer = load_t5(TINY / "t5")
     for text in [*map(str, range(200)), "[", "]", ",", ">"]:
         assert len([piece for piece in ids(tokenizer, text) if piece != 3]) == 1, text
     assert 500 <= len(tokenizer) <= 700
@@ -55,13 +55,13 @@ def test_every_number_and_sign_is_one_piece_of_the_small_t5():
 
 @pytest.mark.parametrize("answer", ["[[82, 150]]", "[[0, 7], [12, 19]]", "[[9, 199]]"])
 def test_answers_survive_the_small_t5(answer):
-    tokenizer = load_t5(TINY / "tiny_t5")
+    tokenizer = load_t5(TINY / "t5")
     assert tokenizer.decode(tokenizer(answer)["input_ids"], skip_special_tokens=True) == answer
 
 
-def test_nothing_of_the_shapes_world_is_unknown():
-    t5, bert = load_t5(TINY / "tiny_t5"), load_bert(TINY / "tiny_bert")
-    texts = [TASK, "*None*", "-1", "ref: [[82, 150]]\n", string.ascii_letters]
+def test_no_token_of_the_shapes_data_is_unknown():
+    t5, bert = load_t5(TINY / "t5"), load_bert(TINY / "bert")
+    texts = [TASK_PROMPT, "*None*", "-1", "ref: [[82, 150]]\n", string.ascii_letters]
     for seed in range(50):
         scene = make_scene(seed)
         texts += [query.query for query in scene.queries] + [sentence.text for sentence in scene.sentences]
@@ -71,7 +71,7 @@ def test_nothing_of_the_shapes_world_is_unknown():
 
 
 def test_any_english_word_can_be_written_by_both():
-    t5, bert = load_t5(TINY / "tiny_t5"), load_bert(TINY / "tiny_bert")
+    t5, bert = load_t5(TINY / "t5"), load_bert(TINY / "bert")
     text = "Jovial quizmasters vex a cryptographer's 12 dwarfs"
     assert t5.decode(ids(t5, text)) == text
     assert bert.unk_token_id not in ids(bert, words(text))
@@ -87,4 +87,4 @@ def test_a_folder_without_its_files_is_refused(tmp_path, load, file):
 
 def test_the_committed_t5_vocabulary_is_what_the_command_makes(tmp_path):
     make.train_t5_tokenizer(tmp_path)
-    assert load_t5(tmp_path).get_vocab() == load_t5(TINY / "tiny_t5").get_vocab()
+    assert load_t5(tmp_path).get_vocab() == load_t5(TINY / "t5").get_vocab()

@@ -13,31 +13,32 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints, checkpoint_steps
 from calce_jax.config import OptimizerConfig
+from calce_jax.inference.length_grouping import RowInfo
 from calce_jax.text.text_row import RowFlag
-from calce_jax.training.loop import MAX_SKIPPED, EvalResult, TrainingError, TrainSchedule, train
+from calce_jax.training.feed import Feed
+from calce_jax.training.loop import EvalResult, RunOutputs, TrainFunctions, TrainSchedule, train
+from calce_jax.training.metric_log import MAX_SKIPPED, TrainingError
 from calce_jax.training.metric_writer import open_metric_writer
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import apply_gradients, create_train_state, is_finite
 
-PLAN = TrainSchedule(steps_per_epoch=5, epochs=3, log_every=2, eval_every=1)
+SCHEDULE = TrainSchedule(steps_per_epoch=5, epochs=3, log_every=2, eval_every=1)
 OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05))
 
 
 @struct.dataclass
 class Rows:
     x: np.ndarray
-    row: np.ndarray
-    present: np.ndarray
-    notes: np.ndarray
+    row_info: RowInfo
 
 
 def make_batch(rows):
     rows = np.asarray(rows)
     x = np.stack([np.cos(rows), np.sin(rows)], axis=1).astype(np.float32)
-    notes = np.where(
+    row_flags = np.where(
         rows == 7, RowFlag.QUERY_TRUNCATED, np.where(rows == 8, RowFlag.QUERY_TRUNCATED | RowFlag.CAPTION_TRUNCATED, 0)
     )
-    return Rows(x, rows, np.ones((len(rows), 3), bool), notes.astype(np.int32))
+    return Rows(x, RowInfo(rows, row_flags.astype(np.int32), np.full(len(rows), 3)))
 
 
 def make_iterator():
@@ -71,7 +72,7 @@ def toy_step(state, batch, harm=""):
 
 
 def harming(*steps, harm="gradient"):
-    """Let the loss or the gradient of these steps (the first is 1) not be finite."""
+    """Make the loss or the gradient of these steps (counted from 1) not finite."""
     return lambda state, batch: toy_step(state, batch, harm if int(state.step) + 1 in steps else "")
 
 
@@ -84,7 +85,7 @@ def score(state):
     )
 
 
-def run(workdir, step_fn=toy_step, evaluate=score, plan=PLAN, iterator=None):
+def run(workdir, step_fn=toy_step, evaluate=score, iterator=None, stop_on_sigterm=True):
     state = create_train_state({"kernel": jnp.zeros(2), "bias": jnp.zeros(())}, OPTIMIZER)
     iterator = iterator or make_iterator()
     checkpoints = Checkpoints(workdir)
@@ -95,22 +96,18 @@ def run(workdir, step_fn=toy_step, evaluate=score, plan=PLAN, iterator=None):
         with open_metric_writer(workdir) as writer:
             return train(
                 state,
-                iterator,
-                lambda state: (batch := next(iterator), jax.tree.map(jnp.asarray, batch)),
-                schedule=plan,
-                step_fn=step_fn,
-                evaluate=evaluate,
-                checkpoints=checkpoints,
-                metadata={"seed": 42},
-                writer=writer,
-                query_ids_of=lambda rows: [f"q{row}" for row in rows],
+                Feed(iterator, lambda state: ((batch := next(iterator)).row_info, jax.tree.map(jnp.asarray, batch))),
+                SCHEDULE,
+                TrainFunctions(step_fn, evaluate, lambda rows: [f"q{row}" for row in rows]),
+                RunOutputs(checkpoints, {"seed": 42}, writer),
+                stop_on_sigterm=stop_on_sigterm,
             )
     finally:
         checkpoints.close()
 
 
-def terminating(function, at):
-    """Let SIGTERM arrive during the call for the state of a step."""
+def send_sigterm_in(function, at):
+    """Send SIGTERM in the call for the state of a step."""
 
     def wrapped(state, *rest):
         if int(state.step) == at:
@@ -122,19 +119,19 @@ def terminating(function, at):
 
 def queries_of(step):
     data = make_iterator()
-    rows = [next(data).row for _ in range(step)][-1]
+    rows = [next(data).row_info.example_index for _ in range(step)][-1]
     return ", ".join(f"q{row}" for row in rows)
 
 
 def assert_finite(workdir):
-    """See that no checkpoint holds anything else; `Checkpoints` has its own test."""
-    kept = Checkpoints(workdir)
+    """Check that all values of all checkpoints are finite."""
+    checkpoints = Checkpoints(workdir)
     state = create_train_state({"kernel": jnp.zeros(2), "bias": jnp.zeros(())}, OPTIMIZER)
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
     for step in checkpoint_steps(workdir):
-        for leaf in jax.tree.leaves(kept.restore(step, abstract, make_iterator())):
+        for leaf in jax.tree.leaves(checkpoints.restore(step, abstract, make_iterator())):
             assert np.isfinite(leaf).all()
-    kept.close()
+    checkpoints.close()
 
 
 def assert_same(left, right):
@@ -166,21 +163,21 @@ def test_a_whole_run_keeps_latest_and_best_and_is_logged(uninterrupted):
 def test_what_does_not_fit_is_counted_with_the_metrics_and_named_once(tmp_path, caplog):
     run(tmp_path)
     data, expected, mended = make_iterator(), {}, []
-    for step in range(1, PLAN.total_steps + 1):
-        mended += (next(data).notes != 0).tolist()
+    for step in range(1, SCHEDULE.total_steps + 1):
+        mended += (next(data).row_info.row_flags != 0).tolist()
         # Nothing is written at step 2, where all that was measured is still under way.
-        if step % PLAN.log_every == 0 and step > 2:
+        if step % SCHEDULE.log_every == 0 and step > 2:
             expected[step], mended = np.mean(mended), []
     assert scalars(tmp_path, "data/mended") == pytest.approx(expected)
     assert any(expected.values())
-    told = [record.getMessage() for record in caplog.records if "training:" in record.getMessage()]
-    assert told == ["training: query cut: 2 queries (q7, q8)", "training: caption cut: 1 query (q8)"]
+    messages = [record.getMessage() for record in caplog.records if "training:" in record.getMessage()]
+    assert messages == ["training: query truncated: 2 queries (q7, q8)", "training: caption truncated: 1 query (q8)"]
 
 
 @pytest.mark.parametrize("at", [3, 5, 7])
 def test_stopped_in_a_step_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, capsys, at):
     with pytest.raises(SystemExit) as stopped:
-        run(tmp_path, step_fn=terminating(toy_step, at))
+        run(tmp_path, step_fn=send_sigterm_in(toy_step, at))
     assert stopped.value.code == 0
     assert f"stopped by SIGTERM after step {at + 1} of 15" in capsys.readouterr().err
     assert checkpoint_steps(tmp_path)[-1] == at + 1
@@ -190,7 +187,7 @@ def test_stopped_in_a_step_and_resumed_equals_uninterrupted(uninterrupted, tmp_p
 
 def test_stopped_in_an_evaluation_evaluates_first_when_resumed(uninterrupted, tmp_path):
     with pytest.raises(SystemExit):
-        run(tmp_path, evaluate=terminating(score, 10))
+        run(tmp_path, evaluate=send_sigterm_in(score, 10))
     assert checkpoint_steps(tmp_path) == [5, 10]
     evaluated = []
 
@@ -228,10 +225,10 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, caplog
     assert (int(state.opt_state.gradient_step), int(state.opt_state.mini_step)) == (7, 0)
     assert checkpoint_steps(tmp_path) == [10, 15]
     assert_finite(tmp_path)
-    told = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
-    assert len(told) == 1
-    assert told[0].startswith("training: step 7 was skipped: its loss is ")
-    assert told[0].endswith(f"its queries are {queries_of(7)}")
+    messages = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert len(messages) == 1
+    assert messages[0].startswith("training: step 7 was skipped: its loss is ")
+    assert messages[0].endswith(f"its queries are {queries_of(7)}")
     # What is written at step 10 is of steps 7 and 8, by the lag of two.
     assert {step: count for step, count in scalars(tmp_path, "train/skipped").items() if count} == {10: 1.0}
     assert all(np.isfinite(value) for value in scalars(tmp_path, "train/loss").values())
@@ -241,7 +238,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, caplog
 def test_a_run_with_a_skipped_step_resumes_bit_for_bit(tmp_path):
     whole = run(tmp_path / "whole", step_fn=harming(7))
     with pytest.raises(SystemExit):
-        run(tmp_path / "stopped", step_fn=terminating(harming(7), 6))
+        run(tmp_path / "stopped", step_fn=send_sigterm_in(harming(7), 6))
     assert checkpoint_steps(tmp_path / "stopped")[-1] == 7
     assert_same(run(tmp_path / "stopped"), whole)
 
@@ -255,7 +252,7 @@ def test_a_log_of_skipped_steps_alone_has_no_loss(tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["loss", "gradient"])
-def test_many_skipped_in_a_row_end_the_run_with_a_true_word_on_how_to_go_on(tmp_path, harm):
+def test_many_skipped_in_a_row_end_the_run_with_two_remedies_that_work(tmp_path, harm):
     with pytest.raises(TrainingError) as raised:
         run(tmp_path, step_fn=harming(*range(11, 16), harm=harm))
     text = str(raised.value)
@@ -268,7 +265,7 @@ def test_many_skipped_in_a_row_end_the_run_with_a_true_word_on_how_to_go_on(tmp_
     assert checkpoint_steps(tmp_path) == [5, 10]
     assert_finite(tmp_path)
 
-    # Both ways to go on are as told, and end as a run that never met the harm.
+    # Both remedies lead to the result of a run without such steps.
     shutil.copytree(tmp_path / "checkpoints", tmp_path / "other/checkpoints")
     shutil.rmtree(tmp_path / "other/checkpoints/10")
     whole = run(tmp_path / "whole")
@@ -298,7 +295,7 @@ def test_a_finite_step_in_between_begins_the_count_anew(tmp_path):
 
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
-    """Whatever made it: here a step that does not skip."""
+    """Also if a step does not skip it."""
 
     def broken(state, batch):
         state, measured = toy_step(state, batch)
@@ -317,9 +314,9 @@ def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
         return EvalResult({"R1_avg": value})
 
     run(tmp_path, evaluate=scoring)
-    kept = Checkpoints(tmp_path)
-    assert kept.best_step_and_metric == (5, 3.0)
-    kept.close()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.best_step_and_metric == (5, 3.0)
+    checkpoints.close()
     assert checkpoint_steps(tmp_path) == [5, 10, 15]
 
 
@@ -329,5 +326,16 @@ def test_data_that_end_early(tmp_path):
         run(tmp_path, iterator=short)
 
 
-def test_signal_handler_is_put_back(uninterrupted):
+def test_the_handler_of_sigterm_is_set_while_training_on_request_alone(uninterrupted, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    handlers = []
+
+    def noting(state):
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        return score(state)
+
+    run(tmp_path / "command", evaluate=noting)
+    assert signal.SIG_DFL not in handlers
+    handlers.clear()
+    run(tmp_path / "library", evaluate=noting, stop_on_sigterm=False)
+    assert handlers == [signal.SIG_DFL] * SCHEDULE.epochs

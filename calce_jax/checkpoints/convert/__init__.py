@@ -1,1 +1,1 @@
-"""PyTorch weights to this project's and back: one table per sub-model serves both directions."""
+"""Conversion of weights from and to PyTorch; one table of names per sub-model serves both directions."""

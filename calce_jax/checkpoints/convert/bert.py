@@ -1,28 +1,28 @@
-"""Names of bert-base-uncased, from which the Q-Former's text half comes."""
+"""Mapping of bert-base-uncased, whose weights the Q-Former's text branch has."""
 
 from calce_jax.checkpoints.convert import qformer
 from calce_jax.checkpoints.convert.mapping import IgnoredKey, KeyMapping, add_aliases, add_prefix, rename_keys
 
 
 def _legacy_norm_name(name: str) -> str:
-    """Return the name that the first releases gave a norm's weights."""
+    """Return a norm's name as in the first releases of BERT."""
     return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
 
 
 def key_mapping() -> KeyMapping:
-    """Return the rows of BERT's words, positions and feed-forwards; BLIP-2 has trained the rest anew."""
+    """Return the rows of BERT's word and position embeddings and feed-forward layers; BLIP-2 trained the others."""
     rows = rename_keys(
         add_prefix(qformer.TEXT_BRANCH, flax_prefix="qformer/"), lambda name: name.removeprefix("Qformer.")
     )
-    retrained_reason = "BLIP-2's checkpoint has its own"
+    retrained_reason = "trained by BLIP-2; read from its checkpoint"
     ignored = (
         IgnoredKey("bert.embeddings.LayerNorm.*", retrained_reason),
         IgnoredKey("bert.encoder.layer.*.attention.*", retrained_reason),
-        IgnoredKey("bert.embeddings.token_type_embeddings.weight", "the Q-Former's sentences are of one type"),
-        IgnoredKey("bert.embeddings.position_ids", "counts 0, 1, 2, ...; not a weight"),
-        IgnoredKey("bert.pooler.*", "CALCE takes [CLS] as the last layer leaves it"),
+        IgnoredKey("bert.embeddings.token_type_embeddings.weight", "the Q-Former has no token types"),
+        IgnoredKey("bert.embeddings.position_ids", "a buffer of 0, 1, 2, ...; not a weight"),
+        IgnoredKey("bert.pooler.*", "CALCE reads the last hidden state of [CLS]"),
     )
-    mlm_head = IgnoredKey("cls.*", "predicts words, which CALCE never asks of the Q-Former")
+    mlm_head = IgnoredKey("cls.*", "word prediction head, which CALCE does not use")
     return (
         *add_aliases(add_aliases((*rows, *ignored), _legacy_norm_name), lambda name: name.removeprefix("bert.")),
         mlm_head,

@@ -1,4 +1,4 @@
-"""Names of BLIP-2's published checkpoints: LAVIS's own, and Hugging Face's."""
+"""Mappings of BLIP-2's published checkpoints: LAVIS's, and Hugging Face's."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from calce_jax.checkpoints.convert.mapping import (
     rename_keys,
 )
 
-# In this order; what the original and Hugging Face call the same is not here.
+# From LAVIS's to Hugging Face's names, applied in this order; other parts of the names are equal.
 HF_RENAMES = (
     ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
     ("visual_encoder.pos_embed", "vision_model.embeddings.position_embedding"),
@@ -38,7 +38,7 @@ QKV_BIASES = ("blocks.{layer}.attn.q_bias", "blocks.{layer}.attn.v_bias")
 def _qkv_bias_to_flax(qkv_bias: np.ndarray) -> ParamArrays:
     query, key, value = np.split(qkv_bias, 3)
     if key.any():
-        raise ValueError("has a bias on the keys, the middle third, which the model does not")
+        raise ValueError("the bias of the keys, the middle third, must be 0: the model has none")
     return query, value
 
 
@@ -51,21 +51,21 @@ QKV_BIAS = TensorTransform(_qkv_bias_to_flax, _qkv_bias_to_torch)
 
 
 def lavis_mapping(cross_attention_frequency: int = 2) -> KeyMapping:
-    """Return the rows of `blip2_pretrained_flant5xl.pth`: the half of the Q-Former that reads frames, and around it."""
+    """Return the rows of `blip2_pretrained_flant5xl.pth`: the Q-Former's visual branch, `ln_vision` and `t5_proj`."""
     return (
         *qformer.LN_VISION,
         *add_prefix(qformer.visual_mapping(cross_attention_frequency), flax_prefix="qformer/"),
         *calce.T5_PROJ,
         *qformer.IGNORED_BUFFERS,
-        IgnoredKey("visual_encoder.*", "frozen; comes from EVA's own file"),
-        IgnoredKey("t5_model.*", "frozen; comes from Flan-T5's own file"),
+        IgnoredKey("visual_encoder.*", "frozen; read from EVA's checkpoint"),
+        IgnoredKey("t5_model.*", "frozen; read from Flan-T5's checkpoint"),
     )
 
 
 def hf_mapping(cross_attention_frequency: int = 2) -> KeyMapping:
     """Return the rows of transformers' `Blip2ForConditionalGeneration` with Flan-T5.
 
-    Read are also names that begin with "model.", as releases give them that put a base model between.
+    Names with the prefix "model." are read too; some releases of transformers write them.
     """
 
     def rename(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Names of the whole model as the original's state dict has them, and of what the original saves of it."""
+"""Mapping of the original CALCE: its full state dict, and its checkpoints of trained weights."""
 
 from calce_jax.checkpoints.convert import qformer, t5, vit
 from calce_jax.checkpoints.convert.mapping import (
@@ -22,12 +22,12 @@ T5_PROJ: KeyMapping = (
 
 
 def key_mapping(*, lora: bool, peft_version: t5.PeftVersion = "0.5", cross_attention_frequency: int = 2) -> KeyMapping:
-    """Return the rows of CALCE, put together from those of its parts.
+    """Return the rows of the full model.
 
     Args:
-      lora: whether T5 has adapters; its names then carry peft's prefix.
-      peft_version: which peft's spelling to write.
-      cross_attention_frequency: which layers of the Q-Former look at the frame.
+      lora: whether T5 has adapters; its PyTorch names then have peft's prefix.
+      peft_version: whose names to write, see `t5.key_mapping`.
+      cross_attention_frequency: every such layer of the Q-Former has cross-attention.
     """
     return (
         *add_prefix(vit.KEY_MAPPING, "visual_encoder.", "vit/"),
@@ -40,12 +40,12 @@ def key_mapping(*, lora: bool, peft_version: t5.PeftVersion = "0.5", cross_atten
 
 
 def checkpoint_mapping(*, query_proj: bool = True) -> KeyMapping:
-    """Return the rows of a checkpoint of either stage: what was trained. Frozen weights are not in it.
+    """Return the rows of a checkpoint of either stage, which holds the trained weights alone.
 
     Args:
-      query_proj: False for Mr. BLIP, which has none.
+      query_proj: whether the checkpoint has `query_proj`; those of Mr. BLIP do not.
     """
-    tied_reason = "the same numbers as a frozen weight, saved because the original's filter goes by names of parameters"
+    tied_reason = "tied to a frozen weight; saved because the original filters by names of parameters"
     return (
         *qformer.LN_VISION,
         *(QUERY_PROJ if query_proj else ()),
@@ -58,5 +58,5 @@ def checkpoint_mapping(*, query_proj: bool = True) -> KeyMapping:
 
 
 def adapter_rows() -> list[MappingRow]:
-    """Return the rows of T5's LoRA, without peft's prefix."""
+    """Return the rows of T5's LoRA adapters, without peft's prefix."""
     return [row for row in mapping_rows(t5.key_mapping(lora=True)) if row.param_names[0].endswith(("/a", "/b"))]

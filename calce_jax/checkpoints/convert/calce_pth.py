@@ -1,4 +1,4 @@
-"""The original's checkpoint, written so that a model trained here runs there."""
+"""Writing checkpoints that the original CALCE loads."""
 
 import errno
 from pathlib import Path
@@ -16,13 +16,14 @@ from calce_jax.storage.atomic_files import atomic_write
 
 
 def checkpoint_state_dict(weights: Weights) -> dict[str, LazyArray]:
-    """Return what is under "model" in a checkpoint of the original: its names, shapes and dtypes.
+    """Return the entry "model" of a checkpoint of the original, with its names, shapes and dtypes.
 
-    The original saves what it trains, and by oversight some frozen weights under their second names and a counter. All
-    of them are here. The bias of the head that predicts words, which nothing uses and no model here has, is 0.
+    The original saves the trained weights and, by oversight, some frozen weights under their tied names and a buffer of
+    position ids; all are included. The bias of the Q-Former's unused word prediction head, which has no Flax parameter,
+    is 0.
 
     Raises:
-      ConversionError: the sources hold no adapters.
+      ConversionError: the weights have no adapters.
     """
     frozen = cast_floating({name: weights.base[name] for name in ("qformer/words", "t5/shared/embedding")}, FLOAT32)
     position_ids = np.arange(weights.model_config.qformer.max_positions)[None]
@@ -36,19 +37,21 @@ def checkpoint_state_dict(weights: Weights) -> dict[str, LazyArray]:
 
 
 def write_checkpoint(path: Path, weights: Weights) -> None:
-    """Write a `.pth` that the original loads for inference or as the start of a stage; it has no optimizer's state.
+    """Write a `.pth` that the original loads for inference or to start a stage from; it has no optimizer state.
 
     Raises:
-      ConversionError: the sources hold no adapters.
-      WeightsFileError: PyTorch is missing.
-      OSError: it cannot be written; nothing of it is left.
+      ConversionError: the weights have no adapters.
+      WeightsFileError: PyTorch is not installed.
+      OSError: the file cannot be written; no partial file is left.
     """
     tensors = checkpoint_state_dict(weights)
     try:
         import torch  # noqa: PLC0415  (only for this target, and only if installed)
     except ImportError as error:
-        raise WeightsFileError("a .pth is written by PyTorch: pip install 'calce_jax[convert]'") from error
-    torch_tensors: dict[int, Any] = {}  # second names share their numbers, as in the original's files
+        raise WeightsFileError("writing a .pth needs PyTorch", "pip install 'calce_jax[convert]'") from error
+    torch_tensors: dict[
+        int, Any
+    ] = {}  # by the id of the lazy array: tied names share one tensor, as in the original's files
     for lazy in tensors.values():
         if id(lazy) not in torch_tensors:
             torch_tensors[id(lazy)] = torch.from_numpy(np.array(lazy.read()))

@@ -1,4 +1,4 @@
-"""A conversion from end to end."""
+"""Conversion of weights from sources to a target, as `calce convert` does it."""
 
 from pathlib import Path
 
@@ -28,32 +28,32 @@ def convert(source: str, target: str, preset: RunConfig, *, dtype: str = "as sto
     Args:
       source: "FORMAT:PATH,FORMAT:PATH...", see `formats.SOURCE_FORMATS`.
       target: "FORMAT:PATH", see `formats.EXPORT_FORMATS`.
-      preset: the run that the model is for; a run among the sources brings its own.
-      dtype: of the frozen weights, one of `formats.DTYPES`; what is trained is float32 or as the sources have it.
+      preset: the run that the model is for; a run among the sources takes its place.
+      dtype: of the frozen weights, one of `formats.DTYPES`; trainable weights keep their dtype, or are float32.
 
     Returns:
-      A line that says what was written.
+      A summary of one line: path, size, and sources.
 
     Raises:
       UserError: the arguments, a file or its weights are wrong; the message names them.
       CheckpointError: a run among the sources is damaged, or of another size.
-      OSError: the target cannot be written; nothing of it is left.
+      OSError: the target cannot be written; no partial output is left.
     """
     sources, (export_format, path) = parse_sources(source), parse_target(target)
-    if any(what == "whisper" for what, _ in sources):
+    if any(source_format == "whisper" for source_format, _ in sources):
         return _convert_whisper(source, target, NUMPY_DTYPES[dtype])
-    runs = [read_config(where) for what, where in sources if what == "orbax"]
+    runs = [read_config(workdir) for source_format, workdir in sources if source_format == "orbax"]
     run = runs[-1] if runs else preset
     weights = open_sources(sources, model_config_of(run), seed=run.seed)
     if (target_dtype := NUMPY_DTYPES[dtype]) is not None:
         weights = weights.cast_frozen(target_dtype)
     EXPORTERS[export_format](path, weights, run)
-    omitted_note = "; adapters are left out" if weights.trained and export_format == "base" else ""
+    omitted_note = "; adapters are not included" if weights.trained and export_format == "base" else ""
     return f"{path}: {_size(path) / 1e6:.1f} MB from {weights.origin}{omitted_note}"
 
 
 def model_config_of(run: RunConfig) -> CalceConfig:
-    """Return the sizes of a run's model; tokenizers are opened only where it is as large as they are."""
+    """Return the sizes of a run's model; only the tiny size depends on the tokenizers, and opens them."""
     if run.model.size == "tiny":
         tokenizers = open_tokenizers(run)
         return calce_config(run, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert))
@@ -61,11 +61,17 @@ def model_config_of(run: RunConfig) -> CalceConfig:
 
 
 def _convert_whisper(source: str, target: str, dtype: np.dtype | None) -> str:
-    """Write a Whisper under the names that its parameters have here."""
+    """Convert a Hugging Face Whisper to safetensors with Flax names, and return a summary of one line.
+
+    Raises:
+      FormatError: there are other sources, or the target is not base:FILE.
+    """
     (_, folder), *others = parse_sources(source)
     export_format, path = parse_target(target)
     if others or export_format != "base":
-        raise FormatError(f"whisper:PATH goes alone and to base:FILE, not {source} to {target}")
+        raise FormatError(
+            f"--source=whisper:PATH must be the only source, with --target=base:FILE; got {source}, {target}"
+        )
     weights = open_whisper_weights(folder)
     write_safetensors(path, weights if dtype is None else cast_floating(weights, dtype), {"converted from": source})
     return f"{path}: {_size(path) / 1e6:.1f} MB from {source}"

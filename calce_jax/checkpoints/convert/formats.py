@@ -1,10 +1,10 @@
-"""The formats that weights come in and go to, by the words of `calce convert`; free of jax, for its help."""
+"""The formats of `calce convert` and the parsing of its flags; imports no JAX, so that --help is fast."""
 
 from pathlib import Path
 
 from calce_jax.errors import UserError
 
-# In the order in which they are usually combined.
+# In the order in which they are usually combined on the command line.
 SOURCE_FORMATS = {
     "lavis": "LAVIS's blip2_pretrained_flant5xl.pth",
     "eva": "eva_vit_g.pth",
@@ -28,23 +28,23 @@ DTYPES = ("as stored", "float32", "float16", "bfloat16")
 
 
 class FormatError(UserError):
-    """A --source or --target that names no format; the message lists those there are."""
+    """A --source or --target without a known format; the message lists the formats."""
 
 
 def parse_sources(text: str) -> list[tuple[str, Path]]:
-    """Return the formats and paths in "FORMAT:PATH,FORMAT:PATH".
+    """Parse "FORMAT:PATH,FORMAT:PATH" to (format, path) pairs.
 
     Raises:
-      FormatError: names what is wrong, and the formats there are.
+      FormatError: an entry has no known format, or no path.
     """
     return [_parse("--source", entry, SOURCE_FORMATS) for entry in text.split(",")]
 
 
 def parse_target(text: str) -> tuple[str, Path]:
-    """Return the format and the path in "FORMAT:PATH".
+    """Parse "FORMAT:PATH" to (format, path).
 
     Raises:
-      FormatError: lists the formats there are.
+      FormatError: there is no known format, or no path.
     """
     return _parse("--target", text, EXPORT_FORMATS)
 
@@ -52,6 +52,6 @@ def parse_target(text: str) -> tuple[str, Path]:
 def _parse(flag: str, text: str, formats: dict[str, str]) -> tuple[str, Path]:
     name, colon, path = text.partition(":")
     if name not in formats or not colon or not path:
-        known = "\n  ".join(f"{name}:PATH  {about}" for name, about in formats.items())
-        raise FormatError(f"{flag}: {text!r} is none of\n  {known}")
+        known = "\n  ".join(f"{name}:PATH  {description}" for name, description in formats.items())
+        raise FormatError(f"{flag}: must be one of the following, got {text!r}\n  {known}")
     return name, Path(path)

@@ -1,4 +1,4 @@
-"""Folders as the Hugging Face hub has them: BLIP-2 for transformers, and an adapter for peft."""
+"""Writing folders in Hugging Face's layout: BLIP-2 for transformers, and a LoRA adapter for peft."""
 
 import json
 from pathlib import Path
@@ -14,15 +14,15 @@ from calce_jax.checkpoints.convert.writer import atomic_folder, write_safetensor
 from calce_jax.models.calce import CalceConfig
 
 FLAN_T5_REPOS = {"full": "google/flan-t5-xl", "full_xxl": "google/flan-t5-xxl", "small": "google/flan-t5-small"}
-# What the hub's BLIP-2 with Flan-T5 writes where an image goes: the first id that T5's tokenizer leaves free.
+# Placeholder of an image in the prompts of Hugging Face's BLIP-2: the first id that T5's tokenizer does not use.
 IMAGE_TOKEN_ID = 32100
-SAFETENSORS_METADATA = {"format": "pt"}  # transformers asks for it
+SAFETENSORS_METADATA = {"format": "pt"}  # required by transformers
 
 
 def blip2_state_dict(weights: Weights) -> dict[str, LazyArray]:
-    """Return the state dict of transformers' `Blip2ForConditionalGeneration`, adapters merged, without second names.
+    """Return the state dict of transformers' `Blip2ForConditionalGeneration`, adapters merged, without tied names.
 
-    The Q-Former's text half and `query_proj` have no place there.
+    The Q-Former's text branch and `query_proj` do not exist there and are left out.
     """
     rows = mapping_rows(blip2.hf_mapping(weights.model_config.qformer.cross_attention_frequency))
     param_names, merged = {param for row in rows for param in row.param_names}, weights.merge_lora()
@@ -30,9 +30,9 @@ def blip2_state_dict(weights: Weights) -> dict[str, LazyArray]:
 
 
 def blip2_config(model_config: CalceConfig) -> dict[str, Any]:
-    """Return what `config.json` says of such a model.
+    """Return the content of `config.json` for `blip2_state_dict`.
 
-    transformers has one epsilon for all norms of its vision tower, so `ln_vision` there has 1e-6 and not 1e-5.
+    transformers has one epsilon for all norms of the vision tower, so `ln_vision` gets 1e-6 there instead of 1e-5.
     """
     vit, qformer, t5 = model_config.vit, model_config.qformer, model_config.t5
     vision_config = Blip2VisionConfig(
@@ -69,7 +69,7 @@ def blip2_config(model_config: CalceConfig) -> dict[str, Any]:
         num_heads=t5.heads,
         dropout_rate=t5.dropout_rate,
         layer_norm_epsilon=t5.eps,
-        # "gated-gelu" would be read as the approximate GELU; CALCE has the exact one, which goes by this name.
+        # transformers reads "gated-gelu" as the tanh approximation; CALCE has the exact GELU, which has this name.
         feed_forward_proj="gated-gelu_python",
     )
     config = Blip2Config(
@@ -79,7 +79,7 @@ def blip2_config(model_config: CalceConfig) -> dict[str, Any]:
         num_query_tokens=qformer.query_tokens,
         image_token_index=min(IMAGE_TOKEN_ID, t5.vocab - 1),
     ).to_dict()
-    # transformers takes every T5 for the first, whose head is tied to the embedding and whose last states are scaled.
+    # transformers defaults to the first T5, with a head tied to the embedding and scaled decoder outputs.
     untied = {"tie_word_embeddings": False}
     config["text_config"] |= untied | {"scale_decoder_outputs": False, "decoder_start_token_id": 0}
     return config | untied | {"architectures": ["Blip2ForConditionalGeneration"]}
@@ -89,7 +89,7 @@ def write_blip2(path: Path, weights: Weights) -> None:
     """Write a folder that `Blip2ForConditionalGeneration.from_pretrained` loads: safetensors and `config.json`.
 
     Raises:
-      OSError: it cannot be written; nothing of it is left.
+      OSError: the folder cannot be written; no partial folder is left.
     """
     tensors = blip2_state_dict(weights)
     config = blip2_config(weights.model_config) | {"dtype": str(tensors["language_model.lm_head.weight"].dtype)}
@@ -99,10 +99,10 @@ def write_blip2(path: Path, weights: Weights) -> None:
 
 
 def adapter_state_dict(weights: Weights) -> dict[str, LazyArray]:
-    """Return T5's LoRA under the names of peft's files, in float32.
+    """Return T5's LoRA adapters with the names of peft's files, in float32.
 
     Raises:
-      ConversionError: the sources hold no adapters.
+      ConversionError: the weights have no adapters.
     """
     rows = rename_keys(
         add_prefix(calce.adapter_rows(), "base_model.model.", "t5/"), lambda name: name.replace(".default.", ".")
@@ -112,21 +112,21 @@ def adapter_state_dict(weights: Weights) -> dict[str, LazyArray]:
 
 
 def write_adapter(path: Path, weights: Weights, size: str) -> None:
-    """Write a folder that `peft.PeftModel.from_pretrained` puts onto Flan-T5: the adapter and its config.
+    """Write a folder that `peft.PeftModel.from_pretrained` adds to Flan-T5: the adapter and its config.
 
-    The projections and `ln_vision`, trained with it, are no part of T5 and are not in it.
+    The projections and `ln_vision`, trained with the adapter, are not part of T5 and are left out.
 
     Args:
       path: the folder.
       weights: with adapters.
-      size: the name of the model's size, which says what the hub calls the T5 beneath.
+      size: a size of `FLAN_T5_REPOS`, which gives `base_model_name_or_path`; None is written for other sizes.
 
     Raises:
-      ConversionError: the sources hold no adapters.
-      OSError: it cannot be written; nothing of it is left.
+      ConversionError: the weights have no adapters.
+      OSError: the folder cannot be written; no partial folder is left.
     """
     tensors, lora = adapter_state_dict(weights), weights.model_config.lora
-    assert lora is not None  # `adapter_state_dict` has found adapters
+    assert lora is not None  # otherwise `adapter_state_dict` raises
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_2_SEQ_LM",

@@ -1,4 +1,4 @@
-"""Names of the Q-Former in BLIP-2's checkpoint, of its queries, and of the norm before it."""
+"""Mapping of BLIP-2's Q-Former, its query tokens, and the norm `ln_vision` before it."""
 
 from calce_jax.checkpoints.convert.mapping import COPY, TRANSPOSE, IgnoredKey, KeyMapping, MappingRow, squeeze_leading
 
@@ -39,7 +39,7 @@ def _feed_forward(torch_in: str, torch_out: str, flax_name: str) -> tuple[Mappin
 
 
 def visual_mapping(cross_attention_frequency: int = 2) -> KeyMapping:
-    """Return the rows of the half that reads frames; each `cross_attention_frequency`-th layer looks at the frame."""
+    """Return the rows of the visual branch; every `cross_attention_frequency`-th layer has cross-attention."""
     return (
         MappingRow("query_tokens", "queries", squeeze_leading(1)),
         *_norm(f"{BERT_PREFIX}.embeddings.LayerNorm", "embedding_norm"),
@@ -55,12 +55,12 @@ TEXT_BRANCH: KeyMapping = (
     *_feed_forward(f"{LAYER_PREFIX}.intermediate", f"{LAYER_PREFIX}.output", "blocks/text_mlp"),
 )
 IGNORED_BUFFERS: KeyMapping = (
-    IgnoredKey(f"{BERT_PREFIX}.embeddings.position_ids", "counts 0, 1, 2, ...; not a weight"),
+    IgnoredKey(f"{BERT_PREFIX}.embeddings.position_ids", "a buffer of 0, 1, 2, ...; not a weight"),
 )
 LN_VISION: KeyMapping = _norm("ln_vision", "ln_vision")
 
 
 def key_mapping(cross_attention_frequency: int = 2) -> KeyMapping:
-    """Return all rows of a Q-Former, those of its BERT half included."""
-    mlm_head = IgnoredKey("Qformer.cls.*", "predicts words, which CALCE never asks of the Q-Former")
+    """Return the rows of the Q-Former with both branches, visual and text."""
+    mlm_head = IgnoredKey("Qformer.cls.*", "word prediction head, which CALCE does not use")
     return (*visual_mapping(cross_attention_frequency), *TEXT_BRANCH, *IGNORED_BUFFERS, mlm_head)

@@ -1,6 +1,6 @@
-"""Files of tensors, opened without reading them: safetensors, and PyTorch's .pth and .bin, whole or in shards.
+"""Lazy reading of weights files: safetensors, and PyTorch's .pth and .bin, single or in shards.
 
-PyTorch's files are pickles, which can run any code. They are read by `torch.load(weights_only=True)`, which knows
+PyTorch's files are pickles, which can run any code. They are read by `torch.load(weights_only=True)`, which accepts
 tensors and plain containers and refuses everything else; PyTorch is imported only for them.
 """
 
@@ -35,33 +35,33 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
         "BOOL": np.bool_,
     }.items()
 }
-# Of which neither numpy nor safetensors' reader for numpy knows, so that their bytes are read as they are.
+# safetensors' reader for numpy does not support these dtypes, so their bytes are read directly.
 FLOAT8 = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
-# What a folder from the Hugging Face hub holds, the first that is there: shards by their index, or one file.
+# Weights in a folder of the Hugging Face hub, in order of preference: an index of shards, or a single file.
 HF_FILENAMES = (
     "model.safetensors.index.json",
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
-# Pages of a mapped file that were looked at stay in memory as long as it is open, so it is opened anew now and then.
+# Pages of a memory-mapped file stay in memory while it is open, so it is reopened after so many bytes.
 REOPEN_AFTER_BYTES = 1 << 30
 
 
 class WeightsFileError(UserError):
-    """A file of weights is missing, damaged or not to be trusted; the message names it and says what to do."""
+    """A weights file is missing, damaged or unsafe; the message names it and the remedy."""
 
 
 def open_tensors(path: str | Path) -> dict[str, LazyArray]:
-    """Return the tensors of a file or a folder by name; each is read when it is asked for.
+    """Return the tensors of a weights file or folder by name; each is read on demand.
 
     Args:
-      path: `.safetensors`; `.pth`, `.pt` or `.bin`; an index (`.index.json`) with its shards beside it; or a folder
-        from the Hugging Face hub. Of a checkpoint with more in it, what is under "model" is taken.
+      path: a `.safetensors`, `.pth`, `.pt` or `.bin` file; an `.index.json` with its shards beside it; or a folder of
+        the Hugging Face hub. Of a PyTorch checkpoint with more than a state dict, the entry "model" is read.
 
     Raises:
-      WeightsFileError: there is no such file, a shard is missing, it is damaged, or it holds more than tensors. Reading
-        a tensor raises it too.
+      WeightsFileError: the file or a shard is missing, is damaged, or holds something else than tensors. Reading a
+        tensor raises it too.
     """
     path = Path(path)
     if path.is_dir():
@@ -77,7 +77,7 @@ def open_tensors(path: str | Path) -> dict[str, LazyArray]:
         return _open_safetensors(path)
     if path.suffix in (".pth", ".pt", ".bin"):
         return _open_torch(path)
-    raise WeightsFileError(f"{path}: weights are read from .safetensors, .pth, .pt, .bin and .index.json files")
+    raise WeightsFileError(f"{path}: must be a .safetensors, .pth, .pt, .bin or .index.json file, or a folder of one")
 
 
 def _open_shards(index: Path) -> dict[str, LazyArray]:
@@ -85,7 +85,9 @@ def _open_shards(index: Path) -> dict[str, LazyArray]:
         weight_map: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsFileError(f"{index} is no index of shards, or is damaged ({error!r})", "get it again") from error
+        raise WeightsFileError(
+            f"{index} is not an index of shards, or is damaged ({error!r})", "get it again"
+        ) from error
     if missing := [name for name in shards if not (index.parent / name).is_file()]:
         raise WeightsFileError(
             f"{index.parent}: {len(missing)} of {len(shards)} shards are missing", f"get them: {', '.join(missing)}"
@@ -103,7 +105,7 @@ def _open_shards(index: Path) -> dict[str, LazyArray]:
 def _open_safetensors(path: Path) -> dict[str, LazyArray]:
     def lazy(name: str, tensor_slice: Any) -> LazyArray:
         if tensor_slice.get_dtype() not in SAFETENSORS_DTYPES:
-            raise WeightsFileError(f"{path}: {name} has dtype {tensor_slice.get_dtype()}, which is not known here")
+            raise WeightsFileError(f"{path}: {name} has the unsupported dtype {tensor_slice.get_dtype()}")
         dtype = SAFETENSORS_DTYPES[tensor_slice.get_dtype()]
         read = _read_bytes if dtype in FLOAT8 else _read_safetensors
         return LazyArray(tuple(tensor_slice.get_shape()), dtype, partial(read, path, name))
@@ -116,20 +118,20 @@ def _read_safetensors(path: Path, name: str) -> np.ndarray:
 
 
 def _read_bytes(path: Path, name: str) -> np.ndarray:
-    def use(_: Any) -> np.ndarray:
-        # safetensors has just checked the header.
+    def read(_: Any) -> np.ndarray:
+        # safetensors has validated the header on opening.
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            about = json.loads(file.read(size))[name]
-            start, end = about["data_offsets"]
+            entry = json.loads(file.read(size))[name]
+            start, end = entry["data_offsets"]
             file.seek(8 + size + start)
-            return np.frombuffer(file.read(end - start), SAFETENSORS_DTYPES[about["dtype"]]).reshape(about["shape"])
+            return np.frombuffer(file.read(end - start), SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
-    return _with_safetensors(path, use)
+    return _with_safetensors(path, read)
 
 
 def _with_safetensors(path: Path, fn: Callable[[Any], Any]) -> Any:
-    """Open a file for one use; its pages leave the memory with it."""
+    """Call `fn` with an open file, and close it, which frees its memory-mapped pages."""
     try:
         with safe_open(path, framework="np") as file:
             return fn(file)
@@ -143,7 +145,7 @@ def _open_torch(path: Path) -> dict[str, LazyArray]:
     file = _TorchFile(path)
     non_tensors = [str(name) for name, tensor in file.tensors.items() if not _is_tensor(tensor)]
     if non_tensors:
-        raise WeightsFileError(f"{path} is no state dict: these are no tensors: {', '.join(non_tensors)}")
+        raise WeightsFileError(f"{path} is not a state dict; these entries are not tensors: {', '.join(non_tensors)}")
     return {
         name: LazyArray(tuple(tensor.shape), _numpy_dtype(path, name, tensor), partial(file.read, name))
         for name, tensor in file.tensors.items()
@@ -151,14 +153,14 @@ def _open_torch(path: Path) -> dict[str, LazyArray]:
 
 
 class _TorchFile:
-    """A PyTorch file that is mapped into memory, and mapped anew after a gigabyte was read."""
+    """A memory-mapped PyTorch file, reopened after every `REOPEN_AFTER_BYTES` read."""
 
     def __init__(self, path: Path):
         self._path, self._bytes_read = path, 0
         self.tensors = _load_torch(path)
 
     def read(self, name: str) -> np.ndarray:
-        """Return one tensor as a view of the file."""
+        """Return one tensor as a view of the memory-mapped file."""
         if self._bytes_read > REOPEN_AFTER_BYTES:
             self.tensors, self._bytes_read = {}, 0
             self.tensors = _load_torch(self._path)
@@ -167,21 +169,20 @@ class _TorchFile:
         dtype = _numpy_dtype(self._path, name, tensor)
         if dtype.isbuiltin == 1:
             return tensor.numpy()
-        # numpy alone knows neither bfloat16 nor float8.
+        # numpy itself has neither bfloat16 nor float8.
         return tensor.view(_import_torch().int16 if dtype.itemsize == 2 else _import_torch().int8).numpy().view(dtype)
 
 
 def _load_torch(path: Path) -> dict[str, Any]:
     torch = _import_torch()
     try:
-        # Only zip archives can be mapped; files older than PyTorch 1.6 are none.
+        # Only zip archives can be memory-mapped; the format before PyTorch 1.6 is none.
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise WeightsFileError(
-            f"{path} was not opened: it holds more than tensors, which could be code that runs on loading, or it is "
-            "damaged",
+            f"{path} was not loaded: it holds other objects than tensors, which could run code, or it is damaged",
             f"get it from a source you trust, or save its state dict alone ({_first_line(error)})",
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
@@ -190,7 +191,7 @@ def _load_torch(path: Path) -> dict[str, Any]:
         ) from error
     content = content.get("model", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping):
-        raise WeightsFileError(f"{path} holds a {type(content).__name__}, no state dict")
+        raise WeightsFileError(f"{path} holds a {type(content).__name__}, not a state dict")
     return dict(content)
 
 
@@ -198,7 +199,7 @@ def _import_torch() -> Any:
     try:
         import torch  # noqa: PLC0415  (only for these files, and only if installed)
     except ImportError as error:
-        raise WeightsFileError("PyTorch's files need PyTorch: pip install 'calce_jax[convert]'") from error
+        raise WeightsFileError("reading PyTorch's files needs PyTorch", "pip install 'calce_jax[convert]'") from error
     return torch
 
 
@@ -210,7 +211,7 @@ def _numpy_dtype(path: Path, name: str, tensor: Any) -> np.dtype:
     try:
         return np.dtype(str(tensor.dtype).removeprefix("torch."))
     except TypeError as error:
-        raise WeightsFileError(f"{path}: {name} has dtype {tensor.dtype}, which is not known here") from error
+        raise WeightsFileError(f"{path}: {name} has the unsupported dtype {tensor.dtype}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Where weights come from: `KIND:PATH,KIND:PATH,...`, each a checkpoint that fills some of the model."""
+"""Sources of a conversion: checkpoints of several formats, which together fill a model."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -32,79 +32,79 @@ from calce_jax.models.whisper import Whisper, WhisperConfig
 
 @dataclass(frozen=True)
 class SourceFormat:
-    """How one format of `SOURCE_FORMATS` is read.
+    """How to read a format of `SOURCE_FORMATS`.
 
     Attributes:
-      mapping: its rows, for a Q-Former in which every so-many-th layer has cross-attention.
-      is_trained: whether it holds what CALCE trains, without the base weights.
-      position_embedding: the name of the learned positions, which are interpolated where the frames have another size.
+      mapping: returns its rows for a Q-Former's `cross_attention_frequency`.
+      is_trained: whether it holds what CALCE trains, and not the base weights.
+      position_embedding: name of the vision tower's position embedding, which is interpolated to the model's grid.
     """
 
-    table: Callable[[int], KeyMapping]
-    trained: bool = False
-    positions: str | None = None
+    mapping: Callable[[int], KeyMapping]
+    is_trained: bool = False
+    position_embedding: str | None = None
 
 
 FORMATS: dict[str, SourceFormat] = {
     "lavis": SourceFormat(blip2.lavis_mapping),
-    "eva": SourceFormat(lambda _: add_prefix(vit.KEY_MAPPING, flax_prefix="vit/"), positions="pos_embed"),
+    "eva": SourceFormat(lambda _: add_prefix(vit.KEY_MAPPING, flax_prefix="vit/"), position_embedding="pos_embed"),
     "t5": SourceFormat(lambda _: add_prefix(t5.key_mapping(lora=False), flax_prefix="t5/")),
     "bert": SourceFormat(lambda _: bert.key_mapping()),
-    "hf": SourceFormat(blip2.hf_mapping, positions="vision_model.embeddings.position_embedding"),
-    "calce": SourceFormat(lambda _: calce.checkpoint_mapping(), trained=True),
-    "mrblip": SourceFormat(lambda _: calce.checkpoint_mapping(query_proj=False), trained=True),
+    "hf": SourceFormat(blip2.hf_mapping, position_embedding="vision_model.embeddings.position_embedding"),
+    "calce": SourceFormat(lambda _: calce.checkpoint_mapping(), is_trained=True),
+    "mrblip": SourceFormat(lambda _: calce.checkpoint_mapping(query_proj=False), is_trained=True),
 }
-OWN_FORMATS = ("base", "orbax")
+NATIVE_FORMATS = ("base", "orbax")
 
 
 def open_sources(sources: Sequence[tuple[str, Path]], model_config: CalceConfig, *, seed: int = 0) -> Weights:
-    """Open checkpoints and check that together they fill a model; later ones take the place of earlier ones.
+    """Open checkpoints and check that together they fill a model; later sources override earlier ones.
 
-    Nothing but names, shapes and dtypes is read until a weight is asked for. `query_proj`, which is CALCE's own, is
-    drawn at random where no source has it.
+    Only names, shapes and dtypes are read at once; weights are read on demand. `query_proj`, which exists only in
+    CALCE, is initialised at random if no source has it.
 
     Args:
-      sources: kinds and paths.
+      sources: (format, path) pairs.
       model_config: of the model.
-      seed: for `query_proj`.
+      seed: of the initialisation of `query_proj`.
 
     Raises:
       WeightsFileError: a file is missing or damaged.
-      CheckpointError: the same of a run.
-      ConversionError: names, shapes or dtypes do not fit, or weights are missing; all that is wrong, in all sources.
+      CheckpointError: a run is damaged, or of another size.
+      ConversionError: names, shapes or dtypes do not fit, or weights are missing; lists the problems of all sources.
     """
     base_spec, trained_spec = base_param_shapes(model_config), trainable_param_shapes(model_config)
     base: dict[str, LazyArray] = init_query_proj(model_config, seed)
     trained: dict[str, LazyArray] = {}
     base_path, problems = None, []
-    for kind, path in sources:
+    for source_format, path in sources:
         try:
-            if kind in OWN_FORMATS:
-                run = path if kind == "orbax" else None
+            if source_format in NATIVE_FORMATS:
+                run = path if source_format == "orbax" else None
                 base_path = base_weights_path(path) if run else path
                 base |= _check_native(open_tensors(base_path), base_spec)
                 trained |= {} if run is None else run_trained_weights(run, trained_spec)
-            elif FORMATS[kind].trained:
-                trained |= _open_source(kind, path, model_config, trained_spec)
+            elif FORMATS[source_format].is_trained:
+                trained |= _open_source(source_format, path, model_config, trained_spec)
             else:
-                base |= _open_source(kind, path, model_config, base_spec)
+                base |= _open_source(source_format, path, model_config, base_spec)
                 base_path = None
         except ConversionError as error:
-            problems += [f"{kind}:{path}: {problem}" for problem in error.problems]
+            problems += [f"{source_format}:{path}: {problem}" for problem in error.problems]
     if not problems:
         problems = _describe_missing(base_spec.keys() - base.keys(), model_config)
     if problems:
         raise ConversionError(problems)
-    origin = ",".join(f"{kind}:{path}" for kind, path in sources)
+    origin = ",".join(f"{source_format}:{path}" for source_format, path in sources)
     return Weights({name: base[name] for name in base_spec}, trained, model_config, origin, base_path)
 
 
 def open_whisper_weights(folder: Path) -> dict[str, LazyArray]:
-    """Open a Whisper, whose sizes its own `config.json` tells.
+    """Open the weights of a Hugging Face Whisper, whose sizes are in its `config.json`.
 
     Raises:
       WeightsFileError: a file is missing or damaged.
-      ConversionError: weights do not fit.
+      ConversionError: the weights do not fit the sizes.
     """
     try:
         config = WhisperConfig.from_hugging_face(json.loads((folder / "config.json").read_text(encoding="utf-8")))
@@ -115,30 +115,37 @@ def open_whisper_weights(folder: Path) -> dict[str, LazyArray]:
 
 
 def base_weights_path(run: Path) -> Path:
-    """Return the base weights that a run stands on.
+    """Return the file of a run's base weights: where its config says, or beside the config.
 
     Raises:
-      ConfigError: this is no run.
-      WeightsFileError: it has none, or they are not there.
+      ConfigError: `run` is not the workdir of a run.
+      WeightsFileError: its config names no base weights, or the file is missing.
     """
     configured_path = read_config(run).weights.base
     if not configured_path:
         raise WeightsFileError(
-            f"{run} was trained on no base weights (config.weights.base), so there are none to convert"
+            f"{run / 'config.json'}: weights.base is empty; the run was trained without base weights to convert"
         )
     for path in (packaged_path(configured_path), run / Path(configured_path).name):
         if path.is_file():
             return path
     raise WeightsFileError(
-        f"{run / 'config.json'}: weights.base names {configured_path}, and there is no such file", "put it there"
+        f"{run / 'config.json'}: weights.base names {configured_path}, which does not exist", "put the file there"
     )
 
 
 def run_trained_weights(run: Path, spec: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, LazyArray]:
-    """Return what a run trained: of its best checkpoint, or the latest where none was scored; {} before the first.
+    """Return the trained weights of a run's best checkpoint, or of its latest if none was scored.
+
+    Args:
+      run: the workdir.
+      spec: shape and dtype of each trainable weight.
+
+    Returns:
+      {} if the run has no folder of checkpoints.
 
     Raises:
-      CheckpointError: the checkpoint is damaged, or of another size.
+      CheckpointError: that folder is empty, or the checkpoint is damaged or of another size.
     """
     if not (run / "checkpoints").is_dir():
         return {}
@@ -146,31 +153,39 @@ def run_trained_weights(run: Path, spec: Mapping[str, jax.ShapeDtypeStruct]) -> 
     try:
         step = checkpoints.best_step_and_metric[0] if checkpoints.best_step_and_metric else checkpoints.latest_step
         if step is None:
-            raise CheckpointError(f"no checkpoint in {checkpoints.folder}", "give the folder of a run that trained")
+            raise CheckpointError(
+                f"no checkpoint in {checkpoints.folder}", "give the workdir of a run that has saved one"
+            )
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for n, a in spec.items()}
-        return {name: as_lazy(np.asarray(a)) for name, a in checkpoints.restore_trainable(step, abstract).items()}
+        abstract = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for name, leaf in spec.items()
+        }
+        trained = checkpoints.restore_trainable(step, abstract)
+        return {name: as_lazy(np.asarray(leaf)) for name, leaf in trained.items()}
     finally:
         checkpoints.close()
 
 
 def init_query_proj(model_config: CalceConfig, seed: int) -> dict[str, LazyArray]:
-    """Return `query_proj` as a fresh model has it: no checkpoint but CALCE's own holds it."""
+    """Return `query_proj` with random weights; only checkpoints of CALCE have it."""
     layer = Linear(model_config.qformer.query_tokens, model_config.compressed_query_tokens, rngs=nnx.Rngs(seed))
     return {f"query_proj/{name}": as_lazy(np.asarray(leaf)) for name, leaf in named_leaves(nnx.state(layer)).items()}
 
 
 def _open_source(
-    kind: str, path: Path, model_config: CalceConfig, spec: Mapping[str, ArraySpec]
+    source_format: str, path: Path, model_config: CalceConfig, spec: Mapping[str, ArraySpec]
 ) -> dict[str, LazyArray]:
-    description, mapping = SOURCE_FORMATS[kind], FORMATS[kind].table(model_config.qformer.cross_attention_frequency)
+    mapping = FORMATS[source_format].mapping(model_config.qformer.cross_attention_frequency)
     tensors = open_tensors(path)
     if not matches_any(mapping, tensors):
-        names = ", ".join(list(tensors)[:3])
+        examples = ", ".join(list(tensors)[:3])
         raise ConversionError(
-            [f"this is not {description}: it has none of its names, but {len(tensors)} others ({names}, ...)"]
+            [
+                f"this is not {SOURCE_FORMATS[source_format]}: none of its {len(tensors)} tensors ({examples}, ...) "
+                "has a name of that format"
+            ]
         )
-    position_name = FORMATS[kind].positions
+    position_name = FORMATS[source_format].position_embedding
     if position_name in tensors:
         tensors[position_name] = _resize_positions(tensors[position_name], model_config.vit.grid_size)
     param_names = {param for row in mapping_rows(mapping) for param in row.param_names}
@@ -178,7 +193,7 @@ def _open_source(
 
 
 def _resize_positions(positions: LazyArray, grid: int) -> LazyArray:
-    """Fit learned positions (1, 1 + P, D) to frames of another size."""
+    """Interpolate a position embedding (1, 1 + P, D) to a grid of grid * grid patches."""
     if len(positions.shape) != 3 or positions.shape[1] == 1 + grid**2:
         return positions
     shape = (positions.shape[0], 1 + grid**2, positions.shape[2])
@@ -186,7 +201,7 @@ def _resize_positions(positions: LazyArray, grid: int) -> LazyArray:
 
 
 def _check_native(tensors: Mapping[str, LazyArray], spec: Mapping[str, ArraySpec]) -> dict[str, LazyArray]:
-    """Check tensors that have our names."""
+    """Check names, shapes and dtypes of tensors with Flax names, and return them."""
     problems = [f"{name} {tensors[name].shape}: the model has no such weight" for name in tensors.keys() - spec.keys()]
     problems += [f"{name} {tuple(leaf.shape)}: missing" for name, leaf in spec.items() if name not in tensors]
     for name in spec.keys() & tensors.keys():
@@ -194,25 +209,22 @@ def _check_native(tensors: Mapping[str, LazyArray], spec: Mapping[str, ArraySpec
         if tensor.shape != expected_shape:
             problems.append(f"{name}: has shape {tensor.shape}, the model needs {expected_shape}")
         elif tensor.dtype not in WEIGHT_DTYPES:
-            problems.append(f"{name}: has dtype {tensor.dtype}, which weights do not have")
+            problems.append(f"{name}: has dtype {tensor.dtype}, which is not a dtype of weights")
     if problems:
         raise ConversionError(sorted(problems))
     return dict(tensors)
 
 
 def _describe_missing(names: set[str], model_config: CalceConfig) -> list[str]:
-    """Say for each missing weight which kinds of source have it."""
-    mappings = {
-        kind: FORMATS[kind].table(model_config.qformer.cross_attention_frequency)
-        for kind in FORMATS
-        if not FORMATS[kind].trained
-    }
-    params_by_kind = {
-        kind: {param for row in mapping_rows(mapping) for param in row.param_names}
-        for kind, mapping in mappings.items()
+    """Return a message for each missing weight, with the formats that have it."""
+    frequency = model_config.qformer.cross_attention_frequency
+    params_by_format = {
+        name: {param for row in mapping_rows(source_format.mapping(frequency)) for param in row.param_names}
+        for name, source_format in FORMATS.items()
+        if not source_format.is_trained
     }
     messages = []
-    for name in sorted(names):
-        kinds = " or ".join(f"{kind}:PATH" for kind in params_by_kind if name in params_by_kind[kind])
-        messages.append(f"{name}: in no source; add {kinds}")
+    for param in sorted(names):
+        formats = " or ".join(f"{name}:PATH" for name, params in params_by_format.items() if param in params)
+        messages.append(f"{param}: in no source; add {formats}")
     return messages

@@ -1,11 +1,10 @@
-"""The mechanism of weight conversion: a table, which is a list of rows, is read in either direction.
+"""Conversion between PyTorch state dicts and Flax parameters by a mapping, a sequence of rows.
 
-Both directions read the same rows, so what is written can be read back bit by bit.
-Everything is checked by names, shapes and dtypes before the first number is read, and all that is wrong is said at
-once.
+Both directions use the same rows, so a round trip is bit-exact. Names, shapes and dtypes are checked before the first
+tensor is read, and all errors are reported together.
 
-Only numpy here: PyTorch is not needed. `parameters` and `lazy_state_dict` read nothing until asked, and then the
-tensors of one row at a time, so a model need never be in memory as a whole.
+This needs numpy alone, not PyTorch. `lazy_params` and `lazy_state_dict` read nothing by themselves, and later the
+tensors of one row at a time, so that a model is never in memory as a whole.
 """
 
 import re
@@ -33,31 +32,31 @@ WEIGHT_DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16,
 
 @runtime_checkable
 class ArraySpec(Protocol):
-    """What has a shape and a dtype."""
+    """Anything with a shape and a dtype."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape, known without reading the numbers."""
+        """Shape of the array."""
         ...
 
     @property
     def dtype(self) -> Any:
-        """The dtype, known without reading the numbers."""
+        """Dtype of the array."""
         ...
 
 
 @runtime_checkable
 class TensorLike(ArraySpec, Protocol):
-    """What is read from: an array, or a handle with a shape that becomes an array (a slice of a file, say)."""
+    """An array, or a handle on one (such as a slice of a file) that is read by `np.asarray`."""
 
     def __array__(self) -> np.ndarray:
-        """Read the numbers."""
+        """Read the array."""
         ...
 
 
 @dataclass(frozen=True)
 class LazyArray:
-    """An array that is elsewhere; `read` brings it."""
+    """An array that is not in memory, or not computed; `read` returns it."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -65,31 +64,38 @@ class LazyArray:
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """Size in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Read the numbers."""
+        """Read the array."""
         return np.asarray(self.read(), dtype)
 
 
 class ConversionError(UserError):
-    """Names or shapes do not fit; `problems` holds a line for each."""
+    """Names, shapes, dtypes or values of weights do not fit the model.
+
+    Attributes:
+      problems: one line for each.
+    """
 
     def __init__(self, problems: Sequence[str]):
         self.problems = tuple(problems)
         super().__init__("\n  ".join([f"weights do not fit the model in {len(problems)} places:", *problems]))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)
+
 
 @dataclass(frozen=True)
 class TensorSlot:
-    """One tensor's place: a row, and the layer's index along the leading axis where there is one."""
+    """The tensor of one layer: a row of the mapping, and the index on the leading axis if the row is stacked."""
 
     row: MappingRow
     index: int | None
 
     def torch_name(self, pattern: str) -> str:
-        """Fill the layer's number into a pattern."""
+        """Return a PyTorch name of the row with the layer's number filled in."""
         return (
             pattern
             if self.index is None
@@ -97,7 +103,7 @@ class TensorSlot:
         )
 
     def layer_of(self, array: Any) -> Any:
-        """Return this layer's part of a parameter."""
+        """Return this layer's slice of a parameter."""
         return array if self.index is None else array[self.index]
 
 
@@ -105,19 +111,19 @@ def check_state_dict(mapping: KeyMapping, tensors: Mapping[str, ArraySpec], abst
     """Check names, shapes and dtypes of a PyTorch state dict against a model.
 
     Args:
-      mapping: the rows that apply.
-      tensors: anything that has a shape and a dtype, by PyTorch name.
+      mapping: rows for all tensors and all parameters.
+      tensors: tensors, or anything else with a shape and a dtype, by PyTorch name.
       abstract: a pytree (an `nnx.State`, a module) whose leaves have shapes.
 
     Raises:
-      ConversionError: a tensor matches no row or several, is missing, has a wrong shape, or is not of floating point; a
-        parameter has no row or several. All of them are listed.
+      ConversionError: a tensor matches no row or several, is missing, has a wrong shape, or is not floating-point; a
+        parameter has no row or several. All problems are listed.
     """
     _match_tensors(mapping, tensors, abstract)
 
 
 def matches_any(mapping: KeyMapping, tensors: Mapping[str, Any]) -> bool:
-    """Say whether any of the tensors has a name that the table's rows read."""
+    """Return whether any of the names in `tensors` is read by a row of the mapping."""
     patterns = [
         re.compile(re.escape(name).replace(re.escape(LAYER_PLACEHOLDER), r"\d+"))
         for row in mapping_rows(mapping)
@@ -127,18 +133,18 @@ def matches_any(mapping: KeyMapping, tensors: Mapping[str, Any]) -> bool:
 
 
 def lazy_params(mapping: KeyMapping, tensors: Mapping[str, TensorLike], abstract: Any) -> dict[str, LazyArray]:
-    """Return the model's parameters by name, to be read from a PyTorch state dict when they are asked for.
+    """Return a model's parameters by name, each read from a PyTorch state dict on demand.
 
     Args:
-      mapping: the rows that apply.
+      mapping: rows for all tensors and all parameters.
       tensors: PyTorch tensors by name.
-      abstract: a pytree (an `nnx.State`, a module) whose leaves have the shapes wanted, such as
-        `nnx.state(nnx.eval_shape(...))`. Its dtypes do not matter: numbers stay as they are in the tensors, in float32
-        where the layers of one parameter differ.
+      abstract: a pytree (an `nnx.State`, a module) whose leaves have the parameters' shapes, such as
+        `nnx.state(nnx.eval_shape(...))`. Its dtypes are ignored: parameters keep the dtype of their tensors, or are
+        float32 where the layers of one parameter differ.
 
     Raises:
-      ConversionError: as `check`; and on reading, if tensors that should be equal are not, hold numbers that are not
-        finite, or hold something that has no place in the model.
+      ConversionError: as `check_state_dict`; and on reading, if tied tensors differ, if a tensor holds NaN or infinity,
+        or if it cannot be represented in the model.
     """
     matches, leaves = _match_tensors(mapping, tensors, abstract), named_leaves(abstract)
     slots_by_row: dict[MappingRow, dict[TensorSlot, list[str]]] = {}
@@ -155,18 +161,18 @@ def lazy_params(mapping: KeyMapping, tensors: Mapping[str, TensorLike], abstract
 
 
 def to_flax(mapping: KeyMapping, tensors: Mapping[str, TensorLike], abstract: Any) -> Any:
-    """Return the model's parameters as numpy arrays, read from a PyTorch state dict.
+    """Convert a PyTorch state dict to a model's parameters.
 
     Args:
-      mapping: the rows that apply.
-      tensors: PyTorch tensors by name. Each is read once, when its turn comes.
-      abstract: as for `parameters`; here its dtypes are those that numbers are converted to.
+      mapping: rows for all tensors and all parameters.
+      tensors: PyTorch tensors by name; each is read once, one row after the other.
+      abstract: as for `lazy_params`; parameters are cast to its dtypes.
 
     Returns:
-      The same pytree with arrays.
+      The pytree `abstract` with numpy arrays.
 
     Raises:
-      ConversionError: as `parameters`.
+      ConversionError: as `lazy_params`.
     """
     spec, arrays, problems = named_leaves(abstract), {}, []
     for name, parameter in lazy_params(mapping, tensors, abstract).items():
@@ -180,12 +186,12 @@ def to_flax(mapping: KeyMapping, tensors: Mapping[str, TensorLike], abstract: An
 
 
 def lazy_state_dict(mapping: KeyMapping, state: Any, *, tied: bool = True) -> dict[str, LazyArray]:
-    """Return a PyTorch state dict whose tensors are made of the model's parameters when they are asked for.
+    """Return a PyTorch state dict whose tensors are converted from a model's parameters on demand.
 
     Args:
-      mapping: the rows that apply.
-      state: a pytree whose leaves have shapes and dtypes, which the tensors keep, and can be read.
-      tied: whether PyTorch's second names of one tensor are given too.
+      mapping: rows for all parameters.
+      state: a pytree of arrays; tensors keep its dtypes.
+      tied: whether to include the tied names of the rows.
 
     Raises:
       ConversionError: a parameter has no row or several, or a row's parameter is missing.
@@ -204,18 +210,18 @@ def lazy_state_dict(mapping: KeyMapping, state: Any, *, tied: bool = True) -> di
 
 
 def iter_state_dict(mapping: KeyMapping, state: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Give the PyTorch state dict's names and tensors one by one, in the table's order; errors as above."""
+    """Yield (name, tensor) of `lazy_state_dict`, read one by one in the order of the mapping."""
     for name, tensor in lazy_state_dict(mapping, state).items():
         yield name, tensor.read()
 
 
 def to_torch(mapping: KeyMapping, state: Any) -> dict[str, np.ndarray]:
-    """Return a PyTorch state dict made of the model's parameters."""
+    """Convert a model's parameters to a PyTorch state dict of numpy arrays; raises as `lazy_state_dict`."""
     return dict(iter_state_dict(mapping, state))
 
 
 class RowReader:
-    """The parameters of one row, filled together, so that a fused tensor is read once and not once for each part."""
+    """Reads the parameters of one row together, so that a fused tensor is read once and not once per parameter."""
 
     def __init__(
         self,
@@ -229,18 +235,18 @@ class RowReader:
         self._params: dict[str, np.ndarray] = {}
 
     def pop(self, param_name: str) -> np.ndarray:
-        """Return one of the parameters; the others stay here until they are taken too."""
+        """Return one of the row's parameters; the others are kept until they are popped."""
         if param_name not in self._params:
             self._params = self._read()
         return self._params.pop(param_name)
 
     def _read(self) -> dict[str, np.ndarray]:
-        arrays = {layer_array: np.empty(shape, self._dtype) for layer_array, shape in self.shapes.items()}
+        arrays = {param_name: np.empty(shape, self._dtype) for param_name, shape in self.shapes.items()}
         problems = []
         for slot, (name, *others) in self._slots.items():
             tensor = np.asarray(self._tensors[name])
             if not np.isfinite(tensor).all():
-                problems.append(f"{name}: holds numbers that are not finite; the file is damaged, get it again")
+                problems.append(f"{name}: holds NaN or infinity; the file is damaged, get it again")
             problems += [
                 f"{other}: differs from {name}, though both are {' + '.join(slot.row.param_names)}"
                 for other in others
@@ -259,7 +265,7 @@ class RowReader:
 
 
 class RowWriterCache:
-    """The parameters of the row read last: they come from a device or a file once a row, not once a layer."""
+    """Caches the parameters of one row, so that they are read from a device or file once, not once per layer."""
 
     def __init__(self, leaves: Mapping[str, Any]):
         self._leaves = leaves
@@ -267,16 +273,16 @@ class RowWriterCache:
         self._arrays: ParamArrays = ()
 
     def tensor(self, slot: "TensorSlot") -> np.ndarray:
-        """Return what fills a place of the state dict."""
+        """Return the PyTorch tensor of one layer."""
         if self._row is not slot.row:
-            self._row, self._arrays = None, ()  # before others come, lest both be in memory
+            self._row, self._arrays = None, ()  # freed before the next row is read
             self._arrays = tuple(np.asarray(self._leaves[param]) for param in slot.row.param_names)
             self._row = slot.row
         return np.ascontiguousarray(slot.row.transform.to_torch(tuple(slot.layer_of(array) for array in self._arrays)))
 
 
 def _match_tensors(mapping: KeyMapping, tensors: Mapping[str, ArraySpec], abstract: Any) -> dict[TensorSlot, list[str]]:
-    """Say which tensors fill which place; the first of each list is to be read, others must equal it."""
+    """Return the names of the tensors for each layer; the first is read, and the others must equal it."""
     leaves = named_leaves(abstract)
     slots, problems = _layer_slots(mapping, leaves)
     slots_by_name: dict[str, list[TensorSlot]] = {}
@@ -315,13 +321,13 @@ def _match_tensors(mapping: KeyMapping, tensors: Mapping[str, ArraySpec], abstra
 
 
 def _layer_slots(mapping: KeyMapping, leaves: Mapping[str, Any]) -> tuple[list[TensorSlot], list[str]]:
-    """Number the layers of every row, and check that rows and parameters pair up."""
+    """Return the layers of all rows, and the problems where parameters do not have exactly one row."""
     slots, problems, row_counts = [], [], dict.fromkeys(leaves, 0)
     for row in mapping:
         if isinstance(row, IgnoredKey):
             continue
         missing = [param for param in row.param_names if param not in leaves]
-        problems += [f"{param}: the table has it (from {row.torch_name}), the model does not" for param in missing]
+        problems += [f"{param}: the mapping has it (from {row.torch_name}), the model does not" for param in missing]
         if missing:
             continue
         for param in row.param_names:
@@ -329,7 +335,7 @@ def _layer_slots(mapping: KeyMapping, leaves: Mapping[str, Any]) -> tuple[list[T
         depths = {leaves[param].shape[0] for param in row.param_names} if row.is_stacked else {None}
         slots += [TensorSlot(row, index) for depth in depths for index in ([None] if depth is None else range(depth))]
     problems += [
-        f"{name} {tuple(leaves[name].shape)}: {'no row' if count == 0 else f'{count} rows'} of the table for it"
+        f"{name} {tuple(leaves[name].shape)}: {'no row' if count == 0 else f'{count} rows'} of the mapping for it"
         for name, count in row_counts.items()
         if count != 1
     ]
@@ -337,13 +343,13 @@ def _layer_slots(mapping: KeyMapping, leaves: Mapping[str, Any]) -> tuple[list[T
 
 
 def _torch_shape(slot: TensorSlot, leaves: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the shape a tensor must have, by running the operation on arrays that hold one number."""
+    """Return the shape of a layer's tensor, by transforming broadcast arrays of one element."""
     shapes = [leaves[param].shape[slot.index is not None :] for param in slot.row.param_names]
     return slot.row.transform.to_torch(tuple(np.broadcast_to(np.int8(0), shape) for shape in shapes)).shape
 
 
 def _common_dtype(dtypes: Iterator[Any]) -> np.dtype:
-    """Return the dtype of all, or float32."""
+    """Return the dtype if all are equal, else float32."""
     first, *others = {np.dtype(dtype) for dtype in dtypes}
     return np.dtype(np.float32) if others else first
 

@@ -1,4 +1,4 @@
-"""Names of Flan-T5, with and without LoRA."""
+"""Mapping of Flan-T5, with and without LoRA."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -13,8 +13,8 @@ def key_mapping(*, lora: bool, peft_version: PeftVersion = "0.5") -> KeyMapping:
     """Return the rows of T5.
 
     Args:
-      lora: whether every linear layer has an adapter. Names then are peft's, without its prefix.
-      peft_version: whose spelling of a frozen matrix under an adapter to write, `X.weight` (0.5) or `X.base_layer.weight`
+      lora: whether every linear layer has an adapter; PyTorch names are then peft's, without its prefix.
+      peft_version: whose name of an adapted layer's frozen kernel to write, `X.weight` (0.5) or `X.base_layer.weight`
         (0.9); both are read.
     """
 
@@ -37,7 +37,7 @@ def key_mapping(*, lora: bool, peft_version: PeftVersion = "0.5") -> KeyMapping:
             yield from linear(f"{torch_name}.{name}", f"{flax_name}/{name}")
 
     def stack(tower: str) -> Iterator[MappingRow]:
-        # Only the first layer holds the table of relative positions; all layers use it.
+        # Only the first layer has the relative position bias; all layers share it.
         relative = f"{tower}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         yield MappingRow(relative, f"{tower}/relative_bias/embedding")
         yield MappingRow(f"{tower}.final_layer_norm.weight", f"{tower}/final_norm/scale")
@@ -63,6 +63,6 @@ def key_mapping(*, lora: bool, peft_version: PeftVersion = "0.5") -> KeyMapping:
         *linear("lm_head", "lm_head"),
         IgnoredKey(
             "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
-            "old files have it, but attention to the encoder knows no distances",
+            "in old files; cross-attention has no relative position bias",
         ),
     )

@@ -1,4 +1,4 @@
-"""Where weights go: base weights, the folder of a run, the original's checkpoint, Hugging Face's BLIP-2, an adapter."""
+"""Targets of a conversion: base weights, a run, the original's checkpoint, Hugging Face's BLIP-2, an adapter."""
 
 import errno
 import json
@@ -21,22 +21,22 @@ from calce_jax.storage.provenance import file_hash, git_revision
 
 
 def write_base(path: Path, weights: Weights) -> None:
-    """Write the safetensors file that `config.weights.base` names: the model before it is trained.
+    """Write `weights.base` to a safetensors file for `config.weights.base`.
 
     Raises:
-      OSError: it cannot be written; nothing of it is left.
+      OSError: the file cannot be written; no partial file is left.
     """
     write_safetensors(path, weights.base, {"converted from": weights.origin})
 
 
 def write_run(path: Path, weights: Weights, run: RunConfig) -> None:
-    """Write the folder of a run: its config, its base weights, and what was trained as checkpoint 0.
+    """Write the workdir of a run: config, base weights, and the trained weights as checkpoint 0.
 
-    `launch/infer.py --workdir` opens it, and `config.weights.start` names it to train on from there. Where the base is
-    a base file already, that is named and not copied.
+    `calce infer --workdir` opens it, and training starts from it by `config.weights.start`. An existing base file
+    (`weights.file`) is referred to, not copied.
 
     Raises:
-      OSError: it cannot be written; nothing of it is left.
+      OSError: the folder cannot be written; no partial folder is left.
     """
     arrays = [*weights.trained.values(), *(() if weights.file else weights.base.values())]
     with atomic_folder(path, num_bytes=sum(leaf.nbytes for leaf in arrays)) as tmp_dir:
@@ -58,7 +58,7 @@ def write_run(path: Path, weights: Weights, run: RunConfig) -> None:
             _save_trained(tmp_dir, {name: leaf.read() for name, leaf in weights.trainable_params().items()}, record)
 
 
-# By the names of `EXPORT_FORMATS`; each is given the path, the weights, and the run that the model is for.
+# Keys as in `EXPORT_FORMATS`; called with the path, the weights, and the run that the model is for.
 EXPORTERS: dict[str, Callable[[Path, Weights, RunConfig], None]] = {
     "base": lambda path, weights, _: write_base(path, weights),
     "orbax": write_run,
@@ -69,7 +69,7 @@ EXPORTERS: dict[str, Callable[[Path, Weights, RunConfig], None]] = {
 
 
 def _save_trained(workdir: Path, trained: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
-    """Save checkpoint 0, without an optimizer's state and a place in the data.
+    """Save checkpoint 0, without the states of the optimizer and the data iterator.
 
     Raises:
       OSError: it cannot be written.
@@ -83,5 +83,5 @@ def _save_trained(workdir: Path, trained: Mapping[str, np.ndarray], record: Mapp
     try:
         with ocp.CheckpointManager(workdir.absolute() / CHECKPOINT_DIR, item_handlers=handlers) as manager:
             manager.save(0, args=items)
-    except Exception as error:  # the layers below have many, for a full disk alone
+    except Exception as error:  # Orbax raises many types, even for a full disk alone
         raise OSError(getattr(error, "errno", None) or errno.EIO, str(error).split("\n", 1)[0]) from error

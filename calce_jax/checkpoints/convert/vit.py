@@ -1,4 +1,4 @@
-"""Names of the vision transformer in EVA's checkpoint, and positions for another number of patches."""
+"""Mapping of EVA's vision transformer, and interpolation of its position embedding."""
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def _patches_to_torch(arrays: ParamArrays) -> np.ndarray:
     return arrays[0].reshape(side, side, 3, width).transpose(3, 2, 0, 1)
 
 
-# A convolution (D, 3, p, p) without overlap is a product with patches of p * p pixels of 3 colours.
+# The patch convolution (D, 3, p, p) as a matrix product with patches of p * p pixels of 3 colours.
 PATCH_EMBED = TensorTransform(_patches_to_flax, _patches_to_torch)
 
 KEY_MAPPING: KeyMapping = (
@@ -49,39 +49,39 @@ KEY_MAPPING: KeyMapping = (
     MappingRow("blocks.{layer}.mlp.fc1.bias", "blocks/mlp/wi/bias"),
     MappingRow("blocks.{layer}.mlp.fc2.weight", "blocks/mlp/wo/kernel", TRANSPOSE),
     MappingRow("blocks.{layer}.mlp.fc2.bias", "blocks/mlp/wo/bias"),
-    IgnoredKey("blocks.39.*", "EVA-g has 40 blocks, of which BLIP-2 runs 39"),
-    IgnoredKey("norm.*", "BLIP-2 takes the tokens as the last block leaves them"),
-    IgnoredKey("fc_norm.*", "belongs to EVA's classifier"),
-    IgnoredKey("head.*", "belongs to EVA's classifier"),
+    IgnoredKey("blocks.39.*", "EVA-g has 40 blocks, BLIP-2 uses 39"),
+    IgnoredKey("norm.*", "BLIP-2 has no final norm"),
+    IgnoredKey("fc_norm.*", "of EVA's classifier"),
+    IgnoredKey("head.*", "of EVA's classifier"),
 )
 
 
 def interpolate_positions(positions: np.ndarray, grid: int) -> np.ndarray:
-    """Stretch learned positions to another number of patches, as a bicubic image resize (a = -0.75, no antialias).
+    """Interpolate a position embedding to another grid, as a bicubic image resize (a = -0.75, no antialias).
 
     Args:
-      positions: float (1 + P, D), the class token's first, then P = side * side patches row by row.
-      grid: patches along one side that are wanted.
+      positions: float (1 + P, D); the class token, then P = side * side patches in rows.
+      grid: patches along one side of the result.
 
     Returns:
-      (1 + grid * grid, D) in the same dtype; the class token's position stays as it is.
+      (1 + grid * grid, D) in the same dtype; the class token's row is unchanged.
 
     Raises:
-      ValueError: if P is no square.
+      ValueError: P is not a square.
     """
     side = round((len(positions) - 1) ** 0.5)
     if side * side != len(positions) - 1:
-        raise ValueError(f"{len(positions)} positions are not a class token and a square of patches")
+        raise ValueError(f"positions: must be a class token and a square of patches, got {len(positions)} rows")
     if side == grid:
         return positions
     weights = _bicubic(side, grid)
     plane = positions[1:].reshape(side, side, -1).astype(np.float64)
-    stretched = np.einsum("ys,xt,std->yxd", weights, weights, plane).reshape(grid * grid, -1)
-    return np.concatenate([positions[:1], stretched.astype(positions.dtype)])
+    resized = np.einsum("ys,xt,std->yxd", weights, weights, plane).reshape(grid * grid, -1)
+    return np.concatenate([positions[:1], resized.astype(positions.dtype)])
 
 
 def _bicubic(size: int, target_size: int) -> np.ndarray:
-    """Return the weights (wanted, size) of a cubic convolution between pixel centres, edges repeated."""
+    """Return the weights (target_size, size) of a cubic convolution between pixel centres, edges repeated."""
     a = -0.75
     centres = (np.arange(target_size) + 0.5) * size / target_size - 0.5
     taps = np.floor(centres)[:, None] + np.arange(-1, 3)

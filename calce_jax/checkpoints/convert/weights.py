@@ -1,4 +1,4 @@
-"""All weights of a model, none of them in memory: what passes from the sources of a conversion to its target."""
+"""The lazily read weights of a model, as passed from the sources of a conversion to its target."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,14 +19,14 @@ FLOAT32 = np.dtype(np.float32)
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights by the names they have in a model without adapters; adapters are "t5/.../a" and "t5/.../b".
+    """Weights by their names in a model without adapters; adapters are "t5/.../a" and "t5/.../b".
 
     Attributes:
-      base: everything but adapters, as training starts from it.
-      trained: adapters, projections and `ln_vision`, where a source has them; they take the place of the base's.
-      model_config: of the model, adapters included.
-      origin: the sources, in words.
-      file: the base file, if the whole base is what is in there.
+      base: all weights without adapters, as training starts from them.
+      trained: adapters, projections and `ln_vision` of the sources that have them; they override `base`.
+      model_config: of the model, with adapters.
+      origin: the sources, as on the command line.
+      file: the file that holds exactly `base`, or None.
     """
 
     base: Mapping[str, LazyArray]
@@ -36,15 +36,15 @@ class Weights:
     file: Path | None = None
 
     def cast_frozen(self, dtype: np.dtype) -> "Weights":
-        """Return the same with frozen weights in another dtype; what is trained stays as it is."""
+        """Return the weights with the frozen ones cast to `dtype`; trainable weights keep their dtype."""
         frozen = {name: leaf for name, leaf in self.base.items() if is_frozen(name)}
         return replace(self, base={**self.base, **cast_floating(frozen, dtype)}, file=None)
 
     def trainable_params(self) -> dict[str, LazyArray]:
-        """Return all that CALCE trains, in float32; what the sources do not hold as trained is the base's.
+        """Return all weights that CALCE trains, in float32, from `trained` where it has them, else from `base`.
 
         Raises:
-          ConversionError: there are no adapters.
+          ConversionError: `trained` is empty.
         """
         if not self.trained:
             raise ConversionError(["the sources hold no adapters; add calce:PATH, mrblip:PATH, or orbax:PATH of a run"])
@@ -52,7 +52,7 @@ class Weights:
         return cast_floating({name: merged[name] for name in trainable_param_shapes(self.model_config)}, FLOAT32)
 
     def merge_lora(self) -> dict[str, LazyArray]:
-        """Return the model without adapters that computes the same, every weight in its own dtype."""
+        """Return the weights with the adapters merged into their layers; every weight keeps its dtype."""
         lora, weights = self.model_config.lora, {**self.base}
         for name, leaf in self.trained.items():
             if not name.endswith(("/a", "/b")):
@@ -65,22 +65,22 @@ class Weights:
 
 
 def is_frozen(name: str) -> bool:
-    """Say whether CALCE leaves a weight as it is."""
+    """Return whether CALCE does not train a weight."""
     return param_label(tuple(name.split("/"))) == "frozen"
 
 
 def base_param_shapes(model_config: CalceConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return every weight of a model without adapters, abstract."""
+    """Return shape and dtype of every weight of a model without adapters."""
     return _abstract_params(replace(model_config, lora=None))
 
 
 def trainable_param_shapes(model_config: CalceConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return every weight that CALCE trains, abstract: adapters, projections and `ln_vision`."""
+    """Return shape and dtype of every weight that CALCE trains: adapters, projections and `ln_vision`."""
     return {name: leaf for name, leaf in _abstract_params(model_config).items() if not is_frozen(name)}
 
 
 def as_lazy(array: np.ndarray) -> LazyArray:
-    """Return an array that is in memory already."""
+    """Wrap an array in memory."""
     return LazyArray(array.shape, array.dtype, lambda: array)
 
 
@@ -90,7 +90,7 @@ def _abstract_params(model_config: CalceConfig) -> dict[str, jax.ShapeDtypeStruc
 
 
 def _merge_lora_kernel(kernel: LazyArray, a: LazyArray, b: LazyArray, scale: float) -> LazyArray:
-    """Add an adapter to its layer, stacked or not; the sum is made in float32."""
+    """Return kernel + scale * a @ b, stacked or not, computed in float32, in the kernel's dtype."""
 
     def read() -> np.ndarray:
         merged = kernel.read().astype(FLOAT32)

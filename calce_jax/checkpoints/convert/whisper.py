@@ -1,4 +1,4 @@
-"""Names of Whisper as `transformers` stores it."""
+"""Mapping of transformers' Whisper."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ def _conv1d_to_torch(arrays: ParamArrays) -> np.ndarray:
     return arrays[0].reshape(3, rows // 3, width).transpose(2, 1, 0)
 
 
-# A convolution (D, C, 3) over time is a product with three frames laid side by side.
+# The convolution (D, C, 3) over time as a matrix product with three concatenated frames.
 CONV1D = TensorTransform(_conv1d_to_flax, _conv1d_to_torch)
 
 

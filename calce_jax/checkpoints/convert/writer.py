@@ -1,7 +1,7 @@
-"""Files of tensors, written one tensor after the other, and there as a whole or not at all.
+"""Writing weights as safetensors, one tensor at a time and atomically.
 
-safetensors' own writers want all tensors in memory. The format is a header, which needs only shapes and dtypes, and
-then the numbers; see https://github.com/huggingface/safetensors#format.
+The writers of safetensors need all tensors in memory. Its format is a header of shapes and dtypes, then the data; see
+https://github.com/huggingface/safetensors#format.
 """
 
 import errno
@@ -24,28 +24,28 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 
 def cast_floating(tensors: Mapping[str, LazyArray], dtype: np.dtype) -> dict[str, LazyArray]:
-    """Return the same tensors, those of floating point in another dtype."""
+    """Return the tensors with the floating-point ones cast to `dtype`."""
 
-    def put(tensor: LazyArray) -> LazyArray:
+    def cast(tensor: LazyArray) -> LazyArray:
         if tensor.dtype not in WEIGHT_DTYPES or tensor.dtype == dtype:
             return tensor
         return LazyArray(tensor.shape, dtype, lambda: tensor.read().astype(dtype))
 
-    return {name: put(tensor) for name, tensor in tensors.items()}
+    return {name: cast(tensor) for name, tensor in tensors.items()}
 
 
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write one safetensors file; only one tensor is in memory at a time.
+    """Write one safetensors file atomically, with one tensor in memory at a time.
 
     Args:
-      path: the file; one that exists is replaced.
-      tensors: in the order they are written.
-      metadata: strings to keep in the file's header.
+      path: the file; an existing one is replaced.
+      tensors: by name, in the order to write.
+      metadata: of the file's header.
 
     Raises:
-      OSError: it cannot be written, with the file and the remedy; nothing of it is left.
+      OSError: the file cannot be written; the message names it and the remedy. An existing file is left as it was.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -69,10 +69,16 @@ def write_shards(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write `model.safetensors` into a folder, or the shards of one with their index, as the Hugging Face hub has them.
+    """Write `model.safetensors` to a folder, or shards with an index, in the layout of the Hugging Face hub.
+
+    Args:
+      folder: an existing folder.
+      tensors: by name, in the order to write.
+      metadata: of the header of every file.
+      max_shard_bytes: size of a shard, which only a single tensor may exceed.
 
     Raises:
-      OSError: something cannot be written; the folder is then the caller's to remove.
+      OSError: a file cannot be written; the caller removes the folder.
     """
     shards: list[dict[str, LazyArray]] = [{}]
     for name, tensor in tensors.items():
@@ -97,14 +103,14 @@ def write_shards(
 
 @contextmanager
 def atomic_folder(path: str | Path, *, num_bytes: int = 0) -> Iterator[Path]:
-    """Give a folder to write into; it gets its name if all goes well, and else is removed.
+    """Yield a temporary folder that is renamed to `path` on success, and removed on an error.
 
     Args:
-      path: the folder, which must not exist or be empty.
-      num_bytes: bytes that must be free before anything is written.
+      path: the folder; must not exist, or must be empty.
+      num_bytes: free bytes to require.
 
     Raises:
-      OSError: there is something already, or it cannot be written; with the folder and the remedy.
+      OSError: `path` is not empty, or cannot be written; the message names it and the remedy.
     """
     path = Path(path)
     tmp_dir = path.with_name(f"{path.name}.part")
@@ -112,13 +118,13 @@ def atomic_folder(path: str | Path, *, num_bytes: int = 0) -> Iterator[Path]:
         raise FileExistsError(errno.EEXIST, f"{path} exists already; remove it, or choose another place")
     check_free_space(path, num_bytes)
     try:
-        shutil.rmtree(tmp_dir, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(tmp_dir, ignore_errors=True)  # of an earlier, killed process
         tmp_dir.mkdir(parents=True)
         yield tmp_dir
         os.replace(tmp_dir, path)
     except OSError as error:
         if "make room" in str(error.strerror):
-            raise  # the file that failed has said so itself
+            raise  # `write_safetensors` has named the file and the remedy
         raise OSError(
             error.errno, f"cannot write {path} ({error.strerror}); make room, or choose another place"
         ) from error
@@ -127,8 +133,12 @@ def atomic_folder(path: str | Path, *, num_bytes: int = 0) -> Iterator[Path]:
 
 
 def check_free_space(path: str | Path, num_bytes: int) -> None:
-    """Raise an OSError, with the remedy, if fewer bytes are free than a file or folder will take."""
+    """Check that a disk has room for a file or folder of `num_bytes`.
+
+    Raises:
+      OSError: ENOSPC, with the path, the sizes and the remedy.
+    """
     free = free_bytes(Path(path).absolute().parent)
     if free < num_bytes:
-        shortage = f"it takes {num_bytes / 1e6:.1f} MB and {free / 1e6:.1f} MB are free"
+        shortage = f"it needs {num_bytes / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
         raise OSError(errno.ENOSPC, f"cannot write {path} ({shortage}); make room, or choose another place")

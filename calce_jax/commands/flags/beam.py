@@ -1,4 +1,4 @@
-"""The flag of commands whose work an Apache Beam pipeline can do: `--runner=NAME -- BEAM'S OWN FLAGS`."""
+"""The flag of commands that can run as an Apache Beam pipeline: `--runner=NAME -- FLAGS OF BEAM`."""
 
 from importlib import import_module
 from types import ModuleType
@@ -20,18 +20,18 @@ class BeamFlags:
         self._runner = flags.DEFINE_string(
             "runner",
             None,
-            "Apache Beam's name of a runner (DirectRunner, FlinkRunner, ...) that does it; its flags after --",
+            "run as an Apache Beam pipeline on this runner (DirectRunner, FlinkRunner, ...); its flags follow after --",
             flag_values=flag_values,
         )
 
     def pipeline_options(self, argv: list[str]) -> "PipelineOptions | None":
-        """Return the options of a pipeline, or None where this machine is to do the work.
+        """Return the options of the Beam pipeline, or None without --runner.
 
         Args:
-          argv: the command's name, and what is no flag of it.
+          argv: the program's name, and the arguments that are not flags of the command.
 
         Raises:
-          UsageError: there are arguments, and no runner to take them.
+          UsageError: there are arguments without --runner.
           UserError: Beam is not installed.
         """
         if not self._runner.value:
@@ -40,7 +40,7 @@ class BeamFlags:
         return self.module().beam_options(self._runner.value, argv[1:])
 
     def module(self) -> ModuleType:
-        """Return `calce_jax.datasets.beam`, which alone needs Apache Beam.
+        """Import `calce_jax.datasets.beam`, the only module that needs Apache Beam.
 
         Raises:
           UserError: Beam is not installed.
@@ -52,5 +52,5 @@ class BeamFlags:
                 raise
             raise UserError(
                 f"--runner={self._runner.value}: Apache Beam is not installed",
-                "`make beam` makes an environment that has it",
+                "`make beam` creates an environment with it",
             ) from None

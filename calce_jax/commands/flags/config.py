@@ -1,4 +1,4 @@
-"""Reading `--config=PRESET`, `--config=FILE:ARGUMENT` and `--config.FIELD=VALUE`."""
+"""Parse `--config=PRESET`, `--config=FILE:ARGUMENT` and `--config.FIELD=VALUE`."""
 
 import difflib
 import sys
@@ -11,37 +11,40 @@ from calce_jax.config import ConfigError, field_names
 from calce_jax.config_compat import RENAMED_FIELDS
 from calce_jax.presets.runs import get_preset
 
-ABOUT = "a preset such as qvhighlights,stage=1, or a file of configs such as configs/calce.py:qvhighlights,stage=1"
+CONFIG_HELP = (
+    "a preset such as qvhighlights,stage=1, or a file of configs such as configs/calce.py:qvhighlights,stage=1"
+)
 PRESET_FILE = Path(__file__).with_name("preset.py")
 
 
 def define_config(flag_values: flags.FlagValues) -> flags.FlagHolder:
-    """Define --config, whose value is a locked `ConfigDict`."""
-    return config_flags.DEFINE_config_file("config", None, ABOUT, flag_values=flag_values, lock_config=True)
+    """Define --config; its value is a locked `ConfigDict`."""
+    return config_flags.DEFINE_config_file("config", None, CONFIG_HELP, flag_values=flag_values, lock_config=True)
 
 
 def parse_config(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
-    """Read the flags; the names of fields and presets are checked first.
+    """Parse the flags of a command with --config; checks the names of presets and fields first.
 
     Args:
       flag_values: the command's flags.
       argv: the program's name and its arguments.
 
     Returns:
-      The program's name and what is no flag.
+      The program's name and the arguments that are not flags.
 
     Raises:
       ConfigError: there is no such preset, file or field.
       flags.Error: another flag is wrong.
     """
     names = [f"--config.{name}" for name in field_names()]
-    read = [argv[0], *(_checked(argument, names) for argument in argv[1:])]
-    # ml_collections looks for fields of the config here.
-    sys.argv = read
-    return flag_values(read)
+    arguments = [argv[0], *(_resolve_argument(argument, names) for argument in argv[1:])]
+    # ml_collections reads overrides of the config's fields from sys.argv.
+    sys.argv = arguments
+    return flag_values(arguments)
 
 
-def _checked(argument: str, names: list[str]) -> str:
+def _resolve_argument(argument: str, names: list[str]) -> str:
+    """Return an argument with the config's file in place of a preset, and with today's names of renamed fields."""
     flag, equals, value = argument.partition("=")
     flag = "--" + flag.lstrip("-")
     if flag == "--config" and value:
@@ -50,23 +53,23 @@ def _checked(argument: str, names: list[str]) -> str:
         return argument
     renamed = RENAMED_FIELDS.get(flag.removeprefix("--config."))
     if renamed:
-        print(f"{flag} is --config.{renamed} now", file=sys.stderr)
+        print(f"{flag} was renamed to --config.{renamed}", file=sys.stderr)
         return f"--config.{renamed}{equals}{value}"
     if flag not in names:
         near = difflib.get_close_matches(flag, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(name[9:] for name in names)}"
+        hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(name[9:] for name in names)}"
         raise ConfigError(f"{flag}: no such field", hint)
     return argument
 
 
 def _config_file(value: str) -> str:
-    """Return "FILE:ARGUMENT" for ml_collections, from that or from the name of a preset."""
+    """Return "FILE:ARGUMENT" for ml_collections; `value` is that already, or the name of a preset."""
     file, colon, argument = value.partition(":")
     if Path(file).is_file():
         return value
     if colon and Path(file).parts[-2:] == ("configs", "calce.py"):
-        value = argument  # away from a checkout
+        value = argument  # outside a checkout the preset of that name is the same
     elif colon or file.endswith(".py"):
-        raise ConfigError(f"--config: there is no file {file}", f"give {ABOUT}")
+        raise ConfigError(f"--config: there is no file {file}", f"give {CONFIG_HELP}")
     get_preset(value)
     return f"{PRESET_FILE}:{value}"

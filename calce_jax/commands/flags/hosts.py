@@ -1,8 +1,8 @@
-"""The flags of commands that several hosts run together.
+"""The flags of commands that run on several hosts.
 
-Every host gives the same command: `--coordinator=HOST0:PORT --hosts=2 --host=0`, and `--host=1` on the other; or
-`--coordinator=auto` where the cluster knows. The environment variables CALCE_COORDINATOR, CALCE_HOSTS and CALCE_HOST do
-the same.
+Every host runs the same command with `--coordinator=HOST0:PORT --hosts=2 --host=0`, and `--host=1` on the other; or
+with `--coordinator=auto` on a cluster that JAX detects. The environment variables CALCE_COORDINATOR, CALCE_HOSTS and
+CALCE_HOST set the same values.
 """
 
 import os
@@ -19,24 +19,24 @@ class HostFlags:
         self._coordinator = flags.DEFINE_string(
             "coordinator",
             os.environ.get("CALCE_COORDINATOR", ""),
-            "HOST:PORT of the first host, or auto; alone if empty",
+            "HOST:PORT of the first host, or auto to detect it; a single host if empty",
             flag_values=flag_values,
         )
         self._hosts = flags.DEFINE_integer(
-            "hosts", None, "how many hosts run this command", lower_bound=1, flag_values=flag_values
+            "hosts", None, "number of hosts that run this command", lower_bound=1, flag_values=flag_values
         )
         self._host = flags.DEFINE_integer(
-            "host", None, "which of them this is, from 0", lower_bound=0, flag_values=flag_values
+            "host", None, "index of this host, from 0", lower_bound=0, flag_values=flag_values
         )
 
     def join(self) -> None:
-        """Join the hosts that the flags, or else the environment, name; do nothing where neither does.
+        """Initialise JAX for the hosts that the flags or the environment name; a single host if neither does.
 
         Raises:
-          UserError: the description is incomplete or no number.
-          RuntimeError: the other hosts do not come.
+          UserError: a value is missing or not a whole number.
+          RuntimeError: the other hosts did not connect in time.
         """
-        from calce_jax.distributed.multihost import initialize_distributed  # noqa: PLC0415  imports jax
+        from calce_jax.distributed.multihost import initialize_distributed
 
         hosts, host = _number(self._hosts, "CALCE_HOSTS"), _number(self._host, "CALCE_HOST")
         initialize_distributed(str(self._coordinator.value), hosts, host)
@@ -47,5 +47,5 @@ def _number(flag: flags.FlagHolder, variable: str) -> int | None:
         return int(flag.value)
     text = os.environ.get(variable, "")
     if text and not text.isdecimal():
-        raise UserError(f"{variable}={text}", "it must be a whole number")
+        raise UserError(f"{variable}={text} is not a whole number", "correct the environment variable")
     return int(text) if text else None

@@ -1,1 +1,1 @@
-"""Which frames of a video are seen in full, which compressed and which not at all; both stages return one `Plan`."""
+"""Selection of key frames and compressed frames in both stages; the result is a `FramePlan`."""

@@ -1,4 +1,4 @@
-"""Masks over time that both stages use: borders between clusters, dilation, runs.
+"""Masks over frames for both stages: borders between clusters, dilation, runs.
 
 T frames, G = T - 1 gaps between them.
 """
@@ -21,23 +21,23 @@ def mark_frames_beside_gaps(gaps: Bool[Array, " G"]) -> Bool[Array, " G+1"]:
 
 
 def dilate(mask: Bool[Array, " T"], radius: int) -> Bool[Array, " T"]:
-    """Mark also the `radius` frames before and after every marked frame."""
+    """Return the mask with also the `radius` frames before and after every marked frame."""
     for _ in range(radius):
         mask = mask | previous_frame(mask) | next_frame(mask)
     return mask
 
 
 def previous_frame(mask: Bool[Array, " T"]) -> Bool[Array, " T"]:
-    """What the mask says of the frame before each frame; False for the first."""
+    """Return the mask shifted by one: the value of the frame before each frame, False for the first."""
     return jnp.pad(mask, (1, 0))[:-1]
 
 
 def next_frame(mask: Bool[Array, " T"]) -> Bool[Array, " T"]:
-    """What the mask says of the frame after each frame; False for the last."""
+    """Return the mask shifted by one: the value of the frame after each frame, False for the last."""
     return jnp.pad(mask, (0, 1))[1:]
 
 
 def position_in_run(mask: Bool[Array, " T"]) -> Int[Array, " T"]:
-    """Count marked frames from the start of each run: 1, 2, 3, ... and 0 where unmarked."""
+    """Return the position of each marked frame in its run of marked frames, from 1; 0 where unmarked."""
     time = jnp.arange(mask.shape[0], dtype=jnp.int32)
     return time - jax.lax.cummax(jnp.where(mask, -1, time))

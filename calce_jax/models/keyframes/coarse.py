@@ -1,4 +1,4 @@
-"""Stage 1: every frame stays, and key frames keep full detail.
+"""Selection of stage 1: every frame stays, and key frames keep all their query tokens.
 
 B batch, T frames of a padded video, D width of a frame's features, C clusters.
 """
@@ -30,21 +30,21 @@ def select_coarse(
     behaviour: Behaviour = "default",
     noise: Float[Array, "B T"] | None = None,
 ) -> FramePlan:
-    """Choose the key frames of each video.
+    """Select the key frames of each video; all other frames are compressed.
 
     Args:
       features: float32, the mean over a frame's tokens.
-      frame_mask: real frames, a prefix of T; the plan equals that of the video without the others.
-      mode: what makes a key frame. "cluster": the borders of clusters, and the first and last frame. "information": the
-        third of the frames that resemble the frame after them least, with the frame after. "interval": every second
-        frame. "none": no frame. The first two are dilated.
+      frame_mask: real frames, a prefix of T; padding does not affect the plan.
+      mode: how key frames are defined. "cluster": borders of clusters, and the first and last frame. "information":
+        both frames of the third of neighbouring pairs that are least similar. "interval": every second frame. "none":
+        no frame. The first two are dilated.
       clusters: C.
-      dilation: number of frames on either side that become key frames with one.
-      is_speech_query: the query is about somebody talking, and the video has captions.
-      has_speech: somebody talks while the frame is shown. Where `is_speech_query`, these replace the key frames, not dilated.
-      behaviour: under "reference", the plan of a talk query may have no key frame, where its captions lie past the end
-        of the video, and `error` marks the videos with fewer frames than clusters, on which the original stops; by
-        default such a query keeps the key frames of its mode, and in such a video every frame is a cluster.
+      dilation: frames on either side of a key frame that become key frames too.
+      is_speech_query: the query is about speech, and the video has captions.
+      has_speech: frames during speech. Where `is_speech_query`, these are the key frames instead, not dilated.
+      behaviour: by default a speech query without a frame of speech uses `mode`, and in a video with fewer frames than
+        clusters every frame is a cluster. Under "reference" the former has no key frame, and `reference_error` marks
+        the latter, on which the original stops.
       noise: see `dpc_knn`.
     """
     select_video = partial(_select, mode=mode, clusters=clusters, dilation=dilation, behaviour=behaviour)
@@ -90,7 +90,7 @@ def _select(
 
 
 def _information_keyframes(features: Float[Array, "T D"], frame_mask: Bool[Array, " T"]) -> Bool[Array, " T"]:
-    """Mark both frames of the t // 3 neighbouring pairs of least cosine similarity; t frames are present."""
+    """Mark both frames of the t // 3 neighbouring pairs of least cosine similarity, for t real frames."""
     normalised = features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-8)
     similarity = jnp.where(frame_mask[1:], (normalised[1:] * normalised[:-1]).sum(-1), jnp.inf)
     similarity_order = similarity.argsort().argsort()

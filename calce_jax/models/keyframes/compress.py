@@ -1,6 +1,6 @@
-"""Thinning a selection until it fits: first long runs are halved, then frames are removed one by one.
+"""Removing selected frames until few enough are left: first long runs are halved, then single frames are removed.
 
-T frames, D draws.
+T frames, D draws, B videos.
 """
 
 import jax
@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from calce_jax.models.keyframes.borders import position_in_run
 
-# The original tosses a coin for one frame of each kind in turn; these are the chances that it is removed.
+# In each round the original removes one frame of each kind with these probabilities.
 COMPRESSED_REMOVAL_PROBABILITY, KEYFRAME_REMOVAL_PROBABILITY = 0.7, 0.3
 
 MaskPair = tuple[Bool[Array, " T"], Bool[Array, " T"]]
@@ -23,26 +23,28 @@ def compress(
 ) -> MaskPair:
     """Remove frames of one video until at most `max_frames` are left.
 
-    Runs of neighbouring frames are halved (every second frame goes), the longest first, in turn a run of `is_compressed` and a
-    run of `is_keyframe`. When no two neighbours are left, single frames go: without draws, exactly as many as must, seven of
-    ten from `is_compressed` and the rest from `is_keyframe` (the original's odds), each share evenly spread over time.
+    Runs of neighbouring frames are halved (every second frame is removed), the longest first, alternating between a run
+    of `is_compressed` and a run of `is_keyframe`. When no two neighbours are left, single frames are removed: without
+    draws exactly the excess, 70 % of it from `is_compressed` and the rest from `is_keyframe` (the original's
+    probabilities), evenly spread over time.
 
     Args:
-      is_keyframe: frames to be kept in full.
-      is_compressed: frames to be kept compressed; disjoint from `is_keyframe`.
-      max_frames: int32, the number of frames that may stay.
-      draws: uniform in [0, 1). With them single frames go as in the original: in each round one of `is_compressed` and one of
-        `is_keyframe` is picked (first column) and goes with chance 0.7 and 0.3 (second column). A round draws for both before
-        it counts, so that one frame too many may go. Should the draws run out, the rest goes as without.
+      is_keyframe: key frames.
+      is_compressed: compressed frames; disjoint from `is_keyframe`.
+      max_frames: int32.
+      draws: uniform in [0, 1). With them single frames are removed as in the original: each round picks a frame of
+        `is_compressed` and one of `is_keyframe` (first column) and removes it with probability 0.7 and 0.3 (second
+        column). A round is not interrupted, so one frame too many may be removed. If the draws run out, the rest of
+        the excess is removed as without draws.
 
     Returns:
-      The frames of `is_keyframe` and of `is_compressed` that stay.
+      The remaining frames of `is_keyframe` and of `is_compressed`.
     """
     is_keyframe, is_compressed = _halve_runs(is_keyframe, is_compressed, max_frames)
     if draws is not None:
         is_keyframe, is_compressed = _remove_at_random(is_keyframe, is_compressed, max_frames, draws)
     excess = jnp.maximum(_count_marked(is_keyframe, is_compressed) - max_frames, 0)
-    # In integers: ceil(0.7 * excess), as far as `key` can make up the rest and `other` has so many.
+    # ceil(0.7 * excess) in integers, limited by the numbers of frames of each kind.
     num_compressed_removed = jnp.clip(
         (7 * excess + 9) // 10, jnp.maximum(excess - _count_marked(is_keyframe), 0), _count_marked(is_compressed)
     )
@@ -52,7 +54,7 @@ def compress(
 
 
 def draw_removal_numbers(key: PRNGKeyArray, num_videos: int, num_frames: int) -> Float[Array, "B D 2"]:
-    """Draws for `compress`; a round removes one frame on average, so that these practically always suffice."""
+    """Return draws for `compress`, D = 4 T: practically always enough, as a round removes one frame on average."""
     return jax.random.uniform(key, (num_videos, 4 * num_frames, 2))
 
 
@@ -63,7 +65,7 @@ def _count_marked(*masks: Bool[Array, " T"]) -> Int[Array, ""]:
 def _halve_runs(
     is_keyframe: Bool[Array, " T"], is_compressed: Bool[Array, " T"], max_frames: Int[Array, ""]
 ) -> MaskPair:
-    """Halve the longest run of `is_compressed`, then that of `is_keyframe`, until the target is met or only single frames are left."""
+    """Halve the longest runs in turn until at most `max_frames` are left or no run has two frames."""
 
     def should_continue(masks: MaskPair) -> Bool[Array, ""]:
         has_neighbour = (position_in_run(masks[0]) > 1) | (position_in_run(masks[1]) > 1)
@@ -80,7 +82,7 @@ def _halve_runs(
 
 
 def _halve_longest_run(mask: Bool[Array, " T"]) -> Bool[Array, " T"]:
-    """Remove every second frame, beginning with the second, of the longest run; of the first one where several are."""
+    """Remove the second, fourth, ... frame of the longest run, of the first one if several are equally long."""
     position = position_in_run(mask)
     last = position.argmax()
     frame = jnp.arange(mask.shape[0])
@@ -94,7 +96,7 @@ def _remove_at_random(
     max_frames: Int[Array, ""],
     draws: Float[Array, "D 2"],
 ) -> MaskPair:
-    """Pick and toss, round by round. A kind of which no frame is left takes no draw."""
+    """Remove frames at random, round by round; see `compress`. A kind without frames uses no draw."""
     max_rounds = draws.shape[0]
 
     def remove_one(
@@ -125,12 +127,12 @@ def _remove_at_random(
 
 
 def _remove_evenly(mask: Bool[Array, " T"], num_removed: Int[Array, ""]) -> Bool[Array, " T"]:
-    """Remove so many of the marked frames, evenly spread over them."""
+    """Remove `num_removed` marked frames, evenly spread over the marked ones."""
     count = jnp.maximum(_count_marked(mask), 1)
     ordinal = jnp.cumsum(mask, dtype=jnp.int32) - 1
 
     def removed_before(ordinal: Int[Array, " T"]) -> Int[Array, " T"]:
-        # Half a step of offset centres the removed frames: one removed of five is the third.
+        # An offset of half a step centres the removed frames: one of five is the third.
         return (ordinal * num_removed + count // 2) // count
 
     return mask & (removed_before(ordinal + 1) == removed_before(ordinal))

@@ -1,4 +1,4 @@
-"""DPC-KNN: a frame is the centre of a cluster if its surroundings are dense and denser frames are far away.
+"""DPC-KNN clustering: centres are frames of high local density that are far from frames of higher density.
 
 Density peaks clustering (Rodriguez and Laio, 2014) with a k-nearest-neighbour density, as the original uses it.
 
@@ -21,19 +21,18 @@ def dpc_knn(
 ) -> Int[Array, " T"]:
     """Cluster one video's frames.
 
-    The density of a frame is exp(-mean of the squared distances to its K nearest frames, itself included); its score is
-    the density times the distance to the nearest denser frame. The C frames of highest score are the centres, and a
-    frame goes to its nearest centre. Ties go to the earlier frame, so the result is deterministic.
+    The density of a frame is exp(-mean squared distance to its K nearest frames, itself included); its score is the
+    density times the distance to the nearest denser frame. The C frames of highest score are the centres, and every
+    frame belongs to its nearest centre. Ties go to the earlier frame, so the result is deterministic.
 
     Args:
       features: float32.
-      frame_mask: the frames to cluster, anywhere in T; the others have no influence, so the result equals that of
-        clustering only these.
-      clusters: C. Where fewer frames are present, each is a cluster of its own.
-      neighbours: K; fewer where C is smaller than it or fewer frames are present.
-      far_mask: present frames masked in the original's way: they lie farther from any frame than any two frames do and have
-        density 0, but still go to a cluster (the first one, or their own where they must serve as centres).
-      noise: what the original draws from [0, 1) at each call to break ties, also in evaluation; None for none.
+      frame_mask: the frames to cluster, at any positions; other frames do not affect the result.
+      clusters: C. With fewer frames, each frame is a cluster of its own.
+      neighbours: K; min(3, max(C // 2, 1)) if C < K, and at most the number of frames.
+      far_mask: frames masked as in the original: their distance from any frame is larger than that of any two frames
+        and their density is 0, but they are assigned to a cluster (the first, or their own if they are centres).
+      noise: uniform in [0, 1), which the original draws at each call to break ties, in evaluation too.
 
     Returns:
       int32 cluster of each frame: the rank of its centre's score, and -1 where `frame_mask` is False.
@@ -66,16 +65,16 @@ def dpc_knn(
     score = jnp.where(frame_mask, separation * density, -jnp.inf)
     centres = jax.lax.top_k(score, num_centres)[1]
 
-    # Where frames are fewer than centres the last centres are no frames; nothing may be assigned to those.
+    # With fewer frames than centres the last centres are not frames; no frame may be assigned to them.
     to_centre = jnp.where(frame_mask[centres][:, None], distance[centres], jnp.inf)
     cluster = to_centre.argmin(0).astype(jnp.int32).at[centres].set(jnp.arange(num_centres, dtype=jnp.int32))
     return jnp.where(frame_mask, cluster, -1)
 
 
 def _distances(features: Float[Array, "T D"]) -> Float[Array, "T T"]:
-    """Euclidean distances, row by row as differences.
+    """Return Euclidean distances, computed row by row from differences.
 
-    A matrix product would be faster, but gives equal frames (a still shot) distances that are not 0 and that depend on
-    the shapes around them; here equal frames tie exactly, whatever the video is padded to.
+    A matrix product is faster, but gives equal frames (a still shot) distances that are not 0 and depend on the padded
+    shape; here equal frames tie exactly.
     """
     return jax.lax.map(lambda row: jnp.sqrt(jnp.square(features - row[None, :]).sum(-1)), features)

@@ -1,4 +1,4 @@
-"""Stage 2: the windows that stage 1 found elect the frames that stay; at most half of all frames do.
+"""Selection of stage 2: frames in and around the stage-1 windows stay, at most half of all frames.
 
 B batch, T frames of a padded video, S = T // 2 slots, D width of a frame's features, C clusters, W windows,
 E draws.
@@ -16,7 +16,7 @@ from calce_jax.models.keyframes.compress import compress
 from calce_jax.models.keyframes.dpc_knn import dpc_knn
 from calce_jax.models.keyframes.plan import FramePlan, build_frame_plan
 
-MAX_ELECTED_CLUSTERS = 8  # clusters that the windows may elect
+MAX_ELECTED_CLUSTERS = 8  # clusters that stay as a whole
 
 
 def select_fine(
@@ -35,41 +35,41 @@ def select_fine(
     noise: Float[Array, "B 2 T"] | None = None,
     draws: Float[Array, "B E 2"] | None = None,
 ) -> FramePlan:
-    """Choose the frames of each video that stay, and the key frames among them.
+    """Select the frames of each video that stay, and the key frames among them.
 
-    The frames inside the windows vote for their clusters. The frames of the eight clusters with most votes and those
-    inside the windows stay, with `filter_dilation` frames on either side. They are clustered again; key frames are the
-    borders of these clusters, or the spoken frames for a query about talking, with `dilation` frames on either side.
-    What is more than half of the video's frames is thinned out by `compress`.
+    Each frame inside a window is a vote for its cluster. The frames of the eight clusters with most votes and those
+    inside the windows stay, dilated by `filter_dilation`. They are clustered again; key frames are the borders of these
+    clusters, or for a speech query the frames during speech, dilated by `dilation`. If more than half of the video's
+    frames stay, `compress` removes the excess.
 
     Args:
-      features: float32, the Q-Former's queries of a frame, each of norm 1, side by side.
+      features: float32, the Q-Former's query tokens of a frame, each of norm 1, concatenated.
       times: of the frames, in seconds.
-      frame_mask: real frames, a prefix of T; the plan equals that of the video without the others.
-      windows: (start, end) in seconds. A window reaches from the first frame whose rounded time is not before its start
-        to the last whose rounded time is not after its end; that last frame is not in it.
-      window_mask: which windows there are.
+      frame_mask: real frames, a prefix of T; padding does not affect the plan.
+      windows: (start, end) in seconds. A window holds the frames from the first whose rounded time is at least its
+        start up to, but without, the last whose rounded time is at most its end.
+      window_mask: real windows.
       clusters: C.
       dilation: frames by which key frames are dilated.
       filter_dilation: frames by which the frames that stay are dilated.
-      is_speech_query: the query is about somebody talking, and the video has captions.
-      has_speech: somebody talks while the frame is shown.
-      behaviour: the default always keeps a frame at least: a window that ends before it starts is turned round, one
-        outside the video takes the nearest frame, one between frames the frames around it, and without a window all
-        frames stay. The second clustering sees only the frames that stay. A talk query none of whose spoken frames stay
-        keeps the borders. Under "reference", windows outside the video set `error`, as do fewer frames than
-        clusters; windows over fewer than two frames elect none, even if the plan is then empty; the second clustering
-        masks as the original does; a talk query may have no key frame. The original sorts votes unstably; here equal
-        votes go to the cluster of lower id under both.
+      is_speech_query: the query is about speech, and the video has captions.
+      has_speech: frames during speech.
+      behaviour: by default at least one frame stays: a reversed window is swapped, a window outside the video takes
+        the nearest frame, one between two frames takes both, and without windows all frames stay. The second
+        clustering uses only the frames that stay. A speech query without a frame of speech among them uses cluster
+        borders. Under "reference", windows outside the video set `reference_error`, as do fewer frames than clusters;
+        windows over fewer than two frames hold none, even if the plan is then empty; the second clustering masks frames
+        as the original does; a speech query may have no key frame. The original's sort of votes is unstable; here ties
+        go to the cluster of lower id under both.
       noise: for the two clusterings, see `dpc_knn`.
-      draws: see `compress`; without them thinning is deterministic under both behaviours.
+      draws: see `compress`; without them the removal is deterministic under both behaviours.
 
     Raises:
-      ValueError: if T < 2, where half of the frames is none.
+      ValueError: T < 2: half of the frames would be none.
     """
     if frame_mask.shape[1] < 2:
         raise ValueError(
-            f"present: {frame_mask.shape[1]} frame a video; stage 2 keeps half of them and needs at least 2"
+            f"frame_mask: must have T >= 2, because stage 2 keeps half of the frames, got {frame_mask.shape[1]}"
         )
     select_video = partial(
         _select, clusters=clusters, dilation=dilation, filter_dilation=filter_dilation, behaviour=behaviour
@@ -143,7 +143,7 @@ def _select(
 def _frames_in_windows(
     windows: Float[Array, "W 2"], times: Float[Array, " T"], frame_mask: Bool[Array, " T"], *, behaviour: Behaviour
 ) -> tuple[Bool[Array, "W T"], Bool[Array, " W"]]:
-    """Mark the frames of each window, and the windows outside the video."""
+    """Return the frames of each window, and which windows lie outside the video; see `select_fine`."""
     if behaviour == "default":
         windows = jnp.sort(windows, axis=-1)
     seconds = jnp.round(times)[None, :]
@@ -154,7 +154,7 @@ def _frames_in_windows(
     start = jnp.where(after_start, frame, frame_mask.sum() - 1).min(-1, keepdims=True)
     end = jnp.where(before_end, frame, 0).max(-1, keepdims=True)
     if behaviour == "default":
-        # Between two frames the end comes before the start; both frames are then as near.
+        # For a window between two frames the end comes before the start: both frames are equally near.
         start, end = jnp.minimum(start, end), jnp.maximum(start + 1, end)
     outside_video = ~(after_start.any(-1) & before_end.any(-1))
     return frame_mask[None, :] & (frame >= start) & (frame < end), outside_video
@@ -163,7 +163,7 @@ def _frames_in_windows(
 def _frames_of_top_clusters(
     cluster: Int[Array, " T"], in_window: Bool[Array, "W T"], *, clusters: int
 ) -> Bool[Array, " T"]:
-    """Mark the frames of the clusters with most votes; a frame votes once for every window it is in."""
+    """Mark the frames of the clusters with most votes, one vote for each pair of a frame and a window it is in."""
     membership = cluster[None, :] == jnp.arange(clusters)[:, None]
     votes = jnp.where(membership, in_window.sum(0)[None, :], 0).sum(-1)
     top_clusters = jax.lax.top_k(votes, min(MAX_ELECTED_CLUSTERS, clusters))[1]

@@ -1,4 +1,4 @@
-"""The plan: what selection decides about a video's frames, in fixed shapes.
+"""The frame plan: the result of selection, in fixed shapes.
 
 B batch, T frames of a padded video, S slots for frames in the prompt (T in stage 1, T // 2 in stage 2).
 """
@@ -11,20 +11,23 @@ from jaxtyping import Array, Bool, Int
 
 from calce_jax.batch import AnyArray
 
+# What happens to a frame: key frame, compressed, or not in the prompt.
+Treatment = Literal["full", "compressed", "dropped"]
+
 
 @struct.dataclass
 class FramePlan:
-    """Which frames go into the prompt and which of them in full; of one video (no B) or of a batch.
+    """The frames of a prompt, of one video (no B) or of a batch.
 
-    Slots are filled from the left in time order; the slots that are left over point to frame 0 and are not kept.
+    Slots are filled from the left in time order; unused slots have frame index 0.
 
     Attributes:
-      frame_index: int32, the frame index (not seconds) that each slot holds.
-      slot_mask: whether the slot holds a frame that goes into the prompt.
-      is_keyframe: whether that frame keeps all its query tokens (a subset of `slot_mask`); the others are compressed.
-      cluster: int32, the cluster of every frame, -1 where there is no frame; for people who look.
-      reference_error: whether the original would have stopped with an error on this sample. Device code cannot raise, so the host
-        looks here; always False under the default behaviour.
+      frame_index: int32, index (not seconds) of the frame in each slot.
+      slot_mask: True for used slots.
+      is_keyframe: True for slots of key frames, which keep all query tokens; other used slots are compressed.
+      cluster: int32, the cluster of every frame, -1 for padding; for reports and tests.
+      reference_error: whether the original stops with an error on this sample. Device code cannot raise, so the host
+        checks it; always False under the default behaviour.
     """
 
     frame_index: Int[AnyArray, "*B S"]
@@ -42,14 +45,13 @@ def build_frame_plan(
     cluster: Int[Array, " T"],
     reference_error: Bool[Array, ""],
 ) -> FramePlan:
-    """Lay one video's chosen frames, in time order, into slots.
+    """Return the plan of one video, its selected frames in time order.
 
     Args:
-      is_keyframe: frames that are kept in full.
-      is_compressed: frames that are kept compressed.
-      num_slots: S; where more frames are chosen, the last ones find no slot.
-      cluster: handed through.
-      reference_error: handed through.
+      is_keyframe: key frames.
+      is_compressed: compressed frames; disjoint from `is_keyframe`.
+      num_slots: S; if more frames are selected, the last ones are dropped.
+      cluster, reference_error: see `FramePlan`.
     """
     is_selected = is_keyframe | is_compressed
     frame_index = jnp.nonzero(is_selected, size=num_slots, fill_value=0)[0].astype(jnp.int32)
@@ -61,6 +63,3 @@ def build_frame_plan(
         cluster=cluster,
         reference_error=reference_error,
     )
-
-
-Treatment = Literal["full", "compressed", "dropped"]

@@ -1,4 +1,4 @@
-"""What the original leaves to chance when it selects frames, while training and in evaluation alike.
+"""The random draws of the original's selection, in training and in evaluation.
 
 B batch, T frames of a padded video, E draws.
 """
@@ -13,14 +13,14 @@ from calce_jax.models.keyframes.compress import draw_removal_numbers
 
 @struct.dataclass
 class ReferenceNoise:
-    """Numbers in [0, 1); see `dpc_knn` and `compress` for what they decide."""
+    """Uniform draws in [0, 1) for `dpc_knn` and `compress`, of one row (no B) or of a batch."""
 
-    density_noise: Float[AnyArray, "*B 2 T"]  # of stage 2's two clusterings; stage 1 takes the first
+    density_noise: Float[AnyArray, "*B 2 T"]  # for the two clusterings of stage 2; stage 1 uses the first
     removal_draws: Float[AnyArray, "*B E 2"]
 
 
 def draw_reference_noise(key: PRNGKeyArray, rows: Int[Array, " B"], num_frames: int) -> ReferenceNoise:
-    """Draw for each row of a batch by its number, so that it meets the same chance in any batch."""
+    """Return draws for each row that depend on `key` and the row's number only, not on the batch."""
 
     def draw_row(row: Int[Array, ""]) -> ReferenceNoise:
         noise_key, draws_key = jax.random.split(jax.random.fold_in(key, row))

@@ -1,7 +1,7 @@
-"""Scores of predicted windows: the original's protocol and the official QVHighlights one.
+"""Scores of predicted windows: the original's protocol and the official QVHighlights protocol.
 
-Only moment retrieval is scored (R1, mIoU, mAP). The highlight-detection scores of the QVHighlights release need
-saliency ratings, which this system does not predict, and are left out.
+Only moment retrieval is scored (R1, mIoU, mAP). The highlight detection scores of the QVHighlights release need
+saliency ratings, which this model does not predict.
 """
 
 from calce_jax.moments.metrics.pairing import EvalCase

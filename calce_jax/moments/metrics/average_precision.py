@@ -1,4 +1,4 @@
-"""Average precision of ranked windows, for all queries and thresholds at once.
+"""Average precision of ranked windows and IoU of the first window, for all queries at once.
 
 Q queries, P predicted windows (best first), G true windows, H thresholds.
 """
@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from calce_jax.config import Behaviour
+from calce_jax.moments.windows import iou_matrix
 
-# Rounded: linspace itself gives 0.8999999999999999, and overlaps of exactly 9/10 do occur.
+# Rounded: linspace itself gives 0.8999999999999999, and IoUs of exactly 9/10 occur.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10).round(2)
 WindowSequence = Sequence[Sequence[int | float]]
 
@@ -20,19 +21,19 @@ def average_precision(
 ) -> Float[np.ndarray, "Q H"]:
     """Return each query's interpolated average precision (0 to 1) at every threshold of `IOU_THRESHOLDS`.
 
-    Going down the ranking, a predicted window takes the true window that it overlaps most among those that are free and
-    overlap it by at least the threshold; of equals, the later one.
+    In order of rank, each predicted window is matched to the unmatched true window of largest IoU, if that is at least
+    the threshold; of equal IoUs, to the later one.
 
     Args:
-      predicted: a query's windows, best first; may be empty, which scores 0.
-      truth: a query's true windows, at least one.
-      behaviour: where a predicted and a true window both have no length their overlap is undefined; by default that is
-        a miss, under "reference", as in the published scorers, a hit.
+      predicted: windows of each query, best first; none scores 0.
+      truth: true windows of each query, at least one.
+      behaviour: where neither a predicted nor a true window has a length, their IoU is undefined; by default that is a
+        miss, under "reference", as in the published scorers, a hit.
     """
     predicted_windows, predicted_mask = pad_windows(predicted)
     true_windows, true_mask = pad_windows(truth)
-    ious = compute_iou(predicted_windows, true_windows)
-    ious = np.where(np.isnan(ious), np.inf if behaviour == "reference" else 0.0, ious)
+    undefined = np.inf if behaviour == "reference" else 0.0
+    ious = iou_matrix(predicted_windows, true_windows, undefined=undefined)
     ious = np.where(true_mask[:, None, :], ious, -1.0)
     hits = _match_greedily(ious, predicted_mask)
 
@@ -46,12 +47,12 @@ def average_precision(
 def _match_greedily(
     ious: Float[np.ndarray, "Q P G"], predicted_mask: Bool[np.ndarray, "Q P"]
 ) -> Bool[np.ndarray, "Q H P"]:
-    """Return which predicted windows take a true one."""
+    """Return which predicted windows are matched to a true one."""
     num_queries, num_predicted, num_true = ious.shape
     unmatched = np.ones((num_queries, len(IOU_THRESHOLDS), num_true), bool)
     hits = np.zeros((num_queries, len(IOU_THRESHOLDS), num_predicted), bool)
     for position in range(num_predicted):
-        # Few queries have many windows: those that have none left are not looked at again.
+        # Few queries have many windows: skip those that have none at this rank.
         query_indices = np.flatnonzero(predicted_mask[:, position])
         window_ious = ious[query_indices, position][:, None, :]
         eligible = np.where(
@@ -66,7 +67,7 @@ def _match_greedily(
 
 
 def pad_windows(windows: Sequence[WindowSequence]) -> tuple[Float[np.ndarray, "Q W 2"], Bool[np.ndarray, "Q W"]]:
-    """Return the windows of every query, padded with zeros, and which of them are real; W is at least 1."""
+    """Return the windows of every query, padded with zeros, and the mask of real ones; W is at least 1."""
     counts = np.array([len(row) for row in windows], np.int64)
     window_mask = np.arange(max(counts.max(initial=0), 1))[None, :] < counts[:, None]
     padded = np.zeros((*window_mask.shape, 2))
@@ -74,42 +75,27 @@ def pad_windows(windows: Sequence[WindowSequence]) -> tuple[Float[np.ndarray, "Q
     return padded, window_mask
 
 
-def compute_iou(
-    predicted_windows: Float[np.ndarray, "Q P 2"], true_windows: Float[np.ndarray, "Q G 2"]
-) -> Float[np.ndarray, "Q P G"]:
-    """Return intersection over union, the union as the sum of lengths less the intersection; NaN for 0 over 0."""
-    predicted_pairs, true_pairs = predicted_windows[:, :, None, :], true_windows[:, None, :, :]
-    intersection = np.minimum(predicted_pairs[..., 1], true_pairs[..., 1]) - np.maximum(
-        predicted_pairs[..., 0], true_pairs[..., 0]
-    )
-    intersection = np.maximum(intersection, 0.0)
-    union = (
-        (predicted_pairs[..., 1] - predicted_pairs[..., 0]) + (true_pairs[..., 1] - true_pairs[..., 0]) - intersection
-    )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return intersection / union
-
-
 def compute_top1_iou(
     predicted: Sequence[WindowSequence], truth: Sequence[WindowSequence], behaviour: Behaviour = "default"
 ) -> Float[np.ndarray, "Q"]:
-    """Return the overlap of each query's first predicted window with the true one that it overlaps most.
+    """Return the overlap of each query's first predicted window with the true window of largest IoU.
 
-    The true window is chosen by `overlaps` (the first of equals); the overlap itself is then over the hull of the two.
+    The true window is chosen by `iou_matrix` (the first of equals); the overlap that is returned is the intersection
+    over the hull of the two windows, as the original computes it.
 
     Args:
-      predicted: a query's windows, best first.
-      truth: a query's true windows, at least one.
-      behaviour: by default a query without a predicted window overlaps nothing.
+      predicted: windows of each query, best first.
+      truth: true windows of each query, at least one.
+      behaviour: by default a query without a predicted window has overlap 0.
 
     Raises:
-      TypeError: under "reference", as there, for a query without a predicted window.
+      TypeError: under "reference", as in the original, for a query without a predicted window.
     """
     if behaviour == "reference" and not all(predicted):
         raise TypeError("a query has no predicted window: the reference protocol needs one; use behaviour='default'")
     top_windows, top_mask = pad_windows([row[:1] for row in predicted])
     true_windows, true_mask = pad_windows(truth)
-    ious = np.where(true_mask[:, None, :], compute_iou(top_windows, true_windows), -1.0)
+    ious = np.where(true_mask[:, None, :], iou_matrix(top_windows, true_windows, undefined=np.nan), -1.0)
     matched_windows = np.take_along_axis(true_windows, np.argmax(ious, axis=2)[..., None], axis=1)
     intersection = np.minimum(top_windows[..., 1], matched_windows[..., 1]) - np.maximum(
         top_windows[..., 0], matched_windows[..., 0]

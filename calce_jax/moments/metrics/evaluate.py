@@ -1,14 +1,16 @@
-"""A file of predictions scored against a file of annotations."""
+"""Scoring a file of predictions against a file of annotations."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from calce_jax.errors import UserError
 from calce_jax.moments.annotations import Annotation, read_annotations
+from calce_jax.moments.json_rows import normalise_qid
 from calce_jax.moments.metrics.pairing import Pairing, pair_predictions
 from calce_jax.moments.metrics.protocols import evaluate_cases
-from calce_jax.moments.predictions import Prediction, normalise_qid, read_predictions, reorder_windows
+from calce_jax.moments.predictions import Prediction, read_predictions, reorder_windows
 from calce_jax.moments.windows import WindowOrder
 
 MAX_LISTED_QIDS = 5
@@ -16,14 +18,14 @@ MAX_LISTED_QIDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What scoring gave.
+    """Result of `evaluate_files`.
 
     Attributes:
       scores: {"reference": {...}, "official": {...}}, percent; empty where no annotated query has true windows, as in
         the QVHighlights test release.
       pairing: which queries were scored.
-      predictions: one for every annotated query, in the annotations' order, ranked; without windows where there was
-        none.
+      predictions: one for every annotated query, in the annotations' order, with ordered windows; no windows where the
+        query has no prediction.
     """
 
     scores: dict[str, dict[str, Any]]
@@ -31,7 +33,7 @@ class Evaluation:
     predictions: list[Prediction]
 
     def warnings(self) -> list[str]:
-        """Return what a person has to know about the scores: queries without prediction, predictions without query."""
+        """Return one line for each kind of query that is missing, unknown, unscored or malformed, with ids."""
         pairing = self.pairing
         messages = [
             _warning("annotated queries have no prediction and count as misses", pairing.missing_predictions),
@@ -41,7 +43,7 @@ class Evaluation:
             _warning("annotated queries have no true windows, and are not scored", pairing.missing_truth),
             _warning("answers were malformed", [case.qid for case in pairing.cases if case.malformed]),
         ]
-        return [note for note in messages if note]
+        return [message for message in messages if message]
 
 
 def _warning(message: str, qids: Sequence[str | int]) -> str:
@@ -60,10 +62,10 @@ def evaluate_files(predictions: str | Path, annotations: str | Path, window_orde
       window_order: the order of each query's windows.
 
     Raises:
-      FileNotFoundError: one of the files is missing.
+      UserFileNotFoundError: one of the files is missing.
       PredictionError: predictions that cannot be used.
       AnnotationError: annotations that cannot be used.
-      ValueError: no prediction is for an annotated query.
+      UserError: no prediction is for an annotated query.
     """
     return evaluate_predictions(read_predictions(predictions), read_annotations(annotations), window_order)
 
@@ -77,9 +79,10 @@ def evaluate_predictions(
     }
     pairing = pair_predictions(list(prediction_by_qid.values()), annotations)
     if len(pairing.missing_predictions) == len(annotations):
-        raise ValueError(
+        raise UserError(
             f"none of the {len(predictions)} predictions is for one of the {len(annotations)} annotated queries: "
-            f"{_example_qid(predictions)} there, {_example_qid(annotations)} here; give annotations of the same split"
+            f"predictions have {_example_qid(predictions)}, annotations {_example_qid(annotations)}",
+            "give annotations of the same split",
         )
     ranked_predictions = [
         prediction_by_qid.get(

@@ -1,10 +1,11 @@
-"""Predictions beside the annotations of the same queries, whichever formats they come from."""
+"""Pairs of predictions and annotations of the same query; ids compare as in `normalise_qid`."""
 
 import dataclasses
 from collections.abc import Sequence
 
 from calce_jax.moments.annotations import Annotation
-from calce_jax.moments.predictions import Prediction, normalise_qid
+from calce_jax.moments.json_rows import normalise_qid
+from calce_jax.moments.predictions import Prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +16,7 @@ class EvalCase:
       qid: the query's id.
       predicted_windows: [start, end] or [start, end, score], best first; seconds.
       true_windows: the true windows [start, end]; seconds, at least one.
-      malformed: whether the answer that the windows were read from could not be used as it stood.
+      malformed: whether the answer from which the windows were parsed could not be used unchanged.
     """
 
     qid: str | int
@@ -26,11 +27,11 @@ class EvalCase:
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """Predictions beside annotations.
+    """Result of `pair_predictions`.
 
     Attributes:
       cases: one for each annotated query with true windows, in the annotations' order.
-      missing_predictions: ids of annotated queries without a prediction; their cases have no predicted window and are misses.
+      missing_predictions: ids of annotated queries without a prediction; their cases have no predicted window.
       unknown_predictions: ids of predictions for queries that are not annotated; they are not scored.
       missing_truth: ids of annotated queries without true windows; they are not scored.
     """
@@ -42,9 +43,9 @@ class Pairing:
 
 
 def pair_predictions(predictions: Sequence[Prediction], annotations: Sequence[Annotation]) -> Pairing:
-    """Put each annotated query beside its prediction.
+    """Pair each annotated query with its prediction.
 
-    Both lists are read by functions that refuse repeated ids, so a query has at most one of each.
+    `read_predictions` and `read_annotations` refuse repeated ids, so a query has at most one of each.
     """
     prediction_by_qid = {normalise_qid(prediction.qid): prediction for prediction in predictions}
     annotated_qids = {normalise_qid(annotation.qid) for annotation in annotations}
@@ -66,12 +67,12 @@ def pair_predictions(predictions: Sequence[Prediction], annotations: Sequence[An
 
 
 def last_per_query(cases: Sequence[EvalCase]) -> list[EvalCase]:
-    """Return one case an id, the last where it repeats, at the place of the first."""
+    """Return one case an id: of repeated ids the last case, at the position of the first."""
     return list({case.qid: case for case in cases}.values())
 
 
 def merge_by_query(cases: Sequence[EvalCase]) -> list[EvalCase]:
-    """Return one case an id, with the windows of all its cases, predicted and true, one after the other."""
+    """Return one case an id, with the concatenated predicted and true windows of all its cases."""
     cases_by_qid: dict[str | int, list[EvalCase]] = {}
     for case in cases:
         cases_by_qid.setdefault(case.qid, []).append(case)

@@ -1,4 +1,4 @@
-"""The protocols by name, and their results as a table."""
+"""The scoring protocols: the original's ("reference") and the official QVHighlights one ("official")."""
 
 import dataclasses
 import math
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from calce_jax.config import Behaviour
+from calce_jax.errors import UserError
 from calce_jax.moments.metrics.average_precision import IOU_THRESHOLDS, average_precision, compute_top1_iou
 from calce_jax.moments.metrics.pairing import EvalCase, last_per_query, merge_by_query
 
@@ -18,14 +19,14 @@ LENGTH_RANGES = {"short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, ma
 
 
 def reference_scores(cases: Sequence[EvalCase], behaviour: Behaviour = "default") -> dict:
-    """Return R1, mIoU and mAP in percent (see `summary` for the keys).
+    """Return R1, mIoU and mAP in percent (see `summarise` for the keys).
 
     "invalid" counts queries whose first window contains -1, the original's mark of an unreadable answer.
 
     Args:
       cases: the queries, at least one.
-      behaviour: by default a query without a predicted window is a miss; "reference" does in every case what the
-        original does: it stops there, and counts windows without length that meet as hits in mAP.
+      behaviour: by default a query without a predicted window is a miss; under "reference", as in the original, it is
+        an error, and mAP counts a predicted and a true window that both have no length as a hit.
 
     Raises:
       TypeError: under "reference", a query without a predicted window.
@@ -35,11 +36,11 @@ def reference_scores(cases: Sequence[EvalCase], behaviour: Behaviour = "default"
 
 
 def official_scores(cases: Sequence[EvalCase], behaviour: Behaviour = "default") -> dict:
-    """Return R1, mIoU and mAP in percent (see `summary` for the keys).
+    """Return R1, mIoU and mAP in percent (see `summarise` for the keys).
 
-    R1 goes by the first window of the list; mAP by the first ten, those of highest score first, equals in the given
-    order, windows without a score as 1. `detail["ranges"]` scores the true windows of one range of lengths at a time,
-    over the queries that have any, against all predicted windows; `None` where no query has one.
+    R1 uses the first window of the list; mAP the first ten, sorted by score (stable; a window without a score has 1).
+    `detail["ranges"]` scores the true windows of one range of lengths at a time, over the queries that have any,
+    against all predicted windows; `None` where no query has one.
 
     Args:
       cases: the queries, at least one.
@@ -49,7 +50,8 @@ def official_scores(cases: Sequence[EvalCase], behaviour: Behaviour = "default")
       TypeError: under "reference", a query without a predicted window.
     """
     by_score = [
-        dataclasses.replace(case, predicted=_sort_by_score(case.predicted_windows[:MAX_WINDOWS])) for case in cases
+        dataclasses.replace(case, predicted_windows=_sort_by_score(case.predicted_windows[:MAX_WINDOWS]))
+        for case in cases
     ]
     recall, mean_iou = recall_at_one(cases, behaviour)
     result = summarise(cases, recall, mean_iou, mean_average_precision(by_score, behaviour))
@@ -72,25 +74,24 @@ def _sort_by_score(windows: Sequence[Sequence[int | float]]) -> list[Sequence[in
 
 
 def _with_truth_in_range(cases: Sequence[EvalCase], min_length: float, max_length: float) -> list[EvalCase]:
-    """Return the cases with only those true windows whose length is in the range; none without any."""
-    narrowed_cases = (
-        dataclasses.replace(
-            case, truth=[window for window in case.true_windows if min_length < window[1] - window[0] <= max_length]
-        )
-        for case in cases
-    )
-    return [case for case in narrowed_cases if case.true_windows]
+    """Return the cases that have true windows of a length in (min_length, max_length], with only these."""
+    narrowed_cases = []
+    for case in cases:
+        windows = [window for window in case.true_windows if min_length < window[1] - window[0] <= max_length]
+        if windows:
+            narrowed_cases.append(dataclasses.replace(case, true_windows=windows))
+    return narrowed_cases
 
 
 def to_percent(fraction: float) -> float:
-    """Return a fraction in percent with two decimals."""
+    """Return a fraction in percent, rounded to two decimals."""
     return float(f"{fraction * 100:.2f}")
 
 
 def recall_at_one(cases: Sequence[EvalCase], behaviour: Behaviour) -> tuple[dict[str, float], float]:
     """Return R1 (percent) by threshold, and mIoU as a fraction.
 
-    A query that repeats counts once, with its last windows.
+    A repeated query counts once, with its last windows.
     """
     cases = last_per_query(cases)
     ious = compute_top1_iou(
@@ -103,7 +104,7 @@ def recall_at_one(cases: Sequence[EvalCase], behaviour: Behaviour) -> tuple[dict
 def mean_average_precision(cases: Sequence[EvalCase], behaviour: Behaviour) -> dict[str, float]:
     """Return mAP (percent) by threshold, and their "average".
 
-    Predicted and true windows of a query that repeats are scored together, as one query.
+    The predicted and true windows of a repeated query are scored together, as one query.
     """
     cases = merge_by_query(cases)
     precision = average_precision(
@@ -118,7 +119,7 @@ def mean_average_precision(cases: Sequence[EvalCase], behaviour: Behaviour) -> d
 def summarise(
     cases: Sequence[EvalCase], recall: dict[str, float], mean_iou: float, precision: dict[str, float]
 ) -> dict:
-    """Return the keys that every protocol reports; `detail` holds all thresholds and mIoU as an unrounded fraction."""
+    """Return the scores that every protocol reports; `detail` has all thresholds, and mIoU as an unrounded fraction."""
     detail: dict[str, Any] = {"R1": recall, "mAP": precision, "mIoU": mean_iou}
     return {
         "R1@0.5": recall["0.5"],
@@ -147,10 +148,10 @@ def evaluate_cases(cases: Sequence[EvalCase]) -> dict[str, dict[str, Any]]:
     """Return {"reference": {...}, "official": {...}}, in percent; a query without a predicted window is a miss.
 
     Raises:
-      ValueError: there is nothing to score.
+      UserError: there are no cases.
     """
     if not cases:
-        raise ValueError("no query to score: no annotated query has true windows; give annotations that have them")
+        raise UserError("no query to score: no annotated query has true windows", "give annotations that have them")
     return {name: score(cases) for name, score in PROTOCOLS.items()}
 
 

@@ -22,7 +22,7 @@
   const picture = (frame) => getComputedStyle(frame.firstElementChild).backgroundImage;
 
   function show(card, second) {
-    const frame = card.frames.findLast((each) => Number(each.dataset.second) <= second) ?? card.frames[0];
+    const frame = card.frames.findLast((item) => Number(item.dataset.second) <= second) ?? card.frames[0];
     card.still.style.backgroundImage = picture(frame);
     mark(card, second);
   }

@@ -1,1 +1,1 @@
-"""The search in a browser, for one person or a few: the extra `[web]`."""
+"""A web app that searches uploaded videos, for a few users; needs the extra `[web]`."""

@@ -1,17 +1,11 @@
-"""The app: a form of Gradio's, a search at a time, and the page of the result in a frame below it."""
+"""The web app: a Gradio form that runs one search at a time, and shows the result page in an iframe below it."""
 
 import html
 import json
-import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from calce_jax.video.files import VIDEO_SUFFIXES
-
-# Before Gradio is imported: nothing is told to anybody.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
 from absl import logging
@@ -32,18 +26,19 @@ from calce_jax.search.web.visitors import ResultStore, VisitorCookieMiddleware, 
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.text.captions import Caption, CaptionError
 from calce_jax.video.decode import VideoError
+from calce_jax.video.files import VIDEO_SUFFIXES
 
 TITLE = "Moments in videos"
-MAX_QUEUED = 20  # searches at most
-CLEAR_EVERY_S = 60.0
-FRAME_HEIGHT = "max(70vh, 44rem)"
-MOST_QUERIES = 20  # of a search
-QUERY_CHARACTERS = 8000  # of all queries; a request is bounded, too
-FAILED = "the search failed, and not through anything you did; whoever runs this app finds the reason in its log"
+MAX_QUEUED = 20  # waiting searches
+CLEANUP_SECONDS = 60.0
+IFRAME_HEIGHT = "max(70vh, 44rem)"
+MAX_QUERIES = 20  # of one search
+MAX_TEXT_CHARACTERS = 8000  # of all queries of a search; `gate.MAX_BODY_BYTES` bounds the request
+INTERNAL_ERROR = "the search failed because of an error in the app; its log has the reason"
 
 
 class WebError(UserError):
-    """The app cannot be started; the message says why and the remedy."""
+    """The app cannot listen on its port."""
 
 
 def make_app(
@@ -56,59 +51,59 @@ def make_app(
     host: str = "127.0.0.1",
     names: Sequence[str] = (),
 ) -> FastAPI:
-    """Make the app.
+    """Return the ASGI app.
+
+    Set $GRADIO_TEMP_DIR to a folder of this app before: Gradio creates a folder there for every component.
 
     Args:
-      searcher: with the models.
-      folder: for uploads and results; nobody else's.
-      samples: to pick from.
-      description: what the model can and cannot do, a paragraph.
-      limits: what a visitor may ask for.
-      host: the address that the app is going to listen on.
-      names: others under which browsers may ask for it.
+      searcher: runs the searches.
+      folder: of uploads and results, private to this app.
+      samples: sample videos that the form offers.
+      description: a paragraph of Markdown about the model, below the heading.
+      limits: of each visitor, and of all together.
+      host: the address that the app will listen on.
+      names: other host names that browsers may use, see `Gate`.
     """
-    # Gradio makes a folder there for every component; no upload comes into it.
-    os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
-    results = ResultStore(folder / "results", limits.keep_minutes * 60)
-    files = ResultStore(folder / "uploads", limits.keep_minutes * 60)
-    for sample in (results, files):
-        sample.start_cleanup(CLEAR_EVERY_S)
-    quota = Quota(files, results, limits)
-    uploads = Uploads(files, quota, limits)
+    results = ResultStore(folder / "results", limits.retention_minutes * 60)
+    upload_store = ResultStore(folder / "uploads", limits.retention_minutes * 60)
+    for store in (results, upload_store):
+        store.start_cleanup(CLEANUP_SECONDS)
+    quota = Quota(upload_store, results, limits)
+    uploads = Uploads(upload_store, quota, limits)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/found/{name}/{path:path}")
-    def found(name: str, path: str, request: Request) -> Response:
+    def serve_result(name: str, path: str, request: Request) -> Response:
         file = results.find(name, path, visitor_from_cookies(request.headers.get("cookie", "")))
         headers = {"cache-control": "private", "x-content-type-options": "nosniff"}
         return FileResponse(file, headers=headers) if file else Response("not found", 404)
 
     uploads.add_routes(app)
-    search = SearchHandler(searcher, results, uploads, quota, {each.name: each for each in samples}, limits)
+    search = SearchHandler(searcher, results, uploads, quota, {sample.name: sample for sample in samples}, limits)
     form = _form(search, samples, description, limits)
     form.queue(max_size=MAX_QUEUED, default_concurrency_limit=1, api_open=False)
     mounted = gr.mount_gradio_app(
         app,
         form,
         path="/",
-        max_file_size=int(limits.megabytes * 1e6),
+        max_file_size=int(limits.max_megabytes * 1e6),
         footer_links=[],
         run_history=False,
-        show_error=False,  # of exceptions that are not meant for visitors
+        show_error=False,  # of exceptions other than gr.Error
         ssr_mode=False,
         theme=Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
     mounted.add_middleware(VisitorCookieMiddleware)
-    # The last one is asked first.
-    functions = {number: len(each.inputs) for number, each in form.fns.items() if each.fn is not None}
+    # The middleware that is added last runs first.
+    functions = {number: len(function.inputs) for number, function in form.fns.items() if function.fn is not None}
     mounted.add_middleware(Gate, functions=functions, host=host, names=names)
     return mounted
 
 
 class SearchHandler:
-    """What the button does."""
+    """The function of the Search button."""
 
-    def __init__(  # noqa: PLR0917  the parts of the app, in their order
+    def __init__(  # noqa: PLR0917  parts of the app
         self,
         searcher: Searcher,
         results: ResultStore,
@@ -120,27 +115,27 @@ class SearchHandler:
         self.searcher, self.results, self.uploads, self.quota = searcher, results, uploads, quota
         self.samples, self.limits = samples, limits
 
-    def __call__(  # noqa: PLR0917  one argument a field, in their order
+    def __call__(  # noqa: PLR0917  Gradio passes one argument for each field
         self,
         upload: str | None,
         srt: str | None,
         sample: str | None,
         query: str | None,
         request: gr.Request,
-        progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008  Gradio finds it by its default
+        progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008  Gradio recognises it by its default
     ) -> str:
-        """Search, and return what shows the result.
+        """Run a search, and return HTML with links to the result and the page in an iframe.
 
         Args:
-          upload: the id of a video that this visitor uploaded.
-          srt: the id of its captions, likewise.
-          sample: the name of one of ours, where nothing is uploaded.
-          query: sentences, one a line.
-          request: tells the visitor.
-          progress: shown while the search runs.
+          upload: the id of a video that this visitor uploaded, or empty.
+          srt: the id of an uploaded .srt file, or empty.
+          sample: the name of a sample video, used if `upload` is empty.
+          query: sentences, one per line.
+          request: has the visitor's cookie.
+          progress: shows the progress bars of tqdm.
 
         Raises:
-          gr.Error: whatever goes wrong. The message names no file of the server.
+          gr.Error: the search failed. The message contains no path of the server.
         """
         visitor = visitor_from_cookies(request.headers.get("cookie", ""))
         if not visitor:
@@ -148,12 +143,12 @@ class SearchHandler:
         name, folder = self.results.create(visitor)
         try:
             self.quota.check(visitor)
-            video, srt_file = self._inputs(visitor, upload, srt, sample, folder / "source")
+            video, srt_file = self._resolve_inputs(visitor, upload, srt, sample, folder / "source")
             self._check_limits(video)
             captions = _captions(video, srt_file)
             queries = [line for line in (query or "").splitlines() if line.strip()]
-            if len(queries) > MOST_QUERIES:
-                raise SearchError(f"{len(queries)} queries, and {MOST_QUERIES} are searched at once", "ask for fewer")
+            if len(queries) > MAX_QUERIES:
+                raise SearchError(f"{len(queries)} queries, the maximum is {MAX_QUERIES}", "remove some")
             video_result = self.searcher.search(video, queries, captions)
             write_results(folder, break_ties_across_videos([video_result]), max_moments=MAX_MOMENTS, clips=True)
             _name_videos(folder / "moments.json")
@@ -163,33 +158,33 @@ class SearchHandler:
             raise _user_error(_message(error)) from error
         return _result_html(f"/found/{name}")
 
-    def _inputs(
+    def _resolve_inputs(
         self, visitor: str, upload: str | None, srt: str | None, sample: str | None, folder: Path
     ) -> tuple[Path, Path]:
-        """Return a video and the file of its captions, which need not be there."""
+        """Return the video file and its .srt file, which may not exist; uploads are linked into `folder`."""
         if not upload:
             if sample in self.samples:
                 video = self.samples[sample].video
                 return video, video.with_suffix(".srt")
-            raise SearchError("no video", "upload one, or pick one of ours")
+            raise SearchError("no video", "upload one, or choose a sample")
         video = self.uploads.find(upload, visitor, frozenset(VIDEO_SUFFIXES))
         captions = self.uploads.find(srt, visitor, CAPTION_SUFFIXES) if srt else None
-        # Second names for the same files: an upload can be searched again, and may be removed while it is searched.
+        # Hard links: the cleanup may remove the upload during the search, and the visitor may search it again.
         for file in (video, captions):
             if file:
                 link_or_copy(file, folder / file.name)
         return folder / video.name, folder / (captions.name if captions else "none.srt")
 
     def _check_limits(self, video: Path) -> None:
-        if video.stat().st_size > self.limits.megabytes * 1e6:
-            raise VideoError(video, f"it is larger than {self.limits.megabytes:g} MB", "make it smaller with ffmpeg")
-        if (minutes := searchable_duration(video) / 60) > self.limits.minutes:
-            reason = f"it lasts {minutes:.1f} minutes, and {self.limits.minutes:g} are searched here"
+        if video.stat().st_size > self.limits.max_megabytes * 1e6:
+            raise VideoError(video, f"it is larger than {self.limits.max_megabytes:g} MB", "compress it with ffmpeg")
+        if (minutes := searchable_duration(video) / 60) > self.limits.max_minutes:
+            reason = f"it lasts {minutes:.1f} minutes, the maximum is {self.limits.max_minutes:g}"
             raise VideoError(video, reason, "upload a part of it, or use `calce search`")
 
 
 def _form(search: SearchHandler, samples: Sequence[Sample], description: str, limits: Limits) -> gr.Blocks:
-    def picked(name: str | None) -> str:
+    def first_query(name: str | None) -> str:
         return search.samples[name].queries[0] if name in search.samples else ""
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as form:
@@ -197,33 +192,31 @@ def _form(search: SearchHandler, samples: Sequence[Sample], description: str, li
         with gr.Row():
             with gr.Column():
                 upload = gr.File(
-                    label=f"Video: up to {limits.minutes:g} minutes and {limits.megabytes:g} MB",
+                    label=f"Video: up to {limits.max_minutes:g} minutes and {limits.max_megabytes:g} MB",
                     file_types=list(VIDEO_SUFFIXES),
                     elem_id="upload",
                 )
-                srt = gr.File(
-                    label="Its captions (.srt), if there are any", file_types=[".srt"], height=150, elem_id="captions"
-                )
+                srt = gr.File(label="Captions (.srt), optional", file_types=[".srt"], height=150, elem_id="captions")
             with gr.Column():
                 sample = gr.Dropdown(
-                    [item.name for item in samples], value=None, label="Or one of ours", elem_id="sample"
+                    [item.name for item in samples], value=None, label="Or a sample video", elem_id="sample"
                 )
                 query = gr.Textbox(
-                    label="What to look for: a sentence, or one a line",
+                    label="Query: one sentence per line",
                     lines=2,
                     max_lines=6,
-                    max_length=QUERY_CHARACTERS,
+                    max_length=MAX_TEXT_CHARACTERS,
                     elem_id="query",
                 )
                 button = gr.Button("Search", variant="primary", elem_id="search")
         result = gr.HTML(elem_id="result")
         gr.Markdown(
-            f"Searches run one at a time. Only this browser can open your results, and what you upload and what is "
-            f"found are removed after {limits.keep_minutes:g} minutes."
+            f"Searches run one at a time. Only this browser can open your results. Uploads and results are deleted "
+            f"after {limits.retention_minutes:g} minutes."
         )
-        sample.change(picked, sample, query, api_visibility="private", show_progress="hidden")
-        # The browser keeps the ids of the uploads in texts. Gradio would open a file that a request names, any file of
-        # the server's, so no file is among the inputs; what is no text does not pass the gate.
+        sample.change(first_query, sample, query, api_visibility="private", show_progress="hidden")
+        # A file component as an input would make Gradio open any file of the server that a request names. So the
+        # inputs are text fields with the ids of the uploads; `Gate` rejects requests with other types.
         ids = []
         for file in (upload, srt):
             ids.append(gr.Textbox(visible="hidden"))
@@ -235,10 +228,10 @@ def _form(search: SearchHandler, samples: Sequence[Sample], description: str, li
 
 
 def _captions(video: Path, srt: Path) -> list[Caption]:
-    """Return what is said in a video, nothing where there is no such file.
+    """Return the captions of a video, none if the .srt file does not exist.
 
     Raises:
-      SearchError: they cannot be read; the message names the file without its folder.
+      SearchError: the file cannot be read; the message names it without its folder.
     """
     try:
         return load_captions(video, srt) if srt.is_file() else []
@@ -247,18 +240,18 @@ def _captions(video: Path, srt: Path) -> list[Caption]:
 
 
 def _message(error: Exception) -> str:
-    """Return what a visitor is told of an error: nothing of the server's files, and the reason where it is theirs."""
+    """Return the message for the visitor, without paths; other errors than the visitor's are logged."""
     match error:
         case VideoError():
             return f"{error.path.name}: {error.reason}; {error.remedy}"
         case SearchError() | QuotaError():
             return str(error)
     logging.error("a search failed", exc_info=error)
-    return FAILED
+    return INTERNAL_ERROR
 
 
 def _name_videos(moments: Path) -> None:
-    """Put names in place of the server's paths in a result."""
+    """Replace paths of the server in moments.json by file names."""
     entries = json.loads(moments.read_text(encoding="utf-8"))
     for entry in entries:
         entry["video"] = Path(entry["video"]).name
@@ -266,25 +259,25 @@ def _name_videos(moments: Path) -> None:
 
 
 def _user_error(message: str) -> gr.Error:
-    """Return what is shown until the visitor closes it; the program's own log is not for a visitor's mistakes."""
+    """Return an error that is shown until the visitor closes it, and is not logged."""
     return gr.Error(message, duration=None, print_exception=False)
 
 
 def _result_html(address: str) -> str:
     escaped = html.escape(address, quote=True)
     return (
-        f'<p><a href="{escaped}/index.html" target="_blank">open the result in a tab of its own</a> · '
+        f'<p><a href="{escaped}/index.html" target="_blank">open the result in a new tab</a> · '
         f'<a href="{escaped}/moments.json" download>moments.json</a></p>'
         f'<iframe src="{escaped}/index.html" title="result" '
-        f'style="width: 100%; height: {FRAME_HEIGHT}; border: 0; border-radius: 10px"></iframe>'
+        f'style="width: 100%; height: {IFRAME_HEIGHT}; border: 0; border-radius: 10px"></iframe>'
     )
 
 
 def check_port(host: str, port: int) -> None:
-    """Refuse a port that cannot be listened on, before the models are opened.
+    """Check that a port is free, before the models are loaded.
 
     Raises:
-      WebError: it is in use, or not ours to use.
+      WebError: the port is in use, or may not be used.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:

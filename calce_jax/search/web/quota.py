@@ -1,4 +1,4 @@
-"""What a visitor may ask for and keep: the limits, and the check of the bytes and files on disk against them."""
+"""Limits of the web app: the settings, and the check of files on disk against them."""
 
 import os
 import threading
@@ -13,102 +13,101 @@ from calce_jax.search.web.visitors import ResultStore
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one visitor, and of all together.
+    """Limits of the web app.
 
     Attributes:
-      megabytes: of a video.
-      minutes: of a video.
-      keep_minutes: time after which uploads and results are removed.
-      visitor_megabytes: of a visitor's uploads and results together.
-      visitor_uploads: files that a visitor may keep.
-      total_megabytes: of the uploads and results of all visitors.
+      max_megabytes: size of a video.
+      max_minutes: length of a video.
+      retention_minutes: time after which uploads and results are deleted.
+      max_visitor_megabytes: uploads and results of one visitor together.
+      max_visitor_uploads: number of uploads of one visitor.
+      max_total_megabytes: uploads and results of all visitors together.
     """
 
-    megabytes: float = 500.0
-    minutes: float = 10.0
-    keep_minutes: float = 60.0
-    visitor_megabytes: float = 2000.0
-    visitor_uploads: int = 20
-    total_megabytes: float = 20_000.0
+    max_megabytes: float = 500.0
+    max_minutes: float = 10.0
+    retention_minutes: float = 60.0
+    max_visitor_megabytes: float = 2000.0
+    max_visitor_uploads: int = 20
+    max_total_megabytes: float = 20_000.0
 
 
 class QuotaError(UserError):
-    """Something cannot be kept; the message names the limit and the remedy."""
+    """An upload or a result exceeds a limit."""
 
 
 class Quota:
-    """Checks what is kept, and what is being uploaded, against the limits.
+    """Checks stored files and uploads in progress against the limits; thread-safe.
 
     Args:
-      uploads: one folder an upload.
-      results: one folder a search.
-      limits: in force.
+      uploads: store of the uploads.
+      results: store of the search results.
+      limits: the settings.
     """
 
     def __init__(self, uploads: ResultStore, results: ResultStore, limits: Limits):
         self._uploads, self._results, self._limits = uploads, results, limits
-        self._arriving: list[tuple[str, int]] = []  # visitor and bytes of every upload that is on its way
+        self._in_progress: list[tuple[str, int]] = []  # (visitor, bytes) of every upload in progress
         self._lock = threading.Lock()
 
     def check(self, visitor: str) -> None:
-        """Refuse when a visitor, or all visitors together, keep more than the limits allow.
+        """Check the bytes of a visitor and of all visitors.
 
         Raises:
-          QuotaError: they do.
+          QuotaError: one of them exceeds its limit.
         """
         limits = self._limits
-        own = self._bytes(visitor)
-        if own > limits.visitor_megabytes * 1e6:
+        visitor_bytes = self._bytes(visitor)
+        if visitor_bytes > limits.max_visitor_megabytes * 1e6:
             raise QuotaError(
-                f"your uploads and results would be {own / 1e6:,.0f} MB, and {limits.visitor_megabytes:,.0f} MB are "
-                "the limit",
-                f"each is removed {limits.keep_minutes:g} minutes after it was made: try again later",
+                f"your uploads and results would take {visitor_bytes / 1e6:,.0f} MB, the limit is "
+                f"{limits.max_visitor_megabytes:,.0f} MB",
+                f"try again later; files are deleted after {limits.retention_minutes:g} minutes",
             )
-        if self._bytes(None) > limits.total_megabytes * 1e6:
+        if self._bytes(None) > limits.max_total_megabytes * 1e6:
             raise QuotaError(
-                "this app has no room left",
-                "uploads and results are removed "
-                f"{limits.keep_minutes:g} minutes after they were made: try again later",
+                "the disk space of this app is used up",
+                f"try again later; files are deleted after {limits.retention_minutes:g} minutes",
             )
 
     @contextmanager
     def reserve(self, visitor: str, size: int) -> Iterator[None]:
-        """Count so many bytes as the visitor's while an upload arrives.
+        """Count `size` bytes for a visitor during an upload.
 
         Raises:
-          QuotaError: the visitor has too many uploads, or the bytes are more than the limits leave.
+          QuotaError: the visitor has too many uploads, or the bytes would exceed a limit.
         """
         entry = (visitor, size)
         with self._lock:
-            number = len(self._uploads.kept(visitor)) + sum(owner == visitor for owner, _ in self._arriving)
-            if number >= self._limits.visitor_uploads:
+            number = len(self._uploads.folders(visitor)) + sum(owner == visitor for owner, _ in self._in_progress)
+            if number >= self._limits.max_visitor_uploads:
                 raise QuotaError(
-                    f"you keep {number} uploads, and {self._limits.visitor_uploads} are the limit",
-                    "each is removed "
-                    f"after {self._limits.keep_minutes:g} minutes: search those you have, or try again later",
+                    f"you have {number} uploads, the limit is {self._limits.max_visitor_uploads}",
+                    "search those, or try again later; files are deleted after "
+                    f"{self._limits.retention_minutes:g} minutes",
                 )
-            self._arriving.append(entry)
+            self._in_progress.append(entry)
         try:
             self.check(visitor)
             yield
         finally:
             with self._lock:
-                self._arriving.remove(entry)
+                self._in_progress.remove(entry)
 
     def _bytes(self, visitor: str | None) -> int:
-        """Return the bytes that a visitor keeps or uploads, or all visitors where none is named."""
+        """Return the stored bytes of a visitor and those being uploaded; of all visitors for None."""
         with self._lock:
-            arriving = sum(size for owner, size in self._arriving if visitor in (None, owner))
-        return arriving + bytes_in([*self._uploads.kept(visitor), *self._results.kept(visitor)])
+            in_progress = sum(size for owner, size in self._in_progress if visitor in (None, owner))
+        return in_progress + total_bytes([*self._uploads.folders(visitor), *self._results.folders(visitor)])
 
 
-def bytes_in(folders: Iterable[Path]) -> int:
-    """Return the bytes of all files in some folders; a file with several names (hard links) counts once."""
+def total_bytes(folders: Iterable[Path]) -> int:
+    """Return the bytes of all files below some folders; several hard links to one file count once."""
     sizes: dict[tuple[int, int], int] = {}
     for folder in folders:
         for root, _, names in os.walk(folder):
             for name in names:
-                with suppress(FileNotFoundError):  # removed since it was listed
+                with suppress(FileNotFoundError):  # deleted in the meantime
                     status = os.lstat(os.path.join(root, name))
                     sizes[status.st_dev, status.st_ino] = status.st_size
     return sum(sizes.values())

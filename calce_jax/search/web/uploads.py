@@ -1,8 +1,8 @@
-"""Uploads: the route that Gradio's File component posts to, in place of Gradio's own.
+"""The upload route of Gradio's File component, in place of Gradio's own.
 
-Gradio's route stores a file under a path and tells it to the browser, and the browser names the path when it asks for a
-search: any path, of any file. Here the browser is told an id that cannot be guessed. The server looks the id up among
-the uploads of the visitor who asks; nothing that a browser sends is ever used as a path.
+Gradio's route returns the path of the stored file, and a search request contains that path: a client can name any file
+of the server. This route returns a random id, which the server looks up among the uploads of the same visitor; nothing
+that a browser sends is used as a path.
 """
 
 import asyncio
@@ -29,52 +29,53 @@ from calce_jax.video.files import VIDEO_SUFFIXES
 
 ROUTE = "/gradio_api/upload"
 PROGRESS_ROUTE = "/gradio_api/upload_progress"
-NO_COOKIE = "this page needs its cookie to show your results to you alone; allow it, and reload"
+NO_COOKIE = "this page needs a cookie, so that only you can open your results; allow cookies and reload"
 CAPTION_SUFFIXES = frozenset({".srt"})
-CAPTION_MEGABYTES = 5.0
-# A form around a file: the boundary twice, and the headers of its part.
-FORM_BYTES = 16_384
-STEM_LENGTH = 50  # characters; file systems allow 255 bytes, and a clip's name is longer than its video's
-START_S, PROGRESS_S = 3.0, 0.2
+MAX_CAPTION_MEGABYTES = 5.0
+MAX_FORM_BYTES = 16_384  # of a form without the file: the boundary twice, and the headers of the part
+MAX_STEM_CHARACTERS = 50  # file systems allow 255 bytes, and the name of a clip is longer than that of its video
+START_TIMEOUT_S, POLL_S = 3.0, 0.2
 
 
 @dataclass
-class _Arrival:
-    """An upload on its way: the file's name in the form, and the bytes of the form that are here."""
+class _Progress:
+    """An upload in progress: the file name in the form, and the number of bytes received."""
 
     name: str = ""
     received: int = 0
 
 
 class Uploads:
-    """The uploads of all visitors, each in a folder of its own.
+    """The uploads of all visitors.
 
     Args:
-      files: one folder an upload, named by its id.
-      quota: what a visitor may keep.
-      limits: in force.
+      store: has one folder for each upload, named by its id.
+      quota: checks the limits during an upload.
+      limits: the settings.
     """
 
-    def __init__(self, files: ResultStore, quota: Quota, limits: Limits):
-        self._files, self._quota, self._limits = files, quota, limits
-        self._arrivals: dict[tuple[str, str], _Arrival] = {}  # by visitor and the browser's id of the transfer
+    def __init__(self, store: ResultStore, quota: Quota, limits: Limits):
+        self._store, self._quota, self._limits = store, quota, limits
+        self._in_progress: dict[tuple[str, str], _Progress] = {}  # by visitor and the browser's id of the upload
 
     def find(self, upload: str, visitor: str, suffixes: frozenset[str]) -> Path:
         """Return the file of an upload.
 
         Args:
           upload: its id.
-          visitor: who asks.
-          suffixes: of the files that are wanted.
+          visitor: the visitor of the request.
+          suffixes: the allowed suffixes.
 
         Raises:
-          SearchError: the visitor has no such upload, or it is a file of another kind.
+          SearchError: the visitor has no such upload, or its file has another suffix.
         """
-        folder = self._files.folder_of(upload, visitor)
-        files = [each for each in folder.iterdir() if each.is_file() and not each.is_symlink()] if folder else []
+        folder = self._store.folder_of(upload, visitor)
+        files = [file for file in folder.iterdir() if file.is_file() and not file.is_symlink()] if folder else []
         if not files:
-            keep = f"uploads are removed after {self._limits.keep_minutes:g} minutes"
-            raise SearchError(f"the upload is not there ({keep})", "upload the file again")
+            raise SearchError(
+                f"no such upload (files are deleted after {self._limits.retention_minutes:g} minutes)",
+                "upload the file again",
+            )
         if files[0].suffix.lower() not in suffixes:
             raise SearchError(
                 f"{files[0].name}: expected {', '.join(sorted(suffixes))}", "upload it in the other field"
@@ -82,7 +83,7 @@ class Uploads:
         return files[0]
 
     def add_routes(self, app: FastAPI) -> None:
-        """Add the routes for uploads, which come before those of a Gradio app that is mounted later."""
+        """Add the routes; those of a Gradio app that is mounted later come after them."""
 
         @app.post(ROUTE)
         async def upload(request: Request, upload_id: str = "") -> Response:
@@ -91,23 +92,24 @@ class Uploads:
                 return PlainTextResponse(NO_COOKIE, 403)
             size = request.headers.get("content-length", "")
             if not (size.isascii() and size.isdigit()):
-                return PlainTextResponse("say how long the upload is (Content-Length)", 411)
-            if int(size) > self._limits.megabytes * 1e6 + FORM_BYTES:
-                return PlainTextResponse(f"the file is larger than {self._limits.megabytes:g} MB", 413)
-            key = (visitor, upload_id)
-            arrival = self._arrivals[key] = _Arrival()
+                return PlainTextResponse("the header Content-Length is missing", 411)
+            if int(size) > self._limits.max_megabytes * 1e6 + MAX_FORM_BYTES:
+                return PlainTextResponse(f"the file is larger than {self._limits.max_megabytes:g} MB", 413)
+            upload_key = (visitor, upload_id)
+            progress = self._in_progress[upload_key] = _Progress()
             try:
-                return await self._receive(request, visitor, int(size), arrival)
+                return await self._receive(request, visitor, int(size), progress)
             finally:
-                self._arrivals.pop(key, None)
+                self._in_progress.pop(upload_key, None)
 
         @app.get(PROGRESS_ROUTE)
-        async def progress(request: Request, upload_id: str = "") -> Response:
-            key = (visitor_from_cookies(request.headers.get("cookie", "")), upload_id)
-            return StreamingResponse(self._progress(key), media_type="text/event-stream")
+        async def upload_progress(request: Request, upload_id: str = "") -> Response:
+            upload_key = (visitor_from_cookies(request.headers.get("cookie", "")), upload_id)
+            return StreamingResponse(self._progress_events(upload_key), media_type="text/event-stream")
 
-    async def _receive(self, request: Request, visitor: str, size: int, arrival: _Arrival) -> Response:
-        counted = Request(request.scope, _counted(request.receive, arrival))
+    async def _receive(self, request: Request, visitor: str, size: int, progress: _Progress) -> Response:
+        """Parse the form and store its file; the quota counts `size` bytes meanwhile."""
+        counted = Request(request.scope, _count_bytes(request.receive, progress))
         reserved = self._quota.reserve(visitor, size)
         try:
             await run_in_threadpool(reserved.__enter__)
@@ -118,7 +120,7 @@ class Uploads:
                 files = [value for value in form.values() if isinstance(value, UploadFile)]
                 if not files or not files[0].filename:
                     return PlainTextResponse("no file; upload one", 400)
-                return await run_in_threadpool(self._store, visitor, files[0])
+                return await run_in_threadpool(self._save, visitor, files[0])
         except HTTPException as error:
             return PlainTextResponse(f"{error.detail}; upload one file", 400)
         except ClientDisconnect:
@@ -126,52 +128,56 @@ class Uploads:
         finally:
             reserved.__exit__(None, None, None)
 
-    def _store(self, visitor: str, file: UploadFile) -> Response:
+    def _save(self, visitor: str, file: UploadFile) -> Response:
+        """Write an uploaded file to the store; the response is a JSON list with its id."""
         name = safe_name(file.filename or "")
         suffix = Path(name).suffix.lower()
         if suffix not in {*VIDEO_SUFFIXES, *CAPTION_SUFFIXES}:
             return PlainTextResponse(f"{name}: neither a video nor captions (.srt); upload another file", 415)
-        if suffix in CAPTION_SUFFIXES and (file.size or 0) > CAPTION_MEGABYTES * 1e6:
-            return PlainTextResponse(f"{name}: larger than {CAPTION_MEGABYTES:g} MB; upload captions alone", 413)
-        upload, folder = self._files.create(visitor)
+        if suffix in CAPTION_SUFFIXES and (file.size or 0) > MAX_CAPTION_MEGABYTES * 1e6:
+            return PlainTextResponse(
+                f"{name}: captions are larger than {MAX_CAPTION_MEGABYTES:g} MB; upload another file", 413
+            )
+        upload, folder = self._store.create(visitor)
         try:
             with (folder / name).open("xb") as stored:
                 shutil.copyfileobj(file.file, stored, 1 << 20)
         except BaseException:
-            self._files.remove(upload)
+            self._store.remove(upload)
             raise
         return JSONResponse([upload])
 
-    async def _progress(self, key: tuple[str, str]) -> AsyncIterator[str]:
-        deadline, told = time.monotonic() + START_S, 0
-        # The browser asks for progress before it sends the file.
-        while key not in self._arrivals and time.monotonic() < deadline:
-            await asyncio.sleep(PROGRESS_S)
-        while (arrival := self._arrivals.get(key)) is not None:
-            if arrival.received > told:
-                update = {"msg": "update", "orig_name": arrival.name, "chunk_size": arrival.received - told}
-                told = arrival.received
+    async def _progress_events(self, upload_key: tuple[str, str]) -> AsyncIterator[str]:
+        """Yield server-sent events with the bytes received since the last event, until the upload ends."""
+        deadline, reported = time.monotonic() + START_TIMEOUT_S, 0
+        # The browser requests the progress before it sends the file.
+        while upload_key not in self._in_progress and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_S)
+        while (progress := self._in_progress.get(upload_key)) is not None:
+            if progress.received > reported:
+                update = {"msg": "update", "orig_name": progress.name, "chunk_size": progress.received - reported}
+                reported = progress.received
                 yield f"data: {json.dumps(update)}\n\n"
-            await asyncio.sleep(PROGRESS_S)
+            await asyncio.sleep(POLL_S)
         yield 'data: {"msg": "done"}\n\n'
 
 
 def safe_name(name: str) -> str:
-    """Return a name for a file, made of letters, digits, spaces, dots, - and _, from the one that a browser sent."""
+    """Return a file name of letters, digits, spaces, dots, - and _, made from one that a browser sent."""
     path = PurePosixPath(name.replace("\\", "/"))
-    stem = re.sub(r"[^\w. -]", "_", path.stem).strip(". ")[:STEM_LENGTH]
+    stem = re.sub(r"[^\w. -]", "_", path.stem).strip(". ")[:MAX_STEM_CHARACTERS]
     return f"{stem or 'upload'}{re.sub(r'[^a-zA-Z0-9.]', '', path.suffix)[:8]}"
 
 
-def _counted(receive: Receive, arrival: _Arrival) -> Receive:
-    """Return a `receive` that notes how much of a form is here, and the name of its file."""
+def _count_bytes(receive: Receive, progress: _Progress) -> Receive:
+    """Return a `receive` that updates `progress` with the bytes of a form and its file name."""
 
-    async def counted() -> Message:
+    async def receive_and_count() -> Message:
         message = await receive()
         body = message.get("body", b"")
-        if not arrival.name and (named := re.search(rb'filename="([^"\r\n]*)"', body[:FORM_BYTES])):
-            arrival.name = named[1].decode("utf-8", "replace")
-        arrival.received += len(body)
+        if not progress.name and (match := re.search(rb'filename="([^"\r\n]*)"', body[:MAX_FORM_BYTES])):
+            progress.name = match[1].decode("utf-8", "replace")
+        progress.received += len(body)
         return message
 
-    return counted
+    return receive_and_count

@@ -1,6 +1,6 @@
-"""Who may read what: each browser has a cookie, each result a folder, and only the browser that asked gets its files.
+"""Access control: each browser gets a random cookie, and only the browser that ran a search can read its result.
 
-Results are not served by Gradio, whose addresses anyone may open. What is uploaded is served to nobody.
+Results are not served by Gradio, whose URLs are open to anyone. Uploads are not served at all.
 """
 
 import secrets
@@ -17,7 +17,7 @@ COOKIE = "calce_visitor"
 
 @dataclass(frozen=True)
 class Result:
-    """The files of one search: whose they are, where, and since when (seconds of a clock that only goes on)."""
+    """The folder of one search result or upload: its visitor, and its creation time in seconds of a monotonic clock."""
 
     visitor: str
     folder: Path
@@ -25,12 +25,12 @@ class Result:
 
 
 class ResultStore:
-    """The folders of all results, until they are too old.
+    """The folders of all search results, or of all uploads; thread-safe.
 
     Args:
-      folder: of the folders.
-      retention_seconds: seconds that a result is kept.
-      clock: tells seconds.
+      folder: the parent folder.
+      retention_seconds: age at which a result is deleted.
+      clock: returns seconds, and never goes back.
     """
 
     def __init__(self, folder: Path, retention_seconds: float, clock: Callable[[], float] = time.monotonic):
@@ -39,7 +39,7 @@ class ResultStore:
         self._lock = threading.Lock()
 
     def create(self, visitor: str) -> tuple[str, Path]:
-        """Make a folder for a visitor's result; return its name, which cannot be guessed, and the folder."""
+        """Create a folder for a visitor; return its random name and the folder."""
         name = secrets.token_urlsafe(16)
         folder = self.folder / name
         folder.mkdir(parents=True)
@@ -48,7 +48,7 @@ class ResultStore:
         return name, folder
 
     def find(self, name: str, path: str, visitor: str) -> Path | None:
-        """Return a file of a result, or nothing where there is none, or it is another visitor's."""
+        """Return a file of a result; None if it does not exist, or belongs to another visitor."""
         folder = self.folder_of(name, visitor)
         if folder is None or "\0" in path:
             return None
@@ -56,27 +56,27 @@ class ResultStore:
         return file if file.is_relative_to(folder.resolve()) and file.is_file() else None
 
     def folder_of(self, name: str, visitor: str) -> Path | None:
-        """Return the folder of a result, or nothing where there is none, or it is another visitor's."""
+        """Return the folder of a result; None if it does not exist, or belongs to another visitor."""
         with self._lock:
             result = self._results.get(name)
         if result is None or not visitor or not secrets.compare_digest(result.visitor.encode(), visitor.encode()):
             return None
         return result.folder
 
-    def kept(self, visitor: str | None) -> list[Path]:
-        """Return the folders of a visitor's results, or of everybody's where no visitor is named."""
+    def folders(self, visitor: str | None) -> list[Path]:
+        """Return the folders of a visitor, or of all visitors for None."""
         with self._lock:
-            return [each.folder for each in self._results.values() if visitor in (None, each.visitor)]
+            return [result.folder for result in self._results.values() if visitor in (None, result.visitor)]
 
     def remove(self, name: str) -> None:
-        """Remove a result before its time."""
+        """Delete a result; does nothing if there is none of that name."""
         with self._lock:
-            gone = self._results.pop(name, None)
-        if gone:
-            shutil.rmtree(gone.folder, ignore_errors=True)
+            result = self._results.pop(name, None)
+        if result:
+            shutil.rmtree(result.folder, ignore_errors=True)
 
     def remove_expired(self) -> None:
-        """Remove what is too old."""
+        """Delete the results that are older than `retention_seconds`."""
         with self._lock:
             expired_names = [
                 name
@@ -88,7 +88,7 @@ class ResultStore:
             shutil.rmtree(result.folder, ignore_errors=True)
 
     def start_cleanup(self, seconds: float) -> None:
-        """Do so again and again, in a thread that ends with the program."""
+        """Call `remove_expired` every so many seconds, in a daemon thread."""
 
         def run() -> None:
             while True:
@@ -99,13 +99,13 @@ class ResultStore:
 
 
 class VisitorCookieMiddleware:
-    """Gives every browser its cookie. ASGI, so that answers that stream are not held back."""
+    """Sets the cookie of new browsers. Pure ASGI, which does not buffer streamed responses."""
 
     def __init__(self, app: Any):
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request."""
+        """Handle one ASGI connection."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -121,6 +121,6 @@ class VisitorCookieMiddleware:
 
 
 def visitor_from_cookies(cookies: str) -> str:
-    """Return the visitor that a Cookie header names, or nothing."""
-    named = (cookie.strip().partition("=") for cookie in cookies.split(";"))
-    return next((value for name, _, value in named if name == COOKIE), "")
+    """Return the visitor's id from a Cookie header, or ""."""
+    pairs = (cookie.strip().partition("=") for cookie in cookies.split(";"))
+    return next((value for name, _, value in pairs if name == COOKIE), "")

@@ -1,0 +1,113 @@
+"""Rows of JSON files, read with all their faults: what annotations and predictions have in common.
+
+A file holds either one JSON list or one row a line. Errors name the file, the row and the remedy.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from calce_jax.errors import UserError, UserFileNotFoundError
+
+QVHIGHLIGHTS_PREFIX = "QVHighlight_"
+# A file can be wrong in every line; a longer list is of no use.
+MAX_SHOWN_FAULTS = 30
+
+
+def normalise_qid(qid: str | int) -> str:
+    """Return the form in which ids of queries are compared: "QVHighlight_2579", "2579" and 2579 give "2579"."""
+    return str(qid).removeprefix(QVHIGHLIGHTS_PREFIX)
+
+
+def read_text(path: str | Path, description: str, remedy: str, error_type: type[UserError] = UserError) -> str:
+    r"""Read a UTF-8 file; a byte order mark is dropped, "\r\n" stays.
+
+    Args:
+      path: the file.
+      description: of its contents, such as "annotations", for the message.
+      remedy: what to do where the file is missing.
+      error_type: raised where it is not UTF-8.
+
+    Raises:
+      UserFileNotFoundError: there is no such file.
+      UserError: `error_type`, the file is not UTF-8.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserFileNotFoundError(f"{path}: no such file of {description}", remedy)
+    try:
+        return path.read_bytes().decode("utf-8").removeprefix("\N{BYTE ORDER MARK}")
+    except UnicodeDecodeError as error:
+        raise error_type(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
+
+
+def read_rows(
+    text: str, faults: list[str], parse_line: Callable[[int, str], Any] = lambda _, line: parse_json_line(line)
+) -> list[tuple[str, Any]]:
+    r"""Return each row of a file with its location, "row 3" of a list or "line 3"; blank lines are skipped.
+
+    Lines end with "\n" or "\r\n" alone: other separators, such as U+2028, may stand inside a JSON string.
+
+    Args:
+      text: contents of the file.
+      faults: gets "LOCATION: what is wrong; remedy" for every line that cannot be parsed.
+      parse_line: returns the row of a line, given its number (from 1) and the line; raises ValueError.
+    """
+    if text.lstrip().startswith("["):
+        try:
+            return [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)]
+        except (ValueError, RecursionError) as error:
+            line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+            faults.append(f"line {line}: {_describe_json_error(error)}; download or write the file again")
+            return []
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((f"line {number}", parse_line(number, line.removesuffix("\r"))))
+        except ValueError as error:
+            faults.append(f"line {number}: {error}")
+    return rows
+
+
+def parse_json_line(line: str) -> Any:
+    """Return the JSON value of a line.
+
+    Raises:
+      ValueError: it is not JSON; the message says why, and the remedy.
+    """
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{_describe_json_error(error)}; give one object a line") from None
+
+
+def _describe_json_error(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON ({error.msg})"
+    return "not JSON (nested too deeply)" if isinstance(error, RecursionError) else "a number has too many digits"
+
+
+def raise_faults(path: str | Path, faults: Sequence[str], error_type: type[UserError]) -> None:
+    """Raise one error that lists the faults of a file, if there are any.
+
+    Raises:
+      UserError: `error_type`, with a line for each fault, at most `MAX_SHOWN_FAULTS` of them.
+    """
+    if faults:
+        shown = [f"{path}, {fault}" for fault in faults[:MAX_SHOWN_FAULTS]]
+        more = [f"... and {len(faults) - len(shown)} more"] if len(faults) > len(shown) else []
+        raise error_type("\n".join(shown + more))
+
+
+def is_finite_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a parsed JSON value is a number that float64 can hold; true and false are none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int of more than 308 digits
+        return False

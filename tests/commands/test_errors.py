@@ -1,0 +1,85 @@
+"""Errors of the user: "calce NAME: ..." and exit code 2 for the command line, "Error: ..." and 1 for the rest."""
+
+import pytest
+
+from tests.helpers.commands import run_script
+
+CONFIG = "--config=configs/calce.py:shapes,stage=1"
+REQUIRED = {
+    "train": ["--workdir={out}/run"],
+    "infer": ["--workdir={out}", "--split=val", "--out={out}/x.jsonl"],
+    "prepare": ["--dataset=shapes", "--videos={out}", "--annotations={rows}", "--out={out}/out"],
+    "search": ["--query=A cat.", "--out={out}/out"],
+    "merge": ["--predictions={rows}", "--annotations={rows}", "--out={out}/out"],
+    "evaluate": ["--predictions={rows}", "--annotations={rows}", "--out={out}/out"],
+    "convert": ["--source=base:{out}/a", "--target=base:{out}/b"],
+    "fetch": ["--what=bert", "--out={out}/out"],
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A function that runs a command with its required flags, which later arguments replace."""
+    rows = tmp_path / "val.jsonl"
+    rows.write_text('{"qid": 1, "query": "A cat.", "vid": "a", "duration": 3, "relevant_windows": [[0, 1]]}\n')
+
+    def run(command, arguments, message):
+        arguments = [argument.format(out=tmp_path, rows=rows) for argument in [*REQUIRED[command], *arguments]]
+        with pytest.raises(SystemExit) as error:
+            run_script(command, *arguments)
+        assert list(tmp_path.iterdir()) == [rows]
+        return error.value.code, message.format(out=tmp_path, rows=rows)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("train", [CONFIG.replace("1", "3")], "--config=shapes,stage=3: stage=3 must be one of 1, 2"),
+        ("train", ["--config=shape"], "--config=shape: 'shape' is none of qvhighlights, charades_sta, shapes"),
+        ("train", ["--config=configs/calc.py:shapes"], "--config: there is no file configs/calc.py; give a preset"),
+        ("train", [CONFIG, "--config.data.frame=8"], "--config.data.frame: no such field; did you mean --config.data"),
+        ("train", [CONFIG, "--config.seed=many"], "flag --config.seed=many: invalid literal for int"),
+        ("train", [], "flag --config=None: Flag --config must have a value other than None."),
+        ("train", [CONFIG, "seed=7"], "unknown argument: seed=7; set fields of the config with --config.FIELD=VALUE"),
+        ("infer", ["--split=dev"], "flag --split=dev: value should be one of <train|val|test>"),
+        ("prepare", ["--out="], "flags out=, check=False: --out is missing"),
+        ("search", [], "no video; give files, or folders of videos"),
+        ("evaluate", ["more.jsonl"], "unknown argument: more.jsonl"),
+        ("merge", ["--prediction=x"], "Unknown command line flag 'prediction'. Did you mean: predictions ?"),
+        ("convert", ["--dtype=int4"], "flag --dtype=int4: value should be one of"),
+        ("fetch", ["--what=nothing"], "flag --what=nothing: value should be one of"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(run, capsys, command, arguments, message):
+    code, message = run(command, arguments, message)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (code, line[: len(f"calce {command}: {message}")]) == (2, f"calce {command}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (
+            "train",
+            [CONFIG, "--config.data.frames=1", "--config.schedule.epochs=0"],
+            "the config is wrong in 2 place(s):\n  config.data.frames: ",
+        ),
+        ("train", [CONFIG, "--config.data.directory=/nowhere"], "there are no tables in /nowhere: /nowh"),
+        ("infer", [], "{out}/config.json: no such file; give the"),
+        ("search", ["{rows}"], "none of {rows} can be searched; see"),
+        ("search", ["{rows}", "--query= "], "query 2 is empty; describe in a sentence what to look for"),
+        ("search", ["{rows}", "--annotations=/no.jsonl"], "/no.jsonl: no such file"),
+        ("prepare", ["--videos=/nowhere"], "videos: there is no folder /nowhere"),
+        ("prepare", ["--annotations=val=/no.jsonl"], "/no.jsonl: no such file"),
+        ("prepare", ["--annotations={out}/rows"], "annotations: which split {out}/row"),
+        ("merge", [], "{rows}, line 1"),
+        ("evaluate", ["--predictions={out}/no"], "{out}/no: no such file of predictions"),
+        ("convert", ["--source=nothing:x"], "--source: 'nothing:x' is none of"),
+        ("convert", ["--run=qvhighlight"], "--config=qvhighlight"),
+    ],
+)
+def test_other_errors_exit_with_1(run, command, arguments, message):
+    code, message = run(command, arguments, message)
+    assert str(code)[: len(f"Error: {message}")] == f"Error: {message}"

@@ -1,0 +1,100 @@
+"""All commands from videos to moments, and their errors with a trained run."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import calce_jax
+from calce_jax.moments.annotations import read_annotations
+from calce_jax.search.inputs import load_captions
+from calce_jax.search.results import break_ties_across_videos, to_json
+from calce_jax.storage.disk_cache import DiskCache
+from tests.helpers.commands import run_script, unchanged_process, xla_test_flags
+from tests.helpers.pipeline import FRAMES, SHORT
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_commands_lead_to_scores_and_moments(pipeline_run):
+    out, printed = pipeline_run
+    assert "val: 4 of 4 queries are in" in printed["prepare"]
+    videos = len({row.video for split in ("train", "val") for row in read_annotations(out / f"{split}.jsonl")})
+    assert f"{videos} videos are ready, {videos} of them decoded now" in printed["prepare"]
+    assert f"{videos} videos are ready, 0 of them decoded now" in printed["prepare again"]
+    for split in ("train", "val"):
+        assert "4 queries answered" in printed[f"stage1_{split}"]
+        merged = read_annotations(out / f"merged/{split}.jsonl")
+        assert all(row.stage1_windows for row in merged)
+        assert [replace(row, stage1_windows=None) for row in merged] == read_annotations(out / f"{split}.jsonl")
+    for stage in (1, 2):
+        assert list((out / f"runs/stage{stage}").glob("events.out.tfevents*"))
+        config = json.loads((out / f"runs/stage{stage}/config.json").read_text())
+        assert (config["stage"], config["data"]["frames"]) == (stage, FRAMES[stage])
+    scores = json.loads((out / "scores.json").read_text())
+    assert {"R1@0.5", "R1@0.7", "R1_avg", "mIoU", "mAP"} <= scores["reference"].keys() & scores["official"].keys()
+    assert "mIoU" in printed["evaluate"]
+    (entry,) = json.loads((out / "search/moments.json").read_text())
+    assert [query["query"] for query in entry["queries"]] == ["A red circle."]
+    assert "searched 1 of 1 videos in" in printed["search"]
+    assert "<!doctype html>" in (out / "search/index.html").read_text()
+
+
+@pytest.mark.slow
+def test_load_searches_like_the_command(pipeline_run):
+    out, _ = pipeline_run
+    (entry,) = json.loads((out / "search/moments.json").read_text())
+    with unchanged_process():
+        searcher = calce_jax.load(out / "runs", cache=DiskCache(out / "cache"))
+        captions = load_captions(entry["video"], "auto")
+        result = searcher.search(entry["video"], ["A red circle."], captions)
+    assert to_json(*break_ties_across_videos([result])) == entry
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (
+            "train",
+            ["--config=shapes,stage=1", "--config.seed=7"],
+            "belongs to another config; choose another --workdir, or the values it was made with:",
+        ),
+        ("infer", ["--split=test", "--out={out}/x.jsonl"], "has no split 'test', but train, val; choose one"),
+        ("infer", ["--split=val", "--out={out}/x.jsonl", "--data=/nowhere"], "there are no tables in /nowhere:"),
+        ("infer", ["--split=val", "--out={out}/x.jsonl", "--mesh=b200"], "config.mesh: must be one of 'single', "),
+    ],
+)
+def test_errors_with_a_trained_run(pipeline_run, command, arguments, message):
+    out, _ = pipeline_run
+    arguments = [argument.format(out=out) for argument in arguments]
+    if command == "train":
+        arguments += [*SHORT, f"--config.data.directory={out}/prepared", f"--config.data.frames={FRAMES[1]}"]
+    with pytest.raises(SystemExit) as error:
+        run_script(command, *arguments, f"--workdir={out}/runs/stage1")
+    assert str(error.value).startswith("Error: ")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("folder", ["checkout", "another"])
+def test_a_script_prints_an_error_as_its_last_line_without_a_traceback(folder, tmp_path):
+    """`python launch/train.py` from the checkout, and by its absolute path from another folder."""
+    script = "launch/train.py" if folder == "checkout" else str(ROOT / "launch/train.py")
+    done = subprocess.run(
+        [sys.executable, script, "--config=shapes", "--config.data.directory=/nowhere", f"--workdir={tmp_path}/run"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT if folder == "checkout" else tmp_path,
+        env=os.environ | {"XLA_FLAGS": xla_test_flags(1), "PYTHONPATH": str(ROOT)},
+        timeout=900,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: there are no tables in /nowhere")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
