@@ -1,1 +1,1 @@
-"""Configs of runs, to copy and edit."""
+"""Configs to copy and edit."""

@@ -1,8 +1,8 @@
-"""The library's presets as a config file: `--config=configs/calce.py:qvhighlights,stage=1`.
+"""The presets of the library as a config file: `--config=configs/calce.py:qvhighlights,stage=1`.
 
-`--config=qvhighlights,stage=1` does the same. Copy this file to write down a run of your own: change fields of the
-`ConfigDict` before it is returned. `calce_jax.presets.runs` says what the argument may be, and `calce_jax.config` what
-each field means. Any field can also be changed on the command line: `--config.schedule.epochs=20`.
+It is the same as `--config=qvhighlights,stage=1`. Copy this file for a config of your own, and change fields of the
+`ConfigDict` before returning it. The argument is described in `calce_jax.presets.runs`, the fields in
+`calce_jax.config`. Any field can also be set on the command line: `--config.schedule.epochs=20`.
 """
 
 from ml_collections import ConfigDict
@@ -12,9 +12,9 @@ from calce_jax.presets.runs import get_preset
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Return the config of a run as plain values.
+    """Return the config of a preset.
 
     Raises:
-      ConfigError: the argument names something that does not exist.
+      ConfigError: there is no such preset.
     """
     return ConfigDict(to_dict(get_preset(argument))).lock()

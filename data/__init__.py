@@ -1,1 +1,1 @@
-"""Datasets: their builders, their annotations, the preparation of their videos."""
+"""Data made by this project: the shapes videos, the small tokenizers, and the tiny base model."""

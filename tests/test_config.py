@@ -106,9 +106,9 @@ def test_an_integer_serves_as_a_float():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("qvhh,stage=1", "'qvhh' is none of qvhighlights, charades_sta, shapes"),
-        ("qvh,stge=1", "'stge=1' sets none of stage, size, behaviour"),
-        ("qvh,stage=3", "stage=3 must be one of 1, 2"),
+        ("qvhh,stage=1", "the dataset must be one of qvhighlights, charades_sta, shapes, got 'qvhh'"),
+        ("qvh,stge=1", "'stge=1' must set one of stage, size, behaviour"),
+        ("qvh,stage=3", "stage must be one of 1, 2, got '3'"),
     ],
 )
 def test_a_wrong_argument_lists_the_right_ones(argument, message):

@@ -9,7 +9,6 @@ are safetensors files.
 import dataclasses
 import errno
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors.numpy import save_file
 from calce_jax.config import packaged_path
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.errors import UserError
+from calce_jax.storage.atomic_files import atomic_write
 from calce_jax.storage.disk_space import free_bytes
 
 CHECKPOINT_DIR = "checkpoints"
@@ -275,23 +275,21 @@ def save_params(path: Path, params: Any, metadata: Mapping[str, str] | None = No
     """Write parameters to one safetensors file, under their `named_leaves` names and in their own dtypes.
 
     Args:
-      path: the file; it is written to PATH.part and renamed.
+      path: the file; it is written under another name, then renamed.
       params: a pytree of arrays.
       metadata: strings for the header of the file.
 
     Raises:
       CheckpointError: the file cannot be written.
     """
-    path, partial_path = Path(path), Path(f"{path}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # safetensors writes memory as it is, and arrays from a device may not be in C order.
+    host = {name: np.asarray(jax.device_get(leaf), order="C") for name, leaf in named_leaves(params).items()}
     try:
-        # safetensors writes memory as it is, and arrays from a device may not be in C order.
-        host = {name: np.asarray(jax.device_get(leaf), order="C") for name, leaf in named_leaves(params).items()}
-        save_file(host, partial_path, dict(metadata or {}))
-        os.replace(partial_path, path)
+        with atomic_write(path) as partial_path:
+            save_file(host, partial_path, dict(metadata or {}))
     except (OSError, SafetensorError) as error:
-        partial_path.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written ({error})", "make room, or choose another place") from error
+        reason = f"{path} cannot be written ({error.__cause__ or error})"
+        raise CheckpointError(reason, "make room, or choose another place") from error
 
 
 def load_params(path: Path, abstract: Any) -> Any:

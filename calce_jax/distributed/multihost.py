@@ -86,15 +86,15 @@ def one_writer(path: str | Path) -> Iterator[None]:
       LockError: another run holds the lock.
       OSError: the file cannot be written.
     """
-    with ExitStack() as held:
-        refusal: LockError | OSError | None = None
+    with ExitStack() as stack:
+        lock_error: LockError | OSError | None = None
         if is_primary():
             try:
-                held.enter_context(FileLock(path))
+                stack.enter_context(FileLock(path))
             except (LockError, OSError) as error:  # raised on all hosts together, or the others would wait
-                refusal = error
-        if broadcast_int(int(refusal is not None)):
-            raise refusal or LockError(f"{path}: the first host cannot take this lock", "see what it says")
+                lock_error = error
+        if broadcast_int(int(lock_error is not None)):
+            raise lock_error or LockError(f"{path}: the first host cannot take this lock", "see its error message")
         yield
 
 

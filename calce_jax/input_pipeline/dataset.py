@@ -99,7 +99,7 @@ class MomentDataset(Sequence[Example]):
         """Read a query and its video; a negative index counts from the end.
 
         Raises:
-          IndexError: there are not that many.
+          IndexError: `index` is out of range.
           TablesError: the tables are damaged.
         """
         index = range(self._length)[index]
@@ -120,7 +120,7 @@ class MomentDataset(Sequence[Example]):
         )
 
     def queries(self) -> Iterator[Query]:
-        """Go through all queries without reading a video."""
+        """Iterate over all queries without reading videos."""
         with _damage_errors(self.folder):
             yield from map(_to_query, self._queries)
 

@@ -1,1 +1,1 @@
-"""Every run of the library, as frozen dataclasses."""
+"""Presets: the configs of all runs of the library, as frozen dataclasses."""

@@ -1,6 +1,6 @@
-"""What depends on the dataset and the stage: frames, schedule, key frames, where things are.
+"""Fields that depend on the dataset and the stage: frames, key frames, schedule, folders.
 
-The schedules of QVHighlights and Charades-STA are the paper's: four devices with one video each.
+The schedules of QVHighlights and Charades-STA are those of the paper, for four devices with one video each.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from calce_jax.config import DataConfig, KeyframesConfig, ModelSize, ScheduleCon
 WARMUP_FROM = 1e-8
 # More stage-1 windows than any published prediction has.
 MAX_STAGE1_WINDOWS = 32
-# Batches that are dealt anew by length. In bfloat16 one waits in 54 MB a video on the device (stage 2: 109).
+# Batches that are regrouped by prompt length. Each holds 54 MB per video on the device in bfloat16 (stage 2: 109 MB).
 BATCHES_PER_GROUP = 16
 
 
 @dataclass(frozen=True)
 class DatasetDefaults:
-    """What a dataset adds to a config."""
+    """Fields of a config that depend on the dataset and the stage."""
 
     data: DataConfig
     keyframes: KeyframesConfig
@@ -27,14 +27,14 @@ class DatasetDefaults:
     t5_tokenizer: str
     bert_tokenizer: str
     text_tokens: int
-    typical_text_tokens: int  # tokens that the text in a prompt seldom exceeds
-    num_buckets: int  # how many lengths of prompts are compiled
+    typical_text_tokens: int  # tokens of the text of a prompt; rarely exceeded
+    num_buckets: int  # number of compiled prompt lengths
     bert_tokens: int
     answer_tokens: int
     log_every: int
 
     def text_config(self, buckets: tuple[int, ...]) -> TextConfig:
-        """Add the prompt lengths, which depend on the size of the model."""
+        """Return the text fields with prompt lengths, which also depend on the size of the model."""
         return TextConfig(
             t5_tokenizer=self.t5_tokenizer,
             bert_tokenizer=self.bert_tokenizer,
@@ -48,17 +48,17 @@ class DatasetDefaults:
 
 
 def cluster_keyframes(dilation: int, filter_dilation: int) -> KeyframesConfig:
-    """Key frames at the borders of 12 clusters."""
+    """Return the selection of key frames at the borders of 12 clusters."""
     return KeyframesConfig(mode="cluster", clusters=12, dilation=dilation, filter_dilation=filter_dilation)
 
 
 def schedule(epochs: int, peak: float, floor: float, warmup_steps: int) -> ScheduleConfig:
-    """Warm up, then fall."""
+    """Return a schedule with linear warm-up from `WARMUP_FROM`, see `calce_jax.training.schedule`."""
     return ScheduleConfig(epochs, peak, floor, WARMUP_FROM, warmup_steps)
 
 
 def qvhighlights(stage: int, size: ModelSize) -> DatasetDefaults:
-    """QVHighlights: YouTube videos of up to 150 s, speech, often several moments."""
+    """Return the defaults of QVHighlights: YouTube videos of up to 150 s, captions, often several moments."""
     first = stage == 1
     return DatasetDefaults(
         data=DataConfig(
@@ -91,7 +91,7 @@ def qvhighlights(stage: int, size: ModelSize) -> DatasetDefaults:
 
 
 def charades_sta(stage: int, size: ModelSize) -> DatasetDefaults:
-    """Charades-STA: home videos of 30 s, no captions, one moment. It has no validation split: the test split serves."""
+    """Return the defaults of Charades-STA: videos of 30 s, no captions, one moment; no val split, so test is used."""
     first = stage == 1
     return DatasetDefaults(
         data=DataConfig(
@@ -124,7 +124,7 @@ def charades_sta(stage: int, size: ModelSize) -> DatasetDefaults:
 
 
 def shapes(stage: int, size: ModelSize) -> DatasetDefaults:
-    """The self-made set: coloured shapes in short videos, things being said, made for the demo and the tests."""
+    """Return the defaults of the shapes world: short self-made videos with captions, for the demo and the tests."""
     is_stage1 = stage == 1
     return DatasetDefaults(
         data=DataConfig(
@@ -132,7 +132,7 @@ def shapes(stage: int, size: ModelSize) -> DatasetDefaults:
             directory="runs/demo/prepared",
             train_split="train",
             eval_split="val",
-            # Far enough apart that stage 2 has something to find.
+            # Sparse in stage 1, so that stage 2 can refine its windows.
             frames=10 if is_stage1 else 40,
             captions=8,
             batch=8,
@@ -165,7 +165,7 @@ def shapes(stage: int, size: ModelSize) -> DatasetDefaults:
 
 
 def full_weights(size: ModelSize, start: str) -> WeightsConfig:
-    """Converted BLIP-2 and Flan-T5; the sizes below `full` have no published weights."""
+    """Return the paths of converted BLIP-2 and Flan-T5; sizes below `full` have no published weights."""
     return WeightsConfig(base=f"weights/{size}.safetensors" if size.startswith("full") else "", start=start)
 
 

@@ -1,4 +1,4 @@
-"""A run by its name: "qvhighlights,stage=1", "charades_sta,stage=2,behaviour=reference", "shapes,stage=1"."""
+"""Presets by name: "qvhighlights,stage=1", "charades_sta,stage=2,behaviour=reference", "shapes,stage=1"."""
 
 from dataclasses import replace
 from typing import cast
@@ -22,43 +22,47 @@ SHORT_NAMES = {"qvh": "qvhighlights", "charades": "charades_sta"}
 
 
 def get_preset(name: str) -> RunConfig:
-    """Return a run.
+    """Return the config of a run.
 
     Args:
       name: a dataset (qvhighlights or qvh, charades_sta or charades, shapes), then any of `stage=1|2`,
-        `size=full|full_xxl|small|tiny` and `behaviour=default|reference`, with commas between.
+        `size=full|full_xxl|small|tiny` and `behaviour=default|reference`, separated by commas.
 
     Raises:
-      ConfigError: the name has a part that does not exist; the message lists those that do.
+      ConfigError: a part of the name is unknown; the message lists the allowed ones.
     """
     dataset, options = _parse(name)
     stage = cast(Stage, int(options.get("stage", "1")))
     behaviour = cast(Behaviour, options.get("behaviour", "default"))
     size = cast(ModelSize, options.get("size", "tiny" if dataset == "shapes" else "full"))
-    part = DATASETS[dataset](stage, size)
-    if behaviour == "reference":
-        part = replace(part, data=replace(part.data, group=1))  # the original's order
+    defaults = DATASETS[dataset](stage, size)
+    if behaviour == "reference":  # the original does not regroup batches
+        defaults = replace(defaults, data=replace(defaults.data, group=1))
     return RunConfig(
         stage=stage,
         behaviour=behaviour,
         seed=42,
         mesh=MESH[size],
-        data=part.data,
+        data=defaults.data,
         model=SIZES[size],
-        keyframes=part.keyframes,
+        keyframes=defaults.keyframes,
         lora=LORA[size],
-        schedule=part.schedule,
-        optimizer=OptimizerConfig(accumulate=part.accumulate, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05),
-        text=part.text_config(
+        schedule=defaults.schedule,
+        optimizer=OptimizerConfig(accumulate=defaults.accumulate, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05),
+        text=defaults.text_config(
             prompt_buckets(
-                size, part.data.frames, stage, text_tokens=part.typical_text_tokens, num_buckets=part.num_buckets
+                size,
+                defaults.data.frames,
+                stage,
+                text_tokens=defaults.typical_text_tokens,
+                num_buckets=defaults.num_buckets,
             )
         ),
         generation=GenerationConfig(
             beams=5, window_order="given" if behaviour == "reference" else RECOMMENDED_WINDOW_ORDER
         ),
-        weights=part.weights,
-        loop=LoopConfig(log_every=part.log_every, eval_every=1, samples=4),
+        weights=defaults.weights,
+        loop=LoopConfig(log_every=defaults.log_every, eval_every=1, samples=4),
     )
 
 
@@ -66,13 +70,13 @@ def _parse(name: str) -> tuple[str, dict[str, str]]:
     dataset, *rest = name.split(",")
     dataset = SHORT_NAMES.get(dataset, dataset)
     if dataset not in DATASETS:
-        raise ConfigError(f"--config={name}: {dataset!r} is none of {', '.join(DATASETS)}")
+        raise ConfigError(f"--config={name}: the dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
     options = {}
     for option in rest:
         field, _, value = option.partition("=")
         if field not in OPTIONS:
-            raise ConfigError(f"--config={name}: {option!r} sets none of {', '.join(OPTIONS)}")
+            raise ConfigError(f"--config={name}: {option!r} must set one of {', '.join(OPTIONS)}")
         if value not in OPTIONS[field]:
-            raise ConfigError(f"--config={name}: {field}={value} must be one of {', '.join(OPTIONS[field])}")
+            raise ConfigError(f"--config={name}: {field} must be one of {', '.join(OPTIONS[field])}, got {value!r}")
         options[field] = value
     return dataset, options

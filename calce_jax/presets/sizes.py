@@ -1,4 +1,4 @@
-"""What depends on the size of the model: precision, adapters, mesh, prompt lengths."""
+"""Fields that depend on the size of the model: precision, adapters, mesh, prompt lengths."""
 
 from calce_jax.config import LoraConfig, ModelConfig, ModelSize
 
@@ -11,7 +11,7 @@ SIZES: dict[ModelSize, ModelConfig] = {
 LORA: dict[ModelSize, LoraConfig] = {size: LoraConfig(rank=8, alpha=8.0, dropout=0.05) for size in SIZES}
 MESH: dict[ModelSize, str] = {"full": "a100x4", "full_xxl": "a100x4", "small": "single", "tiny": "data"}
 
-# Query tokens of a key frame, and of a frame compressed.
+# Query tokens of a key frame, and of a compressed frame.
 TOKENS_PER_FRAME: dict[ModelSize, tuple[int, int]] = {
     "full": (32, 8),
     "full_xxl": (32, 8),
@@ -22,14 +22,14 @@ BUCKET_MULTIPLE = 32
 
 
 def prompt_buckets(size: ModelSize, frames: int, stage: int, *, text_tokens: int, num_buckets: int) -> tuple[int, ...]:
-    """Return prompt lengths: from all frames compressed to all in full detail, each with its time token.
+    """Return prompt lengths, ascending: from all frames compressed to all being key frames, each with its time token.
 
     Args:
-      size: of the model, which decides the tokens of a frame.
+      size: of the model, which sets the tokens of a frame.
       frames: of a video; stage 2 keeps at most half of them.
       stage: 1 or 2.
-      text_tokens: tokens that captions, query, items and task together seldom exceed.
-      num_buckets: how many; each is compiled.
+      text_tokens: tokens of captions, query, items and task; rarely exceeded.
+      num_buckets: number of lengths before equal ones are removed; each is compiled.
     """
     kept_frames = frames // 2 if stage == 2 else frames
     min_length, max_length = (kept_frames * (tokens + 1) + text_tokens for tokens in reversed(TOKENS_PER_FRAME[size]))

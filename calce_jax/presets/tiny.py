@@ -1,4 +1,4 @@
-"""The tiny model that comes with the package."""
+"""Configs of the tiny model of the package."""
 
 from dataclasses import replace
 
@@ -7,6 +7,6 @@ from calce_jax.presets.runs import get_preset
 
 
 def tiny_config(stage: Stage) -> RunConfig:
-    """Return the config of one stage of the tiny model on one device: base weights, no run to start from."""
+    """Return the config of one stage on a single device, with the packaged base weights and no earlier run."""
     run = get_preset(f"shapes,stage={stage}")
     return replace(run, mesh="single", weights=replace(run.weights, start=""))

@@ -1,1 +1,1 @@
-"""The shapes world: a self-made set of videos in which coloured shapes come and go and things are said."""
+"""The shapes world: a self-made dataset of videos of coloured shapes, with captions and queries."""

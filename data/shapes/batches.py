@@ -1,7 +1,7 @@
-"""Scenes as batches without videos between: what the tiny base model is taught with.
+"""Scenes as batches without video files, for the pretraining of the tiny base model.
 
-Frames are drawn at the size of the scene's video and scaled down, so they look like frames of its video, less what the
-video's codec does to them.
+Frames are drawn at the size of the scene's video and scaled down, so they equal frames of the video except for codec
+noise.
 """
 
 from collections.abc import Sequence
@@ -22,34 +22,41 @@ MAX_WINDOWS = 8
 
 @dataclass(frozen=True)
 class QueryExample:
-    """One query about one scene of a pool, with its prompts for both stages."""
+    """One query about one scene of a `SceneDataset`, with its prompts for both stages.
+
+    Fields:
+      scene_index: of `SceneDataset.scenes`.
+      stage1_windows: simulated predictions of stage 1, seconds.
+      is_target_caption: whether the query is about each caption; one value for each caption of a batch.
+    """
 
     scene_index: int
     query: SceneQuery
     stage1_text: TextRow
     stage2_text: TextRow
-    stage1_windows: tuple[tuple[int, int], ...]  # what a first stage may have answered
-    is_target_caption: tuple[bool, ...]  # which captions are what a caption query asks about
+    stage1_windows: tuple[tuple[int, int], ...]
+    is_target_caption: tuple[bool, ...]
 
 
 def render_resized(scene: Scene, second: float, side: int) -> np.ndarray:
-    """Return the frame at `second` as the model sees it: uint8 RGB (side, side, 3)."""
+    """Return the frame at `second` at the input size of the model, RGB uint8 (side, side, 3)."""
     width, height = scene.size
     frame = Image.fromarray(render_frame(scene, second, height, width))
     return np.asarray(frame.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def frame_times(scene: Scene, frames: int) -> np.ndarray:
-    """Return the times (float32, seconds) of the frames that a preparation of the scene's video picks."""
+    """Return the times (float32, seconds) of the key frames that `calce prepare` takes from the scene's video."""
     total = round(scene.duration * scene.fps)
     return (np.linspace(0, total, frames + 1).astype(int)[:-1] / scene.fps).astype(np.float32)
 
 
 def frame_words(scene: Scene, second: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return what is to be said of a frame: for each lane the number of its colour's and of its shape's word.
+    """Return the words that describe a frame, and the positions of its shapes.
 
-    Words are numbered 0 nothing, then the colours, then the shapes: int32 (2 * LANES,). The second array (float32)
-    tells at each shape's word where its middle is: -1 far left, 1 far right.
+    The words are int32 (2 * LANES,): colour and shape of each lane, 0 for an empty lane, then the colours, then the
+    shapes, numbered from 1. The positions are float32 (2 * LANES,): at the word of a shape its centre, from -1 (left)
+    to 1 (right), and 0 elsewhere.
     """
     words, positions = np.zeros(2 * LANES, np.int32), np.zeros(2 * LANES, np.float32)
     radius = DIAMETER / 2 * scene.size[1] / scene.size[0]
@@ -64,14 +71,14 @@ def frame_words(scene: Scene, second: float) -> tuple[np.ndarray, np.ndarray]:
 def perturb_windows(
     rng: np.random.Generator, windows: Sequence[Sequence[int]], duration: int
 ) -> tuple[tuple[int, int], ...]:
-    """Return windows as a first stage might answer: mostly a little off, now and then one missing or elsewhere."""
+    """Return windows as stage 1 may predict them: mostly shifted a little, sometimes missing or elsewhere; seconds."""
     perturbed = []
     for window in windows:
-        probability = rng.random()
-        if probability < 0.15:
+        draw = rng.random()
+        if draw < 0.15:
             first = int(rng.integers(0, duration - 4))
             window = (first, first + int(rng.integers(4, 13)))  # noqa: PLW2901
-        elif probability < 0.3 and len(windows) > 1:
+        elif draw < 0.3 and len(windows) > 1:
             continue
         start, end = (int(second + rng.integers(-2, 3)) for second in window)
         start = min(max(start, 0), duration - 2)
@@ -84,15 +91,18 @@ def _captions(scene: Scene) -> list[Caption]:
 
 
 class SceneDataset:
-    """Scenes, everything that is asked about them, and batches of it.
+    """Scenes, all queries about them, and batches of these.
 
     Args:
       seeds: of the scenes.
-      stage1_writer, stage2_writer: write the prompts of stage 1 and of stage 2, the latter with twice the frames.
+      stage1_writer, stage2_writer: of the prompts; those of stage 2 have twice the frames.
 
     Attributes:
-      times: float32 (scenes, T), seconds.
+      scenes: one for each seed.
+      num_frames: T, the frames of a video in stage 2.
+      times: of the frames, float32 (scenes, T), seconds.
       word_indices, positions: int32 and float32 (scenes, T, 2 * LANES), see `frame_words`.
+      examples: all queries about all scenes.
     """
 
     def __init__(self, seeds: Sequence[int], stage1_writer: PromptWriter, stage2_writer: PromptWriter):
@@ -115,46 +125,43 @@ class SceneDataset:
         rows = []
         for query in scene.queries:
             windows = perturb_windows(rng, query.windows, scene.duration)
-            common = (query.query, query.items)
             stage1_text = self._stage1_writer.write(
-                *common, times[::2], scene.duration, captions, true_windows=query.windows
+                query.query, query.items, times[::2], scene.duration, captions, true_windows=query.windows
             )
             stage2_text = self._stage2_writer.write(
-                *common, times, scene.duration, captions, true_windows=query.windows, stage1_windows=windows
+                query.query,
+                query.items,
+                times,
+                scene.duration,
+                captions,
+                true_windows=query.windows,
+                stage1_windows=windows,
             )
             is_target_caption = [
                 query.kind == "caption" and query.items[0] in caption.text.split() for caption in captions
             ]
-            is_target_caption += [False] * (stage1_text.caption_bert_tokens.shape[0] - len(is_target_caption))
-            rows.append(
-                QueryExample(
-                    number,
-                    query,
-                    stage1_text,
-                    stage2_text,
-                    windows,
-                    tuple(is_target_caption[: stage1_text.caption_bert_tokens.shape[0]]),
-                )
-            )
+            max_captions = stage1_text.caption_bert_tokens.shape[0]
+            is_target_caption += [False] * (max_captions - len(is_target_caption))
+            target_mask = tuple(is_target_caption[:max_captions])
+            rows.append(QueryExample(number, query, stage1_text, stage2_text, windows, target_mask))
         return rows
 
     def lane_mask(self, row: QueryExample) -> np.ndarray:
-        """Return which lanes of which frames hold what is asked for, however it moves: bool (T, LANES)."""
+        """Return which lanes of each frame show the item of the query, in any motion: bool (T, LANES)."""
         mask = np.zeros((self.num_frames, LANES), bool)
+        times = self.times[row.scene_index]
         for track in self.scenes[row.scene_index].tracks:
             if track.name == row.query.items[0]:
-                mask[:, track.lane] |= (track.start <= self.times[row.scene_index]) & (
-                    self.times[row.scene_index] < track.end
-                )
+                mask[:, track.lane] |= (track.start <= times) & (times < track.end)
         return mask
 
     def render_frames(self, number: int, side: int) -> np.ndarray:
-        """Return all frames of one scene: uint8 (T, side, side, 3)."""
+        """Return the frames of scene `number`, RGB uint8 (T, side, side, 3)."""
         scene = self.scenes[number]
         return np.stack([render_resized(scene, float(second), side) for second in self.times[number]])
 
     def make_batch(self, rows: Sequence[QueryExample], stage: int) -> Batch:
-        """Return a batch about these rows without frames, whose place what the vision tower made of them takes."""
+        """Return a batch of examples for stage 1 or 2, with frames of one pixel: frames are encoded separately."""
         step = 2 if stage == 1 else 1
         texts = [row.stage1_text if stage == 1 else row.stage2_text for row in rows]
         scenes = [self.scenes[row.scene_index] for row in rows]

@@ -1,11 +1,12 @@
-"""The whole road at the tiny size: videos, both stages trained and scored, a page.
+"""The demo: make videos, prepare them, train both stages at the tiny size, score them, write a page.
 
-Everything goes through the same functions as the full-size run's commands.
+Every step calls the functions that the commands of a full-size run call.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,51 +14,52 @@ from typing import Any
 import jax
 import numpy as np
 
-from calce_jax.config import RunConfig, validate
+from calce_jax.config import RunConfig
 from calce_jax.datasets.prepare import prepare_dataset, read_splits
 from calce_jax.datasets.prepared_video import PrepareSettings
 from calce_jax.datasets.tables import rebuild_queries
+from calce_jax.errors import UserError
 from calce_jax.inference.answers import Answer
 from calce_jax.inference.predict_split import predict_split
 from calce_jax.inference.predictor import predict_examples
 from calce_jax.inference.trained_run import TrainedModel, load_base_model, load_trained_model
-from calce_jax.input_pipeline.dataset import MomentDataset, open_dataset
+from calce_jax.input_pipeline.dataset import Example, open_dataset
 from calce_jax.moments.annotations import Annotation, write_annotations
 from calce_jax.moments.merge import merge_stage1
 from calce_jax.moments.metrics import EvalCase, evaluate_cases, format_table
 from calce_jax.moments.metrics.evaluate import evaluate_predictions
 from calce_jax.moments.predictions import Prediction
+from calce_jax.presets.runs import get_preset
 from calce_jax.report.page import QueryView, SummaryTable, video_data_uri, write_page
 from calce_jax.report.views import query_view
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.training.run import train_run
 from calce_jax.training.run_data import open_run_data
 from calce_jax.video.decode import encode_jpeg, read_frames
-from configs.calce import get_config
 from data.shapes.write import write_shapes
 
 VIDEOS_PER_SPLIT = {"train": 160, "val": 24, "test": 60}
 QUERY_KINDS = ("visual", "caption", "several")
 HEADLINE_METRICS = ("R1@0.5", "R1@0.7", "R1_avg", "mIoU", "mAP@0.5", "mAP@0.75", "mAP")
-MAX_PAGE_QUERIES = 24  # queries on the page
-PAGE_IMAGE_SIZE = 112  # pixels of a side of the frames on the page
+MAX_PAGE_QUERIES = 24
+PAGE_IMAGE_SIZE = 112  # height and width of the frames on the page, pixels
 
 Scores = dict[str, float]
 
 
 def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, Any]:
-    """Do it all, going on where an earlier run stopped, and return what `metrics.json` holds.
+    """Run all steps, continuing an earlier run, and return the content of `metrics.json`.
 
     Args:
-      out: the folder of the run.
-      videos: how many for each split; `VIDEOS_PER_SPLIT` unless given.
+      out: output folder.
+      videos: number of videos of each split; by default `VIDEOS_PER_SPLIT`.
       seed: of the videos.
 
     Raises:
-      OSError, ValueError, CheckpointError: whatever stops a step; the message names the file and the remedy.
+      UserError, OSError: a step fails; the message names the file and the remedy.
     """
     start_time = monotonic()
-    # Each program is compiled once, also where training, inference and a second run of the demo share it.
+    # Training, inference and a second run of the demo share compiled programs.
     jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
     with log_step("1 of 7: videos"):
         write_shapes(out / "shapes", dict(videos or VIDEOS_PER_SPLIT), seed)
@@ -69,7 +71,7 @@ def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) 
             load_base_model(stage_config(out, 1)), "test", out / "predictions" / "base_test.jsonl"
         )
         train_stage(out, 1)
-    with log_step("4 of 7: stage 1 answers, for stage 2"):
+    with log_step("4 of 7: predictions of stage 1, for stage 2"):
         stage1 = load_trained_model(out / "stage1")
         stage1_predictions = {
             split: predict_split(stage1, split, out / "predictions" / f"stage1_{split}.jsonl") for split in splits
@@ -82,7 +84,7 @@ def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) 
         stage2_test = predict_split(stage2, "test", out / "predictions" / "stage2_test.jsonl")
         without_captions = predict_without_captions(out, splits, stage1_predictions)
         results = compute_scores(splits["test"], untrained, stage1_predictions["test"], stage2_test, without_captions)
-    with log_step("7 of 7: the page"):
+    with log_step("7 of 7: report"):
         write_report(out, {"stage 1": stage1, "stage 2": stage2}, results)
     results["seconds"] = round(monotonic() - start_time, 1)
     write_atomic(out / "metrics.json", json.dumps(results, indent=2) + "\n")
@@ -91,7 +93,7 @@ def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) 
 
 @contextmanager
 def log_step(title: str) -> Iterator[None]:
-    """Say what is done, and how long it took."""
+    """Print the title before and the seconds after a step."""
     print(f"[{title}]", flush=True)
     start_time = monotonic()
     yield
@@ -99,15 +101,18 @@ def log_step(title: str) -> Iterator[None]:
 
 
 def stage_config(out: Path, stage: int) -> RunConfig:
-    """Return the config of `configs/calce.py:shapes,stage=...`, with the demo's folders."""
-    config = get_config(f"shapes,stage={stage}")
+    """Return the preset "shapes,stage=..." with the demo's folders."""
+    config = get_preset(f"shapes,stage={stage}")
     start = "" if stage == 1 else str(out / "stage1")
-    config.update({"data": {"directory": str(out / "prepared")}, "weights": {"start": start}})
-    return validate(config)
+    return replace(
+        config,
+        data=replace(config.data, directory=str(out / "prepared")),
+        weights=replace(config.weights, start=start),
+    )
 
 
 def prepare_shapes(out: Path, splits: Mapping[str, list[Annotation]]) -> None:
-    """Decode the videos once, with the frames of the larger stage."""
+    """Decode the videos once, with the larger number of frames of both stages."""
     frames = max(stage_config(out, stage).data.frames for stage in (1, 2))
     result = prepare_dataset(
         "shapes",
@@ -118,11 +123,11 @@ def prepare_shapes(out: Path, splits: Mapping[str, list[Annotation]]) -> None:
         settings=PrepareSettings(frames, image_size=56),
     )
     if result.failures:
-        raise ValueError(f"{len(result.failures)} videos could not be prepared, see {out}/prepared/failures.jsonl")
+        raise UserError(f"{len(result.failures)} videos could not be prepared", f"see {out}/prepared/failures.jsonl")
 
 
 def train_stage(out: Path, stage: int) -> None:
-    """Train one stage to the end of its schedule."""
+    """Train a stage, or continue its training, to the end of its schedule."""
     config = stage_config(out, stage)
     train_run(config, out / f"stage{stage}", open_run_data(config), stop_on_sigterm=True)
 
@@ -130,7 +135,7 @@ def train_stage(out: Path, stage: int) -> None:
 def merge_splits(
     out: Path, splits: Mapping[str, list[Annotation]], predictions: Mapping[str, list[Prediction]]
 ) -> None:
-    """Write the annotations with stage 1's windows, and the queries table anew."""
+    """Write the annotations with the windows of stage 1, and replace the queries table."""
     merged = {split: merge_stage1(rows, predictions[split]).annotations for split, rows in splits.items()}
     for split, rows in merged.items():
         write_annotations(out / "shapes_stage2" / f"{split}.jsonl", rows)
@@ -140,7 +145,10 @@ def merge_splits(
 def predict_without_captions(
     out: Path, splits: Mapping[str, list[Annotation]], stage1_predictions: Mapping[str, list[Prediction]]
 ) -> list[Prediction]:
-    """Ask both stages about the test split without captions, so that stage 1's windows tell stage 2 nothing of them."""
+    """Return predictions of stage 2 on the test split if neither stage has captions.
+
+    Stage 1 predicts without captions too, since its windows would otherwise carry information of them.
+    """
     stage1_test = predict_split(
         load_trained_model(out / "stage1", use_captions=False),
         "test",
@@ -152,7 +160,7 @@ def predict_without_captions(
         "test",
         out / "predictions" / "stage2_test_without_captions.jsonl",
     )
-    # The tables get back what they are to hold; a run that is stopped before merges anew when it goes on.
+    # Restore the tables; a run that is stopped before this merges again when it continues.
     merge_splits(out, splits, stage1_predictions)
     return stage2_test
 
@@ -164,12 +172,12 @@ def compute_scores(
     stage2: Sequence[Prediction],
     without_captions: Sequence[Prediction],
 ) -> dict[str, Any]:
-    """Return the held-out scores, percent, by the original's protocol; `base` is the model before any training."""
+    """Return held-out scores in percent, by the protocol "reference"; `untrained` are predictions of the base model."""
     stages = {"base": untrained, "stage1": stage1, "stage2": stage2, "stage2_captions_withheld": without_captions}
-    results: dict[str, Any] = {name: _scores(found, annotations) for name, found in stages.items()}
+    results: dict[str, Any] = {name: _scores(predictions, annotations) for name, predictions in stages.items()}
     results["baselines"] = baselines(annotations)
     results["by_kind"] = {
-        kind: {name: _scores(found, kind_rows) for name, found in stages.items()}
+        kind: {name: _scores(predictions, kind_rows) for name, predictions in stages.items()}
         for kind in QUERY_KINDS
         if (kind_rows := [row for row in annotations if row.kind == kind])
     }
@@ -187,7 +195,7 @@ def _scores(predictions: Sequence[Prediction], annotations: Sequence[Annotation]
 
 
 def baselines(annotations: Sequence[Annotation], draws: int = 20, seed: int = 0) -> dict[str, Scores]:
-    """Return the scores of answering the whole video, and of random windows with lengths as the true ones have."""
+    """Return the scores of predicting the whole video, and of random windows with the lengths of true ones."""
     lengths = np.array([end - start for row in annotations for start, end in row.windows])
     rng = np.random.default_rng(seed)
 
@@ -213,7 +221,7 @@ def _headline_metrics(scores: Mapping[str, Any]) -> Scores:
 
 
 def format_results(results: Mapping[str, Any]) -> str:
-    """Return the results as a person reads them in a terminal."""
+    """Return the results as a table for the terminal."""
     rows = {"base": results["base"], "stage 1": results["stage1"], "stage 2": results["stage2"]}
     rows |= {f"stage 2, {kind}": scores["stage2"] for kind, scores in results["by_kind"].items()}
     if "caption" in results["by_kind"]:
@@ -223,14 +231,14 @@ def format_results(results: Mapping[str, Any]) -> str:
 
 
 def write_report(out: Path, stages: Mapping[str, TrainedModel], results: Mapping[str, Any]) -> None:
-    """Write `report.html`: the scores, and queries spread over the test split with what each stage made of them."""
-    tables = open_dataset(out / "prepared", "test")
-    indices = np.unique(np.linspace(0, len(tables) - 1, min(MAX_PAGE_QUERIES, len(tables))).round().astype(int))
-    examples = [tables[int(place)] for place in indices]
-    answers = {name: predict_examples(trained, examples) for name, trained in stages.items()}
+    """Write `report.html`: the scores, and queries of the test split with the predictions of both stages."""
+    dataset = open_dataset(out / "prepared", "test")
+    indices = np.unique(np.linspace(0, len(dataset) - 1, min(MAX_PAGE_QUERIES, len(dataset))).round().astype(int))
+    examples = [dataset[int(index)] for index in indices]
+    answers = {name: predict_examples(model, examples) for name, model in stages.items()}
     views = [
-        _make_query_view(out, tables, int(place), {name: stage_answers[n] for name, stage_answers in answers.items()})
-        for n, place in enumerate(indices)
+        _make_query_view(out, example, {name: stage_answers[n] for name, stage_answers in answers.items()})
+        for n, example in enumerate(examples)
     ]
     summary = [
         SummaryTable(
@@ -252,15 +260,14 @@ def write_report(out: Path, stages: Mapping[str, TrainedModel], results: Mapping
                 (kind, [scores[name]["R1@0.5"] for name in ("stage1", "stage2", "stage2_captions_withheld")])
                 for kind, scores in results["by_kind"].items()
             ],
-            "Caption queries can only be answered from what is said.",
+            "Caption queries can only be answered from captions.",
         ),
     ]
-    subtitle = f"{len(indices)} of {len(tables)} queries about videos that no stage was trained on."
+    subtitle = f"{len(indices)} of {len(dataset)} queries about videos that no stage was trained on."
     write_page(out / "report.html", "Moments in the shapes world", views, summary, subtitle)
 
 
-def _make_query_view(out: Path, tables: MomentDataset, index: int, answers: Mapping[str, Answer]) -> QueryView:
-    example = tables[index]
+def _make_query_view(out: Path, example: Example, answers: Mapping[str, Answer]) -> QueryView:
     video = out / "shapes" / "videos" / f"{example.video}.mp4"
     page_video = read_frames(video, len(example.keyframes), PAGE_IMAGE_SIZE)
     jpegs = encode_jpeg(page_video.frames, 80)

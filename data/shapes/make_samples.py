@@ -1,4 +1,4 @@
-"""Make the sample videos that come with the package: `python -m data.shapes.make_samples`."""
+"""Write the sample videos of the package: `python -m data.shapes.make_samples`."""
 
 import argparse
 import shutil
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from data.shapes.write import write_shapes
 
-SEED = 31  # of scenes that no model was trained on
+SEED = 31  # no model was trained on its scenes
 COUNT = 2
 SAMPLES = Path(__file__).parents[2] / "calce_jax" / "assets" / "tiny" / "samples"
 
 
 def make_samples(out: Path) -> None:
-    """Write videos, captions beside them, and annotations.jsonl into a folder."""
+    """Write videos, their captions and annotations.jsonl to a folder."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         write_shapes(folder, {"test": COUNT}, seed=SEED)
@@ -23,9 +23,9 @@ def make_samples(out: Path) -> None:
 
 
 def main() -> None:
-    """Make them where the package has them, or elsewhere."""
+    """Parse the command line and write the samples."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=SAMPLES, help="the folder")
+    parser.add_argument("--out", type=Path, default=SAMPLES, help="output folder")
     make_samples(parser.parse_args().out)
 
 

@@ -1,4 +1,4 @@
-"""Drawing scenes of the shapes world, at any size and any moment."""
+"""Draw frames of a scene, at any size and time."""
 
 import numpy as np
 
@@ -12,15 +12,15 @@ COLOUR_RGB = {
     "purple": (190, 60, 220),
     "white": (240, 240, 240),
 }
-DIAMETER = 0.4  # of the frame's height
-TRAVEL_FRACTION = 0.7  # of the frame's width that a moving shape covers while it is there
+DIAMETER = 0.4  # as a fraction of the frame's height
+TRAVEL_FRACTION = 0.7  # of the frame's width that a moving shape crosses
 
 
 def render_frame(scene: Scene, second: float, height: int, width: int) -> np.ndarray:
-    """Return uint8 RGB (height, width, 3): what is seen at `second`.
+    """Return the frame at `second`, RGB uint8 (height, width, 3).
 
-    A track is seen from its start on and no longer at its end. Shapes keep the proportions they have at the scene's own
-    size, so a frame drawn small looks like the video's frame scaled down.
+    A track is visible at its start and not at its end. Shapes keep their proportions of the scene's own size, so that a
+    small frame looks like the video's frame scaled down.
     """
     shade = 18 + scene.seed % 30
     frame = np.full((height, width, 3), (shade, shade, shade + 8), np.uint8)
@@ -33,7 +33,7 @@ def render_frame(scene: Scene, second: float, height: int, width: int) -> np.nda
         top, bottom = int((y - radius_y) * height), int(np.ceil((y + radius_y) * height))
         left, right = int((x - radius_x) * width), int(np.ceil((x + radius_x) * width))
         top, left, bottom, right = max(top, 0), max(left, 0), min(bottom, height), min(right, width)
-        # Pixel centres in units of the radius, relative to the middle of the shape.
+        # Pixel centres in units of the radius, relative to the centre of the shape.
         v = (((np.arange(top, bottom) + 0.5) / height - y) / radius_y)[:, None]
         u = (((np.arange(left, right) + 0.5) / width - x) / radius_x)[None, :]
         frame[top:bottom, left:right][_shape_mask(track.shape, u, v)] = COLOUR_RGB[track.colour]
@@ -41,7 +41,7 @@ def render_frame(scene: Scene, second: float, height: int, width: int) -> np.nda
 
 
 def position(track: Track, second: float, radius: float) -> tuple[float, float]:
-    """Return the middle (x, y) of a shape at a moment, in shares of the frame's width and height."""
+    """Return the centre (x, y) of a shape, as fractions of width and height; `radius` is a fraction of the width."""
     y = (track.lane + 0.5) / LANES
     if track.motion == "stays":
         return radius + track.position * (1 - 2 * radius), y

@@ -1,9 +1,11 @@
-"""Scenes of the shapes world: what is seen when, what is said when, and what can be asked about it.
+"""Scenes of the shapes world: the tracks of shapes, the spoken sentences, and the queries with their windows.
 
-A scene is drawn from a seed alone. Coloured shapes come and go in two lanes, one above the other, so that they never
-cover each other; while one is there it stands still or travels to one side. Now and then a sentence is spoken. The
-truth of a query is computed from what happens, so a query can have no second, unmarked answer: the windows of "a red
-circle moves to the left" are the presences of every red circle that does.
+A scene is a function of its seed. Coloured shapes appear in two lanes, one above the other, so that they never overlap;
+each stands still or moves to one side. Sentences are spoken at times. The windows of a query are computed from the
+tracks and sentences, so they are complete: those of "a red circle moves to the left" are the times of every red circle
+that does.
+
+Another scene for a seed, or another frame (`render.py`), needs another `data.shapes.write.WORLD_VERSION`.
 """
 
 from dataclasses import dataclass
@@ -49,7 +51,12 @@ QueryKind = Literal["visual", "caption", "several"]
 
 @dataclass(frozen=True)
 class Track:
-    """One shape, there from second `start` to second `end`, in lane 0 (above) or 1, at `position` (0..1) of its width."""
+    """One shape that is visible from `start` to `end`, in seconds.
+
+    Fields:
+      lane: 0 (above) or 1.
+      position: from 0 (left) to 1 (right); of a moving shape, where its motion begins, in the free width.
+    """
 
     colour: str
     shape: str
@@ -61,13 +68,13 @@ class Track:
 
     @property
     def name(self) -> str:
-        """What it is called: "red circle"."""
+        """Colour and shape, such as "red circle"."""
         return f"{self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """What is said from second `start` to second `end`."""
+    """A sentence that is spoken from `start` to `end`, in seconds, about `noun`."""
 
     start: int
     end: int
@@ -77,7 +84,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class SceneQuery:
-    """A question about the scene: sentence, things named in it, and all its windows in whole seconds."""
+    """A query about the scene: sentence, the items it names, and all its windows in whole seconds."""
 
     kind: QueryKind
     query: str
@@ -87,7 +94,7 @@ class SceneQuery:
 
 @dataclass(frozen=True)
 class Scene:
-    """A video to be drawn: `duration` in seconds, `fps` in frames a second, `size` (width, height) in pixels."""
+    """A scene: `duration` in seconds, `fps` in frames per second, `size` (width, height) in pixels."""
 
     seed: int
     duration: int
@@ -99,7 +106,7 @@ class Scene:
 
 
 def make_scene(seed: int) -> Scene:
-    """Draw a scene of 20 to 40 seconds; the same seed gives the same scene."""
+    """Return the scene of a seed, 20 to 40 s long."""
     rng = np.random.default_rng(seed)
     duration = int(rng.integers(20, 41))
     tracks = _tracks(rng, duration)
@@ -131,13 +138,13 @@ def _tracks(rng: np.random.Generator, duration: int) -> tuple[Track, ...]:
 
 
 def _track(rng: np.random.Generator, others: list[Track], lane: int, start: int, end: int) -> Track:
-    """Draw one shape: often one seen before, or a distractor that shares its colour or its shape."""
+    """Draw a track: often of a shape that appeared before, or a distractor that shares its colour or its shape."""
     colour, shape = _choose(rng, COLOURS), _choose(rng, SHAPES)
     if others:
         other, kind = _choose(rng, others), rng.random()
         colour = other.colour if kind < 0.55 else colour
         shape = other.shape if kind < 0.35 or kind > 0.8 else shape
-    # The same thing twice at once, or twice within a second, would be one moment to whoever looks.
+    # The same shape twice at once, or with less than 2 s between, would be a single moment to a viewer.
     while any(
         (other.colour, other.shape) == (colour, shape) and start < other.end + 2 and other.start < end + 2
         for other in others
@@ -160,7 +167,7 @@ def _sentences(rng: np.random.Generator, duration: int) -> tuple[Sentence, ...]:
 def _queries(
     rng: np.random.Generator, tracks: tuple[Track, ...], sentences: tuple[Sentence, ...]
 ) -> tuple[SceneQuery, ...]:
-    """Ask about two things seen once, one thing seen several times if there is any, and one thing said."""
+    """Return queries about two shapes with one window, one with several if there is any, and one sentence."""
     windows_by_query: dict[tuple[str, str | None], list[tuple[int, int]]] = {}
     for track in tracks:
         for motion in (track.motion, None):
@@ -171,14 +178,12 @@ def _queries(
         repeated[i] for i in rng.permutation(len(repeated))[:1]
     ]
     queries = []
-    for thing, motion in chosen:
-        windows = tuple(sorted(windows_by_query[thing, motion]))
-        sentence = _choose(rng, VISUAL_QUERY_TEMPLATES[motion]).format(thing=thing)
-        queries.append(SceneQuery("visual" if len(windows) == 1 else "several", sentence, (thing,), windows))
+    for name, motion in chosen:
+        windows = tuple(sorted(windows_by_query[name, motion]))
+        text = _choose(rng, VISUAL_QUERY_TEMPLATES[motion]).format(thing=name)
+        queries.append(SceneQuery("visual" if len(windows) == 1 else "several", text, (name,), windows))
     if sentences:
-        sentence_said = _choose(rng, sentences)
-        sentence = _choose(rng, CAPTION_QUERY_TEMPLATES).format(noun=sentence_said.noun)
-        queries.append(
-            SceneQuery("caption", sentence, (sentence_said.noun,), ((sentence_said.start, sentence_said.end),))
-        )
+        sentence = _choose(rng, sentences)
+        text = _choose(rng, CAPTION_QUERY_TEMPLATES).format(noun=sentence.noun)
+        queries.append(SceneQuery("caption", text, (sentence.noun,), ((sentence.start, sentence.end),)))
     return tuple(queries)

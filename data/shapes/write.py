@@ -1,24 +1,24 @@
-"""Writing the shapes world as files: `python -m data.shapes.write --out=DIR --train=600 --val=100 --test=100`.
+"""Write a dataset of the shapes world: `python -m data.shapes.write --out=DIR --train=600 --val=100 --test=100`.
 
-    DIR/videos/shapes_train_000017.mp4   H.264; a fifth of them with sound, a hum while something is said
-    DIR/srts/shapes_train_000017.srt     what is said
-    DIR/train.jsonl                      the queries, in our own format of annotations
+    DIR/videos/shapes_train_000017.mp4   H.264; every fifth one with sound, a hum while a sentence is spoken
+    DIR/srts/shapes_train_000017.srt     the spoken sentences
+    DIR/train.jsonl                      the queries, as annotations of calce_jax
+    DIR/shapes.json                      the seed and the version of the world
 
-A second run with the same seed writes only what is missing, so a set can be completed or enlarged.
+A second run with the same seed writes only missing videos, so a dataset can be completed or enlarged.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import multiprocessing
 import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -28,45 +28,58 @@ from av.container import OutputContainer
 from av.video.stream import VideoStream
 from tqdm import tqdm
 
+from calce_jax.errors import UserError
 from calce_jax.moments.annotations import Annotation, write_annotations
-from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.storage.atomic_files import atomic_write, write_atomic
 from data.shapes.render import render_frame
 from data.shapes.scene import Scene, make_scene
 
+# Changes whenever a seed gives another scene or a scene gives another frame; files of two versions must not mix.
+WORLD_VERSION = 1
+# What shapes.json held before there were versions: hashes of the source text, all of version 1.
+VERSION_1_HASHES = frozenset(
+    (
+        "44b2ea547167e1a814ce553739f46293399e0be340c39da349e6fd43feface12",
+        "578141742950f22f941de43767ba3dc07ab04f2e2d229d10ea35fbe2b6d6b533",
+        "8497e854109c270e3458fec0aaf70e0aff4aa64754c4f6dd76986b1f659581a7",
+        "fe581fdcca35594ff907accad25554dc0042e8be5b01b6919bc02391f67e0bf3",
+    )
+)
+
 SPLITS = ("train", "val", "test")
-# Scenes a split can have. Seeds from PRETRAINING on are left to pretraining, whose scenes are in no split.
+# Maximal number of scenes of a split. Seeds from FIRST_PRETRAIN_SEED are those of pretraining, which no split has.
 MAX_VIDEOS_PER_SPLIT = 100_000
 FIRST_PRETRAIN_SEED = 10_000_000
 MAX_SEEDS = FIRST_PRETRAIN_SEED // (MAX_VIDEOS_PER_SPLIT * len(SPLITS))
 
 SOUND_EVERY = 5
-SOUND_RATE = 16_000  # samples a second
+SOUND_RATE = 16_000  # samples per second
 HUM_HERTZ = 180
 HUM_AMPLITUDE = 0.05
 
 
 def scene_seed(split: str, number: int, seed: int) -> int:
-    """Return the seed of a split's scene; no two splits, and no two seeds, share a scene.
+    """Return the seed of scene `number` of a split; splits and datasets of different seeds share no scene.
 
     Raises:
-      ValueError: there is no such split, or the number or the seed is out of range.
+      UserError: there is no such split, or the number or the seed is out of range.
     """
     if split not in SPLITS:
-        raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+        raise UserError(f"split: must be one of {', '.join(SPLITS)}, got {split!r}")
     if not 0 <= number < MAX_VIDEOS_PER_SPLIT:
-        raise ValueError(f"{split}: video {number} is outside 0 to {MAX_VIDEOS_PER_SPLIT - 1}; write fewer videos")
+        raise UserError(f"{split}: must be <= {MAX_VIDEOS_PER_SPLIT} videos, got {number + 1}", "write fewer videos")
     if not 0 <= seed < MAX_SEEDS:
-        raise ValueError(f"seed: {seed} is outside 0 to {MAX_SEEDS - 1}; choose a smaller one")
+        raise UserError(f"seed: must be from 0 to {MAX_SEEDS - 1}, got {seed}", "choose another seed")
     return (seed * len(SPLITS) + SPLITS.index(split)) * MAX_VIDEOS_PER_SPLIT + number
 
 
 def video_id(split: str, number: int) -> str:
-    """Return the id of a split's video."""
+    """Return the id of video `number` of a split."""
     return f"shapes_{split}_{number:06d}"
 
 
 def annotate(scene: Scene, video: str) -> list[Annotation]:
-    """Return the scene's queries."""
+    """Return the queries of a scene as annotations of a video id."""
     return [
         Annotation(
             qid=f"{video}_{number}",
@@ -82,19 +95,19 @@ def annotate(scene: Scene, video: str) -> list[Annotation]:
 
 
 def write_shapes(folder: str | Path, videos: Mapping[str, int], seed: int = 0) -> int:
-    """Write a set, on all processors: videos, captions and annotations.
+    """Write videos, captions and annotations, on all cores.
 
     Args:
-      folder: where; files that are there are kept.
-      videos: how many for each split.
-      seed: of the set, 0 to 32.
+      folder: output folder; existing videos are kept.
+      videos: number of videos of each split.
+      seed: of the dataset, 0 to 32.
 
     Returns:
-      How many videos were written; the others were there.
+      The number of videos that were written; the others existed.
 
     Raises:
-      ValueError: there is no such split or seed, or the folder holds another set.
-      OSError: a file cannot be written.
+      UserError: there is no such split or seed, or the folder holds another dataset.
+      OSError: a file cannot be written; names it and the remedy.
     """
     folder = Path(folder)
     scenes = {
@@ -114,7 +127,7 @@ def write_shapes(folder: str | Path, videos: Mapping[str, int], seed: int = 0) -
                 write_scene(*job)
                 bar.update()
         else:
-            # Not forked: what calls this may have started threads.
+            # Not forked: the caller may have started threads.
             context = multiprocessing.get_context("spawn")
             workers = min(os.cpu_count() or 1, len(jobs))
             with ProcessPoolExecutor(workers, mp_context=context) as pool:
@@ -124,25 +137,18 @@ def write_shapes(folder: str | Path, videos: Mapping[str, int], seed: int = 0) -
 
 
 def write_scene(scene: Scene, video: Path, captions: Path) -> None:
-    """Write a scene's captions and its video; the video last, so that where it is, both are.
+    """Write the captions and then the video of a scene, so that a video always has its captions.
 
     Raises:
-      OSError: a file cannot be written.
+      OSError: a file cannot be written; names it and the remedy.
     """
     write_atomic(captions, _compose_srt(scene))
-    partial_path = video.with_name(f"{video.name}.part")
-    try:
-        video.parent.mkdir(parents=True, exist_ok=True)
-        # Without the encoder's version, the same scene gives the same file.
-        with av.open(partial_path, "w", format="mp4", options={"fflags": "+bitexact"}) as file:
-            _encode(scene, file)
-        os.replace(partial_path, video)
-    except OSError as error:
-        with suppress(OSError):
-            partial_path.unlink()
-        raise OSError(
-            error.errno, f"cannot write {video} ({error.strerror}); make room, or choose another place"
-        ) from error
+    # Bitexact: without the encoder's version in the file, the same scene gives the same bytes.
+    with (
+        atomic_write(video) as partial_path,
+        av.open(partial_path, "w", format="mp4", options={"fflags": "+bitexact"}) as file,
+    ):
+        _encode(scene, file)
 
 
 def _paths(folder: Path, video: str) -> tuple[Path, Path]:
@@ -150,16 +156,33 @@ def _paths(folder: Path, video: str) -> tuple[Path, Path]:
 
 
 def _check_provenance(folder: Path, seed: int) -> None:
-    """Note in the folder what its set is drawn from: two sets must not mix, and their ids are the same."""
-    program = (Path(__file__).with_name(name) for name in ("scene.py", "render.py"))
-    world = hashlib.sha256(b"".join(file.read_bytes() for file in program)).hexdigest()
-    origin = {"seed": seed, "world": world}
-    provenance_file = folder / "shapes.json"
-    if provenance_file.is_file() and json.loads(provenance_file.read_text()) != origin:
-        raise ValueError(
-            f"{provenance_file}: drawn from another seed or by another version; remove {folder} or choose another"
+    """Write seed and version to shapes.json: two datasets have the same video ids, and must not mix in one folder.
+
+    Raises:
+      UserError: the folder holds another dataset.
+    """
+    path, expected = folder / "shapes.json", {"seed": seed, "world_version": WORLD_VERSION}
+    if path.is_file() and (stored := _read_provenance(path)) != expected:
+        raise UserError(
+            f"{path}: drawn with {_describe_provenance(stored)}, not with {_describe_provenance(expected)}",
+            f"remove {folder}, or choose another folder",
         )
-    write_atomic(provenance_file, json.dumps(origin) + "\n")
+    write_atomic(path, json.dumps(expected) + "\n")
+
+
+def _read_provenance(path: Path) -> dict[str, Any]:
+    try:
+        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error})", f"remove {path.parent}, or choose another folder") from error
+    if stored.pop("world", None) in VERSION_1_HASHES:
+        stored["world_version"] = 1
+    return stored
+
+
+def _describe_provenance(provenance: Mapping[str, Any]) -> str:
+    version = provenance.get("world_version", "(unknown)")
+    return f"seed {provenance.get('seed')} by version {version} of the shapes world"
 
 
 def _compose_srt(scene: Scene) -> str:
@@ -171,12 +194,12 @@ def _compose_srt(scene: Scene) -> str:
 
 def _encode(scene: Scene, file: OutputContainer) -> None:
     rate = Fraction(scene.fps)
-    # Otherwise x264 rounds as its processor likes, and the same scene does not always give the same file.
+    # Otherwise x264 uses the instructions of the CPU, whose rounding differs.
     options = {"preset": "veryfast", "x264-params": "cpu-independent=1"}
     stream = file.add_stream("libx264", rate=rate, options=options)
     stream.width, stream.height = scene.size
     stream.pix_fmt = "yuv420p"
-    stream.codec_context.thread_count = 1  # every processor has a video of its own
+    stream.codec_context.thread_count = 1  # videos are encoded in parallel
     sound = file.add_stream("aac", rate=SOUND_RATE, layout="mono") if scene.seed % SOUND_EVERY == 0 else None
     _encode_frames(scene, file, stream, rate)
     if sound is not None:
@@ -184,7 +207,7 @@ def _encode(scene: Scene, file: OutputContainer) -> None:
 
 
 def _encode_frames(scene: Scene, file: OutputContainer, stream: VideoStream, rate: Fraction) -> None:
-    # The last frame is the last that begins before the end; it may be shown for a little longer.
+    # The last frame begins before the end of the scene, and may last longer.
     for number in range(math.ceil(scene.duration * rate)):
         picture = render_frame(scene, float(number / rate), stream.height, stream.width)
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
@@ -206,18 +229,18 @@ def _encode_hum(scene: Scene, file: OutputContainer, stream: AudioStream) -> Non
 
 
 def main() -> None:
-    """Write a set as the command line says."""
-    parser = argparse.ArgumentParser(description="Draw a set of the shapes world.")
-    parser.add_argument("--out", required=True, help="folder the set goes to")
+    """Parse the command line and write a dataset."""
+    parser = argparse.ArgumentParser(description="Write a dataset of the shapes world.")
+    parser.add_argument("--out", required=True, help="output folder")
     for split in SPLITS:
-        parser.add_argument(f"--{split}", type=int, default=0, help=f"videos of the {split} split")
-    parser.add_argument("--seed", type=int, default=0, help=f"of the set, 0 to {MAX_SEEDS - 1}")
+        parser.add_argument(f"--{split}", type=int, default=0, help=f"number of videos of the {split} split")
+    parser.add_argument("--seed", type=int, default=0, help=f"seed of the dataset, 0 to {MAX_SEEDS - 1}")
     args = parser.parse_args()
     counts = {split: getattr(args, split) for split in SPLITS if getattr(args, split)}
     try:
         num_written = write_shapes(args.out, counts, args.seed)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
+        raise SystemExit(f"Error: {error}") from None
     print(f"{args.out}: {sum(counts.values())} videos, {num_written} of them new")
 
 

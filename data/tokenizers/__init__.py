@@ -1,1 +1,1 @@
-"""Small tokenizers for the tiny model, trained by `make`, kept here as data."""
+"""The making of the small tokenizers of the tiny model; they are in calce_jax/assets/tiny."""

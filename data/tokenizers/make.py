@@ -1,9 +1,8 @@
-"""Train the small tokenizers: `python -m data.tokenizers.make`.
+"""Train the small tokenizers of the tiny model, calce_jax/assets/tiny/{t5,bert}: `python -m data.tokenizers.make`.
 
-`tiny_t5` is a sentencepiece model laid out like T5's (0 padding, 1 end, 2 unknown, 3 the word border, a hundred
-sentinels behind the pieces) in which every number from 0 to 199, the brackets, the comma, ">" and the words of the
-shapes world are pieces of their own.
-`tiny_bert` is a WordPiece vocabulary. Both fall back to letters, so any English sentence can be written.
+`t5` is a sentencepiece model laid out like T5's (0 padding, 1 end, 2 unknown, 3 the word border, a hundred sentinels
+after the pieces). Every number from 0 to 199, the brackets, the comma, ">" and the words of the shapes world are single
+pieces of it. `bert` is a WordPiece vocabulary. Both fall back to letters, so they can encode any English sentence.
 """
 
 import io
@@ -16,12 +15,12 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto  # pyright: ignore[
 
 from data.shapes.scene import make_scene
 
-HERE = Path(__file__).parent
+ASSETS = Path(__file__).parents[2] / "calce_jax" / "assets" / "tiny"
 NUM_SCENES = 2000
 T5_VOCAB_SIZE = 300
 WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
 TASK_PROMPT = "Given the video and the subtitle and the query, find the query relevant windows.\nRelevant windows: "
-# Words of real queries and captions, so that sentences from outside the shapes world are not all letters.
+# Words of real queries and captions, so that other sentences are not encoded as letters only.
 ENGLISH_SENTENCES = (
     "a man and woman are talking to the camera in their car while driving; people walk through the park with dogs",
     "she shows how to cook food at home, he is sitting on the couch with his laptop, they look at what is in front",
@@ -31,7 +30,7 @@ ENGLISH_SENTENCES = (
 
 
 def corpus_lines() -> list[str]:
-    """Return what the shapes world says and asks, with the words around it in a prompt."""
+    """Return the sentences and queries of the shapes world, and the other text of a prompt."""
     lines = ["Query: x\n", "Items: a,b\n", "*None*", "-1", TASK_PROMPT, *ENGLISH_SENTENCES] * 50
     for seed in range(NUM_SCENES):
         scene = make_scene(seed)
@@ -41,7 +40,7 @@ def corpus_lines() -> list[str]:
 
 
 def train_t5_tokenizer(folder: Path) -> None:
-    """Write `spiece.model`."""
+    """Write `spiece.model` to a folder."""
     model_file = io.BytesIO()
     lines = corpus_lines()
     sentencepiece.SentencePieceTrainer.train(
@@ -63,10 +62,10 @@ def train_t5_tokenizer(folder: Path) -> None:
 
 
 def add_whole_word_pieces(model: bytes, lines: list[str]) -> bytes:
-    """Put numbers, signs and the words of the shapes world in front of the trained pieces, and make them preferred.
+    """Insert numbers, signs and the words of the shapes world before the trained pieces, with higher scores.
 
-    A unigram model takes the split with the greatest sum of scores, so a piece with a score near zero is never split.
-    The lone word border gets id 3, as in T5.
+    A unigram model takes the segmentation with the greatest sum of scores, so a piece with a score near zero is never
+    split. The word border alone gets id 3, as in T5.
     """
     proto = ModelProto.FromString(model)
     words = sorted({word for line in lines for word in re.findall("[A-Za-z]+", line)})
@@ -82,9 +81,9 @@ def add_whole_word_pieces(model: bytes, lines: list[str]) -> bytes:
 
 
 def write_bert_vocabulary(folder: Path) -> None:
-    """Write `vocab.txt`: special tokens, signs, letters and digits at the start of a word and within, whole words.
+    """Write `vocab.txt` to a folder: special tokens, signs, letters and digits at and after the start of a word, words.
 
-    Trainers of WordPiece break ties by chance, and these words are few enough to be listed.
+    Trainers of WordPiece break ties at random, and these words are few enough to be listed.
     """
     characters = string.digits + string.ascii_lowercase
     words = {word.lower() for line in corpus_lines() for word in re.findall("[A-Za-z]{2,}", line)}
@@ -100,5 +99,5 @@ def write_bert_vocabulary(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    train_t5_tokenizer(HERE / "tiny_t5")
-    write_bert_vocabulary(HERE / "tiny_bert")
+    train_t5_tokenizer(ASSETS / "t5")
+    write_bert_vocabulary(ASSETS / "bert")

@@ -35,7 +35,7 @@ sys.exit(code)
         (["--version"], 0, f"calce_jax {calce_jax.__version__}"),
         (["serach"], 2, "calce serach: no such command; did you mean search?"),
         (["search", "--querry=a"], 2, "Unknown command line flag 'querry'. Did you mean: query ?"),
-        (["train", "--config=qvhighlights,stage=3", "--workdir=x"], 2, "stage=3 must be one of 1, 2"),
+        (["train", "--config=qvhighlights,stage=3", "--workdir=x"], 2, "stage must be one of 1, 2, got '3'"),
         (["train", "--config=shapes", "--workdir=x", "--config.data.frame=8"], 2, "did you mean --config.data.frames"),
         (["train", "--config=shapes", "--workdir=x", "--nothing"], 2, "Unknown command line flag 'nothing'"),
         *(([name, "--help"], 0, "--verbosity") for name in COMMANDS),

@@ -67,7 +67,7 @@ def test_load_searches_like_the_command(pipeline_run):
         ),
         ("infer", ["--split=test", "--out={out}/x.jsonl"], "has no split 'test', but train, val; choose one"),
         ("infer", ["--split=val", "--out={out}/x.jsonl", "--data=/nowhere"], "there are no tables in /nowhere:"),
-        ("infer", ["--split=val", "--out={out}/x.jsonl", "--mesh=b200"], "config.mesh: 'b200' is none of single"),
+        ("infer", ["--split=val", "--out={out}/x.jsonl", "--mesh=b200"], "config.mesh: must be one of 'single', "),
     ],
 )
 def test_errors_with_a_trained_run(pipeline_run, command, arguments, message):

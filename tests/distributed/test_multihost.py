@@ -27,7 +27,7 @@ from calce_jax.distributed.multihost import (
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.inference.trained_run import load_trained_model
 from calce_jax.moments.annotations import Annotation
-from calce_jax.training.loop import METRICS_LAG_STEPS
+from calce_jax.training.metric_log import METRICS_LAG_STEPS
 from calce_jax.video.decode import encode_jpeg
 from tests.helpers.commands import run_script, xla_test_flags
 

@@ -1,7 +1,7 @@
-"""The comparison with the original: recorded inputs and weights go through our components, results beside recordings.
+"""Comparison with recordings of the original: our components run on its recorded inputs and weights.
 
     python -m tests.fidelity --golden=DIR [--json=FILE] [--page=FILE]
 
-Every size and setting is read from the folder, so one that was recorded at other sizes, with other depths, batches,
-seeds or cases works unchanged. Each module here knows one family of groups; `report` counts, `folder` reads.
+All sizes and settings are read from the folder, so recordings of other sizes, depths, batches, seeds or cases work too.
+Each module compares one family of groups; `folder` reads the recordings, `report` collects the results.
 """

@@ -1,4 +1,4 @@
-"""The command: run every group, print a table, write it where asked, and exit with 1 if anything is not as recorded."""
+"""The command: compare all groups and print a table; the exit code is 1 if any row differs."""
 
 import argparse
 import os
@@ -41,17 +41,21 @@ COMPARISONS: dict[str, Comparison] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare; return the exit status."""
+    """Compare, print the table and write the reports.
+
+    Returns:
+      The exit code: 0 if there are rows and all of them are ok, else 1.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.fidelity", description="Compare with recordings.")
     parser.add_argument("--golden", type=Path, required=True, help="folder of recordings")
-    parser.add_argument("--json", type=Path, help="where to write the rows as JSON")
-    parser.add_argument("--page", type=Path, help="page whose table, between its markers, is rewritten")
-    parser.add_argument("--only", default="", help="a regular expression; compare the groups whose names match")
+    parser.add_argument("--json", type=Path, help="file to write the rows to, as JSON")
+    parser.add_argument("--page", type=Path, help="Markdown page whose table, between two markers, is replaced")
+    parser.add_argument("--only", default="", help="regular expression of the groups to compare")
     parser.add_argument(
         "--beside",
         type=Path,
         default=Path(os.environ.get("CALCE_SHARED", Path(__file__).parents[3] / "shared")),
-        help="folder of tokenizers, annotations and weights, for recordings that do not lie beside them",
+        help="folder of tokenizers, annotations and weights, if they are not beside the recordings",
     )
     args = parser.parse_args(arguments)
     rows = list(compare(RecordingFolder(args.golden, args.beside), args.only))
@@ -64,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare(folder: RecordingFolder, only: str = "") -> Iterator[ReportRow]:
-    """Compare the groups whose names match; of a whole folder, also name recordings that nothing was compared with."""
+    """Yield the rows of the groups whose names match `only`; if it is empty, also a failed row per file not opened."""
     unfinished: list[str] = []
     for name, comparison in COMPARISONS.items():
         if re.search(only, name):

@@ -1,4 +1,4 @@
-"""Reading a folder of recordings: arrays and texts by name, settings, and what stands beside it."""
+"""Reading a folder of recordings: arrays, JSON, settings, and the shared files beside it."""
 
 import json
 import os
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-MAX_NAMED = 6  # unread entries that a note names
+MAX_NAMED = 6  # unread arrays that a note lists
 
 
 class RecordedArrays(dict[str, np.ndarray]):
-    """The arrays of one file; remembers which were asked for."""
+    """The arrays of an .npz file; records which of them are read."""
 
     def __init__(self, path: Path):
         with np.load(path) as arrays:
@@ -26,15 +26,15 @@ class RecordedArrays(dict[str, np.ndarray]):
         return super().__getitem__(name)
 
     def get_or(self, name: str, default: np.ndarray) -> np.ndarray:
-        """Return an array, or something else where it was not recorded."""
-        return self[name] if name in self else default  # noqa: SIM401 - `get` would not be remembered
+        """Return an array, or `default` if it was not recorded."""
+        return self[name] if name in self else default  # noqa: SIM401 - `get` does not record the read
 
     def with_prefix(self, *prefixes: str) -> dict[str, np.ndarray]:
-        """Return the arrays whose names begin so."""
+        """Return the arrays whose names start with one of the prefixes."""
         return {name: self[name] for name in self if name.startswith(prefixes)}
 
     def unread(self) -> list[str]:
-        """Name the arrays nobody asked for."""
+        """Return the names of the arrays that were not read."""
         return [name for name in self if name not in self.read_names]
 
 
@@ -42,8 +42,11 @@ class RecordingFolder:
     """A folder of recordings.
 
     Args:
-      path: of the folder.
-      shared: where tokenizers and annotations are looked for after the folder itself and its parent.
+      path: the folder.
+      shared: folder of tokenizers, annotations and weights, searched after `path` and its parent.
+
+    Raises:
+      NotADirectoryError: `path` does not exist.
     """
 
     def __init__(self, path: Path, shared: Path | None = None):
@@ -61,11 +64,15 @@ class RecordingFolder:
         return self._arrays[name]
 
     def json(self, name: str) -> Any:
-        """Return what `name`.json holds."""
+        """Return the content of `name`.json."""
         return json.loads(self._existing_path(f"{name}.json").read_text(encoding="utf-8"))
 
     def files(self, pattern: str) -> list[str]:
-        """Return the names, without what follows the dot, of the files that match; there has to be one."""
+        """Return the sorted stems of the files that match a glob pattern.
+
+        Raises:
+          FileNotFoundError: no file matches.
+        """
         names = sorted(path.stem for path in self.path.glob(pattern))
         if not names:
             raise FileNotFoundError(f"{self.path / pattern}: no such file")
@@ -73,7 +80,7 @@ class RecordingFolder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Settings of each group that the shapes of arrays cannot tell."""
+        """Settings that do not follow from the shapes of arrays, by group."""
         return self.json("config")
 
     def settings(self, group: str) -> dict[str, Any]:
@@ -83,7 +90,11 @@ class RecordingFolder:
         return self.config[group]
 
     def find_shared(self, *parts: str) -> Path:
-        """Return where a folder or file that is shared by many recordings lies, such as "tokenizers", "t5"."""
+        """Return the path of a shared file or folder, such as ("tokenizers", "t5").
+
+        Raises:
+          FileNotFoundError: it is in none of the searched folders.
+        """
         for search_path in self.search_paths:
             if search_path.joinpath(*parts).exists():
                 return search_path.joinpath(*parts)
@@ -91,14 +102,14 @@ class RecordingFolder:
         raise FileNotFoundError(f"{relative}: in none of {', '.join(map(str, self.search_paths))}; give --beside=DIR")
 
     def not_compared(self, group: str) -> str:
-        """Tell which arrays of a group's files nobody asked for."""
+        """Return a note on the unread arrays of a group's files, or ""."""
         files = [arrays for name, arrays in self._arrays.items() if name.startswith(group)]
         unread = [name for arrays in files for name in arrays.unread()]
         omitted = f" and {len(unread) - MAX_NAMED} more" if len(unread) > MAX_NAMED else ""
         return f"not compared: {', '.join(unread[:MAX_NAMED])}{omitted}" if unread else ""
 
     def unopened(self) -> list[str]:
-        """Name the files of recordings, which begin with a number, that nobody opened."""
+        """Return the names of the recordings (files that start with a digit) that were not opened."""
         names = {path.name for path in self.path.iterdir() if path.is_file() and path.name[:1].isdigit()}
         return sorted(names - self.opened)
 

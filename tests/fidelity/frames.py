@@ -1,4 +1,4 @@
-"""11: which frames are taken and when, and what training and evaluation make of their pixels."""
+"""11: indices and times of frames, crops, and normalised pixels of training and evaluation."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,8 @@ from tests.fidelity.report import Group
 
 TIME_TOLERANCE = 1e-7  # one rounding of float32
 NORMALISED_TOLERANCE = 5e-7  # one rounding of the division, one of the subtraction
-# PyTorch finds the places in float32, which moves values by 3e-4 of 255. As near to a whole one, bytes differ.
+# PyTorch computes the sampling positions in float32, which moves values by 3e-4 of 255; so near to a whole number,
+# bytes differ.
 RESIZED_TOLERANCE = 2e-6
 NEAR_WHOLE = 5e-4
 STANDARD_ERRORS = 4.0
@@ -91,5 +92,5 @@ def _compare_draws(case, recorded: np.ndarray, side: int) -> None:
 
 
 def _thwc(recorded: np.ndarray) -> np.ndarray:
-    """Put time first and colours last."""
+    """Transpose recorded (C, T, H, W) to (T, H, W, C)."""
     return recorded.transpose(1, 2, 3, 0)

@@ -1,4 +1,4 @@
-"""02 and 03: the Q-Former, and T5 with and without adapters: encoder, logits, loss, and the answers it searches."""
+"""02 and 03: the Q-Former, and T5 with and without adapters: encoder, logits, loss, and beam search."""
 
 import re
 from collections.abc import Iterator
@@ -22,19 +22,19 @@ from calce_jax.text.tokenizers import load_bert
 from tests.fidelity import sizes
 from tests.fidelity.folder import RecordedArrays, RecordingFolder
 from tests.fidelity.report import Group
-from tests.helpers import recordings_io as golden
+from tests.helpers import recordings_io
 
 # float32 sums in another order, through all layers.
 ACTIVATIONS = 2e-5
-# The same, summed once more in the head, where they cancel; and over the tokens of an answer.
+# The same with cancellation in the head; and summed over the tokens of an answer.
 LOGITS, SCORES = 1e-4, 2e-5
-# The last transformers whose search divides running answers by a length that counts the start token.
+# The last transformers version whose beam search counts the start token in the length of unfinished beams.
 LENGTH_COUNTS_START = (4, 35)
 WORD_EMBEDDINGS = "Qformer.bert.embeddings.word_embeddings.weight"
 
 
 def qformer(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare the visual path layer by layer, the text path, and the words it is fed."""
+    """Compare the visual branch layer by layer, the text branch, and the BERT tokens."""
     arrays = folder.arrays("02_qformer")
     tensors = arrays.with_prefix("Qformer.", "query_tokens")
     model = load_qformer(tensors, arrays["word_embedding_ids"], arrays["word_embedding_rows"], folder, "02_qformer")
@@ -74,9 +74,14 @@ def qformer(folder: RecordingFolder) -> Iterator[Group]:
 def load_qformer(
     tensors: sizes.Tensors, word_ids: np.ndarray, rows: np.ndarray, folder: RecordingFolder, group: str
 ) -> QFormer:
-    """Return a recorded model, of whose word embeddings only the rows in use were kept.
+    """Return a recorded Q-Former; weights of the visual branch that were not recorded are 0.
 
-    One that was recorded for its text path alone looks at frames with zeros.
+    Args:
+      tensors: recorded weights without the word embedding.
+      word_ids: rows of the word embedding that were recorded; the others are 0.
+      rows: their values.
+      folder: of the recordings.
+      group: name of its settings.
     """
     config: QFormerConfig = sizes.qformer(tensors, folder.settings(group), vocab=int(word_ids.max()) + 1)
     embeddings = np.zeros((config.vocab, config.width), np.float32)
@@ -87,11 +92,11 @@ def load_qformer(
     unused_weights = {
         name: zero for name, zero in to_torch(names, zeros).items() if "crossatt" in name or "query_" in name
     }
-    return golden.load_state_dict(model, names, {**unused_weights, **tensors, WORD_EMBEDDINGS: embeddings})
+    return recordings_io.load_state_dict(model, names, {**unused_weights, **tensors, WORD_EMBEDDINGS: embeddings})
 
 
 def t5(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare what T5 encodes, predicts and writes, for every recorded model."""
+    """Compare encoder, logits, loss and beam search of every recorded T5."""
     arrays, meta = folder.arrays("03_t5"), folder.json("03_t5_meta")
     version = tuple(int(part) for part in meta["transformers"].split(".")[:2])
     behaviour: Behaviour = "reference" if version <= LENGTH_COUNTS_START else "default"
@@ -102,7 +107,7 @@ def t5(folder: RecordingFolder) -> Iterator[Group]:
 
     x, mask = jnp.asarray(arrays["inputs_embeds"]), jnp.asarray(arrays["attention_mask"] != 0)
     labels = jnp.asarray(np.maximum(arrays["labels"], 0), jnp.int32)
-    # After an answer's end logits mean nothing, and the original masks what it is fed there.
+    # Logits after the end of an answer are ignored, and the original masks their inputs.
     answer_mask = np.asarray(labels != 0)
     for tag in [name.removesuffix("_loss") for name in arrays if name.endswith("_loss")]:
         model = load_t5(arrays, adapters=tag != "base", scaling=meta["lora_scaling"])
@@ -122,7 +127,7 @@ def t5(folder: RecordingFolder) -> Iterator[Group]:
                 case.close(total[sample][sample_mask], arrays[f"{tag}_logits_logsumexp"][sample][sample_mask])
                 case.same(predicted[sample][sample_mask].argmax(axis=-1), arrays[f"{tag}_argmax"][sample][sample_mask])
         with loss.case(tag) as case:
-            # The original averages over the tokens of the batch, we over those of each answer.
+            # The original averages over the tokens of the batch, `answer_loss` over those of each answer.
             losses = answer_loss(jnp.asarray(predicted), labels)
             case.close(np.average(losses, weights=answer_mask.sum(axis=1)), arrays[f"{tag}_loss"])
         for name in list(arrays):
@@ -149,7 +154,7 @@ def t5(folder: RecordingFolder) -> Iterator[Group]:
 
 
 def beams(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare many answers of five beams, as the two ways of transformers to count lengths give them."""
+    """Compare beam search with 5 beams, with both length conventions of transformers."""
     model = load_t5(folder.arrays("03_t5"), adapters=False)
     for file in folder.files("03_t5_beam*.npz"):
         yield from _beams(file, folder.arrays(file), model)
@@ -174,7 +179,7 @@ def _beams(file: str, arrays: RecordedArrays, model: T5) -> Iterator[Group]:
 
 
 def load_t5(arrays: sizes.Tensors, *, adapters: bool, scaling: float = 1.0) -> T5:
-    """Return the recorded model without or with its adapters."""
+    """Return the recorded T5, with adapters scaled by `scaling` or without."""
     tensors = {
         name.removeprefix("t5_model.").removeprefix("base_model.model."): arrays[name]
         for name in arrays
@@ -189,7 +194,7 @@ def load_t5(arrays: sizes.Tensors, *, adapters: bool, scaling: float = 1.0) -> T
         return model
 
     selected = {name: tensor for name, tensor in tensors.items() if adapters or "lora_" not in name}
-    return golden.load_state_dict(nnx.eval_shape(make), t5_names.key_mapping(lora=adapters), selected)
+    return recordings_io.load_state_dict(nnx.eval_shape(make), t5_names.key_mapping(lora=adapters), selected)
 
 
 def search_answers(
@@ -202,7 +207,7 @@ def search_answers(
     min_length: int = 1,
     behaviour: Behaviour = "reference",
 ) -> BeamSearchOutput:
-    """Search answers, compiled."""
+    """Run the jitted beam search; `length` is the maximal number of tokens."""
 
     def search(model: T5, memory: jax.Array, mask: jax.Array) -> BeamSearchOutput:
         return beam_search(
@@ -213,7 +218,7 @@ def search_answers(
 
 
 def as_sequences(tokens: jax.Array | np.ndarray, width: int) -> np.ndarray:
-    """Return answers as transformers gives them: behind a start token, no wider than the longest."""
+    """Return answers in the layout of transformers: after a start token, padded to `width` or to the longest."""
     tokens = np.asarray(tokens)
     needed = 1 + int((tokens != 0).any(axis=0).nonzero()[0].max(initial=-1) + 1)
     padded = np.pad(tokens, ((0, 0), (1, max(width - 1 - tokens.shape[1], 0))))

@@ -1,4 +1,4 @@
-"""Rows of the comparison: what was compared, how much of it is equal, and how far the rest is off."""
+"""Rows of the report: compared cases, equal cases, and the largest deviations."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 EXACT = 0.0
-MAX_NAMED = 3  # failures that a note tells in full
+MAX_NAMED = 3  # failures that a note lists
 START, END = "<!-- fidelity: begin -->", "<!-- fidelity: end -->"
 
 
@@ -21,14 +21,14 @@ class ReportRow:
     """One line of the report.
 
     Attributes:
-      group: the file of the recordings and, behind a slash, what of it.
-      cases: compared, without those that ties decide.
-      equal: how many of them are equal within the tolerance.
-      worst_abs: greatest absolute deviation of any number; None where it is not finite.
-      worst_rel: greatest deviation relative to the largest number of its array; None where it is not finite.
-      tolerance: the greatest `worst_rel` that counts as equal; 0 where everything has to be identical.
-      ok: all cases are equal, and there is one at least.
-      note: what failed and why, what was counted apart, what was not compared.
+      group: the recording's file and, after a slash, the compared part.
+      cases: number of compared cases, without those decided by ties.
+      equal: number of cases that are equal within the tolerance.
+      worst_abs: largest absolute deviation; None if it is not finite.
+      worst_rel: largest deviation relative to the largest value of its array; None if it is not finite.
+      tolerance: largest `worst_rel` that counts as equal; 0 requires identity.
+      ok: there are cases, and all are equal.
+      note: failures with their reasons, cases decided by ties, and recordings that are not compared.
     """
 
     group: str
@@ -42,7 +42,7 @@ class ReportRow:
 
 
 class Case:
-    """One case of a group; it is equal as long as nothing in it differs."""
+    """One case of a group; equal if it has no differences."""
 
     def __init__(self, tolerance: float):
         self.tolerance = tolerance
@@ -50,16 +50,16 @@ class Case:
         self.differences: list[str] = []
 
     def fail(self, what: str) -> None:
-        """Say that something in this case is not as recorded."""
+        """Add a difference."""
         self.differences.append(what)
 
     def close(self, ours: Any, recorded: Any, what: str = "", *, scale: float | None = None) -> None:
-        """Compare numbers: the greatest deviation over the largest recorded number is at most the tolerance.
+        """Compare numbers: the largest deviation, relative to the largest recorded value, is at most the tolerance.
 
         Args:
           ours, recorded: arrays or numbers of the same shape.
-          what: names them in a note.
-          scale: what the deviation is divided by instead, for sums that cancel.
+          what: their name in a note.
+          scale: divisor of the deviation instead of the largest recorded value, for sums with cancellation.
         """
         a, b = np.asarray(ours, np.float64), np.asarray(recorded, np.float64)
         if a.shape != b.shape:
@@ -69,24 +69,24 @@ class Case:
             return
         absolute = float(np.abs(a - b).max())
         relative = absolute / max(float(np.abs(b).max()) if scale is None else scale, np.finfo(np.float32).tiny)
-        # A NaN is the worst there is, and so is an infinity where none was recorded.
+        # NaN, or infinity where none was recorded, counts as an infinite deviation.
         absolute, relative = (x if math.isfinite(x) else math.inf for x in (absolute, relative))
         self.worst_abs, self.worst_rel = max(self.worst_abs, absolute), max(self.worst_rel, relative)
         if relative > self.tolerance:
             self.fail(f"{what} deviates by {relative:.1e}".strip())
 
     def same(self, ours: Any, recorded: Any, what: str = "") -> None:
-        """Compare what has to be identical: strings, indices, masks, tokens, or nested lists of them."""
+        """Compare values that must be identical: strings, indices, masks, tokens, or nested lists of them."""
         a, b = (x.tolist() if isinstance(x, np.ndarray) or hasattr(x, "__array__") else x for x in (ours, recorded))
         if a == b:
             return
-        with suppress(TypeError, ValueError):  # no numbers, or not as many
+        with suppress(TypeError, ValueError):  # not numeric, or of different lengths
             self.worst_abs = max(self.worst_abs, float(np.abs(np.asarray(a, float) - np.asarray(b, float)).max()))
         self.fail(f"{what} {_short(a)}, recorded {_short(b)}".strip())
 
 
 class Group:
-    """Counts the cases of one row."""
+    """Collects the cases of one row."""
 
     def __init__(self, name: str, tolerance: float = EXACT):
         self.name, self.tolerance = name, tolerance
@@ -96,11 +96,11 @@ class Group:
 
     @contextmanager
     def case(self, name: str, *, tied: bool = False) -> Iterator[Case]:
-        """Count a case. What cannot be run has failed, and the error is told in the note.
+        """Collect a case; an exception inside makes it fail with the error in the note.
 
         Args:
-          name: told where the case fails.
-          tied: the recorded answer hangs on ties, so it is counted apart.
+          name: of the case, for the note if it fails.
+          tied: the recorded result depends on how ties are broken, so it is counted apart.
         """
         case = Case(self.tolerance)
         try:
@@ -110,11 +110,11 @@ class Group:
         (self.tied if tied else self.cases).append((name, case))
 
     def add_note(self, text: str) -> None:
-        """Add to the note."""
+        """Add a sentence to the row's note."""
         self.extra_notes.append(text)
 
     def row(self) -> ReportRow:
-        """Return what was counted."""
+        """Return the row of the collected cases."""
         failed = [f"{name}: {'; '.join(case.differences)}" for name, case in self.cases if case.differences]
         notes = [] if self.cases else ["no case found"]
         notes += failed[:MAX_NAMED] + ([f"and {len(failed) - MAX_NAMED} more"] if len(failed) > MAX_NAMED else [])
@@ -138,12 +138,12 @@ class Group:
 
 
 def failed(group: str, error: Exception | str) -> ReportRow:
-    """Return the row of a group that cannot be compared."""
+    """Return a failed row without cases, with the error as its note."""
     return ReportRow(group, 0, 0, None, None, EXACT, False, error if isinstance(error, str) else _describe_error(error))
 
 
 def as_text(rows: Sequence[ReportRow]) -> str:
-    """Return the rows as an aligned table, notes below."""
+    """Format the rows as an aligned table, followed by the notes and a verdict."""
     cells = [_COLUMNS, *(_cells(row) for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
@@ -154,28 +154,28 @@ def as_text(rows: Sequence[ReportRow]) -> str:
 
 
 def as_markdown(rows: Sequence[ReportRow]) -> str:
-    """Return the rows as a Markdown table."""
+    """Format the rows as a Markdown table."""
     lines = [[*_COLUMNS, "note"], ["---"] * (len(_COLUMNS) + 1)]
     lines += [[*_cells(row), row.note.replace("|", "\\|").replace("\n", " ")] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_json(path: Path, rows: Sequence[ReportRow]) -> None:
-    """Write the rows as a list of objects."""
+    """Write the rows as a JSON list of objects."""
     _replace(path, json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False) + "\n")
 
 
 def write_page(path: Path, rows: Sequence[ReportRow]) -> None:
-    """Put the table between the markers of a page.
+    """Replace the text between the markers of a Markdown page by the table.
 
     Raises:
-      ValueError: the page does not have both markers.
+      ValueError: the page lacks a marker.
     """
     text = path.read_text(encoding="utf-8")
     before, begin, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{path}: no place for the table; put {START} and {END} where it should stand")
+        raise ValueError(f"{path}: has no markers for the table; put {START} and {END} in it")
     _replace(path, f"{before}{START}\n{as_markdown(rows)}\n{END}{after}")
 
 

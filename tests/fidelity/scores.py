@@ -1,4 +1,4 @@
-"""10: the scores of published, made-up and official predictions."""
+"""10: metrics of published, synthetic and official predictions."""
 
 import json
 import re
@@ -10,12 +10,12 @@ from calce_jax.moments.metrics.protocols import official_scores, reference_score
 from tests.fidelity.folder import RecordingFolder
 from tests.fidelity.report import Case, Group
 
-# mIoU is a mean over up to thousands of float64, added in another order; all else is rounded and has to be identical.
+# mIoU is a mean of up to thousands of float64 in another order; all other scores are rounded and must be identical.
 MEAN_TOLERANCE = 1e-13
 
 
 def published(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare the scores of the predictions that stand in the annotations."""
+    """Compare the scores of the stage-1 predictions in the annotations."""
     group = Group("10_metrics_annotations", MEAN_TOLERANCE)
     yield group
     for name, expected in folder.json("10_metrics_annotations").items():
@@ -27,7 +27,7 @@ def published(folder: RecordingFolder) -> Iterator[Group]:
 
 
 def synthetic(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare the scores of cases that were made to be difficult, or the error they raise."""
+    """Compare the scores of synthetic edge cases, or the type of the error they raise."""
     group = Group("10_metrics_synthetic", MEAN_TOLERANCE)
     yield group
     num_skipped = 0
@@ -52,7 +52,7 @@ def synthetic(folder: RecordingFolder) -> Iterator[Group]:
 
 
 def standalone(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare the scores of the official protocol, by length of the moments."""
+    """Compare the scores of the official protocol, by range of moment lengths."""
     group = Group("10_metrics_standalone")
     yield group
     for name, expected in folder.json("10_metrics_standalone").items():
@@ -65,14 +65,14 @@ def standalone(folder: RecordingFolder) -> Iterator[Group]:
                 _compare_ranges(case, official_scores(queries, behaviour="reference"), expected)
         elif name not in ("note", "sample_equals_shipped"):
             with group.case(name):
-                raise NotImplementedError("which predictions these are is not known")
+                raise NotImplementedError(f"10_metrics_standalone.json: unknown predictions {name!r}")
 
 
 def _stage1_queries(folder: RecordingFolder, name: str) -> list[Query]:
-    """Return the stage-1 predictions beside the annotations of "qvh_val_stage1"; stage 2's files hold them."""
+    """Return the stage-1 predictions of, for example, "qvh_val_stage1", from the annotations of stage 2."""
     name_match = re.fullmatch(r"([a-z]+)_([a-z_]+)_stage1", name)
     if not name_match:
-        raise NotImplementedError("which annotations these are is not known")
+        raise NotImplementedError(f"unknown annotations {name!r}")
     path = folder.find_shared("annotations", "calce", name_match[1], f"{name_match[2]}_stage2.json")
     rows = json.loads(path.read_text(encoding="utf-8"))
     return [Query(row["qid"], row["stage1_result"], row["relevant_windows"]) for row in rows]

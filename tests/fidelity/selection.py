@@ -1,4 +1,4 @@
-"""04 to 06: clusters, and the frames that both stages choose."""
+"""04 to 06: DPC-KNN clusters, and the frame selection of both stages."""
 
 import functools
 import itertools
@@ -21,33 +21,34 @@ from calce_jax.text.prompt import mentions_speech
 from tests.fidelity.folder import RecordingFolder
 from tests.fidelity.report import Group
 
-# With fewer clusters a frame's nearest neighbours are two at most, and mutual ones are then equally dense.
+# With fewer clusters at most two nearest neighbours count, and mutual neighbours then have equal densities.
 NO_TIES = 5
 ROBUST = "robust_to_1e-6_perturbation"
 
 coarse = jax.jit(select_coarse, static_argnames=("mode", "clusters", "dilation", "behaviour"))
 fine = jax.jit(select_fine, static_argnames=("clusters", "dilation", "filter_dilation", "behaviour"))
-thin = jax.jit(compress)
+compress_plan = jax.jit(compress)
 
 
 @functools.partial(jax.jit, static_argnames=("clusters", "neighbours"))
 def cluster_videos(
     features: jax.Array, far: jax.Array, noise: jax.Array, *, clusters: int, neighbours: int
 ) -> jax.Array:
-    """Cluster all frames of some videos."""
+    """Return the cluster (B, T) of every frame of videos (B, T, D) without padding."""
 
-    def one(features: jax.Array, far: jax.Array, noise: jax.Array) -> jax.Array:
-        present = jnp.ones(features.shape[:1], bool)
-        return dpc_knn(features, present, clusters=clusters, neighbours=neighbours, far_mask=far, noise=noise)
+    def cluster_video(features: jax.Array, far: jax.Array, noise: jax.Array) -> jax.Array:
+        frame_mask = jnp.ones(features.shape[:1], bool)
+        return dpc_knn(features, frame_mask, clusters=clusters, neighbours=neighbours, far_mask=far, noise=noise)
 
-    return jax.vmap(one)(features, far, noise)
+    return jax.vmap(cluster_video)(features, far, noise)
 
 
 def clusters(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare clusters, with the noise that was drawn and with masks.
+    """Compare clusters with the recorded noise and masks.
 
-    Masked frames all score 0. Where they must serve as centres, because fewer frames than clusters are unmasked, their
-    order is left to the library there; of these cases the unmasked frames must agree, the masked ones hang on ties.
+    Masked frames all score 0. Where some must be cluster centres, because there are fewer unmasked frames than
+    clusters, the original's choice among them depends on its library; of these cases the unmasked frames must agree,
+    and the masked ones are compared as ties.
     """
     arrays, cases = folder.arrays("04_cluster"), folder.json("04_cluster_meta")
     group = Group("04_cluster")
@@ -58,15 +59,15 @@ def clusters(folder: RecordingFolder) -> Iterator[Group]:
         tied, scarce = name.rsplit("_", 1)[0] not in robust, False
         with group.case(name, tied=tied) as compared:
             if case["error"]:
-                # The original stops where there are fewer frames than clusters, and nowhere else.
-                compared.same(case["N"] < case["cluster_num"], True, "stops")
+                # The original raises where there are fewer frames than clusters, and nowhere else.
+                compared.same(case["N"] < case["cluster_num"], True, "raises")
                 continue
             features = arrays[f"{name.split('_')[0]}_x"]
             zeros = np.zeros(features.shape[:2])
             far = arrays[f"{name.split('_')[0]}_mask"] == 0 if masking == "mask" else zeros > 0
             noise = arrays.get_or(f"{name}_noise", zeros)
             expected, count = arrays[f"{name}_idx_cluster"], case["cluster_num"]
-            # The rule for few clusters is ours to know; another number of neighbours than its 5 is a setting.
+            # With few clusters `dpc_knn` itself reduces the neighbours; otherwise their number is a setting.
             neighbours = case["k"] if count >= NO_TIES else 5
             actual = cluster_videos(
                 jnp.asarray(features),
@@ -85,13 +86,13 @@ def clusters(folder: RecordingFolder) -> Iterator[Group]:
 
 
 def first_stage(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare the key frames of every mode, how marks are widened, and which queries are about talking."""
+    """Compare the key frames of every mode, the dilation of masks, and the detection of queries about speech."""
     arrays, recorded = folder.arrays("05_keyframes_stage1"), folder.json("05_keyframes_stage1")
     plans = Group("05_keyframes_stage1/plans")
     yield plans
 
     def settings(case: dict[str, Any]) -> tuple[Any, ...]:
-        # "event" is another name of "none" there.
+        # "event" is the original's other name of "none".
         shape = arrays[case["embeds"].split("[")[0]].shape
         return shape[1:], case["mode"].replace("event", "none"), case["num_clusters"], case["bias1"]
 
@@ -128,17 +129,17 @@ def first_stage(folder: RecordingFolder) -> Iterator[Group]:
     yield dilated
     for number, case in enumerate(recorded["two_side_bias_padding"]):
         with dilated.case(f"case {number}") as compared:
-            # Some recorded masks hold other numbers than 0 and 1; the positive ones count as marked there.
+            # Some recorded masks have other values than 0 and 1; the original takes positive ones as True.
             compared.same(dilate(jnp.asarray(case["mask"]) > 0, case["bias"]), np.array(case["out"]) > 0)
-    talk = Group("05_keyframes_stage1/talk")
-    yield talk
+    speech_queries = Group("05_keyframes_stage1/talk")
+    yield speech_queries
     for case in recorded["is_talk_relative"]:
-        with talk.case(case["query"].strip()) as compared:
+        with speech_queries.case(case["query"].strip()) as compared:
             compared.same(mentions_speech(case["query"], "reference"), case["talk"])
 
 
 def second_stage(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare the frames that stay and the key frames, replaying what was drawn; both clusterings; the thinning."""
+    """Compare the kept frames and key frames, with the recorded draws; both clusterings; and `compress`."""
     arrays, recorded = folder.arrays("06_keyframes_stage2"), folder.json("06_keyframes_stage2")
     plans, ids, thinned = (Group(f"06_keyframes_stage2/{what}") for what in ("plans", "clusters", "thinning"))
     yield from (plans, ids, thinned)
@@ -192,7 +193,7 @@ def second_stage(folder: RecordingFolder) -> Iterator[Group]:
                 if plan is not None and not case["error"]:
                     _compare_times(compared, plan, case, case_rows)
             if not case["error"]:
-                # Where fewer frames stay than there are clusters, frames that all score 0 must serve as centres.
+                # With fewer kept frames than clusters, frames that all score 0 become centres.
                 kept = np.array(case["cluster_filter_results"]) != 0
                 unsure = count < NO_TIES or bool((kept.sum(axis=1) < count).any())
                 with ids.case(label, tied=tied or unsure) as compared:
@@ -211,7 +212,7 @@ def second_stage(folder: RecordingFolder) -> Iterator[Group]:
             keyframe_mask, other_mask = (
                 np.pad(np.array(case[n], bool), (0, max_frames - frames)) for n in ("key", "non_key")
             )
-            actual = thin(
+            actual = compress_plan(
                 keyframe_mask, other_mask, jnp.int32(case["target_count"]), uniform_draws(case["draws"], max_draws)
             )
             for mask, field in zip(actual, ("key_out", "non_key_out"), strict=True):
@@ -219,18 +220,26 @@ def second_stage(folder: RecordingFolder) -> Iterator[Group]:
 
 
 def selected_frames(plan: FramePlan, row: int) -> list[list[int]]:
-    """Return the frames of a video that a plan keeps in full, and those it keeps compressed."""
+    """Return [key frames, other kept frames] of a video, as frame indices."""
     index, kept, is_keyframe = (np.asarray(a)[row] for a in (plan.frame_index, plan.slot_mask, plan.is_keyframe))
     return [index[is_keyframe].tolist(), index[kept & ~is_keyframe].tolist()]
 
 
 def is_speech_query(query: str, intervals: Sequence[Any]) -> bool:
-    """Say whether a query is about talking in a video in which somebody does."""
+    """Return whether a query is about speech and the video has speech."""
     return bool(intervals) and mentions_speech(query, "reference")
 
 
 def uniform_draws(recorded: Sequence[Sequence[Any]], num_draws: int) -> np.ndarray:
-    """Turn recorded draws (a pick of n, then a toss) into uniform ones; those that are left over would be no number."""
+    """Convert recorded draws to the draws of `compress`, uniform in [0, 1).
+
+    Args:
+      recorded: alternately an index drawn of n, and a uniform number.
+      num_draws: E.
+
+    Returns:
+      float32 (E, 2); the rest is NaN, so that its use would show.
+    """
     draws = np.full((num_draws, 2), np.nan, np.float32)
     for row, (pick, toss) in enumerate(zip(recorded[::2], recorded[1::2], strict=True)):
         draws[row] = (pick[2] + 0.5) / pick[1], toss[2]
@@ -240,8 +249,8 @@ def uniform_draws(recorded: Sequence[Sequence[Any]], num_draws: int) -> np.ndarr
 def _compare_plans(compared: Any, plan: FramePlan | None, error: Exception | None, case: dict, rows: list[int]) -> None:
     if plan is None:
         raise error or RuntimeError("no plan")
-    # There the batch stops at the first such video.
-    compared.same(any(bool(plan.reference_error[r]) for r in rows), bool(case["error"]), "stops")
+    # The original raises for the batch at the first such video.
+    compared.same(any(bool(plan.reference_error[r]) for r in rows), bool(case["error"]), "raises")
     if not case["error"]:
         for i, r in enumerate(rows):
             compared.same(

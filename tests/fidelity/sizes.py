@@ -1,4 +1,4 @@
-"""Sizes of models as their recorded weights tell them; only head counts and epsilons are told otherwise."""
+"""Sizes of models from the shapes of recorded weights; only head counts and epsilons come from settings."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def vit(tensors: Tensors, settings: Mapping[str, Any], *, eps: float = 1e-6) -> VitConfig:
-    """Return the sizes of a vision transformer, whose names begin with "visual_encoder."."""
+    """Return the sizes of a vision transformer whose names start with "visual_encoder."."""
     name = "visual_encoder."
     width, _, patch, _ = tensors[f"{name}patch_embed.proj.weight"].shape
     grid = round((tensors[f"{name}pos_embed"].shape[1] - 1) ** 0.5)
@@ -31,7 +31,7 @@ def vit(tensors: Tensors, settings: Mapping[str, Any], *, eps: float = 1e-6) -> 
 
 
 def qformer(tensors: Tensors, settings: Mapping[str, Any], *, vocab: int) -> QFormerConfig:
-    """Return the sizes of a Q-Former; of one that never looks at frames, the sizes of the looks are all 1."""
+    """Return the sizes of a Q-Former; one without a visual branch gets 1 query token and an image width of 1."""
     name = "Qformer.bert."
     layer = f"{name}encoder.layer."
     depth = count_layers(tensors, layer)
@@ -52,7 +52,7 @@ def qformer(tensors: Tensors, settings: Mapping[str, Any], *, vocab: int) -> QFo
 
 
 def t5(tensors: Tensors, prefix: str = "") -> T5Config:
-    """Return the sizes of a T5 whose names begin with `prefix`."""
+    """Return the sizes of a T5 whose names start with `prefix`."""
     vocab, width = tensors[f"{prefix}shared.weight"].shape
     attention = f"{prefix}encoder.block.0.layer.0.SelfAttention."
     heads = tensors[f"{attention}relative_attention_bias.weight"].shape[1]
@@ -69,16 +69,24 @@ def t5(tensors: Tensors, prefix: str = "") -> T5Config:
 
 
 def lora(tensors: Tensors, scaling: float = 1.0) -> LoraConfig:
-    """Return the sizes of the adapters; `scaling` is what their product is multiplied by."""
+    """Return rank and alpha of the adapters, where `scaling` is alpha / rank.
+
+    Raises:
+      ValueError: the adapters have several ranks, or there are none.
+    """
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A.default.weight")}
     if len(ranks) != 1:
-        raise ValueError(f"adapters of the ranks {sorted(ranks)}; one rank is expected")
+        raise ValueError(f"adapters must have one rank, got {sorted(ranks)}")
     (rank,) = ranks
     return LoraConfig(rank=rank, alpha=rank * scaling)
 
 
 def count_layers(tensors: Tensors, prefix: str) -> int:
-    """Count the layers whose names are a prefix, a number, and something more."""
+    """Return the number of layers, named `prefix`, a number, a dot and more.
+
+    Raises:
+      KeyError: there are none.
+    """
     numbers = {int(name_match[1]) for name in tensors if (name_match := re.match(rf"{re.escape(prefix)}(\d+)\.", name))}
     if not numbers:
         raise KeyError(f"no weight named {prefix}0...")
@@ -86,5 +94,5 @@ def count_layers(tensors: Tensors, prefix: str) -> int:
 
 
 def _linear(tensors: Tensors, name: str) -> np.ndarray:
-    """Return a linear layer's matrix under either of peft's spellings."""
+    """Return the kernel of a linear layer, under the name of either peft version."""
     return tensors[f"{name}.weight" if f"{name}.weight" in tensors else f"{name}.base_layer.weight"]

@@ -1,4 +1,4 @@
-"""15: Whisper with its real weights: what the encoder hears, the first logits, and the words it writes."""
+"""15: Whisper with its published weights: encoder, first logits, and greedily decoded tokens."""
 
 from collections.abc import Iterator
 
@@ -13,12 +13,12 @@ from calce_jax.speech.whisper_model import SpeechModel, open_whisper
 from tests.fidelity.folder import RecordedArrays, RecordingFolder
 from tests.fidelity.report import Group
 
-# float32 sums over 3,000 frames in another order; of two implementations in PyTorch the difference is as large.
+# float32 sums over 3,000 frames in another order; two PyTorch implementations differ as much.
 ENCODER_TOLERANCE, LOGITS_TOLERANCE = 2e-5, 1e-4
 
 
 def whisper(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare every recorded Whisper; `15_whisper_tiny_en.npz` is of the model in `weights/whisper-tiny.en`."""
+    """Compare every recorded Whisper; `15_whisper_tiny_en.npz` belongs to `weights/whisper-tiny.en`."""
     for file in folder.files("15_whisper_*.npz"):
         size = file.removeprefix("15_whisper_").replace("_en", ".en").replace("_", "-")
         model = open_whisper(folder.find_shared("weights", f"whisper-{size}"))
@@ -50,16 +50,16 @@ def _compare(file: str, arrays: RecordedArrays, model: SpeechModel) -> Iterator[
         expected = ids[len(prompt) :]
 
         @nnx.jit
-        def write(whisper: Whisper, inputs: DecodeInputs) -> jax.Array:
+        def decode(whisper: Whisper, inputs: DecodeInputs) -> jax.Array:
             return transcribe_batch(
                 whisper, inputs, model.special_tokens, max_length=len(expected), timestamps=False
             ).tokens
 
-        case.same(write(model.whisper, inputs)[0], expected)
+        case.same(decode(model.whisper, inputs)[0], expected)
 
 
 def _logits(model: Whisper, memory: jax.Array, ids: list[int]) -> np.ndarray:
-    """Return the logits after each token."""
+    """Return the logits (L, V) after each of the tokens `ids`."""
 
     @nnx.jit
     def run(model: Whisper, memory: jax.Array, ids: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""07 to 09: prompts token for token, captions, and what is read from answers."""
+"""07 to 09: prompts token by token, captions, and the parsing of answers."""
 
 import json
 import re
@@ -33,18 +33,18 @@ from tests.fidelity.folder import RecordingFolder
 from tests.fidelity.language import load_qformer
 from tests.fidelity.report import Case, Group
 
-# Cosines of float32 states that went through all layers.
+# Cosines of float32 hidden states after all layers.
 COSINES = 1e-5
 Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
 ExpectedPairs = Iterator[tuple[Any, Any]]
 POSITION_FIELDS = ("attention_mask", "kind", "token_id", "frame_idx", "key_frame_idx")
-BERT_TOKENS, ANSWER_TOKENS = 64, 256  # room enough: the original has 200 for either
+BERT_TOKENS, ANSWER_TOKENS = 64, 256  # enough: the original has 200 for either
 
 
 def prompts(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare every position of every prompt, the answers to learn, and how numbers are written.
+    """Compare every position of every prompt, the labels, and the tokens of numbers.
 
-    The original pads in the middle of a batch; its padding is taken out, which leaves what it makes of a batch of one.
+    The original pads prompts in the middle; without the padding they equal those of a batch of one.
     """
     recorded = folder.json("07_prompts")
     tokenizers = load_t5(folder.find_shared("tokenizers", "t5")), load_bert(folder.find_shared("tokenizers", "bert"))
@@ -77,7 +77,7 @@ def prompts(folder: RecordingFolder) -> Iterator[Group]:
                 compared.same(text.labels[text.labels != 0], target[is_target], "labels")
             with positions.case(label) as compared:
                 if text is None:
-                    raise RuntimeError("no prompt was written")
+                    raise RuntimeError("there is no prompt")
                 plan = _plan(case["key_frame_idx"][i], case["non_key_frame_idx"][i], frames)
                 choice = _choice(case, i, max_selected, captions)
                 tokens, spans = jnp.asarray(text.tokens[None]), jnp.asarray(text.spans[None])
@@ -93,7 +93,7 @@ def prompts(folder: RecordingFolder) -> Iterator[Group]:
 
 
 def _frame_tokens(cases: list[dict[str, Any]]) -> tuple[int, int]:
-    """Return how many tokens a key frame and another frame take, as most of the recorded ones do."""
+    """Return the most frequent numbers of tokens of a key frame and of another frame."""
     full, compressed = Counter[int](), Counter[int]()
     for case in cases:
         for i, frame_idx in enumerate(case["frame_idx"]):
@@ -118,12 +118,12 @@ def _write_prompt(writer: PromptWriter, case: dict[str, Any], i: int, windows: A
         stage1_windows=windows,
     )
     if text.row_flags:
-        raise ValueError(f"something did not fit: {', '.join(text.row_flags.describe())}")
+        raise ValueError(f"the row is truncated: {', '.join(text.row_flags.describe())}")
     return text
 
 
 def _plan(key: list[int], other: list[int], slots: int) -> FramePlan:
-    """Return the plan that takes these frames, as selection hands it over."""
+    """Return the plan of the given key frames and other frames, with `slots` slots."""
     selected = sorted([*key, *other])
     index = np.zeros((1, slots), np.int32)
     index[0, : len(selected)] = selected
@@ -138,7 +138,7 @@ def _plan(key: list[int], other: list[int], slots: int) -> FramePlan:
 
 
 def _choice(case: dict[str, Any], i: int, max_selected: int, captions: int) -> CaptionSelection:
-    """Return the choice of the captions that were selected there."""
+    """Return the recorded caption selection of a row."""
     all_captions = [(c["start"], c["end"], c["text"]) for c in case["subtitles_in"][i]]
     selected = [c for c in case["subtitles_selected"][i] if c["text"] != NO_CAPTION]
     order = [all_captions.index((c["start"], c["end"], c["text"])) for c in selected]
@@ -163,14 +163,14 @@ def _compare_positions(
     slot = packed.slot[:n][~text]
     compared.same(index[slot], frame[kind == 2], "frames")
     compared.same(packed.is_keyframe[:n][~text], np.isin(frame[kind == 2], recorded["key_frame_idx"]), "key frames")
-    # Within a frame the query tokens come in order, each once.
+    # The query tokens of a frame are in order.
     sizes = Counter(frame[kind == 2].tolist())
     expected = [query for frame_id in dict.fromkeys(frame[kind == 2].tolist()) for query in range(sizes[frame_id])]
     compared.same(packed.query_token[:n][~text], expected, "query tokens")
 
 
 class _Numbers:
-    """How numbers, signs and answers become tokens and come back; each method gives pairs of ours and theirs."""
+    """Encoding and decoding of numbers, signs and answers; each method yields pairs (ours, recorded)."""
 
     def __init__(self, tokenizers: Tokenizers, extras: dict[str, Any]):
         sizes = TextSizes(frames=1, captions=1, bert_tokens=BERT_TOKENS, text_tokens=600, answer_tokens=ANSWER_TOKENS)
@@ -258,7 +258,7 @@ def _compare_extras(group: Group, extras: dict[str, Any], tokenizers: Tokenizers
 
 
 def tokenizer_statistics(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare how long the prompts and answers of all annotations are in tokens."""
+    """Compare the token counts of the prompts and answers of all annotations."""
     group = Group("07_tokenizer_stats", 1e-12)
     yield group
     t5 = load_t5(folder.find_shared("tokenizers", "t5"))
@@ -280,7 +280,7 @@ def tokenizer_statistics(folder: RecordingFolder) -> Iterator[Group]:
 
 
 def subtitles(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare captions as read, joined and cleaned, stretches of speech, and the choice by likeness."""
+    """Compare captions after merging and cleaning, speech intervals, and the caption selection by similarity."""
     recorded = folder.json("08_subtitles")
     files, cleaning = Group("08_subtitles/files"), Group("08_subtitles/cleaning")
     yield from (files, cleaning)
@@ -302,7 +302,7 @@ def subtitles(folder: RecordingFolder) -> Iterator[Group]:
     for number, expected in enumerate(recorded["cls_filter"]):
         with choice.case(f"case {number}") as case:
             captions = expected["subtitles"]
-            # Always the same number of sentences, so that nothing is compiled twice.
+            # Padded to the same number of sentences, so that the model is compiled once.
             max_sentences = max(len(selection["subtitles"]) for selection in recorded["cls_filter"]) + 1
             ids = np.zeros((max_sentences, max_length), np.int32)
             for index, token_ids in enumerate(_sentences(expected)):
@@ -319,7 +319,7 @@ def subtitles(folder: RecordingFolder) -> Iterator[Group]:
 
 
 def _sentences(case: dict[str, Any]) -> list[list[int]]:
-    """Return the words of the query and of every caption, of which there may be none."""
+    """Return the BERT ids of the query and of the captions, if there are any."""
     return [case["query_ids"], *(case["subtitle_ids"] or ())]
 
 
@@ -336,9 +336,9 @@ def _compare_captions(case: Case, path: Any, expected: dict[str, Any]) -> None:
     except FileNotFoundError:
         case.same("FileNotFoundError", kind)
     except CaptionError as error:
-        case.same(reason.strip("'\"") in str(error), True, f"says {error}, recorded {reason}:")
+        case.same(reason.strip("'\"") in str(error), True, f"raises {error}, recorded {reason}:")
     else:
-        case.fail(f"was read; recorded {expected['error']}")
+        case.fail(f"no error; recorded {expected['error']}")
 
 
 def postprocess(folder: RecordingFolder) -> Iterator[Group]:

@@ -1,4 +1,4 @@
-"""12 and 14: learning rates step by step, what is trained and what decays, and parameter counts at full size."""
+"""12 and 14: learning rates, groups of trained and decayed parameters, and parameter counts at full size."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -21,13 +21,13 @@ from tests.fidelity import sizes
 from tests.fidelity.folder import RecordingFolder
 from tests.fidelity.report import Case, Group
 
-# The order of the additions differs by one or two roundings of float64.
+# Additions in another order: one or two roundings of float64.
 RATE_TOLERANCE = 1e-14
 CALCE_TASK = "qformer_freeze_lora_item"
 
 
 def rates_and_groups(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare the rate of every recorded micro-step, also after a resumption, and the groups of parameters."""
+    """Compare the learning rate of every recorded step, also after resuming, and the groups of parameters."""
     recorded = folder.json("12_lr_optim")
     rates = Group("12_lr_optim/rates", RATE_TOLERANCE)
     yield rates
@@ -62,11 +62,11 @@ def rates_and_groups(folder: RecordingFolder) -> Iterator[Group]:
         with groups.case(task) as case:
             _compare_groups(case, expected, all_groups=task == CALCE_TASK)
     if others := [task for task in recorded["optim"] if task != CALCE_TASK]:
-        groups.add_note(f"of {', '.join(others)}, which train other parameters, what decays is compared")
+        groups.add_note(f"of {', '.join(others)}, which train other parameters, only weight decay is compared")
 
 
 def _compare_rates(case: Case, ours: np.ndarray, theirs: list[float]) -> None:
-    """Compare each rate relative to itself: they span five orders of magnitude."""
+    """Compare each rate relative to itself, as rates span five orders of magnitude."""
     expected = np.array(theirs)
     case.close(ours / np.where(expected, expected, 1.0), np.where(expected, 1.0, 0.0))
 
@@ -90,7 +90,7 @@ def _compare_groups(case: Case, expected: Mapping[str, Any], *, all_groups: bool
 
 
 def _param_path(mapping: KeyMapping, name: str) -> tuple[str, ...] | None:
-    """Return where a parameter of the original lives here; None where it does not."""
+    """Return the path of the Flax parameter for a PyTorch name, or None if there is none."""
     for row in mapping:
         pattern = re.escape(row.torch_name).replace(re.escape(LAYER_PLACEHOLDER), r"\d+")
         if isinstance(row, MappingRow) and re.fullmatch(pattern, name):
@@ -99,7 +99,7 @@ def _param_path(mapping: KeyMapping, name: str) -> tuple[str, ...] | None:
 
 
 def _trained_paths(names: list[str]) -> dict[str, tuple[str, ...]]:
-    """Return what is trained of a model as deep as the one whose names are given, under the original's names."""
+    """Return the paths of trained parameters by PyTorch name, of a T5 as deep as the one with the given names."""
     prefix = "t5_model.base_model.model."
     empty_tensors = dict.fromkeys(names, np.zeros(0))
     depths = [sizes.count_layers(empty_tensors, f"{prefix}{tower}.block.") for tower in ("encoder", "decoder")]
@@ -124,7 +124,7 @@ def _trained_paths(names: list[str]) -> dict[str, tuple[str, ...]]:
 
 
 def counts(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare how many parameters the parts have at full size."""
+    """Compare the parameter counts of the sub-models at full size."""
     group = Group("14_param_counts")
     yield group
     recorded = folder.json("14_param_counts")
@@ -155,13 +155,13 @@ def counts(folder: RecordingFolder) -> Iterator[Group]:
         "lora_lm_head": adapters["t5/lm_head/a"] + adapters["t5/lm_head/b"],
         "trainable_total": sum(n for name, n in numbers.items() if param_label(tuple(name.split("/"))) == "trainable"),
     }
-    # The head that predicts words is never asked, and there is none here.
+    # The Q-Former's unused word prediction head has no Flax parameters.
     head = recorded.get("Qformer.cls", 0)
     ours |= {"total": sum(numbers.values()) + head, "Qformer_total(tied once)": ours["Qformer.bert"] + head}
     for name, expected in recorded.items():
         if name == "Qformer.cls":
             group.add_note(
-                f"the Q-Former's head for words ({expected:,}) is left out here and added for the two totals"
+                f"the Q-Former's word prediction head ({expected:,}) is left out here and added for the two totals"
             )
         elif name in ours:
             with group.case(name) as case:

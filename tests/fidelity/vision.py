@@ -1,4 +1,4 @@
-"""01: the vision transformer, block by block, and its positions at other frame sizes."""
+"""01: the vision transformer, block by block, and its position embedding at other frame sizes."""
 
 import dataclasses
 import re
@@ -17,17 +17,17 @@ from calce_jax.models.vit import Vit, VitConfig
 from tests.fidelity import sizes
 from tests.fidelity.folder import RecordingFolder
 from tests.fidelity.report import Group
-from tests.helpers import recordings_io as golden
+from tests.helpers import recordings_io
 
-# float32 sums in another order, on a stream that reaches 10.
+# float32 sums in another order, of hidden states up to 10.
 ACTIVATIONS = 1e-5
-# The original computes the cubic weights in float32, here they are float64.
+# The original computes the bicubic weights in float32, `interpolate_positions` in float64.
 POSITIONS = 2e-6
 PREFIX = "visual_encoder."
 
 
 def vit(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare the blocks, the result and its norm, other frame sizes, and interpolated positions."""
+    """Compare the blocks, the output and `ln_vision`, other frame sizes, and the interpolated position embedding."""
     arrays = folder.arrays("01_vit")
     tensors = arrays.with_prefix(PREFIX)
     config = sizes.vit(tensors, folder.settings("01_vit"), eps=float(arrays["block_norm_eps"]))
@@ -50,7 +50,7 @@ def vit(folder: RecordingFolder) -> Iterator[Group]:
         case.close(output, arrays["output"])
     with final.case("ln_vision") as case:
         norm = nnx.Dict(ln_vision=LayerNorm(config.width, eps=float(arrays["ln_eps"])))
-        golden.load_state_dict(norm, qformer_names.LN_VISION, arrays.with_prefix("ln_vision."))
+        recordings_io.load_state_dict(norm, qformer_names.LN_VISION, arrays.with_prefix("ln_vision."))
         case.close(norm.ln_vision(output), arrays["ln_output"])
     for name in list(arrays):
         if name_match := re.fullmatch(r"input(\d+)", name):
@@ -62,22 +62,22 @@ def vit(folder: RecordingFolder) -> Iterator[Group]:
                     nnx.jit(Vit.__call__)(larger, to_channels_last(arrays[name])), arrays[f"output{name_match[1]}"]
                 )
 
-    stretched = Group("01_vit/positions", POSITIONS)
-    yield stretched
+    resized = Group("01_vit/positions", POSITIONS)
+    yield resized
     for name in list(arrays):
         if name_match := re.fullmatch(r"pos_embed_(\d+)", name):
-            with stretched.case(f"frames of {name_match[1]} pixels") as case:
+            with resized.case(f"frames of {name_match[1]} pixels") as case:
                 grid = int(name_match[1]) // config.patch_size
                 case.close(interpolate_positions(tensors[f"{PREFIX}pos_embed"][0], grid), arrays[name][0])
 
 
 def load_vit(config: VitConfig, tensors: sizes.Tensors) -> Vit:
-    """Return the recorded model."""
-    return golden.load_state_dict(
+    """Return the recorded vision transformer."""
+    return recordings_io.load_state_dict(
         nnx.eval_shape(lambda: Vit(config, rngs=nnx.Rngs(0))), add_prefix(KEY_MAPPING, PREFIX), tensors
     )
 
 
 def to_channels_last(recorded: np.ndarray) -> jax.Array:
-    """Put the colours of recorded frames last."""
+    """Transpose recorded frames (N, C, H, W) to (N, H, W, C)."""
     return jnp.asarray(recorded.transpose(0, 2, 3, 1))

@@ -1,4 +1,4 @@
-"""Small files of sound written for tests, with whatever containers and codecs can do to one."""
+"""Writing small audio files for tests, in various containers, codecs and layouts."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -8,12 +8,12 @@ import numpy as np
 
 
 def tone(seconds: float, rate: int, hertz: float = 440.0, loudness: float = 0.3) -> np.ndarray:
-    """Return a tone, float32."""
+    """Return a sine tone, float32 (samples,)."""
     return (loudness * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
 def music(seconds: float, rate: int) -> np.ndarray:
-    """Return chords that are struck twice a second and fade."""
+    """Return decaying chords, two per second, float32 (samples,)."""
     times = np.arange(round(seconds * rate)) / rate
     envelope = np.exp(-4 * (times % 0.5))
     chords = np.array([[262, 330, 392], [220, 262, 330], [175, 220, 262], [196, 247, 294]])[
@@ -33,17 +33,17 @@ def write_audio(
     gap: tuple[float, float] | None = None,
     pictures: int = 0,
 ) -> Path:
-    """Write samples and return the path.
+    """Write samples to a file and return its path.
 
     Args:
-      path: its suffix names the container.
+      path: the file; its suffix selects the container.
       channels: float (channels, n) or (n,).
-      rate: samples a second.
-      layout: FFmpeg's name of it.
-      codec: FFmpeg's name of the encoder; 16-bit samples as they are unless given.
-      starts: second at which the sound begins.
-      hole: second and length of a stretch that the container leaves out.
-      pictures: black pictures, a second each, beside the sound.
+      rate: sample rate.
+      layout: FFmpeg's name of the channel layout.
+      codec: FFmpeg's name of the encoder; 16-bit PCM by default.
+      start_second: timestamp of the first sample.
+      gap: start and length, in seconds, of a part that is not written.
+      pictures: number of black video frames of a second each.
     """
     channels = np.atleast_2d(channels)
     with av.open(str(path), "w") as output:

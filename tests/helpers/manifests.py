@@ -1,4 +1,4 @@
-"""Names, shapes and dtypes of the full-size checkpoints, with ranges of layers written as one entry."""
+"""Names, shapes and dtypes of published checkpoints, in which one entry stands for a range of layers."""
 
 import json
 import re
@@ -12,7 +12,7 @@ RANGE = re.compile(r"\{(\d+)\.\.(\d+)(?: by (\d+))?\}")
 
 
 def manifest(name: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the abstract tensors of one checkpoint."""
+    """Return shape and dtype of the tensors of a checkpoint by name."""
     entries = json.loads(FILE.read_text())[name]
     return {
         name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
@@ -22,7 +22,7 @@ def manifest(name: str) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def expand_ranges(pattern: str) -> list[str]:
-    """Return the names that "layer.{0..2}.x" stands for."""
+    """Return the names for a pattern such as "layer.{0..2}.x" or "layer.{0..10 by 2}.x"."""
     if not (range_match := RANGE.search(pattern)):
         return [pattern]
     first, last, step = (int(number or 1) for number in range_match.groups())

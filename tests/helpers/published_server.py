@@ -1,4 +1,4 @@
-"""A server that answers as the Hugging Face hub and Google Drive do, with their failures on request."""
+"""A local server with the APIs of the Hugging Face hub and Google Drive, and configurable failures."""
 
 import hashlib
 import json
@@ -16,17 +16,17 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class FakeServer:
-    """What the server has, how it fails, and what it was asked.
+    """Contents and failures of the server, and the requests it received.
 
     Attributes:
       url: of the server.
       repos: of the hub, {repo: {file: content}}.
-      drive: {id: (name, content)}; the content of a page is a str.
+      drive: of Google Drive, {id: (name, content)}; the content of an HTML page is a str.
       folders: of Google Drive, {id: [id of a file]}.
-      promised: contents that the hub tells sizes and hashes of, where they are others than those it sends.
-      refused: {beginning of a path: status}.
-      cuts: {end of a path or query: bytes after which the connection breaks}, until it is taken out.
-      asked: (path with query, range) of each request.
+      advertised: {file: content} whose sizes and hashes the hub reports, where it sends other content.
+      error_status: {start of a path: HTTP status}.
+      truncate_at: {end of a path or query: bytes after which the connection closes}.
+      requests: (path with query, Range header) of each request.
     """
 
     url: str = ""
@@ -39,12 +39,12 @@ class FakeServer:
     requests: list[tuple[str, str | None]] = field(default_factory=list)
 
     def content_requests(self) -> list[str]:
-        """Return the paths of the requests for contents."""
+        """Return the paths of the requests for file contents."""
         return [path for path, _ in self.requests if "/resolve/" in path or path.startswith("/uc")]
 
 
 def hub_model(repo: str, files: dict[str, bytes], advertised: dict[str, bytes]) -> dict[str, Any]:
-    """Return what the hub says of a model; large files, here .safetensors, have a sha256, others git's hash."""
+    """Return the hub's model info; .safetensors have a SHA-256, as large files do, and others git's hash."""
     siblings: list[dict[str, Any]] = []
     for name, stored in files.items():
         content = advertised.get(name, stored)
@@ -60,13 +60,13 @@ def hub_model(repo: str, files: dict[str, bytes], advertised: dict[str, bytes]) 
 
 
 class FakeHandler(BaseHTTPRequestHandler):
-    """Answers GET."""
+    """Answers GET requests from `served`."""
 
     protocol_version = "HTTP/1.1"
     served: FakeServer
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         served, parts = self.served, urlsplit(self.path)
@@ -94,7 +94,7 @@ class FakeHandler(BaseHTTPRequestHandler):
                 self.respond(content, "application/octet-stream", name=name)
 
     def respond(self, content: bytes, kind: str, status: int = 200, name: str = "") -> None:
-        """Send content, from where the client wants it, up to where the connection is to break."""
+        """Send content from the start of the requested range, up to where the connection is to close."""
         start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if self.headers["Range"] else 0
         self.send_response(206 if start else status)
         self.send_header("Content-Type", kind)
@@ -113,7 +113,7 @@ class FakeHandler(BaseHTTPRequestHandler):
 
 @contextmanager
 def run_server() -> Iterator[FakeServer]:
-    """Run a server on a port of its own."""
+    """Run the server in a thread, on a free port."""
     served = FakeServer()
     handler = type("ServedHandler", (FakeHandler,), {"served": served})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -1,4 +1,4 @@
-"""A small folder of recordings, made by torch at sizes that no other has; what `tests.fidelity` is tested with."""
+"""A small folder of recordings made with PyTorch at unusual sizes, to test `tests.fidelity` with."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.t5 import T5, T5Config
 from calce_jax.models.vit import Vit, VitConfig
 from calce_jax.text.tokenizers import load_bert
-from tests.helpers import recordings_io as golden
+from tests.helpers import recordings_io
 from tests.models.test_qformer import transformers_text, transformers_visual
 from tests.models.test_vit import transformers_hidden_states
 from tests.training.test_schedule import QVH1, QVH1_RATES
@@ -27,14 +27,14 @@ VIT_CONFIG = VitConfig(image_size=12, patch_size=4, width=24, depth=2, heads=3, 
 LARGER_IMAGE_SIZE = 20  # pixels
 T5_CONFIG = T5Config(width=12, heads=3, head_width=5, mlp_width=10, encoder_depth=3, decoder_depth=2, vocab=37)
 LORA_RANK, SCALING = 2, 1.5
-BEAM_SEARCHES = ((1, 6, 1), (3, 9, 1), (2, 7, 4))  # beams, longest, shortest
+BEAM_SEARCHES = ((1, 6, 1), (3, 9, 1), (2, 7, 4))  # beams, max_new_tokens, min_length
 SENTENCES = ("a red circle moves", "a blue square stays to the left", "red")
 LINEAR = (".q", ".k", ".v", ".o", ".wi_0", ".wi_1", ".wo", "lm_head")
 SRT = "1\n00:00:01,000 --> 00:00:02,500\nHello, there!\n\n2\n00:00:09,000 --> 00:00:10,000\nhello again\n"
 
 
 def make_recordings(folder: Path) -> Path:
-    """Write the folder; needs torch and transformers."""
+    """Write the recordings to a new folder and return it; needs torch and transformers."""
     folder.mkdir()
     shutil.copytree(packaged_path("calce_jax/assets/tiny/bert"), folder / "tokenizers" / "bert")
     heads = {"01_vit": VIT_CONFIG.heads, "02_qformer": 3, "08_subtitles": 3, "16_later": 2}
@@ -48,14 +48,14 @@ def make_recordings(folder: Path) -> Path:
 
 
 def write_json(folder: Path, name: str, content: Any) -> None:
-    """Write JSON."""
+    """Write `name`.json to a folder."""
     (folder / f"{name}.json").write_text(json.dumps(content))
 
 
 def _vit(folder: Path) -> None:
     import torch  # noqa: PLC0415
 
-    _, tensors = golden.deterministic_weights(lambda: Vit(VIT_CONFIG, rngs=nnx.Rngs(0)), VIT_NAMES)
+    _, tensors = recordings_io.deterministic_weights(lambda: Vit(VIT_CONFIG, rngs=nnx.Rngs(0)), VIT_NAMES)
     rng = np.random.default_rng(0)
     frames, large = (
         rng.normal(size=(2, side, side, 3)).astype(np.float32) for side in (VIT_CONFIG.image_size, LARGER_IMAGE_SIZE)
@@ -103,7 +103,7 @@ def _qformer(folder: Path) -> None:
         width=12, depth=3, heads=3, mlp_width=10, query_tokens=5, image_width=24, vocab=len(bert), max_positions=16
     )
     names = qformer_names.key_mapping(config.cross_attention_frequency)
-    _, tensors = golden.deterministic_weights(lambda: QFormer(config, rngs=nnx.Rngs(0)), names)
+    _, tensors = recordings_io.deterministic_weights(lambda: QFormer(config, rngs=nnx.Rngs(0)), names)
     ids = np.zeros((len(SENTENCES), config.max_positions), np.int32)
     for row, sentence in zip(ids, SENTENCES, strict=True):
         words = bert(sentence)["input_ids"]
@@ -131,7 +131,7 @@ def _qformer(folder: Path) -> None:
 
 
 def _captions(folder: Path, ids: np.ndarray, states: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
-    """The choice of captions by the text path alone; the first sentence is the query."""
+    """Write the caption selection; the first sentence is the query."""
     del arrays["query_tokens"]
     np.savez(folder / "08_subtitles.npz", **arrays)
     normalised = states / np.linalg.norm(states, axis=1, keepdims=True)
@@ -211,11 +211,11 @@ def _t5(folder: Path) -> None:
                 f"{tag}_argmax": logits.argmax(-1),
             }
             for beams, max_new_tokens, min_length in BEAM_SEARCHES:
-                beams_found = _search(model, inputs, beams, max_new_tokens, min_length)
+                result = _search(model, inputs, beams, max_new_tokens, min_length)
                 name = f"{tag}_gen_b{beams}_new{max_new_tokens}_min{min_length}"
-                arrays[name] = beams_found.sequences.numpy()
+                arrays[name] = result.sequences.numpy()
                 if beams > 1:
-                    arrays[f"{name}_scores"] = beams_found.sequences_scores.numpy()
+                    arrays[f"{name}_scores"] = result.sequences_scores.numpy()
     arrays["act_x"] = np.linspace(-4, 4, 9, dtype=np.float32)
     arrays["act_y_reference"] = torch.nn.functional.gelu(torch.from_numpy(arrays["act_x"])).numpy()
     arrays["rel_positions"] = np.arange(-150, 151, 3)
@@ -229,14 +229,14 @@ def _t5(folder: Path) -> None:
     write_json(folder, "03_t5_meta", {"transformers": transformers.__version__, "lora_scaling": SCALING})
     beam_inputs = torch.from_numpy(rng.normal(size=(6, 5, T5_CONFIG.width)).astype(np.float32))
     full_inputs = {"inputs_embeds": beam_inputs, "attention_mask": torch.ones(beam_inputs.shape[:2], dtype=torch.long)}
-    beams_found = _search(_transformers_t5(base), full_inputs, 5, 8, 1)
+    result = _search(_transformers_t5(base), full_inputs, 5, 8, 1)
     version = "_".join(transformers.__version__.split(".")[:2])
     np.savez(
         folder / "03_t5_beam6.npz",
         inputs_embeds=beam_inputs.numpy(),
         **{
-            f"seq_transformers_{version}": beams_found.sequences.numpy(),
-            f"score_{version}": beams_found.sequences_scores.numpy(),
+            f"seq_transformers_{version}": result.sequences.numpy(),
+            f"score_{version}": result.sequences_scores.numpy(),
         },
     )
 
@@ -260,7 +260,7 @@ def _transformers_t5(weights: dict[str, np.ndarray]) -> Any:
         eos_token_id=1,
     )
     config.dense_act_fn = "gelu"
-    config.tie_word_embeddings = False  # transformers 5 ties whatever it is told, but reads this when it builds
+    config.tie_word_embeddings = False  # transformers 5 ignores the argument, but reads this attribute
     model = transformers.T5ForConditionalGeneration(config).eval()
     tied_weights = {f"{tower}.embed_tokens.weight": weights["shared.weight"] for tower in ("encoder", "decoder")}
     model.load_state_dict(
@@ -282,7 +282,7 @@ def _search(model: Any, inputs: dict[str, Any], beams: int, max_new_tokens: int,
 
 
 def _texts(folder: Path) -> None:
-    """What the original makes of a few answers and scores, as recorded from it."""
+    """Write the results of the original for a few answers and scores, as recorded from it."""
     cases = [
         {"s": "[[7, 9], [1, 2]]", "post_process_150": {"out": [[1, 2], [7, 9]]}},
         {"s": "[[160, 170]]", "post_process_tensor150": {"out": [[150, 160]]}},
@@ -304,7 +304,7 @@ def _texts(folder: Path) -> None:
 
 
 def _training(folder: Path) -> None:
-    """Rates as recorded from the original's first run, and the groups of a model of unequal depths by their rule."""
+    """Write recorded learning rates of the original, and parameter groups of a model with unequal depths."""
     run = {"init_lr": QVH1["peak"], "min_lr": 0, "warmup_lr": 1e-8, "warmup_steps": QVH1["warmup_steps"]}
     rates = {
         "iters_per_epoch_4gpu": QVH1["steps_per_epoch"],

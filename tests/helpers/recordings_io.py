@@ -1,4 +1,4 @@
-"""Recorded numbers of the original, and weights that need no recording."""
+"""Reading the original's recordings, and loading weights into modules."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,24 +13,24 @@ from calce_jax.checkpoints.convert.state_dict import KeyMapping, MappingRow, to_
 
 
 def load_recording(shared: Path, group: str) -> dict[str, np.ndarray]:
-    """Return the arrays of one group, such as "01_vit"."""
+    """Return the recorded arrays of a group, such as "01_vit"."""
     with np.load(shared / "golden" / f"{group}.npz") as arrays:
         return dict(arrays)
 
 
 def select_weights(arrays: Mapping[str, np.ndarray], *prefixes: str) -> dict[str, np.ndarray]:
-    """Return the arrays that are weights of the sub-models with these prefixes, under their full names."""
+    """Return the arrays whose names start with one of the prefixes."""
     return {name: array for name, array in arrays.items() if name.startswith(prefixes)}
 
 
 def load_state_dict(module: Any, mapping: KeyMapping, tensors: Mapping[str, np.ndarray]) -> Any:
-    """Give a module (an abstract one will do), in place, the weights of a PyTorch state dict; return it."""
+    """Load a PyTorch state dict into a module, which may be abstract, in place; return the module."""
     nnx.update(module, jax.tree.map(jnp.asarray, to_flax(mapping, tensors, nnx.state(module))))
     return module
 
 
 def deterministic_weights(make_module: Callable[[], Any], mapping: KeyMapping) -> tuple[Any, dict[str, np.ndarray]]:
-    """Return a module whose weights are a formula, which needs no compiling, and these as a PyTorch state dict."""
+    """Return a module with weights 0.3 * sin(...), computed without compiling, and the same as a PyTorch state dict."""
     module = nnx.eval_shape(make_module)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), nnx.state(module))
     tensors = {

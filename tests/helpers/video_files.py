@@ -1,4 +1,4 @@
-"""Small videos written for tests, with whatever containers and codecs can do to one."""
+"""Writing small videos for tests, in various containers, codecs and timings."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-GREY = 8  # frame i is a grey of i * GREY, up to white
+GREY = 8  # frame i has the grey level i * GREY, at most 255
 
 
 def write_clip(
@@ -26,21 +26,21 @@ def write_clip(
     options: dict[str, str] | None = None,
     container: dict[str, str] | None = None,
 ) -> Path:
-    """Write frames of rising greys and return the path.
+    """Write frames of increasing grey levels to a file and return its path.
 
     Args:
-      path: its suffix names the container.
-      frames: how many.
-      rate: frames a second.
-      size: width and height.
+      path: the file; its suffix selects the container.
+      frames: number of frames.
+      rate: frames per second.
+      size: width and height, pixels.
       codec: FFmpeg's name of the encoder.
       pixels: FFmpeg's name of the pixel format.
-      ticks: when each frame is shown, in 1 / rate seconds; one after the other unless given.
-      rotation: degrees counterclockwise by which players are asked to turn the picture.
-      quarter: the upper left quarter is white and the rest black, in all frames.
-      noise: noise instead of greys, which takes more bytes.
-      sound: a second of silence beside it.
-      cover: a picture attached before the video.
+      ticks: timestamp of each frame in 1 / rate seconds; 0, 1, 2, ... by default.
+      rotation: display rotation, degrees counterclockwise.
+      white_quarter: whether all frames are black with a white upper left quarter.
+      noise: whether frames are random, which takes more bytes.
+      sound: whether to add an audio stream with a second of silence.
+      cover: whether to add a cover picture before the video stream.
       options: of the encoder.
       container: options of the container.
     """

@@ -1,4 +1,4 @@
-"""A split asked in parts: an interrupted job goes on with what the same model answered to the same queries, only."""
+"""Predictions of a split: an interrupted job continues only lines of the same model, split and tables."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from tests.helpers.search_stages import make_stages
 BATCH, TOTAL = 4, 10
 
 
-def film(video, seed=0):
+def make_video(video, seed=0):
     noise = np.random.default_rng((ord(video), seed)).integers(0, 256, (5, 28, 28, 3), np.uint8)
     return VideoRecord(
         video,
@@ -46,7 +46,7 @@ def rows(count=TOTAL, **changes):
 
 @pytest.fixture
 def prepared(tmp_path):
-    build_tables(tmp_path / "prepared", "shapes", {"train": rows(3), "val": rows(), "test": rows()}, film)
+    build_tables(tmp_path / "prepared", "shapes", {"train": rows(3), "val": rows(), "test": rows()}, make_video)
     return tmp_path / "prepared"
 
 
@@ -57,7 +57,7 @@ def stage():
 
 @pytest.fixture
 def trained(stage, prepared, tmp_path):
-    """A run with a checkpoint whose content does not matter."""
+    """A model with a checkpoint of arbitrary content."""
     for step, content in (("3", "earlier"), ("5", "later")):
         (tmp_path / "run/checkpoints" / step / "state").mkdir(parents=True)
         (tmp_path / "run/checkpoints" / step / "state/weights").write_text(content)
@@ -66,62 +66,62 @@ def trained(stage, prepared, tmp_path):
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """Answers in place of a model's, and the rows that were asked about."""
-    asked = []
+def predicted_rows(monkeypatch):
+    """Replace the model's predictions; returns the rows that were predicted."""
+    predicted_rows = []
 
     def predict_answers(config, split: DatasetSplit, t5, predict, first_batch=0):
         for row in range(first_batch * config.data.eval_batch, len(split.queries)):
-            asked.append(row)
+            predicted_rows.append(row)
             yield Answer(row, QueryMoments([[0.0, float(row), 0.5]], f"[[0, {row}]]", "exact"), [], [], [])
 
     monkeypatch.setattr(predict_split_module, "predict_answers", predict_answers)
     monkeypatch.setattr(TrainedModel, "compile_predictor", lambda *_: None)
-    return asked
+    return predicted_rows
 
 
 @pytest.fixture
-def whole(trained, asked, tmp_path):
-    """The file of a job that was not interrupted."""
-    predict_split(trained, "val", tmp_path / "whole.jsonl")
-    asked.clear()
-    return (tmp_path / "whole.jsonl").read_bytes()
+def expected(trained, predicted_rows, tmp_path):
+    """The file that an uninterrupted job writes."""
+    predict_split(trained, "val", tmp_path / "expected.jsonl")
+    predicted_rows.clear()
+    return (tmp_path / "expected.jsonl").read_bytes()
 
 
 @dataclass
 class Job:
-    """An output of which six lines and a half were written.
+    """An interrupted job, with six and a half lines of its output.
 
     Fields:
-      trained: who answers.
+      trained: the model.
       out: the output.
-      asked: rows that were asked about since.
-      whole: what is to come.
+      predicted_rows: rows that were predicted since.
+      expected: content of the finished output.
     """
 
     trained: TrainedModel
     out: Path
-    asked: list[int]
-    whole: bytes
+    predicted_rows: list[int]
+    expected: bytes
 
     @property
     def part(self):
         return self.out.with_name(f"{self.out.name}.part")
 
     @property
-    def about(self):
+    def inputs_path(self):
         return self.out.with_name(f"{self.out.name}.part.json")
 
     def run(self, trained=None, split="val"):
         return predict_split(trained or self.trained, split, self.out)
 
     def check_finished(self):
-        assert self.out.read_bytes() == self.whole
+        assert self.out.read_bytes() == self.expected
         assert list(self.out.parent.iterdir()) == [self.out]
 
 
 @pytest.fixture
-def job(trained, asked, whole, tmp_path, monkeypatch):
+def job(trained, predicted_rows, expected, tmp_path, monkeypatch):
     out, write, written = tmp_path / "out/val.jsonl", predict_split_module.write_line, []
 
     def stop(file, line):
@@ -136,8 +136,8 @@ def job(trained, asked, whole, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             predict_split(trained, "val", out)
     assert sorted(path.name for path in out.parent.iterdir()) == ["val.jsonl.part", "val.jsonl.part.json"]
-    asked.clear()
-    return Job(trained, out, asked, whole)
+    predicted_rows.clear()
+    return Job(trained, out, predicted_rows, expected)
 
 
 def with_data(trained, **changes):
@@ -146,15 +146,15 @@ def with_data(trained, **changes):
 
 def test_a_job_goes_on_with_the_first_incomplete_batch(job, caplog):
     assert [prediction.qid for prediction in job.run()] == list(range(TOTAL))
-    assert job.asked == list(range(BATCH, TOTAL))
+    assert job.predicted_rows == list(range(BATCH, TOTAL))
     assert caplog.text == ""
     job.check_finished()
 
 
 def test_where_all_lines_are_there_nothing_is_asked(job):
-    job.part.write_bytes(job.whole)
+    job.part.write_bytes(job.expected)
     assert len(job.run()) == TOTAL
-    assert job.asked == []
+    assert job.predicted_rows == []
     job.check_finished()
 
 
@@ -162,9 +162,9 @@ def test_where_all_lines_are_there_nothing_is_asked(job):
 def test_an_empty_part_is_a_beginning(job, described):
     job.part.write_bytes(b"")
     if not described:
-        job.about.unlink()
+        job.inputs_path.unlink()
     job.run()
-    assert job.asked == list(range(TOTAL))
+    assert job.predicted_rows == list(range(TOTAL))
     job.check_finished()
 
 
@@ -185,9 +185,9 @@ def test_an_empty_part_is_a_beginning(job, described):
     ],
 )
 def test_what_is_damaged_is_asked_again(job, caplog, damage, kept, said):
-    job.part.write_bytes(b"".join(damage(job.whole.splitlines(keepends=True))))
+    job.part.write_bytes(b"".join(damage(job.expected.splitlines(keepends=True))))
     job.run()
-    assert job.asked == list(range(kept, TOTAL))
+    assert job.predicted_rows == list(range(kept, TOTAL))
     assert said in caplog.text
     assert bool(said) == bool(caplog.text)
     job.check_finished()
@@ -212,7 +212,7 @@ def merged_anew(trained):
 
 def prepared_anew(trained):
     splits = {"train": rows(3), "val": rows(), "test": rows()}
-    build_tables(trained.config.data.directory, "shapes", splits, lambda video: film(video, seed=1))
+    build_tables(trained.config.data.directory, "shapes", splits, lambda video: make_video(video, seed=1))
     return trained
 
 
@@ -240,7 +240,7 @@ def other_base(trained):
 )
 def test_what_something_else_answered_is_not_continued(job, caplog, change, named):
     job.run(change(job.trained))
-    assert job.asked == list(range(TOTAL))
+    assert job.predicted_rows == list(range(TOTAL))
     (line,) = caplog.messages
     assert re.fullmatch(f"{re.escape(str(job.part))} is started anew: {named}", line)
     job.check_finished()
@@ -248,13 +248,13 @@ def test_what_something_else_answered_is_not_continued(job, caplog, change, name
 
 def test_another_split_is_not_continued(job, caplog):
     job.run(split="train")
-    assert job.asked == [0, 1, 2]
+    assert job.predicted_rows == [0, 1, 2]
     assert 'split: "val" there, "train" here' in caplog.text
 
 
 def test_a_split_of_the_same_queries_is_another(job, caplog):
     job.run(split="test")
-    assert job.asked == list(range(TOTAL))
+    assert job.predicted_rows == list(range(TOTAL))
     assert 'split: "val" there, "test" here' in caplog.text
 
 
@@ -262,7 +262,7 @@ def test_where_folders_lie_and_how_many_are_asked_at_a_time_does_not_matter(job,
     moved = (tmp_path / "prepared").rename(tmp_path / "moved")
     changed = with_data(job.trained, directory=str(moved), eval_batch=3)
     job.run(replace(changed, config=replace(changed.config, mesh="a100x4")))
-    assert job.asked == list(range(6, TOTAL))
+    assert job.predicted_rows == list(range(6, TOTAL))
     job.check_finished()
 
 
@@ -270,9 +270,9 @@ def test_where_folders_lie_and_how_many_are_asked_at_a_time_does_not_matter(job,
     ("content", "said"), [(None, ".*part.json is missing"), (b"{", "is not JSON"), (b"\xff", "is"), (b"[]", "object")]
 )
 def test_a_part_that_does_not_say_what_made_it_is_not_continued(job, caplog, content, said):
-    job.about.unlink() if content is None else job.about.write_bytes(content)
+    job.inputs_path.unlink() if content is None else job.inputs_path.write_bytes(content)
     job.run()
-    assert job.asked == list(range(TOTAL))
+    assert job.predicted_rows == list(range(TOTAL))
     assert re.search(f"is started anew: its inputs are unknown: .*{said}", caplog.text)
     job.check_finished()
 
@@ -320,7 +320,7 @@ def test_a_killed_writer_does_not_lock_the_next_one_out(job):
     job.check_finished()
 
 
-def test_an_output_in_a_locked_folder_beside_it_is_another(trained, asked, whole, tmp_path):
+def test_an_output_in_a_locked_folder_beside_it_is_another(trained, predicted_rows, expected, tmp_path):
     with FileLock(tmp_path / "a.jsonl.lock"):
         predict_split(trained, "val", tmp_path / "b.jsonl")
-    assert (tmp_path / "b.jsonl").read_bytes() == whole
+    assert (tmp_path / "b.jsonl").read_bytes() == expected

@@ -1,4 +1,4 @@
-"""A run whose `ln_vision` is frozen: what the Q-Former says of a frame stays as it is, and may be kept."""
+"""Runs with a frozen `ln_vision`: the Q-Former's tokens of a frame are constant, and can be stored."""
 
 from dataclasses import replace
 from functools import partial
@@ -29,11 +29,11 @@ from calce_jax.training.train_step import make_train_step
 from tests.helpers.commands import run_script
 from tests.helpers.search_stages import make_stages
 from tests.helpers.tiny_model import FRAMES, SIZES, STEPS, make_batch, make_model
-from tests.inference.test_extract_features import TRAIN, VAL, batches, clip_of, film, reading
+from tests.inference.test_extract_features import TRAIN, VAL, batches, frame_keys_of, make_video, with_features
 
 FROZEN_SIZES = replace(SIZES, ln_vision="frozen")
 PARTS = make_model(SIZES)
-# The same weights; a model's structure says what is frozen.
+# The same weights: the graph definition decides what is frozen.
 FROZEN_PARTS = (make_model(FROZEN_SIZES)[0], *PARTS[1:])
 BATCH = make_batch([FRAMES, FRAMES - 3])
 
@@ -41,13 +41,13 @@ BATCH = make_batch([FRAMES, FRAMES - 3])
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
-    build_tables(folder, "shapes", {"train": TRAIN, "val": VAL}, film)
+    build_tables(folder, "shapes", {"train": TRAIN, "val": VAL}, make_video)
     return folder
 
 
 @pytest.fixture(scope="module")
 def base(prepared):
-    """The minute model of stage 1, its `ln_vision` frozen."""
+    """The smallest model of stage 1, with `ln_vision` frozen."""
     stage, _ = make_stages()
     data = replace(stage.config.data, directory=str(prepared), frames=4, batch=2, eval_batch=2)
     config = replace(stage.config, data=data, model=replace(stage.config.model, ln_vision="frozen"))
@@ -56,8 +56,8 @@ def base(prepared):
 
 
 @pytest.fixture(scope="module")
-def kept(base, tmp_path_factory):
-    """Every store of what the Q-Former says of the same videos: the folder, and what came of it."""
+def extracted(base, tmp_path_factory):
+    """Q-Former features of the same videos in each dtype: the folder, and the result of the extraction."""
     return {
         store: (
             out := tmp_path_factory.mktemp(store),
@@ -81,7 +81,7 @@ def loss_and_gradients(graph, config, trainable, frozen, batch):
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_only_ln_vision_learns_nothing(stage):
-    """What is differentiated or not decides which product XLA takes first: 1e-6 is the order of sums."""
+    """XLA orders products by what is differentiated, so losses agree to 1e-6, the effect of the order of sums."""
     whole, gradients = loss_and_gradients(PARTS[0], STEPS[stage], *PARTS[1:], BATCH)
     loss, found = loss_and_gradients(FROZEN_PARTS[0], STEPS[stage], *FROZEN_PARTS[1:], BATCH)
     np.testing.assert_allclose(loss, whole, rtol=1e-6)
@@ -95,7 +95,7 @@ def test_only_ln_vision_learns_nothing(stage):
 
 
 def test_steps_leave_ln_vision_bit_for_bit(base):
-    """Also its decay: AdamW moves what has no gradient, unless it does not decay."""
+    """Weight decay included, by which AdamW changes parameters without a gradient."""
     optimizer = make_optimizer(replace(base.config.optimizer, weight_decay=0.5, accumulate=1))
     step = jax.jit(make_train_step(FROZEN_PARTS[0], STEPS[1], optimizer, lambda step: jnp.float32(1e-2)))
     state = create_train_state(PARTS[1], optimizer)
@@ -116,7 +116,7 @@ def test_answers_are_those_of_a_run_that_trains_it(stage):
     np.testing.assert_allclose(found.answers.score, told.answers.score, rtol=1e-5, atol=1e-6)
 
 
-def test_a_window_keeps_what_was_said_in_place_of_frames():
+def test_a_window_holds_qformer_tokens_in_place_of_frames():
     mesh = build_mesh((2, 1, 1), jax.devices()[:2])
     grouper, table = LengthGrouper(FROZEN_PARTS[0], STEPS[1], mesh), make_batch([3, 8, 5, 4])
     halves = [jax.tree.map(lambda leaf, n=n: leaf[n : n + 2], table) for n in (0, 2)]
@@ -129,73 +129,73 @@ def test_a_window_keeps_what_was_said_in_place_of_frames():
         np.testing.assert_array_equal(grouped.batch.example_index, alone.batch.example_index)
 
 
-# As for the tower's tokens; a run reads these from batches of another size.
+# As for the tower's tokens.
 @pytest.mark.parametrize(("store", "off"), [("float32", 1e-6), ("bfloat16", 4e-3), ("int8", 1e-2)])
-def test_loss_and_gradients_from_what_was_said_are_those_from_frames(base, kept, store, off):
+def test_loss_and_gradients_from_qformer_features_are_those_from_frames(base, extracted, store, off):
     def learnt(config):
         batch = batches(base, config)[0]
         made = loss_and_gradients(base.graph, step_config(base.config, 8), base.trainable, base.frozen, batch)
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(made)])
 
-    true, found = learnt(base.config), learnt(reading(base, kept[store][0]))
+    true, found = learnt(base.config), learnt(with_features(base, extracted[store][0]))
     assert np.linalg.norm(found - true) < off * np.linalg.norm(true)
     assert abs(found[0] - true[0]) < off * true[0]
 
 
-def test_a_step_leaves_out_the_tower_and_the_qformer_over_frames(base, kept):
+def test_a_step_leaves_out_the_tower_and_the_qformer_over_frames(base, extracted):
     config, optimizer = step_config(base.config, 8), make_optimizer(base.config.optimizer)
     step = make_train_step(base.graph, config, optimizer, lambda step: jnp.float32(1e-3))
-    frames, said = (batches(base, source)[0] for source in (base.config, reading(base, kept["bfloat16"][0])))
+    frames, said = (batches(base, source)[0] for source in (base.config, with_features(base, extracted["bfloat16"][0])))
     state = jax.eval_shape(partial(create_train_state, optimizer=optimizer), base.trainable)
 
     def flops(program, *given):
         return count_flops(jax.make_jaxpr(program)(*given))
 
-    def look(frames, *weights):
+    def encode(frames, *weights):
         model = nnx.merge(base.graph, *weights)
         return model.encode_queries(model.encode_frames(frames))
 
     saved = flops(step, state, base.frozen, frames, jax.random.key(0)) - flops(
         step, state, base.frozen, said, jax.random.key(0)
     )
-    assert saved == flops(look, frames.frames, base.trainable, base.frozen) > 0
+    assert saved == flops(encode, frames.frames, base.trainable, base.frozen) > 0
 
 
-def test_what_is_read_is_what_was_said(base, kept):
-    out, done = kept["float32"]
-    assert (done.num_extracted, done.num_frames, done.error, done.projected_error) == (4, 3 * 4 + 3, 0, 0)
-    assert done.bytes_per_frame == 4 * (SIZES.qformer.query_tokens * SIZES.qformer.width + SIZES.vit.width)
+def test_stored_features_are_the_qformers_tokens(base, extracted):
+    out, result = extracted["float32"]
+    assert (result.num_extracted, result.num_frames, result.error, result.projected_error) == (4, 3 * 4 + 3, 0, 0)
+    assert result.bytes_per_frame == 4 * (SIZES.qformer.query_tokens * SIZES.qformer.width + SIZES.vit.width)
     batch = batches(base, base.config)[0]
     model = nnx.merge(base.graph, base.trainable, base.frozen)
-    looked = jax.jit(lambda frames: model.encode_queries(model.encode_frames(frames)))(batch.frames)
-    found = batches(base, reading(base, out))[0].features
+    features = jax.jit(lambda frames: model.encode_queries(model.encode_frames(frames)))(batch.frames)
+    found = batches(base, with_features(base, out))[0].features
     there = np.asarray(batch.frame_mask)
-    np.testing.assert_allclose(found.values[there], looked.queries[there], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found.means[there], looked.means[there], rtol=1e-5, atol=1e-5)
-    narrow = FeatureStore(kept["int8"][0]).read(clip_of("a"))
-    np.testing.assert_array_equal(narrow["means"], FeatureStore(out).read(clip_of("a"))["means"])
-    assert 2**-10 < kept["int8"][1].error < 2**-6
-    assert kept["int8"][1].projected_error == pytest.approx(kept["int8"][1].error, rel=0.7)
+    np.testing.assert_allclose(found.values[there], features.queries[there], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.means[there], features.means[there], rtol=1e-5, atol=1e-5)
+    narrow = FeatureStore(extracted["int8"][0]).read(frame_keys_of("a"))
+    np.testing.assert_array_equal(narrow["means"], FeatureStore(out).read(frame_keys_of("a"))["means"])
+    assert 2**-10 < extracted["int8"][1].error < 2**-6
+    assert extracted["int8"][1].projected_error == pytest.approx(extracted["int8"][1].error, rel=0.7)
 
 
-def test_means_are_kept_whole():
-    looked = QFormerFeatures(
+def test_means_are_stored_in_float32():
+    features = QFormerFeatures(
         means=jnp.full((1, 2, 3), 1 / 3), queries=jax.random.normal(jax.random.key(0), (1, 2, 4, 16))
     )
     for store in ("float32", "bfloat16", "int8"):
-        again = dequantize(quantize(looked, store), "float32")
-        np.testing.assert_array_equal(again.means, looked.means)
-        np.testing.assert_allclose(again.queries, looked.queries, atol=2e-2)
+        again = dequantize(quantize(features, store), "float32")
+        np.testing.assert_array_equal(again.means, features.means)
+        np.testing.assert_allclose(again.queries, features.queries, atol=2e-2)
 
 
-def test_it_is_refused_where_the_qformer_says_something_else(base, kept, tmp_path):
-    out, _ = kept["float32"]
-    check_features(reading(base, out), base.model_config)
+def test_features_of_a_trained_ln_vision_are_refused(base, extracted, tmp_path):
+    out, _ = extracted["float32"]
+    check_features(with_features(base, out), base.model_config)
     learning = replace(base.config, model=replace(base.config.model, ln_vision="trained"))
     with pytest.raises(FeaturesError, match=r"config.model.ln_vision: must be 'frozen' .* or store the tower's tok"):
         make_feature_metadata(learning, base.model_config, "float32", "qformer")
     with pytest.raises(FeaturesError, match=r"config.model.ln_vision: must be 'frozen' to store the Q-Former's tokens"):
-        check_features(reading(replace(base, config=learning), out), base.model_config)
+        check_features(with_features(replace(base, config=learning), out), base.model_config)
     with pytest.raises(FeaturesError, match=r"choose another --out, .*(\n|.)*\n  of: qformer there, vit here"):
         extract_features(base, VideoDataset(base.config.data.directory), out, storage_dtype="float32")
     wrong = to_dict(replace(base.config, behaviour="reference"))
@@ -209,7 +209,7 @@ def test_it_is_refused_where_the_qformer_says_something_else(base, kept, tmp_pat
         check_ln_vision_frozen(base.trainable, moved, tmp_path)
 
 
-def test_all_that_decides_what_is_said_names_it(tmp_path):
+def test_the_hash_depends_on_all_weights_up_to_the_qformer(tmp_path):
     one = {name: {"w": np.ones(2, np.float32)} for name in ("vit", "ln_vision", "qformer", "t5")}
     names = []
     for changed in (None, "t5", "qformer", "ln_vision", "vit"):
@@ -225,7 +225,7 @@ def test_all_that_decides_what_is_said_names_it(tmp_path):
 
 # ml_collections reads a config's file in a way that Python 3.11 calls old.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_the_command_keeps_it(base, prepared, tmp_path, monkeypatch, capsys):
+def test_the_command_stores_qformer_features(base, prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("calce_jax.inference.trained_run.load_base_model", lambda config: base)
     asked = ["--config=configs/calce.py:shapes,stage=1", f"--config.data.directory={prepared}", f"--out={tmp_path}"]
     run_script("cache_features", *asked, "--of=qformer", "--splits=val")

@@ -73,7 +73,7 @@ def test_loss_does_not_depend_on_batch_or_bucket(parts, batch, stage):
 
 def test_answers_do_not_depend_on_the_batch(parts, batch, stage):
     batched = predict(*parts, batch, stage)
-    np.testing.assert_array_equal(batched.about.example_index, batch.example_index)
+    np.testing.assert_array_equal(batched.batch.example_index, batch.example_index)
     for sample in range(B):
         alone = predict(*parts, take_sample(batch, sample), stage)
         np.testing.assert_array_equal(alone.answers.tokens[0], batched.answers.tokens[sample])
@@ -95,7 +95,9 @@ def test_predictions_from_encoded_video_equal_those_from_frames(parts, batch, st
     from_features = jax.jit(make_predict_from_features(graph, STEPS[stage]))(*weights, features, batch)
     np.testing.assert_array_equal(from_features.answers.tokens, at_once.answers.tokens)
     np.testing.assert_allclose(from_features.answers.score, at_once.answers.score, **CLOSE)
-    np.testing.assert_array_equal(from_features.reading.frame_plan.frame_index, at_once.reading.frame_plan.frame_index)
+    np.testing.assert_array_equal(
+        from_features.prompt_selection.frame_plan.frame_index, at_once.prompt_selection.frame_plan.frame_index
+    )
 
 
 def embed(model, batch, stage):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calce_jax.config import ConfigError, read_config, to_dict, validate
+from calce_jax.config import ConfigError, packaged_path, read_config, to_dict, validate
 from calce_jax.inference import predict_split as answering
 from calce_jax.inference.answers import frame_treatments
 from calce_jax.inference.predict_split import predict_split
@@ -133,9 +133,9 @@ def test_what_comes_with_the_project_is_found_from_anywhere(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     config = read_config(tmp_path)
     for path in (config.text.t5_tokenizer, config.text.bert_tokenizer, config.weights.base):
-        assert Path(path).exists()
+        assert packaged_path(path).exists()
 
 
 def test_frames_that_no_slot_holds_are_dropped():
-    index, kept, key = np.array([1, 3, 0]), np.array([True, True, False]), np.array([True, False, False])
-    assert frame_treatments(index, kept, key, 5) == ["dropped", "full", "dropped", "compressed", "dropped"]
+    index, slot_mask, is_keyframe = np.array([1, 3, 0]), np.array([True, True, False]), np.array([True, False, False])
+    assert frame_treatments(index, slot_mask, is_keyframe, 5) == ["dropped", "full", "dropped", "compressed", "dropped"]

@@ -19,22 +19,22 @@ from data.shapes.pretrain.pretrain import word_token_ids
 from data.shapes.pretrain.text_stage import FrameTextEmbedder, init_text_stage, make_text_batch
 from data.shapes.scene import COLOURS, SHAPES, make_scene
 
-TOKENIZERS = Path(__file__).parents[2] / "data" / "tokenizers"
+TOKENIZERS = Path(__file__).parents[2] / "calce_jax" / "assets" / "tiny"
 WORDS = ("nothing", *COLOURS, *SHAPES)
 
 
 @pytest.fixture(scope="module")
 def t5():
-    return load_t5(TOKENIZERS / "tiny_t5")
+    return load_t5(TOKENIZERS / "t5")
 
 
 @pytest.fixture(scope="module")
 def bert():
-    return load_bert(TOKENIZERS / "tiny_bert")
+    return load_bert(TOKENIZERS / "bert")
 
 
 @pytest.fixture(scope="module")
-def pool(t5, bert):
+def dataset(t5, bert):
     sizes = [TextSizes(frames, 8, 24, 320, 32) for frames in (20, 40)]
     return SceneDataset(range(6), PromptWriter(t5, bert, sizes[0], stage=1), PromptWriter(t5, bert, sizes[1], stage=2))
 
@@ -55,10 +55,10 @@ def test_the_place_follows_the_motion():
     assert -1 <= early < late <= 1
 
 
-def test_a_told_prompt_has_what_the_plan_says(pool, t5):
+def test_a_told_prompt_has_what_the_plan_says(dataset, t5):
     rng = np.random.default_rng(0)
-    rows = pool.asked[:5]
-    said, places, task = make_text_batch(rng, pool, rows, 1, 20)
+    rows = dataset.examples[:5]
+    said, places, task = make_text_batch(rng, dataset, rows, 1, 20)
     assert said.shape == places.shape == (5, 20, 4)
     assert (task.prompt_selection.frame_plan.frame_index == np.arange(20)).all()
     row = rows[0]
@@ -70,19 +70,19 @@ def test_a_told_prompt_has_what_the_plan_says(pool, t5):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_only_the_caption_that_is_meant_is_told(pool, stage):
-    rows = [row for row in pool.asked if row.query.kind == "caption"]
-    _, _, task = make_text_batch(np.random.default_rng(0), pool, rows, stage, 20)
+def test_only_the_caption_that_is_meant_is_told(dataset, stage):
+    rows = [row for row in dataset.examples if row.query.kind == "caption"]
+    _, _, task = make_text_batch(np.random.default_rng(0), dataset, rows, stage, 20)
     for row, order, used in zip(
         rows,
         task.prompt_selection.caption_selection.caption_index,
         task.prompt_selection.caption_selection.is_used,
         strict=True,
     ):
-        assert [row.about[caption] for caption in order[used]] == [True] * sum(row.about)
+        assert [row.is_target_caption[caption] for caption in order[used]] == [True] * sum(row.is_target_caption)
 
 
-def test_inside_marks_the_window_its_first_and_its_last_frame(pool):
+def test_inside_marks_the_window_its_first_and_its_last_frame(dataset):
     times = np.arange(0, 40, 2, dtype=np.float32)
     plan = FramePlan(
         frame_index=np.array([[0, 2, 3, 4, 5]]),
@@ -91,7 +91,7 @@ def test_inside_marks_the_window_its_first_and_its_last_frame(pool):
         cluster=np.zeros((1, 20), np.int32),
         reference_error=np.zeros(1, bool),
     )
-    rows = pool.batch(pool.asked[:1], 1).replace(times=times[None])
+    rows = dataset.make_batch(dataset.examples[:1], 1).replace(times=times[None])
     truth = Labels(windows=np.array([[[3.0, 7.0], [8.0, 20.0]]]), lane_mask=np.zeros((1, 20, 2), bool))
     found = np.asarray(window_boundary_labels(jax.tree.map(jnp.asarray, rows), jax.tree.map(jnp.asarray, plan), truth))
     assert found[0, :, 0].tolist() == [False, True, True, True, False]
@@ -107,23 +107,23 @@ def test_the_pointer_counts_only_where_it_should():
     np.testing.assert_allclose(some, np.log(2) / 2, rtol=1e-6)
 
 
-def test_frames_told_take_the_place_of_frames_seen(pool, t5, bert):
+def test_frames_told_take_the_place_of_frames_seen(dataset, t5, bert):
     model = Calce(CalceConfig.tiny(len(t5), len(bert), lora=None), rngs=nnx.Rngs(0))
     init_text_stage(model)
-    teller = FrameTextEmbedder(model.config.t5.width, word_token_ids(t5), rngs=nnx.Rngs(1))
-    rows = pool.asked[:2]
-    said, places, task = make_text_batch(np.random.default_rng(0), pool, rows, 1, 20)
-    frames = teller.embed_frames(model, jnp.asarray(said), jnp.asarray(places))
+    embedder = FrameTextEmbedder(model.config.t5.width, word_token_ids(t5), rngs=nnx.Rngs(1))
+    rows = dataset.examples[:2]
+    said, places, task = make_text_batch(np.random.default_rng(0), dataset, rows, 1, 20)
+    frames = embedder.embed_frames(model, jnp.asarray(said), jnp.asarray(places))
     plan = jax.tree.map(jnp.asarray, task.prompt_selection.frame_plan)
     choice: CaptionSelection = jax.tree.map(jnp.asarray, task.prompt_selection.caption_selection)
-    reading = PromptSelection(frame_plan=plan, caption_selection=choice, prompt_lengths=jnp.zeros(2, jnp.int32))
-    x, mask = model.assemble_prompt(frames, jax.tree.map(jnp.asarray, task.batch), reading, 160)
+    prompt_selection = PromptSelection(frame_plan=plan, caption_selection=choice, prompt_lengths=jnp.zeros(2, jnp.int32))
+    x, mask = model.assemble_prompt(frames, jax.tree.map(jnp.asarray, task.batch), prompt_selection, 160)
     assert x.shape == (2, 160, model.config.t5.width)
     assert mask.any()
     # The first frame stands at the front: all of it, or what a compressed one keeps.
     full = model.config.qformer.query_tokens
     for sample in range(2):
-        if plan.key[sample, 0]:
+        if plan.is_keyframe[sample, 0]:
             np.testing.assert_array_equal(x[sample, :full], frames[sample, 0, :full])
         else:
             np.testing.assert_array_equal(x[sample, 0], frames[sample, 0, full])

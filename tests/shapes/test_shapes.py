@@ -1,18 +1,23 @@
 """The shapes world: scenes whose queries have one truth, and files that show it."""
 
 import itertools
+import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import astuple
+from hashlib import sha256
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
+from calce_jax.errors import UserError
 from calce_jax.moments.annotations import read_annotations
 from calce_jax.text.captions import read_srt
 from calce_jax.video.decode import read_frames, video_duration
+from data.shapes import write
 from data.shapes.render import COLOUR_RGB, render_frame
 from data.shapes.scene import FRAME_RATES, VIDEO_SIZES, make_scene
 from data.shapes.write import (
@@ -33,10 +38,6 @@ SCENES = [make_scene(seed) for seed in range(300)]
 def area_of(frame: np.ndarray, colour: str) -> float:
     """Return the share of the pixels that have a colour, as near as compression leaves it."""
     return float((np.abs(frame.astype(int) - COLOUR_RGB[colour]).max(axis=-1) < 60).mean())
-
-
-def seen(scene, thing: str, second: float) -> bool:
-    return any(track.thing == thing and track.start <= second < track.end for track in scene.tracks)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_splits_and_seeds_share_no_scene():
     [
         ("dev", 0, 0, "train, val, test"),
         ("val", MAX_VIDEOS_PER_SPLIT, 0, "fewer videos"),
-        ("val", 0, MAX_SEEDS, "seed: 33"),
+        ("val", 0, MAX_SEEDS, "seed: must be from 0 to 32, got 33"),
     ],
 )
 def test_scenes_out_of_range_are_refused(split, number, seed, named):
@@ -149,8 +150,8 @@ def test_video_has_the_scenes_length_rate_and_size(silent_scene, silent_video):
         (stream,) = file.streams
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
         assert (stream.width, stream.height) == silent_scene.size
-        assert float(stream.average_rate) == silent_scene.rate
-    assert abs(video_duration(silent_video) - silent_scene.duration) < 1 / silent_scene.rate
+        assert float(stream.average_rate) == silent_scene.fps
+    assert abs(video_duration(silent_video) - silent_scene.duration) < 1 / silent_scene.fps
     assert not list(silent_video.parent.glob("*.part"))
 
 
@@ -184,7 +185,9 @@ def test_set_is_written_once_and_the_same_each_time(tmp_path):
     talking = [any(said.start <= s < said.end for said in scene.sentences) for s in range(scene.duration)]
     assert [level > 0.02 for level in loud] == talking
 
-    with pytest.raises(ValueError, match=r"shapes\.json: drawn from another seed"):
+    with pytest.raises(
+        ValueError, match=r"shapes\.json: drawn with seed 0 by version 1 .*, not with seed 1 by version 1"
+    ):
         write_shapes(tmp_path / "a", {"val": 1}, seed=1)
 
 
@@ -208,4 +211,42 @@ def test_command_draws_all_splits_in_parallel_and_names_what_is_wrong(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["test.jsonl", "train.jsonl"]
     refused = run("--train=1", "--seed=2")
     assert refused.returncode == 1
-    assert f"ValueError: {tmp_path}/shapes.json: drawn from another seed" in refused.stderr
+    assert f"Error: {tmp_path}/shapes.json: drawn with seed 0" in refused.stderr
+
+
+def test_a_world_version_names_one_world():
+    """If this fails, a seed gives another scene or frame: raise WORLD_VERSION, and update the digest."""
+    digest = sha256()
+    for scene in SCENES[:100]:
+        digest.update(repr(astuple(scene)).encode())
+        for second in (0.3, 7.1, 15.0):
+            digest.update(render_frame(scene, second, 24, 32).tobytes())
+    assert (write.WORLD_VERSION, digest.hexdigest()[:16]) == (1, "a3508f4f660b7933")
+
+
+@pytest.mark.parametrize("world", sorted(write.VERSION_1_HASHES))
+def test_a_set_of_before_there_were_versions_is_completed(tmp_path, world):
+    (tmp_path / "shapes.json").write_text(json.dumps({"seed": 0, "world": world}) + "\n")
+    assert write_shapes(tmp_path, {"val": 0}) == 0
+    assert json.loads((tmp_path / "shapes.json").read_text()) == {"seed": 0, "world_version": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (
+            '{"seed": 0, "world": "578141742950f22f"}',
+            r"drawn with seed 0 by version \(unknown\) of the shapes world, not",
+        ),
+        ('{"seed": 0, "world_version": 2}', "drawn with seed 0 by version 2 of the shapes world, not with seed 0 by v"),
+        ('{"seed": 0', "damaged"),
+        ("[1]", "damaged"),
+        ("3", "damaged"),
+    ],
+)
+def test_a_set_of_another_world_is_refused_and_left_alone(tmp_path, content, named):
+    (tmp_path / "shapes.json").write_text(content)
+    with pytest.raises(UserError, match=rf"shapes\.json: {named}.*; remove {tmp_path}, or choose another folder"):
+        write_shapes(tmp_path, {"val": 1})
+    assert (tmp_path / "shapes.json").read_text() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["shapes.json"]

@@ -4,10 +4,14 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors import SafetensorError
 
+from calce_jax.checkpoints import manager
+from calce_jax.checkpoints.manager import CheckpointError, save_params
 from calce_jax.inference.predict_split import write_line
-from calce_jax.storage.atomic_files import atomic_write, write_atomic
+from calce_jax.storage.atomic_files import atomic_replace_dir, atomic_write, write_atomic
 
 
 def test_text_and_bytes_arrive_and_folders_are_made(tmp_path):
@@ -70,3 +74,43 @@ def test_a_full_disk_while_answers_are_written_is_told_with_what_to_do():
         pytest.raises(OSError, match=told),
     ):
         write_line(file, "{}")
+
+
+def test_a_folder_is_replaced_when_all_of_it_is_written(tmp_path, monkeypatch):
+    for number in (1, 2):
+        with atomic_replace_dir(tmp_path / "a/tables") as new:
+            (new / f"{number}").touch()
+    assert [path.name for path in (tmp_path / "a").rglob("*")] == ["tables", "2"]
+    with pytest.raises(ZeroDivisionError), atomic_replace_dir(tmp_path / "a/tables") as new:
+        (new / "3").touch()
+        _ = 1 / 0
+    renames = []
+
+    def second_fails(self, target):
+        renames.append(target)
+        if len(renames) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        os.rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", second_fails)
+    told = r"cannot write .*a/tables \(Input/output error\); make room, or choose another place"
+    with pytest.raises(OSError, match=told), atomic_replace_dir(tmp_path / "a/tables"):
+        pass
+    assert [path.name for path in (tmp_path / "a").rglob("*")] == ["tables", "2"]
+
+
+def test_weights_that_cannot_be_written_leave_what_was_there(tmp_path, monkeypatch):
+    save_params(tmp_path / "base.safetensors", {"a": np.zeros(2, np.float32)})
+    before = (tmp_path / "base.safetensors").read_bytes()
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"file/a cannot be written \(.*File exists.*\); make room"):
+        save_params(tmp_path / "file/a", {"a": np.ones(2, np.float32)})
+
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(manager, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"base\.safetensors cannot be written \(I/O error: No space left"):
+        save_params(tmp_path / "base.safetensors", {"a": np.ones(2, np.float32)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "file"]
+    assert (tmp_path / "base.safetensors").read_bytes() == before

@@ -72,7 +72,7 @@ def toy_step(state, batch, harm=""):
 
 
 def harming(*steps, harm="gradient"):
-    """Let the loss or the gradient of these steps (the first is 1) not be finite."""
+    """Make the loss or the gradient of these steps (counted from 1) not finite."""
     return lambda state, batch: toy_step(state, batch, harm if int(state.step) + 1 in steps else "")
 
 
@@ -106,8 +106,8 @@ def run(workdir, step_fn=toy_step, evaluate=score, iterator=None, stop_on_sigter
         checkpoints.close()
 
 
-def terminating(function, at):
-    """Let SIGTERM arrive during the call for the state of a step."""
+def send_sigterm_in(function, at):
+    """Send SIGTERM in the call for the state of a step."""
 
     def wrapped(state, *rest):
         if int(state.step) == at:
@@ -124,14 +124,14 @@ def queries_of(step):
 
 
 def assert_finite(workdir):
-    """See that no checkpoint holds anything else; `Checkpoints` has its own test."""
-    kept = Checkpoints(workdir)
+    """Check that all values of all checkpoints are finite."""
+    checkpoints = Checkpoints(workdir)
     state = create_train_state({"kernel": jnp.zeros(2), "bias": jnp.zeros(())}, OPTIMIZER)
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
     for step in checkpoint_steps(workdir):
-        for leaf in jax.tree.leaves(kept.restore(step, abstract, make_iterator())):
+        for leaf in jax.tree.leaves(checkpoints.restore(step, abstract, make_iterator())):
             assert np.isfinite(leaf).all()
-    kept.close()
+    checkpoints.close()
 
 
 def assert_same(left, right):
@@ -170,14 +170,14 @@ def test_what_does_not_fit_is_counted_with_the_metrics_and_named_once(tmp_path, 
             expected[step], mended = np.mean(mended), []
     assert scalars(tmp_path, "data/mended") == pytest.approx(expected)
     assert any(expected.values())
-    told = [record.getMessage() for record in caplog.records if "training:" in record.getMessage()]
-    assert told == ["training: query truncated: 2 queries (q7, q8)", "training: caption truncated: 1 query (q8)"]
+    messages = [record.getMessage() for record in caplog.records if "training:" in record.getMessage()]
+    assert messages == ["training: query truncated: 2 queries (q7, q8)", "training: caption truncated: 1 query (q8)"]
 
 
 @pytest.mark.parametrize("at", [3, 5, 7])
 def test_stopped_in_a_step_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, capsys, at):
     with pytest.raises(SystemExit) as stopped:
-        run(tmp_path, step_fn=terminating(toy_step, at))
+        run(tmp_path, step_fn=send_sigterm_in(toy_step, at))
     assert stopped.value.code == 0
     assert f"stopped by SIGTERM after step {at + 1} of 15" in capsys.readouterr().err
     assert checkpoint_steps(tmp_path)[-1] == at + 1
@@ -187,7 +187,7 @@ def test_stopped_in_a_step_and_resumed_equals_uninterrupted(uninterrupted, tmp_p
 
 def test_stopped_in_an_evaluation_evaluates_first_when_resumed(uninterrupted, tmp_path):
     with pytest.raises(SystemExit):
-        run(tmp_path, evaluate=terminating(score, 10))
+        run(tmp_path, evaluate=send_sigterm_in(score, 10))
     assert checkpoint_steps(tmp_path) == [5, 10]
     evaluated = []
 
@@ -225,10 +225,10 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, caplog
     assert (int(state.opt_state.gradient_step), int(state.opt_state.mini_step)) == (7, 0)
     assert checkpoint_steps(tmp_path) == [10, 15]
     assert_finite(tmp_path)
-    told = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
-    assert len(told) == 1
-    assert told[0].startswith("training: step 7 was skipped: its loss is ")
-    assert told[0].endswith(f"its queries are {queries_of(7)}")
+    messages = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert len(messages) == 1
+    assert messages[0].startswith("training: step 7 was skipped: its loss is ")
+    assert messages[0].endswith(f"its queries are {queries_of(7)}")
     # What is written at step 10 is of steps 7 and 8, by the lag of two.
     assert {step: count for step, count in scalars(tmp_path, "train/skipped").items() if count} == {10: 1.0}
     assert all(np.isfinite(value) for value in scalars(tmp_path, "train/loss").values())
@@ -238,7 +238,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, caplog
 def test_a_run_with_a_skipped_step_resumes_bit_for_bit(tmp_path):
     whole = run(tmp_path / "whole", step_fn=harming(7))
     with pytest.raises(SystemExit):
-        run(tmp_path / "stopped", step_fn=terminating(harming(7), 6))
+        run(tmp_path / "stopped", step_fn=send_sigterm_in(harming(7), 6))
     assert checkpoint_steps(tmp_path / "stopped")[-1] == 7
     assert_same(run(tmp_path / "stopped"), whole)
 
@@ -252,7 +252,7 @@ def test_a_log_of_skipped_steps_alone_has_no_loss(tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["loss", "gradient"])
-def test_many_skipped_in_a_row_end_the_run_with_a_true_word_on_how_to_go_on(tmp_path, harm):
+def test_many_skipped_in_a_row_end_the_run_with_two_remedies_that_work(tmp_path, harm):
     with pytest.raises(TrainingError) as raised:
         run(tmp_path, step_fn=harming(*range(11, 16), harm=harm))
     text = str(raised.value)
@@ -265,7 +265,7 @@ def test_many_skipped_in_a_row_end_the_run_with_a_true_word_on_how_to_go_on(tmp_
     assert checkpoint_steps(tmp_path) == [5, 10]
     assert_finite(tmp_path)
 
-    # Both ways to go on are as told, and end as a run that never met the harm.
+    # Both remedies lead to the result of a run without such steps.
     shutil.copytree(tmp_path / "checkpoints", tmp_path / "other/checkpoints")
     shutil.rmtree(tmp_path / "other/checkpoints/10")
     whole = run(tmp_path / "whole")
@@ -295,7 +295,7 @@ def test_a_finite_step_in_between_begins_the_count_anew(tmp_path):
 
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
-    """Whatever made it: here a step that does not skip."""
+    """Also if a step does not skip it."""
 
     def broken(state, batch):
         state, measured = toy_step(state, batch)
@@ -314,9 +314,9 @@ def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
         return EvalResult({"R1_avg": value})
 
     run(tmp_path, evaluate=scoring)
-    kept = Checkpoints(tmp_path)
-    assert kept.best_step_and_metric == (5, 3.0)
-    kept.close()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.best_step_and_metric == (5, 3.0)
+    checkpoints.close()
     assert checkpoint_steps(tmp_path) == [5, 10, 15]
 
 

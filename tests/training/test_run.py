@@ -95,7 +95,7 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
         init_workdir(tmp_path, config)
 
 
-def test_two_that_train_in_one_workdir_do_not_meet(tmp_path):
+def test_a_second_run_in_a_locked_workdir_is_refused(tmp_path):
     with FileLock(tmp_path / "train.lock"), pytest.raises(LockError, match=r"train\.lock: process .* writes here"):
         train_run(tiny_config(), tmp_path, make_run_data())
     assert list(tmp_path.iterdir()) == []
@@ -114,12 +114,13 @@ def test_the_record_names_the_base_weights_and_the_code(tmp_path):
 
 
 def test_both_programs_follow_the_config():
-    made = step_config(
+    program_config = step_config(
         tiny_config(stage=2, behaviour="reference", keyframes={"clusters": 3, "dilation": 2, "filter_dilation": 1}), 7
     )
-    selection = made.selection
+    selection = program_config.selection
     assert (selection.stage, selection.clusters, selection.dilation, selection.filter_dilation) == (2, 3, 2, 1)
-    assert (made.behaviour, made.buckets, made.num_beams, made.max_answer_length) == ("reference", (96,), 2, 7)
+    assert (program_config.behaviour, program_config.buckets) == ("reference", (96,))
+    assert (program_config.num_beams, program_config.max_answer_length) == (2, 7)
 
 
 @pytest.mark.slow
@@ -128,11 +129,11 @@ def test_base_weights_fill_all_but_the_adapters(tmp_path):
     base = nnx.state(Calce(dataclasses.replace(SIZES, lora=None), rngs=nnx.Rngs(5)))
     save_params(tmp_path / "base.safetensors", base)
     _, trainable, frozen = build_model(SIZES, config, make_mesh("a100x4"))
-    built, given = named_leaves(trainable) | named_leaves(frozen), named_leaves(base)
+    built, base_leaves = named_leaves(trainable) | named_leaves(frozen), named_leaves(base)
     adapters = {name for name in built if name.split("/")[-1] in ("a", "b")}
-    assert {name.replace("/base/", "/") for name in built.keys() - adapters} == given.keys()
+    assert {name.replace("/base/", "/") for name in built.keys() - adapters} == base_leaves.keys()
     for name in built.keys() - adapters:
-        np.testing.assert_array_equal(built[name], given[name.replace("/base/", "/")])
+        np.testing.assert_array_equal(built[name], base_leaves[name.replace("/base/", "/")])
     assert len(built["vit/blocks/mlp/wi/kernel"].sharding.device_set) == 4
 
 
@@ -145,11 +146,11 @@ def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path):
     state = train_run(config, tmp_path / "stopped", make_run_data())
     assert int(state.step) == 4
 
-    kept = Checkpoints(tmp_path / "stopped")
-    assert kept.best_step_and_metric is not None
-    assert kept.read_metadata(4)["start"]["kind"] == "resumed"
-    kept.close()
-    taken = named_leaves(load_trainable(tmp_path / "stopped", state.trainable))
+    checkpoints = Checkpoints(tmp_path / "stopped")
+    assert checkpoints.best_step_and_metric is not None
+    assert checkpoints.read_metadata(4)["start"]["kind"] == "resumed"
+    checkpoints.close()
+    loaded = named_leaves(load_trainable(tmp_path / "stopped", state.trainable))
     assert not list(tmp_path.rglob("*.lock"))
-    assert taken.keys() == named_leaves(state.trainable).keys()
-    assert np.abs(taken["t5/lm_head/b"]).max() > 0
+    assert loaded.keys() == named_leaves(state.trainable).keys()
+    assert np.abs(loaded["t5/lm_head/b"]).max() > 0

@@ -1,1 +1,1 @@
-"""How the tiny base model is taught: see `data.shapes.pretrain.pretrain`."""
+"""Pretraining of the tiny base model, see `data.shapes.pretrain.pretrain`."""

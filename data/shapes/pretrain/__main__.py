@@ -1,6 +1,6 @@
-"""Make the tiny base checkpoint from nothing: `python -m data.shapes.pretrain`.
+"""Pretrain the tiny base model and write its checkpoint: `python -m data.shapes.pretrain`.
 
-It is what the demo's LoRA starts from, as the full-size run starts from BLIP-2 and Flan-T5.
+The demo trains adapters on it, as a full-size run does on BLIP-2 and Flan-T5.
 """
 
 import dataclasses
@@ -26,28 +26,28 @@ from data.shapes.pretrain.pretrain import PretrainConfig, pretrain_base_model
 
 ASSETS = Path(__file__).parents[3] / "calce_jax" / "assets" / "tiny"
 
-OUT = flags.DEFINE_string("out", str(ASSETS / "base.safetensors"), "the file to write")
-NUM_SCENES = flags.DEFINE_integer("scenes", PretrainConfig.scenes, "scenes to learn from")
-VISION_STEPS = flags.DEFINE_integer("seeing_steps", PretrainConfig.seeing_steps, "steps of the second lesson")
-TEXT_STEPS_SCALE = flags.DEFINE_float("reading", 1.0, "how many times as long the courses of the first lesson are")
+OUT = flags.DEFINE_string("out", str(ASSETS / "base.safetensors"), "output file")
+NUM_SCENES = flags.DEFINE_integer("scenes", PretrainConfig.num_scenes, "number of training scenes")
+VISION_STEPS = flags.DEFINE_integer("seeing_steps", PretrainConfig.vision_steps, "steps of the vision stage")
+TEXT_STEPS_SCALE = flags.DEFINE_float("reading", 1.0, "factor of the steps of the text stage")
 
 
 def main(argv: list[str]) -> None:
-    """Teach, score, save in bfloat16."""
+    """Pretrain, score on held-out scenes, save in bfloat16."""
     no_arguments(argv)
     logging.set_verbosity(logging.INFO)
     t5, bert = load_t5(ASSETS / "t5"), load_bert(ASSETS / "bert")
     pretrain_config = PretrainConfig(
-        scenes=NUM_SCENES.value,
-        seeing_steps=VISION_STEPS.value,
-        reading=tuple(
-            replace(course, steps=round(course.steps * TEXT_STEPS_SCALE.value)) for course in PretrainConfig.reading
+        num_scenes=NUM_SCENES.value,
+        vision_steps=VISION_STEPS.value,
+        curriculum=tuple(
+            replace(stage, steps=round(stage.steps * TEXT_STEPS_SCALE.value)) for stage in PretrainConfig.curriculum
         ),
     )
     model, scores = pretrain_base_model(CalceConfig.tiny(len(t5), len(bert), lora=None), t5, bert, pretrain_config)
     logging.info("held out: %s", scores)
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), nnx.state(model, nnx.Param))
-    header = {"lessons": json.dumps(dataclasses.asdict(pretrain_config)), "scores": json.dumps(scores)}
+    header = {"pretrain_config": json.dumps(dataclasses.asdict(pretrain_config)), "scores": json.dumps(scores)}
     save_params(Path(OUT.value), params, header)
     logging.info("wrote %s, %.1f MB", OUT.value, Path(OUT.value).stat().st_size / 1e6)
 

@@ -1,4 +1,4 @@
-"""What the lessons came to: a model answers queries about scenes that it was not taught with, in both stages."""
+"""Evaluate the base model: its answers to queries about held-out scenes, in both stages."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -18,19 +18,24 @@ from data.shapes.batches import QueryExample, SceneDataset
 from data.shapes.pretrain.pointing_loss import Task
 from data.shapes.pretrain.text_stage import make_labels
 
-SELECTION_BATCH_SIZE = 64  # whose key frames are chosen together
+SELECTION_BATCH_SIZE = 64  # queries of one call of the selection
 
 
 @struct.dataclass
 class EncodedScenes:
-    """What was made of a pool once: query tokens of every frame, and what is read for every query in each stage."""
+    """A dataset as the model encodes it.
 
-    queries: np.ndarray  # float16 (scenes, T, Q, W)
-    prompt_selections: tuple[PromptSelection, PromptSelection]  # numpy; the leading axis is that of `Pool.asked`
+    Fields:
+      queries: query tokens of every frame, float16 (scenes, T, Q, W).
+      prompt_selections: of stage 1 and stage 2, numpy; the leading axis is that of `SceneDataset.examples`.
+    """
+
+    queries: np.ndarray
+    prompt_selections: tuple[PromptSelection, PromptSelection]
 
 
 def encode_scenes(model: Calce, dataset: SceneDataset, selections: Mapping[int, SelectionConfig]) -> EncodedScenes:
-    """See every frame, choose for every query."""
+    """Encode every frame, and select frames and captions for every query, `selections` by stage."""
     encode = nnx.jit(_encode_frames)
     side = model.config.vit.image_size
     outputs = [
@@ -53,25 +58,24 @@ def _encode_frames(model: Calce, frames: UInt8[Array, "B T Y X 3"]) -> tuple[Arr
 def _select_prompts(
     model: Calce, dataset: SceneDataset, features: np.ndarray, stage: int, selection: SelectionConfig
 ) -> PromptSelection:
-    select = nnx.jit(lambda model, features, rows: model.choose(features, rows, selection))
+    select = nnx.jit(lambda model, features, batch: model.select_from_features(features, batch, selection))
     selections = []
     for first in range(0, len(dataset.examples), SELECTION_BATCH_SIZE):
-        # The last ones are filled up, so that all are of one shape.
+        # The last batch is padded with repeated rows: one compiled shape serves all.
         rows = (dataset.examples[first : first + SELECTION_BATCH_SIZE] * SELECTION_BATCH_SIZE)[:SELECTION_BATCH_SIZE]
-        selections.append(
-            jax.device_get(select(model, features[[row.scene_index for row in rows]], dataset.make_batch(rows, stage)))
-        )
+        batch_features = features[[row.scene_index for row in rows]]
+        selections.append(jax.device_get(select(model, batch_features, dataset.make_batch(rows, stage))))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(dataset.examples)], *selections)
 
 
 def make_task(
     dataset: SceneDataset, encoded: EncodedScenes, indices: np.ndarray, stage: int
 ) -> tuple[np.ndarray, Task]:
-    """Return the query tokens of the frames in the prompts of these rows, and the task."""
+    """Return the query tokens of the frames of the plans of these examples, (B, S, Q, W), and the task."""
     rows = [dataset.examples[i] for i in indices]
     prompt_selection = jax.tree.map(lambda a: a[indices], encoded.prompt_selections[stage - 1])
-    frames = prompt_selection.plan.index * (2 if stage == 1 else 1)
-    queries = encoded.queries[np.array([row.scene for row in rows])[:, None], frames]
+    frames = prompt_selection.frame_plan.frame_index * (2 if stage == 1 else 1)
+    queries = encoded.queries[np.array([row.scene_index for row in rows])[:, None], frames]
     return queries, Task(dataset.make_batch(rows, stage), prompt_selection, make_labels(dataset, rows, stage))
 
 
@@ -85,9 +89,9 @@ def evaluate_model(
     prompt_length: int,
     batch_size: int = 16,
 ) -> dict[str, float]:
-    """Return the share of queries (percent) whose first answered window overlaps a true one by half and by 0.7.
+    """Return R1@0.5 and R1@0.7 of greedy answers, and R1@0.5 by kind of query, in percent.
 
-    Answers are greedy; queries that fill no batch are left out.
+    The last queries, which do not fill a batch, are not evaluated.
     """
     overlaps: dict[str, list[float]] = {}
     for first in range(0, len(dataset.examples) - batch_size + 1, batch_size):

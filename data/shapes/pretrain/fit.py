@@ -1,4 +1,4 @@
-"""One lesson: Adam over a stream of batches, on a part of a module."""
+"""Train some parameters of a module with AdamW on a stream of batches."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -24,16 +24,16 @@ def fit(
     peak_learning_rate: float,
     steps: int,
 ) -> None:
-    """Warm up, fall along a cosine; in place.
+    """Train `module` in place; the learning rate warms up and then decays along a cosine.
 
     Args:
-      name: of the lesson, for the log.
-      module: what `loss` takes.
-      trained_names: names of the children of `module`, or of theirs, whose parameters change.
-      batches: as many as are wanted.
-      loss: of one batch.
-      peak_learning_rate: at its highest.
-      steps: over which the rate falls.
+      name: of the stage, for the log.
+      module: first argument of `loss`.
+      trained_names: submodules whose parameters are trained, by a name in their path.
+      batches: `steps` batches.
+      loss: (module, batch) to the loss.
+      peak_learning_rate: after the warm-up.
+      steps: of the schedule.
     """
     trainable = nnx.All(nnx.Param, nnx.Any(*map(nnx.PathContains, trained_names)))
     schedule = optax.warmup_cosine_decay_schedule(
@@ -48,7 +48,7 @@ def fit(
         optimizer.update(module, gradients)
         return value
 
-    # Split over all devices; on a CPU these may be simulated, one for each core.
+    # Batches are split over all devices; on a CPU these may be simulated, one for each core.
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     nnx.update((module, optimizer), jax.device_put(nnx.state((module, optimizer)), NamedSharding(mesh, P())))
     batch_sharding = NamedSharding(mesh, P("data"))

@@ -1,10 +1,11 @@
-"""The tiny base model: what BLIP-2 and Flan-T5 are to the full model, made from nothing in two lessons.
+"""Pretrain the tiny base model, which is to the tiny model what BLIP-2 and Flan-T5 are to the full one.
 
-    reading    T5 answers queries about scenes that are told to it in words.
-    seeing     ViT and Q-Former learn to tell frames in those words; the text branch, which captions are meant.
+    text stage     T5 learns to answer queries about scenes that are described to it in words.
+    vision stage   ViT and Q-Former learn to encode frames as those words; the Q-Former's text branch learns which
+                   captions a query is about.
 
-It has never answered a query about a frame it saw: that is what the two stages are trained for. Nothing of it is from
-outside: scenes, tokenizers and weights are all made here, from seeds.
+The base model has never answered a query about a frame: the two stages of CALCE train that. Scenes, tokenizers and
+weights are all made from seeds, without data from elsewhere.
 """
 
 from dataclasses import dataclass
@@ -23,41 +24,42 @@ from data.shapes.pretrain.text_stage import CurriculumStage, FrameTextEmbedder, 
 from data.shapes.pretrain.vision_stage import train_vision_stage, word_accuracy
 from data.shapes.scene import COLOURS, SHAPES
 
-# Scenes of the demo have small seeds.
+# Seeds of datasets are smaller, see `data.shapes.write.scene_seed`.
 FIRST_TRAIN_SEED, FIRST_HELD_OUT_SEED = 10_000_000, 90_000_000
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """How long and how fast.
+    """Sizes and learning rates of both stages.
 
     Fields:
-      scenes, held_out: how many scenes are learnt from, and how many judge.
-      reading: courses of the first lesson: how many frames are told, for how many steps, in prompts of what length.
-      reading_batch: in queries.
-      seeing_batch, seeing_captions: in frames, and in queries whose captions are compared.
-      fine_every: one in so many batches has the prompts of stage 2.
+      num_scenes, num_held_out: number of training scenes, and of scenes for evaluation.
+      curriculum: of the text stage.
+      text_batch_size: queries.
+      text_learning_rate, vision_learning_rate: peaks.
+      vision_batch_size, caption_batch_size: frames, and queries whose captions are compared.
+      stage2_every: one in so many text batches has the prompts of stage 2.
       frames: of a video in stage 2, twice those of stage 1.
-      length: of the prompts that judge, in tokens.
+      prompt_length: of the evaluation, tokens.
     """
 
-    scenes: int = 3000
-    held_out: int = 60
-    reading: tuple[CurriculumStage, ...] = (
+    num_scenes: int = 3000
+    num_held_out: int = 60
+    curriculum: tuple[CurriculumStage, ...] = (
         CurriculumStage(1, 150, 72),
         CurriculumStage(3, 150, 72),
         CurriculumStage(8, 200, 112),
         CurriculumStage(20, 2500, 160),
     )
-    reading_batch: int = 32
-    reading_rate: float = 3e-3
-    seeing_steps: int = 800
-    seeing_batch: int = 128
-    seeing_captions: int = 16
-    seeing_rate: float = 2e-3
-    fine_every: int = 3
+    text_batch_size: int = 32
+    text_learning_rate: float = 3e-3
+    vision_steps: int = 800
+    vision_batch_size: int = 128
+    caption_batch_size: int = 16
+    vision_learning_rate: float = 2e-3
+    stage2_every: int = 3
     frames: int = 40
-    length: int = 208
+    prompt_length: int = 208
     seed: int = 0
 
 
@@ -70,7 +72,7 @@ SELECTIONS = {
 def pretrain_base_model(
     config: CalceConfig, t5: PreTrainedTokenizerBase, bert: PreTrainedTokenizerBase, pretrain_config: PretrainConfig
 ) -> tuple[Calce, dict[str, dict[str, float]]]:
-    """Teach a model from nothing; also return its scores on held-out scenes, by stage."""
+    """Return the pretrained model and its held-out scores, {"stage 1": {metric: percent}, "stage 2": ...}."""
     model = Calce(config, rngs=nnx.Rngs(pretrain_config.seed))
     embedder = FrameTextEmbedder(config.t5.width, word_token_ids(t5), rngs=nnx.Rngs(pretrain_config.seed + 1))
     pointing_head = PointingHead(config.t5, rngs=nnx.Rngs(pretrain_config.seed + 2))
@@ -81,8 +83,8 @@ def pretrain_base_model(
     train_dataset, held_out_dataset = (
         SceneDataset(range(first, first + count), *writers)
         for first, count in (
-            (FIRST_TRAIN_SEED, pretrain_config.scenes),
-            (FIRST_HELD_OUT_SEED, pretrain_config.held_out),
+            (FIRST_TRAIN_SEED, pretrain_config.num_scenes),
+            (FIRST_HELD_OUT_SEED, pretrain_config.num_held_out),
         )
     )
     init_text_stage(model)
@@ -91,10 +93,10 @@ def pretrain_base_model(
         embedder,
         pointing_head,
         train_dataset,
-        curriculum=pretrain_config.reading,
-        batch_size=pretrain_config.reading_batch,
-        peak_learning_rate=pretrain_config.reading_rate,
-        stage2_every=pretrain_config.fine_every,
+        curriculum=pretrain_config.curriculum,
+        batch_size=pretrain_config.text_batch_size,
+        peak_learning_rate=pretrain_config.text_learning_rate,
+        stage2_every=pretrain_config.stage2_every,
         seed=pretrain_config.seed + 3,
     )
     train_vision_stage(
@@ -102,15 +104,15 @@ def pretrain_base_model(
         embedder,
         train_dataset,
         SELECTIONS[1],
-        steps=pretrain_config.seeing_steps,
-        batch_size=pretrain_config.seeing_batch,
-        caption_batch_size=pretrain_config.seeing_captions,
-        peak_learning_rate=pretrain_config.seeing_rate,
+        steps=pretrain_config.vision_steps,
+        batch_size=pretrain_config.vision_batch_size,
+        caption_batch_size=pretrain_config.caption_batch_size,
+        peak_learning_rate=pretrain_config.vision_learning_rate,
         seed=pretrain_config.seed + 4,
     )
-    logging.info("words told right of unseen frames: %.1f %%", word_accuracy(model, embedder, held_out_dataset))
+    logging.info("accuracy of words of held-out frames: %.1f %%", word_accuracy(model, embedder, held_out_dataset))
     encoded = encode_scenes(model, held_out_dataset, SELECTIONS)
-    length = pretrain_config.length
+    length = pretrain_config.prompt_length
     return model, {
         f"stage {stage}": evaluate_model(model, t5, held_out_dataset, encoded, stage=stage, prompt_length=length)
         for stage in (1, 2)
@@ -118,11 +120,15 @@ def pretrain_base_model(
 
 
 def word_token_ids(t5: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the T5 ids of nothing, of the colours and of the shapes, in the order of `data.shapes.batches.frame_words`."""
+    """Return the T5 ids of the unknown token, the colours and the shapes, indexed by `data.shapes.batches.frame_words`.
+
+    Raises:
+      ValueError: a name is more than one token.
+    """
     words = [t5(word, add_special_tokens=False)["input_ids"] for word in (*COLOURS, *SHAPES)]
     if any(len(ids) != 1 for ids in words):
         raise ValueError(
-            "The tokenizer splits the name of a colour or a shape; make it anew (data/tokenizers/make.py)."
+            "the T5 tokenizer splits the name of a colour or a shape; run `python -m data.tokenizers.make`"
         )
-    nothing: Any = t5.unk_token_id
-    return (nothing, *(ids[0] for ids in words))
+    empty_id: Any = t5.unk_token_id
+    return (empty_id, *(ids[0] for ids in words))

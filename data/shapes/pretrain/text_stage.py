@@ -1,11 +1,11 @@
-"""The first lesson: T5 answers queries about scenes that are told to it.
+"""The text stage: T5 learns to answer queries about frames that are described by words.
 
-Where a key frame's four query tokens will stand, stand the names of what is in its two lanes: colour, shape, colour,
-shape, each shape with its place added. Where a compressed frame's one token will stand, stands their weighted sum. So
-T5 learns to look for what a query names, long before there are eyes to see it.
+The four query tokens of a key frame are replaced by the embeddings of colour, shape, colour, shape of its two lanes,
+with the position of a shape added; the single token of a compressed frame, by their weighted sum. So T5 learns to find
+the item of a query before there is a vision encoder.
 
-Told twenty frames at once, nothing was learnt in 1,300 steps. The lesson begins with one frame, where the only other
-mention of a shape is the query's, and attention begins as a look at whatever is alike; then a few hundred steps do.
+With twenty frames from the start, nothing was learnt in 1,300 steps. The curriculum begins with a single frame, and
+attention is initialised to attend to equal tokens; then a few hundred steps are enough.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,12 +24,12 @@ from data.shapes.batches import QueryExample, SceneDataset
 from data.shapes.pretrain.fit import fit
 from data.shapes.pretrain.pointing_loss import Labels, PointingHead, Task, prompt_loss
 
-KEYFRAME_FRACTION = 0.4  # share of the frames that are told in full
+KEYFRAME_FRACTION = 0.4  # of the frames of a prompt, drawn at random
 
 
 @dataclass(frozen=True)
 class CurriculumStage:
-    """How many frames are told, for how many steps, and the length of the prompts in tokens."""
+    """A part of the text stage: frames of a prompt, number of steps, length of the prompts in tokens."""
 
     frames: int
     steps: int
@@ -37,37 +37,42 @@ class CurriculumStage:
 
 
 class FrameTextEmbedder(nnx.Module):
-    """Makes the embeddings that stand for a frame that is told."""
+    """Embeds the words that describe a frame.
+
+    Args:
+      width: of T5.
+      word_ids: T5 ids, from `word_token_ids`.
+    """
 
     def __init__(self, width: int, word_ids: tuple[int, ...], *, rngs: nnx.Rngs):
         self.place = nnx.Param(0.5 * rngs.params.normal((width,)))
-        self.word_ids = word_ids  # T5 ids of nothing, the colours and the shapes
+        self.word_ids = word_ids
 
     def __call__(
         self, model: Calce, word_indices: Int[Array, "*B 4"], positions: Float[Array, "*B 4"]
     ) -> Float[Array, "*B 4 E"]:
-        """Return the embeddings of words, each with its place (-1 far left, 1 far right) along one direction."""
+        """Return T5's embeddings of words, plus `positions` (-1 left, 1 right) times a learnt direction."""
         embedded = model.t5.shared(jnp.asarray(self.word_ids)[word_indices])
         return embedded + positions[..., None] * self.place[...].reshape((1,) * positions.ndim + (-1,))
 
     def embed_frames(
         self, model: Calce, word_indices: Int[Array, "B S 4"], positions: Float[Array, "B S 4"]
     ) -> Float[Array, "B S J E"]:
-        """Return what `Calce.described` does of frames that are seen."""
+        """Return embeddings laid out as by `Calce.project_queries`: four words, then the compressed token."""
         word_tokens = self(model, word_indices, positions)
         compressed_tokens = jnp.swapaxes(model.query_proj(jnp.swapaxes(word_tokens, -1, -2)), -1, -2)
         return jnp.concatenate([word_tokens, compressed_tokens], axis=2)
 
 
 def init_text_stage(model: Calce) -> None:
-    """Give T5 the head start that its size cannot do without; in place."""
+    """Initialise T5 in place so that a model of this size learns at all."""
     t5 = model.t5
-    # A head that starts as the embedding turned round finds it easy to repeat a number that was read.
+    # With the transposed embedding as its head, T5 easily copies a number from the prompt.
     t5.lm_head.kernel[...] = t5.shared.embedding[...].T * (2.0 * t5.config.width**-0.5)
-    # Keys that start like queries look for what is alike.
+    # Keys equal to the queries: attention starts as attention to equal tokens.
     attention = t5.encoder.blocks.attention
     attention.k.kernel[...] = attention.q.kernel[...] * t5.config.head_width**0.5
-    # A compressed frame starts as a sum in which the upper lane weighs more.
+    # A compressed frame starts as a sum in which the upper lane has the larger weight.
     model.query_proj.kernel[...] = jnp.asarray([[0.7], [0.7], [0.4], [0.4]])
 
 
@@ -83,39 +88,39 @@ def train_text_stage(
     stage2_every: int,
     seed: int,
 ) -> None:
-    """The lesson; in place. One in `stage2_every` batches with all frames has the prompts of stage 2."""
+    """Train T5 in place. One in `stage2_every` batches with all frames has the prompts of stage 2."""
     rng = np.random.default_rng(seed)
-    length_by_frames = {course.frames: course.length for course in curriculum}
+    length_by_frames = {stage.frames: stage.length for stage in curriculum}
 
     def batches() -> Iterator[tuple[Any, ...]]:
-        for course in curriculum:
-            for number in range(course.steps):
-                is_stage2 = course.frames * 2 == dataset.num_frames and number % stage2_every == stage2_every - 1
+        for stage in curriculum:
+            for step in range(stage.steps):
+                is_stage2 = stage.frames * 2 == dataset.num_frames and step % stage2_every == stage2_every - 1
                 rows = [dataset.examples[i] for i in rng.integers(len(dataset.examples), size=batch_size)]
-                yield make_text_batch(rng, dataset, rows, 2 if is_stage2 else 1, course.frames)
+                yield make_text_batch(rng, dataset, rows, 2 if is_stage2 else 1, stage.frames)
 
     def loss(modules: Any, batch: tuple[Any, ...]) -> Float[Array, ""]:
-        model, embedder, pointing_head = modules["model"], modules["teller"], modules["pointer"]
+        model, embedder, pointing_head = modules["model"], modules["embedder"], modules["pointing_head"]
         word_indices, positions, task = batch
-        frames = embedder.described(model, word_indices, positions)
+        frames = embedder.embed_frames(model, word_indices, positions)
         return prompt_loss(model, pointing_head, frames, task, length_by_frames[word_indices.shape[1]])
 
-    modules = nnx.Dict(model=model, teller=embedder, pointer=pointing_head)
+    modules = nnx.Dict(model=model, embedder=embedder, pointing_head=pointing_head)
     fit(
-        "reading",
+        "text stage",
         modules,
-        ("t5", "query_proj", "teller", "pointer"),
+        ("t5", "query_proj", "embedder", "pointing_head"),
         batches(),
         loss,
         peak_learning_rate=peak_learning_rate,
-        steps=sum(course.steps for course in curriculum),
+        steps=sum(stage.steps for stage in curriculum),
     )
 
 
 def make_text_batch(
     rng: np.random.Generator, dataset: SceneDataset, rows: list[QueryExample], stage: int, num_frames: int
 ) -> tuple[np.ndarray, np.ndarray, Task]:
-    """Return a batch: what stands in the place of its frames, words and places, and the task."""
+    """Return word indices (int32, B S 4) and positions (float32, B S 4) of the frames of each prompt, and the task."""
     step = 2 if stage == 1 else 1
     index = np.stack([_sample_frames(rng, dataset, row, stage, num_frames) for row in rows])
     is_keyframe = rng.random(index.shape) < KEYFRAME_FRACTION
@@ -129,13 +134,13 @@ def make_text_batch(
     )
     is_target_caption = np.array([row.is_target_caption for row in rows])
     order = np.argsort(~is_target_caption, axis=1, kind="stable").astype(np.int32)[:, :5]
-    choice = CaptionSelection(
+    caption_selection = CaptionSelection(
         caption_index=order,
         is_used=np.take_along_axis(is_target_caption, order, axis=1),
         similarity=is_target_caption.astype(np.float32),
     )
     prompt_selection = PromptSelection(
-        frame_plan=plan, caption_selection=choice, prompt_lengths=np.zeros(len(rows), np.int32)
+        frame_plan=plan, caption_selection=caption_selection, prompt_lengths=np.zeros(len(rows), np.int32)
     )
     return (
         dataset.word_indices[scene_and_frame],
@@ -145,7 +150,7 @@ def make_text_batch(
 
 
 def make_labels(dataset: SceneDataset, rows: list[QueryExample], stage: int) -> Labels:
-    """Return what is to be found out."""
+    """Return the targets of rows."""
     windows = np.full((len(rows), max(len(row.query.windows) for row in dataset.examples), 2), -1, np.float32)
     for i, row in enumerate(rows):
         windows[i, : len(row.query.windows)] = row.query.windows
@@ -157,7 +162,7 @@ def make_labels(dataset: SceneDataset, rows: list[QueryExample], stage: int) -> 
 def _sample_frames(
     rng: np.random.Generator, dataset: SceneDataset, row: QueryExample, stage: int, num_frames: int
 ) -> np.ndarray:
-    """Choose so many frames: in a row around a border of the answer in stage 1, any in stage 2."""
+    """Return frame numbers, ascending: consecutive frames around a border of the answer in stage 1, any in stage 2."""
     if stage == 2:
         return np.sort(rng.permutation(dataset.num_frames)[:num_frames]).astype(np.int32)
     seconds = dataset.times[row.scene_index][::2]
