@@ -16,7 +16,7 @@ import numpy as np
 
 from calce_jax.checkpoints.convert.reader import SAFETENSORS_DTYPES
 from calce_jax.checkpoints.convert.state_dict import WEIGHT_DTYPES, LazyArray
-from calce_jax.storage.atomic_files import atomic_write
+from calce_jax.storage.atomic_files import atomic_write, write_error
 from calce_jax.storage.disk_space import free_bytes
 
 DTYPE_CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
@@ -125,9 +125,7 @@ def atomic_folder(path: str | Path, *, num_bytes: int = 0) -> Iterator[Path]:
     except OSError as error:
         if "make room" in str(error.strerror):
             raise  # `write_safetensors` has named the file and the remedy
-        raise OSError(
-            error.errno, f"cannot write {path} ({error.strerror}); make room, or choose another place"
-        ) from error
+        raise write_error(path, error) from error
     finally:
         shutil.rmtree(tmp_dir, ignore_errors=True)
 
@@ -141,4 +139,4 @@ def check_free_space(path: str | Path, num_bytes: int) -> None:
     free = free_bytes(Path(path).absolute().parent)
     if free < num_bytes:
         shortage = f"it needs {num_bytes / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
-        raise OSError(errno.ENOSPC, f"cannot write {path} ({shortage}); make room, or choose another place")
+        raise write_error(path, OSError(errno.ENOSPC, shortage))
