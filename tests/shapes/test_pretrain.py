@@ -116,7 +116,9 @@ def test_frames_told_take_the_place_of_frames_seen(dataset, t5, bert):
     frames = embedder.embed_frames(model, jnp.asarray(said), jnp.asarray(places))
     plan = jax.tree.map(jnp.asarray, task.prompt_selection.frame_plan)
     choice: CaptionSelection = jax.tree.map(jnp.asarray, task.prompt_selection.caption_selection)
-    prompt_selection = PromptSelection(frame_plan=plan, caption_selection=choice, prompt_lengths=jnp.zeros(2, jnp.int32))
+    prompt_selection = PromptSelection(
+        frame_plan=plan, caption_selection=choice, prompt_lengths=jnp.zeros(2, jnp.int32)
+    )
     x, mask = model.assemble_prompt(frames, jax.tree.map(jnp.asarray, task.batch), prompt_selection, 160)
     assert x.shape == (2, 160, model.config.t5.width)
     assert mask.any()

@@ -140,23 +140,30 @@ class SearchHandler:
         visitor = visitor_from_cookies(request.headers.get("cookie", ""))
         if not visitor:
             raise _user_error(NO_COOKIE)
+        try:
+            return _result_html(f"/found/{self._search(visitor, upload, srt, sample, query or '')}")
+        except Exception as error:
+            raise _user_error(_message(error)) from error
+
+    def _search(self, visitor: str, upload: str | None, srt: str | None, sample: str | None, query: str) -> str:
+        """Search, and return the name of the result; nothing is left of a search that fails."""
         name, folder = self.results.create(visitor)
         try:
             self.quota.check(visitor)
             video, srt_file = self._resolve_inputs(visitor, upload, srt, sample, folder / "source")
             self._check_limits(video)
             captions = _captions(video, srt_file)
-            queries = [line for line in (query or "").splitlines() if line.strip()]
+            queries = [line for line in query.splitlines() if line.strip()]
             if len(queries) > MAX_QUERIES:
                 raise SearchError(f"{len(queries)} queries, the maximum is {MAX_QUERIES}", "remove some")
             video_result = self.searcher.search(video, queries, captions)
             write_results(folder, break_ties_across_videos([video_result]), max_moments=MAX_MOMENTS, clips=True)
             _name_videos(folder / "moments.json")
             self.quota.check(visitor)
-        except Exception as error:
+        except BaseException:
             self.results.remove(name)
-            raise _user_error(_message(error)) from error
-        return _result_html(f"/found/{name}")
+            raise
+        return name
 
     def _resolve_inputs(
         self, visitor: str, upload: str | None, srt: str | None, sample: str | None, folder: Path
