@@ -81,7 +81,7 @@ def decode_with_pyav(video: Path, threads: int) -> np.ndarray:
 
 def decode_with_decord(video: Path, threads: int) -> np.ndarray:
     """Let decord find, decode and resize them."""
-    import decord  # pyright: ignore[reportMissingImports]
+    import decord  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
     reader = decord.VideoReader(str(video), width=SIZE, height=SIZE, num_threads=threads)
     return reader.get_batch(head_indices(len(reader), FRAMES).tolist()).asnumpy()

@@ -83,7 +83,8 @@ def describe_costs(config: RunConfig, source: FeatureSource) -> str:
             for step_batch in (batch, feature_batch)
         )
     sizes = ", ".join(
-        f"{frames * make_feature_metadata(config, abstract_run.model_config, store, source).bytes_per_frame / 1e6:.1f} MB in {store}"
+        f"{frames * make_feature_metadata(config, abstract_run.model_config, store, source).bytes_per_frame / 1e6:.1f} "
+        f"MB in {store}"
         for store in STORAGE_DTYPES
     )
     return (
@@ -134,7 +135,8 @@ def compare_step(
 
     return compare(
         setting,
-        f"step of {videos} x {run.data.frames} frames, size {size}, {setting.dtype}, features of {source} in {storage_dtype}",
+        f"step of {videos} x {run.data.frames} frames, size {size}, {setting.dtype}, "
+        f"features of {source} in {storage_dtype}",
         lambda: ours(state, frozen, with_features, key),
         lambda: theirs(state, frozen, batch, key),
         other="from frames",

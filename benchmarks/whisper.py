@@ -236,7 +236,8 @@ def compare(batch_size: int, converted: Path) -> None:
         wall, processor = (statistics.median(each[name] for each in usages) for name in ("wall", "processor"))
         same = "the same" if texts[engine] == texts[ENGINES_TO_COMPARE.value[0]] else "differs"
         print(
-            f"{engine:24}{seconds / wall:15.1f}{processor:13.2f}{usages[-1]['memory']:10.2f}{wall / baseline_seconds:8.2f}x"
+            f"{engine:24}{seconds / wall:15.1f}{processor:13.2f}{usages[-1]['memory']:10.2f}"
+            f"{wall / baseline_seconds:8.2f}x"
             f"{word_errors(texts[engine]):>8}  {same}"
         )
 

@@ -4,7 +4,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Bad input, a damaged file, or something missing on this machine; commands print it in one line, without traceback.
+    """Bad input, a damaged file, or something missing on this machine; commands print it in one line.
 
     str() is "REASON; REMEDY".
 

@@ -1,6 +1,7 @@
 """Compile the full-size programs for TPUs and GPUs that are not here: `python -m benchmarks.aot --out=runs/aot.json`.
 
-    python -m benchmarks.aot --target=a100x1 --target=a100x16 --target=a100x256    # how memory changes with the number of chips
+    # How memory changes with the number of chips:
+    python -m benchmarks.aot --target=a100x1 --target=a100x16 --target=a100x256
     python -m benchmarks.aot --target=v5e-2x2 --run=qvhighlights,stage=1 --program=train_step
 
 Says of each how much of a chip's memory it takes, and leaves with 1 if one does not compile or exceeds its budget.

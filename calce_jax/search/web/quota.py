@@ -60,7 +60,7 @@ class Quota:
         visitor_bytes = self._bytes(visitor)
         if visitor_bytes > limits.max_visitor_megabytes * 1e6:
             raise QuotaError(
-                f"your uploads and results would take {visitor_bytes / 1e6:,.0f} MB, the limit is "
+                f"your uploads and results would take {visitor_bytes / 1e6:,.1f} MB, the limit is "
                 f"{limits.max_visitor_megabytes:,.0f} MB",
                 f"try again later; files are deleted after {limits.retention_minutes:g} minutes",
             )
