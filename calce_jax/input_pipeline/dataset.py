@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -95,13 +95,19 @@ class MomentDataset(Sequence[Example]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Example:
-        """Read a query and its video; a negative index counts from the end.
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        """Read a query and its video, or those of a slice; a negative index counts from the end.
 
         Raises:
           IndexError: `index` is out of range.
           TablesError: the tables are damaged.
         """
+        if isinstance(index, slice):
+            return [self[row] for row in range(self._length)[index]]
         index = range(self._length)[index]
         with _damage_errors(self.folder):
             query = _to_query(self._queries[index])

@@ -17,30 +17,30 @@ from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import TrainState, create_train_state
 from calce_jax.training.train_step import compile_train_step, make_train_step
-from tests.helpers import tiny_model as minute
+from tests.helpers import tiny_model
 from tests.helpers.tiny_model import BUCKETS
 
 # float32 sums in another order.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 # data, fsdp, tensor
 MESHES = {"data": (4, 1, 1), "fsdp": (1, 4, 1), "tensor": (1, 1, 4), "fsdp and tensor": (1, 2, 2)}
-# Stage 2, which does all that stage 1 does; and one prompt length of the two, since each is compiled.
-STEPS = replace(minute.STEPS[2], buckets=BUCKETS[-1:])
-# Two micro-steps make one step of the optimizer: after the first, its state holds the gradients themselves. Adam
-# divides by their size; eps keeps it from magnifying the noise in those that are all but zero.
+# Stage 2, which covers stage 1, with one bucket of the two, since each is compiled.
+STEPS = replace(tiny_model.STEPS[2], buckets=BUCKETS[-1:])
+# Two micro-steps make one optimizer step: after the first, its state holds the gradients themselves. A large eps keeps
+# Adam from magnifying the rounding errors of gradients near zero.
 OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-3, weight_decay=0.05))
 RATE = partial(learning_rate, steps_per_epoch=2, epochs=2, peak=1e-2, floor=0.0, warmup_steps=0)
-BATCHES = [minute.make_batch((8, 5, 3, 6), seed) for seed in (1, 2)]
+BATCHES = [tiny_model.make_batch((8, 5, 3, 6), seed) for seed in (1, 2)]
 
 
 @pytest.fixture(scope="module")
 def model():
-    graph, trainable, frozen = minute.make_model()
+    graph, trainable, frozen = tiny_model.make_model()
     return graph, jax.device_get(trainable), jax.device_get(frozen)
 
 
 class Devices:
-    """Both programs on one mesh."""
+    """The training step and the prediction on one mesh."""
 
     def __init__(self, model, mesh):
         self.mesh = mesh
@@ -68,9 +68,9 @@ class Devices:
 
 
 def trained(devices):
-    """Take both micro-steps; return what was measured, the state in between, and the last one."""
+    """Take both micro-steps; return their metrics, the state in between, and the last one."""
     between, measured = devices.train(devices.fresh(), BATCHES[0])
-    # The next step is given the memory of this state.
+    # The next step donates this state.
     kept = jax.device_get(between)
     last, also = devices.train(between, BATCHES[1])
     return jax.device_get([measured, also]), kept, last
@@ -78,7 +78,7 @@ def trained(devices):
 
 @pytest.fixture(scope="module")
 def alone(model):
-    """What one device makes of it."""
+    """Results of a single device."""
     devices = Devices(model, make_mesh("single"))
     return devices.predict(BATCHES[0]), *trained(devices)
 
@@ -91,7 +91,7 @@ def assert_close(here, there):
 
 @pytest.fixture(scope="module")
 def split(model):
-    """Make the programs of a mesh, once."""
+    """Return a cached function from the name of a mesh to its `Devices`."""
     return cache(lambda name: Devices(model, build_mesh(MESHES[name], jax.devices())))
 
 
@@ -118,7 +118,7 @@ def test_answers_loss_gradients_and_step_are_those_of_one_device(name, split, al
     )
     assert min(moved.values()) > 1e-3
 
-    # The optimizer knows of what is trained alone, and keeps it where the parameters are.
+    # The optimizer has arrays for the trainables alone, with their shardings.
     places = {name: leaf.sharding for name, leaf in named_leaves(last_here.trainable).items()}
     adam = last_here.opt_state.inner_opt_state[0]
     for part in (adam.mu, adam.nu, last_here.opt_state.acc_grads):

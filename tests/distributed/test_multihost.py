@@ -1,4 +1,4 @@
-"""Two hosts with two devices each do what one host with four does. Both are processes here, and talk over localhost."""
+"""Two hosts with two devices each compute what one host with four does; both are processes on this machine."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def video(name):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Tables of noise; the queries of `val` are no multiple of a batch."""
+    """Tables of noise; the number of queries of `val` is not a multiple of the batch size."""
 
     def queries(count):
         return [
@@ -100,39 +100,39 @@ def start(*command):
 
 
 class Host(subprocess.Popen):
-    """A process that is never kept waiting for somebody to read what it says."""
+    """A process whose output goes to files, so that a full pipe never blocks it."""
 
     def __init__(self, command, environment):
-        self._said = stdout, stderr = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
+        self._files = stdout, stderr = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
         super().__init__(command, cwd=ROOT, env=environment, stdout=stdout, stderr=stderr)
 
-    def said(self):
+    def read_output(self):
         texts = []
-        for file in self._said:
+        for file in self._files:
             file.seek(0)
             texts.append(file.read())
             file.close()
         return tuple(texts)
 
 
-def finished(hosts):
-    """Return what each said. One that failed leaves the others waiting for it, so they are not waited for."""
+def wait_for_all(hosts):
+    """Wait for all and return the stdout and stderr of each; after a failure the others, which wait for it, are killed."""
     deadline = time.monotonic() + 400
     while None in (codes := [host.poll() for host in hosts]) and not any(codes) and time.monotonic() < deadline:
         time.sleep(0.1)
     for host in hosts:
         host.kill()
         host.wait()
-    said = [host.said() for host in hosts]
-    assert codes == [0] * len(hosts), "\n\n".join(errors[-3000:] for _, errors in said)
-    return said
+    outputs = [host.read_output() for host in hosts]
+    assert codes == [0] * len(hosts), "\n\n".join(errors[-3000:] for _, errors in outputs)
+    return outputs
 
 
 def wait_for_checkpoint(workdir, processes):
     while not checkpoint_steps(workdir):
         for process in processes:
             if process.poll() is not None:
-                finished(processes)
+                wait_for_all(processes)
                 raise AssertionError("the run ended before its first checkpoint")
         time.sleep(0.1)
 
@@ -146,7 +146,7 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_one_host_needs_no_others():
+def test_a_single_host():
     initialize_distributed("")
     assert process_info() == {"process_index": 0, "process_count": 1}
     assert is_primary()
@@ -162,7 +162,7 @@ def test_one_host_needs_no_others():
         (("localhost:1", 2, 2), r"--host: must be in \[0, 1\], got 2"),
     ],
 )
-def test_hosts_described_in_part_are_refused(description, named):
+def test_an_incomplete_description_of_hosts_is_refused(description, named):
     with pytest.raises(DistributedError, match=named):
         initialize_distributed(*description)
 
@@ -174,23 +174,23 @@ def test_two_hosts_train_stop_go_on_and_infer_as_one(prepared, tmp_path):
     train = (*CONFIG, f"--config.data.directory={prepared}")
     together, alone = tmp_path / "together", tmp_path / "alone"
 
-    # One is told to stop; both do, at the same step.
+    # SIGTERM to one stops both at the same step.
     hosts = start("launch/train.py", *train, f"--workdir={together}")
     wait_for_checkpoint(together, hosts)
     hosts[1].send_signal(signal.SIGTERM)
-    said = finished(hosts)
+    outputs = wait_for_all(hosts)
     stopped = checkpoint_steps(together)[-1]
     assert 0 < stopped < STEPS
-    for _, errors in said:
+    for _, errors in outputs:
         assert f"stopped by SIGTERM after step {stopped} of {STEPS}" in errors
 
-    finished(start("launch/train.py", *train, f"--workdir={together}"))
+    wait_for_all(start("launch/train.py", *train, f"--workdir={together}"))
     run_script("train", *train, f"--workdir={alone}")
     assert checkpoint_steps(together)[-1] == checkpoint_steps(alone)[-1] == STEPS
     assert len(list(together.glob("events.out.tfevents*"))) == 2, "one writer for each of the two parts"
     here, there = losses(together), losses(alone)
-    # Measurements are written when they have arrived, so not of every step. The first ones after a stop are the mean of
-    # fewer steps than those of a run that went on.
+    # Metrics are written with a lag, so not for every step. The first ones after a stop are means of fewer steps than
+    # in an uninterrupted run.
     both = {step for step in here.keys() & there.keys() if not stopped < step <= stopped + METRICS_LAG_STEPS}
     assert min(both) <= stopped < max(both)
     for step in both:
@@ -204,7 +204,7 @@ def test_two_hosts_train_stop_go_on_and_infer_as_one(prepared, tmp_path):
         np.testing.assert_allclose(leaf, theirs[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
     infer = ("--split=val", "--checkpoint=latest", f"--workdir={together}")
-    (first, _), (second, _) = finished(start("launch/infer.py", *infer, f"--out={tmp_path / 'together.jsonl'}"))
+    (first, _), (second, _) = wait_for_all(start("launch/infer.py", *infer, f"--out={tmp_path / 'together.jsonl'}"))
     assert f"{VAL} queries answered" in first
     assert "answered" not in second
     run_script("infer", *infer, f"--out={tmp_path / 'alone.jsonl'}")

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -195,6 +196,14 @@ def test_worker_processes_read_features(base, extracted):
         assert there.features.values.dtype == jnp.bfloat16
         for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_a_pickled_store_reads_the_same_features(extracted):
+    store = FeatureStore(extracted["int8"][0])
+    copy = pickle.loads(pickle.dumps(store))
+    assert (copy.folder, copy.metadata) == (store.folder, store.metadata)
+    for name, array in store.read(frame_keys_of("a")).items():
+        np.testing.assert_array_equal(copy.read(frame_keys_of("a"))[name], array)
 
 
 def test_fewer_frames_are_picked_and_more_are_refused(base, extracted):

@@ -1,4 +1,4 @@
-"""Batches grouped by the length of their prompts: the same queries, the same numbers, in another company."""
+"""Batches grouped by prompt length: every query once per epoch, with the same results as without grouping."""
 
 import json
 from dataclasses import replace
@@ -64,7 +64,7 @@ def test_an_epoch_holds_every_query_once_and_a_window_is_sorted(grouper):
             assert (np.diff(lengths) >= 0).all()
 
 
-def test_the_device_gets_what_the_host_is_told_of(grouper):
+def test_the_batch_has_the_rows_of_its_row_info(grouper):
     row_info, batch = next(grouped(grouper))
     np.testing.assert_array_equal(batch.example_index, row_info.example_index)
     np.testing.assert_array_equal(batch.frame_mask.sum(axis=1), row_info.num_frames)
@@ -74,7 +74,7 @@ def test_the_device_gets_what_the_host_is_told_of(grouper):
     np.testing.assert_array_equal(np.concatenate(hosts), row_info.example_index)
 
 
-def test_goes_on_in_the_middle_of_a_window(grouper):
+def test_resumes_in_the_middle_of_a_window(grouper):
     whole, states, taken = grouped(grouper), [], []
     for _ in range(EPOCH + WINDOW):
         states.append(whole.get_state())
@@ -86,7 +86,7 @@ def test_goes_on_in_the_middle_of_a_window(grouper):
             assert_same(next(again), expected)
 
 
-def test_the_order_of_turns_follows_the_seed(grouper):
+def test_the_order_of_batches_depends_on_the_seed(grouper):
     def rows(seed):
         batches = grouped(grouper, seed=seed)
         return [next(batches)[0].example_index.tolist() for _ in range(EPOCH)]
@@ -104,7 +104,7 @@ def test_the_data_may_end(grouper):
 
 
 def test_predictions_come_in_the_order_of_the_data(grouper):
-    """Rows do not see each other, so only the matrix products of another batch differ, in the last bits."""
+    """Rows are independent; only the order of sums in the matrix products of another batch differs."""
     predict = compile_predict(make_predict(GRAPH, replace(STEPS[1], buckets=(96,))), MESH)
     found, plain = (
         list(make_batch_predictor(predict, MESH, grouper, window)(TRAINABLE, FROZEN, in_order(1)))

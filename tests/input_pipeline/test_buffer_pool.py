@@ -1,4 +1,4 @@
-"""Memory that is lent is taken back when nobody refers to it, and not before."""
+"""Memory of a pool is reused after the last reference to an array is gone, and not before."""
 
 import ctypes
 import pickle
@@ -19,7 +19,7 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
-def test_memory_is_used_again_once_nobody_refers_to_it():
+def test_memory_without_references_is_reused():
     pool = BufferPool(SHAPE)
     first = pool.acquire()
     assert (first.shape, first.dtype, first.flags.c_contiguous, first.flags.writeable) == (SHAPE, np.uint8, True, True)
@@ -42,21 +42,21 @@ def test_a_view_keeps_its_memory():
     assert address(pool.acquire()) == place
 
 
-def test_what_a_device_took_over_stays_as_it_was():
+def test_memory_of_a_device_array_is_not_reused():
     pool = BufferPool((64, 1024))
     array = pool.acquire()
-    # A CPU takes memory over, in place of copying it, where it begins at a multiple of 64 bytes.
+    # jax uses numpy memory on a CPU without a copy if it is aligned to 64 bytes.
     part = array.reshape(-1)[-address(array) % 64 :][:32768]
     part[:] = 5
-    there = jax.device_put(part)
-    assert there.unsafe_buffer_pointer() == address(part)
+    device_array = jax.device_put(part)
+    assert device_array.unsafe_buffer_pointer() == address(part)
     del array, part
     for other in [pool.acquire() for _ in range(3)]:
         other[:] = 9
-    assert (np.asarray(there) == 5).all()
+    assert (np.asarray(device_array) == 5).all()
 
 
-def test_another_process_has_its_own_and_nothing_is_lent_for_no_bytes():
+def test_a_pickled_pool_is_empty_and_arrays_may_have_no_bytes():
     pool = BufferPool(SHAPE)
     kept = pool.acquire()
     kept[:] = 3

@@ -1,4 +1,4 @@
-"""From examples to batches: frames, crops, order, hosts, workers, resuming, and what does not fit."""
+"""From examples to batches: frames, crops, order, hosts, workers, resuming, and row flags."""
 
 import subprocess
 import sys
@@ -41,10 +41,10 @@ TRAINING = replace(CONFIG, augment=True, shuffle=True, remainder="drop", num_epo
 
 
 def example(number, **changes):
-    """A query about a clip whose frame i is one grey, 8 i brighter than its first."""
+    """Return an example whose frame i is uniformly grey, 8 i brighter than its first frame."""
     shades = np.full((STORED, SIZE, SIZE, 3), 8 * number, np.uint8)
     shades += np.arange(0, 8 * STORED, 8, dtype=np.uint8)[:, None, None, None]
-    told = Example(
+    base = Example(
         qid=f"q{number}",
         video=f"v{number}",
         video_row=number,
@@ -61,7 +61,7 @@ def example(number, **changes):
         fps=8.0,
         captions=[(1.0, 2.0, "we found the lighthouse")],
     )
-    return replace(told, **changes)
+    return replace(base, **changes)
 
 
 EXAMPLES = [example(number) for number in range(10)]
@@ -72,7 +72,7 @@ def iterate(config=CONFIG, examples=EXAMPLES, **host):
 
 
 def one(config=CONFIG, **changes):
-    """The only row of a batch of one."""
+    """Return the fields of the row of a batch of one."""
     batch = next(iterate(replace(config, batch_size=1), [example(3, **changes)]))
     return jax.tree.map(lambda a: a[0], vars(batch))
 
@@ -81,7 +81,7 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, vars(a), vars(b))
 
 
-def test_batches_have_the_promised_shapes():
+def test_batches_have_the_shapes_of_abstract_batch():
     abstract = abstract_batch(CONFIG)
     for batch in iterate():
         for (path, array), promised in zip(jax.tree.leaves_with_path(batch), jax.tree.leaves(abstract), strict=True):
@@ -151,7 +151,7 @@ def test_the_original_rounds_times_of_stage_2():
     np.testing.assert_array_equal(row["times"], times[::2].astype(np.float32))
 
 
-def test_what_does_not_fit_is_counted_and_named():
+def test_row_flags_are_counted_by_query():
     long = [example(n, query="red " * 90) if n % 2 else example(n) for n in range(10)]
     long[4] = example(4, captions=[(float(s), s + 0.5, "let me tell you") for s in range(6)])
     counter = RowFlagCounter()
@@ -233,14 +233,14 @@ def test_hosts_share_each_batch():
         assert_same(batch, jax.tree.map(lambda *parts: np.concatenate(parts), *halves))
 
 
-def test_a_host_may_have_fillers_alone():
+def test_a_host_may_have_padding_rows_alone():
     last = [list(iterate(process_index=i, process_count=2))[-1] for i in range(2)]
     assert last[0].row_mask.tolist() == [True, True]
     assert last[1].row_mask.tolist() == [False, False]
     assert last[1].frames.shape == last[0].frames.shape
 
 
-def test_an_iterator_goes_on_in_the_middle_of_an_epoch():
+def test_an_iterator_resumes_in_the_middle_of_an_epoch():
     iterator = iterate(TRAINING)
     for _ in range(3):
         next(iterator)
@@ -281,7 +281,7 @@ def test_reading_does_not_import_tensorflow():
 
 
 def test_crops_are_resized_as_the_original_does(shared):
-    """PyTorch finds the places in float32, which moves values by 3e-4 of 255; so near to a whole one, bytes differ."""
+    """PyTorch computes positions in float32, off by up to 3e-4 in values of 0 to 255, so bytes may differ."""
     arrays = load_recording(shared, "11_frames")
     clip = arrays["raw_clip_cthw"].transpose(1, 2, 3, 0).astype(np.uint8)
     assert np.array_equal(clip.transpose(3, 0, 1, 2), arrays["raw_clip_cthw"])
@@ -297,12 +297,12 @@ def test_crops_are_resized_as_the_original_does(shared):
         np.testing.assert_allclose(clamped, values.clip(0, 255), atol=0.5 + 5e-4)
 
 
-def test_the_whole_frame_is_left_as_it_is():
+def test_a_crop_of_the_whole_frame_is_the_frame():
     clip = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), np.uint8)
     np.testing.assert_array_equal(crop_and_resize(clip, Crop(0, 0, 12, 12), 12), clip)
 
 
-def test_weights_of_a_place_sum_to_one():
+def test_weights_of_a_position_sum_to_one():
     for count in (5, 12, 31):
         np.testing.assert_allclose(bicubic_weights(count, 12).sum(axis=1), 1, atol=1e-6)
 
@@ -325,17 +325,17 @@ def test_crops_are_distributed_as_the_originals(shared):
     assert (ours[:, 1] + ours[:, 3]).max() <= 224
 
 
-def test_a_shape_no_crop_fits_gives_its_middle():
+def test_an_image_that_no_draw_fits_gets_the_central_crop():
     assert sample_crop(np.random.default_rng(0), 10, 1000) == Crop(0, 493, 10, 13)
     assert sample_crop(np.random.default_rng(0), 1000, 10) == Crop(493, 0, 13, 10)
 
 
 @pytest.mark.slow
 def test_tables_become_batches(tmp_path):
-    """Written by the dataset's builder, read back in this process and in another."""
+    """Written by the builder of a dataset, read in this process and in a worker process."""
     query = Annotation("q0", "v0", "a red circle", ["red circle"], 8.0, [[1.5, 4.0]])
-    told = EXAMPLES[0]
-    video = VideoRecord("v0", TOTAL, 8.0, 8.0, told.indices, told.times, told.keyframes, told.captions)
+    first = EXAMPLES[0]
+    video = VideoRecord("v0", TOTAL, 8.0, 8.0, first.indices, first.times, first.keyframes, first.captions)
     build_tables(tmp_path, "shapes", {"train": [query, replace(query, qid="q1")]}, lambda _: video)
     config = replace(CONFIG, folder=str(tmp_path), batch_size=2)
     batch = next(make_iterator(config, *TOKENIZERS))

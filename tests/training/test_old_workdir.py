@@ -59,6 +59,7 @@ def test_its_tables_and_predictions_are_read(old_run):
     assert (example.duration, example.fps, example.total_frames) == (29.0, 12.5, 363)
     assert [window.tolist() for window in example.windows] == [[9.0, 15.0]]
     assert len(example.keyframes) == len(example.indices) == len(example.times) == 40
+    assert [example.qid for example in dataset[-2:]] == ["shapes_train_000001_2", "shapes_train_000001_3"]
     predictions = read_predictions(old_run / "predictions/stage1_train.jsonl")
     assert [prediction.qid for prediction in predictions] == [query.qid for query in dataset.queries()]
 

@@ -12,30 +12,30 @@ from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import compile_train_step, make_train_step
-from tests.helpers import tiny_model as minute
+from tests.helpers import tiny_model
 
 OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05))
-BATCH = minute.make_batch((8, 5, 3, 6))
+BATCH = tiny_model.make_batch((8, 5, 3, 6))
 
 
 @pytest.fixture(scope="module")
 def model():
-    return minute.make_model()
+    return tiny_model.make_model()
 
 
 @pytest.fixture(scope="module")
 def step(model):
     """One program for every state: state -> the state before and after it, and its metrics, as numpy arrays."""
     graph, trainable, frozen = model
-    config = replace(minute.STEPS[1], buckets=minute.BUCKETS[-1:])
+    config = replace(tiny_model.STEPS[1], buckets=tiny_model.BUCKETS[-1:])
     program = make_train_step(graph, config, OPTIMIZER, lambda step: 1e-2 / (1 + step.astype(jnp.float32)))
     compiled = compile_train_step(program, create_train_state(trainable, OPTIMIZER))
 
     def run(state, frozen=frozen):
         before = jax.device_get(state)
-        after, measured = compiled(jax.tree.map(jnp.array, before), frozen, BATCH, jax.random.key(3))
+        after, metrics = compiled(jax.tree.map(jnp.array, before), frozen, BATCH, jax.random.key(3))
         assert compiled._cache_size() == 1
-        return before, jax.device_get(after), jax.device_get(measured)
+        return before, jax.device_get(after), jax.device_get(metrics)
 
     return run
 
@@ -54,22 +54,22 @@ def with_adapter(state, size):
 
 
 def test_a_step_with_a_finite_loss_and_a_gradient_that_is_not_changes_the_step_counter_alone(model, step):
-    _, state, measured = step(with_adapter(create_train_state(model[1], OPTIMIZER), 1))
-    assert measured["skipped"] == 0
+    _, state, metrics = step(with_adapter(create_train_state(model[1], OPTIMIZER), 1))
+    assert metrics["skipped"] == 0
     assert np.any(named_leaves(state)["opt_state/acc_grads/t5_proj/kernel"])
 
     # At 1e30 the squares of gradients overflow.
-    before, after, measured = step(with_adapter(state, 1e30))
-    assert np.isfinite(measured["loss"])
-    assert not np.isfinite(measured["gradient_norm"])
-    assert measured["skipped"] == 1
+    before, after, metrics = step(with_adapter(state, 1e30))
+    assert np.isfinite(metrics["loss"])
+    assert not np.isfinite(metrics["gradient_norm"])
+    assert metrics["skipped"] == 1
     assert changed(before, after) == {"step"}
     assert (before.step, after.step) == (1, 2)
 
     # The next finite micro-step completes the optimizer's.
-    before, after, measured = step(with_adapter(after, 1e-30))
-    assert measured["skipped"] == 0
-    assert measured["learning_rate"] == np.float32(1e-2) / 3
+    before, after, metrics = step(with_adapter(after, 1e-30))
+    assert metrics["skipped"] == 0
+    assert metrics["learning_rate"] == np.float32(1e-2) / 3
     assert (after.opt_state.mini_step, after.opt_state.gradient_step) == (0, 1)
     assert "trainable/t5/lm_head/b" in changed(before, after)
     assert all(np.isfinite(leaf).all() for leaf in named_leaves(after).values())
@@ -77,7 +77,7 @@ def test_a_step_with_a_finite_loss_and_a_gradient_that_is_not_changes_the_step_c
 
 def test_a_step_whose_loss_is_not_finite_changes_the_step_counter_alone(model, step):
     frozen = with_leaves(model[2], {name: leaf * jnp.nan for name, leaf in named_leaves(model[2]).items()})
-    before, after, measured = step(create_train_state(model[1], OPTIMIZER), frozen)
-    assert np.isnan(measured["loss"])
-    assert measured["skipped"] == 1
+    before, after, metrics = step(create_train_state(model[1], OPTIMIZER), frozen)
+    assert np.isnan(metrics["loss"])
+    assert metrics["skipped"] == 1
     assert changed(before, after) == {"step"}
