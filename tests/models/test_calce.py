@@ -20,7 +20,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def parts():
+def model_state():
     return make_model()
 
 
@@ -42,9 +42,9 @@ def _losses(graph, weights, stage, length, batch):
     return model.loss(features, batch, selection, length), selection.prompt_lengths
 
 
-def losses(parts, batch, stage, length=BUCKETS[-1]):
+def losses(model_state, batch, stage, length=BUCKETS[-1]):
     """Return each sample's loss and the length of its prompt in tokens."""
-    graph, *weights = parts
+    graph, *weights = model_state
     return _losses(graph, weights, stage, length, batch)
 
 
@@ -58,39 +58,39 @@ def stage(request):
     return request.param
 
 
-def test_loss_does_not_depend_on_batch_or_bucket(parts, batch, stage):
-    batched, prompt_lengths = losses(parts, batch, stage)
+def test_loss_does_not_depend_on_batch_or_bucket(model_state, batch, stage):
+    batched, prompt_lengths = losses(model_state, batch, stage)
     assert prompt_lengths.max() <= BUCKETS[-1]
     assert len(set(prompt_lengths.tolist())) == B, "prompts of several lengths"
     assert np.isfinite(batched).all()
     for sample in range(B):
-        alone, length = losses(parts, take_sample(batch, sample), stage)
+        alone, length = losses(model_state, take_sample(batch, sample), stage)
         assert length[0] == prompt_lengths[sample]
         np.testing.assert_allclose(alone[0], batched[sample], **CLOSE)
-    shorter, _ = losses(parts, batch, stage, int(prompt_lengths.max()))
+    shorter, _ = losses(model_state, batch, stage, int(prompt_lengths.max()))
     np.testing.assert_allclose(shorter, batched, **CLOSE)
 
 
-def test_answers_do_not_depend_on_the_batch(parts, batch, stage):
-    batched = predict(*parts, batch, stage)
+def test_answers_do_not_depend_on_the_batch(model_state, batch, stage):
+    batched = predict(*model_state, batch, stage)
     np.testing.assert_array_equal(batched.batch.example_index, batch.example_index)
     for sample in range(B):
-        alone = predict(*parts, take_sample(batch, sample), stage)
+        alone = predict(*model_state, take_sample(batch, sample), stage)
         np.testing.assert_array_equal(alone.answers.tokens[0], batched.answers.tokens[sample])
         np.testing.assert_allclose(alone.answers.score[0], batched.answers.score[sample], **CLOSE)
 
 
-def test_prompts_are_padded_on_the_right_only(parts, batch, stage):
-    model = nnx.merge(*parts)
+def test_prompts_are_padded_on_the_right_only(model_state, batch, stage):
+    model = nnx.merge(*model_state)
     run = jax.jit(lambda batch: embed(model, batch, stage))
     x, mask, prompt_lengths = run(jax.tree.map(jnp.asarray, batch))
     np.testing.assert_array_equal(mask, np.arange(BUCKETS[-1]) < np.asarray(prompt_lengths)[:, None])
     assert not np.asarray(x)[~np.asarray(mask)].any()
 
 
-def test_predictions_from_encoded_video_equal_those_from_frames(parts, batch, stage):
-    graph, *weights = parts
-    at_once = predict(*parts, batch, stage)
+def test_predictions_from_encoded_video_equal_those_from_frames(model_state, batch, stage):
+    graph, *weights = model_state
+    at_once = predict(*model_state, batch, stage)
     features = jax.jit(make_encode_video(graph))(*weights, batch.frames)
     from_features = jax.jit(make_predict_from_features(graph, STEPS[stage]))(*weights, features, batch)
     np.testing.assert_array_equal(from_features.answers.tokens, at_once.answers.tokens)
@@ -106,8 +106,8 @@ def embed(model, batch, stage):
     return *model.embed_prompt(features, batch, selection, BUCKETS[-1]), selection.prompt_lengths
 
 
-def test_gradients_reach_all_trainable_parameters(parts, batch, stage):
-    graph, trainable, frozen = parts
+def test_gradients_reach_all_trainable_parameters(model_state, batch, stage):
+    graph, trainable, frozen = model_state
 
     def mean(trainable):
         return losses((graph, trainable, frozen), batch, stage)[0].mean()

@@ -94,7 +94,7 @@ def transformers_whisper(config, special_tokens, tensors):
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
-def pair(request):
+def hf_pair(request):
     """Return a small model, the same in torch, its special tokens, and the mel bands of two windows."""
     special_tokens, mels = KINDS[request.param]
     config = size(mels)
@@ -130,9 +130,9 @@ def transcribe(whisper, inputs, special_tokens, **options):
     return run(params, inputs)
 
 
-def test_encoder_and_logits_as_transformers_computes_them(pair):
+def test_encoder_and_logits_as_transformers_computes_them(hf_pair):
     torch = pytest.importorskip("torch")
-    whisper, other, _, mel = pair
+    whisper, other, _, mel = hf_pair
     ids = np.array([[61, 62, 65, 4, 9], [61, 63, 65, 70, 71]])
     with torch.no_grad():
         theirs = other(torch.from_numpy(mel.transpose(0, 2, 1)), decoder_input_ids=torch.from_numpy(ids))
@@ -150,9 +150,9 @@ def test_encoder_and_logits_as_transformers_computes_them(pair):
 
 
 @pytest.mark.parametrize("times", [True, False], ids=["times", "words"])
-def test_tokens_as_transformers_writes_them(pair, times):
+def test_tokens_as_transformers_writes_them(hf_pair, times):
     torch = pytest.importorskip("torch")
-    whisper, other, special_tokens, mel = pair
+    whisper, other, special_tokens, mel = hf_pair
     options = {"language": "en", "task": "transcribe"} if special_tokens.languages else {}
     prompt = special_tokens.prompt("en") + ([] if times else [special_tokens.no_timestamps])
     # One call without its loop over windows: what `transcribe_batch` does.
@@ -179,9 +179,9 @@ def test_tokens_as_transformers_writes_them(pair, times):
         np.testing.assert_allclose(ours.avg_logprob[row], total / (length + 1), rtol=1e-5)
 
 
-def test_language_as_transformers_detects_it(pair):
+def test_language_as_transformers_detects_it(hf_pair):
     torch = pytest.importorskip("torch")
-    whisper, other, special_tokens, mel = pair
+    whisper, other, special_tokens, mel = hf_pair
     if not special_tokens.languages:
         pytest.skip("an English-only model has nothing to detect")
     theirs = other.detect_language(torch.from_numpy(mel.transpose(0, 2, 1))).numpy()

@@ -1,4 +1,4 @@
-"""Folders of videos become folders of captions, and these the moments of a search."""
+"""Captioning folders of videos, and the commands that use the captions."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from calce_jax.speech import captioning
 from calce_jax.speech.audio import SAMPLE_RATE
 from calce_jax.speech.captioning import (
     CaptioningError,
@@ -25,6 +26,7 @@ from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.text.captions import read_srt
 from calce_jax.text.text_row import Caption
 from tests.helpers.audio_files import music, tone, write_audio
+from tests.helpers.commands import run_script
 from tests.helpers.video_files import write_clip
 
 ROOT = Path(__file__).parents[2]
@@ -36,94 +38,119 @@ def weights(shared):
 
 
 def run(*command, **variables):
-    """Run a command of `launch/` on one device, with a place to keep its compiled programs."""
+    """Run a script of `launch/` in a subprocess on one device, and return its stdout."""
     environment = {"JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", **variables}
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    return completed.stdout
 
 
-class Silent(Transcriber):
-    """A transcriber without a model, in whose ears every video says its own name."""
+class FakeTranscriber(Transcriber):
+    """A transcriber without a model, for which a video's caption is its own stem."""
 
     def __init__(self):
-        self.options, self.opened, self.heard = TranscriptionOptions(batch_size=2), 0, []
+        self.options, self.num_opened, self.loaded = TranscriptionOptions(batch_size=2), 0, []
 
     def __call__(self):
-        self.opened += 1
+        self.num_opened += 1
         return self
 
     def load_audio(self, path):
-        self.heard.append(path.name)
+        self.loaded.append(path.name)
         return path
 
-    def transcribe(self, sounds):
-        for video, _ in sounds:
+    def transcribe(self, audio_files):
+        for video, _ in audio_files:
             yield video, Transcript([Caption(0.0, 1.0, video.stem)], "en", 2.0)
 
 
-def folder_of(place: Path, *names: str) -> list[Path]:
-    place.mkdir(exist_ok=True)
+def videos_of(folder: Path, *names: str) -> list[Path]:
+    """Create empty files, and return the videos among them."""
+    folder.mkdir(exist_ok=True)
     for name in names:
-        (place / name).touch()
-    return find_videos(place)
+        (folder / name).touch()
+    return find_videos(folder)
 
 
-def test_what_is_there_is_skipped_and_the_model_not_opened(tmp_path):
-    videos, out = folder_of(tmp_path / "films", "a.mp4", "b.mkv", "c.wav", "notes.txt"), tmp_path / "out"
+def test_existing_srts_are_kept_and_the_model_is_not_opened(tmp_path):
+    videos, out = videos_of(tmp_path / "films", "a.mp4", "b.mkv", "c.wav", "notes.txt"), tmp_path / "out"
     assert [video.name for video in videos] == ["a.mp4", "b.mkv", "c.wav"]
     out.mkdir()
     (out / "b.srt").write_text("mine")
-    silent = Silent()
-    done = caption_videos(videos, out, silent)
-    assert [path.name for path in done.written] == ["a.srt", "c.srt"]
-    assert sorted(silent.heard) == ["a.mp4", "c.wav"]
+    transcriber = FakeTranscriber()
+    result = caption_videos(videos, out, transcriber)
+    assert [path.name for path in result.written] == ["a.srt", "c.srt"]
+    assert sorted(transcriber.loaded) == ["a.mp4", "c.wav"]
     assert (out / "b.srt").read_text() == "mine"
     assert read_srt(out / "a.srt") == [Caption(0.0, 1.0, "a")]
-    assert done.seconds == 4.0
-    again = caption_videos(videos, out, silent)
-    assert (len(again.existing), again.written, silent.opened) == (3, [], 1)
+    assert result.seconds == 4.0
+    again = caption_videos(videos, out, transcriber)
+    assert (len(again.existing), again.written, transcriber.num_opened) == (3, [], 1)
     assert not (out / "failures.jsonl").exists()
     assert not list(out.glob("*.part"))
 
 
 def test_hosts_share_the_videos(tmp_path):
-    videos = folder_of(tmp_path / "films", *(f"{n}.mp4" for n in range(5)))
+    videos = videos_of(tmp_path / "films", *(f"{n}.mp4" for n in range(5)))
     shares = [
-        caption_videos(videos, tmp_path / "out", Silent(), process_index=host, process_count=2).written
+        caption_videos(videos, tmp_path / "out", FakeTranscriber(), process_index=host, process_count=2).written
         for host in range(2)
     ]
     assert [[path.name for path in share] for share in shares] == [["0.srt", "2.srt", "4.srt"], ["1.srt", "3.srt"]]
 
 
-def test_two_videos_of_one_name_are_told(tmp_path):
-    videos = folder_of(tmp_path / "films", "a.avi", "a.mp4")
-    done = caption_videos(videos, tmp_path / "out", Silent())
-    assert [path.name for path in done.written] == ["a.srt"]
+def test_videos_of_the_same_stem(tmp_path):
+    videos = videos_of(tmp_path / "films", "a.avi", "a.mp4")
+    result = caption_videos(videos, tmp_path / "out", FakeTranscriber())
+    assert [path.name for path in result.written] == ["a.srt"]
     (failure,) = map(json.loads, (tmp_path / "out" / "failures.jsonl").read_text().splitlines())
     assert failure["video"].endswith("a.mp4")
     assert "a.avi has the same name" in failure["reason"]
     assert failure["remedy"] == "rename one of them"
 
 
-def test_places_without_videos_are_named(tmp_path):
+def test_folders_without_videos(tmp_path):
     with pytest.raises(CaptioningError, match="videos: there is no file or folder"):
         find_videos(tmp_path / "nowhere")
     with pytest.raises(CaptioningError, match="videos: no file in"):
-        folder_of(tmp_path / "films", "notes.txt")
+        videos_of(tmp_path / "films", "notes.txt")
 
 
-def test_captions_end_with_the_sound(tmp_path):
+def test_captions_are_clipped_to_the_audio(tmp_path):
     captions = [Caption(0.0, 1.5, "One"), Caption(1.5, 9.0, "two"), Caption(8.5, 9.0, "after the end")]
     write_atomic(tmp_path / "a.srt", format_srt(captions, 8.25))
     assert read_srt(tmp_path / "a.srt") == [Caption(0.0, 1.5, "One"), Caption(1.5, 8.25, "two")]
     assert format_srt([], 3.0) == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "notices"),
+    [
+        (("--condition_on_previous_text", "--novad_filter"), []),
+        (
+            ("--quote", "--noonly_voices"),
+            [
+                "--quote is deprecated; use --condition_on_previous_text",
+                "--only_voices is deprecated; use --vad_filter",
+            ],
+        ),
+    ],
+)
+def test_renamed_flags(tmp_path, monkeypatch, capsys, arguments, notices):
+    options = []
+    monkeypatch.setattr(captioning, "lazy_transcriber", lambda model, opts, dtype: options.append(opts))
+    monkeypatch.setattr(captioning, "caption_videos", lambda *args, **kwargs: captioning.CaptioningResult())
+    videos_of(tmp_path / "films", "a.mp4")
+    run_script("caption", f"--videos={tmp_path}/films", f"--out={tmp_path}/out", "--model=tiny", *arguments)
+    (option,) = options
+    assert (option.condition_on_previous_text, option.vad_filter) == (True, False)
+    assert capsys.readouterr().err.splitlines() == notices
+
+
 @pytest.mark.slow
-def test_broken_files_are_counted_and_the_others_go_on(tmp_path, shared, weights):
+def test_damaged_files_do_not_stop_the_others(tmp_path, shared, weights):
     films, out = tmp_path / "films", tmp_path / "out"
     films.mkdir()
     rng = np.random.default_rng(0)
@@ -136,21 +163,21 @@ def test_broken_files_are_counted_and_the_others_go_on(tmp_path, shared, weights
     whole = write_audio(tmp_path / "whole.mp4", tone(9, SAMPLE_RATE), rate=SAMPLE_RATE, codec="aac")
     (films / "cut.mp4").write_bytes(whole.read_bytes()[:2000])
     shutil.copyfile(shared / "media" / "speech" / "jfk.flac", films / "jfk.flac")
-    done = caption_videos(find_videos(films), out, lazy_transcriber(weights, TranscriptionOptions(batch_size=4)))
-    assert {Path(failure.video).name for failure in done.failures} == {"empty.mp4", "text.mp4", "cut.mp4"}
+    result = caption_videos(find_videos(films), out, lazy_transcriber(weights, TranscriptionOptions(batch_size=4)))
+    assert {Path(failure.video).name for failure in result.failures} == {"empty.mp4", "text.mp4", "cut.mp4"}
     listed = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
-    assert {row["video"] for row in listed} == {failure.video for failure in done.failures}
+    assert {row["video"] for row in listed} == {failure.video for failure in result.failures}
     assert all(row["reason"] and row["remedy"] for row in listed)
-    assert [path.name for path in done.no_audio] == ["mute.mp4"]
-    assert {path.name for path in done.no_speech} == {"silence.wav", "noise.wav", "music.mp4"}
+    assert [path.name for path in result.no_audio] == ["mute.mp4"]
+    assert {path.name for path in result.no_speech} == {"silence.wav", "noise.wav", "music.mp4"}
     for name in ("mute", "silence", "noise", "music"):
         assert (out / f"{name}.srt").read_text() == ""
-    said = " ".join(caption.text for caption in read_srt(out / "jfk.srt")).lower()
-    assert "what you can do for your country" in said
+    text = " ".join(caption.text for caption in read_srt(out / "jfk.srt")).lower()
+    assert "what you can do for your country" in text
 
 
 @pytest.mark.slow
-def test_5_1_and_8_khz_are_understood(tmp_path, shared, weights):
+def test_5_1_and_8_khz(tmp_path, shared, weights):
     source = shared / "media" / "speech" / "jfk.flac"
     with av.open(str(source)) as container:
         mixer = av.AudioResampler("flt", "mono", 48000)
@@ -161,40 +188,40 @@ def test_5_1_and_8_khz_are_understood(tmp_path, shared, weights):
     films.mkdir()
     write_audio(films / "surround.mkv", surround, rate=48000, layout="5.1", codec="aac")
     write_audio(films / "telephone.wav", speech[::6], rate=8000)
-    done = caption_videos(
+    result = caption_videos(
         find_videos(films), tmp_path / "out", lazy_transcriber(weights, TranscriptionOptions(batch_size=4))
     )
-    assert not done.failures
-    for path in done.written:
-        said = " ".join(caption.text for caption in read_srt(path)).lower()
-        assert "my fellow americans" in said
-        assert "country" in said
+    assert not result.failures
+    for path in result.written:
+        text = " ".join(caption.text for caption in read_srt(path)).lower()
+        assert "my fellow americans" in text
+        assert "country" in text
 
 
 @pytest.mark.slow
-def test_only_videos_without_captions_get_them(tmp_path, shared, weights):
+def test_only_videos_without_an_srt_are_captioned(tmp_path, shared, weights):
     film = tmp_path / "nasa.mp4"
     shutil.copyfile(shared / "media" / "video" / "nasa_13013.mp4", film)
-    made = caption_without_srt([film], tmp_path / "made", weights)
-    assert made == {film: tmp_path / "made" / "nasa.srt"}
-    assert "Space Telescope" in made[film].read_text()
-    shutil.copyfile(made[film], film.with_suffix(".srt"))
+    srts = caption_without_srt([film], tmp_path / "srts", weights)
+    assert srts == {film: tmp_path / "srts" / "nasa.srt"}
+    assert "Space Telescope" in srts[film].read_text()
+    shutil.copyfile(srts[film], film.with_suffix(".srt"))
     assert caption_without_srt([film], tmp_path / "others", "no model is opened") == {}
 
 
 @pytest.mark.slow
-def test_from_a_narrated_film_to_a_moment(tmp_path, shared, weights):
+def test_from_a_narrated_film_to_its_moments(tmp_path, shared, weights):
     films, srts, prepared = tmp_path / "films", tmp_path / "srts", tmp_path / "prepared"
     films.mkdir()
     shutil.copyfile(shared / "media" / "video" / "nasa_13013.mp4", films / "nasa.mp4")
     programs = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
     model = f"--model={weights}"
-    told = run("launch/caption.py", f"--videos={films}", f"--out={srts}", model, "--batch_size=1", **programs)
-    assert "1 files of captions written" in told
+    stdout = run("launch/caption.py", f"--videos={films}", f"--out={srts}", model, "--batch_size=1", **programs)
+    assert "1 files of captions written" in stdout
     captions = read_srt(srts / "nasa.srt")
-    said = " ".join(caption.text for caption in captions)
-    assert "Space Telescope" in said
-    assert "Goddard Space Flight Center" in said
+    text = " ".join(caption.text for caption in captions)
+    assert "Space Telescope" in text
+    assert "Goddard Space Flight Center" in text
     assert all(0 <= caption.start < caption.end <= 13.1 for caption in captions)
 
     query = {

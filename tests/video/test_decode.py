@@ -1,22 +1,26 @@
+"""Frame selection, timestamps, rotation, damaged files, and JPEG."""
+
 import json
 import pickle
 import zlib
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
+from calce_jax.speech.audio import AudioError, NoAudioError
 from calce_jax.video.decode import VideoError, decode_jpeg, encode_jpeg, head_indices, read_frames, video_duration
 from tests.helpers.video_files import GREY, write_clip
 
-# Made by decord 0.6.0: crc32 of VideoReader(path, width=224, height=224).get_batch(head indices of 10 frames).
+# By decord 0.6.0: crc32 of VideoReader(path, width=224, height=224).get_batch(head indices of 10 frames).
 DECORD = {"chaplin.mp4": 1449964913, "nasa_13013.mp4": 629830505}
 
 
-def test_heads_of_the_original(shared):
+def test_head_indices_as_recorded(shared):
     cases = json.loads((shared / "golden/11_frames.json").read_text())["cases"]
-    # The original could also read a part of a video ("clip"), which it never does.
+    # The original has an option to read a part of a video ("clip"), which it never uses.
     cases = [case for case in cases if case["clip"] is None]
     assert len(cases) == 18
     for case in cases:
@@ -29,12 +33,12 @@ def test_heads_of_the_original(shared):
     ("total", "wanted", "indices"),
     [(10, 5, [0, 2, 4, 6, 8]), (7, 3, [0, 2, 4]), (3, 5, [0, 1, 2]), (1, 1, [0]), (0, 4, []), (100, 1, [0])],
 )
-def test_heads_of_equal_intervals(total, wanted, indices):
+def test_head_indices(total, wanted, indices):
     assert head_indices(total, wanted).tolist() == indices
 
 
 @pytest.mark.parametrize(("total", "wanted"), [(10, 0), (-1, 3)])
-def test_no_heads_of_nothing(total, wanted):
+def test_head_indices_of_invalid_counts(total, wanted):
     with pytest.raises(ValueError, match="at least one"):
         head_indices(total, wanted)
 
@@ -63,7 +67,7 @@ def test_bit_equal_to_decord(shared, name):
     ],
     ids=lambda options: options["name"],
 )
-def test_every_frame_is_found(tmp_path, options):
+def test_containers_and_codecs(tmp_path, options):
     path = write_clip(tmp_path / options.pop("name"), frames=30, rate=10, **options)
     video = read_frames(path, 6, size=32)
     assert (video.total_frames, video.fps) == (30, 10)
@@ -72,12 +76,12 @@ def test_every_frame_is_found(tmp_path, options):
     assert video.frames.shape == (6, 32, 32, 3)
     assert video.times.dtype == np.float32
     np.testing.assert_allclose(video.times, [0, 0.5, 1, 1.5, 2, 2.5], rtol=1e-6)
-    # Frame i is a grey of 8 * i; limited range and lossy codecs move it by less than half of the step between frames.
+    # Frame i has the grey level 8 * i; limited range and lossy codecs change it by less than half a step.
     np.testing.assert_allclose(video.frames[:, 16, 16, 0], GREY * video.indices, atol=GREY / 2 - 1)
-    assert video_duration(path) == pytest.approx(3.0, abs=0.11)  # Matroska's last frame has no length
+    assert video_duration(path) == pytest.approx(3.0, abs=0.11)  # Matroska's last frame has no duration
 
 
-def test_shorter_than_wanted(tmp_path):
+def test_video_with_fewer_frames_than_requested(tmp_path):
     video = read_frames(write_clip(tmp_path / "short.mp4", frames=4, rate=2), 9, size=16)
     assert video.indices.tolist() == [0, 1, 2, 3]
     assert video.frames.shape == (4, 16, 16, 3)
@@ -85,13 +89,13 @@ def test_shorter_than_wanted(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["varies.mp4", "varies.mkv"])
-def test_varying_rate_tells_when_frames_are_shown(tmp_path, name):
+def test_variable_frame_rate_gives_presentation_times(tmp_path, name):
     # A second and a half of ten frames a second, then three seconds of five frames a second.
     ticks = [*range(0, 15), *range(15, 45, 2)]
     path = write_clip(tmp_path / name, frames=30, rate=10, ticks=ticks)
     video = read_frames(path, 6, size=16)
     assert video.indices.tolist() == [0, 5, 10, 15, 20, 25]
-    np.testing.assert_allclose(video.times, [0, 0.5, 1, 1.5, 2.5, 3.5], atol=2e-3)  # Matroska counts milliseconds
+    np.testing.assert_allclose(video.times, [0, 0.5, 1, 1.5, 2.5, 3.5], atol=2e-3)  # Matroska rounds to milliseconds
     assert video.duration == pytest.approx(4.5, abs=0.11)
     assert video.fps == pytest.approx(video.total_frames / video.duration)
     reference = read_frames(path, 6, size=16, behaviour="reference")
@@ -100,8 +104,8 @@ def test_varying_rate_tells_when_frames_are_shown(tmp_path, name):
 
 
 @pytest.mark.parametrize(("angle", "corner"), [(90, (1, 0)), (180, (1, 1)), (-90, (0, 1))])
-def test_turned_as_players_turn_it(tmp_path, angle, corner):
-    # The upper left quarter is white; turned counterclockwise by 90 degrees it is at the lower left.
+def test_display_rotation_is_applied(tmp_path, angle, corner):
+    # The upper left quarter is white; rotated counterclockwise by 90 degrees it is at the lower left.
     path = write_clip(tmp_path / "turned.mp4", frames=4, rate=4, rotation=angle, white_quarter=True)
     quarters = read_frames(path, 1, size=32).frames[0, 8::16, 8::16, 0] > 128
     assert np.argwhere(quarters).tolist() == [list(corner)]
@@ -109,8 +113,8 @@ def test_turned_as_players_turn_it(tmp_path, angle, corner):
     assert np.argwhere(reference).tolist() == [[0, 0]]
 
 
-def test_size_that_changes_midway(tmp_path):
-    # Annex B streams can be joined end to end, as broadcasts are.
+def test_frame_size_that_changes(tmp_path):
+    # Annex B streams can be concatenated.
     parts = [write_clip(tmp_path / f"{w}.h264", frames=5, rate=5, size=(w, 48)).read_bytes() for w in (64, 96)]
     path = tmp_path / "joined.h264"
     path.write_bytes(b"".join(parts))
@@ -132,7 +136,7 @@ def test_threads_do_not_change_frames(tmp_path):
     )
 
 
-def test_cut_off_file_says_so(tmp_path):
+def test_truncated_file(tmp_path):
     path = write_clip(tmp_path / "cut.mkv", frames=60, rate=10, noise=True)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(
@@ -141,21 +145,21 @@ def test_cut_off_file_says_so(tmp_path):
         read_frames(path, 5)
 
 
-def test_cut_off_mp4_with_its_header_in_front(tmp_path):
+def test_truncated_mp4_with_its_header_in_front(tmp_path):
     path = write_clip(tmp_path / "cut.mp4", frames=60, rate=10, noise=True, container={"movflags": "faststart"})
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(VideoError, match=r"it is truncated: its header gives 6\.0 s, and .*; fetch"):
         read_frames(path, 5)
 
 
-def test_cut_off_mp4_without_its_header(tmp_path):
+def test_truncated_mp4_without_its_header(tmp_path):
     path = write_clip(tmp_path / "cut.mp4", frames=20, rate=10)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(VideoError, match=r"cut\.mp4: it is not a video \(.*\); fetch the file again"):
         read_frames(path, 5)
 
 
-def test_a_damaged_middle_keeps_its_seconds(tmp_path):
+def test_damaged_middle_keeps_the_duration(tmp_path):
     path = write_clip(tmp_path / "damaged.mkv", frames=40, rate=10, noise=True, options={"g": "5"})
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
@@ -167,19 +171,19 @@ def test_a_damaged_middle_keeps_its_seconds(tmp_path):
     assert video.duration == pytest.approx(4.0, abs=0.2)
 
 
-def test_text_named_video(tmp_path):
+def test_text_file(tmp_path):
     path = tmp_path / "text.mp4"
     path.write_text("this is not a film\n" * 50)
     with pytest.raises(VideoError, match=r"text\.mp4: it is not a video"):
         read_frames(path, 5)
 
 
-@pytest.mark.parametrize("place", ["", "http://127.0.0.1:9/"])
-def test_playlists_do_not_lead_elsewhere(tmp_path, place):
+@pytest.mark.parametrize("prefix", ["", "http://127.0.0.1:9/"])
+def test_playlists_are_not_opened(tmp_path, prefix):
     clip = write_clip(tmp_path / "clip.ts", frames=5, rate=5)
     path = tmp_path / "list.mp4"
     head = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n"
-    path.write_text(f"{head}{place}{clip.name}\n#EXT-X-ENDLIST\n")
+    path.write_text(f"{head}{prefix}{clip.name}\n#EXT-X-ENDLIST\n")
     with pytest.raises(VideoError, match=r"list\.mp4: it is not a video"):
         read_frames(path, 5)
 
@@ -193,7 +197,7 @@ def test_empty_and_missing_files(tmp_path):
             read(tmp_path / "gone.mp4")
 
 
-def test_sound_alone(tmp_path):
+def test_audio_file(tmp_path):
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000, layout="mono")
@@ -205,13 +209,16 @@ def test_sound_alone(tmp_path):
         read_frames(path, 5)
 
 
-def test_errors_cross_processes():
-    error = pickle.loads(pickle.dumps(VideoError("a.mp4", "it is empty", "fetch it")))
+@pytest.mark.parametrize("error_type", [VideoError, AudioError, NoAudioError])
+def test_errors_cross_processes(error_type):
+    error = pickle.loads(pickle.dumps(error_type("a.mp4", "it is empty", "fetch it")))
+    assert type(error) is error_type
+    assert error.path == Path("a.mp4")
     assert (error.reason, error.remedy, str(error)) == ("it is empty", "fetch it", "a.mp4: it is empty; fetch it")
 
 
 def test_jpeg_keeps_colours(tmp_path):
-    # Full chroma resolution: single columns of red and blue stay what they are.
+    # At full chroma resolution, alternating columns of red and blue keep their colours.
     frame = np.zeros((16, 16, 3), np.uint8)
     frame[:, ::2, 0] = 255
     frame[:, 1::2, 2] = 255
