@@ -1,1 +1,1 @@
-"""What takes how long beside what a user would otherwise run; `make bench` runs those of `benchmarks.__main__`."""
+"""Benchmarks against alternative implementations; `make bench` runs those listed in `benchmarks.__main__`."""

@@ -1,6 +1,6 @@
-"""All comparisons one after the other, each in a process of its own: `python -m benchmarks [options of each]`.
+"""Run all benchmarks, each in its own process: `python -m benchmarks [options of each]`.
 
-Prints their rows, and at the end a table for docs/benchmarks.md. What a machine lacks fails alone.
+Prints their rows, and at the end a table for docs/benchmarks.md. A benchmark whose packages are missing fails alone.
 """
 
 import json
@@ -14,7 +14,7 @@ SUBJECTS = ("vision", "qformer", "t5", "generation", "stage1", "metrics", "decod
 
 
 def main() -> int:
-    """Run every subject, and return how many failed."""
+    """Run every benchmark and return the number of failed ones."""
     settings, _ = parse_args(__doc__)
     failed = [
         subject
@@ -28,7 +28,7 @@ def main() -> int:
 
 
 def table(results: list[Path]) -> str:
-    """Return the rows of some results as Markdown."""
+    """Return the rows of JSON results as a Markdown table."""
     lines = ["| what | ours | the other | ratio | lowest to highest | compiling | |", "|---|---|---|---|---|---|---|"]
     for path in results:
         for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:

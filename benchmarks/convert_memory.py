@@ -1,9 +1,9 @@
-"""Memory that converting the full size takes: `python benchmarks/convert_memory.py --out=DIR`.
+"""Peak memory of converting weights at full size: `python benchmarks/convert_memory.py --out=DIR`.
 
-Writes BLIP-2 with Flan-T5-XL, in the hub's layout, and the text half of BERT, both of random bfloat16 numbers, below
-DIR: 8.1 GB. `launch/convert.py` then makes base weights of them in a process of its own, whose peak memory (resident
-set, as the kernel counts it) is printed, with the times. One parameter is compared bit by bit with what was written.
-All of it is deleted at the end; twice the room must be free.
+Writes BLIP-2 with Flan-T5-XL in the layout of the Hugging Face hub and the text encoder of BERT, with random bfloat16
+weights, to a folder in DIR (8.1 GB). Then `calce convert` makes base weights of them in another process, whose peak
+resident set size is printed, with the times. One parameter is compared bit for bit. The folder is deleted at the end;
+twice its size must be free.
 """
 
 import argparse
@@ -36,9 +36,9 @@ COMPARED_WEIGHT = "t5/decoder/blocks/mlp/wo/kernel", "language_model.decoder.blo
 
 
 def main() -> None:
-    """Write, convert, compare, print, delete."""
+    """Measure in a temporary folder and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder below which everything is written")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the temporary files")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="convert_memory_", dir=args.out))
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def measure_conversion(folder: Path) -> dict[str, object]:
-    """Return what was measured, and on what."""
+    """Return sizes, peak memory, times and the machine."""
     shapes = base_param_shapes(CalceConfig.full())
     start_time = time.perf_counter()
     for kind, table in (("hf", blip2.hf_mapping()), ("bert", bert.key_mapping())):
@@ -57,7 +57,8 @@ def measure_conversion(folder: Path) -> dict[str, object]:
         write_shards(folder / kind, random_tensors(table, shapes))
     write_time, target = time.perf_counter(), folder / "base.safetensors"
     source = f"--source=hf:{folder / 'hf'},bert:{folder / 'bert'}"
-    subprocess.run([sys.executable, "launch/convert.py", source, f"--target=base:{target}"], check=True)
+    command = [sys.executable, "-m", "calce_jax.commands.cli", "convert", source, f"--target=base:{target}"]
+    subprocess.run(command, check=True)
     end_time = time.perf_counter()
     ours, theirs = COMPARED_WEIGHT
     converted, original = open_tensors(target)[ours].read()[-1].T, open_tensors(folder / "hf")[theirs].read()
@@ -74,7 +75,7 @@ def measure_conversion(folder: Path) -> dict[str, object]:
 
 
 def random_tensors(table: KeyMapping, shapes: Mapping[str, Any]) -> dict[str, LazyArray]:
-    """Return the tensors of a checkpoint, random bits each, drawn when they are asked for."""
+    """Return the tensors of a checkpoint with random bits, drawn when they are read."""
     parts = {part for row in mapping_rows(table) for part in row.param_names}
     leaves = {name: leaf for name, leaf in shapes.items() if name in parts}
     tensors = lazy_state_dict(mapping_rows(table), leaves, tied=False)
@@ -82,11 +83,11 @@ def random_tensors(table: KeyMapping, shapes: Mapping[str, Any]) -> dict[str, La
 
 
 def random_tensor(seed: int, name: str, shape: tuple[int, ...]) -> LazyArray:
-    """Return random bits that are numbers below 2; no bias on the keys, which the model has not."""
+    """Return random finite bfloat16 numbers below 2; zeros in the bias of attention keys, which the model lacks."""
 
     def read() -> np.ndarray:
         count = int(np.prod(shape))
-        # Without the exponent's highest bit nothing is infinite or no number.
+        # Without the highest bit of the exponent no number is infinite or NaN.
         bits = np.frombuffer(np.random.default_rng(seed).bytes(2 * count), np.uint16) & np.uint16(0xBFFF)
         if name.endswith("qkv.bias"):
             bits.reshape(3, -1)[1] = 0

@@ -1,8 +1,8 @@
-"""Pictures and videos decoded beside what else decodes them: `python -m benchmarks.decoding`.
+"""Decoding of images and videos against other decoders: `python -m benchmarks.decoding`.
 
-JPEG beside Pillow: the 75 frames of a prepared video. Video beside a plain loop with PyAV and Pillow, and beside decord
-where it is installed: 75 frames of a minute of H.264 at 640 x 360, resized to 224 pixels. torchvision reads videos no
-more and decodes JPEG with the library that ours uses, too.
+JPEG against Pillow: the 75 frames of a prepared video. Video against a loop with PyAV and Pillow, and against decord if
+installed: 75 frames of a minute of H.264 at 640 x 360, resized to 224 pixels. torchvision no longer reads videos, and
+decodes JPEG with the library that we use too.
 """
 
 import importlib.util
@@ -24,44 +24,44 @@ FRAMES, SIZE = 75, 224
 
 
 def main() -> None:
-    """Measure and write it down."""
-    setting, args = parse_args(__doc__, seconds={"type": int, "default": 60})
-    rows = [compare_jpeg(setting)]
+    """Run the benchmark and write its report."""
+    settings, args = parse_args(__doc__, seconds={"type": int, "default": 60})
+    rows = [compare_jpeg(settings)]
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "video.mp4"
         write_video(video, args.seconds)
         others: dict[str, Callable[[], np.ndarray]] = {
-            "PyAV and Pillow": partial(decode_with_pyav, video, setting.threads)
+            "PyAV and Pillow": partial(decode_with_pyav, video, settings.threads)
         }
         if importlib.util.find_spec("decord"):
-            others["decord"] = partial(decode_with_decord, video, setting.threads)
-        rows += [compare_video(setting, video, name, theirs) for name, theirs in others.items()]
-    report(setting, "decoding", rows)
+            others["decord"] = partial(decode_with_decord, video, settings.threads)
+        rows += [compare_video(settings, video, name, theirs) for name, theirs in others.items()]
+    report(settings, "decoding", rows)
 
 
-def compare_jpeg(setting: BenchmarkSettings) -> ComparisonRow:
-    """Compare decoders of pictures, on one core: neither has threads."""
+def compare_jpeg(settings: BenchmarkSettings) -> ComparisonRow:
+    """Compare decoders of images on one core; neither uses threads."""
     frames = encode_jpeg(noise_images(FRAMES, SIZE, SIZE))
     return compare(
-        setting,
-        f"{FRAMES} JPEG pictures of {SIZE} pixels",
+        settings,
+        f"{FRAMES} JPEG images of {SIZE} pixels",
         lambda: np.stack([decode_jpeg(frame) for frame in frames]),
         lambda: np.stack([np.asarray(Image.open(io.BytesIO(frame))) for frame in frames]),
         other="Pillow",
         agreement=pixel_difference,
         frames=FRAMES,
-        notes={"kB a picture": sum(map(len, frames)) / FRAMES / 1e3},
+        notes={"kB an image": sum(map(len, frames)) / FRAMES / 1e3},
     )
 
 
 def compare_video(
-    setting: BenchmarkSettings, video: Path, name: str, theirs: Callable[[], np.ndarray]
+    settings: BenchmarkSettings, video: Path, name: str, theirs: Callable[[], np.ndarray]
 ) -> ComparisonRow:
     """Compare readers of one video."""
     return compare(
-        setting,
-        f"{FRAMES} frames of a video, {setting.threads} threads",
-        lambda: read_frames(video, FRAMES, SIZE, threads=setting.threads).frames,
+        settings,
+        f"{FRAMES} frames of a video, {settings.threads} threads",
+        lambda: read_frames(video, FRAMES, SIZE, threads=settings.threads).frames,
         theirs,
         other=name,
         agreement=pixel_difference,
@@ -70,17 +70,17 @@ def compare_video(
 
 
 def decode_with_pyav(video: Path, threads: int) -> np.ndarray:
-    """Decode every picture in order and keep some."""
+    """Decode all frames in order and keep the selected ones."""
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
         stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
-        wanted = set(head_indices(stream.frames, FRAMES).tolist())
-        images = [frame.to_image() for number, frame in enumerate(container.decode(stream)) if number in wanted]
+        selected = set(head_indices(stream.frames, FRAMES).tolist())
+        images = [frame.to_image() for number, frame in enumerate(container.decode(stream)) if number in selected]
     return np.stack([np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for image in images])
 
 
 def decode_with_decord(video: Path, threads: int) -> np.ndarray:
-    """Let decord find, decode and resize them."""
+    """Seek, decode and resize with decord."""
     import decord  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
     reader = decord.VideoReader(str(video), width=SIZE, height=SIZE, num_threads=threads)
@@ -88,8 +88,8 @@ def decode_with_decord(video: Path, threads: int) -> np.ndarray:
 
 
 def pixel_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
-    """Say how far the pictures are apart: Pillow blurs what it makes smaller, so not every pair is the same."""
-    return f"pictures {np.abs(ours.astype(np.int16) - theirs).mean():.2f} of 255 grey levels apart on average"
+    """Return the mean difference in words; Pillow filters when it shrinks, so images may differ."""
+    return f"images {np.abs(ours.astype(np.int16) - theirs).mean():.2f} of 255 grey levels apart on average"
 
 
 if __name__ == "__main__":

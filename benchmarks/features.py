@@ -1,8 +1,8 @@
-"""A training step from stored features beside one that sees its frames: `python -m benchmarks.features`.
+"""A training step from stored features against one from frames: `python -m benchmarks.features`.
 
-Both are the step that `launch/train.py` compiles, from a batch on the host, at the longest length of prompts alone.
-With `--of=qformer` both leave `ln_vision` frozen. Before that, what depends on no machine is counted: for every run at
-full size the bytes of a video, and the matrix products of a step.
+Both are the step that `calce train` compiles, from a batch on the host, with the longest prompt length only. With
+`--of=qformer` both have a frozen `ln_vision`. First, two numbers that do not depend on the machine are printed for
+every run at full size: bytes per video, and FLOPs of the matrix products of a step.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from flax import nnx
 
 from benchmarks.aot.flops import count_flops
 from benchmarks.aot.programs import AbstractRun, train_step
-from benchmarks.material import make_example
+from benchmarks.material import make_example, tiny_tokenizers
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, compile_program, parse_args, report
 from calce_jax.batch import Batch, Features
 from calce_jax.checkpoints.restore import build_model, calce_config
@@ -25,25 +25,24 @@ from calce_jax.input_pipeline.batches import input_config, make_iterator
 from calce_jax.input_pipeline.feature_fingerprint import make_feature_metadata
 from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.models.feature_codec import FeatureSource, StorageDtype, quantize
-from calce_jax.text.tokenizers import Tokenizers, load_bert, load_t5
+from calce_jax.text.tokenizers import Tokenizers
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import make_train_step
 from configs.calce import get_config
-from data import tokenizers
 
 LN_VISION_BY_SOURCE = {"vit": "trained", "qformer": "frozen"}
 STORAGE_DTYPES: tuple[StorageDtype, ...] = ("float32", "bfloat16", "int8")
-COUNTED_RUNS = tuple(f"{dataset},stage={stage},size=full" for dataset in ("qvh", "charades") for stage in (1, 2))
-# By size: the run, and the videos of a batch.
-TIMED_RUNS = {"tiny": ("shapes,stage=1,size=tiny", 8), "small": ("qvh,stage=1,size=small", 1)}
-# Losses from bfloat16 and from frames may be so far apart, relative to the loss.
+COUNTED_RUNS = tuple(f"{name},stage={stage},size=full" for name in ("qvhighlights", "charades_sta") for stage in (1, 2))
+# By size: the preset, and the videos of a batch.
+TIMED_RUNS = {"tiny": ("shapes,stage=1,size=tiny", 8), "small": ("qvhighlights,stage=1,size=small", 1)}
+# Tolerated difference of the losses from bfloat16 features and from frames, relative to the loss.
 MAX_LOSS_DIFFERENCE = 1e-2
 
 
 def main() -> None:
-    """Count, measure and write it down."""
-    setting, args = parse_args(
+    """Print sizes and FLOPs, run the benchmark and write its report."""
+    settings, args = parse_args(
         __doc__,
         counted={"choices": COUNTED_RUNS, "nargs": "*", "default": COUNTED_RUNS},
         size={"choices": tuple(TIMED_RUNS), "nargs": "*", "default": list(TIMED_RUNS)},
@@ -53,11 +52,11 @@ def main() -> None:
     for argument in args.counted:
         print(describe_costs(validate(get_config(argument)), args.of), flush=True)
     name = "features" if args.of == "vit" else "features-qformer"
-    report(setting, name, [compare_step(setting, size, args.store, args.of) for size in args.size])
+    report(settings, name, [compare_step(settings, size, args.store, args.of) for size in args.size])
 
 
 def describe_costs(config: RunConfig, source: FeatureSource) -> str:
-    """Say what the features of a video take, and which products a step from them leaves out."""
+    """Return the size of the features of a video and the TFLOP of a step with and without them, as a line of text."""
     config = replace(
         config,
         data=replace(config.data, batch=1),
@@ -82,11 +81,11 @@ def describe_costs(config: RunConfig, source: FeatureSource) -> str:
             count_flops(program.trace(state, frozen, step_batch, key).jaxpr) / 1e12
             for step_batch in (batch, feature_batch)
         )
-    sizes = ", ".join(
-        f"{frames * make_feature_metadata(config, abstract_run.model_config, store, source).bytes_per_frame / 1e6:.1f} "
-        f"MB in {store}"
+    bytes_per_frame = {
+        store: make_feature_metadata(config, abstract_run.model_config, store, source).bytes_per_frame
         for store in STORAGE_DTYPES
-    )
+    }
+    sizes = ", ".join(f"{frames * size / 1e6:.1f} MB in {store}" for store, size in bytes_per_frame.items())
     return (
         f"{config.data.dataset}, stage {config.stage}, full: {frames} frames take {sizes}; a step of one video "
         f"{full_tflop:.1f} TFLOP, from features {feature_tflop:.1f}: {full_tflop / feature_tflop:.2f}x"
@@ -94,9 +93,9 @@ def describe_costs(config: RunConfig, source: FeatureSource) -> str:
 
 
 def compare_step(
-    setting: BenchmarkSettings, size: str, storage_dtype: StorageDtype, source: FeatureSource
+    settings: BenchmarkSettings, size: str, storage_dtype: StorageDtype, source: FeatureSource
 ) -> ComparisonRow:
-    """Compare the steps of a batch."""
+    """Compare training steps on one batch."""
     argument, videos = TIMED_RUNS[size]
     config = get_config(argument)
     config.update(
@@ -104,18 +103,17 @@ def compare_step(
             "mesh": "single",
             "data": {"augment": False, "workers": 0, "batch": videos},
             "model": {
-                "compute_dtype": setting.dtype,
-                "frozen_dtype": setting.dtype,
+                "compute_dtype": settings.dtype,
+                "frozen_dtype": settings.dtype,
                 "ln_vision": LN_VISION_BY_SOURCE[source],
             },
             "weights": {"base": ""},
         }
     )
-    run, tokenizer_dir = validate(config), tokenizers.__path__[0]
-    loaded_tokenizers = Tokenizers(load_t5(f"{tokenizer_dir}/tiny_t5"), load_bert(f"{tokenizer_dir}/tiny_bert"))
-    model_config = calce_config(run, t5_vocab=len(loaded_tokenizers.t5), bert_vocab=len(loaded_tokenizers.bert))
+    run, tokenizers = validate(config), tiny_tokenizers()
+    model_config = calce_config(run, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert))
     graph, trainable, frozen = build_model(model_config, run, make_mesh("single"))
-    batch = make_batch(run, model_config, loaded_tokenizers)
+    batch = make_batch(run, model_config, tokenizers)
     with_features = replace(
         batch.without_frames(), features=encode_features(graph, (trainable, frozen), batch, storage_dtype, source)
     )
@@ -130,13 +128,13 @@ def compare_step(
     def losses_apart(ours: tuple[object, dict[str, jax.Array]], theirs: tuple[object, dict[str, jax.Array]]) -> str:
         own, other = (float(metrics["loss"]) for _, metrics in (ours, theirs))
         if not abs(own - other) < MAX_LOSS_DIFFERENCE * other:
-            raise ValueError(f"losses are {own} and {other}: nothing to compare")
+            raise ValueError(f"losses are {own} and {other}: not the same computation")
         return f"losses {own:.6f} and {other:.6f}"
 
+    features_name = f"{source} features in {storage_dtype}"
     return compare(
-        setting,
-        f"step of {videos} x {run.data.frames} frames, size {size}, {setting.dtype}, "
-        f"features of {source} in {storage_dtype}",
+        settings,
+        f"step of {videos} x {run.data.frames} frames, size {size}, {settings.dtype}, {features_name}",
         lambda: ours(state, frozen, with_features, key),
         lambda: theirs(state, frozen, batch, key),
         other="from frames",
@@ -150,11 +148,11 @@ def compare_step(
     )
 
 
-def make_batch(run: RunConfig, model_config: CalceConfig, loaded_tokenizers: Tokenizers) -> Batch:
-    """Return a training batch of queries about one video, as the input pipeline makes it."""
+def make_batch(run: RunConfig, model_config: CalceConfig, tokenizers: Tokenizers) -> Batch:
+    """Return a training batch of the input pipeline, of queries about one video."""
     inputs = input_config(run, run.data.train_split, model_config, training=True)
     examples = [make_example(run.data.frames, model_config.vit.image_size, captions=4)] * inputs.batch_size
-    return next(make_iterator(inputs, loaded_tokenizers.t5, loaded_tokenizers.bert, examples=examples))
+    return next(make_iterator(inputs, tokenizers.t5, tokenizers.bert, examples=examples))
 
 
 def encode_features(
@@ -164,7 +162,7 @@ def encode_features(
     storage_dtype: StorageDtype,
     source: FeatureSource,
 ) -> Features:
-    """Return what is stored of a batch's frames, on the host."""
+    """Return the stored features of the frames of a batch, on the host."""
 
     @jax.jit
     def encode(weights: tuple[nnx.State, nnx.State], frames: jax.Array) -> Features:

@@ -1,8 +1,8 @@
-"""Beam search beside `transformers.generate` (torch, with its cache): `python -m benchmarks.generation`.
+"""Beam search against `transformers.generate` (torch, with KV cache): `python -m benchmarks.generation`.
 
     python -m benchmarks.generation [--size=small|full] [--length=1024] [--answer=70] [--beams=5]
 
-Both search answers of exactly `answer` tokens to one encoded prompt, so both take as many steps.
+Both search for answers of exactly `answer` tokens to one encoded prompt, so that both take the same number of steps.
 """
 
 from typing import Any
@@ -19,39 +19,39 @@ from calce_jax.models.beam_search import beam_search
 
 
 def main() -> None:
-    """Measure and write it down."""
-    setting, args = parse_args(
+    """Run the benchmark and write its report."""
+    settings, args = parse_args(
         __doc__,
         size={"choices": tuple(T5_CONFIGS)},
         length={"type": int, "default": 1024},
         answer={"type": int, "default": 70},
         beams={"type": int, "default": 5},
     )
-    size = args.size or ("small" if setting.device == "cpu" else "full")
-    report(setting, "generation", [compare_generation(setting, size, args.length, args.answer, args.beams)])
+    size = args.size or ("small" if settings.device == "cpu" else "full")
+    report(settings, "generation", [compare_generation(settings, size, args.length, args.answer, args.beams)])
 
 
 def compare_generation(
-    setting: BenchmarkSettings, size: str, length: int, answer_length: int, beams: int
+    settings: BenchmarkSettings, size: str, length: int, answer_length: int, beams: int
 ) -> ComparisonRow:
-    """Compare the search alone: the prompt is encoded beforehand."""
+    """Compare the search only; the prompt is already encoded."""
     import torch  # noqa: PLC0415
     from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415
 
     model_config = minimal_config(t5=T5_CONFIGS[size]())
     weights = random_weights(model_config)
     encoded = np.random.default_rng(0).standard_normal((1, length, model_config.t5.width), np.float32)
-    graph, params = nnx.split(make_jax_model(weights, setting).t5)
-    memory, mask = jnp.asarray(encoded, setting.dtype), jnp.ones((1, length), bool)
+    graph, params = nnx.split(make_jax_model(weights, settings).t5)
+    memory, mask = jnp.asarray(encoded, settings.dtype), jnp.ones((1, length), bool)
 
     def search(params: nnx.State, memory: jax.Array, mask: jax.Array) -> jax.Array:
         t5 = nnx.merge(graph, params)
         return beam_search(t5, memory, mask, num_beams=beams, max_length=answer_length, min_length=answer_length).tokens
 
     program, seconds = compile_program(search, params, memory, mask)
-    writer = make_torch_model(weights, setting).language_model
-    states = torch.from_numpy(encoded).to(setting.torch_device, writer.dtype)
-    attention_mask = torch.ones((1, length), device=setting.torch_device).long()
+    writer = make_torch_model(weights, settings).language_model
+    states = torch.from_numpy(encoded).to(settings.torch_device, writer.dtype)
+    attention_mask = torch.ones((1, length), device=settings.torch_device).long()
 
     @torch.no_grad()
     def theirs() -> torch.Tensor:
@@ -66,8 +66,8 @@ def compare_generation(
         )
 
     return compare(
-        setting,
-        f"search of {beams} beams, T5 size {size}, {length} tokens, answers of {answer_length}, {setting.dtype}",
+        settings,
+        f"search of {beams} beams, T5 size {size}, {length} tokens, answers of {answer_length}, {settings.dtype}",
         lambda: program(params, memory, mask),
         theirs,
         other="transformers.generate",
@@ -78,7 +78,7 @@ def compare_generation(
 
 
 def count_equal_answers(ours: Any, theirs: Any) -> str:
-    """Say how many of the answers are the same, token by token, and how many tokens the longest has on each side."""
+    """Return the number of equal answers and the length of the longest of each side, in words."""
     ours, theirs = np.asarray(ours)[0], theirs.cpu().numpy()[:, 1:]
     our_length = int((ours != 0).sum(axis=1).max())
     theirs = np.pad(theirs, ((0, 0), (0, ours.shape[1] - theirs.shape[1])))

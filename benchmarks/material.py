@@ -1,4 +1,4 @@
-"""Pictures, a video and a question about it, made up: what benchmarks of reading and of whole inference are given."""
+"""Synthetic inputs of benchmarks: images, a video, a query about it, and the tiny tokenizers."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -6,19 +6,22 @@ from pathlib import Path
 import av
 import numpy as np
 
+from calce_jax.config import packaged_path
 from calce_jax.input_pipeline.dataset import Example
 from calce_jax.storage.atomic_files import atomic_write
+from calce_jax.text.tokenizers import Tokenizers, load_bert, load_t5
 from calce_jax.video.decode import encode_jpeg
 
+TINY_ASSETS = "calce_jax/assets/tiny"
 SECONDS_PER_FRAME = 2.0
 QUERY = "a woman in a red coat walks her dog along the river before it starts to rain"
 CAPTION_TEXT = "and this is where we stopped to look at the old bridge"
 
 
 def noise_images(count: int, height: int, width: int) -> np.ndarray:
-    """Return uint8 (count, height, width, 3): clouds of noise of every coarseness, drifting to the left.
+    """Return RGB uint8 (count, height, width, 3): noise of all scales, drifting to the left.
 
-    As JPEG of quality 95 they take about as much of their size as frames of films do, 12 %.
+    At JPEG quality 95 they compress to 12 % of their size, like frames of real videos.
     """
     rng, clouds = np.random.default_rng(0), np.zeros((height, 2 * width, 3), np.float32)
     for level in range(8):
@@ -31,7 +34,7 @@ def noise_images(count: int, height: int, width: int) -> np.ndarray:
 
 
 def make_example(frames: int, size: int, captions: int) -> Example:
-    """Return a query about a video of so many frames."""
+    """Return a query about a video of `frames` frames of `size` pixels with `captions` captions."""
     duration = frames * SECONDS_PER_FRAME
     caption_rows = [
         (start, start + 4.0, f"{CAPTION_TEXT} {start:.0f}") for start in np.linspace(0.0, duration - 5.0, captions)
@@ -55,8 +58,14 @@ def make_example(frames: int, size: int, captions: int) -> Example:
     )
 
 
+def tiny_tokenizers() -> Tokenizers:
+    """Return the tokenizers of the tiny model."""
+    folder = packaged_path(TINY_ASSETS)
+    return Tokenizers(load_t5(folder / "t5"), load_bert(folder / "bert"))
+
+
 def write_video(path: Path, seconds: int, *, fps: int = 25, height: int = 360, width: int = 640) -> None:
-    """Write an H.264 video as the usual encoder makes it, of the drifting clouds."""
+    """Write an H.264 video of drifting noise, with the default settings of x264."""
     images = noise_images(fps, height, width)
     with atomic_write(path) as partial_path, av.open(str(partial_path), "w", format="mp4") as file:
         stream = file.add_stream("libx264", rate=fps)

@@ -1,7 +1,7 @@
-"""Scores of a whole split beside a loop over its queries: `python -m benchmarks.metrics`.
+"""Scores of a split, vectorised, against a loop over queries: `python -m benchmarks.metrics`.
 
-The official protocol of QVHighlights, with 1,550 queries like those of its validation split. The loop does what the
-protocol says query by query, threshold by threshold, in plain Python with numpy for the sums.
+The official protocol of QVHighlights, with 1,550 queries, the size of its validation split. The loop computes it query
+by query and threshold by threshold, in Python with numpy for sums.
 """
 
 from collections.abc import Sequence
@@ -17,26 +17,26 @@ Window = Sequence[int | float]
 
 
 def main() -> None:
-    """Measure and write it down."""
-    setting, args = parse_args(__doc__, queries={"type": int, "default": 1550})
-    report(setting, "metrics", [compare_metrics(setting, args.queries)])
+    """Run the benchmark and write its report."""
+    settings, args = parse_args(__doc__, queries={"type": int, "default": 1550})
+    report(settings, "metrics", [compare_metrics(settings, args.queries)])
 
 
-def compare_metrics(setting: BenchmarkSettings, queries: int) -> ComparisonRow:
-    """Compare the scores of made-up predictions."""
+def compare_metrics(settings: BenchmarkSettings, queries: int) -> ComparisonRow:
+    """Compare the scores of random predictions."""
     cases = random_cases(queries)
     return compare(
-        setting,
+        settings,
         f"official protocol, {queries} queries",
         lambda: flatten_scores(PROTOCOLS["official"](cases)),
         lambda: scores_by_loop(cases),
         other="a loop",
-        agreement=lambda a, b: f"scores {np.abs(np.subtract(a, b)).max():.2f} apart at most",
+        agreement=lambda a, b: f"maximal difference of scores {np.abs(np.subtract(a, b)).max():.2f}",
     )
 
 
 def random_cases(queries: int) -> list[EvalCase]:
-    """Return queries of one to four true windows and one to twelve predicted ones, on whole seconds."""
+    """Return queries with one to four true and one to twelve predicted windows, in whole seconds."""
     rng = np.random.default_rng(0)
 
     def windows(count: int) -> list[list[float]]:
@@ -50,7 +50,7 @@ def random_cases(queries: int) -> list[EvalCase]:
 
 
 def flatten_scores(scores: dict) -> list[float]:
-    """Return what both sides compute: R1, mIoU and mAP, then R1@0.5 and mAP of each range of lengths."""
+    """Return R1, mIoU and mAP, then R1@0.5 and mAP of each range of lengths."""
     values = [scores["R1@0.5"], scores["R1@0.7"], scores["mIoU"], scores["mAP"]]
     for name in LENGTH_RANGES:
         range_scores = scores["detail"]["ranges"][name]
@@ -59,7 +59,7 @@ def flatten_scores(scores: dict) -> list[float]:
 
 
 def scores_by_loop(cases: Sequence[EvalCase]) -> list[float]:
-    """Return the same, computed query by query."""
+    """Return the scores of `flatten_scores`, computed query by query."""
     first = [overlap_of_first(case.predicted_windows[0], case.true_windows) for case in cases]
     values = [np.mean([value >= threshold for value in first]) for threshold in (0.5, 0.7)]
     values += [np.mean(first), mean_precision([(case.predicted_windows, case.true_windows) for case in cases])]
@@ -81,21 +81,21 @@ def overlap(a: Window, b: Window) -> float:
 
 
 def overlap_of_first(window: Window, truth: Sequence[Window]) -> float:
-    """Return the overlap with the nearest true window, over the hull of both."""
+    """Return the intersection with the nearest true window over the hull of both."""
     nearest = max(truth, key=lambda true: overlap(window, true))
     shared = max(min(window[1], nearest[1]) - max(window[0], nearest[0]), 0)
     return shared / (max(window[1], nearest[1]) - min(window[0], nearest[0]))
 
 
 def mean_precision(pairs: Sequence[tuple[Sequence[Window], Sequence[Window]]]) -> float:
-    """Return the mean over queries and thresholds of the average precision of the first windows."""
+    """Return the mean over queries and thresholds of the average precision of the first `MAX_WINDOWS` windows."""
     return float(
         np.mean([precision(p[:MAX_WINDOWS], truth, threshold) for p, truth in pairs for threshold in IOU_THRESHOLDS])
     )
 
 
 def precision(predicted: Sequence[Window], truth: Sequence[Window], threshold: float) -> float:
-    """Return one query's interpolated average precision at one threshold."""
+    """Return the interpolated average precision of one query at one threshold."""
     free, hits = list(range(len(truth))), []
     for window in predicted:
         near = [(overlap(window, truth[number]), number) for number in free]

@@ -1,4 +1,4 @@
-"""One set of random weights, in our model and in `transformers`' BLIP-2, which is told to compute the same."""
+"""The same random weights in our model and in BLIP-2 of `transformers`."""
 
 import tempfile
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
 
-# The parts that a benchmark does not run, as small as they get.
+# Minimal sizes of the parts that a benchmark does not run.
 MINIMAL_VIT = VitConfig(image_size=28, patch_size=14, width=16, depth=1, heads=2, mlp_width=16)
 MINIMAL_QFORMER = QFormerConfig(
     width=16, depth=1, heads=2, mlp_width=16, query_tokens=2, image_width=16, vocab=32, max_positions=8
@@ -32,12 +32,12 @@ MINIMAL_T5 = T5Config(width=16, heads=2, head_width=8, mlp_width=16, encoder_dep
 def minimal_config(
     vit: VitConfig = MINIMAL_VIT, qformer: QFormerConfig = MINIMAL_QFORMER, t5: T5Config = MINIMAL_T5, **others: Any
 ) -> CalceConfig:
-    """Return a whole model whose parts are as small as they get, but for those that are given."""
+    """Return the config of a model with minimal parts, except those that are given."""
     return CalceConfig(vit, replace(qformer, image_width=vit.width), t5, others.pop("lora", None), **others)
 
 
 def random_weights(model_config: CalceConfig, seed: int = 0) -> Weights:
-    """Return weights under which activations stay of size 1: nothing overflows, and nothing fades away."""
+    """Return random weights with a scale that keeps activations near size 1."""
     base, trained = (
         base_param_shapes(model_config),
         {} if model_config.lora is None else trainable_param_shapes(model_config),
@@ -53,14 +53,14 @@ def random_weights(model_config: CalceConfig, seed: int = 0) -> Weights:
             for name, leaf in shapes.items()
         }
 
-    return Weights(draw(base), draw(trained), model_config, "chance")
+    return Weights(draw(base), draw(trained), model_config, "random")
 
 
-def make_jax_model(weights: Weights, setting: BenchmarkSettings) -> Calce:
-    """Return our model, its frozen weights in the setting's dtype."""
-    model_config = replace(weights.model_config, dtype=setting.dtype)
+def make_jax_model(weights: Weights, settings: BenchmarkSettings) -> Calce:
+    """Return our model, with frozen weights in `settings.dtype`."""
+    model_config = replace(weights.model_config, dtype=settings.dtype)
     model = nnx.eval_shape(lambda: Calce(model_config, rngs=nnx.Rngs(0)))
-    cast_weights = weights.cast_frozen(np.dtype(jnp.dtype(setting.dtype)))
+    cast_weights = weights.cast_frozen(np.dtype(jnp.dtype(settings.dtype)))
     arrays = {**cast_weights.base, **cast_weights.trained}
     state = nnx.state(model)
     leaves = {name: jnp.asarray(arrays[name.replace("/base/", "/")].read()) for name in named_leaves(state)}
@@ -68,20 +68,20 @@ def make_jax_model(weights: Weights, setting: BenchmarkSettings) -> Calce:
     return model
 
 
-def make_torch_model(weights: Weights, setting: BenchmarkSettings) -> Any:
-    """Return `transformers`' `Blip2ForConditionalGeneration`, adapters merged, ready to answer."""
+def make_torch_model(weights: Weights, settings: BenchmarkSettings) -> Any:
+    """Return `Blip2ForConditionalGeneration` of transformers in eval mode, with merged adapters."""
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
-    torch.set_num_threads(setting.threads)
-    # It warns that the head is tied to the embedding. It is not: transformers says so of every T5.
+    torch.set_num_threads(settings.threads)
+    # It warns that the head is tied to the embedding, as of every T5; here it is not.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "blip2"
-        write_blip2(path, weights.cast_frozen(np.dtype(jnp.dtype(setting.dtype))))
-        model = transformers.Blip2ForConditionalGeneration.from_pretrained(path, dtype=getattr(torch, setting.dtype))
-    model = model.to(setting.torch_device).eval()
+        write_blip2(path, weights.cast_frozen(np.dtype(jnp.dtype(settings.dtype))))
+        model = transformers.Blip2ForConditionalGeneration.from_pretrained(path, dtype=getattr(torch, settings.dtype))
+    model = model.to(settings.torch_device).eval()
     model.vision_model.post_layernorm.eps = 1e-5
     return model
 
@@ -91,9 +91,9 @@ def _draw(name: str, shape: tuple[int, ...], model_config: CalceConfig, seed: np
         return np.ones(shape, np.float32)
     scale = shape[-2] ** -0.5 if name.endswith(("kernel", "/a", "/b")) else 0.02
     if name.startswith("t5/") and name.endswith("/q/kernel"):
-        scale *= model_config.t5.head_width**-0.5  # T5 does not scale its scores down
+        scale *= model_config.t5.head_width**-0.5  # T5 does not divide attention scores by sqrt(head width)
     if name.endswith("/b"):
-        scale *= 0.1  # an adapter adds little
+        scale *= 0.1  # small adapters
     if name.endswith("embedding"):
         scale = 0.5
     return scale * np.random.default_rng(seed).standard_normal(shape, np.float32)

@@ -1,8 +1,8 @@
-"""Two ways of doing one thing, timed in turns.
+"""Paired timing of two implementations.
 
-Ours and theirs run one after the other, in one process, on the same cores, in an order that changes every round, so
-that a machine which is busy now and then is busy for both. Both have run before the first round that counts, and what
-compiling took is said apart. A ratio is the median over the rounds of their time over ours: above 1 we are faster.
+Ours and theirs run alternately, in one process, on the same cores, in an order that changes every round, so that other
+load on the machine affects both. Both run before the first timed round, and compile time is reported separately. A
+ratio is the median over the rounds of their time divided by ours: above 1 we are faster.
 """
 
 import argparse
@@ -30,15 +30,15 @@ BenchmarkFn = Callable[[], Any]
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """What both sides run on.
+    """Settings of both sides.
 
     Fields:
-      device: "gpu" stands for an NVIDIA GPU.
-      dtype: that both compute in.
-      threads: cores that both have.
-      rounds: turns of each side that count.
-      out: folder for the results.
-      peak: of the device, TFLOP/s in `dtype`; 0 where it is not known.
+      device: "gpu" is an NVIDIA GPU.
+      dtype: of the computation.
+      threads: number of cores.
+      rounds: number of timed rounds.
+      out: folder of the results.
+      peak: of the device, TFLOP/s in `dtype`; 0 if unknown.
     """
 
     device: Literal["cpu", "gpu"]
@@ -50,22 +50,22 @@ class BenchmarkSettings:
 
     @property
     def torch_device(self) -> str:
-        """The device as torch calls it."""
+        """Name of the device in torch."""
         return "cuda" if self.device == "gpu" else "cpu"
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """What a comparison gave.
+    """Result of a comparison.
 
     Fields:
-      name: what was done.
-      ours, theirs: seconds, medians.
-      ratio: median over the rounds of theirs / ours; `lowest` and `highest` of the rounds.
-      compile_s: seconds that ours took to compile.
-      other: what the other side is.
-      agreement: how far the two results are apart, in words.
-      tflop: 10^12 floating-point operations of ours, where counted.
+      name: of the work.
+      ours, theirs: median seconds.
+      ratio: median over the rounds of theirs / ours; `lowest` and `highest` are the extremes.
+      compile_s: compile time of ours, seconds.
+      other: name of the other implementation.
+      agreement: difference of the two results, in words.
+      tflop: 10^12 floating-point operations of ours, if counted.
       notes: further numbers.
     """
 
@@ -82,7 +82,7 @@ class ComparisonRow:
     notes: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def line(self) -> str:
-        """Return the row for people."""
+        """Return the row as a line of text."""
         notes = "".join(f"; {name} {value:.4g}" for name, value in self.notes.items())
         return (
             f"{self.name}: {1e3 * self.ours:.1f} ms, {self.other} {1e3 * self.theirs:.1f} ms: {self.ratio:.2f}x "
@@ -93,34 +93,34 @@ class ComparisonRow:
 def parse_args(
     description: str | None, *, threads: int = os.cpu_count() or 1, **extra_options: dict[str, Any]
 ) -> tuple[BenchmarkSettings, argparse.Namespace]:
-    """Read the command line, take the cores it grants and choose the device.
+    """Parse the command line, restrict the process to `--threads` cores, and select the device.
 
     Args:
       description: of the benchmark.
-      threads: what `--threads` is by default.
-      extra_options: further options of it, as `argparse` takes them.
+      threads: default of `--threads`.
+      extra_options: further options, by name: keyword arguments of `argparse.ArgumentParser.add_argument`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="by default float32 on cpu, bfloat16 on gpu")
-    parser.add_argument("--threads", type=int, default=threads, help="cores for both sides")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for the JSON")
-    parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s the device can do, to tell a share of it")
+    parser.add_argument("--threads", type=int, default=threads, help="number of cores")
+    parser.add_argument("--rounds", type=int, default=7, help="number of timed rounds")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the JSON report")
+    parser.add_argument("--peak", type=float, default=0.0, help="peak TFLOP/s of the device, to report a share of it")
     for name, options in extra_options.items():
         parser.add_argument(f"--{name}", **options)
     args = parser.parse_args()
     dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
-    # XLA makes as many threads as it may run on cores when the first array is made; torch is told.
+    # XLA starts a thread for each core that it may use; torch gets the number by `set_num_threads`.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch lives on the same GPU
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch uses the same GPU
     jax.config.update("jax_platforms", "cuda" if args.device == "gpu" else "cpu")
     settings = BenchmarkSettings(args.device, dtype, args.threads, args.rounds, args.out, args.peak)
     return settings, args
 
 
 def compile_program(function: Callable[..., Any], *inputs: Any, **options: Any) -> tuple[Any, float]:
-    """Return a function's program for these inputs, and the seconds that tracing and compiling took."""
+    """Return a compiled program for these inputs, and the seconds of tracing and compiling."""
     start = time.perf_counter()
     program = jax.jit(function, **options).lower(*inputs).compile()
     return program, time.perf_counter() - start
@@ -140,18 +140,18 @@ def compare(
     frames: int = 0,
     notes: dict[str, float] | None = None,
 ) -> ComparisonRow:
-    """Time two ways of doing one thing in turns, and print the row.
+    """Time two implementations alternately, and print the row.
 
     Args:
       settings: rounds and device.
-      name, other, compile_s, tflop, notes: see `Row`.
-      program: ours, compiled, to tell what it holds; what torch holds can be told on a GPU alone.
-      frames: how many are read, to tell how many a second.
-      ours, theirs: do it once and return the result; jax's may still be under way, torch's on a GPU too.
-      agreement: tells how far the two first results are apart; raises where they are not the same thing.
+      name, other, compile_s, tflop, notes: see `ComparisonRow`.
+      ours, theirs: run once and return the result, which may still be computed asynchronously.
+      agreement: describes the difference of the two results; raises if they are too different.
+      program: ours, compiled, to report its memory; that of torch is reported on a GPU only.
+      frames: number of frames of the work, to report frames per second.
     """
     sides = {"ours": ours, "theirs": theirs}
-    # The first run warms up, the second also fills what the first made room for.
+    # Two untimed runs: the first may allocate buffers that only the second fills.
     results = {side: _time_once(run, settings)[1] for side, run in sides.items()}
     agreement_text = agreement(results["ours"], results["theirs"])
     del results
@@ -192,20 +192,20 @@ def compare(
 
 
 def check_close(ours: Any, theirs: Any, *, max_difference: float) -> str:
-    """Say how far jax's and torch's array are apart at most, relative to the largest entry.
+    """Return the maximal difference of a jax and a torch array, relative to the largest entry, in words.
 
     Raises:
-      ValueError: further than `max_difference`: then it was not the same computation.
+      ValueError: it exceeds `max_difference`: the computations are not the same.
     """
     ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs.float().cpu())
     distance = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
     if not distance <= max_difference:
-        raise ValueError(f"results are {distance:.1e} apart, more than {max_difference:.1e}: nothing to compare")
-    return f"results {distance:.0e} apart"
+        raise ValueError(f"results differ by {distance:.1e}, more than {max_difference:.1e}: not the same computation")
+    return f"results differ by {distance:.0e}"
 
 
 def report(settings: BenchmarkSettings, subject: str, rows: Sequence[ComparisonRow]) -> None:
-    """Write the rows, and what they were measured on, to `out`/`subject`.json."""
+    """Write the rows and the machine, versions and settings to `out`/`subject`.json."""
     load = os.getloadavg()[0]
     content = {
         "subject": subject,
@@ -224,14 +224,14 @@ def report(settings: BenchmarkSettings, subject: str, rows: Sequence[ComparisonR
 
 
 def program_bytes(program: Any) -> int:
-    """Return the bytes of a compiled program: what it is given, what it returns elsewhere, what it needs in between."""
+    """Return the bytes of a compiled program: arguments, outputs that do not alias them, and temporaries."""
     memory = program.memory_analysis()
     argument_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return argument_bytes + memory.temp_size_in_bytes
 
 
 def _peak_torch_bytes(run: BenchmarkFn, settings: BenchmarkSettings) -> int:
-    """Return the most bytes that torch has on the GPU in a run, the weights among them."""
+    """Return the peak bytes of torch on the GPU during a run, weights included."""
     import torch  # noqa: PLC0415
 
     torch.cuda.reset_peak_memory_stats()

@@ -1,6 +1,6 @@
-"""The Q-Former beside `transformers`' (torch), at BLIP-2's size: `python -m benchmarks.qformer`.
+"""The Q-Former against that of `transformers` (torch), at BLIP-2's size: `python -m benchmarks.qformer`.
 
-On a CPU a few frames, on a GPU by default the 75 of a video; each of 257 tokens of ViT-g's width.
+By default 8 frames on a CPU and the 75 of a video on a GPU, each of 257 tokens of ViT-g's width.
 """
 
 from dataclasses import replace
@@ -27,16 +27,16 @@ from calce_jax.models.vit import VitConfig
 
 
 def main() -> None:
-    """Measure and write it down."""
-    setting, args = parse_args(
+    """Run the benchmark and write its report."""
+    settings, args = parse_args(
         __doc__, frames={"type": int}, attention={"choices": ("xla", "dpa", "flash"), "default": "xla"}
     )
-    frames = args.frames or (8 if setting.device == "cpu" else 75)
-    report(setting, "qformer", [compare_qformer(setting, frames, args.attention)])
+    frames = args.frames or (8 if settings.device == "cpu" else 75)
+    report(settings, "qformer", [compare_qformer(settings, frames, args.attention)])
 
 
-def compare_qformer(setting: BenchmarkSettings, count: int, attention: AttentionImplementation) -> ComparisonRow:
-    """Compare what the queries read in frames."""
+def compare_qformer(settings: BenchmarkSettings, count: int, attention: AttentionImplementation) -> ComparisonRow:
+    """Compare the query tokens of `count` frames."""
     import torch  # noqa: PLC0415
 
     vit_config = VitConfig.eva_g()
@@ -47,31 +47,31 @@ def compare_qformer(setting: BenchmarkSettings, count: int, attention: Attention
     weights = random_weights(model_config)
     frames = np.random.default_rng(0).standard_normal((count, vit_config.num_tokens, vit_config.width), np.float32)
 
-    graph, params = nnx.split(make_jax_model(weights, setting).qformer)
-    image_tokens = jnp.asarray(frames, setting.dtype)
+    graph, params = nnx.split(make_jax_model(weights, settings).qformer)
+    image_tokens = jnp.asarray(frames, settings.dtype)
 
-    def read(params: nnx.State, frames: jax.Array) -> jax.Array:
+    def encode(params: nnx.State, frames: jax.Array) -> jax.Array:
         return nnx.merge(graph, params).encode_images(frames)
 
-    program, seconds = compile_program(read, params, image_tokens)
-    model = make_torch_model(weights, setting)
-    reader, queries = model.qformer, model.query_tokens.expand(count, -1, -1)
-    image = torch.from_numpy(frames).to(setting.torch_device, queries.dtype)
+    program, seconds = compile_program(encode, params, image_tokens)
+    model = make_torch_model(weights, settings)
+    qformer, queries = model.qformer, model.query_tokens.expand(count, -1, -1)
+    image = torch.from_numpy(frames).to(settings.torch_device, queries.dtype)
 
     @torch.no_grad()
     def theirs() -> torch.Tensor:
-        return reader(query_embeds=queries, encoder_hidden_states=image).last_hidden_state
+        return qformer(query_embeds=queries, encoder_hidden_states=image).last_hidden_state
 
     return compare(
-        setting,
-        f"Q-Former of BLIP-2, {count} frames, {setting.dtype}, attention {attention}",
+        settings,
+        f"Q-Former of BLIP-2, {count} frames, {settings.dtype}, attention {attention}",
         lambda: program(params, image_tokens),
         theirs,
-        other=f"transformers ({reader.config._attn_implementation})",
-        agreement=lambda a, b: check_close(a, b, max_difference=1e-4 if setting.dtype == "float32" else 0.1),
+        other=f"transformers ({qformer.config._attn_implementation})",
+        agreement=lambda a, b: check_close(a, b, max_difference=1e-4 if settings.dtype == "float32" else 0.1),
         compile_s=seconds,
         program=program,
-        tflop=count_flops(jax.make_jaxpr(read)(params, image_tokens)) / 1e12,
+        tflop=count_flops(jax.make_jaxpr(encode)(params, image_tokens)) / 1e12,
     )
 
 

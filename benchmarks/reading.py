@@ -1,8 +1,8 @@
-"""Batches read from a prepared folder beside the bare codec: `python -m benchmarks.reading`.
+"""The input pipeline against its JPEG codec alone: `python -m benchmarks.reading`.
 
-One core. Ours goes from the tables on disk to batches with prompts: records, JPEG, tokens, stacking. The codec decodes
-the same bytes, which it has in memory, and keeps nothing. The ratio says which share of the codec's rate remains. A
-turn is an epoch, with all that begins with one; it is long, so that this does not count for more than in training.
+On one core. Ours reads the tables and makes batches with prompts: records, JPEG, tokens, stacking. The codec decodes
+the same bytes from memory and discards the pixels. The ratio is the share of the codec's throughput that remains. A
+round is an epoch including its start, long enough that the start weighs no more than in training.
 """
 
 import tempfile
@@ -12,33 +12,31 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from benchmarks.material import QUERY, make_example
+from benchmarks.material import QUERY, make_example, tiny_tokenizers
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, parse_args, report
 from calce_jax.datasets.tables import VideoRecord, build_tables
 from calce_jax.input_pipeline.batches import InputConfig, make_iterator
 from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
 from calce_jax.input_pipeline.dataset import Example, open_dataset
 from calce_jax.moments.annotations import Annotation
-from calce_jax.text.tokenizers import load_bert, load_t5
-from data import tokenizers
 
 FRAMES, SIZE, CAPTIONS = 75, 224, 16
 
 
 def main() -> None:
-    """Measure and write it down."""
-    setting, args = parse_args(__doc__, threads=1, videos={"type": int, "default": 128})
+    """Run the benchmark and write its report."""
+    settings, args = parse_args(__doc__, threads=1, videos={"type": int, "default": 128})
     rows = []
-    # Cropping takes so long that fewer videos tell as much.
+    # Cropping is slow: fewer videos are enough.
     for videos, augment in ((args.videos, False), (-(-args.videos // 8), True)):
         with tempfile.TemporaryDirectory() as folder:
             write_tables(Path(folder), videos)
-            rows.append(compare_reading(setting, Path(folder), augment=augment))
-    report(setting, "reading", rows)
+            rows.append(compare_reading(settings, Path(folder), augment=augment))
+    report(settings, "reading", rows)
 
 
 def write_tables(folder: Path, videos: int) -> None:
-    """Write the tables of so many videos, with a query each."""
+    """Write the tables of `videos` videos with one query each."""
     template = make_example(FRAMES, SIZE, CAPTIONS)
     annotations = [
         Annotation(number, f"v{number}", QUERY, template.items, template.duration, template.windows.tolist())
@@ -60,8 +58,8 @@ def write_tables(folder: Path, videos: int) -> None:
     build_tables(folder, "qvhighlights", {"train": annotations}, record)
 
 
-def compare_reading(setting: BenchmarkSettings, folder: Path, *, augment: bool) -> ComparisonRow:
-    """Compare an epoch with decoding alone."""
+def compare_reading(settings: BenchmarkSettings, folder: Path, *, augment: bool) -> ComparisonRow:
+    """Compare an epoch with decoding only."""
     retain_freed_memory()  # as `calce train` does
     config = InputConfig(
         folder=str(folder),
@@ -77,13 +75,12 @@ def compare_reading(setting: BenchmarkSettings, folder: Path, *, augment: bool) 
         answer_tokens=144,
         augment=augment,
     )
-    tokenizer_dir = tokenizers.__path__[0]
-    t5, bert = load_t5(f"{tokenizer_dir}/tiny_t5"), load_bert(f"{tokenizer_dir}/tiny_bert")
+    tokenizers = tiny_tokenizers()
     examples: list[Example] = list(open_dataset(folder, "train"))
-    jpegs = [keyframe for moment_example in examples for keyframe in moment_example.keyframes]
+    jpegs = [keyframe for example in examples for keyframe in example.keyframes]
 
     def ours() -> np.ndarray:
-        batches = make_iterator(config, t5, bert)
+        batches = make_iterator(config, tokenizers.t5, tokenizers.bert)
         return deque((batch.frames for batch in batches), maxlen=1).pop()
 
     def codec() -> np.ndarray:
@@ -92,12 +89,12 @@ def compare_reading(setting: BenchmarkSettings, folder: Path, *, augment: bool) 
         return simplejpeg.decode_jpeg(jpegs[-1], colorspace="RGB")
 
     return compare(
-        setting,
+        settings,
         f"batches of {FRAMES} frames a video, {'cropped' if augment else 'whole'}",
         ours,
         codec,
         other="simplejpeg alone",
-        agreement=lambda a, b: "cropped" if augment else f"pixels the same: {(a[-1, -1] == b).all()}",
+        agreement=lambda a, b: "cropped" if augment else f"equal pixels: {(a[-1, -1] == b).all()}",
         frames=len(jpegs),
         notes={"kB a frame": sum(map(len, jpegs)) / len(jpegs) / 1e3},
     )

@@ -1,8 +1,8 @@
-"""Time and memory of a search against the length of the video: `python benchmarks/search.py --out=DIR`.
+"""Time and memory of a search by length of the video: `python benchmarks/search.py --out=DIR`.
 
-Writes videos of some minutes (noise that moves, 160 x 120, 5 frames a second). Each is searched in a process of its own
-for one query and then another, and in a second process once more, which finds what the first kept on disk. Compiling is
-not measured. Prints a line a video and writes DIR/search.json. Without --checkpoint the model is the tiny one.
+Writes videos of several lengths (moving noise, 160 x 120, 5 frames per second). Each is searched in its own process for
+one query and then another, and again in a second process, which uses the disk cache of the first. Compile time is not
+measured. Prints one line for each video and writes DIR/search.json. Without --checkpoint the model is the tiny one.
 """
 
 import argparse
@@ -29,9 +29,9 @@ FIRST_QUERY, SECOND_QUERY = "a red circle moves to the left", "a blue square app
 
 
 def main() -> None:
-    """Run every length, or be the process of one."""
+    """Measure every length in processes of its own, or, with --one, a single video in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the videos, the cache and the table")
+    parser.add_argument("--out", type=Path, required=True, help="output folder of videos, cache and report")
     parser.add_argument("--minutes", type=float, nargs="+", default=[1 / 60, 1, 10, 30, 120])
     parser.add_argument("--checkpoint", type=Path, help="as for calce search")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
@@ -43,7 +43,7 @@ def main() -> None:
     for minutes in args.minutes:
         video = write_video(args.out / f"{minutes:g}.mp4", minutes)
         row: dict[str, float] = {"minutes": minutes}
-        for run in ("fresh", "kept"):
+        for run in ("uncached", "cached"):
             command = [sys.executable, __file__, f"--out={args.out}", f"--one={video}"]
             command += [f"--checkpoint={args.checkpoint}"] if args.checkpoint else []
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
@@ -55,11 +55,11 @@ def main() -> None:
 
 
 def measure_search(args: argparse.Namespace) -> dict[str, float]:
-    """Search one video; seconds of the first query and of a second, peak memory, and what is kept, in MB."""
+    """Return the seconds of a first and of a second query, the peak memory and the size of the cache in MB."""
     enable_compilation_cache(args.out / "cache")
     cache = DiskCache(args.out / "cache")
     searcher = Searcher(open_stages(args.checkpoint), cache)
-    for minutes in (0.1, 2.0):  # compiles for one piece, and for several
+    for minutes in (0.1, 2.0):  # compile for one segment, and for several
         searcher.search(write_video(args.out / f"warm{minutes:g}.mp4", minutes), [FIRST_QUERY])
     memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     start_time = time.monotonic()
@@ -71,12 +71,12 @@ def measure_search(args: argparse.Namespace) -> dict[str, float]:
         "second_s": round(time.monotonic() - first_done, 2),
         "before_mb": round(memory_before),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
-        "kept_mb": round(cache.total_bytes() / 1e6, 1),
+        "cache_mb": round(cache.total_bytes() / 1e6, 1),
     }
 
 
 def write_video(path: Path, minutes: float) -> Path:
-    """Write a video of moving noise, unless it is there."""
+    """Write a video of moving noise, unless it exists."""
     if path.exists():
         return path
     noise = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0] * 2, 3), np.uint8)

@@ -1,7 +1,7 @@
-"""The same programs under two Pythons, whose packages differ: `python -m benchmarks.stacks`.
+"""The same programs in two Python environments with different packages: `python -m benchmarks.stacks`.
 
-Each Python has a process that holds the compiled programs and runs one when it is told to, in turns with the other's.
-"ours" is the Python that runs this.
+Each environment has a process with the compiled programs, and the processes run them alternately. "ours" is the
+environment that runs this.
 """
 
 import subprocess
@@ -24,53 +24,57 @@ from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
 
 LENGTH, ANSWER_LENGTH, BEAMS = 1024, 40, 5
-# Results of two versions of XLA may be so far apart, relative to their size.
+# Tolerated difference of the norms of results of two versions of XLA, relative.
 MAX_DIFFERENCE = 1e-3
 
 
 def main() -> None:
-    """Measure and write it down, or serve as one of the sides."""
-    setting, args = parse_args(
+    """Run the benchmark and write its report, or, with --serve, be the process of one environment."""
+    settings, args = parse_args(
         __doc__, other={"default": ".venv-python3.12/bin/python"}, serve={"action": "store_true"}
     )
     if args.serve:
-        serve(setting)
+        serve(settings)
         return
-    sides = [PythonProcess(python, setting) for python in (sys.executable, args.other)]
+    sides = [PythonProcess(python, settings) for python in (sys.executable, args.other)]
     rows = [
         compare(
-            setting,
-            f"{name}, {sides[0].about}",
+            settings,
+            f"{name}, {sides[0].versions}",
             lambda name=name: sides[0].run(name),
             lambda name=name: sides[1].run(name),
-            other=sides[1].about,
+            other=sides[1].versions,
             agreement=check_close,
         )
         for name in PROGRAMS
     ]
     for side in sides:
         side.close()
-    report(setting, "stacks", rows)
+    report(settings, "stacks", rows)
 
 
 class PythonProcess:
-    """A Python, waiting to run programs."""
+    """A process of a Python environment that runs programs by name.
 
-    def __init__(self, python: str, setting: BenchmarkSettings):
-        command = [python, "-m", "benchmarks.stacks", "--serve", f"--threads={setting.threads}"]
+    Attributes:
+      versions: of Python and jax.
+    """
+
+    def __init__(self, python: str, settings: BenchmarkSettings):
+        command = [python, "-m", "benchmarks.stacks", "--serve", f"--threads={settings.threads}"]
         root = Path(__file__).parents[1]
         self._process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.about = self._read_line()
+        self.versions = self._read_line()
 
     def run(self, name: str) -> float:
-        """Run a program once and return its result's size."""
+        """Run a program once and return the norm of its result."""
         assert self._process.stdin is not None
         self._process.stdin.write(name + "\n")
         self._process.stdin.flush()
         return float(self._read_line())
 
     def close(self) -> None:
-        """Let it go."""
+        """End the process."""
         self._process.communicate("")
 
     def _read_line(self) -> str:
@@ -81,9 +85,9 @@ class PythonProcess:
         return line.strip()
 
 
-def serve(setting: BenchmarkSettings) -> None:
-    """Compile all programs, say who this is, and run those whose names come, until none does."""
-    programs = {name: make(setting) for name, make in PROGRAMS.items()}
+def serve(settings: BenchmarkSettings) -> None:
+    """Compile all programs, print the versions, then run a program for each name on stdin and print its norm."""
+    programs = {name: make(settings) for name, make in PROGRAMS.items()}
     for program in programs.values():
         program()
     print(f"Python {sys.version_info.major}.{sys.version_info.minor} with jax {jax.__version__}", flush=True)
@@ -92,46 +96,46 @@ def serve(setting: BenchmarkSettings) -> None:
 
 
 def check_close(ours: float, theirs: float) -> str:
-    """Say how far two sizes of results are apart.
+    """Return the difference of the norms of two results, in words.
 
     Raises:
-      ValueError: too far to be those of the same computation.
+      ValueError: it exceeds `MAX_DIFFERENCE`: the computations are not the same.
     """
     if not abs(ours - theirs) <= MAX_DIFFERENCE * abs(theirs):
-        raise ValueError(f"results of size {ours} and {theirs}: nothing to compare")
-    return f"sizes of results {abs(ours - theirs) / abs(theirs):.0e} apart"
+        raise ValueError(f"norms of results are {ours} and {theirs}: not the same computation")
+    return f"norms of results differ by {abs(ours - theirs) / abs(theirs):.0e}"
 
 
-def vision(setting: BenchmarkSettings) -> Callable[[], jax.Array]:
-    """Four blocks of ViT-g over four frames."""
+def vision(settings: BenchmarkSettings) -> Callable[[], jax.Array]:
+    """Return a run of four blocks of ViT-g on four frames."""
     model_config = minimal_config(vit=replace(VitConfig.eva_g(), depth=4))
-    graph, params = nnx.split(make_jax_model(random_weights(model_config), setting).vit)
-    frames = jnp.asarray(_noise(4, model_config.vit.image_size, model_config.vit.image_size, 3), setting.dtype)
+    graph, params = nnx.split(make_jax_model(random_weights(model_config), settings).vit)
+    frames = jnp.asarray(_noise(4, model_config.vit.image_size, model_config.vit.image_size, 3), settings.dtype)
     program = jax.jit(lambda params, frames: nnx.merge(graph, params)(frames))
     return lambda: program(params, frames)
 
 
-def encoder(setting: BenchmarkSettings) -> Callable[[], jax.Array]:
-    """T5's encoder."""
+def encoder(settings: BenchmarkSettings) -> Callable[[], jax.Array]:
+    """Return a run of T5's encoder."""
     model_config = minimal_config(t5=T5Config.flan_small())
-    graph, params = nnx.split(make_jax_model(random_weights(model_config), setting).t5)
-    prompt = jnp.asarray(_noise(1, LENGTH, model_config.t5.width), setting.dtype)
+    graph, params = nnx.split(make_jax_model(random_weights(model_config), settings).t5)
+    prompt = jnp.asarray(_noise(1, LENGTH, model_config.t5.width), settings.dtype)
     program = jax.jit(lambda params, x: nnx.merge(graph, params).encode(x, jnp.ones(x.shape[:2], bool)))
     return lambda: program(params, prompt)
 
 
-def training(setting: BenchmarkSettings) -> Callable[[], jax.Array]:
-    """A training step of T5's adapters."""
+def training(settings: BenchmarkSettings) -> Callable[[], jax.Array]:
+    """Return a training step of T5's adapters."""
     model_config = minimal_config(t5=T5Config.flan_small(), lora=LoraConfig())
     labels = np.random.default_rng(1).integers(2, model_config.t5.vocab, (1, ANSWER_LENGTH)).astype(np.int32)
-    return our_step(random_weights(model_config), setting, _noise(1, LENGTH, model_config.t5.width), labels).run
+    return our_step(random_weights(model_config), settings, _noise(1, LENGTH, model_config.t5.width), labels).run
 
 
-def search(setting: BenchmarkSettings) -> Callable[[], jax.Array]:
-    """Beam search of answers that all have the same length."""
+def search(settings: BenchmarkSettings) -> Callable[[], jax.Array]:
+    """Return a beam search of answers of a fixed length."""
     model_config = minimal_config(t5=T5Config.flan_small())
-    graph, params = nnx.split(make_jax_model(random_weights(model_config), setting).t5)
-    memory = jnp.asarray(_noise(1, LENGTH, model_config.t5.width), setting.dtype)
+    graph, params = nnx.split(make_jax_model(random_weights(model_config), settings).t5)
+    memory = jnp.asarray(_noise(1, LENGTH, model_config.t5.width), settings.dtype)
 
     def run(params: nnx.State, memory: jax.Array) -> jax.Array:
         t5, mask = nnx.merge(graph, params), jnp.ones(memory.shape[:2], bool)

@@ -1,9 +1,9 @@
-"""All of stage 1 for one video beside `transformers`' BLIP-2 doing the same: `python -m benchmarks.stage1`.
+"""Inference of stage 1 on one video against BLIP-2 of `transformers`: `python -m benchmarks.stage1`.
 
-From the pixels of a video's frames in memory to the five best answers, with the settings of QVHighlights. The other
-side is its vision tower, Q-Former, projections and `generate` (torch). It is told which frames are key frames, which
-captions are used and what stands where in the prompt, as ours found out, and pays nothing for it: neither clustering
-nor the comparison of captions. Adapters are merged on both sides.
+From the pixels of the frames in memory to the five best answers, with the settings of QVHighlights. The other side is
+the vision tower, Q-Former, projections and `generate` of transformers (torch). It is given the prompt layout of ours
+(key frames, used captions, positions), so it does neither clustering nor caption retrieval. Adapters are merged on both
+sides.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.generation import count_equal_answers
-from benchmarks.material import make_example
+from benchmarks.material import make_example, tiny_tokenizers
 from benchmarks.models import make_jax_model, make_torch_model, random_weights
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, compile_program, parse_args, report
 from calce_jax.batch import Batch
@@ -26,46 +26,46 @@ from calce_jax.input_pipeline.batches import input_config, make_iterator
 from calce_jax.models.attention import AttentionImplementation
 from calce_jax.models.calce import Calce, CalceConfig, split_params
 from calce_jax.models.vit import CLIP_MEAN, CLIP_STD
-from calce_jax.text.tokenizers import load_bert, load_t5
 from configs.calce import get_config
-from data import tokenizers
 
-# Enough for the answer to a query with a dozen moments; what a run writes depends on its videos.
+# Enough for an answer with a dozen moments; in a run it depends on the longest video.
 MAX_ANSWER_TOKENS = 70
 
 
 def main() -> None:
-    """Measure and write it down."""
-    setting, args = parse_args(
+    """Run the benchmark and write its report."""
+    settings, args = parse_args(
         __doc__,
         size={"choices": ("small", "full")},
         frames={"type": int, "default": 75},
         attention={"choices": ("xla", "dpa", "flash"), "default": "xla"},
     )
-    size = args.size or ("small" if setting.device == "cpu" else "full")
-    report(setting, "stage1", [compare_stage1(setting, size, args.frames, args.attention)])
+    size = args.size or ("small" if settings.device == "cpu" else "full")
+    report(settings, "stage1", [compare_stage1(settings, size, args.frames, args.attention)])
 
 
 def compare_stage1(
-    setting: BenchmarkSettings, size: str, frames: int, attention: AttentionImplementation
+    settings: BenchmarkSettings, size: str, frames: int, attention: AttentionImplementation
 ) -> ComparisonRow:
-    """Compare the answers to one query."""
-    run = validate(get_config(f"qvh,stage=1,size={size}"))
+    """Compare inference on one query."""
+    run = validate(get_config(f"qvhighlights,stage=1,size={size}"))
     run = replace(run, data=replace(run.data, frames=frames))
-    model_config = CalceConfig.from_name(size, None, setting.dtype, t5_vocab=0, bert_vocab=0).with_attention(attention)
+    model_config = CalceConfig.from_name(size, None, settings.dtype, t5_vocab=0, bert_vocab=0).with_attention(attention)
     weights = random_weights(model_config)
     batch = make_query_batch(run, model_config)
-    model = make_jax_model(weights, setting)
-    graph, trainable, frozen = split_params(model, setting.dtype)
+    model = make_jax_model(weights, settings)
+    graph, trainable, frozen = split_params(model, settings.dtype)
     program_config = step_config(run, MAX_ANSWER_TOKENS)
 
     @jax.jit
-    def needed(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> jax.Array:
+    def prompt_lengths(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> jax.Array:
         model: Calce = nnx.merge(graph, trainable, frozen)
         return model.select(model.encode_frames(batch.frames), batch, program_config.selection).prompt_lengths
 
-    # A run compiles a branch for each prompt length. Here one is taken, so the others need not be waited for.
-    length = next(length for length in program_config.buckets if length >= int(needed(trainable, frozen, batch)[0]))
+    # A run compiles a branch for each prompt length; here only the one that is used.
+    length = next(
+        length for length in program_config.buckets if length >= int(prompt_lengths(trainable, frozen, batch)[0])
+    )
     predict = make_predict(graph, replace(program_config, buckets=(length,)))
     program, seconds = compile_program(predict, trainable, frozen, batch)
     prediction: BatchPrediction = program(trainable, frozen, batch)
@@ -74,10 +74,10 @@ def compare_stage1(
         return program(trainable, frozen, batch).answers.tokens
 
     return compare(
-        setting,
-        f"stage 1 of one video of {frames} frames, size {size}, {setting.dtype}, attention {attention}",
+        settings,
+        f"stage 1 of one video of {frames} frames, size {size}, {settings.dtype}, attention {attention}",
         ours,
-        make_torch_pipeline(weights, setting, batch, prompt_layout(model, batch, prediction)),
+        make_torch_pipeline(weights, settings, batch, prompt_layout(model, batch, prediction)),
         other="transformers' BLIP-2",
         agreement=count_equal_answers,
         compile_s=seconds,
@@ -87,44 +87,44 @@ def compare_stage1(
 
 
 def make_query_batch(run: RunConfig, model_config: CalceConfig) -> Batch:
-    """Return a batch of one query, as the input pipeline makes it, with the small tokenizers."""
+    """Return a batch of one query from the input pipeline, with the tiny tokenizers."""
     inputs = input_config(run, run.data.eval_split, model_config, training=False)
-    folder = tokenizers.__path__[0]
     examples = [make_example(run.data.frames, model_config.vit.image_size, captions=16)]
-    inputs = replace(inputs, batch_size=1, workers=0)
-    return next(
-        make_iterator(inputs, load_t5(f"{folder}/tiny_t5"), load_bert(f"{folder}/tiny_bert"), examples=examples)
-    )
+    inputs, tokenizers = replace(inputs, batch_size=1, num_workers=0), tiny_tokenizers()
+    return next(make_iterator(inputs, tokenizers.t5, tokenizers.bert, examples=examples))
 
 
 def prompt_layout(model: Calce, batch: Batch, prediction: BatchPrediction) -> dict[str, np.ndarray]:
-    """Return what stands at each position of the prompt: its token, or its place among the described frames."""
+    """Return for each prompt position whether it is text, its T5 id, and its index among frame embeddings."""
     length, queries = int(prediction.prompt_selection.prompt_lengths[0]), model.config.qformer.query_tokens
-    packed = jax.tree.map(
+    layout = jax.tree.map(
         np.asarray, jax.jit(lambda: model.prompt_layout(batch, prediction.prompt_selection, length))()
     )
-    frame_token = (
-        packed.slot * (queries + model.config.compressed_query_tokens) + packed.query + np.where(packed.key, 0, queries)
-    )
-    return {"text": packed.text, "token": packed.token.astype(np.int64), "place": np.where(packed.text, 0, frame_token)}
+    embeddings_per_frame = queries + model.config.compressed_query_tokens
+    frame_index = layout.slot * embeddings_per_frame + layout.query_token + np.where(layout.is_keyframe, 0, queries)
+    return {
+        "is_text": layout.is_text,
+        "token_id": layout.token_id.astype(np.int64),
+        "frame_index": np.where(layout.is_text, 0, frame_index),
+    }
 
 
 def make_torch_pipeline(
-    weights: Weights, setting: BenchmarkSettings, batch: Batch, prompt: dict[str, np.ndarray]
+    weights: Weights, settings: BenchmarkSettings, batch: Batch, prompt: dict[str, np.ndarray]
 ) -> Callable[[], Any]:
-    """Return what does the same with `transformers`' modules."""
+    """Return the same inference with the modules of transformers."""
     import torch  # noqa: PLC0415
 
-    model, model_config = make_torch_model(weights, setting), weights.model_config
-    dtype, device = model.query_tokens.dtype, setting.torch_device
+    model, model_config = make_torch_model(weights, settings), weights.model_config
+    dtype, device = model.query_tokens.dtype, settings.torch_device
     kernel, bias = (
         torch.from_numpy(weights.base[f"query_proj/{name}"].read()).to(device, dtype) for name in ("kernel", "bias")
     )
     mean, std = (torch.tensor(channel_values, device=device)[:, None, None] for channel_values in (CLIP_MEAN, CLIP_STD))
-    text, token, frame_token = (
-        torch.from_numpy(np.array(prompt[name])).to(device) for name in ("text", "token", "place")
+    is_text, token_id, frame_index = (
+        torch.from_numpy(np.array(prompt[name])).to(device) for name in ("is_text", "token_id", "frame_index")
     )
-    ones = torch.ones(token.shape, device=device).long()
+    mask = torch.ones(token_id.shape, device=device).long()
     frames = torch.from_numpy(np.array(batch.frames[0]))
 
     @torch.no_grad()
@@ -138,10 +138,10 @@ def make_torch_pipeline(
         projected = model.language_projection(torch.cat([queries, compressed], dim=1)).reshape(
             -1, model_config.t5.width
         )
-        words = model.language_model.get_input_embeddings()(token)
+        words = model.language_model.get_input_embeddings()(token_id)
         return model.language_model.generate(
-            inputs_embeds=torch.where(text[:, :, None], words, projected[frame_token]),
-            attention_mask=ones,
+            inputs_embeds=torch.where(is_text[:, :, None], words, projected[frame_index]),
+            attention_mask=mask,
             num_beams=5,
             num_return_sequences=5,
             do_sample=False,

@@ -1,8 +1,8 @@
-"""T5 beside `transformers` (torch): its encoder, and a training step of its adapters beside `peft`'s.
+"""T5 against `transformers` (torch): its encoder, and a training step of its adapters against `peft`.
 
     python -m benchmarks.t5 [--size=small|full] [--length=1024] [--answer=40] [--attention=xla]
 
-A step is the loss of an answer with dropout as in training, the gradient of every adapter, and AdamW.
+A step is the loss of an answer with dropout, the gradients of all adapters, and AdamW.
 """
 
 import tempfile
@@ -40,77 +40,77 @@ LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY = 1e-4, (0.9, 0.999), 1e-8, 0.05
 
 
 def main() -> None:
-    """Measure and write it down."""
-    setting, args = parse_args(
+    """Run the benchmark and write its report."""
+    settings, args = parse_args(
         __doc__,
         size={"choices": tuple(T5_CONFIGS)},
         length={"type": int, "default": 1024},
         answer={"type": int, "default": 40},
         attention={"choices": ("xla", "dpa", "flash"), "default": "xla"},
     )
-    size = args.size or ("small" if setting.device == "cpu" else "full")
+    size = args.size or ("small" if settings.device == "cpu" else "full")
     rows = [
-        compare_encoder(setting, size, args.length, args.attention),
-        compare_train_step(setting, size, args.length, args.answer, args.attention),
+        compare_encoder(settings, size, args.length, args.attention),
+        compare_train_step(settings, size, args.length, args.answer, args.attention),
     ]
-    report(setting, "t5", rows)
+    report(settings, "t5", rows)
 
 
 def compare_encoder(
-    setting: BenchmarkSettings, size: str, length: int, attention: AttentionImplementation
+    settings: BenchmarkSettings, size: str, length: int, attention: AttentionImplementation
 ) -> ComparisonRow:
-    """Compare the encoder on one prompt."""
+    """Compare the encoder on one prompt of `length` tokens."""
     import torch  # noqa: PLC0415
 
     model_config = minimal_config(t5=T5_CONFIGS[size]()).with_attention(attention)
     weights = random_weights(model_config)
     prompt = _prompt(model_config, length)
-    graph, params = nnx.split(make_jax_model(weights, setting).t5)
-    embeddings_in = jnp.asarray(prompt, setting.dtype)
+    graph, params = nnx.split(make_jax_model(weights, settings).t5)
+    prompt_embeddings = jnp.asarray(prompt, settings.dtype)
 
     def encode(params: nnx.State, x: jax.Array) -> jax.Array:
         return nnx.merge(graph, params).encode(x, jnp.ones(x.shape[:2], bool))
 
-    program, seconds = compile_program(encode, params, embeddings_in)
-    tower = make_torch_model(weights, setting).language_model.encoder
-    embeddings = torch.from_numpy(prompt).to(setting.torch_device, tower.dtype)
-    mask = torch.ones(prompt.shape[:2], device=setting.torch_device).long()
+    program, seconds = compile_program(encode, params, prompt_embeddings)
+    tower = make_torch_model(weights, settings).language_model.encoder
+    embeddings = torch.from_numpy(prompt).to(settings.torch_device, tower.dtype)
+    mask = torch.ones(prompt.shape[:2], device=settings.torch_device).long()
 
     @torch.no_grad()
     def theirs() -> torch.Tensor:
         return tower(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
 
     return compare(
-        setting,
-        f"T5 encoder, size {size}, {length} tokens, {setting.dtype}, attention {attention}",
-        lambda: program(params, embeddings_in),
+        settings,
+        f"T5 encoder, size {size}, {length} tokens, {settings.dtype}, attention {attention}",
+        lambda: program(params, prompt_embeddings),
         theirs,
         other=f"transformers ({tower.config._attn_implementation})",
-        agreement=lambda a, b: check_close(a, b, max_difference=1e-4 if setting.dtype == "float32" else 0.1),
+        agreement=lambda a, b: check_close(a, b, max_difference=1e-4 if settings.dtype == "float32" else 0.1),
         compile_s=seconds,
         program=program,
-        tflop=count_flops(jax.make_jaxpr(encode)(params, embeddings_in)) / 1e12,
+        tflop=count_flops(jax.make_jaxpr(encode)(params, prompt_embeddings)) / 1e12,
     )
 
 
 def compare_train_step(
-    setting: BenchmarkSettings, size: str, length: int, answer: int, attention: AttentionImplementation
+    settings: BenchmarkSettings, size: str, length: int, answer: int, attention: AttentionImplementation
 ) -> ComparisonRow:
-    """Compare steps that start alike and then drop different things."""
+    """Compare training steps; their dropout masks differ."""
     model_config = minimal_config(t5=T5_CONFIGS[size](), lora=LoraConfig()).with_attention(attention)
     weights = random_weights(model_config)
     prompt = _prompt(model_config, length)
     labels = np.random.default_rng(1).integers(2, model_config.t5.vocab, (1, answer)).astype(np.int32)
-    ours = our_step(weights, setting, prompt, labels)
-    theirs = _their_step(weights, setting, prompt, labels)
+    ours = our_step(weights, settings, prompt, labels)
+    theirs = _their_step(weights, settings, prompt, labels)
 
     def agreement(loss: Any, other: Any) -> str:
-        # What is dropped differs, so the losses do.
+        # The dropout masks differ, so the losses do.
         return check_close(loss, other, max_difference=0.1)
 
     return compare(
-        setting,
-        f"T5 train step with LoRA, size {size}, {length} tokens, answer of {answer}, {setting.dtype}",
+        settings,
+        f"T5 train step with LoRA, size {size}, {length} tokens, answer of {answer}, {settings.dtype}",
         ours.run,
         theirs,
         other="transformers + peft",
@@ -122,7 +122,7 @@ def compare_train_step(
 
 
 class Step(NamedTuple):
-    """What makes a step and gives its loss, and its program."""
+    """A training step: `run` does one and returns its loss."""
 
     run: BenchmarkFn
     program: Any
@@ -130,15 +130,15 @@ class Step(NamedTuple):
     tflop: float
 
 
-def our_step(weights: Weights, setting: BenchmarkSettings, prompt: np.ndarray, labels: np.ndarray) -> Step:
-    """Return our side: every step goes on from the one before."""
+def our_step(weights: Weights, settings: BenchmarkSettings, prompt: np.ndarray, labels: np.ndarray) -> Step:
+    """Return our training step; every run continues from the one before."""
 
     def adapter(path: tuple[Any, ...], _: object) -> bool:
         return path[-1] in ("a", "b")
 
-    graph, adapters, frozen = nnx.split(make_jax_model(weights, setting).t5, adapter, ...)
+    graph, adapters, frozen = nnx.split(make_jax_model(weights, settings).t5, adapter, ...)
     optimizer = optax.adamw(LEARNING_RATE, *BETAS, EPS, weight_decay=WEIGHT_DECAY)
-    x, answer = jnp.asarray(prompt, setting.dtype), jnp.asarray(labels)
+    x, answer = jnp.asarray(prompt, settings.dtype), jnp.asarray(labels)
     mask = jnp.ones(prompt.shape[:2], bool)
 
     def step(adapters: nnx.State, moments: Any, frozen: nnx.State, key: jax.Array) -> tuple[Any, Any, jax.Array]:
@@ -165,20 +165,20 @@ def our_step(weights: Weights, setting: BenchmarkSettings, prompt: np.ndarray, l
     return Step(run, program, seconds, flops / 1e12)
 
 
-def _their_step(weights: Weights, setting: BenchmarkSettings, prompt: np.ndarray, labels: np.ndarray) -> Any:
+def _their_step(weights: Weights, settings: BenchmarkSettings, prompt: np.ndarray, labels: np.ndarray) -> Any:
     import peft  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    base_model = make_torch_model(replace(weights, trained={}), setting).language_model
+    base_model = make_torch_model(replace(weights, trained={}), settings).language_model
     with tempfile.TemporaryDirectory() as folder:
         write_adapter(Path(folder) / "adapter", weights, "small")
         model = peft.PeftModel.from_pretrained(base_model, Path(folder) / "adapter", is_trainable=True)
-    model = model.to(setting.torch_device).train()
+    model = model.to(settings.torch_device).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY)
-    inputs = torch.from_numpy(prompt).to(setting.torch_device, base_model.dtype)
-    mask = torch.ones(prompt.shape[:2], device=setting.torch_device).long()
-    answer = torch.from_numpy(labels).long().to(setting.torch_device)
+    inputs = torch.from_numpy(prompt).to(settings.torch_device, base_model.dtype)
+    mask = torch.ones(prompt.shape[:2], device=settings.torch_device).long()
+    answer = torch.from_numpy(labels).long().to(settings.torch_device)
 
     def run() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,6 @@
-"""The vision tower beside `transformers`' (torch), at EVA-ViT-g's width: `python -m benchmarks.vision`.
+"""The vision tower against that of `transformers` (torch), at EVA-ViT-g's width: `python -m benchmarks.vision`.
 
-On a CPU a few blocks and frames; on a GPU, by default, all 39 blocks and the 75 frames of a video.
+By default four blocks and four frames on a CPU, all 39 blocks and the 75 frames of a video on a GPU.
 """
 
 from dataclasses import replace
@@ -26,22 +26,22 @@ from calce_jax.models.vit import VitConfig
 
 
 def main() -> None:
-    """Measure and write it down."""
-    setting, args = parse_args(
+    """Run the benchmark and write its report."""
+    settings, args = parse_args(
         __doc__,
         blocks={"type": int},
         frames={"type": int},
         attention={"choices": ("xla", "dpa", "flash"), "default": "xla"},
     )
-    blocks, frames = (4, 4) if setting.device == "cpu" else (39, 75)
-    rows = [compare_vision(setting, args.blocks or blocks, args.frames or frames, args.attention)]
-    report(setting, "vision", rows)
+    blocks, frames = (4, 4) if settings.device == "cpu" else (39, 75)
+    rows = [compare_vision(settings, args.blocks or blocks, args.frames or frames, args.attention)]
+    report(settings, "vision", rows)
 
 
 def compare_vision(
-    setting: BenchmarkSettings, blocks: int, count: int, attention: AttentionImplementation
+    settings: BenchmarkSettings, blocks: int, count: int, attention: AttentionImplementation
 ) -> ComparisonRow:
-    """Compare the tower, patches to tokens."""
+    """Compare `blocks` blocks on `count` frames, from pixels to tokens."""
     import torch  # noqa: PLC0415
 
     model_config = minimal_config(vit=replace(VitConfig.eva_g(), depth=blocks)).with_attention(attention)
@@ -49,27 +49,27 @@ def compare_vision(
     side = model_config.vit.image_size
     frames = np.random.default_rng(0).standard_normal((count, side, side, 3), np.float32)
 
-    graph, params = nnx.split(make_jax_model(weights, setting).vit)
-    images = jnp.asarray(frames, setting.dtype)
+    graph, params = nnx.split(make_jax_model(weights, settings).vit)
+    images = jnp.asarray(frames, settings.dtype)
 
     def encode(params: nnx.State, frames: jax.Array) -> jax.Array:
         return nnx.merge(graph, params)(frames)
 
     program, seconds = compile_program(encode, params, images)
-    tower = make_torch_model(weights, setting).vision_model
-    pixels = torch.from_numpy(frames.transpose(0, 3, 1, 2).copy()).to(setting.torch_device, tower.dtype)
+    tower = make_torch_model(weights, settings).vision_model
+    pixels = torch.from_numpy(frames.transpose(0, 3, 1, 2).copy()).to(settings.torch_device, tower.dtype)
 
     @torch.no_grad()
     def theirs() -> torch.Tensor:
         return tower.encoder(tower.embeddings(pixels)).last_hidden_state
 
     return compare(
-        setting,
-        f"{blocks} blocks of ViT-g, {count} frames, {setting.dtype}, attention {attention}",
+        settings,
+        f"{blocks} blocks of ViT-g, {count} frames, {settings.dtype}, attention {attention}",
         lambda: program(params, images),
         theirs,
         other=f"transformers ({tower.config._attn_implementation})",
-        agreement=lambda a, b: check_close(a, b, max_difference=1e-4 if setting.dtype == "float32" else 0.1),
+        agreement=lambda a, b: check_close(a, b, max_difference=1e-4 if settings.dtype == "float32" else 0.1),
         compile_s=seconds,
         program=program,
         tflop=count_flops(jax.make_jaxpr(encode)(params, images)) / 1e12,

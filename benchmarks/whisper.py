@@ -1,11 +1,11 @@
-"""Whisper beside transformers (torch) and faster-whisper: speed, memory, word errors; same weights, sound and rules.
+"""Whisper against transformers (torch) and faster-whisper, same weights and decoding: speed, memory, word error rate.
 
     python benchmarks/whisper.py --model=DIR --audio=FILE [--reference=FILE] [--batch_sizes=1,16] [--rounds=5]
 
-Needs the extras `oracle` and `benchmark`. Every engine has a process of its own, which opens the weights (float32 from
-safetensors, converted to CTranslate2's format for faster-whisper), warms up, and then takes turns with the others, so
-that a machine which is busy now and then is busy for all. From samples in memory to text, times and all; greedy, no
-second try, no voice detection, nothing quoted. A batch is that many copies of the file.
+Needs the extras `oracle` and `benchmark`. Every engine has its own process, which loads the weights (float32 from
+safetensors, converted to CTranslate2's format for faster-whisper) and warms up; then the engines run alternately, so
+that other load on the machine affects all. From samples in memory to text with timestamps; greedy, without temperature
+fallback, voice activity detection or previous text. A batch is that many copies of the file.
 """
 
 import json
@@ -25,22 +25,22 @@ from absl import app, flags
 ENGINES = ("ours", "torch", "faster-whisper float32", "faster-whisper int8")
 RATE, WINDOW_S = 16_000, 30
 
-MODEL = flags.DEFINE_string("model", None, "a Whisper's folder in the layout of Hugging Face", required=True)
-AUDIO = flags.DEFINE_string("audio", None, "a file with speech", required=True)
-REFERENCE = flags.DEFINE_string("reference", None, "a text file with what is said in it, for word errors")
-BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "16"], "copies of the file at a time")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "turns of each engine")
-THREADS = flags.DEFINE_integer("threads", 2, "of torch and faster-whisper; XLA takes all cores that it may run on")
-ENGINES_TO_COMPARE = flags.DEFINE_list("engines", list(ENGINES), "which to compare")
-WORKER = flags.DEFINE_string("worker", None, "used by the benchmark itself: the engine of this process")
-CONVERTED = flags.DEFINE_string("converted", None, "used by the benchmark itself: weights for faster-whisper")
+MODEL = flags.DEFINE_string("model", None, "folder of a Whisper model in the layout of Hugging Face", required=True)
+AUDIO = flags.DEFINE_string("audio", None, "audio or video file with speech", required=True)
+REFERENCE = flags.DEFINE_string("reference", None, "text file of its transcript, for the word error rate")
+BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "16"], "batch sizes, in copies of the file")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "number of timed rounds")
+THREADS = flags.DEFINE_integer("threads", 2, "threads of torch and faster-whisper; XLA uses all cores of the process")
+ENGINES_TO_COMPARE = flags.DEFINE_list("engines", list(ENGINES), "engines to compare")
+WORKER = flags.DEFINE_string("worker", None, "internal: the engine of this process")
+CONVERTED = flags.DEFINE_string("converted", None, "internal: weights for faster-whisper")
 
-# What an engine does with a batch of files: their texts.
+# Transcribes a batch of files, given as samples.
 TranscribeFn = Callable[[list[np.ndarray]], list[str]]
 
 
 def open_calce_jax(batch_size: int) -> TranscribeFn:
-    """Open calce_jax's."""
+    """Return the transcription of calce_jax."""
     from calce_jax.speech.mel import log_mel_spectrogram  # noqa: PLC0415
     from calce_jax.speech.transcribe import AudioFeatures, Transcriber, TranscriptionOptions  # noqa: PLC0415
     from calce_jax.speech.whisper_model import open_whisper  # noqa: PLC0415
@@ -61,7 +61,7 @@ def open_calce_jax(batch_size: int) -> TranscribeFn:
 
 
 def open_torch(batch_size: int) -> TranscribeFn:
-    """Open transformers'."""
+    """Return the transcription of transformers."""
     import torch  # noqa: PLC0415
     from transformers import WhisperForConditionalGeneration, WhisperProcessor  # noqa: PLC0415
 
@@ -92,7 +92,7 @@ def open_torch(batch_size: int) -> TranscribeFn:
 
 
 def open_faster_whisper(batch_size: int, compute_type: str) -> TranscribeFn:
-    """Open faster-whisper's; `compute_type` is that of its weights."""
+    """Return the transcription of faster-whisper; `compute_type` is the dtype of its weights."""
     from faster_whisper import BatchedInferencePipeline, WhisperModel  # noqa: PLC0415
 
     model = WhisperModel(CONVERTED.value, device="cpu", compute_type=compute_type, cpu_threads=THREADS.value)
@@ -104,7 +104,7 @@ def open_faster_whisper(batch_size: int, compute_type: str) -> TranscribeFn:
         ]
 
     def transcribe_batched(files: list[np.ndarray]) -> list[str]:
-        # It batches stretches of one recording: each file in a window of its own.
+        # It batches windows of one recording: each file gets windows of its own.
         size = WINDOW_S * RATE
         recording = np.concatenate([np.pad(samples, (0, -len(samples) % size)) for samples in files])
         stretches = [
@@ -131,27 +131,27 @@ def open_faster_whisper(batch_size: int, compute_type: str) -> TranscribeFn:
 
 
 def join_segments(segments) -> str:
-    """Return the text of segments."""
+    """Return the joined text of segments."""
     return " ".join(segment.text.strip() for segment in segments)
 
 
 def read_samples(path: str) -> np.ndarray:
-    """Return a file's samples."""
+    """Return the samples of a file."""
     from calce_jax.speech.audio import read_audio  # noqa: PLC0415
 
     return np.concatenate(list(read_audio(path)))
 
 
 def run_worker(engine: str, batch_size: int) -> None:
-    """Warm up, say so, and run once for every line that comes in."""
-    makers = {
+    """Warm up and print the text, then transcribe and print the usage for every line on stdin."""
+    open_fns = {
         "ours": open_calce_jax,
         "torch": open_torch,
         "faster-whisper float32": lambda size: open_faster_whisper(size, "float32"),
         "faster-whisper int8": lambda size: open_faster_whisper(size, "int8"),
     }
     files = [read_samples(AUDIO.value)] * batch_size
-    transcribe = makers[engine](batch_size)
+    transcribe = open_fns[engine](batch_size)
     texts = transcribe(files)
     print(json.dumps({"ready": texts[0], "alike": len(set(texts)) == 1}), flush=True)
     for _ in sys.stdin:
@@ -173,13 +173,12 @@ def convert(folder: Path) -> None:
 
 
 def start(engine: str, batch_size: int, converted: Path) -> subprocess.Popen[str]:
-    """Start an engine's process."""
+    """Start the process of an engine."""
     command = [
         sys.executable,
         __file__,
         f"--worker={engine}",
         f"--batch_sizes={batch_size}",
-        f"--converted={converted}",
     ]
     command += [f"--model={MODEL.value}", f"--audio={AUDIO.value}", f"--threads={THREADS.value}"]
     command.append(f"--converted={converted}")
@@ -187,7 +186,7 @@ def start(engine: str, batch_size: int, converted: Path) -> subprocess.Popen[str
 
 
 def run_turn(process: subprocess.Popen[str], message: str = "go\n") -> dict:
-    """Let an engine work once, and return what it says."""
+    """Run an engine once and return its usage."""
     assert process.stdin
     assert process.stdout
     process.stdin.write(message)
@@ -196,7 +195,7 @@ def run_turn(process: subprocess.Popen[str], message: str = "go\n") -> dict:
 
 
 def word_errors(text: str) -> str:
-    """Return the word error rate against the reference, without signs and capitals."""
+    """Return the word error rate against the reference, without punctuation and case."""
     if not REFERENCE.value:
         return ""
     import jiwer  # noqa: PLC0415
@@ -210,35 +209,34 @@ def word_errors(text: str) -> str:
             jiwer.Strip(),
         ]
     )
-    return f"{100 * jiwer.wer(normalize(Path(REFERENCE.value).read_text()), to_dict(text)):.1f} %"
+    return f"{100 * jiwer.wer(normalize(Path(REFERENCE.value).read_text()), normalize(text)):.1f} %"
 
 
 def compare(batch_size: int, converted: Path) -> None:
-    """Print a table for one batch size."""
+    """Print the table of one batch size."""
     seconds = len(read_samples(AUDIO.value)) / RATE * batch_size
     workers = {engine: start(engine, batch_size, converted) for engine in ENGINES_TO_COMPARE.value}
     texts = {}
     for engine, worker in workers.items():
         assert worker.stdout
         texts[engine] = json.loads(worker.stdout.readline())["ready"]
-    turns: dict[str, list[dict]] = {engine: [] for engine in workers}
+    usages_by_engine: dict[str, list[dict]] = {engine: [] for engine in workers}
     for _ in range(ROUNDS.value):
         for engine, worker in workers.items():
-            turns[engine].append(run_turn(worker))
+            usages_by_engine[engine].append(run_turn(worker))
     for worker in workers.values():
         assert worker.stdin
         worker.stdin.close()
         worker.wait()
-    print(f"\nbatch {batch_size}: {seconds:.1f} s of sound; medians of {ROUNDS.value} turns")
-    print(f"{'':24}{'s of sound / s':>15}{'processor s':>13}{'peak GiB':>10}{'ours is':>9}{'WER':>8}  text")
-    baseline_seconds = statistics.median(each["wall"] for each in turns[ENGINES_TO_COMPARE.value[0]])
-    for engine, usages in turns.items():
-        wall, processor = (statistics.median(each[name] for each in usages) for name in ("wall", "processor"))
+    print(f"\nbatch {batch_size}: {seconds:.1f} s of audio; medians of {ROUNDS.value} rounds")
+    print(f"{'':24}{'s of audio / s':>15}{'processor s':>13}{'peak GiB':>10}{'ours is':>9}{'WER':>8}  text")
+    baseline_seconds = statistics.median(usage["wall"] for usage in usages_by_engine[ENGINES_TO_COMPARE.value[0]])
+    for engine, usages in usages_by_engine.items():
+        wall, processor = (statistics.median(usage[name] for usage in usages) for name in ("wall", "processor"))
         same = "the same" if texts[engine] == texts[ENGINES_TO_COMPARE.value[0]] else "differs"
         print(
             f"{engine:24}{seconds / wall:15.1f}{processor:13.2f}{usages[-1]['memory']:10.2f}"
-            f"{wall / baseline_seconds:8.2f}x"
-            f"{word_errors(texts[engine]):>8}  {same}"
+            f"{wall / baseline_seconds:8.2f}x{word_errors(texts[engine]):>8}  {same}"
         )
 
 

@@ -23,7 +23,7 @@ def config(run):
 
 def crash_or_refuse(run):
     """Stand for a config; called in the process that compiles."""
-    if run == "qvh,stage=1":
+    if run == "qvhighlights,stage=1":
         os._exit(3)
     raise ConfigError(f"no {run}")
 
@@ -50,12 +50,12 @@ def test_every_program_of_every_run_has_a_budget():
     listed = list(cases())
     assert len(listed) == len({(case.target, case.name) for case in listed}) == 4 * 4 * 3 + 3 * 3 + 4 * 2
     assert all(0 < case.budget <= TARGETS[case.target].memory for case in listed)
-    (half,) = [case for case in listed if case.name == "qvh/stage1/train_step" and case.target == "a100x4"]
+    (half,) = [case for case in listed if case.name == "qvhighlights/stage1/train_step" and case.target == "a100x4"]
     assert half.budget == 40 * GIB
 
 
 def test_batches_are_shared_by_the_chips_there_are():
-    run = config("qvh,stage=1")
+    run = config("qvhighlights,stage=1")
     assert [scale_batch_to_chips(run, chips).data.batch for chips in (1, 4, 16)] == [1, 4, 16]
     assert scale_batch_to_chips(run, 1).data.eval_batch == 1
     assert scale_batch_to_chips(run, 4).text.buckets == (max(run.text.buckets),)
@@ -74,11 +74,11 @@ def test_a_compiler_that_crashes_fails_one_row_and_no_more():
     crashed, refused = compile_cases(asked, crash_or_refuse, timeout=300.0)
     assert (crashed.ok, crashed.program, crashed.error) == (
         False,
-        "qvh/stage1/generate",
+        "qvhighlights/stage1/generate",
         "the compiler's process ended with code 3",
     )
-    assert refused.error == "ConfigError: no qvh,stage=2"
-    assert "FAILED  ConfigError: no qvh,stage=2" in refused.line()
+    assert refused.error == "ConfigError: no qvhighlights,stage=2"
+    assert "FAILED  ConfigError: no qvhighlights,stage=2" in refused.line()
 
 
 @pytest.mark.slow
@@ -90,7 +90,8 @@ def test_the_vision_tower_fits(target, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", compilers, prepend=os.pathsep)
     if missing := missing_compiler(TARGETS[target]):
         pytest.skip(missing)
-    (row,) = compile_cases([CompileCase(target, "charades,stage=1", "vision_encode", 16 * GIB)], config, timeout=300.0)
+    case = CompileCase(target, "charades_sta,stage=1", "vision_encode", 16 * GIB)
+    (row,) = compile_cases([case], config, timeout=300.0)
     assert not row.error
     assert row.ok
     assert row.bytes_per_chip > row.temp_bytes > 0

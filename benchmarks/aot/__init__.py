@@ -1,1 +1,1 @@
-"""Full-size programs compiled for machines that are not here, to see whether they fit."""
+"""Compile the full-size programs ahead of time for other machines, to check that they fit into memory."""

@@ -1,10 +1,9 @@
-"""Compile the full-size programs for TPUs and GPUs that are not here: `python -m benchmarks.aot --out=runs/aot.json`.
+"""Compile the full-size programs for TPUs and GPUs of other machines: `python -m benchmarks.aot --out=runs/aot.json`.
 
-    # How memory changes with the number of chips:
-    python -m benchmarks.aot --target=a100x1 --target=a100x16 --target=a100x256
+    python -m benchmarks.aot --target=a100x1 --target=a100x16 --target=a100x256    # memory by number of chips
     python -m benchmarks.aot --target=v5e-2x2 --run=qvhighlights,stage=1 --program=train_step
 
-Says of each how much of a chip's memory it takes, and leaves with 1 if one does not compile or exceeds its budget.
+Prints the memory of a chip that each program takes; the exit code is 1 if one does not compile or exceeds its budget.
 """
 
 import dataclasses
@@ -23,18 +22,18 @@ from benchmarks.aot.targets import TARGETS
 from calce_jax.presets.runs import get_preset
 from calce_jax.storage.atomic_files import write_atomic
 
-OUT = flags.DEFINE_string("out", "runs/aot.json", "the report")
+OUT = flags.DEFINE_string("out", "runs/aot.json", "output file of the report")
 TARGET = flags.DEFINE_multi_enum(
     "target", [name for name in TARGETS if name not in SCALING_TARGETS], list(TARGETS), "only these; may be repeated"
 )
 RUN = flags.DEFINE_multi_enum("run", list(RUNS), list(RUNS), "only these; may be repeated")
 PROGRAM = flags.DEFINE_multi_enum("program", list(PROGRAMS), list(PROGRAMS), "only these; may be repeated")
-JOBS = flags.DEFINE_integer("jobs", 2, "targets that are compiled for at a time", lower_bound=1)
-TIMEOUT = flags.DEFINE_float("timeout", 600, "seconds that one program may take", lower_bound=1)
+JOBS = flags.DEFINE_integer("jobs", 2, "number of targets compiled for at the same time", lower_bound=1)
+TIMEOUT = flags.DEFINE_float("timeout", 600, "timeout of one program, seconds", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
-    """Compile target by target; print rows as they come, and write down all there are."""
+    """Compile all selected programs; print and write each row when it is ready."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument: {argv[1]}")
     cases_by_target: dict[str, list[CompileCase]] = defaultdict(list)
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> None:
                 write_atomic(str(OUT.value), json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
 
     with ThreadPoolExecutor(JOBS.value) as pool:
-        # Those with the most programs first, so that none of these is left alone at the end.
+        # Targets with most programs first, which balances the jobs.
         list(pool.map(compile_for_target, sorted(cases_by_target.values(), key=len, reverse=True)))
     num_failed = sum(not row.ok for row in rows)
     print(f"{len(rows)} programs, {num_failed} failed or over budget; wrote {OUT.value}")

@@ -1,6 +1,6 @@
-"""How many floating-point operations a traced program takes, counted where nearly all of them are: matrix products.
+"""Count the floating-point operations of the matrix products of a traced program.
 
-XLA's own count takes the body of a loop once, whatever the number of its turns; here a scan counts as often as it runs.
+XLA's cost analysis counts the body of a loop once; here it is multiplied by the number of iterations.
 """
 
 from collections.abc import Iterator
@@ -11,14 +11,11 @@ from jax.extend import core
 
 
 def count_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, while_trip_count: int = 1) -> int:
-    """Return the operations of all matrix products, a multiplication and an addition being two.
+    """Return the FLOPs of all matrix products, two for a multiply-add; of a switch, those of the largest branch.
 
     Args:
-      jaxpr: of a traced program, over all devices together.
-      while_trip_count: how often a loop runs whose end depends on its values; the search for an answer is one.
-
-    Returns:
-      The most that the program may take: of the branches of a switch, the longest counts.
+      jaxpr: of a traced program, for all devices together.
+      while_trip_count: assumed iterations of while loops, such as beam search.
     """
     body = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
     return sum(_equation_flops(equation, while_trip_count) for equation in body.eqns)

@@ -1,4 +1,4 @@
-"""One program compiled and measured, as a row of the report."""
+"""Compile one case and measure its memory, FLOPs and compile time."""
 
 import dataclasses
 import time
@@ -15,17 +15,16 @@ from calce_jax.config import RunConfig
 
 @dataclass(frozen=True)
 class ReportRow:
-    """A row of the report; the sizes are None where nothing was compiled.
+    """A row of the report; sizes are None if compilation failed.
 
     Fields:
-      target, program: see `Case`.
-      bytes_per_chip: what the program holds at most on each chip: arguments, results that take no argument's place, and
-        what it needs in between.
+      target, program: `CompileCase.target` and `CompileCase.name`.
+      bytes_per_chip: peak memory of a chip: arguments, outputs that do not alias them, and temporaries.
       budget: of `bytes_per_chip`.
-      temp_bytes: what it needs in between, of these.
-      flops: of matrix products, over all chips; of generation, for the longest answer.
-      compile_seconds: from the lowered program to the compiled one.
-      ok: it was compiled and keeps to the budget.
+      temp_bytes: the temporaries.
+      flops: of matrix products, over all chips; of generation, with the longest answer.
+      compile_seconds: without tracing and lowering.
+      ok: it was compiled and is within the budget.
       error: why it was not compiled, or "".
     """
 
@@ -40,7 +39,7 @@ class ReportRow:
     error: str = ""
 
     def line(self) -> str:
-        """Return the row for people."""
+        """Return the row as a line of text."""
         head = f"{self.target:10} {self.program:32}"
         if self.bytes_per_chip is None or self.temp_bytes is None or self.flops is None:
             return f"{head} FAILED  {self.error}"
@@ -52,19 +51,19 @@ class ReportRow:
 
 
 def failed_row(case: CompileCase, error: str) -> ReportRow:
-    """Return the row of a case that could not be compiled."""
+    """Return the row of a case that was not compiled."""
     return ReportRow(case.target, case.name, None, case.budget, None, None, None, ok=False, error=error)
 
 
 def measure(case: CompileCase, config: RunConfig) -> ReportRow:
-    """Compile a case.
+    """Compile a case and return its row.
 
     Args:
-      case: what to compile, and for what.
-      config: of its run; the mesh is the target's.
+      case: program and target.
+      config: of its run; the mesh is that of the target.
 
     Raises:
-      MissingCompiler: the target's compiler is not installed.
+      MissingCompilerError: the compiler of the target is not installed.
     """
     target = TARGETS[case.target]
     mesh = mesh_for(target)
@@ -77,8 +76,8 @@ def measure(case: CompileCase, config: RunConfig) -> ReportRow:
         compiled = lowered.compile(compiler_options=dict(target.options))
         seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    total = held + memory.temp_size_in_bytes
+    argument_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    total = argument_bytes + memory.temp_size_in_bytes
     return ReportRow(
         case.target,
         case.name,
@@ -92,10 +91,10 @@ def measure(case: CompileCase, config: RunConfig) -> ReportRow:
 
 
 def scale_batch_to_chips(config: RunConfig, chips: int) -> RunConfig:
-    """Return the config with batches that the chips can share, and with the longest of its prompt lengths alone.
+    """Return the config with its batches, which are for four chips, scaled to `chips`, and its longest prompt length.
 
-    The config's batches are for four chips. A run compiles its programs with a branch for each prompt length; only one
-    branch runs, in memory that all of them share, so the longest alone tells how much that is, in a fourth of the time.
+    A run compiles a branch for each prompt length. Only one runs at a time and all share their memory, so that the
+    longest one determines it, and compiles in a quarter of the time.
     """
     data = config.data
     batch, eval_batch = (max(1, size * chips // 4) for size in (data.batch, data.eval_batch))

@@ -1,4 +1,4 @@
-"""The programs of a run, lowered from shapes alone."""
+"""The programs of a run with abstract arguments, for compilation without weights or devices."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,12 +20,12 @@ from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import compile_train_step, make_train_step
 
-# The vocabularies of Flan-T5 and of BERT; the sizes with published weights have them built in.
+# Vocabulary sizes of Flan-T5 and BERT; ignored by the sizes with published weights, which fix them.
 T5_VOCAB, BERT_VOCAB = 32128, 30522
 
 
 class AbstractRun:
-    """A run's model, state and batches as shapes with places, on a mesh."""
+    """Model, state and batches of a run as shapes with shardings on a mesh."""
 
     def __init__(self, config: RunConfig, mesh: Mesh):
         self.config, self.mesh = config, mesh
@@ -41,7 +41,7 @@ class AbstractRun:
         self.program_config = step_config(config, config.text.answer_tokens)
 
     def batch(self, *, training: bool) -> Any:
-        """Return a batch's shapes, split over the mesh."""
+        """Return the shapes of a batch, sharded over the mesh."""
         inputs = input_config(self.config, self.config.data.train_split, self.model_config, training=training)
         shapes = abstract_batch(inputs)
         return abstract_like(shapes, jax.tree.map(lambda _: NamedSharding(self.mesh, P(BATCH_AXES)), shapes))
@@ -51,7 +51,7 @@ class AbstractRun:
 
 
 def train_step(run: AbstractRun) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """One micro-step, as `training.run` compiles it."""
+    """Return a micro-step as `calce_jax.training.run` compiles it, and its arguments."""
     schedule = run.config.schedule
     learning_rate_fn = partial(
         learning_rate,
@@ -68,16 +68,16 @@ def train_step(run: AbstractRun) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 
 def vision_encode(run: AbstractRun) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The vision tower over the frames of a batch."""
+    """Return the vision tower, and the frames of a batch as its argument."""
 
     def encode_frames(trainable: nnx.State, frozen: nnx.State, frames: jax.Array) -> jax.Array:
-        return nnx.merge(run.graph, trainable, frozen).see(frames)
+        return nnx.merge(run.graph, trainable, frozen).encode_frames(frames)
 
     return jax.jit(encode_frames), (run.trainable, run.frozen, run.batch(training=False).frames)
 
 
 def generate(run: AbstractRun) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """All of inference: from the frames of a batch to its answers, beam search included."""
+    """Return inference from frames to answers, with beam search, and its arguments."""
     predict = compile_predict(make_predict(run.graph, run.program_config), run.mesh)
     return predict, (run.trainable, run.frozen, run.batch(training=False))
 

@@ -1,4 +1,4 @@
-"""All cases compiled, each target's in a process of its own: a compiler that crashes or hangs fails one row."""
+"""Compile cases in another process: a compiler that crashes or hangs fails a single row."""
 
 import multiprocessing
 import os
@@ -12,23 +12,20 @@ from benchmarks.aot.measure import ReportRow, failed_row, measure
 from calce_jax.config import RunConfig
 
 ConfigFn = Callable[[str], RunConfig]
-# The compilers' own log, most of which says that there is no such device here.
+# Hides the compilers' log, which reports mostly that there is no such device.
 _QUIET_ENV = {"TF_CPP_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
-# How hard compilers try to make programs fast. What these hold hardly depends on it (docs/scaling.md), and the compiler
-# for TPUs, left to itself, takes four times as long.
+# Memory hardly depends on the optimization level (docs/scaling.md), and at its default the compiler for TPUs takes four
+# times as long.
 OPTIMIZATION_LEVEL = "O0"
 
 
 def compile_cases(cases: Sequence[CompileCase], configs: ConfigFn, timeout: float) -> Iterator[ReportRow]:
-    """Compile cases one after the other, in another process.
+    """Compile cases sequentially in another process; yield a row for each, in order.
 
     Args:
-      cases: what to compile.
-      configs: returns the config of a case's run; it travels to the process.
-      timeout: seconds that one case may take; a new process then goes on with the next.
-
-    Returns:
-      A row for each case, in order, as they are ready.
+      cases: programs and targets.
+      configs: returns the config of a run by name; it is pickled.
+      timeout: of one case, seconds; a new process then continues with the next.
     """
     pending = list(cases)
     context = multiprocessing.get_context("spawn")

@@ -1,6 +1,6 @@
-"""Machines to compile for. None has to be here: their compilers run on any CPU.
+"""Machines to compile for; their compilers run on any CPU.
 
-TPUs need `libtpu`; GPUs need jax's CUDA plugin and a description of the GPU, which lies beside this file.
+TPUs need `libtpu`; GPUs need the CUDA plugin of jax and a description of the GPU, which is in this folder.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from calce_jax.distributed.sharding import build_mesh
 
 GIB = 2**30
-# Triton's kernels are tuned on the device itself, and there is none. Memory is settled before kernels are made fast.
+# Triton kernels are tuned on the device, which is absent. Memory is assigned before kernels are optimized.
 GPU_COMPILER_OPTIONS: tuple[tuple[str, bool | int], ...] = (
     ("xla_gpu_enable_triton_gemm", False),
     ("xla_backend_optimization_level", 0),
@@ -23,7 +23,7 @@ GPU_COMPILER_OPTIONS: tuple[tuple[str, bool | int], ...] = (
 
 
 class MissingCompilerError(RuntimeError):
-    """The package that compiles for a target is not installed; the message names it and the extra that has it."""
+    """The compiler of a target is not installed; the message names the package and the extra to install."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Target:
     """A machine.
 
     Fields:
-      name: as it stands in the report.
+      name: in the report.
       platform: "cuda" or "tpu".
-      topology: how many chips and how they are joined, as jax writes it for that platform.
+      topology: number and arrangement of chips, in jax's notation of the platform.
       memory: bytes of one chip.
-      mesh: chips along `calce_jax.distributed.sharding.MESH_AXES`.
+      mesh: number of chips along `calce_jax.distributed.sharding.MESH_AXES`.
       options: of the compiler.
     """
 
@@ -48,7 +48,7 @@ class Target:
 
     @property
     def chips(self) -> int:
-        """How many."""
+        """Number of chips."""
         return math.prod(self.mesh)
 
 
@@ -57,7 +57,7 @@ TARGETS = {
     for target in (
         Target("a100x4", "cuda", "1x1x4", 80 * GIB, options=GPU_COMPILER_OPTIONS),
         Target("a100x1", "cuda", "1x1x1", 80 * GIB, mesh=(1, 1, 1), options=GPU_COMPILER_OPTIONS),
-        # As the mesh "a100x8": parameters are split within a machine of eight.
+        # Like the mesh "a100x8": parameters are sharded within a machine of eight.
         Target("a100x16", "cuda", "2x1x8", 80 * GIB, mesh=(2, 8, 1), options=GPU_COMPILER_OPTIONS),
         Target("a100x256", "cuda", "32x1x8", 80 * GIB, mesh=(32, 8, 1), options=GPU_COMPILER_OPTIONS),
         Target("gpu24", "cuda", "1x1x1", 24 * GIB, mesh=(1, 1, 1), options=GPU_COMPILER_OPTIONS),
@@ -70,17 +70,17 @@ _COMPILERS = {"cuda": "jax_plugins.xla_cuda12", "tpu": "libtpu"}
 
 
 def missing_compiler(target: Target) -> str:
-    """Return what to install before compiling for a target, or "" where nothing is missing."""
+    """Return what to install before compiling for a target, or "" if nothing is missing."""
     package = _COMPILERS[target.platform]
     is_installed = importlib.util.find_spec(package.split(".")[0]) and importlib.util.find_spec(package)
     return "" if is_installed else f"{target.name}: {package} is not installed; pip install 'calce_jax[aot]'"
 
 
 def mesh_for(target: Target) -> Mesh:
-    """Return the target's mesh, of devices that can be compiled for and nothing else.
+    """Return the mesh of a target, of abstract devices.
 
     Raises:
-      MissingCompiler: see `missing_compiler`.
+      MissingCompilerError: see `missing_compiler`.
     """
     if missing := missing_compiler(target):
         raise MissingCompilerError(missing)
@@ -88,9 +88,9 @@ def mesh_for(target: Target) -> Mesh:
         target_config = (Path(__file__).parent / "a100_80gb.txtpb").read_text(encoding="utf-8")
         topology = topologies.get_topology_desc("", "cuda", topology=target.topology, target_config=target_config)
     else:
-        # libtpu would otherwise ask the cloud's metadata server which TPU this is.
+        # Otherwise libtpu queries the metadata server of the cloud.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        # There is no chip that two processes could quarrel about.
+        # No chip is used, so several processes may load it.
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         topology = topologies.get_topology_desc(target.topology, "tpu")
     return build_mesh(target.mesh, topology.devices)
