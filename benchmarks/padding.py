@@ -69,9 +69,7 @@ def main() -> None:
     parser.add_argument("--tokenizers", type=Path, required=True, help="folder of t5/ and bert/")
     parser.add_argument("--out", type=Path, required=True, help="output folder of the demo's videos and the table")
     parser.add_argument("--videos", type=int, default=60, help="number of videos of the demo")
-    parser.add_argument(
-        "--queries", type=int, default=2000, help="at most so many of each split"
-    )
+    parser.add_argument("--queries", type=int, default=2000, help="at most so many of each split")
     args = parser.parse_args()
     encoded_videos, rows = encode_videos(args.out, args.videos), []
     tokenizers = Tokenizers(load_t5(args.tokenizers / "t5"), load_bert(args.tokenizers / "bert"))
