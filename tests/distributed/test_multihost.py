@@ -116,7 +116,7 @@ class Host(subprocess.Popen):
 
 
 def wait_for_all(hosts):
-    """Wait for all and return the stdout and stderr of each; after a failure the others, which wait for it, are killed."""
+    """Wait for all and return stdout and stderr of each; after a failure the others, which wait for it, are killed."""
     deadline = time.monotonic() + 400
     while None in (codes := [host.poll() for host in hosts]) and not any(codes) and time.monotonic() < deadline:
         time.sleep(0.1)
