@@ -52,3 +52,10 @@ def pipeline_run(tmp_path_factory: pytest.TempPathFactory) -> PipelineRun:
     pytest-xdist makes it once in each worker that needs it; so its tests are in one file, commands/test_pipeline.py.
     """
     return run_pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the web app's servers to `make test-all`: their sockets warn when a later test of the worker collects."""
+    for item in items:
+        if item.path.name.startswith("test_web"):
+            item.add_marker(pytest.mark.release)

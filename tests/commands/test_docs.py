@@ -106,5 +106,5 @@ def test_weights_are_converted_as_typed(tmp_path: Path, capsys: pytest.CaptureFi
     before, after = load_file(base), load_file(tmp_path / "again.safetensors")
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
-    with pytest.raises(SystemExit, match=r"^Error: --source: 'nothing:x' is none of"):
+    with pytest.raises(SystemExit, match=r"^Error: --source: must be one of the following, got 'nothing:x'"):
         run_script("convert", "--source=nothing:x", f"--target=base:{tmp_path / 'b.safetensors'}", *tiny)

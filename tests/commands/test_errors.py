@@ -36,8 +36,8 @@ def run(tmp_path):
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        ("train", [CONFIG.replace("1", "3")], "--config=shapes,stage=3: stage=3 must be one of 1, 2"),
-        ("train", ["--config=shape"], "--config=shape: 'shape' is none of qvhighlights, charades_sta, shapes"),
+        ("train", [CONFIG.replace("1", "3")], "--config=shapes,stage=3: stage must be one of 1, 2, got '3'"),
+        ("train", ["--config=shape"], "--config=shape: the dataset must be one of qvhighlights, charades_sta"),
         ("train", ["--config=configs/calc.py:shapes"], "--config: there is no file configs/calc.py; give a preset"),
         ("train", [CONFIG, "--config.data.frame=8"], "--config.data.frame: no such field; did you mean --config.data"),
         ("train", [CONFIG, "--config.seed=many"], "flag --config.seed=many: invalid literal for int"),
@@ -64,7 +64,7 @@ def test_a_wrong_command_line_exits_with_2(run, capsys, command, arguments, mess
         (
             "train",
             [CONFIG, "--config.data.frames=1", "--config.schedule.epochs=0"],
-            "the config is wrong in 2 place(s):\n  config.data.frames: ",
+            "2 fields are wrong:\n  config.data.frames: must be an int",
         ),
         ("train", [CONFIG, "--config.data.directory=/nowhere"], "there are no tables in /nowhere: /nowh"),
         ("infer", [], "{out}/config.json: no such file; give the"),
@@ -73,10 +73,10 @@ def test_a_wrong_command_line_exits_with_2(run, capsys, command, arguments, mess
         ("search", ["{rows}", "--annotations=/no.jsonl"], "/no.jsonl: no such file"),
         ("prepare", ["--videos=/nowhere"], "videos: there is no folder /nowhere"),
         ("prepare", ["--annotations=val=/no.jsonl"], "/no.jsonl: no such file"),
-        ("prepare", ["--annotations={out}/rows"], "annotations: which split {out}/row"),
+        ("prepare", ["--annotations={out}/rows"], "annotations: the name of {out}/row"),
         ("merge", [], "{rows}, line 1"),
         ("evaluate", ["--predictions={out}/no"], "{out}/no: no such file of predictions"),
-        ("convert", ["--source=nothing:x"], "--source: 'nothing:x' is none of"),
+        ("convert", ["--source=nothing:x"], "--source: must be one of the following, got 'nothing:x'"),
         ("convert", ["--run=qvhighlight"], "--config=qvhighlight"),
     ],
 )

@@ -281,7 +281,7 @@ def test_a_file_that_is_not_one_line_a_query_does_not_get_its_name(job, monkeypa
     write = predict_split_module.write_line
     with monkeypatch.context() as patch:
         patch.setattr(predict_split_module, "write_line", lambda file, line: [write(file, line) for _ in range(2)])
-        with pytest.raises(PredictionError, match=r"val\.jsonl\.part, line 6: expected qid 5 .*: remove it and run"):
+        with pytest.raises(PredictionError, match=r"val\.jsonl\.part, line 6: expected qid 5, .*: remove it and run"):
             job.run()
     assert not job.out.exists()
     with monkeypatch.context() as patch:

@@ -229,6 +229,6 @@ def test_the_command_stores_qformer_features(base, prepared, tmp_path, monkeypat
     monkeypatch.setattr("calce_jax.inference.trained_run.load_base_model", lambda config: base)
     asked = ["--config=configs/calce.py:shapes,stage=1", f"--config.data.directory={prepared}", f"--out={tmp_path}"]
     run_script("cache_features", *asked, "--of=qformer", "--splits=val")
-    assert "bfloat16 differs from the Q-Former's output by 0.1" in (told := capsys.readouterr().out)
-    assert ", after t5_proj by " in told
+    assert "relative L2 error of bfloat16: 0.1" in (told := capsys.readouterr().out)
+    assert " % after t5_proj" in told
     assert FeatureStore(tmp_path).metadata.of == "qformer"

@@ -158,7 +158,7 @@ def test_row_flags_are_counted_by_query():
     for batch in iterate(replace(CONFIG, num_epochs=2), long):
         counter.add(batch.example_index, batch.row_flags)
     lines = counter.summary_lines(lambda rows: [f"q{row}" for row in rows])
-    assert lines == ["query truncated: 5 queries (q1, q3, q5, q7, q9)", "captions left out: 1 query (q4)"]
+    assert lines == ["query truncated: 5 queries (q1, q3, q5, q7, q9)", "captions dropped: 1 query (q4)"]
 
 
 @pytest.mark.parametrize(

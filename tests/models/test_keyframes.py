@@ -209,7 +209,7 @@ def test_spoken_frames(intervals, duration, expected):
 
 
 def test_spoken_frames_of_a_video_without_length():
-    with pytest.raises(ValueError, match="duration: 0"):
+    with pytest.raises(ValueError, match="duration: must be > 0 seconds, got 0"):
         mark_speech_frames([[0.0, 1.0]], 0, 12)
 
 

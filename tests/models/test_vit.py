@@ -98,7 +98,7 @@ def test_positions_between_patches():
 
 
 def test_positions_must_be_a_square():
-    with pytest.raises(ValueError, match="4 positions"):
+    with pytest.raises(ValueError, match="got 4 rows"):
         interpolate_positions(np.zeros((4, 2), np.float32), 3)
 
 
