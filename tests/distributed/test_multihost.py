@@ -168,6 +168,7 @@ def test_an_incomplete_description_of_hosts_is_refused(description, named):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 # ml_collections reads a config's file in a way that Python 3.11 calls old.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_two_hosts_train_stop_go_on_and_infer_as_one(prepared, tmp_path):
