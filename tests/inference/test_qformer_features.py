@@ -28,8 +28,8 @@ from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import make_train_step
 from tests.helpers.commands import run_script
 from tests.helpers.search_stages import make_stages
+from tests.helpers.stored_features import TRAIN, VAL, batches, frame_keys_of, make_video, with_features
 from tests.helpers.tiny_model import FRAMES, SIZES, STEPS, make_batch, make_model
-from tests.inference.test_extract_features import TRAIN, VAL, batches, frame_keys_of, make_video, with_features
 
 FROZEN_SIZES = replace(SIZES, ln_vision="frozen")
 PARTS = make_model(SIZES)
