@@ -19,6 +19,7 @@ from calce_jax.inference.trained_run import load_base_model, load_trained_model
 from calce_jax.input_pipeline.dataset import MomentDataset
 from calce_jax.moments.predictions import read_predictions
 from calce_jax.training.loop import EvalResult
+from calce_jax.training.metric_log import MetricLog
 from calce_jax.training.run import init_workdir, train_run
 from calce_jax.training.run_data import open_run_data
 
@@ -75,7 +76,7 @@ def test_its_model_is_loaded(old_run):
 
 
 @pytest.mark.slow
-def test_it_is_resumed_with_its_config_alone(old_run):
+def test_it_is_resumed_with_its_config_alone(old_run, monkeypatch):
     workdir = old_run / "stage1"
     config = read_config(workdir)
     data = replace(config.data, directory=str(old_run / "prepared"))
@@ -86,8 +87,10 @@ def test_it_is_resumed_with_its_config_alone(old_run):
     # The recorded tables lack the split of the evaluation; and a fifth step makes a finished run one that is not.
     run_data = open_run_data(replace(config, data=replace(data, eval_split="train")))
     run_data = replace(run_data, steps_per_epoch=5, evaluate=lambda predict: EvalResult({"R1_avg": 1.0}))
+    steps, add = [], MetricLog.add
+    monkeypatch.setattr(MetricLog, "add", lambda log, step, *rest: (steps.append(step), add(log, step, *rest)))
     state = train_run(config, workdir, run_data)
-    assert int(state.step) == 5
+    assert (int(state.step), steps) == (5, [5])
     assert checkpoint_steps(workdir) == [4, 5]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trainable))
     checkpoints = Checkpoints(workdir)

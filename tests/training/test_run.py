@@ -18,6 +18,7 @@ from calce_jax.inference.predict_step import step_config
 from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.training.loop import EvalResult
+from calce_jax.training.metric_log import MetricLog
 from calce_jax.training.run import checkpoint_metadata, init_workdir, train_run
 from calce_jax.training.run_data import RunData
 from configs.calce import get_config
@@ -138,13 +139,15 @@ def test_base_weights_fill_all_but_the_adapters(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path):
+def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch):
     config = tiny_config(data={"group": 2})
     with pytest.raises(SystemExit):
         train_run(config, tmp_path / "stopped", make_run_data(sigterm_after_evaluation=True), stop_on_sigterm=True)
     assert checkpoint_steps(tmp_path / "stopped") == [2]
+    steps, add = [], MetricLog.add
+    monkeypatch.setattr(MetricLog, "add", lambda log, step, *rest: (steps.append(step), add(log, step, *rest)))
     state = train_run(config, tmp_path / "stopped", make_run_data())
-    assert int(state.step) == 4
+    assert (int(state.step), steps) == (4, [3, 4])
 
     checkpoints = Checkpoints(tmp_path / "stopped")
     assert checkpoints.best_step_and_metric is not None
@@ -154,3 +157,13 @@ def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path):
     assert not list(tmp_path.rglob("*.lock"))
     assert loaded.keys() == named_leaves(state.trainable).keys()
     assert np.abs(loaded["t5/lm_head/b"]).max() > 0
+
+    # At a learning rate of zero the next stage ends with the weights that it starts from.
+    schedule = {"epochs": 1, "peak": 0.0, "floor": 0.0, "warmup_from": 0.0}
+    config = tiny_config(data={"group": 2}, schedule=schedule, weights={"base": "", "start": str(tmp_path / "stopped")})
+    started = train_run(config, tmp_path / "next", make_run_data())
+    for name, leaf in named_leaves(started.trainable).items():
+        np.testing.assert_array_equal(leaf, loaded[name])
+    checkpoints = Checkpoints(tmp_path / "next")
+    assert checkpoints.read_metadata(2)["start"] == {"kind": "other_run", "path": str(tmp_path / "stopped")}
+    checkpoints.close()
