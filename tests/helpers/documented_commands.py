@@ -171,7 +171,7 @@ def check_module(name: str, arguments: list[str]) -> None:
     Raises:
       ImportError: it needs a package that is not installed.
     """
-    flags_before = set(flags.FLAGS)
+    own_flags: list[flags.Flag] = []
     parse = argparse.ArgumentParser.parse_args
 
     def parsed(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
@@ -186,7 +186,9 @@ def check_module(name: str, arguments: list[str]) -> None:
         module = importlib.import_module(name)
         if not hasattr(module, "main"):
             module = importlib.import_module(f"{name}.__main__")
-        if set(flags.FLAGS) > flags_before:
+        # Libraries that are imported for the first time define flags as well.
+        own_flags += flags.FLAGS.get_flags_for_module(module)
+        if own_flags:
             flags_parsed()
         with patch.object(argparse.ArgumentParser, "parse_args", parsed):
             module.main()
@@ -194,6 +196,10 @@ def check_module(name: str, arguments: list[str]) -> None:
         return
     finally:
         flags.FLAGS.unparse_flags()
-        for flag in set(flags.FLAGS) - flags_before:
-            delattr(flags.FLAGS, flag)
+        for flag in own_flags:
+            if flag.name in flags.FLAGS:
+                delattr(flags.FLAGS, flag.name)
+        # Another test may import it again, and define its flags again.
+        if own_flags:
+            sys.modules.pop(module.__name__, None)
     raise AssertionError(f"{name} reads no arguments")
