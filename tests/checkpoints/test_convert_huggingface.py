@@ -12,36 +12,13 @@ from calce_jax.checkpoints.convert import bert
 from calce_jax.checkpoints.convert.huggingface import write_adapter, write_blip2
 from calce_jax.checkpoints.convert.mapping import mapping_rows
 from calce_jax.checkpoints.convert.state_dict import check_state_dict
-from calce_jax.checkpoints.convert.weights import Weights, as_lazy, base_param_shapes, trainable_param_shapes
+from calce_jax.checkpoints.convert.weights import base_param_shapes
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.models.calce import Calce, CalceConfig
-from calce_jax.models.lora import LoraConfig
-from calce_jax.models.qformer import QFormerConfig
-from calce_jax.models.t5 import T5Config
-from calce_jax.models.vit import VitConfig
+from tests.helpers.minute_blip2 import IMAGE, PIXELS, SIZES, START, TEXT, WEIGHTS
 
-SIZES = CalceConfig(
-    VitConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12),
-    QFormerConfig(width=12, depth=3, heads=2, mlp_width=20, query_tokens=3, image_width=8, vocab=11, max_positions=9),
-    T5Config(width=16, heads=2, head_width=4, mlp_width=24, encoder_depth=2, decoder_depth=3, vocab=19),
-    LoraConfig(rank=2, alpha=4.0),
-    compressed_query_tokens=2,
-)
-IMAGE, START = 18, 0
 # float32 sums in another order, through eleven layers and a head with cancellation.
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
-
-
-def random_weights(shapes, seed):
-    rng = np.random.default_rng(seed)
-    return {name: as_lazy((0.3 * rng.normal(size=leaf.shape)).astype(np.float32)) for name, leaf in shapes.items()}
-
-
-BASE, TRAINED = random_weights(base_param_shapes(SIZES), 1), random_weights(trainable_param_shapes(SIZES), 2)
-WEIGHTS = Weights(BASE, TRAINED, SIZES, "random")
-RNG = np.random.default_rng(5)
-PIXELS = RNG.normal(size=(2, 8, 8, 3)).astype(np.float32)
-TEXT = RNG.integers(2, IMAGE, (2, 5)).astype(np.int32)
 ANSWER = np.array([[START, 4, 9], [START, 7, 3]], np.int32)
 
 
@@ -111,7 +88,7 @@ def test_adapter_equals_peft(tmp_path, torch, model):
     write_adapter(tmp_path / "adapter", WEIGHTS, "full")
     write_blip2(tmp_path / "hf", replace(WEIGHTS, trained={}))
     plain = transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path / "hf").language_model
-    prompt = RNG.normal(size=(2, 6, 16)).astype(np.float32)
+    prompt = np.random.default_rng(5).normal(size=(2, 6, 16)).astype(np.float32)
     inputs = {
         "inputs_embeds": torch.from_numpy(prompt),
         "attention_mask": torch.ones(2, 6).long(),

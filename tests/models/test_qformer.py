@@ -12,6 +12,7 @@ from flax import nnx
 from calce_jax.checkpoints.convert.qformer import key_mapping
 from calce_jax.models.qformer import QFormer, QFormerConfig
 from tests.helpers import recordings_io as golden
+from tests.helpers.oracle import oracle
 
 # float32 sums in another order; every layer ends in a norm, so nothing grows.
 CLOSE = {"rtol": 1e-5, "atol": 5e-6}
@@ -84,8 +85,10 @@ def test_text_as_recorded(qformer, recorded):
 
 def transformers_visual(config, tensors, image):
     """Return the states of transformers' torch Q-Former: the normed queries, then every layer's output."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    oracle = transformers.Blip2QFormerModel(
+    import torch  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+
+    model = transformers.Blip2QFormerModel(
         transformers.Blip2QFormerConfig(
             hidden_size=config.width,
             num_hidden_layers=config.depth,
@@ -105,10 +108,10 @@ def transformers_visual(config, tensors, image):
         .replace("attention.self.", "attention.attention."): torch.from_numpy(tensor)
         for name, tensor in tensors.items()
     }
-    assert not oracle.load_state_dict(theirs, strict=False).missing_keys
+    assert not model.load_state_dict(theirs, strict=False).missing_keys
     queries = torch.from_numpy(tensors["query_tokens"]).expand(len(image), -1, -1)
     with torch.no_grad():
-        out = oracle(
+        out = model(
             query_embeds=queries, encoder_hidden_states=torch.from_numpy(np.array(image)), output_hidden_states=True
         )
     return torch.stack(out.hidden_states).numpy()
@@ -116,8 +119,10 @@ def transformers_visual(config, tensors, image):
 
 def transformers_text(config, tensors, ids):
     """Return the last hidden states of transformers' BERT with token type embeddings of zero."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    oracle = transformers.BertModel(
+    import torch  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+
+    model = transformers.BertModel(
         transformers.BertConfig(
             vocab_size=config.vocab,
             hidden_size=config.width,
@@ -131,11 +136,11 @@ def transformers_text(config, tensors, ids):
         add_pooling_layer=False,
     ).eval()
     theirs = {name.removeprefix("Qformer.bert."): torch.from_numpy(tensor) for name, tensor in tensors.items()}
-    assert oracle.load_state_dict(theirs, strict=False).missing_keys == ["embeddings.token_type_embeddings.weight"]
+    assert model.load_state_dict(theirs, strict=False).missing_keys == ["embeddings.token_type_embeddings.weight"]
     with torch.no_grad():
-        oracle.embeddings.token_type_embeddings.weight.zero_()
+        model.embeddings.token_type_embeddings.weight.zero_()
         ids = torch.from_numpy(np.array(ids)).long()
-        return oracle(ids, attention_mask=ids != 0).last_hidden_state.numpy()
+        return model(ids, attention_mask=ids != 0).last_hidden_state.numpy()
 
 
 @pytest.mark.parametrize(("depth", "cross_every"), [(4, 2), (5, 2), (4, 3), (1, 2), (2, 1)])
@@ -143,15 +148,16 @@ def test_visual_agrees_with_transformers(depth, cross_every):
     config = dataclasses.replace(MINUTE, depth=depth, cross_attention_frequency=cross_every)
     ours, tensors = deterministic_qformer(config)
     image = jax.random.normal(jax.random.key(2), (3, 5, config.image_width))
-    np.testing.assert_allclose(
-        jax.jit(ours.image_hidden_states)(image), transformers_visual(config, tensors, image), **CLOSE
-    )
+    name = f"qformer_{depth}_blocks_{cross_every}"
+    theirs = oracle(name, lambda: {"states": transformers_visual(config, tensors, image)})
+    np.testing.assert_allclose(jax.jit(ours.image_hidden_states)(image), theirs["states"], **CLOSE)
 
 
 def test_text_agrees_with_transformers():
     ours, tensors = deterministic_qformer(MINUTE)
     ids = jnp.asarray([[2, 7, 9, 3, 0, 0], [2, 10, 3, 0, 0, 0]], jnp.int32)
-    np.testing.assert_allclose(ours.encode_text(ids), transformers_text(MINUTE, tensors, ids), **CLOSE)
+    theirs = oracle("qformer_text", lambda: {"states": transformers_text(MINUTE, tensors, ids)})
+    np.testing.assert_allclose(ours.encode_text(ids), theirs["states"], **CLOSE)
 
 
 def test_known_outputs_of_deterministic_weights():

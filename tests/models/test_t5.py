@@ -16,6 +16,7 @@ from calce_jax.models.layers import gelu
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.t5 import T5, T5Config, relative_position_bucket
 from tests.helpers import recordings_io as golden
+from tests.helpers.oracle import oracle
 
 # float32 sums in another order, through three layers.
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
@@ -154,10 +155,11 @@ def small():
     return golden.deterministic_weights(lambda: T5(config, rngs=nnx.Rngs(0)), key_mapping(lora=False))
 
 
-def test_as_transformers_computes_it(small):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    t5, tensors = small
+def transformers_t5(tensors, x, mask, labels):
+    """Return what transformers' T5 computes for the same state dict."""
+    import torch  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+
     config = transformers.T5Config(
         vocab_size=19,
         d_model=12,
@@ -171,27 +173,31 @@ def test_as_transformers_computes_it(small):
         decoder_start_token_id=0,
     )
     config.dense_act_fn = "gelu"
-    config.tie_word_embeddings = (
-        False  # transformers 5 ignores the argument, but reads the attribute when it builds the model
-    )
+    # transformers 5 ignores the argument, but reads the attribute when it builds the model.
+    config.tie_word_embeddings = False
     other = transformers.T5ForConditionalGeneration(config).eval()
     other.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()})
-
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 9, 12)).astype(np.float32)
-    mask = np.arange(9) < np.array([[9], [6]])
-    labels = np.array([[4, 9, 18, 1], [7, 1, 0, 0]], np.int32)
     masked_labels = torch.from_numpy(np.where(labels == 0, -100, labels)).long()
     with torch.no_grad():
         theirs = other(
             inputs_embeds=torch.from_numpy(x), attention_mask=torch.from_numpy(mask).long(), labels=masked_labels
         )
+    return {"memory": theirs.encoder_last_hidden_state, "logits": theirs.logits, "loss": theirs.loss}
+
+
+def test_as_transformers_computes_it(small):
+    t5, tensors = small
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 9, 12)).astype(np.float32)
+    mask = np.arange(9) < np.array([[9], [6]])
+    labels = np.array([[4, 9, 18, 1], [7, 1, 0, 0]], np.int32)
+    theirs = oracle("t5", lambda: transformers_t5(tensors, x, mask, labels))
     memory = encode(t5, jnp.asarray(x), jnp.asarray(mask))
     logits = decode(t5, shift_right(jnp.asarray(labels)), memory, jnp.asarray(mask))
-    np.testing.assert_allclose(memory, theirs.encoder_last_hidden_state.numpy(), **CLOSE)
-    np.testing.assert_allclose(logits, theirs.logits.numpy(), **HEAD)
+    np.testing.assert_allclose(memory, theirs["memory"], **CLOSE)
+    np.testing.assert_allclose(logits, theirs["logits"], **HEAD)
     loss = np.average(answer_loss(logits, jnp.asarray(labels)), weights=(labels != 0).sum(axis=1))
-    np.testing.assert_allclose(loss, float(theirs.loss), rtol=1e-5)
+    np.testing.assert_allclose(loss, theirs["loss"], rtol=1e-5)
 
 
 def test_padding_changes_nothing(small):

@@ -15,7 +15,8 @@ from calce_jax.checkpoints.convert.huggingface import write_blip2
 from calce_jax.checkpoints.convert.state_dict import to_torch
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.models.calce import Calce, answer_loss, shift_right, split_params
-from tests.checkpoints.test_convert_huggingface import IMAGE, PIXELS, SIZES, TEXT, WEIGHTS
+from tests.helpers.minute_blip2 import IMAGE, PIXELS, SIZES, TEXT, WEIGHTS
+from tests.helpers.oracle import oracle
 
 ANSWER = np.array([[4, 9, 1], [7, 1, 0]], np.int32)
 PREFIX = "t5_model.base_model.model."
@@ -23,11 +24,11 @@ PREFIX = "t5_model.base_model.model."
 CLOSE = 1e-4
 
 
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
+def transformers_gradients(folder):
     """Return the loss of transformers' model with merged adapters, and the gradient of each of its weights."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("blip2") / "hf"
+    import torch  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+
     write_blip2(folder, WEIGHTS)
     model = transformers.Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     model.vision_model.post_layernorm.eps = 1e-5
@@ -43,7 +44,14 @@ def theirs(tmp_path_factory):
     loss = (token_loss.sum(dim=1) / (labels >= 0).sum(dim=1)).mean()
     loss.backward()
     gradients = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
-    return float(loss.detach()), gradients
+    return {"loss": loss.detach(), **gradients}
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """Return the loss of transformers' model and its gradients."""
+    recorded = oracle("blip2_gradients", lambda: transformers_gradients(tmp_path_factory.mktemp("blip2") / "hf"))
+    return float(recorded.pop("loss")), recorded
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from calce_jax.checkpoints.convert.vit import KEY_MAPPING, interpolate_positions
 from calce_jax.models.layers import LayerNorm
 from calce_jax.models.vit import CLIP_MEAN, CLIP_STD, Vit, VitConfig, normalise_frames
 from tests.helpers import recordings_io as golden
+from tests.helpers.oracle import oracle
 
 # float32 sums in another order, on a stream that reaches 10.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -120,8 +121,10 @@ def test_normalise():
 
 def transformers_hidden_states(config, tensors, frames):
     """Return the hidden states of transformers' model (depth + 1, F, S, D): the embedding, then each block's output."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    oracle = transformers.Blip2VisionModel(
+    import torch  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+
+    model = transformers.Blip2VisionModel(
         transformers.Blip2VisionConfig(
             hidden_size=config.width,
             intermediate_size=config.mlp_width,
@@ -153,19 +156,20 @@ def transformers_hidden_states(config, tensors, frames):
         start = f"encoder.layers.{layer}.self_attn"
         q, v = theirs.pop(f"{start}.q_bias"), theirs.pop(f"{start}.v_bias")
         theirs[f"{start}.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
-    mismatch = oracle.load_state_dict(theirs, strict=False)
+    mismatch = model.load_state_dict(theirs, strict=False)
     assert not mismatch.unexpected_keys
     assert set(mismatch.missing_keys) == {"post_layernorm.weight", "post_layernorm.bias"}
     with torch.no_grad():
         pixels = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2)
-        return torch.stack(oracle(pixels, output_hidden_states=True).hidden_states).numpy()
+        return torch.stack(model(pixels, output_hidden_states=True).hidden_states).numpy()
 
 
 def test_agrees_with_transformers():
     config = VitConfig(image_size=12, patch_size=4, width=24, depth=3, heads=3, mlp_width=40)
     vit, tensors = deterministic_vit(config)
     frames = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
-    embedded, *blocks = transformers_hidden_states(config, tensors, frames)
+    theirs = oracle("vit", lambda: {"states": transformers_hidden_states(config, tensors, frames)})
+    embedded, *blocks = theirs["states"]
     np.testing.assert_allclose(vit.embed_patches(frames), embedded, **CLOSE)
     np.testing.assert_allclose(jax.jit(vit.hidden_states)(frames), blocks, **CLOSE)
 

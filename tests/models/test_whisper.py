@@ -16,6 +16,7 @@ from calce_jax.speech.decode import DecodeInputs, detect_language, filter_logits
 from calce_jax.speech.special_tokens import SpecialTokens
 from calce_jax.speech.whisper_model import open_whisper
 from tests.helpers import recordings_io as golden
+from tests.helpers.oracle import oracle
 
 # float32 sums in another order, through three layers.
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
@@ -51,8 +52,9 @@ def size(mels: int) -> WhisperConfig:
 
 
 def transformers_whisper(config, special_tokens, tensors):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+
     model = transformers.WhisperForConditionalGeneration(
         transformers.WhisperConfig(
             vocab_size=config.vocab,
@@ -93,14 +95,45 @@ def transformers_whisper(config, special_tokens, tensors):
     return model
 
 
+IDS = np.array([[61, 62, 65, 4, 9], [61, 63, 65, 70, 71]])
+
+
+def transformers_answers(config, special_tokens, tensors, mel):
+    """Return what transformers' Whisper computes: states, logits, the tokens it writes, the languages it detects."""
+    import torch  # noqa: PLC0415
+
+    model = transformers_whisper(config, special_tokens, tensors)
+    mel = torch.from_numpy(mel.transpose(0, 2, 1))
+    options = {"language": "en", "task": "transcribe"} if special_tokens.languages else {}
+    with torch.no_grad():
+        forward = model(mel, decoder_input_ids=torch.from_numpy(IDS))
+        answers = {"memory": forward.encoder_last_hidden_state, "logits": forward.logits}
+        for name, times in (("times", True), ("words", False)):
+            # One call without its loop over windows: what `transcribe_batch` does.
+            written = model.generate(
+                mel,
+                return_timestamps=times,
+                force_unique_generate_call=True,
+                return_dict_in_generate=True,
+                output_scores=True,
+                **options,
+            )
+            answers[name] = written.sequences
+            answers[f"{name}_logprobs"] = torch.stack(written.scores, dim=1).log_softmax(-1)
+        if special_tokens.languages:
+            answers["languages"] = model.detect_language(mel)
+    return answers
+
+
 @pytest.fixture(scope="module", params=list(KINDS))
 def hf_pair(request):
-    """Return a small model, the same in torch, its special tokens, and the mel bands of two windows."""
+    """Return a small model, its special tokens, the mel bands of two windows, and what transformers makes of them."""
     special_tokens, mels = KINDS[request.param]
     config = size(mels)
     whisper, tensors = golden.deterministic_weights(lambda: Whisper(config, rngs=nnx.Rngs(0)), KEY_MAPPING)
     mel = np.random.default_rng(0).normal(size=(2, config.mel_frames, mels)).astype(np.float32)
-    return whisper, transformers_whisper(config, special_tokens, tensors), special_tokens, mel
+    theirs = oracle(f"whisper_{request.param}", lambda: transformers_answers(config, special_tokens, tensors, mel))
+    return whisper, special_tokens, mel, theirs
 
 
 encode = nnx.jit(Whisper.encode)
@@ -131,13 +164,9 @@ def transcribe(whisper, inputs, special_tokens, **options):
 
 
 def test_encoder_and_logits_as_transformers_computes_them(hf_pair):
-    torch = pytest.importorskip("torch")
-    whisper, other, _, mel = hf_pair
-    ids = np.array([[61, 62, 65, 4, 9], [61, 63, 65, 70, 71]])
-    with torch.no_grad():
-        theirs = other(torch.from_numpy(mel.transpose(0, 2, 1)), decoder_input_ids=torch.from_numpy(ids))
+    whisper, _, mel, theirs = hf_pair
     memory = encode(whisper, jnp.asarray(mel))
-    np.testing.assert_allclose(memory, theirs.encoder_last_hidden_state.numpy(), **CLOSE)
+    np.testing.assert_allclose(memory, theirs["memory"], **CLOSE)
 
     @nnx.jit
     def logits(whisper, memory, ids):
@@ -146,32 +175,21 @@ def test_encoder_and_logits_as_transformers_computes_them(hf_pair):
         x, _ = whisper.decode_step(blocks, ids, cache, jnp.zeros((), jnp.int32), jnp.zeros((2,), jnp.int32))
         return whisper.logits(x)
 
-    np.testing.assert_allclose(logits(whisper, memory, jnp.asarray(ids, jnp.int32)), theirs.logits.numpy(), **CLOSE)
+    np.testing.assert_allclose(logits(whisper, memory, jnp.asarray(IDS, jnp.int32)), theirs["logits"], **CLOSE)
 
 
 @pytest.mark.parametrize("times", [True, False], ids=["times", "words"])
 def test_tokens_as_transformers_writes_them(hf_pair, times):
-    torch = pytest.importorskip("torch")
-    whisper, other, special_tokens, mel = hf_pair
-    options = {"language": "en", "task": "transcribe"} if special_tokens.languages else {}
+    whisper, special_tokens, mel, theirs = hf_pair
     prompt = special_tokens.prompt("en") + ([] if times else [special_tokens.no_timestamps])
-    # One call without its loop over windows: what `transcribe_batch` does.
-    with torch.no_grad():
-        theirs = other.generate(
-            torch.from_numpy(mel.transpose(0, 2, 1)),
-            return_timestamps=times,
-            force_unique_generate_call=True,
-            return_dict_in_generate=True,
-            output_scores=True,
-            **options,
-        )
     ours = transcribe(
         whisper, decode_inputs(mel, [prompt] * 2), special_tokens, max_length=24 - len(prompt), timestamps=times
     )
-    expected = theirs.sequences.numpy()[:, len(prompt) :]
+    name = "times" if times else "words"
+    expected = theirs[name][:, len(prompt) :]
     np.testing.assert_array_equal(ours.tokens[:, : expected.shape[1]], expected)
     assert (np.asarray(ours.tokens)[:, expected.shape[1] :] == special_tokens.eot).all()
-    scores = torch.stack(theirs.scores, dim=1).log_softmax(-1).numpy()
+    scores = theirs[f"{name}_logprobs"]
     for row in range(2):
         length = int(ours.length[row])
         chosen = np.append(expected[row], special_tokens.eot)[: min(length + 1, scores.shape[1])]
@@ -180,13 +198,11 @@ def test_tokens_as_transformers_writes_them(hf_pair, times):
 
 
 def test_language_as_transformers_detects_it(hf_pair):
-    torch = pytest.importorskip("torch")
-    whisper, other, special_tokens, mel = hf_pair
+    whisper, special_tokens, mel, theirs = hf_pair
     if not special_tokens.languages:
         pytest.skip("an English-only model has nothing to detect")
-    theirs = other.detect_language(torch.from_numpy(mel.transpose(0, 2, 1))).numpy()
     ours = nnx.jit(lambda whisper, mel: detect_language(whisper, mel, special_tokens))(whisper, jnp.asarray(mel))
-    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(ours, theirs["languages"])
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 from calce_jax.config import OptimizerConfig
 from calce_jax.training.optimizer import has_weight_decay, make_optimizer
 from calce_jax.training.state import apply_gradients, create_train_state, is_finite
+from tests.helpers.oracle import oracle
 
 RATE = 3e-4
 
@@ -71,30 +72,38 @@ def test_what_decays(path, expected):
     assert has_weight_decay(path) is expected
 
 
-@pytest.mark.parametrize("behaviour", ["default", "reference"])
-def test_equals_torch_over_accumulated_steps(behaviour):
-    torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
-    kernel, bias = rng.normal(size=(2, 3)).astype("f"), rng.normal(size=2).astype("f")
-    gradients = [(rng.normal(size=(2, 3)).astype("f"), rng.normal(size=2).astype("f")) for _ in range(8)]
-    rates = [1e-3 * (i + 1) for i in range(8)]
-    pair = [torch.nn.Parameter(torch.tensor(x)) for x in (kernel, bias)]
-    oracle = torch.optim.AdamW(
+def torch_adamw(start, gradients, rates, divide):
+    """Return torch's parameters after a step with every second pair of gradients, summed and divided."""
+    import torch  # noqa: PLC0415
+
+    pair = [torch.nn.Parameter(torch.tensor(x)) for x in start]
+    optimizer = torch.optim.AdamW(
         [{"params": [pair[0]], "weight_decay": 0.05}, {"params": [pair[1]], "weight_decay": 0.0}], eps=1e-8
     )
-    divide = 1 if behaviour == "reference" else 2
     for i, (rate, gradient) in enumerate(zip(rates, gradients, strict=True)):
         for parameter, g in zip(pair, gradient, strict=True):
             share = torch.tensor(g) / divide
             parameter.grad = share if parameter.grad is None else parameter.grad + share
         if i % 2:
-            for group in oracle.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = rate
-            oracle.step()
-            oracle.zero_grad(set_to_none=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    kernel, bias = (p.detach().numpy() for p in pair)
+    return {"kernel": kernel, "bias": bias}
+
+
+@pytest.mark.parametrize("behaviour", ["default", "reference"])
+def test_equals_torch_over_accumulated_steps(behaviour):
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.normal(size=(2, 3)).astype("f"), rng.normal(size=2).astype("f")
+    gradients = [(rng.normal(size=(2, 3)).astype("f"), rng.normal(size=2).astype("f")) for _ in range(8)]
+    rates = [1e-3 * (i + 1) for i in range(8)]
+    divide = 1 if behaviour == "reference" else 2
+    theirs = oracle(f"adamw_{behaviour}", lambda: torch_adamw((kernel, bias), gradients, rates, divide))
     states = run(tree(kernel, bias), [tree(*g) for g in gradients], rates, accumulate=2, behaviour=behaviour)
     # A few float32 roundings of numbers near 1, in another order.
-    assert_close(states[-1].trainable, tree(*(p.detach().numpy() for p in pair)), 1e-6)
+    assert_close(states[-1].trainable, tree(theirs["kernel"], theirs["bias"]), 1e-6)
 
 
 def test_accumulation_waits_sums_or_averages_and_takes_the_last_rate():
