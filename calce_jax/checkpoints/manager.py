@@ -91,11 +91,15 @@ def checkpoint_steps(workdir: Path) -> list[int]:
 class Checkpoints:
     """Saves and restores the checkpoints of a workdir.
 
+    Args:
+      workdir: of the run.
+      read_only: for restoring alone: nothing is created, and what another process is writing is left in place.
+
     Attributes:
       folder: `checkpoints` in the workdir.
     """
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, *, read_only: bool = False):
         self.folder = Path(workdir).absolute() / CHECKPOINT_DIR
         policies = ocp.checkpoint_managers
         preservation = policies.AnyPreservationPolicy(
@@ -107,7 +111,10 @@ class Checkpoints:
         )
         # Orbax writes metrics only if `best_fn` is given; the policy alone decides which steps are kept.
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation, best_fn=_metric_order, cleanup_tmp_directories=True
+            preservation_policy=preservation,
+            best_fn=_metric_order,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
         )
         handlers = {
             "state": ocp.PyTreeCheckpointHandler(),

@@ -81,7 +81,7 @@ def restore_trainables(
     Raises:
       CheckpointError: there is no checkpoint; or as for `Checkpoints.restore`.
     """
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
     best = checkpoints.best_step_and_metric
     step = best[0] if best and checkpoint == "best" else checkpoints.latest_step
     if step is None:

@@ -7,7 +7,7 @@ host gets all results. Only the first host writes files, except for checkpoints,
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -38,11 +38,10 @@ def initialize_distributed(coordinator: str, num_processes: int | None = None, p
       process_id: index of this host, from 0.
 
     Raises:
-      DistributedError: some arguments are missing, or `process_id` is out of range.
-      RuntimeError: the other hosts do not connect in time.
+      DistributedError: some arguments are missing, `process_id` is out of range, or the hosts do not connect in time.
     """
     if coordinator == "auto":
-        jax.distributed.initialize()
+        _connect()
         return
     if not coordinator:
         if num_processes is not None or process_id is not None:
@@ -54,7 +53,15 @@ def initialize_distributed(coordinator: str, num_processes: int | None = None, p
         )
     if not 0 <= process_id < num_processes:
         raise DistributedError(f"--host: must be in [0, {num_processes - 1}], got {process_id}")
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    _connect(coordinator, num_processes, process_id)
+
+
+def _connect(*arguments: Any) -> None:
+    try:
+        jax.distributed.initialize(*arguments)
+    except (RuntimeError, ValueError) as error:
+        reason = f"the hosts did not connect: {str(error).splitlines()[0]}"
+        raise DistributedError(reason, "start the same command on every host, and check --coordinator") from error
 
 
 def process_info() -> ProcessInfo:

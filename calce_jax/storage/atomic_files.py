@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+WRITE_ERROR = "cannot write "
+
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Write a file under another name in its folder, then rename it; missing folders are created.
@@ -70,5 +72,7 @@ def atomic_replace_dir(path: Path) -> Iterator[Path]:
 
 
 def write_error(path: str | Path, error: OSError) -> OSError:
-    """Return an error with the same number that names the file or folder and the remedy."""
-    return OSError(error.errno, f"cannot write {path} ({error.strerror or error}); make room, or choose another place")
+    """Return an error with the same number that names the file or folder and the remedy; the innermost one is kept."""
+    if (error.strerror or "").startswith(WRITE_ERROR):
+        return OSError(error.errno, error.strerror)
+    return OSError(error.errno, f"{WRITE_ERROR}{path} ({error.strerror or error}); make room, or choose another place")

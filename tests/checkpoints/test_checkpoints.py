@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from calce_jax.checkpoints import manager
@@ -18,6 +19,7 @@ from calce_jax.checkpoints.manager import (
     resolve_init,
     save_params,
 )
+from calce_jax.checkpoints.restore import restore_trainables
 from calce_jax.distributed.sharding import abstract_like, make_mesh, param_shardings
 from calce_jax.storage.provenance import file_hash
 from calce_jax.training.state import TrainState
@@ -153,6 +155,19 @@ def test_trainables_alone(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert_equal(checkpoints.restore_trainable(3, abstract("a100x4").trainable), make_state(value=7.0).trainable)
     checkpoints.close()
+
+
+def test_what_another_process_is_writing_stays_where_a_run_is_only_read(tmp_path):
+    save(tmp_path, make_state())
+    being_written = tmp_path / "checkpoints/9.orbax-checkpoint-tmp"
+    being_written.mkdir()
+    restore_trainables(tmp_path, nnx.State(abstract().trainable))
+    assert being_written.exists()
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        restore_trainables(tmp_path / "none", nnx.State(abstract().trainable))
+    assert not (tmp_path / "none").exists()
+    save(tmp_path, make_state(4))
+    assert not being_written.exists(), "the next trainer removes what a kill left"
 
 
 def test_another_size_lists_every_shape(tmp_path):

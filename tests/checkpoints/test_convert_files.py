@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from calce_jax.checkpoints.convert import writer
 from calce_jax.checkpoints.convert.reader import WeightsFileError, open_tensors
 from calce_jax.checkpoints.convert.state_dict import LazyArray
 from calce_jax.checkpoints.convert.weights import as_lazy
-from calce_jax.checkpoints.convert.writer import atomic_folder, cast_floating, write_safetensors, write_shards
+from calce_jax.checkpoints.convert.writer import atomic_new_dir, cast_floating, write_safetensors, write_shards
 
 ARRAYS = {
     "wide": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -243,7 +242,7 @@ def test_no_partial_file_is_left(tmp_path, full_disk):
 
 
 def write_folder(path, tensors):
-    with atomic_folder(path) as tmp_dir:
+    with atomic_new_dir(path) as tmp_dir:
         write_shards(tmp_dir, tensors, max_shard_bytes=500)
 
 
@@ -259,7 +258,7 @@ def test_no_partial_folder_is_left(tmp_path, full_disk):
 
 def test_too_little_free_space(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"weights\.safetensors \(it needs 0\.0 MB, 0\.0 MB are free\); make room"):
         write_safetensors(tmp_path / "weights.safetensors", BIG)
     assert list(tmp_path.iterdir()) == []

@@ -77,7 +77,7 @@ def trained(devices):
 
 
 @pytest.fixture(scope="module")
-def alone(model):
+def single_device(model):
     """Results of a single device."""
     devices = Devices(model, make_mesh("single"))
     return devices.predict(BATCHES[0]), *trained(devices)
@@ -97,8 +97,8 @@ def split(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
-def test_answers_loss_gradients_and_step_are_those_of_one_device(name, split, alone):
-    devices, (answers, measured, between, last) = split(name), alone
+def test_answers_loss_gradients_and_step_are_those_of_one_device(name, split, single_device):
+    devices, (answers, measured, between, last) = split(name), single_device
     here = devices.predict(BATCHES[0])
     np.testing.assert_array_equal(here.answers.tokens, answers.answers.tokens)
     np.testing.assert_array_equal(
@@ -118,7 +118,7 @@ def test_answers_loss_gradients_and_step_are_those_of_one_device(name, split, al
     )
     assert min(moved.values()) > 1e-3
 
-    # The optimizer has arrays for the trainables alone, with their shardings.
+    # The optimizer has arrays for the trainables single_device, with their shardings.
     places = {name: leaf.sharding for name, leaf in named_leaves(last_here.trainable).items()}
     adam = last_here.opt_state.inner_opt_state[0]
     for part in (adam.mu, adam.nu, last_here.opt_state.acc_grads):
@@ -128,7 +128,7 @@ def test_answers_loss_gradients_and_step_are_those_of_one_device(name, split, al
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_one_mesh_goes_on_on_another(split, alone, tmp_path):
+def test_a_checkpoint_of_one_mesh_goes_on_on_another(split, single_device, tmp_path):
     before, after = split("fsdp"), split("fsdp and tensor")
     state, _ = before.train(before.fresh(), BATCHES[0])
     kept = Checkpoints(tmp_path)
@@ -142,4 +142,4 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_another(split, alone, tmp_path):
     again.close()
     assert state.trainable["t5_proj"]["kernel"].sharding.mesh.shape["tensor"] == 2
     state, _ = after.train(state, BATCHES[1])
-    assert_close(state, alone[-1])
+    assert_close(state, single_device[-1])

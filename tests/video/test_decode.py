@@ -178,13 +178,20 @@ def test_text_file(tmp_path):
         read_frames(path, 5)
 
 
+M3U8 = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{entry}\n#EXT-X-ENDLIST\n"
+
+
 @pytest.mark.parametrize("prefix", ["", "http://127.0.0.1:9/"])
-def test_playlists_are_not_opened(tmp_path, prefix):
+@pytest.mark.parametrize(
+    ("name", "playlist"),
+    # FFmpeg itself opens a playlist by HLS under the second name alone.
+    [("list.mp4", M3U8), ("list.m3u8", M3U8), ("list.ffconcat", "ffconcat version 1.0\nfile {entry}\n")],
+)
+def test_playlists_are_not_opened(tmp_path, name, playlist, prefix):
     clip = write_clip(tmp_path / "clip.ts", frames=5, rate=5)
-    path = tmp_path / "list.mp4"
-    head = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n"
-    path.write_text(f"{head}{prefix}{clip.name}\n#EXT-X-ENDLIST\n")
-    with pytest.raises(VideoError, match=r"list\.mp4: it is not a video"):
+    path = tmp_path / name
+    path.write_text(playlist.format(entry=f"{prefix}{clip.name}"))
+    with pytest.raises(VideoError, match=rf"{name}: it is not a video"):
         read_frames(path, 5)
 
 

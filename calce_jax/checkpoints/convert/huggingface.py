@@ -10,7 +10,7 @@ from calce_jax.checkpoints.convert import blip2, calce
 from calce_jax.checkpoints.convert.mapping import add_prefix, mapping_rows, rename_keys
 from calce_jax.checkpoints.convert.state_dict import LazyArray, lazy_state_dict
 from calce_jax.checkpoints.convert.weights import Weights
-from calce_jax.checkpoints.convert.writer import atomic_folder, write_safetensors, write_shards
+from calce_jax.checkpoints.convert.writer import atomic_new_dir, write_safetensors, write_shards
 from calce_jax.models.calce import CalceConfig
 
 FLAN_T5_REPOS = {"full": "google/flan-t5-xl", "full_xxl": "google/flan-t5-xxl", "small": "google/flan-t5-small"}
@@ -93,7 +93,7 @@ def write_blip2(path: Path, weights: Weights) -> None:
     """
     tensors = blip2_state_dict(weights)
     config = blip2_config(weights.model_config) | {"dtype": str(tensors["language_model.lm_head.weight"].dtype)}
-    with atomic_folder(path, num_bytes=sum(tensor.nbytes for tensor in tensors.values())) as tmp_dir:
+    with atomic_new_dir(path, num_bytes=sum(tensor.nbytes for tensor in tensors.values())) as tmp_dir:
         write_shards(tmp_dir, tensors, SAFETENSORS_METADATA)
         _write_json(tmp_dir / "config.json", config)
 
@@ -140,7 +140,7 @@ def write_adapter(path: Path, weights: Weights, size: str) -> None:
         "inference_mode": True,
         "modules_to_save": None,
     }
-    with atomic_folder(path) as tmp_dir:
+    with atomic_new_dir(path) as tmp_dir:
         write_safetensors(tmp_dir / "adapter_model.safetensors", tensors, SAFETENSORS_METADATA)
         _write_json(tmp_dir / "adapter_config.json", config)
 

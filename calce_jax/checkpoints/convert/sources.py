@@ -149,7 +149,7 @@ def run_trained_weights(run: Path, spec: Mapping[str, jax.ShapeDtypeStruct]) -> 
     """
     if not (run / "checkpoints").is_dir():
         return {}
-    checkpoints = Checkpoints(run)
+    checkpoints = Checkpoints(run, read_only=True)
     try:
         step = checkpoints.best_step_and_metric[0] if checkpoints.best_step_and_metric else checkpoints.latest_step
         if step is None:

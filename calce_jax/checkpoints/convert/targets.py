@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from calce_jax.checkpoints.convert.calce_pth import write_checkpoint
 from calce_jax.checkpoints.convert.huggingface import write_adapter, write_blip2
 from calce_jax.checkpoints.convert.weights import Weights
-from calce_jax.checkpoints.convert.writer import atomic_folder, write_safetensors
+from calce_jax.checkpoints.convert.writer import atomic_new_dir, write_safetensors
 from calce_jax.checkpoints.manager import CHECKPOINT_DIR, TRAINABLE_PREFIX
 from calce_jax.config import RunConfig, WeightsConfig, to_dict
 from calce_jax.storage.provenance import file_hash, git_revision
@@ -39,7 +39,7 @@ def write_run(path: Path, weights: Weights, run: RunConfig) -> None:
       OSError: the folder cannot be written; no partial folder is left.
     """
     arrays = [*weights.trained.values(), *(() if weights.file else weights.base.values())]
-    with atomic_folder(path, num_bytes=sum(leaf.nbytes for leaf in arrays)) as tmp_dir:
+    with atomic_new_dir(path, num_bytes=sum(leaf.nbytes for leaf in arrays)) as tmp_dir:
         base_path = weights.file or tmp_dir / "base.safetensors"
         if weights.file is None:
             write_base(base_path, weights)

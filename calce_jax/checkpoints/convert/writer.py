@@ -6,8 +6,6 @@ https://github.com/huggingface/safetensors#format.
 
 import errno
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 
 from calce_jax.checkpoints.convert.reader import SAFETENSORS_DTYPES
 from calce_jax.checkpoints.convert.state_dict import WEIGHT_DTYPES, LazyArray
-from calce_jax.storage.atomic_files import atomic_write, write_error
+from calce_jax.storage.atomic_files import atomic_replace_dir, atomic_write, write_error
 from calce_jax.storage.disk_space import free_bytes
 
 DTYPE_CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
@@ -102,8 +100,10 @@ def write_shards(
 
 
 @contextmanager
-def atomic_folder(path: str | Path, *, num_bytes: int = 0) -> Iterator[Path]:
-    """Yield a temporary folder that is renamed to `path` on success, and removed on an error.
+def atomic_new_dir(path: str | Path, *, num_bytes: int = 0) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, which takes its name unless the body raises.
+
+    That there is room is checked first.
 
     Args:
       path: the folder; must not exist, or must be empty.
@@ -113,21 +113,11 @@ def atomic_folder(path: str | Path, *, num_bytes: int = 0) -> Iterator[Path]:
       OSError: `path` is not empty, or cannot be written; the message names it and the remedy.
     """
     path = Path(path)
-    tmp_dir = path.with_name(f"{path.name}.part")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(errno.EEXIST, f"{path} exists already; remove it, or choose another place")
     check_free_space(path, num_bytes)
-    try:
-        shutil.rmtree(tmp_dir, ignore_errors=True)  # of an earlier, killed process
-        tmp_dir.mkdir(parents=True)
+    with atomic_replace_dir(path) as tmp_dir:
         yield tmp_dir
-        os.replace(tmp_dir, path)
-    except OSError as error:
-        if "make room" in str(error.strerror):
-            raise  # `write_safetensors` has named the file and the remedy
-        raise write_error(path, error) from error
-    finally:
-        shutil.rmtree(tmp_dir, ignore_errors=True)
 
 
 def check_free_space(path: str | Path, num_bytes: int) -> None:

@@ -33,8 +33,7 @@ class HostFlags:
         """Initialise JAX for the hosts that the flags or the environment name; a single host if neither does.
 
         Raises:
-          UserError: a value is missing or not a whole number.
-          RuntimeError: the other hosts did not connect in time.
+          UserError: a value is missing or not a whole number, or the hosts did not connect in time.
         """
         from calce_jax.distributed.multihost import initialize_distributed
 
