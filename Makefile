@@ -16,11 +16,14 @@ help:  ## What can be made.
 demo: $(VENV)/core  ## Set up, then: make videos, train both stages, score them, write runs/demo/report.html.
 	$(BIN)/python launch/demo.py --out=$(RUNS)/demo
 
-# Files are dealt to two workers; a file's tests stay together, as they share what they compile.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Files are dealt to two workers, in order; a file's tests stay together, as they share what they compile.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore-glob='*/test_web*.py'
+# In a process of their own: sockets that a server left open warn in whichever test of the process comes next.
+PYTEST_WEB := $(BIN)/python -m pytest $(wildcard tests/search/test_web*.py)
 
 test: $(VENV)/dev  ## Set up, then run the tests: every room, both stages end to end, resume, meshes, conversion.
 	$(PYTEST) -m "not release"
+	$(PYTEST_WEB) -m "not release"
 
 check: $(VENV)/dev  ## Lint, format, types and the fast tests: before each commit.
 	$(BIN)/ruff check .
@@ -30,6 +33,7 @@ check: $(VENV)/dev  ## Lint, format, types and the fast tests: before each commi
 
 test-all: $(VENV)/dev $(VENV)/aot  ## Every test, live comparisons and the longest ones too: before a release.
 	CALCE_ORACLE=live PYTHONPATH=$(abspath $(VENV)/compilers) $(PYTEST)
+	$(PYTEST_WEB)
 
 fidelity: $(VENV)/dev  ## Compare with the recordings of the original in GOLDEN, and rewrite the table of docs/fidelity.md.
 	$(BIN)/python -m tests.fidelity --golden=$(GOLDEN) --page=docs/fidelity.md

@@ -16,6 +16,7 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={1 <
 # The shapes world is in this checkout, not in the installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import jax
 from absl import flags
 
 from calce_jax.commands.runner import no_arguments, run_main
@@ -32,6 +33,8 @@ SEED = flags.DEFINE_integer("seed", 0, "seed of the videos", lower_bound=0)
 def main(argv: list[str]) -> None:
     """Run the demo and print its scores."""
     no_arguments(argv)
+    # Training, inference and a second run of the demo share compiled programs.
+    jax.config.update("jax_compilation_cache_dir", str((Path(str(OUT.value)) / "compiled").absolute()))
     videos = {"train": TRAIN.value, "val": VAL.value, "test": TEST.value}
     results = run_demo(Path(str(OUT.value)), videos, SEED.value)
     print(format_results(results))

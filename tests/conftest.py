@@ -1,5 +1,6 @@
 """Settings of all tests (CPU, four simulated devices, float32, no silent promotion), and fixtures of several rooms."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,8 @@ import pytest
 
 from tests.helpers.pipeline import PipelineRun, run_pipeline
 
+# Traced programs are many small objects that live long: the default looks through all of them every 700 new ones.
+gc.set_threshold(100_000, 20, 50)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "float32")
@@ -55,7 +58,6 @@ def pipeline_run(tmp_path_factory: pytest.TempPathFactory) -> PipelineRun:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the web app's servers to `make test-all`: their sockets warn when a later test of the worker collects."""
-    for item in items:
-        if item.path.name.startswith("test_web"):
-            item.add_marker(pytest.mark.release)
+    """Put files with slow tests first, so that no worker begins the longest when the other one is done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, item.path))

@@ -11,7 +11,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import jax
 import numpy as np
 
 from calce_jax.config import RunConfig
@@ -59,8 +58,6 @@ def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) 
       UserError, OSError: a step fails; the message names the file and the remedy.
     """
     start_time = monotonic()
-    # Training, inference and a second run of the demo share compiled programs.
-    jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
     with log_step("1 of 7: videos"):
         write_shapes(out / "shapes", dict(videos or VIDEOS_PER_SPLIT), seed)
     splits = read_splits([str(out / "shapes" / f"{split}.jsonl") for split in ("train", "val", "test")])

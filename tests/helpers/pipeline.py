@@ -3,27 +3,38 @@
 import io
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from calce_jax.config import RunConfig, to_dict, validate
 from data.shapes.write import write_shapes
 from tests.helpers.commands import run_script
 
 ROOT = Path(__file__).parents[2]
 FRAMES = {1: 8, 2: 16}
 # Every part of training runs; nothing is learned.
-SHORT = (
-    "--config.mesh=single",
-    "--config.data.batch=2",
-    "--config.data.eval_batch=2",
-    "--config.data.captions=4",
-    "--config.keyframes.clusters=3",
-    "--config.schedule.epochs=1",
-    "--config.schedule.warmup_steps=1",
-    "--config.text.buckets=(160,)",
-    "--config.generation.beams=2",
-    "--config.weights.base=",
-    "--config.loop.log_every=1",
-)
+SHORT_FIELDS: dict[str, Any] = {
+    "mesh": "single",
+    "data.batch": 2,
+    "data.eval_batch": 2,
+    "data.captions": 4,
+    "keyframes.clusters": 3,
+    "schedule.epochs": 1,
+    "schedule.warmup_steps": 1,
+    "text.buckets": (160,),
+    "generation.beams": 2,
+    "weights.base": "",
+    "loop.log_every": 1,
+}
+SHORT = tuple(f"--config.{field}={value}" for field, value in SHORT_FIELDS.items())
+
+
+def shorten(config: RunConfig) -> RunConfig:
+    """Return a config of the demo with the values that the pipeline's runs have, so that they share programs."""
+    values = to_dict(config)
+    for field, value in {**SHORT_FIELDS, "data.frames": FRAMES[config.stage]}.items():
+        *room, name = field.split(".")
+        (values[room[0]] if room else values)[name] = value
+    return validate(values)
 
 
 class PipelineRun(NamedTuple):

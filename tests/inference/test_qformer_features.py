@@ -36,6 +36,8 @@ PARTS = make_model(SIZES)
 # The same weights: the graph definition decides what is frozen.
 FROZEN_PARTS = (make_model(FROZEN_SIZES)[0], *PARTS[1:])
 BATCH = make_batch([FRAMES, FRAMES - 3])
+# Stage 2 has all that stage 1 has, and a second look.
+STAGES = pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.release), 2])
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def loss_and_gradients(graph, config, trainable, frozen, batch):
     return jax.value_and_grad(loss)(trainable)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@STAGES
 def test_only_ln_vision_learns_nothing(stage):
     """XLA orders products by what is differentiated, so losses agree to 1e-6, the effect of the order of sums."""
     whole, gradients = loss_and_gradients(PARTS[0], STEPS[stage], *PARTS[1:], BATCH)
@@ -106,7 +108,7 @@ def test_steps_leave_ln_vision_bit_for_bit(base):
         assert np.array_equal(leaf, before[name]) == name.startswith("ln_vision/"), name
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@STAGES
 def test_answers_are_those_of_a_run_that_trains_it(stage):
     told, found = (jax.jit(make_predict(parts[0], STEPS[stage]))(*parts[1:], BATCH) for parts in (PARTS, FROZEN_PARTS))
     np.testing.assert_array_equal(found.answers.tokens, told.answers.tokens)

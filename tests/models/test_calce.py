@@ -58,6 +58,13 @@ def stage(request):
     return request.param
 
 
+# Stage 2 has all that stage 1 has, and a second look.
+STAGE_1_LATER = pytest.mark.parametrize(
+    "stage", [pytest.param(1, marks=pytest.mark.release), 2], ids="stage {}".format, indirect=True
+)
+
+
+@STAGE_1_LATER
 def test_loss_does_not_depend_on_batch_or_bucket(model_state, batch, stage):
     batched, prompt_lengths = losses(model_state, batch, stage)
     assert prompt_lengths.max() <= BUCKETS[-1]
@@ -71,6 +78,7 @@ def test_loss_does_not_depend_on_batch_or_bucket(model_state, batch, stage):
     np.testing.assert_allclose(shorter, batched, **CLOSE)
 
 
+@STAGE_1_LATER
 def test_answers_do_not_depend_on_the_batch(model_state, batch, stage):
     batched = predict(*model_state, batch, stage)
     np.testing.assert_array_equal(batched.batch.example_index, batch.example_index)
@@ -88,6 +96,7 @@ def test_prompts_are_padded_on_the_right_only(model_state, batch, stage):
     assert not np.asarray(x)[~np.asarray(mask)].any()
 
 
+@STAGE_1_LATER
 def test_predictions_from_encoded_video_equal_those_from_frames(model_state, batch, stage):
     graph, *weights = model_state
     at_once = predict(*model_state, batch, stage)

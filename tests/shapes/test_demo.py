@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,37 +12,29 @@ from calce_jax.inference import predict_split as answering
 from calce_jax.inference.answers import frame_treatments
 from calce_jax.inference.predict_split import predict_split
 from calce_jax.inference.trained_run import load_trained_model
-from calce_jax.input_pipeline.dataset import open_dataset
-from calce_jax.moments.predictions import read_predictions
+from calce_jax.input_pipeline.dataset import Query, open_dataset
+from calce_jax.moments.predictions import Prediction, read_predictions
 from calce_jax.search.inputs import SearchError, load_captions
 from calce_jax.search.results import break_ties_across_videos, write_results
 from calce_jax.search.searcher import Searcher, open_stages
 from calce_jax.storage.disk_cache import DiskCache
 from configs.calce import get_config
 from data.shapes import demo_pipeline as demo
+from tests.helpers.pipeline import shorten
 
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """A demo of a few videos and few steps: too little to learn, enough to pass every part."""
     out = tmp_path_factory.mktemp("road")
-    shortened = demo.stage_config
-
-    def one_epoch(out: Path, stage: int):
-        config = shortened(out, stage)
-        values = to_dict(config)
-        values["schedule"] |= {"epochs": 1, "warmup_steps": 1}
-        values["text"]["buckets"] = values["text"]["buckets"][-1:]
-        values["generation"]["beams"] = 2
-        return validate(values)
-
+    of_the_demo = demo.stage_config
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "stage_config", one_epoch)
+        patch.setattr(demo, "stage_config", lambda out, stage: shorten(of_the_demo(out, stage)))
         results = demo.run_demo(out, {"train": 5, "val": 4, "test": 6})
     return out, results
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_demo_scores_both_stages_and_shows_them(road):
     out, results = road
     written = json.loads((out / "metrics.json").read_text())
@@ -56,7 +49,7 @@ def test_the_demo_scores_both_stages_and_shows_them(road):
     assert "stage 2" in demo.format_results(results)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_stage_2_reads_the_windows_that_stage_1_wrote(road):
     out, _ = road
     found = {
@@ -69,7 +62,7 @@ def test_stage_2_reads_the_windows_that_stage_1_wrote(road):
         np.testing.assert_allclose(query.stage1_windows, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_an_interrupted_inference_goes_on_with_the_first_incomplete_batch(road, tmp_path, monkeypatch):
     out, _ = road
     trained = load_trained_model(out / "stage2")
@@ -89,20 +82,21 @@ def test_an_interrupted_inference_goes_on_with_the_first_incomplete_batch(road, 
         patch.setattr(answering, "write_line", killed)
         with pytest.raises(KeyboardInterrupt):
             predict_split(trained, "test", tmp_path / "cut.jsonl")
-    # A run that is opened anew is the same run.
-    assert predict_split(load_trained_model(out / "stage2"), "test", tmp_path / "cut.jsonl") == whole
+    assert predict_split(trained, "test", tmp_path / "cut.jsonl") == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.jsonl", "whole.jsonl"]
     written.clear()
     with monkeypatch.context() as patch:
         patch.setattr(answering, "write_line", killed)
         with pytest.raises(KeyboardInterrupt):
             predict_split(trained, "test", tmp_path / "cut.jsonl")
-    predict_split(load_trained_model(out / "stage2", use_captions=False), "test", tmp_path / "silent.jsonl")
-    predict_split(load_trained_model(out / "stage2", use_captions=False), "test", tmp_path / "cut.jsonl")
+    # A run that is opened anew is the same run, and one without captions is another.
+    silent = load_trained_model(out / "stage2", use_captions=False)
+    predict_split(silent, "test", tmp_path / "silent.jsonl")
+    predict_split(silent, "test", tmp_path / "cut.jsonl")
     assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "silent.jsonl").read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_trained_runs_search_a_video_with_its_captions(road, tmp_path):
     out, _ = road
     video = sorted((out / "shapes/videos").glob("*test*.mp4"))[0]
@@ -121,6 +115,54 @@ def test_trained_runs_search_a_video_with_its_captions(road, tmp_path):
     assert (tmp_path / "videos" / video.name).read_bytes() == video.read_bytes()
     with pytest.raises(SearchError, match="query 2 is empty"):
         searcher.search(video, ["something", "  "])
+
+
+class FakeModel(NamedTuple):
+    """Answers with the whole video before training, with windows a second too long in stage 1, exactly in stage 2."""
+
+    stage: int
+    use_captions: bool | None = None
+
+    def windows(self, query: Query) -> list[list[float]]:
+        true = query.windows.tolist()
+        if self.stage == 0:
+            return [[0.0, query.duration]]
+        if self.use_captions is False:
+            return [[0.0, 1.0]]
+        return true if self.stage == 2 else [[max(0.0, start - 1), end] for start, end in true]
+
+
+def test_the_demo_scores_each_model_on_what_it_was_given(tmp_path, monkeypatch):
+    """All steps but the neural ones: stage 2, and it alone, is told the windows of stage 1."""
+    trained, reported, given = [], [], {}
+
+    def predict(model, split, path):
+        queries = list(open_dataset(tmp_path / "prepared", split).queries())
+        given[path.name] = [None if q.stage1_windows is None else q.stage1_windows.tolist() for q in queries]
+        return [Prediction(q.qid, q.query, q.video, [[*w, 0.5] for w in model.windows(q)]) for q in queries]
+
+    monkeypatch.setattr(demo, "load_base_model", lambda config: FakeModel(0))
+    monkeypatch.setattr(
+        demo, "load_trained_model", lambda path, use_captions=None: FakeModel(int(path.name[-1]), use_captions)
+    )
+    monkeypatch.setattr(demo, "train_stage", lambda out, stage: trained.append(stage))
+    monkeypatch.setattr(demo, "predict_split", predict)
+    monkeypatch.setattr(demo, "write_report", lambda out, stages, results: reported.append(stages))
+    results = demo.run_demo(tmp_path, {"train": 2, "val": 2, "test": 3})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == results
+    assert trained == [1, 2]
+    assert reported == [{"stage 1": FakeModel(1), "stage 2": FakeModel(2)}]
+    assert results["base"] == results["baselines"]["whole_video"]
+    assert results["stage2"]["R1@0.7"] == 100
+    assert 0 < results["stage1"]["mIoU"] < 100
+    assert results["stage2_captions_withheld"]["R1@0.5"] == 0
+    assert "stage 2" in demo.format_results(results)
+
+    queries = list(open_dataset(tmp_path / "prepared", "test").queries())
+    of_stage1 = [FakeModel(1).windows(query) for query in queries]
+    assert given["stage2_test.jsonl"] == of_stage1
+    assert given["stage2_test_without_captions.jsonl"] == [[[0.0, 1.0]]] * len(queries)
+    assert [query.stage1_windows.tolist() for query in queries] == of_stage1, "the tables are restored"
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

@@ -209,7 +209,7 @@ def test_only_videos_without_an_srt_are_captioned(tmp_path, shared, weights):
     assert caption_without_srt([film], tmp_path / "others", "no model is opened") == {}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_from_a_narrated_film_to_its_moments(tmp_path, shared, weights):
     films, srts, prepared = tmp_path / "films", tmp_path / "srts", tmp_path / "prepared"
     films.mkdir()
