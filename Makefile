@@ -8,7 +8,7 @@ export JAX_PLATFORMS ?= cpu
 
 GOLDEN ?= ../shared/golden
 
-.PHONY: demo test test-all check fidelity aot beam bench format base clean help
+.PHONY: demo test test-all check fidelity aot beam bench mutants format base clean help
 
 help:  ## What can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ beam: $(VENV)-beam/done  ## Set up an environment with Apache Beam, and run the 
 
 bench: $(VENV)/dev  ## Compare speed with torch, peft and codecs, on this machine; BENCH gives options (docs/benchmarks.md).
 	$(BIN)/python -m benchmarks --out=$(RUNS)/bench $(BENCH)
+
+mutants: $(VENV)/dev  ## Break the code on purpose, one place at a time, and list what no test notices; MUTANTS gives options.
+	$(BIN)/python -m tests.mutants --out=$(RUNS)/mutants.json $(or $(MUTANTS),--named)
 
 format: $(VENV)/dev  ## Let ruff format and mend.
 	$(BIN)/ruff check --fix .

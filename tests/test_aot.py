@@ -68,7 +68,7 @@ def test_a_target_whose_compiler_is_missing_says_what_to_install(monkeypatch):
     assert missing_compiler(Target("any", "cuda", "1x1x1", GIB)).startswith("any: jax_plugins.xla_cuda12")
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_compiler_that_crashes_fails_one_row_and_no_more():
     asked = [CompileCase("v5e-2x2", run, "generate", GIB) for run in RUNS[:2]]
     crashed, refused = compile_cases(asked, crash_or_refuse, timeout=300.0)
@@ -81,7 +81,7 @@ def test_a_compiler_that_crashes_fails_one_row_and_no_more():
     assert "FAILED  ConfigError: no qvhighlights,stage=2" in refused.line()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("target", ["a100x4", "v5e-2x2"])
 def test_the_vision_tower_fits(target, monkeypatch):
     # `make` puts what compiles for GPUs there.

@@ -39,7 +39,7 @@ def change(folder, file, **arrays):
     np.savez(folder / f"{file}.npz", **{name: array for name, array in changed.items() if array is not None})
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_other_recordings_are_equal_in_every_group(recordings, tmp_path, capsys):
     path = tmp_path / "rows.json"
     status = fidelity.main([f"--golden={recordings}", f"--json={path}", f"--only={ONLY}", f"--beside={tmp_path}"])

@@ -108,7 +108,8 @@ def test_steps_leave_ln_vision_bit_for_bit(base):
         assert np.array_equal(leaf, before[name]) == name.startswith("ln_vision/"), name
 
 
-@STAGES
+@pytest.mark.release
+@pytest.mark.parametrize("stage", [1, 2])
 def test_answers_are_those_of_a_run_that_trains_it(stage):
     told, found = (jax.jit(make_predict(parts[0], STEPS[stage]))(*parts[1:], BATCH) for parts in (PARTS, FROZEN_PARTS))
     np.testing.assert_array_equal(found.answers.tokens, told.answers.tokens)

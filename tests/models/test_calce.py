@@ -115,6 +115,7 @@ def embed(model, batch, stage):
     return *model.embed_prompt(features, batch, selection, BUCKETS[-1]), selection.prompt_lengths
 
 
+@STAGE_1_LATER
 def test_gradients_reach_all_trainable_parameters(model_state, batch, stage):
     graph, trainable, frozen = model_state
 
