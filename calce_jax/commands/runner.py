@@ -1,20 +1,23 @@
 """Run a command's main function: parse its flags, and print errors of the user without a traceback.
 
-Exit codes: 2 for a usage error, 1 if the command failed, 130 after Ctrl-C.
+Exit codes: 2 for a usage error, 1 if the command failed, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 from absl import flags, logging
 
 from calce_jax.errors import UserError
 
-USAGE, FAILED, INTERRUPTED = 2, 1, 130
+USAGE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 Parse = Callable[[flags.FlagValues, list[str]], list[str]]
 
@@ -45,8 +48,9 @@ def run_main(
         fail(f"{argv[0]}: {_first_cause(error)}", USAGE)
     logging.set_verbosity(int(flag_values["verbosity"].value or 0))
     try:
-        main(remaining)
-        sys.stdout.flush()
+        with _sigterm_raises():
+            main(remaining)
+            sys.stdout.flush()
     except UsageError as error:
         fail(f"{argv[0]}: {error}", USAGE)
     except BrokenPipeError:
@@ -58,6 +62,29 @@ def run_main(
         fail(f"Error: {error}", FAILED)
     except KeyboardInterrupt:
         fail("interrupted; run the same command again, it continues where it can", INTERRUPTED)
+    except _TerminatedError:
+        fail("terminated; run the same command again, it continues where it can", TERMINATED)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt not an `Exception`, so that nothing in between swallows it."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """While the context lasts, SIGTERM raises in the main thread, as Ctrl-C does."""
+
+    def handle(number: int, frame: FrameType | None) -> NoReturn:
+        raise _TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def define_verbosity(flag_values: flags.FlagValues) -> None:

@@ -1,6 +1,6 @@
 """Train one stage: `calce train --config=shapes,stage=1 --workdir=DIR`.
 
-Run the same command again to resume from the last checkpoint in the workdir; SIGTERM saves a checkpoint and stops.
+Run the same command again to resume from the last checkpoint in the workdir; Ctrl-C and SIGTERM save one and stop.
 --config is a preset, or a file such as configs/calce.py; any field can be set, for example --config.schedule.epochs=20.
 Several hosts can train together, see --coordinator.
 """
@@ -34,4 +34,4 @@ def main(argv: list[str]) -> None:
     from calce_jax.training.run_data import open_run_data
 
     retain_freed_memory()
-    train_run(config, Path(str(WORKDIR.value)), open_run_data(config), stop_on_sigterm=True)
+    train_run(config, Path(str(WORKDIR.value)), open_run_data(config), stop_on_signals=True)

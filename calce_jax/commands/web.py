@@ -5,8 +5,6 @@ package, which was trained on the shapes dataset alone; the form offers sample v
 """
 
 import os
-import signal
-import sys
 import tempfile
 from pathlib import Path
 
@@ -94,7 +92,5 @@ def main(argv: list[str]) -> None:
             else TINY_MODEL_NOTICE
         )
         web_app = make_app(searcher, Path(folder), load_samples(), notice, limits, host=host, names=NAMES.value or [])
-        # Uvicorn shuts down and raises the signal again; as SystemExit it still removes the temporary folder.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         print(f"open http://{host}:{port}", flush=True)
         uvicorn.run(web_app, host=host, port=port, log_level="warning")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -30,6 +31,7 @@ from calce_jax.datasets.prepared_video import (
 )
 from calce_jax.datasets.tables import SkippedQuery, build_tables, rebuild_queries, videos_table_matches
 from calce_jax.datasets.validate import windows_after_end
+from calce_jax.datasets.workers import end_with_parent
 from calce_jax.errors import UserError
 from calce_jax.moments.annotations import Annotation, read_annotations
 from calce_jax.storage.disk_space import free_bytes
@@ -283,12 +285,10 @@ def prepare_in_processes(jobs: Sequence[PrepareJob], workers: int) -> Iterator[F
     Raises:
       OSError: a prepared video cannot be written.
     """
-    # Spawned, not forked: the parent may have threads, those of JAX for instance.
-    context = get_context("spawn")
     remaining = iter(jobs)
     while chunk := list(islice(remaining, 2 * workers)):
         crashed: list[PrepareJob] = []
-        with ProcessPoolExecutor(min(workers, len(jobs)), context) as pool:
+        with _worker_pool(min(workers, len(jobs))) as pool:
             running: dict[Future[Failure | None], PrepareJob] = {pool.submit(_try_prepare, job): job for job in chunk}
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -304,12 +304,24 @@ def prepare_in_processes(jobs: Sequence[PrepareJob], workers: int) -> Iterator[F
                             crashed.append(next_job)
         # One of these jobs crashed the pool, which ended all of them.
         for job in crashed:
-            with ProcessPoolExecutor(1, context) as pool:
+            with _worker_pool(1) as pool:
                 try:
                     yield pool.submit(_try_prepare, job).result()
                 except BrokenProcessPool:
                     reason = f"{job.video_path}: the decoder crashed"
                     yield Failure(job.video, reason, "encode it again with ffmpeg, or remove it")
+
+
+@contextmanager
+def _worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Yield a pool of processes; after an error in the body what has not begun is not begun."""
+    # Spawned, not forked: the parent may have threads, those of JAX for instance.
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _usable_queries(

@@ -20,7 +20,7 @@ from calce_jax.datasets.builder import RowIterator, TableBuilder, windows_array
 from calce_jax.datasets.charades_sta import CharadesSta
 from calce_jax.datasets.qvhighlights import QVHighlights
 from calce_jax.datasets.shapes import Shapes
-from calce_jax.input_pipeline.dataset import TableName, TablesError, open_table
+from calce_jax.input_pipeline.dataset import TableName, TablesError, open_table, table_dir
 from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.windows import Seconds
 from calce_jax.presets.runs import SHORT_NAMES
@@ -128,7 +128,7 @@ def videos_table_matches(
       latest_mtime: when the last of their videos was prepared, in seconds of the file system's clock. A table that is
         not newer may hold an earlier version of that video.
     """
-    path = Path(folder) / "tables" / "videos"
+    path = table_dir(folder, "videos")
     try:
         same_dataset = open_table(folder, "videos").name == _get_builder(dataset).name
         stored_videos = {split: set(videos) for split, videos in _read_video_durations(path).items()}
@@ -157,7 +157,7 @@ def rebuild_queries(
         a stored video.
       OSError: the table cannot be written. The existing one is untouched.
     """
-    builder, tables = _get_builder(dataset), Path(folder) / "tables"
+    builder, tables = _get_builder(dataset), table_dir(folder, "videos").parent
     name = open_table(folder, "videos").name
     if name != builder.name:
         raise TablesError(f"{tables} holds {name}, not {builder.name}", "give the folder of this dataset")

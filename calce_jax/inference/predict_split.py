@@ -21,7 +21,7 @@ from calce_jax.inference.partial_predictions import PartialPredictions
 from calce_jax.inference.predict_step import BatchPrediction
 from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.input_pipeline.batches import input_config, make_iterator
-from calce_jax.input_pipeline.dataset import MomentDataset, Query, open_dataset
+from calce_jax.input_pipeline.dataset import MomentDataset, Query, open_dataset, table_dir
 from calce_jax.input_pipeline.feature_fingerprint import check_features, check_videos
 from calce_jax.input_pipeline.row_flags import RowFlagCounter
 from calce_jax.models.calce import CalceConfig
@@ -169,7 +169,7 @@ def prediction_inputs(model: TrainedModel, dataset_split: DatasetSplit) -> dict[
         (query.qid, query.video, query.query, query.items, query.duration, _to_list(query.stage1_windows))
         for query in dataset_split.queries
     ]
-    videos = sorted((dataset.folder / "tables" / "videos").glob(f"*-{dataset.split}.*"))
+    videos = sorted(table_dir(dataset.folder, "videos").glob(f"*-{dataset.split}.*"))
     checkpoint, base, features = model.checkpoint, config.weights.base, config.data.features
     return fields | {
         "split": dataset.split,

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from calce_jax.errors import UserError
+from calce_jax.storage.atomic_files import find_dir
 from calce_jax.storage.provenance import installed_version
 
 TableName = Literal["videos", "queries"]
@@ -181,13 +182,18 @@ def _to_query(row: dict[str, Any]) -> Query:
     )
 
 
+def table_dir(folder: str | Path, table: TableName) -> Path:
+    """Return the folder of a table; also of one whose replacement was killed half done."""
+    return find_dir(find_dir(Path(folder) / "tables") / table)
+
+
 def open_table(folder: str | Path, table: TableName) -> tfds.core.DatasetBuilder:
     """Open a table of a prepared folder.
 
     Raises:
       TablesError: it is missing, damaged or of another version.
     """
-    path = Path(folder) / "tables" / table
+    path = table_dir(folder, table)
     if not (path / "dataset_info.json").is_file():
         raise TablesError(
             f"there are no tables in {folder}: {path} is missing", f"run `calce prepare` with --out={folder}"

@@ -50,11 +50,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def atomic_replace_dir(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`, which replaces `path` unless the body raises.
 
+    The folder that was there is renamed before the new one takes its name. A process that is killed between the two
+    leaves it under its other name: the next call puts it back first, and `find_dir` reads it there.
+
     Raises:
       OSError: it cannot be written; names the folder and the remedy. What was there before is untouched.
     """
-    new, old = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.old")
+    new, old = path.with_name(f"{path.name}.part"), _old_dir(path)
     try:
+        _put_back(path, old)
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
         new.mkdir(parents=True)
@@ -63,12 +67,26 @@ def atomic_replace_dir(path: Path) -> Iterator[Path]:
             path.rename(old)
         new.rename(path)
     except OSError as error:
-        if old.exists() and not path.exists():
-            old.rename(path)
         raise write_error(path, error) from error
     finally:
+        _put_back(path, old)
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def find_dir(path: Path) -> Path:
+    """Return where a folder that `atomic_replace_dir` writes can be read: `path`, but for a kill in mid-swap."""
+    old = _old_dir(path)
+    return old if old.exists() and not path.exists() else path
+
+
+def _old_dir(path: Path) -> Path:
+    return path.with_name(f"{path.name}.old")
+
+
+def _put_back(path: Path, old: Path) -> None:
+    if old.exists() and not path.exists():
+        old.rename(path)
 
 
 def write_error(path: str | Path, error: OSError) -> OSError:

@@ -28,7 +28,7 @@ from calce_jax.training.state import TrainState
 
 
 class _EvaluationInterrupted(BaseException):
-    """SIGTERM arrived during an evaluation. Not an `Exception`, so that no handler in between swallows it."""
+    """A signal to stop arrived during an evaluation. Not an `Exception`, so that no handler in between swallows it."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ def train(
     functions: TrainFunctions,
     outputs: RunOutputs,
     *,
-    stop_on_sigterm: bool = False,
+    stop_on_signals: bool = False,
 ) -> TrainState:
-    """Train to the end of the schedule, or until SIGTERM; a checkpoint is saved in both cases.
+    """Train to the end of the schedule, or until SIGTERM or SIGINT; a checkpoint is saved in both cases.
 
     Args:
       state: new, or restored together with `feed.iterator`.
@@ -115,8 +115,9 @@ def train(
       schedule: number of steps, when to log and to evaluate.
       functions: training step, evaluation.
       outputs: checkpoints and metrics.
-      stop_on_sigterm: handle SIGTERM of this process while training. For commands alone: the handler belongs to the
-        whole process, and only the main thread can set it. Several hosts stop together without it.
+      stop_on_signals: handle SIGTERM and SIGINT (Ctrl-C) of this process while training; a second SIGINT interrupts at
+        once. For commands alone: handlers belong to the whole process, and only the main thread can set them. Several
+        hosts stop together on SIGTERM without it.
 
     Returns:
       The last state.
@@ -124,7 +125,7 @@ def train(
     Raises:
       TrainingError: `MAX_SKIPPED` steps in a row were skipped, or the data end early.
       CheckpointError: a checkpoint cannot be written, or the state is not finite.
-      SystemExit: with code 0, after SIGTERM and a checkpoint.
+      SystemExit: with code 143 after SIGTERM, 130 after SIGINT, and a checkpoint.
     """
     step = int(state.step)
     checkpoints, writer = outputs.checkpoints, outputs.writer
@@ -138,7 +139,7 @@ def train(
     bar = tqdm(
         total=schedule.total_steps, initial=step, unit="step", dynamic_ncols=True, disable=jax.process_index() > 0
     )
-    with _stop_request(stop_on_sigterm) as stop, bar:
+    with _stop_request(stop_on_signals) as stop, bar:
         while True:
             # 1. Evaluate at the end of an epoch, or first if the interrupted process had to; save latest and best.
             if eval_due:
@@ -187,11 +188,11 @@ def train(
         writer.flush()
     if stop.requested and (step < schedule.total_steps or eval_due):
         print(
-            f"stopped by SIGTERM after step {step} of {schedule.total_steps}; saved to "
+            f"stopped by {stop.signal.name} after step {step} of {schedule.total_steps}; saved to "
             f"{checkpoints.folder / str(step)}. The same command goes on from there.",
             file=sys.stderr,
         )
-        raise SystemExit(0)
+        raise SystemExit(128 + stop.signal)
     return state
 
 
@@ -210,9 +211,10 @@ def _write_evaluation(
 
 @dataclass
 class _StopRequest:
-    """Whether to stop, and whether an evaluation is running, which SIGTERM interrupts."""
+    """Whether to stop, by which signal, and whether an evaluation is running, which a signal interrupts."""
 
     requested: bool = False
+    signal: signal.Signals = signal.SIGTERM
     evaluating: bool = False
 
     def should_stop(self, step: int) -> bool:
@@ -222,34 +224,38 @@ class _StopRequest:
 
 
 @contextmanager
-def _stop_request(stop_on_sigterm: bool) -> Iterator[_StopRequest]:
-    """Yield a request that SIGTERM sets while the context lasts, if `stop_on_sigterm`.
+def _stop_request(stop_on_signals: bool) -> Iterator[_StopRequest]:
+    """Yield a request that SIGTERM and SIGINT set while the context lasts, if `stop_on_signals`.
 
     With several hosts none may stop alone: jax.distributed handles the signal there, and tells all hosts at which step
     to stop.
     """
     stop = _StopRequest()
-    if not stop_on_sigterm or jax.process_count() > 1:
+    if not stop_on_signals or jax.process_count() > 1:
         yield stop
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        stop.requested = True
+        del frame
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, previous[signal.SIGINT])
+            print("stopping after this step, with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
+        stop.requested, stop.signal = True, signal.Signals(number)
         if stop.evaluating:
             raise _EvaluationInterrupted
 
-    previous_handler = signal.signal(signal.SIGTERM, handle)
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, previous_handler)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _evaluate_interruptibly(
     stop: _StopRequest, evaluate: Callable[[TrainState], EvalResult], state: TrainState
 ) -> EvalResult:
-    """Evaluate. SIGTERM interrupts it, since an evaluation may take longer than the time left before SIGKILL.
+    """Evaluate. A signal to stop interrupts it, since an evaluation may take longer than the time left before SIGKILL.
 
     Raises:
       _EvaluationInterrupted: a stop was requested.

@@ -1,6 +1,7 @@
 """A training run: its workdir, the model on its devices, the compiled functions, the loop."""
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from calce_jax.distributed.multihost import is_primary, one_writer, process_info
 from calce_jax.distributed.sharding import make_mesh, param_shardings
 from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
 from calce_jax.inference.predict_step import compile_predict, make_predict, step_config
+from calce_jax.input_pipeline.table_fingerprint import Fingerprint, table_changes
 from calce_jax.models.calce import count_params
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.provenance import file_hash, git_revision
@@ -31,14 +33,14 @@ from calce_jax.training.state import TrainState, create_train_state
 from calce_jax.training.train_step import compile_train_step, make_train_step
 
 
-def train_run(config: RunConfig, workdir: Path, run_data: RunData, *, stop_on_sigterm: bool = False) -> TrainState:
+def train_run(config: RunConfig, workdir: Path, run_data: RunData, *, stop_on_signals: bool = False) -> TrainState:
     """Train to the end of the schedule; a workdir with checkpoints is resumed.
 
     Args:
       config: of the run.
       workdir: gets the config, checkpoints and metrics.
       run_data: from `calce_jax.training.run_data.open_run_data`.
-      stop_on_sigterm: see `calce_jax.training.loop.train`; for commands alone.
+      stop_on_signals: see `calce_jax.training.loop.train`; for commands alone.
 
     Raises:
       LockError: another process trains in this workdir (`train.lock` there).
@@ -46,20 +48,21 @@ def train_run(config: RunConfig, workdir: Path, run_data: RunData, *, stop_on_si
       CheckpointError: weights or checkpoints are missing, damaged, not finite or of another size, or cannot be written.
       ShardingError: the batch or the model does not fit the mesh.
       TrainingError: several steps in a row had a loss or a gradient that is not finite.
-      SystemExit: with code 0, after SIGTERM and a checkpoint.
+      SystemExit: after SIGTERM or SIGINT and a checkpoint, see `train`.
     """
     with one_writer(Path(workdir) / "train.lock"):
-        return _train_run(config, workdir, run_data, stop_on_sigterm)
+        return _train_run(config, workdir, run_data, stop_on_signals)
 
 
-def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sigterm: bool) -> TrainState:
+def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_signals: bool) -> TrainState:
     # 1. The workdir, and where the weights come from.
     init_workdir(workdir, config)
     init_source = resolve_init(workdir, config.weights.start, config.weights.base)
     mesh = make_mesh(config.mesh)
     checkpoints = Checkpoints(workdir)
 
-    with jax.set_mesh(mesh), open_metric_writer(workdir) as writer:
+    resumed_step = checkpoints.latest_step if init_source.kind == "resumed" else None
+    with jax.set_mesh(mesh), open_metric_writer(workdir, (resumed_step or 0) + 1) as writer:
         # 2. The model: frozen weights and trainables, on their devices.
         graph, trainable, frozen = build_model(run_data.model_config, config, mesh)
         logging.info("%d parameters are trainable, %d are frozen", count_params(trainable), count_params(frozen))
@@ -87,9 +90,10 @@ def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sigt
             )
         optimizer = make_optimizer(config.optimizer, config.behaviour)
         state = create_sharded_train_state(trainable, optimizer, mesh)
-        if init_source.kind == "resumed" and checkpoints.latest_step is not None:
+        if resumed_step is not None:
             abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
-            state = checkpoints.restore(checkpoints.latest_step, abstract, feed.iterator)
+            check_tables(checkpoints.read_metadata(resumed_step), run_data.tables, config.data.directory)
+            state = checkpoints.restore(resumed_step, abstract, feed.iterator)
         logging.info(
             "%s start at step %d from %s", init_source.kind, int(state.step), init_source.path or "a random model"
         )
@@ -124,8 +128,8 @@ def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sigt
                     evaluate=lambda state: run_data.evaluate(partial(predict, state.trainable, frozen)),
                     query_ids=run_data.query_ids,
                 ),
-                RunOutputs(checkpoints, checkpoint_metadata(config, init_source), writer),
-                stop_on_sigterm=stop_on_sigterm,
+                RunOutputs(checkpoints, checkpoint_metadata(config, init_source, run_data.tables), writer),
+                stop_on_signals=stop_on_signals,
             )
         finally:
             checkpoints.close()
@@ -149,7 +153,30 @@ def init_workdir(workdir: Path, config: RunConfig) -> None:
         write_atomic(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
-def checkpoint_metadata(config: RunConfig, init_source: InitSource) -> dict[str, Any]:
+def check_tables(metadata: Mapping[str, Any], tables: Mapping[str, Fingerprint], folder: str) -> None:
+    """Check that the tables are those with which a checkpoint was made.
+
+    Args:
+      metadata: of the checkpoint; earlier versions recorded no tables.
+      tables: fingerprints now.
+      folder: the prepared folder, for the message.
+
+    Raises:
+      ConfigError: a split has changed; names what.
+    """
+    before = metadata.get("tables", {})
+    changes = {split: table_changes(before[split], now) for split, now in tables.items() if split in before}
+    if changes := {split: change for split, change in changes.items() if change}:
+        raise ConfigError(
+            f"config.data.directory: the tables in {folder} are not those this run was trained on: "
+            + "; ".join(f"{split}: {change}" for split, change in changes.items()),
+            "restore them, or start another run in another --workdir",
+        )
+
+
+def checkpoint_metadata(
+    config: RunConfig, init_source: InitSource, tables: Mapping[str, Fingerprint]
+) -> dict[str, Any]:
     """Return the metadata of every checkpoint, JSON values: what is needed to load it, and its provenance."""
     base = config.weights.base
     return {
@@ -157,6 +184,7 @@ def checkpoint_metadata(config: RunConfig, init_source: InitSource) -> dict[str,
         "lora": {"rank": config.lora.rank, "alpha": config.lora.alpha},
         "base": {"file": base, "sha256": file_hash(packaged_path(base))} if base else None,
         "start": {"kind": init_source.kind, "path": str(init_source.path)},
+        "tables": dict(tables),
         "git": git_revision(),
         "jax": jax.__version__,
     }

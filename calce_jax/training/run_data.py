@@ -1,7 +1,7 @@
 """The data of a training run: the prepared folder that its config names, batches of it, and its evaluation."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import grain
@@ -17,6 +17,7 @@ from calce_jax.inference.predict_split import DatasetSplit, PredictFn, make_case
 from calce_jax.input_pipeline.batches import batches_per_epoch, input_config, make_iterator
 from calce_jax.input_pipeline.dataset import open_dataset
 from calce_jax.input_pipeline.feature_fingerprint import check_videos
+from calce_jax.input_pipeline.table_fingerprint import Fingerprint, table_fingerprint
 from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import evaluate_cases
 from calce_jax.report.timeline import draw_timeline
@@ -39,6 +40,7 @@ class RunData:
       evaluate: predicts every query of the evaluation split with the given function, and scores the predictions.
       model_config: sizes of the model.
       max_answer_tokens: length limit of generated answers, in T5 tokens.
+      tables: fingerprint of each split's queries, see `calce_jax.input_pipeline.table_fingerprint`.
     """
 
     train_iterator: grain.DatasetIterator[Batch]
@@ -47,6 +49,7 @@ class RunData:
     evaluate: Callable[[PredictFn], EvalResult]
     model_config: CalceConfig
     max_answer_tokens: int
+    tables: Mapping[str, Fingerprint] = field(default_factory=dict)
 
 
 def open_run_data(config: RunConfig) -> RunData:
@@ -77,6 +80,10 @@ def open_run_data(config: RunConfig) -> RunData:
         max_answer_tokens=max_answer_tokens(
             tokenizers.t5, max(query.duration for query in eval_split.queries), config.behaviour
         ),
+        tables={
+            config.data.train_split: table_fingerprint(train_queries, config.stage),
+            config.data.eval_split: table_fingerprint(eval_split.queries, config.stage),
+        },
     )
 
 

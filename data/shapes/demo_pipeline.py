@@ -126,7 +126,7 @@ def prepare_shapes(out: Path, splits: Mapping[str, list[Annotation]]) -> None:
 def train_stage(out: Path, stage: int) -> None:
     """Train a stage, or continue its training, to the end of its schedule."""
     config = stage_config(out, stage)
-    train_run(config, out / f"stage{stage}", open_run_data(config), stop_on_sigterm=True)
+    train_run(config, out / f"stage{stage}", open_run_data(config), stop_on_signals=True)
 
 
 def merge_splits(

@@ -45,7 +45,7 @@ def test_commands_lead_to_scores_and_moments(pipeline_run):
     assert "<!doctype html>" in (out / "search/index.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_load_searches_like_the_command(pipeline_run):
     out, _ = pipeline_run
     (entry,) = json.loads((out / "search/moments.json").read_text())

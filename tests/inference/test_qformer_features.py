@@ -119,6 +119,7 @@ def test_answers_are_those_of_a_run_that_trains_it(stage):
     np.testing.assert_allclose(found.answers.score, told.answers.score, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.release
 def test_a_window_holds_qformer_tokens_in_place_of_frames():
     mesh = build_mesh((2, 1, 1), jax.devices()[:2])
     grouper, table = LengthGrouper(FROZEN_PARTS[0], STEPS[1], mesh), make_batch([3, 8, 5, 4])

@@ -96,6 +96,7 @@ def test_prompts_are_padded_on_the_right_only(model_state, batch, stage):
     assert not np.asarray(x)[~np.asarray(mask)].any()
 
 
+@pytest.mark.release
 @STAGE_1_LATER
 def test_predictions_from_encoded_video_equal_those_from_frames(model_state, batch, stage):
     graph, *weights = model_state

@@ -176,7 +176,7 @@ def test_damaged_files_do_not_stop_the_others(tmp_path, shared, weights):
     assert "what you can do for your country" in text
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_5_1_and_8_khz(tmp_path, shared, weights):
     source = shared / "media" / "speech" / "jfk.flac"
     with av.open(str(source)) as container:
@@ -198,7 +198,7 @@ def test_5_1_and_8_khz(tmp_path, shared, weights):
         assert "country" in text
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_only_videos_without_an_srt_are_captioned(tmp_path, shared, weights):
     film = tmp_path / "nasa.mp4"
     shutil.copyfile(shared / "media" / "video" / "nasa_13013.mp4", film)

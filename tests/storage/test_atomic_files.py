@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from safetensors import SafetensorError
 from calce_jax.checkpoints import manager
 from calce_jax.checkpoints.manager import CheckpointError, save_params
 from calce_jax.inference.predict_split import write_line
-from calce_jax.storage.atomic_files import atomic_replace_dir, atomic_write, write_atomic
+from calce_jax.storage.atomic_files import atomic_replace_dir, atomic_write, find_dir, write_atomic
 
 
 def test_text_and_bytes_arrive_and_folders_are_made(tmp_path):
@@ -96,6 +98,43 @@ def test_a_folder_is_replaced_when_all_of_it_is_written(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=told), atomic_replace_dir(tmp_path / "a/tables"):
         pass
     assert [path.name for path in (tmp_path / "a").rglob("*")] == ["tables", "2"]
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("killed_at", range(1, 8))
+def test_a_kill_before_any_call_of_the_swap_loses_neither_folder(tmp_path, monkeypatch, before, killed_at):
+    """A kill is an exception at a call, after which none does anything."""
+    path, calls = tmp_path / "tables", []
+    if before:
+        with atomic_replace_dir(path) as new:
+            (new / "1").touch()
+
+    class KilledError(BaseException):
+        pass
+
+    def failpoint(action):
+        def call(*arguments, **options):
+            calls.append(action)
+            if len(calls) >= killed_at:
+                raise KilledError
+            return action(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((Path, "rename"), (Path, "mkdir"), (shutil, "rmtree")):
+            patch.setattr(owner, name, failpoint(getattr(owner, name)))
+        with suppress(KilledError), atomic_replace_dir(path) as new:
+            (new / "2").touch()
+    assert files(find_dir(path)) in ([["1"], ["2"]] if before else [[], ["2"]])
+    with atomic_replace_dir(path) as new:
+        assert not before or files(find_dir(path)), "readable while the next one is written"
+        (new / "3").touch()
+    assert files(tmp_path) == ["tables/3"]
 
 
 def test_weights_that_cannot_be_written_leave_what_was_there(tmp_path, monkeypatch):

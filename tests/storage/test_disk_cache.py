@@ -383,7 +383,7 @@ def test_a_second_search_with_a_bfloat16_model_reads_what_the_first_one_saw(sear
         assert_bitwise(DiskCache(folder).read_arrays("features", path.name), entry)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")  # Gradio's
 def test_a_second_search_in_the_app_with_a_bfloat16_model(searcher, tmp_path, monkeypatch):
     web = pytest.importorskip("calce_jax.search.web.app", reason="gradio is absent: pip install 'calce_jax[web]'")

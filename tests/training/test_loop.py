@@ -85,7 +85,7 @@ def score(state):
     )
 
 
-def run(workdir, step_fn=toy_step, evaluate=score, iterator=None, stop_on_sigterm=True):
+def run(workdir, step_fn=toy_step, evaluate=score, iterator=None, stop_on_signals=True):
     state = create_train_state({"kernel": jnp.zeros(2), "bias": jnp.zeros(())}, OPTIMIZER)
     iterator = iterator or make_iterator()
     checkpoints = Checkpoints(workdir)
@@ -100,18 +100,18 @@ def run(workdir, step_fn=toy_step, evaluate=score, iterator=None, stop_on_sigter
                 SCHEDULE,
                 TrainFunctions(step_fn, evaluate, lambda rows: [f"q{row}" for row in rows]),
                 RunOutputs(checkpoints, {"seed": 42}, writer),
-                stop_on_sigterm=stop_on_sigterm,
+                stop_on_signals=stop_on_signals,
             )
     finally:
         checkpoints.close()
 
 
-def send_sigterm_in(function, at):
-    """Send SIGTERM in the call for the state of a step."""
+def send_signal_in(function, at, number=signal.SIGTERM):
+    """Send a signal in the call for the state of a step."""
 
     def wrapped(state, *rest):
         if int(state.step) == at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return function(state, *rest)
 
     return wrapped
@@ -174,12 +174,12 @@ def test_what_does_not_fit_is_counted_with_the_metrics_and_named_once(tmp_path, 
     assert messages == ["training: query truncated: 2 queries (q7, q8)", "training: caption truncated: 1 query (q8)"]
 
 
-@pytest.mark.parametrize("at", [3, 5, 7])
-def test_stopped_in_a_step_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, capsys, at):
+@pytest.mark.parametrize(("at", "number"), [(3, signal.SIGTERM), (5, signal.SIGINT), (7, signal.SIGTERM)])
+def test_stopped_in_a_step_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, capsys, at, number):
     with pytest.raises(SystemExit) as stopped:
-        run(tmp_path, step_fn=send_sigterm_in(toy_step, at))
-    assert stopped.value.code == 0
-    assert f"stopped by SIGTERM after step {at + 1} of 15" in capsys.readouterr().err
+        run(tmp_path, step_fn=send_signal_in(toy_step, at, number))
+    assert stopped.value.code == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert f"stopped by {number.name} after step {at + 1} of 15" in capsys.readouterr().err
     assert checkpoint_steps(tmp_path)[-1] == at + 1
     assert_same(run(tmp_path), uninterrupted[0])
     assert checkpoint_steps(tmp_path) == [10, 15]
@@ -187,7 +187,7 @@ def test_stopped_in_a_step_and_resumed_equals_uninterrupted(uninterrupted, tmp_p
 
 def test_stopped_in_an_evaluation_evaluates_first_when_resumed(uninterrupted, tmp_path):
     with pytest.raises(SystemExit):
-        run(tmp_path, evaluate=send_sigterm_in(score, 10))
+        run(tmp_path, evaluate=send_signal_in(score, 10))
     assert checkpoint_steps(tmp_path) == [5, 10]
     evaluated = []
 
@@ -326,7 +326,19 @@ def test_data_that_end_early(tmp_path):
         run(tmp_path, iterator=short)
 
 
-def test_the_handler_of_sigterm_is_set_while_training_on_request_alone(uninterrupted, tmp_path):
+def test_a_second_ctrl_c_stops_at_once(tmp_path, capsys):
+    def twice(state, *rest):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return toy_step(state, *rest)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, step_fn=twice)
+    assert "Ctrl-C again stops at once" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_handlers_of_signals_are_set_while_training_on_request_alone(uninterrupted, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     handlers = []
 
@@ -337,5 +349,5 @@ def test_the_handler_of_sigterm_is_set_while_training_on_request_alone(uninterru
     run(tmp_path / "command", evaluate=noting)
     assert signal.SIG_DFL not in handlers
     handlers.clear()
-    run(tmp_path / "library", evaluate=noting, stop_on_sigterm=False)
+    run(tmp_path / "library", evaluate=noting, stop_on_signals=False)
     assert handlers == [signal.SIG_DFL] * SCHEDULE.epochs

@@ -81,7 +81,8 @@ def make_run_data(sigterm_after_evaluation=False):
             os.kill(os.getpid(), signal.SIGTERM)
         return EvalResult({"R1_avg": float(prediction.answers.score[:, 0].mean())})
 
-    return RunData(iter(data), 8 // B, lambda rows: [f"q{row}" for row in rows], evaluate, SIZES, ANSWER)
+    tables = {"train": {"queries": 8, "videos": 8, "sha256": "ab"}}
+    return RunData(iter(data), 8 // B, lambda rows: [f"q{row}" for row in rows], evaluate, SIZES, ANSWER, tables)
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
@@ -107,7 +108,7 @@ def test_the_record_names_the_base_weights_and_the_code(tmp_path):
     base = tmp_path / "base.safetensors"
     base.write_bytes(b"weights")
     config = tiny_config(weights={"base": str(base)})
-    record = json.loads(json.dumps(checkpoint_metadata(config, resolve_init(tmp_path, base=str(base)))))
+    record = json.loads(json.dumps(checkpoint_metadata(config, resolve_init(tmp_path, base=str(base)), {})))
     assert record["base"]["file"] == str(base)
     assert len(record["base"]["sha256"]) == 64
     assert record["lora"] == {"rank": 8, "alpha": 8.0}
@@ -143,8 +144,11 @@ def test_base_weights_fill_all_but_the_adapters(tmp_path):
 def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch):
     config = tiny_config(data={"group": 2})
     with pytest.raises(SystemExit):
-        train_run(config, tmp_path / "stopped", make_run_data(sigterm_after_evaluation=True), stop_on_sigterm=True)
+        train_run(config, tmp_path / "stopped", make_run_data(sigterm_after_evaluation=True), stop_on_signals=True)
     assert checkpoint_steps(tmp_path / "stopped") == [2]
+    halved = {"train": {"queries": 4, "videos": 4, "sha256": "cd"}}
+    with pytest.raises(ConfigError, match=r"not those this run was trained on: train: 8 queries then, 4 now, 8 videos"):
+        train_run(config, tmp_path / "stopped", dataclasses.replace(make_run_data(), tables=halved))
     steps, add = [], MetricLog.add
     monkeypatch.setattr(MetricLog, "add", lambda log, step, *rest: (steps.append(step), add(log, step, *rest)))
     state = train_run(config, tmp_path / "stopped", make_run_data())

@@ -1,0 +1,61 @@
+"""What a run trains on, in a few numbers."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from calce_jax.input_pipeline.dataset import Query
+from calce_jax.input_pipeline.table_fingerprint import table_changes, table_fingerprint
+
+QUERIES = [
+    Query(
+        qid=n,
+        video=f"v{n // 2}",
+        video_row=n // 2,
+        query=f"A cat {n}.",
+        items=["cat"],
+        duration=9.0,
+        windows=np.array([[0.0, 2.0]]),
+        stage1_windows=np.array([[1.0, 3.0]]),
+        kind=None,
+    )
+    for n in range(4)
+]
+
+
+def test_it_is_json_and_equal_for_equal_queries():
+    before = table_fingerprint(QUERIES, 1)
+    assert json.loads(json.dumps(before)) == before == table_fingerprint([replace(q) for q in QUERIES], 1)
+    assert (before["queries"], before["videos"]) == (4, 2)
+    assert table_changes(before, before) == ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"query": "A dog."},
+        {"qid": "0"},
+        {"items": []},
+        {"duration": 8.0},
+        {"windows": np.array([[0.0, 3.0]])},
+        {"video": "v1"},
+    ],
+    ids=str,
+)
+def test_any_change_is_noticed(changes):
+    before, now = table_fingerprint(QUERIES, 1), table_fingerprint([replace(QUERIES[0], **changes), *QUERIES[1:]], 1)
+    assert table_changes(before, now) == "other sentences, items, durations, windows, or another order"
+
+
+def test_fewer_queries_and_another_order_are_named():
+    before = table_fingerprint(QUERIES, 1)
+    assert table_changes(before, table_fingerprint(QUERIES[:2], 1)) == "4 queries then, 2 now, 2 videos then, 1 now"
+    assert "another order" in table_changes(before, table_fingerprint(QUERIES[::-1], 1))
+
+
+def test_windows_of_stage_1_count_in_stage_2_alone():
+    other = [replace(QUERIES[0], stage1_windows=None), *QUERIES[1:]]
+    assert table_fingerprint(QUERIES, 1) == table_fingerprint(other, 1)
+    assert table_fingerprint(QUERIES, 2) != table_fingerprint(other, 2)
