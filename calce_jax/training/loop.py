@@ -188,11 +188,11 @@ def train(
         writer.flush()
     if stop.requested and (step < schedule.total_steps or eval_due):
         print(
-            f"stopped by {stop.signal.name} after step {step} of {schedule.total_steps}; saved to "
+            f"stopped by {stop.received.name} after step {step} of {schedule.total_steps}; saved to "
             f"{checkpoints.folder / str(step)}. The same command goes on from there.",
             file=sys.stderr,
         )
-        raise SystemExit(128 + stop.signal)
+        raise SystemExit(128 + stop.received)
     return state
 
 
@@ -214,7 +214,7 @@ class _StopRequest:
     """Whether to stop, by which signal, and whether an evaluation is running, which a signal interrupts."""
 
     requested: bool = False
-    signal: signal.Signals = signal.SIGTERM
+    received: signal.Signals = signal.SIGTERM
     evaluating: bool = False
 
     def should_stop(self, step: int) -> bool:
@@ -240,7 +240,7 @@ def _stop_request(stop_on_signals: bool) -> Iterator[_StopRequest]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, previous[signal.SIGINT])
             print("stopping after this step, with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
-        stop.requested, stop.signal = True, signal.Signals(number)
+        stop.requested, stop.received = True, signal.Signals(number)
         if stop.evaluating:
             raise _EvaluationInterrupted
 

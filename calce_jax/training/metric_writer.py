@@ -4,7 +4,6 @@
 writer by one of tensorboardX before the import, so no other module may import `clu.metric_writers`.
 """
 
-import os
 import sys
 import time
 import types
@@ -56,8 +55,8 @@ class TensorBoardWriter(MetricWriter):
         self._folder, self._make, self._event, self._summary = folder, summary, event_pb2.Event, summary_pb2.Summary
         with self._naming_errors():
             folder.mkdir(parents=True, exist_ok=True)
-            # Files of two processes that start in the same second must differ.
-            self._file = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}")
+            # TensorBoard reads the files of a folder in the order of their names, which begin with the second.
+            self._file = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
             if purge_step is not None:
                 start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
                 self._file.write_event(self._event(wall_time=time.time(), step=purge_step, session_log=start))
@@ -85,7 +84,7 @@ class TensorBoardWriter(MetricWriter):
         """Write histograms of the entries of arrays, by name."""
         for name, array in arrays.items():
             max_bins = (num_buckets or {}).get(name)
-            self._write(step, self._make.histogram(name, np.asarray(array), "tensorflow", max_bins=max_bins))
+            self._write(step, self._make.histogram(name, np.asarray(array), "auto", max_bins=max_bins))
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Write the config of the run as a table of fields and values."""

@@ -1,7 +1,16 @@
 """Errors of the user: "calce NAME: ..." and exit code 2 for the command line, "Error: ..." and 1 for the rest."""
 
-import pytest
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 
+import pytest
+from absl import flags
+
+from calce_jax.commands.runner import run_main
 from tests.helpers.commands import run_script
 
 CONFIG = "--config=configs/calce.py:shapes,stage=1"
@@ -83,3 +92,45 @@ def test_a_wrong_command_line_exits_with_2(run, capsys, command, arguments, mess
 def test_other_errors_exit_with_1(run, command, arguments, message):
     code, message = run(command, arguments, message)
     assert str(code)[: len(f"Error: {message}")] == f"Error: {message}"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [
+        (signal.SIGINT, 130, "interrupted; run the same command again, it continues where it can"),
+        (signal.SIGTERM, 143, "terminated; run the same command again, it continues where it can"),
+    ],
+)
+def test_a_signal_ends_a_command_in_one_line_and_cleans_up(number, code, line, capsys):
+    cleaned = []
+
+    def main(argv):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        finally:
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as error:
+        run_main(main, ["calce test"], flags.FlagValues())
+    assert (error.value.code, capsys.readouterr().err.strip(), cleaned) == (code, line, [True])
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_process_while_a_thread_works(number, code):
+    """Taking the interpreter down under a thread of native code would crash; a thread that sleeps shows the way out."""
+    script = f"""
+        import os, threading, time
+        from calce_jax.commands import cli, evaluate
+        def main(argv):
+            threading.Thread(target=time.sleep, args=(600,)).start()
+            os.kill(os.getpid(), {int(number)})
+            time.sleep(600)
+        evaluate.main = main
+        cli.main(["evaluate", "--predictions=x", "--annotations=x", "--out=x"])
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == 1

@@ -238,7 +238,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, caplog
 def test_a_run_with_a_skipped_step_resumes_bit_for_bit(tmp_path):
     whole = run(tmp_path / "whole", step_fn=harming(7))
     with pytest.raises(SystemExit):
-        run(tmp_path / "stopped", step_fn=send_sigterm_in(harming(7), 6))
+        run(tmp_path / "stopped", step_fn=send_signal_in(harming(7), 6))
     assert checkpoint_steps(tmp_path / "stopped")[-1] == 7
     assert_same(run(tmp_path / "stopped"), whole)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from calce_jax.training.metric_writer import MetricsError, open_metric_writer
+from calce_jax.training.metric_writer import MetricsError, TensorBoardWriter, open_metric_writer
 
 
 def test_tensorboard_reads_what_was_written(tmp_path):
@@ -52,7 +52,12 @@ def full_disk():
     signal.signal(signal.SIGXFSZ, ignored)
 
 
-def test_a_full_disk_is_an_error_with_a_remedy_and_nothing_waits(tmp_path, full_disk):
+def close_fails(writer):
+    writer._file.close()
+    raise MetricsError("cannot be closed")
+
+
+def test_a_full_disk_is_an_error_with_a_remedy_and_nothing_waits(tmp_path, full_disk, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
 
     def write(folder, images, error=None):
@@ -65,8 +70,9 @@ def test_a_full_disk_is_an_error_with_a_remedy_and_nothing_waits(tmp_path, full_
     for images in (1, 100):  # at the end, and in between
         with pytest.raises(MetricsError, match=r"cannot write metrics to .* \(File too large\); make room and run"):
             write(tmp_path / str(images), images)
+    monkeypatch.setattr(TensorBoardWriter, "close", close_fails)
     with pytest.raises(KeyError):
-        write(tmp_path / "other", 1, KeyError("the error of the body"))
+        write(tmp_path / "other", 0, KeyError("the error of the body"))
     (tmp_path / "file").touch()
     with pytest.raises(MetricsError, match=r"cannot write metrics to .*file \(.*\); make room"):
         open_metric_writer(tmp_path / "file").__enter__()
