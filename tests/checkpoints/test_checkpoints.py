@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from calce_jax.checkpoints import manager
+from calce_jax.checkpoints.convert.sources import run_trained_weights
 from calce_jax.checkpoints.manager import (
     CheckpointError,
     Checkpoints,
@@ -155,6 +156,19 @@ def test_trainables_alone(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert_equal(checkpoints.restore_trainable(3, abstract("a100x4").trainable), make_state(value=7.0).trainable)
     checkpoints.close()
+
+
+def test_a_stage_and_a_conversion_start_from_the_best_checkpoint(tmp_path):
+    save(tmp_path, make_state(3, value=1.0), metrics={"R1_avg": 60.0})
+    save(tmp_path, make_state(4, value=2.0), metrics={"R1_avg": 50.0})
+    template = nnx.State(abstract().trainable)
+    for checkpoint, step in (("best", 3), ("latest", 4)):
+        restored, folder = restore_trainables(tmp_path, template, checkpoint)
+        assert (float(restored["t5_proj"]["kernel"][0, 0]), folder.name) == (step - 2, str(step))
+    shapes = {"t5_proj/kernel": (8, 4), "t5_proj/bias": (4,)}
+    spec = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    converted = run_trained_weights(tmp_path, spec)
+    assert float(converted["t5_proj/kernel"].read()[0, 0]) == 1.0
 
 
 def test_what_another_process_is_writing_stays_where_a_run_is_only_read(tmp_path):

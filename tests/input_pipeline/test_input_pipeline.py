@@ -77,6 +77,13 @@ def one(config=CONFIG, **changes):
     return jax.tree.map(lambda a: a[0], vars(batch))
 
 
+def test_speech_that_is_not_english_is_speech_without_a_caption():
+    row = one(captions=[(1.0, 5.0, "où est la gare")])
+    assert row["has_speech"].any()
+    assert not row["caption_bert_tokens"].any()
+    assert one(captions=[(1.0, 5.0, "we found the lighthouse")])["caption_bert_tokens"].any()
+
+
 def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, vars(a), vars(b))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.models.beam_search import EOS_ID, BeamSearchOutput, beam_search
+from calce_jax.models.beam_search import EOS_ID, NEG_INF, BeamSearchOutput, BeamState, _beam_step, beam_search
 from calce_jax.models.t5 import T5, T5Config
 
 VOCAB, LENGTH = 5, 4
@@ -105,3 +105,44 @@ def test_reference_divides_unfinished_answers_by_length_plus_one(t5, prompts):
     np.testing.assert_allclose(
         np.asarray(ours.score)[unfinished], np.asarray(ours.log_probability)[unfinished] / LENGTH, rtol=1e-6
     )
+
+
+def state_of_two_beams(position, log_probability, finished_score):
+    """Return the state of a search with two beams that have written `position` tokens each."""
+    tokens = jnp.zeros((1, 2, 4), jnp.int32)
+    score = jnp.asarray([finished_score], jnp.float32)
+    finished = BeamSearchOutput(
+        tokens=tokens,
+        score=score,
+        log_probability=score,
+        is_finished=score > NEG_INF,
+        steps=jnp.int32(0),
+    )
+    return BeamState(
+        position=jnp.int32(position),
+        tokens=tokens,
+        log_probability=jnp.asarray([log_probability], jnp.float32),
+        cache=(),
+        beam_indices=tokens,
+        finished=finished,
+        is_done=jnp.zeros(1, bool),
+    )
+
+
+def logits_of(*rows):
+    return jnp.log(jnp.asarray([rows], jnp.float32))
+
+
+def test_an_end_is_taken_among_the_best_k_candidates_alone():
+    # Of the first beam the end (token 1) is the third best; the second beam is hopeless.
+    for probabilities, is_finished in (((0.4, 0.25, 0.35), False), ((0.4, 0.35, 0.25), True)):
+        state = state_of_two_beams(1, (0.0, -50.0), (NEG_INF, NEG_INF))
+        after = _beam_step(state, logits_of(probabilities, (0.4, 0.25, 0.35)), 1, 0)
+        assert bool(after.finished.is_finished.any()) is is_finished
+
+
+def test_a_search_goes_on_while_its_best_beam_may_win():
+    # Two answers of -0.1 and -0.5 a token; of length 2 the best running one has log(0.5) / 2 = -0.35, the worst less.
+    logits = logits_of((0.5, 0.01, 0.49), (0.5, 0.01, 0.49))
+    assert not bool(_beam_step(state_of_two_beams(1, (0.0, -9.0), (-0.1, -0.5)), logits, 1, 0).is_done[0])
+    assert bool(_beam_step(state_of_two_beams(1, (-0.4, -9.0), (-0.1, -0.5)), logits, 1, 0).is_done[0])

@@ -11,7 +11,17 @@ from flax import nnx
 from calce_jax.batch import Batch
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.inference.predict_step import make_encode_video, make_predict, make_predict_from_features
-from calce_jax.models.calce import Calce, CalceConfig, answer_loss, count_params, param_label, shift_right, split_params
+from calce_jax.models.calce import (
+    Calce,
+    CalceConfig,
+    answer_loss,
+    count_params,
+    normalise_queries,
+    param_label,
+    shift_right,
+    split_params,
+)
+from calce_jax.models.t5 import T5
 from tests.helpers.tiny_model import BUCKETS, STEPS, make_batch, make_model
 
 B = 3
@@ -130,6 +140,39 @@ def test_gradients_reach_all_trainable_parameters(model_state, batch, stage):
     for name, gradient in gradients.items():
         assert np.isfinite(gradient).all(), name
         assert np.abs(gradient).max() > 0, name
+
+
+def test_features_of_the_selection(model_state):
+    """Stage 1: the mean of all tokens, the class token included, after `ln_vision`; stage 2: query tokens of norm 1."""
+    model = nnx.merge(*model_state)
+    tokens = jax.random.normal(jax.random.key(4), (1, 2, 5, 16)) + 3.0
+    normed = np.asarray(model.ln_vision(tokens))
+    assert not np.allclose(normed, tokens, atol=0.1)
+    np.testing.assert_allclose(model.frame_means(tokens), normed.mean(axis=2), rtol=1e-5, atol=1e-6)
+    queries = np.asarray(normalise_queries(jnp.asarray([[[[3.0, 4.0], [0.0, 0.0], [0.0, -2.0]]]])))
+    np.testing.assert_allclose(queries, [[[0.6, 0.8, 0.0, 0.0, 0.0, -1.0]]], rtol=1e-6)
+
+
+def test_encoder_and_decoder_drop_by_keys_of_their_own(model_state, batch, monkeypatch):
+    keys = []
+    for name in ("encode", "decode"):
+        method = getattr(T5, name)
+
+        def noting(self, *args, method=method, key=None, **options):
+            keys.append(key)
+            return method(self, *args, key=key, **options)
+
+        monkeypatch.setattr(T5, name, noting)
+
+    def loss(key):
+        model = nnx.merge(*model_state)
+        features = model.encode_frames(jnp.asarray(batch.frames))
+        selection = model.select(features, batch, STEPS[2].selection)
+        return model.loss(features, batch, selection, BUCKETS[-1], key=key), keys[0], keys[1]
+
+    _, encoder_key, decoder_key = jax.jit(loss).eval_shape(jax.random.key(0))
+    assert encoder_key.dtype == decoder_key.dtype == jax.random.key(0).dtype
+    assert keys[0] is not keys[1]
 
 
 def test_a_batch_of_zeros_has_the_shapes_and_dtypes_of_any_other(batch):

@@ -12,7 +12,7 @@ from calce_jax.input_pipeline.speech_mask import mark_speech_frames
 from calce_jax.models.keyframes.borders import dilate, mark_cluster_borders
 from calce_jax.models.keyframes.coarse import select_coarse
 from calce_jax.models.keyframes.compress import compress, draw_removal_numbers
-from calce_jax.models.keyframes.fine import select_fine
+from calce_jax.models.keyframes.fine import _frames_in_windows, _frames_of_top_clusters, select_fine
 
 coarse_compiled = jax.jit(select_coarse, static_argnames=("mode", "clusters", "dilation", "behaviour"))
 fine_compiled = jax.jit(select_fine, static_argnames=("clusters", "dilation", "filter_dilation", "behaviour"))
@@ -403,3 +403,18 @@ class TestCompress:
         key, other = self.run("x.x.x.x.x.x.", ".x.x.x.x.x.x", 6, draws[0])
         assert key.count("x") + other.count("x") in (5, 6)
         assert self.run("x.x.x.x.x.x.", ".x.x.x.x.x.x", 6, draws[0]) == [key, other]
+
+    def test_eight_clusters_are_elected(self):
+        cluster = jnp.arange(20, dtype=jnp.int32) // 2
+        # One vote for each of the first nine clusters; of equal votes the lower clusters win.
+        votes = jnp.asarray((np.arange(20) % 2 == 0) & (np.arange(20) < 18))[None]
+        elected = _frames_of_top_clusters(cluster, votes, clusters=10)
+        assert np.flatnonzero(elected).tolist() == list(range(16))
+
+    @pytest.mark.parametrize("behaviour", ["default", "reference"])
+    def test_a_window_holds_its_first_frame_and_not_its_last(self, behaviour):
+        times, frame_mask = 2.0 * jnp.arange(10, dtype=jnp.float32), jnp.arange(10) < 9
+        windows = jnp.asarray([[4.0, 10.0], [3.0, 10.9]])
+        frames, outside = _frames_in_windows(windows, times, frame_mask, behaviour=behaviour)
+        assert [np.flatnonzero(row).tolist() for row in frames] == [[2, 3, 4], [2, 3, 4]]
+        assert not outside.any()

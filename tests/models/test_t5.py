@@ -1,5 +1,6 @@
 """T5 against recorded activations, against transformers, and its invariants."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,9 +13,9 @@ from calce_jax.checkpoints.convert.t5 import key_mapping
 from calce_jax.models import lora
 from calce_jax.models.beam_search import beam_search
 from calce_jax.models.calce import answer_loss, shift_right
-from calce_jax.models.layers import gelu
+from calce_jax.models.layers import KeyStream, gelu
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.t5 import T5, T5Config, relative_position_bucket
+from calce_jax.models.t5 import T5, T5Attention, T5Config, relative_position_bucket
 from tests.helpers import recordings_io as golden
 from tests.helpers.oracle import oracle
 
@@ -237,6 +238,15 @@ def test_step_by_step_as_all_at_once(small):
         stepped.append(logits)
     whole = jnp.stack([decode(t5, ids[:, beam], memory, mask) for beam in range(2)], axis=1)
     np.testing.assert_allclose(jnp.stack(stepped, axis=2), whole, **HEAD)
+
+
+def test_weights_of_attention_are_dropped(small):
+    """The projections of this layer have no dropout: whatever differs comes from the weights."""
+    layer = T5Attention(dataclasses.replace(small[0].config, dropout_rate=0.5), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(5), (1, 6, 12))
+    keys_values = layer.project_keys_values(x, KeyStream(None))
+    plain, dropped = (layer.attend(x, *keys_values, KeyStream(key)) for key in (None, jax.random.key(0)))
+    assert not np.allclose(plain, dropped, atol=1e-3)
 
 
 def test_dropout_needs_a_key(small):

@@ -107,6 +107,22 @@ def test_ranges_keep_only_their_true_windows():
     assert (ranges["long"]["R1"]["0.5"], ranges["long"]["mAP"]["average"]) == (100, 100)
 
 
+@pytest.mark.parametrize(("end", "threshold"), [(5, "0.5"), (7, "0.7"), (9, "0.9")])
+def test_an_overlap_of_exactly_a_threshold_is_a_hit(end, threshold):
+    for scores in evaluate_cases([EvalCase("a", [[0, end]], [[0, 10]])]).values():
+        assert (scores["detail"]["R1"][threshold], scores["detail"]["mAP"][threshold]) == (100, 100)
+        above = f"{float(threshold) + 0.05:.2f}"
+        assert (scores["detail"]["R1"][above], scores["detail"]["mAP"][above]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("length", "name"), [(0, None), (1, "short"), (10, "short"), (11, "middle"), (30, "middle"), (31, "long")]
+)
+def test_edges_of_the_ranges_of_lengths(length, name):
+    ranges = official_scores([EvalCase("a", [[0, 5]], [[0, length]])])["detail"]["ranges"]
+    assert [key for key, scores in ranges.items() if scores is not None] == ([name] if name else [])
+
+
 def test_precision_is_interpolated():
     # A hit, a miss, a hit; three true windows: recall rises to 1/3 at precision 1, to 2/3 at 2/3.
     precision = average_precision([[[0, 1], [50, 51], [2, 3]]], [[[0, 1], [2, 3], [4, 5]]])

@@ -264,3 +264,9 @@ def test_speech_ends_with_the_caption_that_ends_last():
     raw_captions = [Caption(0, 30, "long"), Caption(5, 6, "inside"), Caption(8, 9, "also"), Caption(33, 34, "later")]
     assert speech_intervals(raw_captions) == [(0, 30), (33, 34)]
     assert speech_intervals(raw_captions, "reference") == [(0, 9), (33, 34)]
+
+
+def test_four_of_five_words_must_be_english():
+    assert clean_text("one two three four 5") == "one two three four 5"
+    assert clean_text("one two three 4 5") is None
+    assert clean_text("où est la gare") is None

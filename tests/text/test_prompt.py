@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from calce_jax.config import packaged_path
 from calce_jax.text.prompt import PromptWriter, decode_answer, find_number_replacements, mentions_speech, stage1_windows
@@ -50,6 +51,25 @@ def test_replaced_numbers_are_the_originals(real, golden):
     extras = golden["extras"]
     assert find_number_replacements(real[0]) == {int(a): b for a, b in extras["replacement_dict"].items()}
     assert find_number_replacements(real[0], 300) == {int(a): b for a, b in extras["replacement_dict_300"].items()}
+
+
+class SplitsOddNumbers(PreTrainedTokenizerBase):
+    """A tokenizer that writes odd numbers as two tokens."""
+
+    def __init__(self):
+        pass
+
+    def __call__(self, texts, add_special_tokens):
+        return {"input_ids": [[7] if int(text) % 2 == 0 else [7, 8] for text in texts]}
+
+    def convert_tokens_to_ids(self, piece):
+        return 0
+
+
+def test_numbers_below_200_are_written_as_one_token():
+    replaced = find_number_replacements(SplitsOddNumbers())
+    assert list(replaced) == list(range(1, 200, 2))
+    assert replaced[199] == 200, "of two equally near the greater"
 
 
 def test_small_tokenizer_needs_no_replacement(tiny):

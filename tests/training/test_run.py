@@ -1,9 +1,11 @@
 import dataclasses
+import inspect
 import json
 import os
 import signal
 
 import grain
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -138,6 +140,9 @@ def test_base_weights_fill_all_but_the_adapters(tmp_path):
     for name in built.keys() - adapters:
         np.testing.assert_array_equal(built[name], base_leaves[name.replace("/base/", "/")])
     assert len(built["vit/blocks/mlp/wi/kernel"].sharding.device_set) == 4
+    # Adapters are drawn by the config's seed.
+    _, other, _ = build_model(SIZES, dataclasses.replace(config, seed=config.seed + 1), make_mesh("single"))
+    assert not np.array_equal(built["t5/lm_head/a"], named_leaves(other)["t5/lm_head/a"])
 
 
 @pytest.mark.slow
@@ -164,15 +169,17 @@ def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch):
     assert np.abs(loaded["t5/lm_head/b"]).max() > 0
 
     # The next stage starts from the best of these weights; its own training is left out.
-    saved = []
+    saved, dropout_keys = [], []
 
     def no_training(state, feed, schedule, functions, outputs, **options):
         saved.append(outputs.metadata["start"])
+        dropout_keys.append(inspect.getclosurevars(functions.train_step).nonlocals["key"])
         return state
 
     monkeypatch.setattr(run, "train", no_training)
-    config = tiny_config(weights={"base": "", "start": str(tmp_path / "stopped")})
+    config = tiny_config(seed=7, weights={"base": "", "start": str(tmp_path / "stopped")})
     started = train_run(config, tmp_path / "next", make_run_data())
     for name, leaf in named_leaves(started.trainable).items():
         np.testing.assert_array_equal(leaf, loaded[name])
     assert saved == [{"kind": "other_run", "path": str(tmp_path / "stopped")}]
+    assert dropout_keys == [jax.random.key(7)]

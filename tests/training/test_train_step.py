@@ -31,9 +31,9 @@ def step(model):
     program = make_train_step(graph, config, OPTIMIZER, lambda step: 1e-2 / (1 + step.astype(jnp.float32)))
     compiled = compile_train_step(program, create_train_state(trainable, OPTIMIZER))
 
-    def run(state, frozen=frozen):
+    def run(state, frozen=frozen, batch=BATCH):
         before = jax.device_get(state)
-        after, metrics = compiled(jax.tree.map(jnp.array, before), frozen, BATCH, jax.random.key(3))
+        after, metrics = compiled(jax.tree.map(jnp.array, before), frozen, batch, jax.random.key(3))
         assert compiled._cache_size() == 1
         return before, jax.device_get(after), jax.device_get(metrics)
 
@@ -73,6 +73,20 @@ def test_a_step_with_a_finite_loss_and_a_gradient_that_is_not_changes_the_step_c
     assert (after.opt_state.mini_step, after.opt_state.gradient_step) == (0, 1)
     assert "trainable/t5/lm_head/b" in changed(before, after)
     assert all(np.isfinite(leaf).all() for leaf in named_leaves(after).values())
+
+
+def test_dropout_differs_from_step_to_step_and_not_from_run_to_run(model, step):
+    state = create_train_state(model[1], OPTIMIZER)
+    first, again, later = (float(step(replace(state, step=jnp.int32(number)))[2]["loss"]) for number in (0, 0, 1))
+    assert first == again != later
+
+
+def test_filler_rows_do_not_count_in_the_mean_loss(model, step):
+    state = create_train_state(model[1], OPTIMIZER)
+    halves = np.array([[True, True, False, False], [False, False, True, True]])
+    first, second = (float(step(state, batch=replace(BATCH, row_mask=half))[2]["loss"]) for half in halves)
+    whole = float(step(state)[2]["loss"])
+    np.testing.assert_allclose((first + second) / 2, whole, rtol=1e-5)  # float32 sums in another order
 
 
 def test_a_step_whose_loss_is_not_finite_changes_the_step_counter_alone(model, step):

@@ -1,0 +1,79 @@
+"""What must be computed in float32 while activations are bfloat16; compared with float64 of the same rounded inputs."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from calce_jax.models.attention import attention
+from calce_jax.models.calce import Calce, answer_loss
+from calce_jax.models.layers import LayerNorm, RMSNorm
+from calce_jax.models.vit import CLIP_MEAN, CLIP_STD, normalise_frames
+from tests.helpers.tiny_model import IMAGE_SIZE, SIZES
+
+# A result is rounded to bfloat16 once: half a unit in the last of 8 bits.
+ONE_ROUNDING = 2.0**-8
+RNG = np.random.default_rng(0)
+
+
+def bfloat16(array):
+    return jnp.asarray(array, jnp.bfloat16)
+
+
+def float64(array):
+    return np.asarray(array).astype(np.float64)
+
+
+def test_the_loss_of_an_answer():
+    logits = bfloat16(20 * RNG.normal(size=(2, 3, 50)))
+    labels = jnp.asarray(RNG.integers(1, 50, (2, 3)), jnp.int32)
+    exact = float64(logits)
+    token = np.log(np.exp(exact).sum(-1)) - np.take_along_axis(exact, np.asarray(labels)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(answer_loss(logits, labels), token.mean(axis=1), rtol=1e-5)
+
+
+def test_scores_of_attention():
+    """Scores near 100: rounded to bfloat16 they are off by up to 0.25, and weights by 28 %."""
+    query, key, value = (bfloat16(RNG.normal(size=(1, 6, 2, 64))) for _ in range(3))
+    query = query * bfloat16(12.0)
+    scores = np.einsum("bqnh,bknh->bnqk", float64(query), float64(key))
+    assert np.abs(scores).max() > 100
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = np.einsum("bnqk,bknh->bqnh", weights / weights.sum(-1, keepdims=True), float64(value))
+    # The weights are rounded too, before they meet the values.
+    np.testing.assert_allclose(float64(attention(query, key, value)), expected, atol=4 * ONE_ROUNDING)
+
+
+@pytest.mark.parametrize("norm_type", [LayerNorm, RMSNorm])
+def test_norms(norm_type):
+    """Activations near 100 that differ by 1: their mean and squares need more than 8 bits."""
+    x = bfloat16(100 + RNG.normal(size=(3, 4, 512)))
+    exact = float64(x)
+    norm = norm_type(512, eps=1e-6)
+    centred = exact - exact.mean(-1, keepdims=True) if norm_type is LayerNorm else exact
+    expected = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-6)
+    y = norm(x)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(float64(y), expected, rtol=ONE_ROUNDING, atol=1e-3)
+
+
+def test_pixels():
+    pixels = jnp.asarray(np.arange(256).repeat(3).reshape(256, 3), jnp.uint8)
+    expected = (np.arange(256)[:, None] / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
+    y = normalise_frames(pixels, jnp.bfloat16)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(float64(y), expected, rtol=ONE_ROUNDING, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_towers_compute_in_the_dtype_of_the_config(dtype):
+    def run():
+        model = Calce(replace(SIZES, dtype=dtype), rngs=nnx.Rngs(0))
+        tokens = model.encode_frames(jnp.zeros((1, 2, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.uint8))
+        return tokens, model.encode_queries(tokens)
+
+    tokens, features = jax.eval_shape(run)
+    assert (tokens.dtype, features.queries.dtype, features.means.dtype) == (dtype, dtype, "float32")

@@ -1,0 +1,57 @@
+"""Presets hold the settings of the published runs: CALCE's configs of both stages, as far as they are known."""
+
+from dataclasses import asdict
+
+import pytest
+
+from calce_jax.inference.predict_step import step_config
+from calce_jax.models.calce import SelectionConfig
+from calce_jax.presets.runs import get_preset
+
+# frames, captions of a batch, epochs, peak and floor of the rate, warm-up steps, accumulated micro-steps, dilations.
+PUBLISHED = {
+    "qvhighlights,stage=1": (75, 64, 50, 3e-4, 0.0, 2255, 2, (1, 0)),
+    "qvhighlights,stage=2": (150, 64, 15, 2.8e-4, 2.6e-4, 256, 2, (3, 1)),
+    "charades_sta,stage=1": (60, 1, 50, 3e-4, 2e-4, 450, 4, (1, 0)),
+    "charades_sta,stage=2": (120, 1, 15, 2.8e-4, 2.6e-4, 256, 2, (3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_runs(name):
+    config = get_preset(name)
+    frames, captions, epochs, peak, floor, warmup, accumulate, (dilation, filter_dilation) = PUBLISHED[name]
+    assert (config.data.frames, config.data.captions, config.data.batch) == (frames, captions, 4)
+    assert config.data.augment
+    assert config.data.use_captions == name.startswith("qvh")
+    schedule = config.schedule
+    assert (schedule.epochs, schedule.peak, schedule.floor, schedule.warmup_steps) == (epochs, peak, floor, warmup)
+    assert asdict(config.optimizer) == {
+        "accumulate": accumulate,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.05,
+    }
+    assert asdict(config.lora) == {"rank": 8, "alpha": 8.0, "dropout": 0.05}
+    assert (config.model.frozen_dtype, config.model.compute_dtype, config.model.remat) == (
+        "bfloat16",
+        "bfloat16",
+        "full",
+    )
+    assert (config.model.ln_vision, config.generation.beams) == ("trained", 5)
+    assert step_config(config, 8).selection == SelectionConfig(
+        stage=config.stage,
+        mode="cluster",
+        clusters=12,
+        dilation=dilation,
+        filter_dilation=filter_dilation,
+        max_captions=5,
+        min_similarity=0.9,
+        behaviour="default",
+    )
+
+
+def test_the_original_reads_windows_in_the_given_order_and_does_not_regroup():
+    config = get_preset("qvhighlights,stage=1,behaviour=reference")
+    assert (config.generation.window_order, config.data.group, config.behaviour) == ("given", 1, "reference")
