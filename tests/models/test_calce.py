@@ -165,10 +165,10 @@ def test_encoder_and_decoder_drop_by_keys_of_their_own(model_state, batch, monke
         monkeypatch.setattr(T5, name, noting)
 
     def loss(key):
-        model = nnx.merge(*model_state)
-        features = model.encode_frames(jnp.asarray(batch.frames))
-        selection = model.select(features, batch, STEPS[2].selection)
-        return model.loss(features, batch, selection, BUCKETS[-1], key=key), keys[0], keys[1]
+        model, on_device = nnx.merge(*model_state), jax.tree.map(jnp.asarray, batch)
+        features = model.encode_frames(on_device.frames)
+        selection = model.select(features, on_device, STEPS[2].selection)
+        return model.loss(features, on_device, selection, BUCKETS[-1], key=key), keys[0], keys[1]
 
     _, encoder_key, decoder_key = jax.jit(loss).eval_shape(jax.random.key(0))
     assert encoder_key.dtype == decoder_key.dtype == jax.random.key(0).dtype

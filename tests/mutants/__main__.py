@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -25,6 +25,7 @@ from tests.mutants.mutant import ROOT, Mutant
 from tests.mutants.named import NAMED
 from tests.mutants.operators import heart_files, mutants_of
 
+TIMEOUT_S = 1800
 CHECKED_OUT = ("calce_jax", "configs", "data", "launch", "benchmarks", "tests", "docs", "README.md", "pyproject.toml")
 
 
@@ -94,19 +95,9 @@ def _try(mutant: Mutant, copy: Path) -> dict[str, object]:
     start = time.monotonic()
     (copy / mutant.path).write_text(mutant.apply(source))
     try:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not release", "-p", "no:cacheprovider"]
-        done = subprocess.run(
-            [*command, *mutant.tests()],
-            cwd=copy,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=1800,
-            check=False,
-        )
-        result, noticed = ("survived", "") if done.returncode == 0 else ("noticed", _first_failure(done.stdout))
-    except subprocess.TimeoutExpired:
-        result, noticed = "noticed", "no end after half an hour"
+        noticed = ""
+        for tests in (mutant.nearest_tests(), mutant.tests()):
+            noticed = noticed or (_first_failure(tests, copy, environment) if tests else "")
     finally:
         (copy / mutant.path).write_text(source)
     return {
@@ -116,15 +107,31 @@ def _try(mutant: Mutant, copy: Path) -> dict[str, object]:
         "new": mutant.new,
         "what": mutant.what or f"{mutant.old.strip()} -> {mutant.new.strip() or 'nothing'}",
         "named": bool(mutant.what),
-        "result": result,
+        "result": "noticed" if noticed else "survived",
         "by": noticed,
         "seconds": round(time.monotonic() - start, 1),
     }
 
 
-def _first_failure(output: str) -> str:
-    failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return failed[0].split(" - ")[0] if failed else output.strip().splitlines()[-1] if output.strip() else "no output"
+def _first_failure(tests: list[str], copy: Path, environment: Mapping[str, str]) -> str:
+    """Run tests; return the first that fails, or ""."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not release", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"no end after {TIMEOUT_S} s"
+    if done.returncode == 0:
+        return ""
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return (
+        failed[0].split(" - ")[0]
+        if failed
+        else done.stdout.strip().splitlines()[-1]
+        if done.stdout.strip()
+        else "error"
+    )
 
 
 if __name__ == "__main__":

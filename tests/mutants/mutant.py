@@ -25,6 +25,7 @@ class Mutant:
       new: what takes its place.
       what: in words, for a change that has a name.
       offset: characters before `old` in the file.
+      noticed_by: tests that should notice, files or folders; by default those of the file's name.
     """
 
     path: str
@@ -32,6 +33,7 @@ class Mutant:
     new: str
     what: str = ""
     offset: int | None = None
+    noticed_by: tuple[str, ...] = ()
 
     def apply(self, source: str) -> str:
         """Return the changed source.
@@ -53,9 +55,17 @@ class Mutant:
         source = (ROOT / self.path).read_text()
         return source[: source.index(self.old) if self.offset is None else self.offset].count("\n") + 1
 
+    def nearest_tests(self) -> list[str]:
+        """Return the tests to run first: those that should notice, a small part of `tests`."""
+        named = sorted((ROOT / "tests" / self._room()).glob(f"**/test_*{Path(self.path).stem}*.py"))
+        return [*self.noticed_by] or [str(path.relative_to(ROOT)) for path in named]
+
     def tests(self) -> list[str]:
-        """Return the folders and files of the tests that should notice."""
-        folder, *rooms = Path(self.path).parts
-        room = rooms[0] if folder == "calce_jax" and len(rooms) > 1 else ""
+        """Return all folders and files of tests of this part."""
+        room = self._room()
         own = (f"tests/{room}",) if room and (ROOT / "tests" / room).is_dir() else ()
         return list(dict.fromkeys((*own, *MORE_TESTS.get(room, ()))))
+
+    def _room(self) -> str:
+        folder, *rooms = Path(self.path).parts
+        return rooms[0] if folder == "calce_jax" and len(rooms) > 1 else ""
