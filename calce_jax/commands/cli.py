@@ -15,7 +15,7 @@ from types import ModuleType
 from absl import flags
 
 import calce_jax
-from calce_jax.commands.runner import INTERRUPTED, TERMINATED, USAGE, define_verbosity, fail, run_main
+from calce_jax.commands.runner import USAGE, SignalExit, define_verbosity, fail, run_main
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,11 @@ def run(name: str, arguments: list[str], program: str) -> None:
     module = importlib.import_module(f"calce_jax.commands.{name}")
     try:
         _run(name, module, arguments, program)
-    except SystemExit as end:
-        if end.code in (INTERRUPTED, TERMINATED):
-            # A thread may be compiling, or a library's be writing: taking the interpreter down under it would crash.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(int(end.code))
-        raise
+    except SignalExit as end:
+        # A thread may be compiling, or a library's be writing: taking the interpreter down under it would crash.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(str(end.code)))
 
 
 def _run(name: str, module: ModuleType, arguments: list[str], program: str) -> None:

@@ -60,10 +60,16 @@ def run_main(
     except (UserError, OSError, ValueError) as error:
         logging.debug("traceback of the error", exc_info=True)
         fail(f"Error: {error}", FAILED)
-    except KeyboardInterrupt:
-        fail("interrupted; run the same command again, it continues where it can", INTERRUPTED)
-    except _TerminatedError:
-        fail("terminated; run the same command again, it continues where it can", TERMINATED)
+    except (KeyboardInterrupt, _TerminatedError) as signalled:
+        code, word = (
+            (INTERRUPTED, "interrupted") if isinstance(signalled, KeyboardInterrupt) else (TERMINATED, "terminated")
+        )
+        print(f"{word}; run the same command again, it continues where it can", file=sys.stderr)
+        raise SignalExit(code) from None
+
+
+class SignalExit(SystemExit):
+    """The exit code of a command that a signal interrupted anywhere, perhaps in the middle of native code."""
 
 
 class _TerminatedError(BaseException):

@@ -16,6 +16,9 @@ from jax.experimental import multihost_utils
 from calce_jax.errors import UserError
 from calce_jax.storage.locks import FileLock, LockError
 
+# JAX ends the others when one host has been silent for so long. Longer than a busy machine delays a heartbeat thread.
+HEARTBEAT_TIMEOUT_S = 30
+
 
 class DistributedError(UserError):
     """The description of the hosts is incomplete or contradictory; the message names the flag."""
@@ -58,7 +61,7 @@ def initialize_distributed(coordinator: str, num_processes: int | None = None, p
 
 def _connect(*arguments: Any) -> None:
     try:
-        jax.distributed.initialize(*arguments)
+        jax.distributed.initialize(*arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S)
     except (RuntimeError, ValueError) as error:
         reason = f"the hosts did not connect: {str(error).splitlines()[0]}"
         raise DistributedError(reason, "start the same command on every host, and check --coordinator") from error

@@ -77,6 +77,10 @@ def test_a_video_of_many_queries_is_kept_once(run, films, tmp_path, monkeypatch)
     assert sorted(path.name for path in (tmp_path / "out/videos").iterdir()) == ["a.npz", "b.npz"]
 
 
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_processes_give_the_same(run, films, tmp_path):
     write_clip(films / "c.webm", frames=5, rate=5, codec="libvpx-vp9")
     (films / "c.srt").touch()
@@ -90,6 +94,10 @@ def test_processes_give_the_same(run, films, tmp_path):
     assert (len(stored.jpegs), stored.captions) == (5, [])
     alone = read_frames(films / "c.webm", 6, 32)
     np.testing.assert_array_equal(stored.times, alone.times)
+    several = contents(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    run(rows, workers=1)
+    assert contents(tmp_path / "out") == several, "the same inputs give the same bytes"
 
 
 def test_a_second_run_goes_on(run, films, tmp_path):

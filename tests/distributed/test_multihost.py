@@ -115,16 +115,20 @@ class Host(subprocess.Popen):
         return tuple(texts)
 
 
-def wait_for_all(hosts):
+def wait_for_all(hosts, code=0):
     """Wait for all and return stdout and stderr of each; after a failure the others, which wait for it, are killed."""
     deadline = time.monotonic() + 400
-    while None in (codes := [host.poll() for host in hosts]) and not any(codes) and time.monotonic() < deadline:
+    while (
+        None in (codes := [host.poll() for host in hosts])
+        and not {*codes} - {None, code}
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     for host in hosts:
         host.kill()
         host.wait()
     outputs = [host.read_output() for host in hosts]
-    assert codes == [0] * len(hosts), "\n\n".join(errors[-3000:] for _, errors in outputs)
+    assert codes == [code] * len(hosts), "\n\n".join(errors[-3000:] for _, errors in outputs)
     return outputs
 
 
@@ -179,7 +183,7 @@ def test_two_hosts_train_stop_go_on_and_infer_as_one(prepared, tmp_path):
     hosts = start("launch/train.py", *train, f"--workdir={together}")
     wait_for_checkpoint(together, hosts)
     hosts[1].send_signal(signal.SIGTERM)
-    outputs = wait_for_all(hosts)
+    outputs = wait_for_all(hosts, code=128 + signal.SIGTERM)
     stopped = checkpoint_steps(together)[-1]
     assert 0 < stopped < STEPS
     for _, errors in outputs:
