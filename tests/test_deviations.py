@@ -25,6 +25,8 @@ from configs.calce import get_config
 from tests.helpers import tiny_model
 from tests.training.test_schedule import QVH1
 
+pytestmark = pytest.mark.slow
+
 BATCH = jax.tree.map(jnp.asarray, tiny_model.make_batch((8, 8, 8)))
 FRAMES = tiny_model.FRAMES
 BEHAVIOURS = ("default", "reference")

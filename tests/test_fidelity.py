@@ -13,7 +13,10 @@ from tests.fidelity.report import END, START, Group, ReportRow, as_text, write_p
 from tests.helpers.recordings import BEAM_SEARCHES, VIT_CONFIG, make_recordings, write_json
 
 ONLY = "01|02|03|08|09|10_metrics_synthetic|12"
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.models.calce import Calce, CalceConfig
 from tests.helpers.minute_blip2 import IMAGE, PIXELS, SIZES, START, TEXT, WEIGHTS
 
+pytestmark = pytest.mark.slow
+
 # float32 sums in another order, through eleven layers and a head with cancellation.
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 ANSWER = np.array([[START, 4, 9], [START, 7, 3]], np.int32)

@@ -14,6 +14,8 @@ from calce_jax.inference.predict_step import compile_predict, make_predict
 from calce_jax.training.feed import LengthGroupedIterator
 from tests.helpers.tiny_model import STEPS, make_batch, make_model
 
+pytestmark = pytest.mark.slow
+
 ROWS, B, EPOCH, WINDOW = 20, 4, 5, 3
 TABLE = make_batch([3 + row * 7 % 6 for row in range(ROWS)])
 GRAPH, TRAINABLE, FROZEN = make_model()

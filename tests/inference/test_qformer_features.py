@@ -31,6 +31,8 @@ from tests.helpers.search_stages import make_stages
 from tests.helpers.stored_features import TRAIN, VAL, batches, frame_keys_of, make_video, with_features
 from tests.helpers.tiny_model import FRAMES, SIZES, STEPS, make_batch, make_model
 
+pytestmark = pytest.mark.slow
+
 FROZEN_SIZES = replace(SIZES, ln_vision="frozen")
 PARTS = make_model(SIZES)
 # The same weights: the graph definition decides what is frozen.

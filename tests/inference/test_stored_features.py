@@ -24,7 +24,7 @@ from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import make_train_step
 from tests.helpers.stored_features import batches, extract, frame_keys_of, with_features
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
 
 
 @partial(jax.jit, static_argnames=("graph", "config"))

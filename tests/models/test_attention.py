@@ -15,6 +15,8 @@ from calce_jax.models.attention import attention
 from calce_jax.models.calce import Calce, CalceConfig
 from tests.helpers.tiny_model import SIZES, make_model
 
+pytestmark = pytest.mark.slow
+
 # Tolerances of float32 sums in another order; the flash kernel rescales block by block, and gradients reach 10.
 CLOSE, BLOCKWISE = 1e-6, 2e-5
 B, N, H = 2, 2, 8

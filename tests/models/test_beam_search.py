@@ -11,6 +11,8 @@ from flax import nnx
 from calce_jax.models.beam_search import EOS_ID, NEG_INF, BeamSearchOutput, BeamState, _beam_step, beam_search
 from calce_jax.models.t5 import T5, T5Config
 
+pytestmark = pytest.mark.slow
+
 VOCAB, LENGTH = 5, 4
 
 

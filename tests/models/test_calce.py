@@ -24,6 +24,8 @@ from calce_jax.models.calce import (
 from calce_jax.models.t5 import T5
 from tests.helpers.tiny_model import BUCKETS, STEPS, make_batch, make_model
 
+pytestmark = pytest.mark.slow
+
 B = 3
 # float32 sums over other prompt lengths.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

@@ -10,6 +10,8 @@ from calce_jax.models import lora
 from calce_jax.models.lora import LoraConfig, LoraLinear
 from calce_jax.models.t5 import T5, T5Config
 
+pytestmark = pytest.mark.slow
+
 TINY = T5Config(width=16, heads=2, head_width=4, mlp_width=24, encoder_depth=2, decoder_depth=3, vocab=30)
 
 

@@ -18,6 +18,8 @@ from calce_jax.models.calce import Calce, answer_loss, shift_right, split_params
 from tests.helpers.minute_blip2 import IMAGE, PIXELS, SIZES, TEXT, WEIGHTS
 from tests.helpers.oracle import oracle
 
+pytestmark = pytest.mark.slow
+
 ANSWER = np.array([[4, 9, 1], [7, 1, 0]], np.int32)
 PREFIX = "t5_model.base_model.model."
 # float32 sums in another order, forwards and back, relative to the largest entry of each gradient.

@@ -18,6 +18,8 @@ from calce_jax.speech.whisper_model import open_whisper
 from tests.helpers import recordings_io as golden
 from tests.helpers.oracle import oracle
 
+pytestmark = pytest.mark.slow
+
 # float32 sums in another order, through three layers.
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
 # 60 text tokens, then Whisper's special tokens: end, start, two languages, tasks, ..., timestamps.

@@ -19,6 +19,8 @@ from data.shapes.pretrain.pretrain import word_token_ids
 from data.shapes.pretrain.text_stage import FrameTextEmbedder, init_text_stage, make_text_batch
 from data.shapes.scene import COLOURS, SHAPES, make_scene
 
+pytestmark = pytest.mark.slow
+
 TOKENIZERS = Path(__file__).parents[2] / "calce_jax" / "assets" / "tiny"
 WORDS = ("nothing", *COLOURS, *SHAPES)
 

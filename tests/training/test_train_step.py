@@ -14,6 +14,8 @@ from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import compile_train_step, make_train_step
 from tests.helpers import tiny_model
 
+pytestmark = pytest.mark.slow
+
 OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05))
 BATCH = tiny_model.make_batch((8, 5, 3, 6))
 
