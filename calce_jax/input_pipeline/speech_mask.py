@@ -31,6 +31,7 @@ def mark_speech_frames(
         raise ValueError(f"duration: must be > 0 seconds, got {duration}")
     has_speech = np.zeros(num_frames, bool)
     for interval in intervals:
-        start, end = (math.floor(float(second) / float(duration) * num_frames) for second in interval)
+        # Multiplied first, as in the original: 55 / 150 * 150 is less than 55 in floating point, 55 * 150 / 150 is not.
+        start, end = (math.floor(float(second) * num_frames / float(duration)) for second in interval)
         has_speech[max(start, 0) : max(end + 1, 0)] = True
     return has_speech

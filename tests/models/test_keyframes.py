@@ -208,6 +208,14 @@ def test_spoken_frames(intervals, duration, expected):
     assert np.flatnonzero(mark_speech_frames(intervals, duration, 12)).tolist() == expected
 
 
+@pytest.mark.parametrize("num_frames", [10, 20, 40, 60, 75, 120, 150])
+def test_every_whole_second_falls_into_its_frame(num_frames):
+    for duration in (*range(1, 200), 126, 150):
+        for second in range(duration):
+            frame = np.flatnonzero(mark_speech_frames([[second, second]], duration, num_frames))
+            assert frame.tolist() == [second * num_frames // duration], (second, duration)
+
+
 def test_spoken_frames_of_a_video_without_length():
     with pytest.raises(ValueError, match="duration: must be > 0 seconds, got 0"):
         mark_speech_frames([[0.0, 1.0]], 0, 12)
