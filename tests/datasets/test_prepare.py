@@ -195,7 +195,7 @@ def test_the_broken_are_listed_and_the_others_go_on(run, films, tmp_path):
     assert found.keys() == {*videos[1:], "b"}
     assert (
         found["gone"]
-        == f"there is no {films / 'gone'}.(mp4|mkv|webm|avi|mov|m4v|mpg|mpeg|ts|flv|wmv|ogv); add the video"
+        == f"there is no {films / 'gone'}.(mp4|mkv|webm|avi|mov|m4v|mpg|mpeg|ts|mts|m2ts|vob|3gp|flv|wmv|ogv); add the video"
     )
     assert found["silent"] == f"there is no {films / 'silent.srt'}; add the captions, an empty file if there are none"
     assert found["badsrt"].startswith(f"{films / 'badsrt.srt'}, line ")
