@@ -16,6 +16,7 @@ from calce_jax.moments.annotations import Annotation, AnnotationError
 from calce_jax.storage.failures import Failure, failure_table
 from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.video.decode import decode_jpeg, read_frames
+from calce_jax.video.files import VIDEO_SUFFIXES
 from tests.helpers.commands import run_script
 from tests.helpers.video_files import GREY, write_clip
 
@@ -193,10 +194,8 @@ def test_the_broken_are_listed_and_the_others_go_on(run, films, tmp_path):
     assert done.queries == {"train": 1}
     found = {failure.video: f"{failure.reason}; {failure.remedy}" for failure in done.failures}
     assert found.keys() == {*videos[1:], "b"}
-    assert (
-        found["gone"]
-        == f"there is no {films / 'gone'}.(mp4|mkv|webm|avi|mov|m4v|mpg|mpeg|ts|mts|m2ts|vob|3gp|flv|wmv|ogv); add the video"
-    )
+    suffixes = "|".join(suffix[1:] for suffix in VIDEO_SUFFIXES)
+    assert found["gone"] == f"there is no {films / 'gone'}.({suffixes}); add the video"
     assert found["silent"] == f"there is no {films / 'silent.srt'}; add the captions, an empty file if there are none"
     assert found["badsrt"].startswith(f"{films / 'badsrt.srt'}, line ")
     assert found["cut"].startswith(f"{films / 'cut.mp4'}: it is not a video")
