@@ -50,11 +50,12 @@ class CaptionError(UserError):
 def read_srt(path: str | Path, behaviour: Behaviour = "default") -> list[Caption]:
     """Read all entries that have text, in time and memory linear in the size of the file.
 
-    By default entries are sorted by start, reversed times are swapped, and rolling captions say every line once. The parser accepts a byte order mark, "."
-    before the milliseconds, ",5" for 500 ms, lines of digits or "-->" inside a text, character entities ("&amp;") and
-    markup. "reference" parses like the original, in the order of the file: after a byte order mark the first entry is
-    lost; a line of digits is always the number of an entry and a line with "-->" its times, so both are errors inside a
-    text, as is "." before the milliseconds.
+    By default entries are sorted by start, reversed times are swapped, and rolling captions say every line once
+    (`calce_jax.text.rolling_captions`). The parser accepts a byte order mark, "." before the milliseconds, ",5" for
+    500 ms, lines of digits or "-->" inside a text, character entities ("&amp;") and markup. "reference" parses like the
+    original, in the order of the file: after a byte order mark the first entry is lost; a line of digits is always the
+    number of an entry and a line with "-->" its times, so both are errors inside a text, as is "." before the
+    milliseconds.
 
     Raises:
       UserFileNotFoundError: there is no such file.
