@@ -4,6 +4,7 @@ import os
 import shutil
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,6 +231,43 @@ def test_damage_on_the_disk_costs_one_video(run, tmp_path):
 def test_ids_stay_in_their_folder(films, tmp_path, video):
     with pytest.raises(UnusableVideoError, match="its id cannot be a file name"):
         make_job(video, films, None, tmp_path / "out", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("video", "srt"),
+    [
+        ("GX010001.MP4", "GX010001.SRT"),
+        ("IMG_0001.MOV", "IMG_0001.en.srt"),
+        ("film.Mp4", "film.Srt"),
+        ("動" * 83 + ".mp4", "動" * 83 + ".srt"),  # 253 bytes
+        ("camera.m2ts", "camera.srt"),
+    ],
+)
+def test_names_as_cameras_and_sites_give_them_are_found(run, films, tmp_path, video, srt):
+    suffix = Path(video).suffix.lower()
+    write_clip(tmp_path / f"clip{suffix}", frames=30, rate=10).rename(films / video)
+    (films / srt).write_text(SRT)
+    assert run([annotation(Path(video).stem)]).failures == []
+    (example,) = open_dataset(tmp_path / "out", "train")
+    assert (len(example.keyframes), len(example.captions)) == (6, 1)
+
+
+def test_captions_in_several_languages_cost_one_video(run, films):
+    for name in ("c.mp4", "c.en.srt", "c.de.srt"):
+        (films / name).touch()
+    (failure,) = run([annotation("a"), annotation("c", 2)]).failures
+    assert failure.reason == f"{films} has captions of it in several languages: c.de.srt, c.en.srt"
+    assert failure.remedy == "leave one of them"
+
+
+def test_a_late_picture_has_a_players_times(run, films, tmp_path):
+    ticks = [20 + n for n in range(30)]
+    write_clip(films / "late.mp4", frames=30, rate=10, ticks=ticks, sound=True)
+    (films / "late.srt").write_text(SRT)
+    assert run([annotation("late", windows=[[2.5, 4]])]).failures == []
+    (example,) = open_dataset(tmp_path / "out", "train")
+    np.testing.assert_allclose(example.times, [2, 2.5, 3, 3.5, 4, 4.5], atol=1e-3)
+    assert load_video(tmp_path / "out/videos", "late").duration == pytest.approx(5.0)
 
 
 def test_a_split_without_videos_is_left_out(films, tmp_path):
