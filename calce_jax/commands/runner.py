@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -17,6 +18,8 @@ from absl import flags, logging
 
 from calce_jax.errors import UserError
 
+TEXT_FLAGS = ("query",)  # in which "~" is no folder
+BOOLEAN_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n")
 USAGE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 Parse = Callable[[flags.FlagValues, list[str]], list[str]]
@@ -43,6 +46,8 @@ def run_main(
     logging.set_verbosity(logging.WARNING)
     sys.argv = argv
     try:
+        argv = [argv[0], *map(_expand_home, argv[1:])]
+        _check_boolean_flags(flag_values, argv)
         remaining = parse(flag_values, argv) if parse else flag_values(argv)
     except (flags.Error, UserError) as error:
         fail(f"{argv[0]}: {_first_cause(error)}", USAGE)
@@ -91,6 +96,29 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _expand_home(argument: str) -> str:
+    """Return an argument with "~" expanded behind "=" and ",", where a shell leaves it; texts are unchanged."""
+    name = argument.lstrip("-").partition("=")[0]
+    if not argument.startswith("-") or name in TEXT_FLAGS:
+        return argument
+    return re.sub(r"(?<=[=,])~(?=[/,]|$)", lambda _: os.path.expanduser("~"), argument)
+
+
+def _check_boolean_flags(flag_values: flags.FlagValues, argv: list[str]) -> None:
+    """Check that no switch is followed by its value, which absl would take for an argument, and switch it on.
+
+    Raises:
+      flags.Error: it is.
+    """
+    for argument, following in pairwise(argv[1:]):
+        name = argument.lstrip("-")
+        if argument == "--":
+            return
+        is_switch = argument.startswith("-") and name in flag_values and flag_values[name].boolean
+        if is_switch and following.lower() in BOOLEAN_WORDS:
+            raise flags.Error(f"--{name} {following}: write --{name} or --no{name}, or --{name}={following}")
 
 
 def define_verbosity(flag_values: flags.FlagValues) -> None:

@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
     queries = list(QUERY.value or [])
     check_queries(queries)
     truth = ground_truth(read_annotations(ANNOTATIONS.value)) if ANNOTATIONS.value else None
-    videos = list_videos(argv[1:])
+    videos = list_videos(argv[1:], str(OUT.value))
     readable = [video for video in videos if try_or_print(searchable_duration, video) is not None]
     if not readable:
         raise SearchError(f"none of {', '.join(argv[1:])} can be searched", "see the errors above")
@@ -112,8 +112,10 @@ def main(argv: list[str]) -> None:
     if not results:
         raise SearchError("no video could be searched", "see the errors above")
     results = break_ties_across_videos(results)
-    write_results(out, results, max_moments=TOP.value, clips=CLIPS.value, truth=truth)
+    # Printed first: the disk may be full.
     print_moments(rank_moments(results, TOP.value))
+    for failure in write_results(out, results, max_moments=TOP.value, clips=CLIPS.value, truth=truth):
+        print(f"Error: {failure.video}: {failure.reason}; {failure.remedy}".removesuffix("; "), file=sys.stderr)
     seconds = time.monotonic() - start_time
     print(f"searched {len(results)} of {len(videos)} videos in {seconds:.1f} s; open {out}/index.html")
 

@@ -16,12 +16,13 @@ from calce_jax.config import Behaviour
 from calce_jax.datasets.tables import VideoRecord
 from calce_jax.errors import UserError
 from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.storage.file_names import MAX_NAME_BYTES
+from calce_jax.text.caption_files import caption_languages, find_captions
 from calce_jax.text.captions import CaptionError, read_srt
 from calce_jax.video.decode import VideoError, encode_jpeg, read_frames
 from calce_jax.video.files import VIDEO_SUFFIXES, find_video
 
-# File systems allow names of 255 bytes, and a file that is being written has a longer suffix.
-MAX_ID_BYTES = 200
+MAX_ID_BYTES = MAX_NAME_BYTES - len(".npz")
 # JPEG bytes per byte of uncompressed frames; videos at quality 95 need less.
 JPEG_COMPRESSION_RATIO = 0.14
 # Raised by numpy for a truncated or damaged file (RuntimeError: it seems encrypted), or another format (TypeError).
@@ -106,9 +107,14 @@ def make_job(video: str, videos: Path, srts: Path | None, folder: Path, settings
     if video_path is None:
         suffixes = "|".join(suffix[1:] for suffix in VIDEO_SUFFIXES)
         raise UnusableVideoError(f"there is no {videos / video}.({suffixes})", "add the video")
-    srt_path = srts and srts / f"{video}.srt"
-    if srt_path and not srt_path.is_file():
-        raise UnusableVideoError(f"there is no {srt_path}", "add the captions, an empty file if there are none")
+    srt_path = srts and find_captions(srts, video)
+    if srts and not srt_path:
+        if languages := caption_languages(srts, video):
+            names = ", ".join(path.name for path in languages.values())
+            raise UnusableVideoError(f"{srts} has captions of it in several languages: {names}", "leave one of them")
+        raise UnusableVideoError(
+            f"there is no {srts / f'{video}.srt'}", "add the captions, an empty file if there are none"
+        )
     return PrepareJob(video, video_path, srt_path, prepared_path(folder, video), settings)
 
 

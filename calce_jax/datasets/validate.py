@@ -5,13 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calce_jax.datasets.prepared_video import PrepareSettings, UnusableVideoError, make_job
-from calce_jax.moments.annotations import Annotation
+from calce_jax.moments.annotations import (
+    DURATION_TOLERANCE_S,
+    Annotation,
+    windows_beyond_video,
+    windows_without_length,
+)
 from calce_jax.storage.failures import Failure
 from calce_jax.text.captions import CaptionError, clean_captions, read_srt
 from calce_jax.video.decode import VideoError, video_duration
 
-# Tolerated difference of annotated and real durations: annotations are rounded, and so are headers.
-DURATION_TOLERANCE_S = 1.0
+# Ids that a line of the summary names.
+MAX_NAMED_QIDS = 5
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class ValidationReport:
       num_windows: number of annotated windows of all queries.
       without_windows: number of queries without windows.
       without_items: number of queries without items.
+      without_length: ids of queries with a window of no length, which no answer can meet.
+      beyond_video: ids of queries with a window that ends more than a second after its video, where it is cut.
       faults: ordered by video id.
     """
 
@@ -36,6 +43,8 @@ class ValidationReport:
     num_windows: int
     without_windows: int
     without_items: int
+    without_length: list[str | int]
+    beyond_video: list[str | int]
     faults: list[Failure]
 
     def summary_lines(self) -> list[str]:
@@ -44,6 +53,8 @@ class ValidationReport:
             *(f"{split}: {count} queries" for split, count in self.queries.items()),
             f"{self.num_videos} videos, {self.hours:.2f} hours; the longest is {self.max_duration:.1f} s",
             f"{self.num_windows} windows; {self.without_windows} queries have none, {self.without_items} have no items",
+            *_name_qids(self.without_length, "queries have a window of no length, which no answer can meet"),
+            *_name_qids(self.beyond_video, "queries have a window that ends more than a second after its video"),
             f"{len(self.faults)} faults",
         ]
 
@@ -63,27 +74,35 @@ def validate_dataset(
     for row in rows:
         rows_by_video.setdefault(row.video, []).append(row)
     faults: list[Failure] = list(_check_split_leakage(splits))
-    durations: list[float] = []
+    durations: dict[str, float] = {}
     for video in sorted(rows_by_video):
         try:
             job = make_job(video, Path(videos), None if srts is None else Path(srts), Path(), PrepareSettings(frames=1))
-            durations.append(video_duration(job.video_path))
-        except (UnusableVideoError, VideoError) as error:
-            faults.append(Failure(video, error.reason, error.remedy))
+            duration = durations[video] = video_duration(job.video_path)
+        except (UnusableVideoError, VideoError, OSError) as error:
+            faults.append(Failure.of(video, error, "make the file readable"))
             continue
-        faults += _check_windows(rows_by_video[video], durations[-1])
+        faults += _check_windows(rows_by_video[video], duration)
         if job.srt_path is not None:
-            faults += _check_captions(video, job.srt_path, durations[-1])
+            faults += _check_captions(video, job.srt_path, duration)
     return ValidationReport(
         queries={split: len(split_rows) for split, split_rows in splits.items()},
         num_videos=len(rows_by_video),
-        hours=sum(durations) / 3600,
-        max_duration=max(durations, default=0.0),
+        hours=sum(durations.values()) / 3600,
+        max_duration=max(durations.values(), default=0.0),
         num_windows=sum(len(row.windows) for row in rows),
         without_windows=sum(not row.windows for row in rows),
         without_items=sum(not row.items for row in rows),
+        without_length=[row.qid for row in windows_without_length(rows)],
+        beyond_video=[row.qid for row in windows_beyond_video(rows, durations)],
         faults=sorted(faults, key=lambda fault: fault.video),
     )
+
+
+def _name_qids(qids: Sequence[str | int], what: str) -> Iterator[str]:
+    if qids:
+        more = ", ..." if len(qids) > MAX_NAMED_QIDS else ""
+        yield f"{len(qids)} {what}: {', '.join(map(str, qids[:MAX_NAMED_QIDS]))}{more}"
 
 
 def _check_split_leakage(splits: Mapping[str, Sequence[Annotation]]) -> Iterator[Failure]:
@@ -117,8 +136,8 @@ def windows_after_end(row: Annotation, duration: float) -> Iterator[Failure]:
 def _check_captions(video: str, srt: Path, duration: float) -> Iterator[Failure]:
     try:
         captions = read_srt(srt)
-    except CaptionError as error:
-        yield Failure.of(video, error)
+    except (CaptionError, OSError) as error:
+        yield Failure.of(video, error, "make the file readable")
         return
     if captions and not clean_captions(captions):
         yield Failure(video, f"none of the {len(captions)} captions in {srt} is English", "give English captions")

@@ -15,6 +15,7 @@ from absl import logging
 from calce_jax.input_pipeline.dataset import Query
 from calce_jax.moments.predictions import PredictionError
 from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.storage.file_names import fit_name
 
 # In messages: differing inputs, and characters of each value.
 MAX_SHOWN_DIFFERENCES = 8
@@ -35,8 +36,8 @@ class PartialPredictions:
 
     def __init__(self, out: str | Path, queries: Sequence[Query]):
         self.out, self.queries = Path(out), queries
-        self.path = self.out.with_name(f"{self.out.name}.part")
-        self._inputs_path = self.out.with_name(f"{self.out.name}.part.json")
+        self.path = self.out.with_name(fit_name(self.out.name, ".part"))
+        self._inputs_path = self.out.with_name(fit_name(self.out.name, ".part.json"))
 
     def resume(self, inputs: Mapping[str, Any], batch_size: int) -> int:
         """Truncate the file to complete batches of valid lines; or, if the inputs differ, remove it and log why.

@@ -27,12 +27,14 @@ from calce_jax.moments.json_rows import (
     parse_json_line,
     raise_faults,
     read_rows,
-    read_text,
 )
 from calce_jax.moments.windows import Seconds
 from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.storage.text_files import read_text
 
 STAGE1_WINDOW_FIELDS = ("stage1_windows", "stage1_result")
+# Tolerated difference of annotated and real durations: annotations are rounded, and so are headers.
+DURATION_TOLERANCE_S = 1.0
 _MISSING_REMEDY = "give the path of a file that was released or written"
 
 
@@ -117,6 +119,26 @@ def find_repeated_qids(annotations: Sequence[Annotation]) -> list[str]:
     """Return a fault for each id that more than one annotation has; "QVHighlight_7", "7" and 7 are one id."""
     counts = Counter(normalise_qid(annotation.qid) for annotation in annotations)
     return [f"qid: {qid} is given to {count} queries; keep one" for qid, count in counts.items() if count > 1]
+
+
+def windows_without_length(annotations: Iterable[Annotation]) -> list[Annotation]:
+    """Return the queries with a true window that ends where it begins: no predicted window can meet it."""
+    return [row for row in annotations if any(start == end for start, end in row.windows)]
+
+
+def windows_beyond_video(annotations: Iterable[Annotation], durations: Mapping[str, Seconds]) -> list[Annotation]:
+    """Return the queries with a true window that ends more than `DURATION_TOLERANCE_S` after its video.
+
+    Args:
+      annotations: the queries.
+      durations: seconds by video id, used for annotations without a duration.
+    """
+    return [
+        row
+        for row in annotations
+        for duration in [durations.get(row.video) if row.duration is None else row.duration]
+        if duration is not None and any(end > duration + DURATION_TOLERANCE_S for _, end in row.windows)
+    ]
 
 
 def write_annotations(path: str | Path, annotations: Iterable[Annotation]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from calce_jax.errors import UserError, UserFileNotFoundError
+from calce_jax.errors import UserError
 
 QVHIGHLIGHTS_PREFIX = "QVHighlight_"
 # A file can be wrong in every line; a longer list is of no use.
@@ -19,28 +19,6 @@ MAX_SHOWN_FAULTS = 30
 def normalise_qid(qid: str | int) -> str:
     """Return the form in which ids of queries are compared: "QVHighlight_2579", "2579" and 2579 give "2579"."""
     return str(qid).removeprefix(QVHIGHLIGHTS_PREFIX)
-
-
-def read_text(path: str | Path, description: str, remedy: str, error_type: type[UserError] = UserError) -> str:
-    r"""Read a UTF-8 file; a byte order mark is dropped, "\r\n" stays.
-
-    Args:
-      path: the file.
-      description: of its contents, such as "annotations", for the message.
-      remedy: what to do where the file is missing.
-      error_type: raised where it is not UTF-8.
-
-    Raises:
-      UserFileNotFoundError: there is no such file.
-      UserError: `error_type`, the file is not UTF-8.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserFileNotFoundError(f"{path}: no such file of {description}", remedy)
-    try:
-        return path.read_bytes().decode("utf-8").removeprefix("\N{BYTE ORDER MARK}")
-    except UnicodeDecodeError as error:
-        raise error_type(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
 
 
 def read_rows(

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from calce_jax.errors import UserError
-from calce_jax.moments.json_rows import is_finite_number, normalise_qid, raise_faults, read_rows, read_text
+from calce_jax.moments.json_rows import is_finite_number, normalise_qid, raise_faults, read_rows
 from calce_jax.moments.windows import ParseStatus, Seconds, WindowOrder, order_windows
 from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.storage.text_files import read_text
 
 SubmissionSplit = Literal["val", "test"]
 _WINDOW_FIELD_NAMES = ("pred_relevant_windows", "stage1_result")

@@ -7,7 +7,9 @@ from calce_jax.search.inputs import SearchError
 from calce_jax.speech.captioning import caption_without_srt
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.disk_cache import DiskCache, make_cache_key
+from calce_jax.storage.file_names import fit_name
 from calce_jax.storage.provenance import file_hash
+from calce_jax.text.caption_files import find_captions
 from calce_jax.text.captions import check_srt
 
 
@@ -28,8 +30,8 @@ def caption_with_cache(videos: Sequence[Path], folder: str | Path, whisper: str,
       SpeechModelError: the Whisper model cannot be opened.
       OSError: a file cannot be written.
     """
-    uncaptioned = [video for video in videos if not video.with_suffix(".srt").is_file()]
-    targets = {video: Path(folder) / f"{video.stem}.srt" for video in uncaptioned}
+    uncaptioned = [video for video in videos if find_captions(video.parent, video.stem) is None]
+    targets = {video: Path(folder) / fit_name(video.stem, ".srt") for video in uncaptioned}
     if len(set(targets.values())) < len(uncaptioned):
         raise SearchError(
             "two videos without captions have the same file name", "rename one, or search them one after the other"

@@ -1,17 +1,24 @@
 """The inputs of a search: check the queries, list the videos, load the captions."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from absl import logging
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.errors import UserError
+from calce_jax.text.caption_files import caption_languages, find_captions
 from calce_jax.text.captions import read_srt
 from calce_jax.text.prompt import WORD_BOUNDARY, Caption
 from calce_jax.video.files import VIDEO_SUFFIXES, is_video_name
 
 MAX_QUERY_WORDS = 60  # a longer query does not fit into the prompt
 MAX_QUERY_CHARACTERS = 1000  # bounds the time of tagging and tokenizing, since a word may have any length
+
+# What a search writes (`calce_jax.search.results`): the files by which its folder is known, and the folders of videos.
+RESULT_FILES = ("moments.json", "index.html")
+RESULT_FOLDERS = ("videos", "clips")
 
 
 class SearchError(UserError):
@@ -56,31 +63,63 @@ def load_captions(video: str | Path, srt: str | Path) -> list[Caption]:
     Args:
       video: the video file.
       srt: "none": no captions; "auto": those of `<stem>.srt` beside the video, none if there is no such file;
-        otherwise an .srt file, or a folder that holds `<stem>.srt`.
+        otherwise an .srt file, or a folder that holds `<stem>.srt`. `<stem>.en.srt` is taken for `<stem>.srt` if it is
+        the only one with a language; of several a warning says which there are.
 
     Raises:
       CaptionError, FileNotFoundError: the captions cannot be read.
     """
-    default_srt = Path(video).with_suffix(".srt")
-    if srt == "none" or (srt == "auto" and not default_srt.is_file()):
+    if srt == "none":
         return []
-    if srt == "auto":
-        return read_srt(default_srt)
-    return read_srt(Path(srt) / default_srt.name if Path(srt).is_dir() else srt)
+    if srt != "auto" and not Path(srt).is_dir():
+        return read_srt(srt)
+    video = Path(video)
+    folder = video.parent if srt == "auto" else Path(srt)
+    found = find_captions(folder, video.stem)
+    if found is None and (languages := caption_languages(folder, video.stem)):
+        logging.warning(
+            "%s: no captions are used, since there are some in several languages: %s; give one with --srt=FILE",
+            video,
+            ", ".join(path.name for path in languages.values()),
+        )
+        return []
+    if found is None and srt == "auto":
+        return []
+    return read_srt(found or folder / f"{video.stem}.srt")
 
 
-def list_videos(paths: Iterable[str | Path]) -> list[Path]:
+def list_videos(paths: Iterable[str | Path], out: str | Path | None = None) -> list[Path]:
     """Return the given files, and the video files below the given folders, without duplicates.
+
+    Videos and clips that a search has written are left out of folders: those of `out`, and of every folder with a
+    `moments.json` and an `index.html`.
+
+    Args:
+      paths: files and folders.
+      out: the output folder of this search.
 
     Raises:
       SearchError: there is no video.
     """
     videos: list[Path] = []
     for path in map(Path, paths):
-        candidates = sorted(p for p in path.rglob("*") if is_video_name(p)) if path.is_dir() else [path]
+        candidates = sorted(_videos_below(path, out)) if path.is_dir() else [path]
         videos += [video for video in candidates if video not in videos]
     if not videos:
         raise SearchError(
             f"no video among {', '.join(map(str, paths))}", f"file names of videos end in {', '.join(VIDEO_SUFFIXES)}"
         )
     return videos
+
+
+def _videos_below(folder: Path, out: str | Path | None) -> Iterator[Path]:
+    """Yield the files with names of videos, without those in the folders that a search writes."""
+    for root, folders, files in os.walk(folder):
+        parent = Path(root)
+        if all((parent / name).is_file() for name in RESULT_FILES) or (out is not None and _is_same(parent, out)):
+            folders[:] = [name for name in folders if name not in RESULT_FOLDERS]
+        yield from (parent / name for name in files if is_video_name(parent / name))
+
+
+def _is_same(folder: Path, out: str | Path) -> bool:
+    return Path(out).exists() and folder.samefile(out)

@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from calce_jax.errors import UserError
 from calce_jax.models.keyframes.plan import Treatment
 from calce_jax.moments.annotations import Annotation
 from calce_jax.report.search_page import BarView, PictureView, QueryResultView, VideoView, write_search_page
 from calce_jax.search.ranking import Moment, break_ties_jointly
 from calce_jax.search.searcher import QueryResult, VideoResult
 from calce_jax.storage.atomic_files import atomic_write, write_atomic
+from calce_jax.storage.failures import Failure
+from calce_jax.storage.file_names import fit_name
 from calce_jax.video.clips import cut_clip, thumbnails_at
 
 NUM_PICTURES = 48  # thumbnails of a video on the page
@@ -98,8 +101,10 @@ def write_results(
     max_moments: int,
     clips: bool = False,
     truth: GroundTruth | None = None,
-) -> None:
+) -> list[Failure]:
     """Write `moments.json`, the page, the videos and the clips.
+
+    The moments are written first. A clip or thumbnails that cannot be made cost nothing else.
 
     Args:
       out: the output folder.
@@ -108,19 +113,45 @@ def write_results(
       clips: also write each moment as an mp4.
       truth: true windows to show on the page; the video id is the file name without its suffix.
 
+    Returns:
+      What could not be made: clips, which moments.json then does not name; thumbnails; videos, which are then not on
+      the page.
+
     Raises:
-      OSError: a file cannot be written.
+      OSError: `moments.json` or the page cannot be written.
     """
     out = Path(out)
+    failures: list[Failure] = []
+    _write_moments(out, [to_json(result) for result in results])
     names = _unique_names([result.video for result in results])
-    entries, views = [], []
+    all_clips: list[dict[tuple[int, int], str]] = []
+    views = []
     for result, name in zip(results, names, strict=True):
-        link_or_copy(result.video, out / "videos" / name)
-        clip_names = _cut_clips(result, out, Path(name).stem) if clips else {}
-        entries.append(to_json(result, clip_names))
-        views.append(video_view(result, name, clip_names, truth or {}))
+        all_clips.append(_cut_clips(result, out, Path(name).stem, failures) if clips else {})
+        try:
+            link_or_copy(result.video, out / "videos" / name)
+        except OSError as error:
+            failures.append(Failure.of(str(result.video), error))
+            continue
+        try:
+            pictures = _pictures(result)
+        except (UserError, OSError) as error:
+            failures.append(Failure.of(str(result.video), error))
+            pictures = []
+        views.append(video_view(result, name, all_clips[-1], truth or {}, pictures))
+    if any(all_clips):
+        entries = [to_json(result, names) for result, names in zip(results, all_clips, strict=True)]
+        try:
+            _write_moments(out, entries)
+        except OSError as error:  # those without clips stay
+            failures.append(Failure.of(str(out / "moments.json"), error))
+    if views:
+        write_search_page(out / "index.html", views, max_moments=max_moments)
+    return failures
+
+
+def _write_moments(out: Path, entries: Sequence[dict[str, Any]]) -> None:
     write_atomic(out / "moments.json", json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
-    write_search_page(out / "index.html", views, max_moments=max_moments)
 
 
 def to_json(result: VideoResult, clips: dict[tuple[int, int], str] | None = None) -> dict[str, Any]:
@@ -152,15 +183,25 @@ def to_json(result: VideoResult, clips: dict[tuple[int, int], str] | None = None
     }
 
 
-def video_view(result: VideoResult, name: str, clips: dict[tuple[int, int], str], truth: GroundTruth) -> VideoView:
-    """Return the page's view of a video that is stored as `videos/<name>`; `clips` as in `to_json`."""
+def _pictures(result: VideoResult) -> list[PictureView]:
     seconds = np.linspace(0.0, result.duration, NUM_PICTURES, endpoint=False).tolist()
-    pictures = thumbnails_at(result.video, seconds)
+    thumbnails = thumbnails_at(result.video, seconds)
+    return [PictureView(second, jpeg) for second, jpeg in zip(seconds, thumbnails, strict=True)]
+
+
+def video_view(
+    result: VideoResult,
+    name: str,
+    clips: dict[tuple[int, int], str],
+    truth: GroundTruth,
+    pictures: Sequence[PictureView],
+) -> VideoView:
+    """Return the page's view of a video that is stored as `videos/<name>`; `clips` as in `to_json`."""
     return VideoView(
         name=result.video.name,
         address=f"videos/{name}",
         duration=result.duration,
-        pictures=[PictureView(second, jpeg) for second, jpeg in zip(seconds, pictures, strict=True)],
+        pictures=pictures,
         query_results=[
             QueryResultView(
                 query=query_result.query,
@@ -169,7 +210,7 @@ def video_view(result: VideoResult, name: str, clips: dict[tuple[int, int], str]
                     for stage, moments in query_result.stages.items()
                 },
                 captions=[BarView(c.start, c.end, c.similarity, text=c.text) for c in query_result.captions],
-                treatments=[_treatment_at(query_result, second) for second in seconds],
+                treatments=[_treatment_at(query_result, picture.second) for picture in pictures],
                 truth=[(start, end) for start, end in truth.get((result.video.stem, query_result.query), [])],
             )
             for q, query_result in enumerate(result.query_results)
@@ -193,7 +234,7 @@ def link_or_copy(video: Path, to: Path) -> None:
             shutil.copyfile(video, tmp_path)
 
 
-def _cut_clips(result: VideoResult, out: Path, stem: str) -> dict[tuple[int, int], str]:
+def _cut_clips(result: VideoResult, out: Path, stem: str, failures: list[Failure]) -> dict[tuple[int, int], str]:
     """Write the clips of a video; return their paths relative to `out`, by (index of query, index of moment)."""
     numbered_moments = [
         (q, n, moment)
@@ -202,9 +243,13 @@ def _cut_clips(result: VideoResult, out: Path, stem: str) -> dict[tuple[int, int
     ]
     names = {}
     for q, n, moment in tqdm(numbered_moments, desc=f"cutting {stem}", unit="clip", dynamic_ncols=True, leave=False):
-        name = f"clips/{stem}_query{q + 1}_{n + 1}.mp4"
-        cut_clip(result.video, moment.start, moment.end, out / name)
-        names[q, n] = name
+        name = f"clips/{fit_name(stem, f'_query{q + 1}_{n + 1}.mp4')}"
+        try:
+            cut_clip(result.video, moment.start, moment.end, out / name)
+        except (UserError, OSError) as error:
+            failures.append(Failure.of(str(result.video), error))
+        else:
+            names[q, n] = name
     return names
 
 
@@ -214,10 +259,10 @@ def _unique_names(videos: Sequence[Path]) -> list[str]:
     names = []
     for video in videos:
         stem, number = re.sub(r"[^\w. -]", "_", video.stem), 1
-        name = f"{stem}{video.suffix}"
+        name = fit_name(stem, video.suffix)
         while name.lower() in used_names:
             number += 1
-            name = f"{stem}_{number}{video.suffix}"
+            name = fit_name(stem, f"_{number}{video.suffix}")
         used_names.add(name.lower())
         names.append(name)
     return names

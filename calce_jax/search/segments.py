@@ -25,7 +25,7 @@ MAX_HOURS = 4.0
 # A video longer by this factor is still one segment: videos annotated with 150 s last up to 150.02 s.
 LENGTH_TOLERANCE = 1.02
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-FRAMES_VERSION = 1  # part of the cache key; increase it when the sampling of frames changes
+FRAMES_VERSION = 2  # part of the cache key; increase it when the sampling of frames changes
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Decoding the audio of a file for Whisper: 16 kHz, mono, in chunks, aligned with the video.
 
-FFmpeg resamples any rate and mixes down any number of channels. An audio stream that starts after the video, or has
-gaps, is padded with zeros, so that sample i is at i / 16,000 seconds of the file.
+FFmpeg resamples any rate and mixes down any number of channels. An audio stream that starts late, or has gaps, is
+padded with zeros, so that sample i is at i / 16,000 seconds on a player's clock (`calce_jax.video.clock`).
 """
 
 import os
@@ -15,11 +15,13 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from jaxtyping import Float
 
+from calce_jax.video.clock import PlayerClock
 from calce_jax.video.container import (
     REFETCH_REMEDY,
     VIDEO_FORMATS,
     MediaError,
     check_not_truncated,
+    decoder_errors,
     header_duration,
     open_container,
 )
@@ -29,8 +31,9 @@ SAMPLE_RATE = 16_000
 AUDIO_FORMATS = f"{VIDEO_FORMATS},wav,w64,flac,mp3,aac,ac3,eac3,dts,aiff,au,caf,amr,ape,wv,tta,opus,matroska,webm"
 # A jump in timestamps of more than this is a gap to pad; less is the rounding of the container.
 MIN_GAP_S = 0.1
-# A longer jump is not a gap but a broken clock: what follows is moved to directly after what came before.
-MAX_GAP_S = 600.0
+# Two channels of which one is the other with the opposite sign cancel where they are mixed. They are taken for such if
+# their mean has less than this fraction of their energy; of independent channels it has half.
+MIN_MIXED_ENERGY = 0.05
 
 
 class AudioError(MediaError):
@@ -52,19 +55,23 @@ def read_audio(path: str | os.PathLike[str]) -> Iterator[Float[np.ndarray, "_"]]
       AudioError: the file is missing, empty, in another format, cannot be decoded, or ends more than a second before
         its header says.
     """
-    resampler, num_damaged, end = _MonoResampler(path), 0, 0.0
+    with decoder_errors(path, AudioError):
+        yield from _read_audio(path)
+
+
+def _read_audio(path: str | os.PathLike[str]) -> Iterator[Float[np.ndarray, "_"]]:
+    resampler, num_damaged, end, begin = _MonoResampler(path), 0, 0.0, None
     with _open_audio(path) as (container, stream):
-        start, expected = _start_time(container, stream), header_duration(container, stream)
+        clock, expected = PlayerClock(container, stream), header_duration(container, stream)
         for frame in _decode_frames(container, stream):
             if frame is None:
                 num_damaged += 1
                 continue
             frame_duration = frame.samples / frame.sample_rate
-            frame_start = end if frame.time is None else frame.time - start
+            frame_start = clock.seconds(frame.pts, frame_duration)
+            begin = frame_start if begin is None else begin
             if frame_start + frame_duration <= 0:
                 continue
-            if frame_start - end > MAX_GAP_S:
-                start, frame_start = start + frame_start - end, end
             if frame_start - end > MIN_GAP_S:
                 yield from resampler.pad_until(frame_start)
                 end = frame_start
@@ -76,7 +83,7 @@ def read_audio(path: str | os.PathLike[str]) -> Iterator[Float[np.ndarray, "_"]]
         raise AudioError(path, "none of its audio can be decoded", REFETCH_REMEDY)
     if not seconds:
         raise NoAudioError(path, "its audio stream is empty", "nothing needs to be done")
-    check_not_truncated(path, expected, seconds, AudioError)
+    check_not_truncated(path, expected, seconds - (begin or 0.0), AudioError)
 
 
 class _MonoResampler:
@@ -85,7 +92,8 @@ class _MonoResampler:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.num_samples = 0
         self._path = path
-        self._resampler = av.AudioResampler("flt", "mono", SAMPLE_RATE)
+        self._layout = "mono"
+        self._resampler = av.AudioResampler("fltp", self._layout, SAMPLE_RATE)
         self._input_format: tuple[str, str, int] | None = None
 
     def resample(self, frame: av.AudioFrame) -> Iterator[Float[np.ndarray, "_"]]:
@@ -95,6 +103,8 @@ class _MonoResampler:
             # Some broadcasts change from stereo to 5.1 and back; a resampler takes one input format.
             yield from self.flush()
             self._input_format = input_format
+            self._layout = "stereo" if frame.layout.nb_channels == 2 else "mono"
+            self._resampler = av.AudioResampler("fltp", self._layout, SAMPLE_RATE)
         frame.pts = None  # gaps are padded by `pad_until`
         yield from self._resample_frame(frame)
 
@@ -108,7 +118,7 @@ class _MonoResampler:
     def flush(self) -> Iterator[Float[np.ndarray, "_"]]:
         """Yield the samples that the resampler holds back, and replace it."""
         yield from self._resample_frame(None)
-        self._resampler = av.AudioResampler("flt", "mono", SAMPLE_RATE)
+        self._resampler = av.AudioResampler("fltp", self._layout, SAMPLE_RATE)
 
     def _resample_frame(self, frame: av.AudioFrame | None) -> Iterator[Float[np.ndarray, "_"]]:
         try:
@@ -120,7 +130,19 @@ class _MonoResampler:
             if resampled is not None and resampled.samples:
                 self.num_samples += resampled.samples
                 # Float formats may hold NaN and infinities.
-                yield np.nan_to_num(resampled.to_ndarray()[0], nan=0.0, posinf=0.0, neginf=0.0)
+                yield _mix(np.nan_to_num(resampled.to_ndarray(), nan=0.0, posinf=0.0, neginf=0.0))
+
+
+def _mix(channels: Float[np.ndarray, "channels _"]) -> Float[np.ndarray, "_"]:
+    """Return the mean of one or two channels; where two would cancel, with the sign of the second turned."""
+    if len(channels) == 1:
+        return channels[0]
+    first, second = channels
+    mixed = (first + second) * np.float32(0.5)
+    energy = float(np.square(channels, dtype=np.float64).sum()) / 2
+    if float(np.square(mixed, dtype=np.float64).sum()) < MIN_MIXED_ENERGY * energy:
+        return (first - second) * np.float32(0.5)
+    return mixed
 
 
 @contextmanager
@@ -144,11 +166,3 @@ def _decode_frames(container: InputContainer, stream: AudioStream) -> Iterator[a
                 yield None
     except FFmpegError:
         yield None
-
-
-def _start_time(container: InputContainer, stream: AudioStream) -> float:
-    """Return the timestamp of second 0: the start of the video stream, or of the audio stream if there is none."""
-    for timed in (*container.streams.video, stream):
-        if timed.start_time is not None and timed.time_base is not None:
-            return float(timed.start_time * timed.time_base)
-    return 0.0

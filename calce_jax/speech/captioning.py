@@ -20,6 +20,8 @@ from calce_jax.speech.transcribe import AudioFeatures, Transcriber, Transcript, 
 from calce_jax.speech.whisper_model import Dtype, open_whisper
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.failures import Failure, write_failures
+from calce_jax.storage.file_names import fit_name
+from calce_jax.text.caption_files import find_captions
 from calce_jax.text.text_row import Caption
 from calce_jax.video.files import is_video_name
 
@@ -131,8 +133,9 @@ def deduplicate_names(videos: Sequence[Path]) -> tuple[list[Path], list[Failure]
 
 def caption_missing(videos: Sequence[Path], out: Path, transcriber: Callable[[], Transcriber]) -> CaptioningResult:
     """Write `<stem>.srt` for the videos that have none in `out`; like `caption_videos`, on one host."""
-    result = CaptioningResult(existing=[_srt_path(out, video) for video in videos if _srt_path(out, video).is_file()])
-    pending = [video for video in videos if not _srt_path(out, video).is_file()]
+    existing = {video: find_captions(out, video.stem) for video in videos}
+    result = CaptioningResult(existing=[path for path in existing.values() if path is not None])
+    pending = [video for video in videos if existing[video] is None]
     if pending:
         _caption_all(pending, out, transcriber(), result)
     return result
@@ -156,7 +159,7 @@ def caption_without_srt(videos: Sequence[Path], folder: str | Path, whisper: str
     Returns:
       The .srt in `folder` of each video that has none beside it and could be captioned.
     """
-    uncaptioned = [video for video in videos if not video.with_suffix(".srt").is_file()]
+    uncaptioned = [video for video in videos if find_captions(video.parent, video.stem) is None]
     result = caption_videos(uncaptioned, folder, lazy_transcriber(whisper), process_index=0, process_count=1)
     for failure in result.failures:
         logging.warning("not captioned: %s; %s", failure.reason, failure.remedy)
@@ -236,7 +239,7 @@ def _prefetch(
 
 
 def _srt_path(out: Path, video: Path) -> Path:
-    return out / f"{video.stem}.srt"
+    return out / fit_name(video.stem, ".srt")
 
 
 def transcribe_file(

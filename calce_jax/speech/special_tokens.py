@@ -64,7 +64,9 @@ class SpecialTokens:
         if config.get("is_multilingual", False):
             required += ["lang_to_id", "task_to_id"]
         if missing := [name for name in required if config.get(name) is None]:
-            raise ValueError(f"{', '.join(missing)}: missing; fetch the model's generation_config.json again")
+            raise ValueError(
+                f"{', '.join(missing)}: missing; take this file from the model from which it was fine-tuned"
+            )
         languages = config.get("lang_to_id") or {}
         return SpecialTokens(
             sot=int(config["decoder_start_token_id"]),

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from calce_jax.errors import UserError
 from calce_jax.models.whisper import Whisper
@@ -315,7 +316,10 @@ class _FileState(Generic[Name]):
 
 
 def _check_language(language: str | None, model: SpeechModel) -> str | None:
+    """Return the code of a language, given by its code or its English name in any case."""
     languages = model.special_tokens.languages
+    if language is not None:
+        language = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
     if not languages:
         if language not in (None, "en"):
             raise OptionsError(

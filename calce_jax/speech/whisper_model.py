@@ -19,8 +19,10 @@ from calce_jax.checkpoints.convert.whisper import KEY_MAPPING
 from calce_jax.errors import UserError
 from calce_jax.models.whisper import WHISPER_SIZES, Whisper, WhisperConfig
 from calce_jax.speech.special_tokens import SpecialTokens
+from calce_jax.storage.text_files import read_text
 
 CONFIG_FILE, GENERATION_CONFIG_FILE, WEIGHTS_FILE = "config.json", "generation_config.json", "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 HF_FILE_PATTERNS = [
     CONFIG_FILE,
@@ -116,7 +118,9 @@ def _resolve_folder(source: str | Path) -> Path:
 
 def _read_json(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> T:
     try:
-        return parse(json.loads(path.read_text()))
+        return parse(json.loads(read_text(path, "a Whisper model", "", SpeechModelError)))
+    except SpeechModelError:
+        raise
     except FileNotFoundError:
         raise SpeechModelError(f"{path}: no such file", "fetch the whole model, in Hugging Face's layout") from None
     except json.JSONDecodeError as error:
@@ -126,6 +130,11 @@ def _read_json(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> T:
 
 
 def _open_tokenizer(folder: Path, special_tokens: SpecialTokens, config: WhisperConfig) -> PreTrainedTokenizerBase:
+    # Older models have the two files of which it is made.
+    if not (folder / TOKENIZER_FILE).is_file() and not (folder / "vocab.json").is_file():
+        raise SpeechModelError(
+            f"{folder / TOKENIZER_FILE}: no such file", "copy that of the model from which this one was fine-tuned"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError) as error:

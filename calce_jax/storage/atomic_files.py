@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from calce_jax.storage.file_names import fit_name
+
 WRITE_ERROR = "cannot write "
 
 
@@ -32,7 +34,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
       OSError: as for `write_atomic`.
     """
     # A name of its own: two processes may write the same entry of a cache, or the captions of the same video.
-    path, partial_path = Path(path), Path(f"{path}.{uuid.uuid4().hex[:8]}.part")
+    path = Path(path)
+    partial_path = path.with_name(fit_name(path.name, f".{uuid.uuid4().hex[:8]}.part"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial_path
@@ -56,7 +59,7 @@ def atomic_replace_dir(path: Path) -> Iterator[Path]:
     Raises:
       OSError: it cannot be written; names the folder and the remedy. What was there before is untouched.
     """
-    new, old = path.with_name(f"{path.name}.part"), _old_dir(path)
+    new, old = path.with_name(fit_name(path.name, ".part")), _old_dir(path)
     try:
         _put_back(path, old)
         for leftover in (new, old):
@@ -81,7 +84,7 @@ def find_dir(path: Path) -> Path:
 
 
 def _old_dir(path: Path) -> Path:
-    return path.with_name(f"{path.name}.old")
+    return path.with_name(fit_name(path.name, ".old"))
 
 
 def _put_back(path: Path, old: Path) -> None:

@@ -12,13 +12,16 @@ from itertools import chain
 from pathlib import Path
 
 from calce_jax.config import Behaviour
-from calce_jax.errors import UserError, UserFileNotFoundError
+from calce_jax.errors import UserError
+from calce_jax.storage.text_files import read_text
+from calce_jax.text.rolling_captions import Entry, unroll
 from calce_jax.text.text_row import Caption, Number
 
 FILLER_WORDS = frozenset({"the", "a", "o", "oh", "yeah", "uh", "ah", "yep", "uh-no", "hmm"})
 MIN_ENGLISH_FRACTION = 0.8  # of a caption's words must consist of the letters a to z
 MAX_PAUSE_SECONDS = 2.5  # the longest gap inside an interval of speech
 
+MISSING_REMEDY = "create it, empty if there is no speech"
 MAX_BYTES = 50_000_000  # of a file; a film of two hours has 200 kB
 MAX_HOURS = 100_000  # upper bound of times, so that seconds fit into 32 bits
 
@@ -47,31 +50,30 @@ class CaptionError(UserError):
 def read_srt(path: str | Path, behaviour: Behaviour = "default") -> list[Caption]:
     """Read all entries that have text, in time and memory linear in the size of the file.
 
-    By default entries are sorted by start, and reversed times are swapped. The parser accepts a byte order mark, "."
-    before the milliseconds, ",5" for 500 ms, lines of digits or "-->" inside a text, character entities ("&amp;") and
-    markup. "reference" parses like the original, in the order of the file: after a byte order mark the first entry is
-    lost; a line of digits is always the number of an entry and a line with "-->" its times, so both are errors inside a
-    text, as is "." before the milliseconds.
+    By default entries are sorted by start, reversed times are swapped, and rolling captions say every line once
+    (`calce_jax.text.rolling_captions`). The parser accepts a byte order mark, "." before the milliseconds, ",5" for
+    500 ms, lines of digits or "-->" inside a text, character entities ("&amp;") and markup. "reference" parses like the
+    original, in the order of the file: after a byte order mark the first entry is lost; a line of digits is always the
+    number of an entry and a line with "-->" its times, so both are errors inside a text, as is "." before the
+    milliseconds.
 
     Raises:
       UserFileNotFoundError: there is no such file.
       CaptionError: the file is larger than 50 MB, not UTF-8, or has a malformed entry.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserFileNotFoundError(f"{path}: no such file of captions", "create it, empty if there is no speech")
-    if (size := path.stat().st_size) > MAX_BYTES:
+    if path.is_file() and (size := path.stat().st_size) > MAX_BYTES:
         raise CaptionError(
             f"{path}: {size:,} bytes, more than the limit of {MAX_BYTES:,}",
             "give the .srt file of a video",
         )
-    try:
-        text = path.read_text(encoding="utf-8" if behaviour == "reference" else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CaptionError(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
-    if behaviour == "reference":
+    is_reference = behaviour == "reference"
+    text = read_text(path, "captions", MISSING_REMEDY, CaptionError, keep_byte_order_mark=is_reference)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if is_reference:
         return list(_parse_lines(text, path))
-    return sorted(_parse_entries(text, path), key=lambda caption: caption.start)
+    entries = sorted(_parse_entries(text, path), key=lambda entry: entry.start)
+    return [Caption(entry.start, entry.end, " ".join(entry.lines)) for entry in unroll(entries)]
 
 
 def check_srt(content: bytes) -> None:
@@ -132,7 +134,7 @@ def _merge_repeats(captions: Iterable[Caption]) -> list[Caption]:
     return merged
 
 
-def _parse_entries(text: str, path: Path) -> Iterator[Caption]:
+def _parse_entries(text: str, path: Path) -> Iterator[Entry]:
     """Yield entries: a number, which may be missing, a line of times, and text up to the start of the next entry.
 
     Entries are the same as those of the library srt 3.5.3, whose expression takes minutes for a long line of digits.
@@ -148,10 +150,11 @@ def _parse_entries(text: str, path: Path) -> Iterator[Caption]:
         # An entry with malformed times does not match `_START`, so it would become text of the entry before.
         if broken := _BROKEN_TIMES.search(text, text_start, position):
             raise _malformed_error(path, text, broken.start(1))
-        words = _ENTITY.sub(_character, _MARKUP.sub("", text[text_start:position])).split()
+        written = _ENTITY.sub(_character, _MARKUP.sub("", text[text_start:position])).split("\n")
+        lines = [" ".join(words) for words in map(str.split, written) if words]
         start, end = sorted((_header_time(header, 1, path), _header_time(header, 5, path)))
-        if words:
-            yield Caption(start, end, " ".join(words))
+        if lines:
+            yield Entry(start, end, lines)
 
 
 def _ends_text(text: str, text_start: int, start: re.Match[str]) -> bool:

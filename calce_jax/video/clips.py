@@ -1,9 +1,13 @@
-"""Thumbnails and clips cut from a video, for reports and search pages."""
+"""Thumbnails and clips cut from a video, for reports and search pages. Seconds are those of a player's clock."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
+from itertools import chain
+from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -12,13 +16,24 @@ from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
+from calce_jax.errors import UserError
 from calce_jax.storage.atomic_files import atomic_write
-from calce_jax.video.container import VIDEO_FORMATS, open_container
-from calce_jax.video.decode import TIME_TOLERANCE, VideoError, encode_jpeg
+from calce_jax.video.clock import MIN_LATE_START_S, PlayerClock, clock_origin, has_broken_clock
+from calce_jax.video.container import decoder_errors
+from calce_jax.video.decode import TIME_TOLERANCE, VideoError, encode_jpeg, open_video
 
 # Up to about one group of pictures ahead, decoding on is faster than seeking.
 MAX_DECODE_AHEAD_S = 10.0
+# A seek that lands behind its time is tried again from so many seconds earlier; at last the file is read from 0.
+SEEK_MARGINS_S = (0.0, 2.0, 15.0, inf)
+# Sound and pictures of one time may be so far apart in a file.
+MAX_INTERLEAVING_S = 30.0
 AUDIO_RATE = 48_000
+VIDEO_TIME_BASE = Fraction(1, 90_000)
+# Without frames that refer to later ones: at a varying rate these would shorten the track by their delay.
+ENCODER_OPTIONS = {"crf": "20", "preset": "veryfast", "bf": "0"}
+# The encoder plans with this rate where the file has none, or one of a slide show.
+DEFAULT_RATE = Fraction(25)
 
 
 def thumbnails_at(video: str | Path, seconds: Sequence[float], height: int = 112) -> list[bytes]:
@@ -28,120 +43,226 @@ def thumbnails_at(video: str | Path, seconds: Sequence[float], height: int = 112
 
     Args:
       video: a file that `calce_jax.video.decode` reads.
-      seconds: ascending, from the first frame.
+      seconds: ascending. Times before the first frame give the first.
       height: of the JPEGs, pixels.
 
     Raises:
       VideoError: the file is missing, is not a video, or no frame of it can be decoded.
     """
+    with decoder_errors(video, VideoError):
+        return _thumbnails_at(video, seconds, height)
+
+
+def _thumbnails_at(video: str | Path, seconds: Sequence[float], height: int) -> list[bytes]:
     thumbnails: list[bytes] = []
-    with _open(video) as container:
-        stream = container.streams.best("video")
-        if not isinstance(stream, VideoStream):
-            raise VideoError(video, "it has no video stream", "choose another file")
-        stream.thread_type = "AUTO"
-        origin = _start_time(stream)
-        frames, current = _decode_frames(container, stream), None
-        upcoming = next(frames, None)
+    with ExitStack() as stack:
+        reader = stack.enter_context(_open_at(video, 0.0))
+        pixel_aspect, is_seekable = _pixel_aspect(reader.video), not has_broken_clock(reader.container)
+        current, upcoming = None, next(reader.frames, None)
         for second in seconds:
-            if upcoming is not None and second - _frame_time(upcoming, origin) > MAX_DECODE_AHEAD_S:
-                try:
-                    container.seek(int((origin + second) * av.time_base))
-                    frames = _decode_frames(container, stream)
-                    current, upcoming = None, next(frames, None)
-                except FFmpegError:  # a file without an index
-                    pass
-            while upcoming is not None and (
-                current is None or _frame_time(upcoming, origin) <= second + TIME_TOLERANCE
-            ):
-                current, upcoming = upcoming, next(frames, None)
+            if is_seekable and upcoming is not None and second - upcoming.second > MAX_DECODE_AHEAD_S:
+                stack.close()
+                reader = stack.enter_context(_open_at(video, second))
+                current, upcoming = None, next(reader.frames, None)
+            while upcoming is not None and (current is None or upcoming.second <= second + TIME_TOLERANCE):
+                current, upcoming = upcoming.frame, next(reader.frames, None)
             if current is None:
                 raise VideoError(video, "no frame of it can be decoded", "re-encode it with ffmpeg")
-            thumbnails.append(_jpeg(current, height, float(stream.sample_aspect_ratio or 1)))
+            thumbnails.append(_jpeg(current, height, pixel_aspect))
     return thumbnails
 
 
 def cut_clip(video: str | Path, start: float, end: float, out: str | Path) -> None:
     """Write the part of a video from `start` to `end`, in seconds, as an MP4 of H.264 and AAC; exact to the frame.
 
+    It begins with the picture that is shown at `start`, even if that is an earlier one, and keeps the shape of the
+    pixels.
+
     Raises:
-      VideoError: the video cannot be read, or has no frame in that part.
+      VideoError: the video cannot be read.
       OSError: `out` cannot be written.
     """
-    with atomic_write(out) as tmp_path, _open(video) as source:
-        with av.open(str(tmp_path), "w", format="mp4", options={"movflags": "+faststart"}) as target:
-            num_frames = _transcode(source, target, start, end)
-        if not num_frames:
-            raise VideoError(video, f"there is no frame from {start:.1f} s to {end:.1f} s", "search it again")
-
-
-def _transcode(source: InputContainer, target: OutputContainer, start: float, end: float) -> int:
-    """Encode the video and audio between two times, and return the number of video frames."""
-    video_stream, audio_stream = source.streams.best("video"), source.streams.best("audio")
-    assert isinstance(video_stream, VideoStream)
-    video_stream.thread_type = "AUTO"
-    origin = _start_time(video_stream)
-    source.seek(int((origin + max(start, 0.0)) * av.time_base))
-    rate = video_stream.average_rate or Fraction(25)
-    video_out = target.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
-    video_out.pix_fmt = "yuv420p"
-    video_out.time_base = Fraction(1, 90_000)
-    audio_out = target.add_stream("aac", rate=AUDIO_RATE) if isinstance(audio_stream, AudioStream) else None
-    resampler = av.AudioResampler(format="fltp", layout="stereo", rate=AUDIO_RATE)
-    num_frames, num_samples = 0, 0
-    pending_audio: list[av.Packet] = []  # held back until the first frame tells the picture size
-    open_streams = {stream.index: stream for stream in (video_stream, audio_stream) if stream is not None}
-    packets: Iterator[av.Packet] = source.demux(list(open_streams.values()))
-    for packet in packets:
-        if packet.stream.index not in open_streams:
-            continue
-        for frame in _decode_packet(packet):
-            time = _frame_time(frame, origin)
-            if time >= end - TIME_TOLERANCE:
-                open_streams.pop(packet.stream.index, None)
-                break
-            if time < start - TIME_TOLERANCE:
-                continue
-            if isinstance(frame, av.VideoFrame):
-                rotated = _apply_rotation(frame)
-                if not num_frames:
-                    video_out.width, video_out.height = rotated.width, rotated.height
-                rotated.pts, rotated.time_base = round((time - start) * 90_000), Fraction(1, 90_000)
-                target.mux([*video_out.encode(rotated), *pending_audio])
-                pending_audio.clear()
-                num_frames += 1
-            elif audio_out is not None:
-                for resampled in resampler.resample(frame):
-                    resampled.pts, resampled.time_base = num_samples, Fraction(1, AUDIO_RATE)
-                    num_samples += resampled.samples
-                    encoded = audio_out.encode(resampled)
-                    target.mux(encoded) if num_frames else pending_audio.extend(encoded)
-        if not open_streams:
-            break
-    if num_frames:
-        target.mux(video_out.encode(None))
-    if num_samples and audio_out is not None:
-        target.mux(audio_out.encode(None))
-    return num_frames
-
-
-def _open(video: str | Path) -> AbstractContextManager[InputContainer]:
-    return open_container(video, VIDEO_FORMATS, VideoError, "it is not a video")
-
-
-def _start_time(stream: VideoStream) -> float:
-    return float((stream.start_time or 0) * (stream.time_base or 0))
-
-
-def _frame_time(frame: av.VideoFrame | av.AudioFrame, origin: float) -> float:
-    return 0.0 if frame.time is None else frame.time - origin
-
-
-def _decode_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
     try:
-        yield from container.decode(stream)
-    except FFmpegError:  # damaged from here on
-        return
+        with atomic_write(out) as tmp_path, _open_at(video, start, with_sound=True) as source:
+            with av.open(str(tmp_path), "w", format="mp4", options={"movflags": "+faststart"}) as target:
+                is_written = _ClipWriter(source, target, start, end).write()
+            if not is_written:
+                raise VideoError(video, f"no frame from {start:.1f} s on can be decoded", "re-encode it with ffmpeg")
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        reason = f"it cannot be cut from {start:.1f} s to {end:.1f} s ({type(error).__name__}: {error!s:.100})"
+        raise VideoError(video, reason, "re-encode it with ffmpeg") from error
+
+
+class _Timed(NamedTuple):
+    """A picture or a piece of sound, and the second at which it begins."""
+
+    frame: av.VideoFrame | av.AudioFrame
+    second: float
+
+    @property
+    def is_picture(self) -> bool:
+        return isinstance(self.frame, av.VideoFrame)
+
+
+class _ClipWriter:
+    """Encodes the pictures and the sound between two times of a source."""
+
+    def __init__(self, source: "_Reader", target: OutputContainer, start: float, end: float) -> None:
+        self._source, self._target, self._start, self._end = source, target, start, end
+        rate = source.video.average_rate or DEFAULT_RATE
+        self._rate = rate if rate >= 1 else DEFAULT_RATE
+        self._video = target.add_stream("libx264", rate=self._rate, options=ENCODER_OPTIONS)
+        self._video.pix_fmt = "yuv420p"
+        # Finer than a frame: pictures of a varying rate keep their times.
+        self._video.time_base = self._video.codec_context.time_base = VIDEO_TIME_BASE
+        self._audio = target.add_stream("aac", rate=AUDIO_RATE) if source.audio is not None else None
+        self._resampler, self._layout, self._num_samples = self._new_resampler(), "", 0
+        self._size: tuple[int, int] | None = None
+        self._last_pts = -1
+        # Held back until the first picture tells the size.
+        self._pending_audio: list[av.Packet] = []
+
+    def write(self) -> bool:
+        """Write the clip; return False if the source has no picture for it, neither up to its start nor later."""
+        shown: _Timed | None = None  # the last picture up to `start`
+        last: _Timed | None = None
+        is_sound_over = self._audio is None
+        for timed in self._source.frames:
+            if not timed.is_picture:
+                is_sound_over = timed.second >= self._end - TIME_TOLERANCE
+                if timed.second >= self._start - TIME_TOLERANCE and not is_sound_over:
+                    self._write_sound(timed)
+            elif timed.second <= self._start + TIME_TOLERANCE:
+                shown = timed
+            else:
+                if last is None:
+                    last = self._write_picture(shown or timed, 0.0)
+                if timed.second < self._end - TIME_TOLERANCE:
+                    last = self._write_picture(timed, timed.second - self._start)
+                elif is_sound_over or timed.second >= self._end + MAX_INTERLEAVING_S:
+                    break
+        if last is None and shown is not None:
+            last = self._write_picture(shown, 0.0)
+        if last is None:
+            return False
+        last_second = self._end - self._start - float(1 / self._rate)
+        if last_second > float(self._last_pts * VIDEO_TIME_BASE) + TIME_TOLERANCE:
+            # The picture stays until the end, as in a slide show.
+            self._write_picture(last, last_second)
+        self._target.mux(self._video.encode(None))
+        if self._audio is not None and self._layout:
+            self._encode_sound(self._resampler.resample(None))
+            self._target.mux(self._audio.encode(None))
+        return True
+
+    def _write_picture(self, timed: _Timed, second: float) -> _Timed:
+        frame = timed.frame
+        assert isinstance(frame, av.VideoFrame)
+        upright = _apply_rotation(frame, self._size)
+        if self._size is None:
+            self._size = self._video.width, self._video.height = upright.width, upright.height
+            aspect = self._source.video.sample_aspect_ratio
+            if aspect:
+                is_turned = round(frame.rotation / 90) % 2
+                self._video.codec_context.sample_aspect_ratio = 1 / aspect if is_turned else aspect
+        self._last_pts = max(round(second * VIDEO_TIME_BASE.denominator), self._last_pts + 1)
+        upright.pts, upright.time_base = self._last_pts, VIDEO_TIME_BASE
+        self._target.mux([*self._video.encode(upright), *self._pending_audio])
+        self._pending_audio.clear()
+        return timed
+
+    def _write_sound(self, timed: _Timed) -> None:
+        frame = timed.frame
+        assert isinstance(frame, av.AudioFrame)
+        # Some broadcasts change from stereo to 5.1 and back; a resampler takes one input format.
+        if (layout := f"{frame.format.name} {frame.layout.name} {frame.sample_rate}") != self._layout:
+            if self._layout:
+                self._encode_sound(self._resampler.resample(None))
+            self._resampler, self._layout = self._new_resampler(), layout
+        position = round((timed.second - self._start) * AUDIO_RATE)
+        if position - self._num_samples > MIN_LATE_START_S * AUDIO_RATE:
+            self._num_samples = position
+        frame.pts = None
+        self._encode_sound(self._resampler.resample(frame))
+
+    def _encode_sound(self, frames: Sequence[av.AudioFrame]) -> None:
+        assert self._audio is not None
+        for frame in frames:
+            frame.pts, frame.time_base = self._num_samples, Fraction(1, AUDIO_RATE)
+            self._num_samples += frame.samples
+            encoded = self._audio.encode(frame)
+            self._target.mux(encoded) if self._size else self._pending_audio.extend(encoded)
+
+    @staticmethod
+    def _new_resampler() -> av.AudioResampler:
+        return av.AudioResampler(format="fltp", layout="stereo", rate=AUDIO_RATE)
+
+
+class _Reader(NamedTuple):
+    """An open video, and its frames from some time on, in the order of the file."""
+
+    container: InputContainer
+    video: VideoStream
+    audio: AudioStream | None
+    frames: Iterator[_Timed]
+
+
+@contextmanager
+def _open_at(path: str | Path, second: float, *, with_sound: bool = False) -> Iterator[_Reader]:
+    """Open a video, and read from the picture on that is shown at `second`, or from an earlier one."""
+    for margin in SEEK_MARGINS_S:
+        with open_video(path, threads=0) as (container, stream):
+            best = container.streams.best("audio") if with_sound else None
+            audio = best if isinstance(best, AudioStream) and best.codec_context is not None else None
+            sought = _seek(container, stream, second - margin)
+            frames = _decode_from_here(container, stream, audio, sought=sought)
+            head: deque[_Timed] = deque()
+            for timed in frames:
+                head.append(timed)
+                if timed.is_picture:
+                    break
+            is_early = any(timed.is_picture and timed.second <= second + TIME_TOLERANCE for timed in head)
+            if is_early or not sought:
+                yield _Reader(container, stream, audio, chain(head, frames))
+                return
+
+
+def _seek(container: InputContainer, stream: VideoStream, second: float) -> bool:
+    """Go to the key frame before a time, and return whether that was possible; if not, the file is at its start."""
+    # Where timestamps may restart, one of them does not tell a place.
+    if second <= 0 or has_broken_clock(container) or stream.start_time is None:
+        return False
+    try:
+        container.seek(int((clock_origin(container) + second) * av.time_base))
+    except FFmpegError:  # a file without an index
+        return False
+    return True
+
+
+def _decode_from_here(
+    container: InputContainer, video: VideoStream, audio: AudioStream | None, *, sought: bool
+) -> Iterator[_Timed]:
+    """Yield the frames of one or two streams, up to the first read error, without those that are damaged."""
+    clocks = {
+        stream.index: PlayerClock(container, stream, sought=sought) for stream in (video, audio) if stream is not None
+    }
+    period = float(1 / (video.average_rate or DEFAULT_RATE))
+    packets: Iterator[av.Packet] = container.demux([stream for stream in (video, audio) if stream is not None])
+    while True:
+        try:
+            packet = next(packets, None)
+        except FFmpegError:
+            return
+        if packet is None:
+            return
+        for frame in _decode_packet(packet):
+            if isinstance(frame, av.AudioFrame):
+                duration = frame.samples / frame.sample_rate
+            else:
+                duration = float((frame.duration or 0) * (packet.stream.time_base or 0)) or period
+            yield _Timed(frame, clocks[packet.stream.index].seconds(frame.pts, duration))
 
 
 def _decode_packet(packet: av.Packet) -> Sequence[av.VideoFrame | av.AudioFrame]:
@@ -151,17 +272,27 @@ def _decode_packet(packet: av.Packet) -> Sequence[av.VideoFrame | av.AudioFrame]
         return ()
 
 
-def _apply_rotation(frame: av.VideoFrame) -> av.VideoFrame:
-    """Apply a frame's display rotation, and crop it to even width and height, as H.264 requires, in yuv420p."""
-    width, height = frame.width - frame.width % 2, frame.height - frame.height % 2
+def _pixel_aspect(stream: VideoStream) -> float:
+    return float(stream.sample_aspect_ratio or 1)
+
+
+def _apply_rotation(frame: av.VideoFrame, size: tuple[int, int] | None) -> av.VideoFrame:
+    """Apply a frame's display rotation, and scale it to a size (width, height), in yuv420p.
+
+    By default its own size, cropped to even width and height, as H.264 requires.
+    """
     if not frame.rotation:
-        return frame.reformat(width=width, height=height, format="yuv420p")
-    pixels = np.asarray(frame.reformat(width, height, "rgb24").to_ndarray(), np.uint8)
+        width, height = size or (frame.width - frame.width % 2, frame.height - frame.height % 2)
+        return frame.reformat(width=max(width, 2), height=max(height, 2), format="yuv420p")
+    pixels = np.asarray(frame.reformat(format="rgb24").to_ndarray(), np.uint8)
     rotated = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
-    return av.VideoFrame.from_ndarray(rotated, "rgb24").reformat(format="yuv420p")
+    turned = av.VideoFrame.from_ndarray(rotated, "rgb24")
+    width, height = size or (turned.width - turned.width % 2, turned.height - turned.height % 2)
+    return turned.reformat(width=max(width, 2), height=max(height, 2), format="yuv420p")
 
 
-def _jpeg(frame: av.VideoFrame, height: int, pixel_aspect: float) -> bytes:
+def _jpeg(frame: av.VideoFrame | av.AudioFrame, height: int, pixel_aspect: float) -> bytes:
+    assert isinstance(frame, av.VideoFrame)
     aspect = frame.width / frame.height * pixel_aspect
     quarter_turns = round(frame.rotation / 90)
     size = (height, round(height / aspect)) if quarter_turns % 2 else (round(height * aspect), height)

@@ -1,6 +1,7 @@
 """Opening media files with FFmpeg, and the errors and checks that video and audio share."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from calce_jax.errors import UserError
+from calce_jax.video.clock import has_broken_clock
 
 # Formats that hold a video themselves. FFmpeg's playlists, scripts and device readers can lead to other files or hosts.
 VIDEO_FORMATS = (
@@ -21,6 +23,7 @@ VIDEO_FORMATS = (
 )
 # Seconds that a stream may be shorter than its header says before it counts as truncated.
 MAX_MISSING_SECONDS = 1.0
+_TAG = re.compile(r"([0-9]{1,6}):([0-9]{1,2}):([0-9]{1,2}(?:\.[0-9]{1,12})?)")
 REFETCH_REMEDY = "fetch the file again, or re-encode it with ffmpeg"
 
 
@@ -68,19 +71,45 @@ def open_container(
         yield container
 
 
+@contextmanager
+def decoder_errors(path: str | os.PathLike[str], error_type: type[MediaError]) -> Iterator[None]:
+    """Turn whatever a decoder raises in the body into an error that names the file; errors of users pass.
+
+    Raises:
+      MediaError: of type `error_type`; the body raised something else than a `UserError`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"it cannot be decoded ({type(error).__name__}: {error!s:.100})"
+        raise error_type(path, reason, REFETCH_REMEDY) from error
+
+
 def header_duration(container: InputContainer, stream: VideoStream | AudioStream) -> float | None:
     """Return a stream's duration in seconds as its header gives it, or None.
 
-    The container's own duration counts only if the stream is its only one: another stream may be longer.
+    Formats of broadcasts have no such header. A tag of Matroska is believed if it is a time, and if the whole file is
+    as long. The container's own duration counts only if the stream is its only one: another stream may be longer.
     """
+    if has_broken_clock(container):
+        return None
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    if tag := stream.metadata.get("DURATION"):  # Matroska
-        hours, minutes, seconds = tag.split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    if container.duration and len(container.streams) == 1:
-        return container.duration / av.time_base
-    return None
+    start = float((stream.start_time or 0) * (stream.time_base or 0))
+    whole = container.duration / av.time_base if container.duration else None
+    tagged = _parse_tag(stream.metadata.get("DURATION", ""))
+    if tagged is not None and (whole is None or tagged <= whole + MAX_MISSING_SECONDS):
+        return tagged - start
+    return whole - start if whole is not None and len(container.streams) == 1 else None
+
+
+def _parse_tag(tag: str) -> float | None:
+    """Return the seconds of a tag such as 00:01:02.500000000, or None if it is no such time, or zero."""
+    match = _TAG.fullmatch(tag.strip())
+    seconds = int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else 0.0
+    return seconds or None
 
 
 def check_not_truncated(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from math import inf
 from typing import Any, NamedTuple
 
 import av
@@ -24,11 +25,13 @@ from av.video.stream import VideoStream
 from jaxtyping import Float, Int, UInt8
 
 from calce_jax.config import Behaviour
+from calce_jax.video.clock import MIN_LATE_START_S, PlayerClock, clock_origin
 from calce_jax.video.container import (
     REFETCH_REMEDY,
     VIDEO_FORMATS,
     MediaError,
     check_not_truncated,
+    decoder_errors,
     header_duration,
     open_container,
 )
@@ -48,8 +51,8 @@ class VideoFrames:
     Attributes:
       frames: RGB, in order of time; all frames of a video that has fewer than requested.
       indices: frame indices in the video.
-      times: seconds from the first frame of the video.
-      duration: seconds; total_frames / fps.
+      times: seconds on a player's clock (`calce_jax.video.clock`); the first frame may be later than 0.
+      duration: seconds; the time at which the last frame ends.
       total_frames: number of frames of the video.
       fps: average frame rate.
     """
@@ -85,21 +88,29 @@ def read_frames(
 ) -> VideoFrames:
     """Read the first frame of each of n equal intervals.
 
-    A frame's time is its index over the average rate, as in the original. Where the frame rate varies so much that this
-    is more than a frame off the presentation time, "default" returns presentation times: annotated windows are in
-    seconds of playback.
+    A frame's time is its index over the average rate, as in the original, after the time at which the picture begins.
+    Where the frame rate varies so much that this is more than a frame off the presentation time, "default" returns
+    presentation times: annotated windows are in seconds of playback.
 
     Args:
       path: a file in one of `VIDEO_FORMATS`, of any codec that FFmpeg reads.
       num_frames: n; a shorter video gives all its frames.
       size: height and width of the returned frames, pixels.
-      behaviour: "default" applies the file's display rotation; "reference" ignores it, and varying frame rates.
+      behaviour: "default" applies the file's display rotation; "reference" ignores it, varying frame rates, and that a
+        picture begins later than the sound.
       threads: decoder threads; 0 lets FFmpeg choose.
 
     Raises:
       VideoError: the file is missing, is not a video, has no frames, or ends more than a second before its header says.
     """
-    with _open_video(path, threads) as (container, stream):
+    with decoder_errors(path, VideoError):
+        return _read_frames(path, num_frames, size, behaviour, threads)
+
+
+def _read_frames(
+    path: str | os.PathLike[str], num_frames: int, size: int, behaviour: Behaviour, threads: int
+) -> VideoFrames:
+    with open_video(path, threads) as (container, stream):
         expected = sum(1 for _ in _packets(container, stream))
     decoded = _decode_video(path, head_indices(expected, num_frames), size, threads, rotate=behaviour == "default")
     if len(decoded.timestamps) != expected:
@@ -111,16 +122,20 @@ def read_frames(
         raise VideoError(path, "no frame of it can be decoded", REFETCH_REMEDY)
 
     indices = head_indices(total, num_frames)
-    timestamps, end = _relative_timestamps(decoded)
-    check_not_truncated(path, decoded.header_duration, end, VideoError)
+    begin = decoded.timestamps[0]
+    timestamps, end = np.asarray(decoded.timestamps) - begin, decoded.end - begin
+    if decoded.is_timed:
+        check_not_truncated(path, decoded.header_duration, end, VideoError)
     rate = decoded.rate or (total / end if end else None)
     if rate is None:
         raise VideoError(path, "neither its header nor its frames give a frame rate", "re-encode it with ffmpeg -r")
-    times = indices / rate
-    is_variable_rate = timestamps is not None and np.abs(timestamps - np.arange(total) / rate).max() > 1 / rate
-    if behaviour == "default" and is_variable_rate and timestamps is not None and end:
-        times, rate = timestamps[indices], total / end
-    return VideoFrames(decoded.frames, indices, times.astype(np.float32), total / rate, total, rate)
+    times, duration = indices / rate, total / rate
+    if behaviour == "default":
+        if np.abs(timestamps - np.arange(total) / rate).max() > 1 / rate and end:
+            times, duration, rate = timestamps[indices], end, total / end
+        if begin >= MIN_LATE_START_S:
+            times, duration = times + begin, duration + begin
+    return VideoFrames(decoded.frames, indices, times.astype(np.float32), duration, total, rate)
 
 
 def frames_at(
@@ -132,52 +147,71 @@ def frames_at(
 
     Args:
       path: see `read_frames`.
-      seconds: ascending, from the first frame. Times after the last frame give the last frame.
+      seconds: ascending, on a player's clock. Times before the first frame give the first, times after the last frame
+        the last.
       size: height and width of the returned frames, pixels.
       threads: decoder threads; 0 lets FFmpeg choose.
 
     Raises:
       VideoError: as for `read_frames`; a truncated file is noticed at its end.
     """
-    pending_times, timestamp, end, current = deque(seconds), 0.0, None, None
-    with _open_video(path, threads) as (container, stream):
-        rate = stream.average_rate or stream.guessed_rate
+    with decoder_errors(path, VideoError):
+        yield from _frames_at(path, seconds, size, threads)
+
+
+def _frames_at(
+    path: str | os.PathLike[str], seconds: Sequence[float], size: int, threads: int
+) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
+    pending_times, begin, end, current, is_timed = deque(seconds), 0.0, 0.0, None, True
+    with open_video(path, threads) as (container, stream):
         expected, resize = header_duration(container, stream), _Resizer(size)
-        frame_period, first = (float(1 / rate) if rate else 0.0), None
-        for index, frame in enumerate(_decode_frames(container, stream)):
-            pts_seconds = _ticks_to_seconds(frame.pts, stream.time_base)
-            first = pts_seconds if first is None else first
-            timestamp = (
-                index * frame_period if pts_seconds is None or first is None else max(pts_seconds - first, timestamp)
-            )
-            end = timestamp + (_ticks_to_seconds(frame.duration or None, stream.time_base) or frame_period)
-            while current is not None and pending_times and pending_times[0] < timestamp - TIME_TOLERANCE:
+        for timed in decode_frames(container, stream):
+            begin, is_timed = (timed.second if current is None else begin), is_timed and timed.frame.pts is not None
+            while current is not None and pending_times and pending_times[0] < timed.second - TIME_TOLERANCE:
                 pending_times.popleft()
                 yield _rotate(resize(current), current)
-            current = frame
-        if current is None or end is None:
+            current, end = timed.frame, timed.end
+        if current is None:
             raise VideoError(path, "no frame of it can be decoded", REFETCH_REMEDY)
-        check_not_truncated(path, expected, end, VideoError)
+        if is_timed:
+            check_not_truncated(path, expected, end - begin, VideoError)
         last = _rotate(resize(current), current)
         yield from (last for _ in pending_times)
 
 
 def video_duration(path: str | os.PathLike[str]) -> float:
-    """Return a video's duration in seconds: its header's, or else the time at which its last frame ends.
+    """Return the time at which a video's last frame ends, in seconds on a player's clock.
+
+    The header of an MP4 gives it; the packets of other files are read, and nothing is decoded: their headers may be of
+    another cut, or of one of several recordings that were joined.
 
     Raises:
-      VideoError: the file is missing, is not a video, or has no timestamps.
+      VideoError: the file is missing, is not a video, or has neither timestamps nor a frame rate.
     """
-    with _open_video(path, threads=1) as (container, stream):
-        duration = header_duration(container, stream)
-        if duration is None and stream.time_base is not None:
-            spans = [(p.pts, p.pts + (p.duration or 0)) for p in _packets(container, stream) if p.pts is not None]
-            if spans:
-                first, last = min(start for start, _ in spans), max(end for _, end in spans)
-                duration = float((last - first) * stream.time_base)
-    if not duration:
+    with decoder_errors(path, VideoError), open_video(path, threads=1) as (container, stream):
+        # A file of fragments has no frames in its header.
+        if stream.duration and stream.frames and stream.time_base and "mp4" in container.format.name:
+            begin = float((stream.start_time or 0) * stream.time_base) - clock_origin(container)
+            duration = begin + float(stream.duration * stream.time_base)
+        else:
+            duration = _packets_end(container, stream)
+    if duration <= 0:
         raise VideoError(path, "neither its header nor its frames give a duration", REFETCH_REMEDY)
     return duration
+
+
+def _packets_end(container: InputContainer, stream: VideoStream) -> float:
+    """Return the time at which the last packet's picture ends, 0 if no packet has a time or a duration."""
+    clock, period, end = PlayerClock(container, stream), _frame_period(stream), 0.0
+    for packet in _packets(container, stream):
+        duration = _ticks_to_seconds(packet.duration or None, stream.time_base) or period
+        # Decoding times rise; presentation times do not, where frames refer to later ones.
+        rising = packet.pts if packet.dts is None else packet.dts
+        second = clock.seconds(rising, duration)
+        if packet.pts is not None and rising is not None:
+            second += _ticks_to_seconds(packet.pts - rising, stream.time_base) or 0.0
+        end = max(end, second + duration)
+    return round(end, 6)
 
 
 def encode_jpeg(frames: UInt8[np.ndarray, "n H W 3"], quality: int = 95) -> list[bytes]:
@@ -216,7 +250,12 @@ def decode_jpeg(content: bytes, out: UInt8[np.ndarray, "H W 3"] | None = None) -
 
 
 @contextmanager
-def _open_video(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a video, and close it afterwards; yields the file and its best stream that is no cover picture.
+
+    Raises:
+      VideoError: the file is missing, is not a video, or FFmpeg has no decoder for it.
+    """
     with open_container(path, VIDEO_FORMATS, VideoError, "it is not a video") as container:
         # The cover picture of an audio file is stored as a video stream of one frame.
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -244,8 +283,25 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Pack
         return
 
 
-def _decode_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+class TimedFrame(NamedTuple):
+    """A frame, with the seconds on a player's clock at which it begins and ends."""
+
+    frame: av.VideoFrame
+    second: float
+    end: float
+
+
+def decode_frames(container: InputContainer, stream: VideoStream) -> Iterator[TimedFrame]:
     """Yield the stream's frames in order of time, without those that are too damaged to decode."""
+    clock, period, second = PlayerClock(container, stream), _frame_period(stream), -inf
+    for frame in _decode_packets(container, stream):
+        # In the stream's time base: the last frames out of the decoder have none of their own.
+        duration = _ticks_to_seconds(frame.duration or None, stream.time_base) or period
+        second = max(clock.seconds(frame.pts, duration), second)
+        yield TimedFrame(frame, second, second + duration)
+
+
+def _decode_packets(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
     try:
         packets: Iterator[av.Packet | None] = container.demux(stream)
         for packet in packets:
@@ -254,6 +310,12 @@ def _decode_frames(container: InputContainer, stream: VideoStream) -> Iterator[a
     except FFmpegError:
         pass
     yield from _decode_packet(stream, None)
+
+
+def _frame_period(stream: VideoStream) -> float:
+    """Return the seconds of a frame at the rate of the header, 0 if that has none."""
+    rate = stream.average_rate or stream.guessed_rate
+    return float(1 / rate) if rate else 0.0
 
 
 def _decode_packet(stream: VideoStream, packet: av.Packet | None) -> Sequence[av.VideoFrame]:
@@ -265,8 +327,9 @@ def _decode_packet(stream: VideoStream, packet: av.Packet | None) -> Sequence[av
 
 class _DecodedVideo(NamedTuple):
     frames: np.ndarray  # uint8 (n, size, size, 3)
-    timestamps: list[float | None]  # presentation time of every frame of the video, seconds
-    last_duration: float | None  # of the last frame, seconds
+    timestamps: list[float]  # of every frame of the video, seconds on a player's clock
+    end: float  # of the last frame, seconds
+    is_timed: bool  # whether every frame has a timestamp of its own
     rate: float | None  # frames per second, from the header
     header_duration: float | None  # seconds
 
@@ -277,13 +340,13 @@ def _decode_video(
     """Decode all frames of a video, and keep those at `indices`, resized to `size` x `size`."""
     slots = {int(index): slot for slot, index in enumerate(indices)}
     frames = np.zeros((len(indices), size, size, 3), np.uint8)
-    timestamps: list[float | None] = []
-    last_duration: float | None = None
-    with _open_video(path, threads) as (container, stream):
+    timestamps: list[float] = []
+    end, is_timed = 0.0, True
+    with open_video(path, threads) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
         expected = header_duration(container, stream)
         resize = _Resizer(size)
-        for index, frame in enumerate(_decode_frames(container, stream)):
+        for index, (frame, second, end) in enumerate(decode_frames(container, stream)):  # noqa: B007
             if index in slots:
                 try:
                     resized = resize(frame)
@@ -291,11 +354,9 @@ def _decode_video(
                     reason = f"the pixel format of frame {index} cannot be converted to RGB ({error.strerror})"
                     raise VideoError(path, reason, "re-encode it as H.264 with ffmpeg") from error
                 frames[slots[index]] = _rotate(resized, frame) if rotate else resized
-            # In the stream's time base: the last frames out of the decoder have none of their own.
-            timestamps.append(_ticks_to_seconds(frame.pts, stream.time_base))
-            last_duration = _ticks_to_seconds(frame.duration or None, stream.time_base)
-    rate = float(rate) if rate else None
-    return _DecodedVideo(frames, timestamps, last_duration or (1 / rate if rate else None), rate, expected)
+            timestamps.append(second)
+            is_timed = is_timed and frame.pts is not None
+    return _DecodedVideo(frames, timestamps, end, is_timed, float(rate) if rate else None, expected)
 
 
 def _ticks_to_seconds(ticks: int | None, time_base: Any) -> float | None:
@@ -334,12 +395,3 @@ class _Resizer:
             ).configure()
         self.graph.vpush(frame)
         return self.graph.vpull().to_ndarray()
-
-
-def _relative_timestamps(decoded: _DecodedVideo) -> tuple[np.ndarray | None, float | None]:
-    """Return each frame's presentation time and the end of the last, seconds from the first; None where unknown."""
-    times = [time for time in decoded.timestamps if time is not None]
-    if len(times) < len(decoded.timestamps):
-        return None, None
-    relative = np.asarray(times) - times[0]
-    return relative, None if decoded.last_duration is None else float(relative[-1]) + decoded.last_duration

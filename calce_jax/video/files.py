@@ -13,6 +13,10 @@ VIDEO_SUFFIXES = (
     ".mpg",
     ".mpeg",
     ".ts",
+    ".mts",
+    ".m2ts",
+    ".vob",
+    ".3gp",
     ".flv",
     ".wmv",
     ".ogv",
@@ -27,7 +31,19 @@ def is_video_name(path: Path) -> bool:
 def find_video(folder: Path, stem: str) -> Path | None:
     """Return the file of a folder named `stem` plus one of `VIDEO_SUFFIXES`, in any case, or None."""
     for suffix in VIDEO_SUFFIXES:
-        for spelling in (suffix, suffix.upper(), suffix.capitalize()):
-            if (path := folder / f"{stem}{spelling}").is_file():
+        for spelling in (suffix, suffix.upper()):
+            if _is_file(path := folder / f"{stem}{spelling}"):
                 return path
-    return None
+    try:
+        candidates = [path for path in folder.iterdir() if path.stem == stem and is_video_name(path)]
+    except OSError:
+        return None
+    files = sorted(filter(_is_file, candidates), key=lambda path: VIDEO_SUFFIXES.index(path.suffix.lower()))
+    return files[0] if files else None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False

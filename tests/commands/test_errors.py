@@ -55,6 +55,7 @@ def run(tmp_path):
         ("infer", ["--split=dev"], "flag --split=dev: value should be one of <train|val|test>"),
         ("prepare", ["--out="], "flags out=, check=False: --out is missing"),
         ("search", [], "no video; give files, or folders of videos"),
+        ("search", ["a.mp4", "--clips", "false"], "--clips false: write --clips or --noclips, or --clips=false"),
         ("evaluate", ["more.jsonl"], "unknown argument: more.jsonl"),
         ("merge", ["--prediction=x"], "Unknown command line flag 'prediction'. Did you mean: predictions ?"),
         ("convert", ["--dtype=int4"], "flag --dtype=int4: value should be one of"),
@@ -134,3 +135,21 @@ def test_a_signal_ends_the_process_while_a_thread_works(number, code):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_home_is_expanded_where_a_shell_leaves_it_and_not_in_texts(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    values = flags.FlagValues()
+    flags.DEFINE_string("out", None, "", flag_values=values)
+    flags.DEFINE_string("query", None, "", flag_values=values)
+    flags.DEFINE_list("annotations", None, "", flag_values=values)
+    flags.DEFINE_bool("clips", False, "", flag_values=values)
+    given = ["calce", "--out=~/x", "--query=a=~/b", "--annotations=train=~/a,val=~/b", "--clips", "no.mp4", "--", "~x"]
+    got = []
+    run_main(got.extend, given, values)
+    assert (values.out, values.query, values.annotations) == (
+        "/home/me/x",
+        "a=~/b",
+        ["train=/home/me/a", "val=/home/me/b"],
+    )
+    assert (values.clips, got) == (True, ["calce", "no.mp4", "~x"])

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from calce_jax.moments.annotations import Annotation, AnnotationError
 from calce_jax.storage.failures import Failure, failure_table
 from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.video.decode import decode_jpeg, read_frames
+from calce_jax.video.files import VIDEO_SUFFIXES
 from tests.helpers.commands import run_script
 from tests.helpers.video_files import GREY, write_clip
 
@@ -201,10 +203,8 @@ def test_the_broken_are_listed_and_the_others_go_on(run, films, tmp_path):
     assert done.queries == {"train": 1}
     found = {failure.video: f"{failure.reason}; {failure.remedy}" for failure in done.failures}
     assert found.keys() == {*videos[1:], "b"}
-    assert (
-        found["gone"]
-        == f"there is no {films / 'gone'}.(mp4|mkv|webm|avi|mov|m4v|mpg|mpeg|ts|flv|wmv|ogv); add the video"
-    )
+    suffixes = "|".join(suffix[1:] for suffix in VIDEO_SUFFIXES)
+    assert found["gone"] == f"there is no {films / 'gone'}.({suffixes}); add the video"
     assert found["silent"] == f"there is no {films / 'silent.srt'}; add the captions, an empty file if there are none"
     assert found["badsrt"].startswith(f"{films / 'badsrt.srt'}, line ")
     assert found["cut"].startswith(f"{films / 'cut.mp4'}: it is not a video")
@@ -239,6 +239,43 @@ def test_damage_on_the_disk_costs_one_video(run, tmp_path):
 def test_ids_stay_in_their_folder(films, tmp_path, video):
     with pytest.raises(UnusableVideoError, match="its id cannot be a file name"):
         make_job(video, films, None, tmp_path / "out", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("video", "srt"),
+    [
+        ("GX010001.MP4", "GX010001.SRT"),
+        ("IMG_0001.MOV", "IMG_0001.en.srt"),
+        ("film.Mp4", "film.Srt"),
+        ("動" * 83 + ".mp4", "動" * 83 + ".srt"),  # 253 bytes
+        ("camera.m2ts", "camera.srt"),
+    ],
+)
+def test_names_as_cameras_and_sites_give_them_are_found(run, films, tmp_path, video, srt):
+    suffix = Path(video).suffix.lower()
+    write_clip(tmp_path / f"clip{suffix}", frames=30, rate=10).rename(films / video)
+    (films / srt).write_text(SRT)
+    assert run([annotation(Path(video).stem)]).failures == []
+    (example,) = open_dataset(tmp_path / "out", "train")
+    assert (len(example.keyframes), len(example.captions)) == (6, 1)
+
+
+def test_captions_in_several_languages_cost_one_video(run, films):
+    for name in ("c.mp4", "c.en.srt", "c.de.srt"):
+        (films / name).touch()
+    (failure,) = run([annotation("a"), annotation("c", 2)]).failures
+    assert failure.reason == f"{films} has captions of it in several languages: c.de.srt, c.en.srt"
+    assert failure.remedy == "leave one of them"
+
+
+def test_a_late_picture_has_a_players_times(run, films, tmp_path):
+    ticks = [20 + n for n in range(30)]
+    write_clip(films / "late.mp4", frames=30, rate=10, ticks=ticks, sound=True)
+    (films / "late.srt").write_text(SRT)
+    assert run([annotation("late", windows=[[2.5, 4]])]).failures == []
+    (example,) = open_dataset(tmp_path / "out", "train")
+    np.testing.assert_allclose(example.times, [2, 2.5, 3, 3.5, 4, 4.5], atol=1e-3)
+    assert load_video(tmp_path / "out/videos", "late").duration == pytest.approx(5.0)
 
 
 def test_a_split_without_videos_is_left_out(films, tmp_path):

@@ -67,3 +67,28 @@ def test_the_command_tells_and_writes_nothing(dataset):
     assert "it is in train and in val" in done.stdout
     assert "Traceback" not in done.stderr
     assert sorted(dataset.rglob("*")) == before
+
+
+def test_windows_without_length_and_beyond_the_video_are_counted_and_named(tmp_path):
+    write_clip(tmp_path / "videos/a.mp4", frames=20, rate=2)
+    lines = ["a 1.0 4.0##A cat.", "a 5.0 5.0##A dog.", "a 8.0 27.0##A fox.", "a 8.0 10.9##A hen."]
+    (tmp_path / "charades_sta_test.txt").write_text("\n".join(lines))
+    splits = {"test": read_annotations(tmp_path / "charades_sta_test.txt")}
+    report = validate_dataset(splits, tmp_path / "videos", None)
+    assert not report.faults
+    assert report.summary_lines()[-3:] == [
+        "1 queries have a window of no length, which no answer can meet: charades_sta_test_2",
+        "1 queries have a window that ends more than a second after its video: charades_sta_test_3",
+        "0 faults",
+    ]
+
+
+def test_a_video_that_a_decoder_stumbles_over_is_one_fault(dataset, monkeypatch):
+    monkeypatch.setattr("calce_jax.video.decode._packets_end", lambda *_: {}["duration"])
+    (dataset / "videos/fine.mp4").unlink()
+    write_clip(dataset / "videos/fine.mkv", frames=20, rate=2)
+    splits = {"train": read_annotations(dataset / "train.jsonl")}
+    report = validate_dataset(splits, dataset / "videos", None)
+    (fault,) = [fault for fault in report.faults if fault.video == "fine"]
+    assert "it cannot be decoded (KeyError: 'duration')" in fault.reason
+    assert report.num_videos == 3

@@ -22,6 +22,8 @@ def write_clip(
     white_quarter: bool = False,
     noise: bool = False,
     sound: bool = False,
+    layout: str = "mono",
+    pixel_aspect: Fraction | None = None,
     cover: bool = False,
     options: dict[str, str] | None = None,
     container: dict[str, str] | None = None,
@@ -40,6 +42,8 @@ def write_clip(
       white_quarter: whether all frames are black with a white upper left quarter.
       noise: whether frames are random, which takes more bytes.
       sound: whether to add an audio stream with a second of silence.
+      layout: FFmpeg's name of the channel layout of the sound.
+      pixel_aspect: width of a pixel over its height; not written by default.
       cover: whether to add a cover picture before the video stream.
       options: of the encoder.
       container: options of the container.
@@ -55,9 +59,11 @@ def write_clip(
         stream = output.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, pixels
         stream.codec_context.time_base = Fraction(1, rate)
+        if pixel_aspect:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if rotation:
             stream.set_display_rotation(rotation)
-        audio_stream = output.add_stream("aac", rate=8000, layout="mono") if sound else None
+        audio_stream = output.add_stream("aac", rate=8000, layout=layout) if sound else None
         if cover:
             output.mux(cover_stream.encode(av.VideoFrame.from_ndarray(np.full((96, 96, 3), 200, np.uint8), "rgb24")))
         for index in range(frames):
@@ -72,7 +78,8 @@ def write_clip(
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
         if audio_stream is not None:
-            silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
+            channels = audio_stream.layout.nb_channels
+            silence = av.AudioFrame.from_ndarray(np.zeros((channels, 8000), np.float32), "fltp", layout)
             silence.rate, silence.time_base, silence.pts = 8000, Fraction(1, 8000), 0
             output.mux(audio_stream.encode(silence))
             output.mux(audio_stream.encode())

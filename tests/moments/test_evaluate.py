@@ -128,3 +128,19 @@ def test_command_names_a_missing_file(files, tmp_path):
     flags = [f"--predictions={tmp_path}/none.jsonl", f"--annotations={files[1]}", f"--out={tmp_path}/scores.json"]
     with pytest.raises(SystemExit, match=r"^Error: .*none\.jsonl: no such file of predictions; write one with"):
         run_script("evaluate", *flags)
+
+
+def test_true_windows_that_cannot_be_met_are_named(tmp_path):
+    rows = [
+        {"qid": qid, "query": "A cat.", "vid": "a", "duration": 30, "relevant_windows": [window]}
+        for qid, window in enumerate([[2, 8], [5, 5], [20, 47], [20, 30.5]])
+    ]
+    annotations, predictions = tmp_path / "ann.jsonl", tmp_path / "pred.jsonl"
+    annotations.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predictions.write_text(
+        "".join(json.dumps(row | {"pred_relevant_windows": row["relevant_windows"]}) + "\n" for row in rows)
+    )
+    assert evaluate_files(predictions, annotations).warnings() == [
+        "1 annotated queries have a true window of no length, which no prediction can meet: 1",
+        "1 annotated queries have a true window that ends more than 1 s after its video: 2",
+    ]

@@ -170,3 +170,19 @@ def test_no_speech_in_the_music_of_a_film(shared):
     for _ in detector.observe(read_audio(shared / "media" / "video" / "chaplin.mp4")):
         pass
     assert detector.intervals() == []
+
+
+@pytest.mark.parametrize("second", [-1.0, -0.8, 0.0, 1.0])
+def test_channels_of_opposite_sign_do_not_cancel(tmp_path, second):
+    left = tone(2, 48000)
+    path = write_audio(tmp_path / "a.wav", np.stack([left, second * left]), rate=48000, layout="stereo")
+    # The mean of the channels, or where that is nearly silent the mean of one and the inverted other.
+    gain = (1 + abs(second)) / 2
+    assert rms(samples(path)) == pytest.approx(gain * 0.3 / np.sqrt(2), rel=0.05)
+
+
+def test_channels_with_different_sounds_are_mixed(tmp_path):
+    both = np.stack([tone(2, 48000), tone(2, 48000, hertz=1000)])
+    decoded = samples(write_audio(tmp_path / "a.wav", both, rate=48000, layout="stereo"))
+    expected = (tone(2, SAMPLE_RATE) + tone(2, SAMPLE_RATE, hertz=1000)) / 2
+    np.testing.assert_allclose(decoded[1000:-1000], expected[1000:-1000], atol=5e-3)

@@ -92,6 +92,23 @@ def test_existing_srts_are_kept_and_the_model_is_not_opened(tmp_path):
     assert not list(out.glob("*.part"))
 
 
+def test_captions_in_any_case_are_not_made_again(tmp_path):
+    videos, out = videos_of(tmp_path / "films", "GX010001.MP4", "IMG_0001.MOV", "a.m2ts"), tmp_path / "out"
+    assert [video.name for video in videos] == ["GX010001.MP4", "IMG_0001.MOV", "a.m2ts"]
+    out.mkdir()
+    for name in ("GX010001.SRT", "a.en.srt"):
+        (out / name).write_text("mine")
+    result = caption_videos(videos, out, FakeTranscriber())
+    assert [path.name for path in result.written] == ["IMG_0001.srt"]
+    assert [path.name for path in result.existing] == ["GX010001.SRT", "a.en.srt"]
+
+
+def test_the_longest_name_gets_captions(tmp_path):
+    name = "動" * 83  # 249 bytes; with ".mp4" 253
+    result = caption_videos(videos_of(tmp_path / "films", f"{name}.mp4"), tmp_path / "out", FakeTranscriber())
+    assert [path.name for path in result.written] == [f"{name}.srt"]
+
+
 def test_hosts_share_the_videos(tmp_path):
     videos = videos_of(tmp_path / "films", *(f"{n}.mp4" for n in range(5)))
     shares = [

@@ -70,6 +70,14 @@ def test_damaged_models(shared, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(shared / "weights" / "whisper-tiny.en", folder)
     tensors = load_file(folder / "model.safetensors")
+    config = folder / "config.json"
+    config.chmod(0o644)
+    config.write_bytes("\ufeff".encode() + config.read_bytes())  # a byte order mark is no damage
+    for name in ("tokenizer.json", "vocab.json"):
+        (folder / name).rename(tmp_path / name) if (folder / name).exists() else None
+    with pytest.raises(SpeechModelError, match=r"tokenizer\.json: no such file; copy that of the model from which"):
+        open_whisper(folder)
+    shutil.move(tmp_path / "tokenizer.json", folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(SpeechModelError, match=r"model\.safetensors: no such file"):
         open_whisper(folder)
@@ -94,6 +102,8 @@ def test_unknown_size():
 def test_invalid_options(tiny):
     with pytest.raises(OptionsError, match=r"language: .* is English-only, got 'de'"):
         Transcriber(tiny, TranscriptionOptions(language="de"))
+    for name in ("en", "English", "ENGLISH"):
+        Transcriber(tiny, TranscriptionOptions(language=name))
     with pytest.raises(OptionsError, match="batch_size: must be an int >= 1, got 0"):
         TranscriptionOptions(batch_size=0)
     with pytest.raises(OptionsError, match="temperatures"):

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from calce_jax.checkpoints.convert.state_dict import LazyArray
 from calce_jax.errors import UserError
+from calce_jax.storage.text_files import read_text
 
 SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     code: np.dtype(kind)
@@ -82,7 +83,7 @@ def open_tensors(path: str | Path) -> dict[str, LazyArray]:
 
 def _open_shards(index: Path) -> dict[str, LazyArray]:
     try:
-        weight_map: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: Mapping[str, str] = json.loads(read_text(index, "shards", "get it again"))["weight_map"]
         shards = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsFileError(

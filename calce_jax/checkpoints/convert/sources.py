@@ -25,9 +25,11 @@ from calce_jax.checkpoints.convert.weights import Weights, as_lazy, base_param_s
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
 from calce_jax.config import packaged_path, read_config
 from calce_jax.distributed.param_names import named_leaves
+from calce_jax.errors import UserFileNotFoundError
 from calce_jax.models.calce import CalceConfig
 from calce_jax.models.layers import Linear
 from calce_jax.models.whisper import Whisper, WhisperConfig
+from calce_jax.storage.text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,12 @@ def open_whisper_weights(folder: Path) -> dict[str, LazyArray]:
       ConversionError: the weights do not fit the sizes.
     """
     try:
-        config = WhisperConfig.from_hugging_face(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        text = read_text(folder / "config.json", "sizes", "fetch the whole model", WeightsFileError)
+        config = WhisperConfig.from_hugging_face(json.loads(text))
+    except UserFileNotFoundError as error:
+        raise WeightsFileError(error.reason, error.remedy) from error
+    except WeightsFileError:
+        raise
     except (OSError, ValueError) as error:
         raise WeightsFileError(f"{folder / 'config.json'}: {error}") from error
     model = nnx.eval_shape(lambda: Whisper(config, rngs=nnx.Rngs(0)))

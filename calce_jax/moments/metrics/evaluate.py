@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from calce_jax.errors import UserError
-from calce_jax.moments.annotations import Annotation, read_annotations
+from calce_jax.moments.annotations import (
+    DURATION_TOLERANCE_S,
+    Annotation,
+    read_annotations,
+    windows_beyond_video,
+    windows_without_length,
+)
 from calce_jax.moments.json_rows import normalise_qid
 from calce_jax.moments.metrics.pairing import Pairing, pair_predictions
 from calce_jax.moments.metrics.protocols import evaluate_cases
@@ -26,21 +32,34 @@ class Evaluation:
       pairing: which queries were scored.
       predictions: one for every annotated query, in the annotations' order, with ordered windows; no windows where the
         query has no prediction.
+      annotations: as given.
     """
 
     scores: dict[str, dict[str, Any]]
     pairing: Pairing
     predictions: list[Prediction]
+    annotations: Sequence[Annotation]
 
     def warnings(self) -> list[str]:
         """Return one line for each kind of query that is missing, unknown, unscored or malformed, with ids."""
         pairing = self.pairing
+        durations = {row.video: row.duration for row in self.predictions if row.duration is not None}
+        without_length = windows_without_length(self.annotations)
+        beyond = windows_beyond_video(self.annotations, durations)
         messages = [
             _warning("annotated queries have no prediction and count as misses", pairing.missing_predictions),
             _warning(
                 "predictions are for queries that are not annotated, and are not scored", pairing.unknown_predictions
             ),
             _warning("annotated queries have no true windows, and are not scored", pairing.missing_truth),
+            _warning(
+                "annotated queries have a true window of no length, which no prediction can meet",
+                [row.qid for row in without_length],
+            ),
+            _warning(
+                f"annotated queries have a true window that ends more than {DURATION_TOLERANCE_S:g} s after its video",
+                [row.qid for row in beyond],
+            ),
             _warning("answers were malformed", [case.qid for case in pairing.cases if case.malformed]),
         ]
         return [message for message in messages if message]
@@ -98,7 +117,7 @@ def evaluate_predictions(
     scores = (
         {name: {**result, **counts} for name, result in evaluate_cases(pairing.cases).items()} if pairing.cases else {}
     )
-    return Evaluation(scores, pairing, ranked_predictions)
+    return Evaluation(scores, pairing, ranked_predictions, annotations)
 
 
 def _example_qid(rows: Sequence[Prediction] | Sequence[Annotation]) -> str:

@@ -157,7 +157,11 @@ class SearchHandler:
             if len(queries) > MAX_QUERIES:
                 raise SearchError(f"{len(queries)} queries, the maximum is {MAX_QUERIES}", "remove some")
             video_result = self.searcher.search(video, queries, captions)
-            write_results(folder, break_ties_across_videos([video_result]), max_moments=MAX_MOMENTS, clips=True)
+            results = break_ties_across_videos([video_result])
+            for failure in write_results(folder, results, max_moments=MAX_MOMENTS, clips=True):
+                logging.warning("a part of a result is missing: %s", failure.reason)
+            if not (folder / "index.html").is_file():
+                raise OSError("the video could not be copied to its result")
             _name_videos(folder / "moments.json")
             self.quota.check(visitor)
         except BaseException:
