@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from calce_jax.checkpoints.manager import Checkpoints, InitSource, resolve_init
-from calce_jax.checkpoints.restore import build_model, check_ln_vision_frozen, load_trainable
+from calce_jax.checkpoints.restore import build_model, check_base_weights, check_ln_vision_frozen, load_trainable
 from calce_jax.config import ConfigError, RunConfig, diff, flatten, packaged_path, read_config_json, to_dict
 from calce_jax.distributed.multihost import is_primary, one_writer, process_info
 from calce_jax.distributed.sharding import make_mesh, param_shardings
@@ -90,6 +90,8 @@ def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sigt
         if init_source.kind == "resumed" and checkpoints.latest_step is not None:
             abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
             state = checkpoints.restore(checkpoints.latest_step, abstract, feed.iterator)
+            folder = checkpoints.folder / str(checkpoints.latest_step)
+            check_base_weights(folder, checkpoints.read_metadata(checkpoints.latest_step), config)
         logging.info(
             "%s start at step %d from %s", init_source.kind, int(state.step), init_source.path or "a random model"
         )

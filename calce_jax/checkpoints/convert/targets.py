@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from calce_jax.checkpoints.checksums import record_with_checksums
 from calce_jax.checkpoints.convert.calce_pth import write_checkpoint
 from calce_jax.checkpoints.convert.huggingface import write_adapter, write_blip2
 from calce_jax.checkpoints.convert.weights import Weights
@@ -78,7 +79,7 @@ def _save_trained(workdir: Path, trained: Mapping[str, np.ndarray], record: Mapp
     leaves = {TRAINABLE_PREFIX + name: array for name, array in trained.items()}
     items = ocp.args.Composite(
         state=ocp.args.PyTreeSave(leaves),  # pyright: ignore[reportCallIssue]
-        record=ocp.args.JsonSave(dict(record)),  # pyright: ignore[reportCallIssue]
+        record=ocp.args.JsonSave(record_with_checksums(record, leaves)),  # pyright: ignore[reportCallIssue]
     )
     try:
         with ocp.CheckpointManager(workdir.absolute() / CHECKPOINT_DIR, item_handlers=handlers) as manager:
