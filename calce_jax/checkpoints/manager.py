@@ -8,6 +8,7 @@ finite. Checkpoints of earlier versions have no checksums, and are read without.
 
 import dataclasses
 import errno
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -121,7 +122,13 @@ class Checkpoints:
             "iterator": grain.checkpoint.CheckpointHandler(),
             "record": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        except ValueError as error:  # the only contents that it reads at once are the metrics of every step
+            path = self._damaged_metrics_file()
+            raise CheckpointError(
+                f"{path} is damaged ({error})", f"remove {path.parent}; the step then counts as not evaluated"
+            ) from error
 
     def save(
         self,
@@ -298,6 +305,17 @@ class Checkpoints:
                 f"remove it {self._without(step)} ({VERIFY_OFF})",
             )
 
+    def _damaged_metrics_file(self) -> Path:
+        """Return the first file of metrics that is not a JSON object; the folder if all are."""
+        for path in sorted(self.folder.glob("*/metrics/metrics")):
+            try:
+                if isinstance(json.loads(path.read_bytes()), dict):
+                    continue
+            except ValueError:
+                pass
+            return path
+        return self.folder
+
     @contextmanager
     def _translate_errors(self, step: int | None, action: str) -> Iterator[None]:
         """Raise errors of Orbax, TensorStore and the file system as CheckpointError with a remedy."""
@@ -311,7 +329,8 @@ class Checkpoints:
                 reason, remedy = f"no space left while {path} was {action}", "make room and run the same command again"
             else:
                 reason = f"{path} cannot be {action}: it is damaged or incomplete"
-                remedy = f"remove it {self._without(step)} ({error})"
+                # TensorStore describes itself on many lines.
+                remedy = f"remove it {self._without(step)} ({' '.join(str(error).split()):.200})"
             raise CheckpointError(reason, remedy) from error
 
     def _without(self, step: int | None) -> str:

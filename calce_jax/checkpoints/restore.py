@@ -12,13 +12,14 @@ from jax.sharding import Mesh
 
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
 from calce_jax.checkpoints.params_file import load_params
-from calce_jax.config import ConfigError, RunConfig, diff, packaged_path, to_dict
+from calce_jax.config import ConfigError, RunConfig, diff, flatten, packaged_path, to_dict
 from calce_jax.config_compat import SAME_WEIGHTS, upgrade_config
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.distributed.sharding import abstract_like, param_shardings
 from calce_jax.models.calce import Calce, CalceConfig, split_params
 from calce_jax.storage.provenance import file_hash
 from calce_jax.storage.verification import verification_enabled
+from calce_jax.text.tokenizers import tokenizer_hashes
 
 # Paths, which change where a run is moved.
 PATH_FIELDS = ("weights.base", "data.features", "text.t5_tokenizer", "text.bert_tokenizer")
@@ -102,17 +103,26 @@ def restore_trainables(
         checkpoints.close()
 
 
-def check_base_weights(checkpoint: Path, metadata: Mapping[str, Any], config: RunConfig) -> None:
-    """Check that the base weights are those that a run was trained with; hashes the file, 1.6 GB/s on one core.
+def check_files(checkpoint: Path, metadata: Mapping[str, Any], config: RunConfig) -> None:
+    """Check that base weights and tokenizers are those that a run was trained with; hashes them, 1.6 GB/s on one core.
 
     Args:
       checkpoint: folder of the checkpoint, for the message.
-      metadata: of the checkpoint.
-      config: of the run, whose `weights.base` is read.
+      metadata: of the checkpoint; those of earlier versions have no tokenizers.
+      config: of the run, which names the files.
 
     Raises:
-      CheckpointError: the file has another SHA-256 than the checkpoint records.
+      CheckpointError: a file has another SHA-256 than the checkpoint records.
     """
+    recorded_hashes = metadata.get("tokenizers") or {}
+    for field, actual in tokenizer_hashes(config).items() if verification_enabled() else ():
+        recorded = recorded_hashes.get(field)
+        if actual and recorded and actual != recorded:
+            path = dict(flatten(to_dict(config)))[field]
+            raise CheckpointError(
+                f"config.{field}: the vocabulary in {path} is not the one that {checkpoint} was trained with",
+                "put its files back (--verify=off takes these)",
+            )
     base, recorded = config.weights.base, (metadata.get("base") or {}).get("sha256")
     if not base or not recorded or not verification_enabled():
         return

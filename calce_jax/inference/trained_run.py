@@ -13,8 +13,8 @@ from calce_jax.batch import Batch
 from calce_jax.checkpoints.restore import (
     build_model,
     calce_config,
-    check_base_weights,
     check_config,
+    check_files,
     restore_trainables,
 )
 from calce_jax.config import RunConfig, read_config
@@ -107,7 +107,7 @@ def load_trained_model(
     with jax.set_mesh(base.mesh):
         trainable, folder, metadata = restore_trainables(Path(workdir), base.trainable, checkpoint)
     check_config(folder, metadata, config)
-    check_base_weights(folder, metadata, config)
+    check_files(folder, metadata, config)
     return replace(base, trainable=trainable, checkpoint=folder)
 
 

@@ -20,7 +20,7 @@ from calce_jax.checkpoints.convert.weights import as_lazy
 from calce_jax.checkpoints.convert.writer import write_safetensors
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
 from calce_jax.checkpoints.params_file import load_params, save_params
-from calce_jax.checkpoints.restore import check_base_weights, check_config
+from calce_jax.checkpoints.restore import check_config, check_files
 from calce_jax.config import ConfigError, packaged_path, to_dict
 from calce_jax.config_compat import SAME_WEIGHTS
 from calce_jax.presets.tiny import tiny_config
@@ -189,18 +189,18 @@ def test_base_weights_that_changed_since_a_run_was_trained_are_refused(tmp_path)
     save_params(base, {"a": np.ones(2, np.float32)})
     config = replace(tiny_config(1), weights=replace(tiny_config(1).weights, base=str(base)))
     metadata = {"base": {"file": str(base), "sha256": file_hash(base)}}
-    check_base_weights(tmp_path / "checkpoints/3", metadata, config)
+    check_files(tmp_path / "checkpoints/3", metadata, config)
     flip(base, base.stat().st_size - 1)
     with pytest.raises(CheckpointError, match=r"weights.base: .*base.safetensors is not the file that .*checkpoints/3"):
-        check_base_weights(tmp_path / "checkpoints/3", metadata, config)
-    check_base_weights(tmp_path, {"base": None}, config)
+        check_files(tmp_path / "checkpoints/3", metadata, config)
+    check_files(tmp_path, {"base": None}, config)
 
 
 def test_the_packaged_weights_are_known_by_their_former_hash():
     (former,) = SAME_WEIGHTS
     config = tiny_config(1)
     assert SAME_WEIGHTS[former] == file_hash(packaged_path(config.weights.base))
-    check_base_weights(Path("checkpoints/3"), {"base": {"file": "base", "sha256": former}}, config)
+    check_files(Path("checkpoints/3"), {"base": {"file": "base", "sha256": former}}, config)
     with safe_open(packaged_path(config.weights.base), framework="np") as file:
         assert "crc32" in file.metadata()
 

@@ -19,6 +19,7 @@ from calce_jax.checkpoints.convert.writer import atomic_new_dir, write_safetenso
 from calce_jax.checkpoints.manager import CHECKPOINT_DIR, TRAINABLE_PREFIX
 from calce_jax.config import RunConfig, WeightsConfig, to_dict
 from calce_jax.storage.provenance import file_hash, git_revision
+from calce_jax.text.tokenizers import tokenizer_hashes
 
 
 def write_base(path: Path, weights: Weights) -> None:
@@ -52,6 +53,7 @@ def write_run(path: Path, weights: Weights, run: RunConfig) -> None:
                 "config": config,
                 "lora": {"rank": run.lora.rank, "alpha": run.lora.alpha},
                 "base": {"file": configured_path, "sha256": file_hash(base_path)},
+                "tokenizers": tokenizer_hashes(run),
                 "start": {"kind": "converted", "path": weights.origin},
                 "git": git_revision(),
                 "jax": jax.__version__,
