@@ -179,6 +179,7 @@ class RunConfig:
 
 
 ASSETS = "calce_jax/assets/"
+RESTORE_CONFIG = 'restore it from "config" in checkpoints/STEP/record/metadata beside it'
 
 # Fields that change neither the results of a run nor its checkpoints: a workdir can be resumed with other values.
 IGNORED_ON_RESUME = (
@@ -354,7 +355,13 @@ def read_config(workdir: str | Path) -> RunConfig:
     Raises:
       ConfigError: there is no config.json, it is damaged, or a field is wrong.
     """
-    return validate(read_config_json(workdir))
+    try:
+        return validate(read_config_json(workdir))
+    except ConfigError as error:
+        path = Path(workdir) / "config.json"
+        if str(path) in error.reason:
+            raise
+        raise ConfigError(f"{path}: {error.reason}", RESTORE_CONFIG) from error
 
 
 def read_config_json(workdir: str | Path) -> dict[str, Any]:
@@ -364,15 +371,14 @@ def read_config_json(workdir: str | Path) -> dict[str, Any]:
       ConfigError: there is no such file, or it is not a JSON object.
     """
     path = Path(workdir) / "config.json"
-    remedy = 'restore it from "config" in checkpoints/STEP/record/metadata beside it'
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file", "give the workdir of a run that `calce train` made") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not JSON ({error})", remedy) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not JSON ({error})", RESTORE_CONFIG) from error
     if not isinstance(config, dict):
-        raise ConfigError(f"{path}: must be a JSON object, got {type(config).__name__}", remedy)
+        raise ConfigError(f"{path}: must be a JSON object, got {type(config).__name__}", RESTORE_CONFIG)
     return upgrade_config(config)
 
 

@@ -17,6 +17,13 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {
     "text.t5_tokenizer": {"data/tokenizers/tiny_t5": "calce_jax/assets/tiny/t5"},
     "text.bert_tokenizer": {"data/tokenizers/tiny_bert": "calce_jax/assets/tiny/bert"},
 }
+# SHA-256 of files of weights before -> now: the same tensors.
+SAME_WEIGHTS = {
+    # The packaged base weights, before their header had checksums.
+    "46546fc59bc21c5ccb8245f8c899efeed9881d395fdf48cb4d044107afcd4115": (
+        "12208ee3824af48c53e7590ce9cb3c979aa58a13254e0422c744693c59922176"
+    ),
+}
 
 
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,14 @@
-"""Checkpoints of a workdir, and parameters in one safetensors file.
+"""Checkpoints of a workdir.
 
 A workdir holds `checkpoints/<step>/`, written by Orbax in the background: the arrays of the `TrainState` by name, the
-position of the data iterator, and JSON metadata (config, git revision, base weights). Frozen weights are not saved. The
-latest two steps and the best by R1_avg are kept; no step holds values that are not finite. Base weights and adapters
-are safetensors files.
+position of the data iterator, and JSON metadata (config, git revision, base weights) with checksums of all of these.
+Frozen weights are not saved. The latest two steps and the best by R1_avg are kept; no step holds values that are not
+finite. Checkpoints of earlier versions have no checksums, and are read without.
 """
 
 import dataclasses
 import errno
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,24 +18,24 @@ from typing import Any, Literal
 import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from calce_jax.checkpoints.checksums import (
+    CHECKSUMS_KEY,
+    array_checksums,
+    json_checksum,
+    record_checksum,
+    record_with_checksums,
+)
+from calce_jax.checkpoints.params_file import VERIFY_OFF, CheckpointError, compare_shapes
 from calce_jax.config import packaged_path
 from calce_jax.distributed.param_names import named_leaves, with_leaves
-from calce_jax.errors import UserError
-from calce_jax.storage.atomic_files import atomic_write
 from calce_jax.storage.disk_space import free_bytes
+from calce_jax.storage.verification import verification_enabled
 
 CHECKPOINT_DIR = "checkpoints"
 BEST_METRIC = "R1_avg"
 TRAINABLE_PREFIX = "trainable/"
-
-
-class CheckpointError(UserError):
-    """A checkpoint or a file of weights cannot be written or read; the message names it and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,13 @@ class Checkpoints:
             "iterator": grain.checkpoint.CheckpointHandler(),
             "record": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        except ValueError as error:  # the only contents that it reads at once are the metrics of every step
+            path = self._damaged_metrics_file()
+            raise CheckpointError(
+                f"{path} is damaged ({error})", f"remove {path.parent}; the step then counts as not evaluated"
+            ) from error
 
     def save(
         self,
@@ -164,14 +171,16 @@ class Checkpoints:
             # A state that was saved unevaluated, when a run was stopped, is saved again after its evaluation.
             if step in self._manager.all_steps():
                 self._manager.delete(step)
+            saved_metrics = None if metrics is None else {BEST_METRIC: float(metrics[BEST_METRIC]), "step": float(step)}
+            record = record_with_checksums(metadata, leaves, iterator.get_state(), saved_metrics)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(leaves),  # pyright: ignore[reportCallIssue]
                     iterator=grain.checkpoint.CheckpointSave(iterator),  # pyright: ignore[reportCallIssue]
-                    record=ocp.args.JsonSave(dict(metadata)),  # pyright: ignore[reportCallIssue]
+                    record=ocp.args.JsonSave(record),  # pyright: ignore[reportCallIssue]
                 ),
-                metrics=None if metrics is None else {BEST_METRIC: float(metrics[BEST_METRIC]), "step": float(step)},
+                metrics=saved_metrics,
             )
 
     def wait(self) -> None:
@@ -192,7 +201,7 @@ class Checkpoints:
     @property
     def best_step_and_metric(self) -> tuple[int, float] | None:
         """The step with the highest R1_avg, the earliest of equal ones, and that R1_avg; None if none was evaluated."""
-        metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        metrics = {step: self._read_metrics(step) for step in self._manager.all_steps()}
         scored = [(_metric_order(m), step) for step, m in metrics.items() if m and math.isfinite(m[BEST_METRIC])]
         return (max(scored)[1], max(scored)[0][0]) if scored else None
 
@@ -201,9 +210,14 @@ class Checkpoints:
         return max((other for other in self._manager.all_steps() if other < step), default=None)
 
     def read_metadata(self, step: int) -> dict[str, Any]:
-        """Return the metadata saved with a step, as it was written; see `calce_jax.config_compat` for old configs."""
-        with self._translate_errors(step, "read"):
-            return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        """Return the metadata saved with a step, as it was written; see `calce_jax.config_compat` for old configs.
+
+        Raises:
+          CheckpointError: they are damaged.
+        """
+        metadata = dict(self._read_record(step))
+        metadata.pop(CHECKSUMS_KEY, None)
+        return metadata
 
     def restore(self, step: int, abstract: Any, iterator: grain.DatasetIterator) -> Any:
         """Return the state saved at a step, and move the iterator to its saved position.
@@ -217,12 +231,7 @@ class Checkpoints:
           CheckpointError: the checkpoint is of a model of another size (all differing shapes are listed), damaged, or
             holds values that are not finite, which earlier versions could save.
         """
-        restored = self._restore(
-            step,
-            named_leaves(abstract),
-            iterator=grain.checkpoint.CheckpointRestore(iterator),  # pyright: ignore[reportCallIssue]
-        )
-        return with_leaves(abstract, restored)
+        return with_leaves(abstract, self._restore(step, named_leaves(abstract), iterator=iterator))
 
     def restore_trainable(self, step: int, abstract: Any) -> Any:
         """Return the trainables saved at a step alone; arguments and errors as for `restore`."""
@@ -234,19 +243,30 @@ class Checkpoints:
         return with_leaves(abstract, {name.removeprefix(TRAINABLE_PREFIX): leaf for name, leaf in restored.items()})
 
     def _restore(
-        self, step: int, abstract_leaves: Mapping[str, Any], *, prefix: str = "", **items: Any
+        self, step: int, abstract_leaves: Mapping[str, Any], *, prefix: str = "", iterator: Any = None
     ) -> dict[str, Any]:
         """Restore the leaves whose names begin with `prefix`, if their shapes are those of `abstract_leaves`."""
+        checksums = self._read_record(step).get(CHECKSUMS_KEY, {})
         with self._translate_errors(step, "read"):
             saved = self._manager.item_metadata(step)["state"].tree
             saved_shapes = {name: tuple(leaf.shape) for name, leaf in saved.items() if name.startswith(prefix)}
-            _compare_shapes(saved_shapes, abstract_leaves, self.folder / str(step))
+            compare_shapes(saved_shapes, abstract_leaves, self.folder / str(step))
+            items = {}
+            if iterator is not None:
+                items["iterator"] = grain.checkpoint.CheckpointRestore(iterator)  # pyright: ignore[reportCallIssue]
             state = ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
                 dict(abstract_leaves),
                 restore_args=ocp.checkpoint_utils.construct_restore_args(dict(abstract_leaves)),
                 partial_restore=bool(prefix),
             )
             restored = self._manager.restore(step, args=ocp.args.Composite(state=state, **items))["state"]
+        if verification_enabled():
+            expected, actual = checksums.get("state", {}), array_checksums(restored)
+            changed = [name for name in actual if expected.get(name, actual[name]) != actual[name]]
+            # Each host has a position of its own; the metadata are those of the first.
+            if iterator is not None and jax.process_index() == 0 and "iterator" in checksums:
+                changed += [] if json_checksum(iterator.get_state()) == checksums["iterator"] else ["iterator"]
+            self._refuse_changed(step, changed)
         if wrong := not_finite(restored):
             path = self.folder / str(step)
             raise CheckpointError(
@@ -255,6 +275,46 @@ class Checkpoints:
                 f"remove {path} {self._without(step)}",
             )
         return restored
+
+    def _read_record(self, step: int) -> dict[str, Any]:
+        """Return the metadata saved with a step, and the checksums; {} for what other programs saved without."""
+        with self._translate_errors(step, "read"):
+            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+            if not isinstance(record, dict):
+                raise ValueError(f"record/metadata holds no JSON object but {record!r:.60}")
+        checksums = record.get(CHECKSUMS_KEY)
+        if verification_enabled() and checksums is not None and checksums.get("record") != record_checksum(record):
+            self._refuse_changed(step, ["record"])
+        return record
+
+    def _read_metrics(self, step: int) -> dict[str, Any] | None:
+        with self._translate_errors(step, "read"):
+            metrics = self._manager.metrics(step)
+        if verification_enabled():
+            expected = self._read_record(step).get(CHECKSUMS_KEY, {}).get("metrics")
+            if expected not in (None, json_checksum(metrics)):
+                self._refuse_changed(step, ["metrics"])
+        return metrics
+
+    def _refuse_changed(self, step: int, parts: list[str]) -> None:
+        """Raise if there are parts of a checkpoint, arrays or others, that are not what was saved."""
+        if parts:
+            path = self.folder / str(step)
+            raise CheckpointError(
+                f"{path} is damaged: {_list_names(parts)} differ from the checksums that were saved with them",
+                f"remove it {self._without(step)} ({VERIFY_OFF})",
+            )
+
+    def _damaged_metrics_file(self) -> Path:
+        """Return the first file of metrics that is not a JSON object; the folder if all are."""
+        for path in sorted(self.folder.glob("*/metrics/metrics")):
+            try:
+                if isinstance(json.loads(path.read_bytes()), dict):
+                    continue
+            except ValueError:
+                pass
+            return path
+        return self.folder
 
     @contextmanager
     def _translate_errors(self, step: int | None, action: str) -> Iterator[None]:
@@ -269,69 +329,14 @@ class Checkpoints:
                 reason, remedy = f"no space left while {path} was {action}", "make room and run the same command again"
             else:
                 reason = f"{path} cannot be {action}: it is damaged or incomplete"
-                remedy = f"remove it {self._without(step)} ({error})"
+                # TensorStore describes itself on many lines.
+                remedy = f"remove it {self._without(step)} ({' '.join(str(error).split()):.200})"
             raise CheckpointError(reason, remedy) from error
 
     def _without(self, step: int | None) -> str:
         """Return, for messages, what happens after a checkpoint is removed."""
         others = [other for other in checkpoint_steps(self.folder.parent) if other != step]
         return f"to go on from step {others[-1]}" if others else "to start over"
-
-
-def save_params(path: Path, params: Any, metadata: Mapping[str, str] | None = None) -> None:
-    """Write parameters to one safetensors file, under their `named_leaves` names and in their own dtypes.
-
-    Args:
-      path: the file; it is written under another name, then renamed.
-      params: a pytree of arrays.
-      metadata: strings for the header of the file.
-
-    Raises:
-      CheckpointError: the file cannot be written.
-    """
-    # safetensors writes memory as it is, and arrays from a device may not be in C order.
-    host = {name: np.asarray(jax.device_get(leaf), order="C") for name, leaf in named_leaves(params).items()}
-    try:
-        with atomic_write(path) as partial_path:
-            save_file(host, partial_path, dict(metadata or {}))
-    except (OSError, SafetensorError) as error:
-        reason = f"{path} cannot be written ({error.__cause__ or error})"
-        raise CheckpointError(reason, "make room, or choose another place") from error
-
-
-def load_params(path: Path, abstract: Any) -> Any:
-    """Read what `save_params` wrote.
-
-    Args:
-      path: the file.
-      abstract: a pytree with the same names; its leaves have the dtypes to cast to and, optionally, shardings.
-
-    Raises:
-      CheckpointError: the file is missing or damaged, or has other names or shapes (all are listed).
-    """
-    abstract_leaves = named_leaves(abstract)
-    loaded = {}
-    try:
-        with safe_open(path, framework="flax") as file:
-            saved_shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _compare_shapes(saved_shapes, abstract_leaves, Path(path))
-            for name, leaf in abstract_leaves.items():
-                loaded[name] = _put_on_devices(
-                    file.get_tensor(name).astype(leaf.dtype), getattr(leaf, "sharding", None)
-                )
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: it is missing or damaged ({error})", "copy or convert the weights again"
-        ) from error
-    return with_leaves(abstract, loaded)
-
-
-def _put_on_devices(array: jax.Array, sharding: Any) -> jax.Array:
-    """Put an array that every host holds onto the devices; each host copies only the shards of its own devices."""
-    if sharding is None:
-        return array
-    host = np.asarray(array)
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def not_finite(leaves: Mapping[str, Any]) -> list[str]:
@@ -356,17 +361,3 @@ def _metric_order(metrics: Mapping[str, float]) -> Any:
     An R1_avg of NaN, which earlier versions could save, sorts lowest.
     """
     return metrics[BEST_METRIC] if math.isfinite(metrics[BEST_METRIC]) else -math.inf, -metrics["step"]
-
-
-def _compare_shapes(saved: Mapping[str, tuple[int, ...]], abstract_leaves: Mapping[str, Any], path: Path) -> None:
-    expected = {name: tuple(np.shape(leaf)) for name, leaf in abstract_leaves.items()}
-    mismatches = [
-        f"{name}: {saved.get(name, 'absent')} there, {expected.get(name, 'absent')} here"
-        for name in sorted(saved.keys() | expected.keys())
-        if saved.get(name) != expected.get(name)
-    ]
-    if mismatches:
-        raise CheckpointError(
-            f"{path} was saved from a model of another size",
-            "use the config.model and config.lora that it was made with:\n  " + "\n  ".join(mismatches),
-        )

@@ -1,5 +1,6 @@
 """The model of a run: its sizes, its weights on a mesh, and the trainables of another run."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +10,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from calce_jax.checkpoints.manager import CheckpointError, Checkpoints, load_params
-from calce_jax.config import ConfigError, RunConfig, packaged_path
+from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
+from calce_jax.checkpoints.params_file import load_params
+from calce_jax.config import ConfigError, RunConfig, diff, flatten, packaged_path, to_dict
+from calce_jax.config_compat import SAME_WEIGHTS, upgrade_config
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.distributed.sharding import abstract_like, param_shardings
 from calce_jax.models.calce import Calce, CalceConfig, split_params
+from calce_jax.storage.provenance import file_hash
+from calce_jax.storage.verification import verification_enabled
+from calce_jax.text.tokenizers import tokenizer_hashes
+
+# Paths, which change where a run is moved.
+PATH_FIELDS = ("weights.base", "data.features", "text.t5_tokenizer", "text.bert_tokenizer")
 
 
 def calce_config(config: RunConfig, *, t5_vocab: int, bert_vocab: int) -> CalceConfig:
@@ -70,8 +79,8 @@ def load_trainable(workdir: Path, template: nnx.State, checkpoint: Literal["best
 
 def restore_trainables(
     workdir: Path, template: nnx.State, checkpoint: Literal["best", "latest"] = "best"
-) -> tuple[nnx.State, Path]:
-    """Return the trainables of a run, and the folder of their checkpoint.
+) -> tuple[nnx.State, Path, dict[str, Any]]:
+    """Return the trainables of a run, the folder of their checkpoint, and its metadata.
 
     Args:
       workdir: of the run.
@@ -88,9 +97,64 @@ def restore_trainables(
         raise CheckpointError(f"no checkpoint in {checkpoints.folder}", "give the workdir of a trained run")
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), template)
     try:
-        return checkpoints.restore_trainable(step, abstract), checkpoints.folder / str(step)
+        trainable = checkpoints.restore_trainable(step, abstract)
+        return trainable, checkpoints.folder / str(step), checkpoints.read_metadata(step)
     finally:
         checkpoints.close()
+
+
+def check_files(checkpoint: Path, metadata: Mapping[str, Any], config: RunConfig) -> None:
+    """Check that base weights and tokenizers are those that a run was trained with; hashes them, 1.6 GB/s on one core.
+
+    Args:
+      checkpoint: folder of the checkpoint, for the message.
+      metadata: of the checkpoint; those of earlier versions have no tokenizers.
+      config: of the run, which names the files.
+
+    Raises:
+      CheckpointError: a file has another SHA-256 than the checkpoint records.
+    """
+    recorded_hashes = metadata.get("tokenizers") or {}
+    for field, actual in tokenizer_hashes(config).items() if verification_enabled() else ():
+        recorded = recorded_hashes.get(field)
+        if actual and recorded and actual != recorded:
+            path = dict(flatten(to_dict(config)))[field]
+            raise CheckpointError(
+                f"config.{field}: the vocabulary in {path} is not the one that {checkpoint} was trained with",
+                "put its files back (--verify=off takes these)",
+            )
+    base, recorded = config.weights.base, (metadata.get("base") or {}).get("sha256")
+    if not base or not recorded or not verification_enabled():
+        return
+    actual = file_hash(packaged_path(base))
+    if actual not in (recorded, SAME_WEIGHTS.get(recorded)):
+        raise CheckpointError(
+            f"config.weights.base: {base} is not the file that {checkpoint} was trained with (its SHA-256 is "
+            f"{actual[:12]}..., {recorded[:12]}... is recorded)",
+            "put that file back (--verify=off takes this one)",
+        )
+
+
+def check_config(checkpoint: Path, metadata: Mapping[str, Any], config: RunConfig) -> None:
+    """Check that config.json of a workdir is the config that its checkpoint records, except for paths.
+
+    Args:
+      checkpoint: folder of the checkpoint, for the message.
+      metadata: of the checkpoint.
+      config: from config.json.
+
+    Raises:
+      ConfigError: lists the fields that differ.
+    """
+    if "config" not in metadata or not verification_enabled():
+        return
+    differences = diff(upgrade_config(metadata["config"]), to_dict(config))
+    if mismatches := [line for line in differences if not line.startswith(PATH_FIELDS)]:
+        raise ConfigError(
+            f"{checkpoint.parents[1] / 'config.json'} is not the config of {checkpoint}",
+            f'restore it from "config" in {checkpoint}/record/metadata (--verify=off takes it as it is):\n  '
+            + "\n  ".join(mismatches),
+        )
 
 
 def check_ln_vision_frozen(base: nnx.State, other_trainable: nnx.State, path: Path) -> None:

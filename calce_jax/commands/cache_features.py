@@ -13,6 +13,7 @@ from typing import cast
 from absl import flags
 
 from calce_jax.commands.flags.config import define_config, parse_config
+from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 
 FLAGS = flags.FlagValues()
@@ -39,6 +40,7 @@ HOST = flags.DEFINE_integer("host", 0, "index of this host, from 0", lower_bound
 HOSTS = flags.DEFINE_integer(
     "hosts", 1, "number of hosts that share the videos and the output folder", lower_bound=1, flag_values=FLAGS
 )
+VERIFY_FLAG = VerifyFlag(FLAGS)
 flags.mark_flags_as_required(["config", "out"], flag_values=FLAGS)
 parse = parse_config
 
@@ -46,6 +48,7 @@ parse = parse_config
 def main(argv: list[str]) -> None:
     """Extract the features; print the numbers of videos and frames, the quantization error and the failures."""
     no_arguments(argv, "set fields of the config with --config.FIELD=VALUE")
+    VERIFY_FLAG.apply()
 
     from calce_jax.config import validate
     from calce_jax.inference.extract_features import VideoDataset, extract_features

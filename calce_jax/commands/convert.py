@@ -6,6 +6,7 @@ docs/conversion.md has the commands for every published format.
 from absl import flags
 
 from calce_jax.checkpoints.convert.formats import DTYPES, EXPORT_FORMATS, SOURCE_FORMATS
+from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 from calce_jax.presets.runs import get_preset
 from calce_jax.presets.sizes import SIZES
@@ -40,12 +41,14 @@ RUN = flags.DEFINE_string(
 DTYPE = flags.DEFINE_enum(
     "dtype", "as stored", list(DTYPES), "dtype of the frozen weights in the target", flag_values=FLAGS
 )
+VERIFY_FLAG = VerifyFlag(FLAGS)
 flags.mark_flags_as_required(["source", "target"], flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
     """Convert the weights, and print a summary of the written files."""
     no_arguments(argv)
+    VERIFY_FLAG.apply()
     preset = get_preset(f"{RUN.value},size={SIZE.value}")
 
     from calce_jax.checkpoints.convert.convert import convert

@@ -10,6 +10,7 @@ from typing import Literal, cast
 from absl import flags
 
 from calce_jax.commands.flags.hosts import HostFlags
+from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 
 FLAGS = flags.FlagValues()
@@ -32,12 +33,14 @@ CAPTIONS = flags.DEFINE_bool(
     flag_values=FLAGS,
 )
 HOST_FLAGS = HostFlags(FLAGS)
+VERIFY_FLAG = VerifyFlag(FLAGS)
 flags.mark_flags_as_required(["workdir", "split", "out"], flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
     """Load the run, predict, and print the number of predictions."""
     no_arguments(argv)
+    VERIFY_FLAG.apply()
     HOST_FLAGS.join()
 
     from calce_jax.distributed.multihost import is_primary

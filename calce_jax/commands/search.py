@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from absl import flags
 
 from calce_jax.commands.flags.cache import CacheFlags
+from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import UsageError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ SEGMENT_SECONDS = flags.DEFINE_float(
     flag_values=FLAGS,
 )
 CACHE_FLAGS = CacheFlags(FLAGS)
+VERIFY_FLAG = VerifyFlag(FLAGS)
 flags.mark_flags_as_required(["query", "out"], flag_values=FLAGS)
 
 
@@ -85,6 +87,7 @@ def main(argv: list[str]) -> None:
     from calce_jax.search.segments import searchable_duration
 
     start_time = time.monotonic()
+    VERIFY_FLAG.apply()
     queries = list(QUERY.value or [])
     check_queries(queries)
     truth = ground_truth(read_annotations(ANNOTATIONS.value)) if ANNOTATIONS.value else None

@@ -11,12 +11,14 @@ from absl import flags
 
 from calce_jax.commands.flags.config import define_config, parse_config
 from calce_jax.commands.flags.hosts import HostFlags
+from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 
 FLAGS = flags.FlagValues()
 CONFIG = define_config(FLAGS)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, metrics and the config", flag_values=FLAGS)
 HOST_FLAGS = HostFlags(FLAGS)
+VERIFY_FLAG = VerifyFlag(FLAGS)
 flags.mark_flags_as_required(["config", "workdir"], flag_values=FLAGS)
 parse = parse_config
 
@@ -24,6 +26,7 @@ parse = parse_config
 def main(argv: list[str]) -> None:
     """Validate the config, join the other hosts, and train."""
     no_arguments(argv, "set fields of the config with --config.FIELD=VALUE")
+    VERIFY_FLAG.apply()
     from calce_jax.config import validate
 
     config = validate(CONFIG.value)

@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from calce_jax.commands.flags.cache import CacheFlags
+from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 from calce_jax.errors import UserError
 
@@ -44,6 +45,7 @@ TOTAL_MB = flags.DEFINE_float(
 )
 NAMES = flags.DEFINE_multi_string("allow_host", [], "another host name that browsers may use", flag_values=FLAGS)
 CACHE_FLAGS = CacheFlags(FLAGS)
+VERIFY_FLAG = VerifyFlag(FLAGS)
 
 TINY_MODEL_NOTICE = (
     "This is the **tiny model** of the demo. It was trained on videos of four coloured shapes and speech about 24 "
@@ -57,6 +59,7 @@ TRAINED_MODEL_NOTICE = (
 def main(argv: list[str]) -> None:
     """Load the models, then serve until interrupted."""
     no_arguments(argv)
+    VERIFY_FLAG.apply()
     # Read when gradio is imported and when an app is made: no usage statistics, and no look-up of new versions.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from calce_jax.batch import AnyArray, Features
 from calce_jax.distributed.sharding import put_batch
 from calce_jax.inference.trained_run import TrainedModel
-from calce_jax.input_pipeline.dataset import TablesError, open_table
+from calce_jax.input_pipeline.dataset import TablesError, damage_errors, open_table
 from calce_jax.input_pipeline.feature_fingerprint import make_feature_metadata
 from calce_jax.input_pipeline.feature_store import (
     FeaturesError,
@@ -241,11 +241,12 @@ class VideoDataset:
                 f"{folder} has no split {unknown[0]!r}, but {', '.join(available_splits)}", "choose one of these"
             )
         self.folder = folder
-        self._sources = {split: builder.as_data_source(split) for split in splits or available_splits}
         locations: dict[str, tuple[str, int]] = {}
-        for split in self._sources:
-            for row, video in enumerate(builder.info.metadata[split]):
-                locations.setdefault(video, (split, row))
+        with damage_errors(folder):
+            self._sources = {split: builder.as_data_source(split) for split in splits or available_splits}
+            for split in self._sources:
+                for row, video in enumerate(builder.info.metadata[split]):
+                    locations.setdefault(video, (split, row))
         self.video_ids, self._locations = list(locations), list(locations.values())
 
     def __len__(self) -> int:
@@ -259,8 +260,13 @@ class VideoDataset:
           existing_features: stored features; its metadata say how many frames a video has, and their size.
         """
         split, row = self._locations[index]
-        video = self._sources[split][row]
         video_id = self.video_ids[index]
+        with damage_errors(self.folder):
+            video = self._sources[split][row]
+            if video["video"].decode() != video_id:
+                raise ValueError(
+                    f"row {row} of {split} is {video['video'].decode()!r}, metadata.json says {video_id!r}"
+                )
         try:
             positions = stored_frame_positions(int(video["total"]), video["indices"], existing_features.metadata.frames)
             jpegs = [video["keyframes"][position] for position in positions]

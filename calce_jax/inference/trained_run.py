@@ -10,7 +10,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from calce_jax.batch import Batch
-from calce_jax.checkpoints.restore import build_model, calce_config, restore_trainables
+from calce_jax.checkpoints.restore import (
+    build_model,
+    calce_config,
+    check_config,
+    check_files,
+    restore_trainables,
+)
 from calce_jax.config import RunConfig, read_config
 from calce_jax.distributed.sharding import make_mesh
 from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
@@ -86,8 +92,8 @@ def load_trained_model(
         `config.data.use_captions` and `config.data.features`, unless None.
 
     Raises:
-      ConfigError: the workdir has no config, or a damaged one.
-      CheckpointError: its checkpoint, or the base weights of its config, cannot be read.
+      ConfigError: the workdir has no config, a damaged one, or another than its checkpoint records.
+      CheckpointError: its checkpoint, or the base weights of its config, cannot be read, or do not belong together.
       TokenizerError: a tokenizer of its config is missing.
     """
     config = read_config(workdir)
@@ -99,7 +105,9 @@ def load_trained_model(
     )
     base = load_base_model(replace(config, data=data, mesh=config.mesh if mesh is None else mesh))
     with jax.set_mesh(base.mesh):
-        trainable, folder = restore_trainables(Path(workdir), base.trainable, checkpoint)
+        trainable, folder, metadata = restore_trainables(Path(workdir), base.trainable, checkpoint)
+    check_config(folder, metadata, config)
+    check_files(folder, metadata, config)
     return replace(base, trainable=trainable, checkpoint=folder)
 
 

@@ -110,7 +110,7 @@ class MomentDataset(Sequence[Example]):
         if isinstance(index, slice):
             return [self[row] for row in range(self._length)[index]]
         index = range(self._length)[index]
-        with _damage_errors(self.folder):
+        with damage_errors(self.folder):
             query = _to_query(self._queries[index])
             video = self._videos[query.video_row]
         return Example(
@@ -128,7 +128,7 @@ class MomentDataset(Sequence[Example]):
 
     def queries(self) -> Iterator[Query]:
         """Iterate over all queries without reading videos."""
-        with _damage_errors(self.folder):
+        with damage_errors(self.folder):
             yield from map(_to_query, self._queries)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def open_table(folder: str | Path, table: TableName) -> tfds.core.DatasetBuilder
     try:
         builder = tfds.builder_from_directory(path)
     except Exception as error:  # JSON, protobuf and TFDS have errors of their own for a damaged file
-        reason = f"{path}: its JSON files are damaged ({str(error).splitlines()[0]})"
+        reason = f"{path}: its JSON files are damaged ({' '.join(str(error).split()):.200})"
         raise TablesError(reason, f"run `calce prepare` again with --out={folder}") from error
     if str(builder.version) != VERSION:
         raise TablesError(
@@ -212,10 +212,15 @@ def open_table(folder: str | Path, table: TableName) -> tfds.core.DatasetBuilder
 
 
 @contextmanager
-def _damage_errors(folder: Path) -> Iterator[None]:
-    """Turn what ArrayRecord raises for missing and damaged files into a TablesError."""
+def damage_errors(folder: str | Path) -> Iterator[None]:
+    """Turn what ArrayRecord and TFDS raise for missing and damaged files into a TablesError.
+
+    A file that is cut has no records for TFDS, which fails where it decodes them.
+    """
     try:
         yield
-    except RuntimeError as error:
-        reason = f"{folder / 'tables'}: a file of records is damaged ({error})"
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = f"{Path(folder) / 'tables'}: a file of records is damaged ({' '.join(str(error).split()):.200})"
         raise TablesError(reason, f"remove the tables and run `calce prepare` again with --out={folder}") from error

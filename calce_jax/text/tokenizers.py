@@ -4,6 +4,9 @@ transformers silently builds a tokenizer of unknown tokens from a folder without
 first, and a loaded tokenizer is tried.
 """
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +16,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
 from calce_jax.config import RunConfig, packaged_path
 from calce_jax.errors import UserError
+from calce_jax.storage.provenance import file_hash
 
 T5_FILES = ("tokenizer.json", "spiece.model")
 BERT_FILES = ("tokenizer.json", "vocab.txt")
@@ -36,7 +40,8 @@ def load_t5(source: str | Path) -> T5Tokenizer:
     """
     _check_vocabulary_files(source, T5_FILES)
     # As in the original: decodes "[[12, 30]]" also where the model wrote a word boundary before the comma.
-    tokenizer = T5Tokenizer.from_pretrained(str(source), clean_up_tokenization_spaces=True)
+    with _load_errors(source):
+        tokenizer = T5Tokenizer.from_pretrained(str(source), clean_up_tokenization_spaces=True)
     sentinels = tokenizer.convert_tokens_to_ids(["<extra_id_0>", f"<extra_id_{NUM_T5_SENTINELS - 1}>"])
     expected = [len(tokenizer) - 1, len(tokenizer) - NUM_T5_SENTINELS]
     if tokenizer.convert_tokens_to_ids(["<pad>", "</s>", "<unk>", "▁"]) != [0, 1, 2, 3] or sentinels != expected:
@@ -56,10 +61,32 @@ def load_bert(source: str | Path) -> BertTokenizer:
       TokenizerError: the folder has neither file, or its vocabulary is not BERT's.
     """
     _check_vocabulary_files(source, BERT_FILES)
-    tokenizer = BertTokenizer.from_pretrained(str(source))
+    with _load_errors(source):
+        tokenizer = BertTokenizer.from_pretrained(str(source))
     if tokenizer.pad_token_id != 0:
         raise TokenizerError(f"{source}: [PAD] is not id 0", "give the folder or name of an uncased BERT tokenizer")
     return _check_tokenizer(tokenizer, source)
+
+
+@contextmanager
+def _load_errors(source: str | Path) -> Iterator[None]:
+    """Turn what transformers and tokenizers raise, of which many types are bare `Exception`, into a TokenizerError."""
+    try:
+        yield
+    except Exception as error:
+        raise TokenizerError(
+            f"{source}: the tokenizer cannot be loaded ({' '.join(str(error).split()):.200})",
+            "copy its files there again, or check the name",
+        ) from error
+
+
+def vocabulary_hash(source: str | Path) -> str | None:
+    """Return the SHA-256 of the vocabulary files of a tokenizer's folder; None for a name on the hub."""
+    files = [file for name in dict.fromkeys(T5_FILES + BERT_FILES) if (file := Path(source) / name).is_file()]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file_hash(file)}\n".encode())
+    return digest.hexdigest() if files else None
 
 
 def unwrap_fast_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
@@ -99,6 +126,12 @@ class Tokenizers:
 
     t5: PreTrainedTokenizerBase
     bert: PreTrainedTokenizerBase
+
+
+def tokenizer_hashes(config: RunConfig) -> dict[str, str | None]:
+    """Return the `vocabulary_hash` of both tokenizers by the field of the config that names them."""
+    fields = {"text.t5_tokenizer": config.text.t5_tokenizer, "text.bert_tokenizer": config.text.bert_tokenizer}
+    return {field: vocabulary_hash(packaged_path(path)) for field, path in fields.items()}
 
 
 def open_tokenizers(config: RunConfig) -> Tokenizers:

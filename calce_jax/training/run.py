@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from calce_jax.checkpoints.manager import Checkpoints, InitSource, resolve_init
-from calce_jax.checkpoints.restore import build_model, check_ln_vision_frozen, load_trainable
+from calce_jax.checkpoints.restore import build_model, check_files, check_ln_vision_frozen, load_trainable
 from calce_jax.config import ConfigError, RunConfig, diff, flatten, packaged_path, read_config_json, to_dict
 from calce_jax.distributed.multihost import is_primary, one_writer, process_info
 from calce_jax.distributed.sharding import make_mesh, param_shardings
@@ -23,6 +23,7 @@ from calce_jax.input_pipeline.table_fingerprint import Fingerprint, table_change
 from calce_jax.models.calce import count_params
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.provenance import file_hash, git_revision
+from calce_jax.text.tokenizers import tokenizer_hashes
 from calce_jax.training.feed import LengthGroupedIterator, length_grouped_feed, sequential_feed
 from calce_jax.training.loop import RunOutputs, TrainFunctions, TrainSchedule, train
 from calce_jax.training.metric_writer import open_metric_writer
@@ -92,7 +93,9 @@ def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sign
         state = create_sharded_train_state(trainable, optimizer, mesh)
         if resumed_step is not None:
             abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
-            check_tables(checkpoints.read_metadata(resumed_step), run_data.tables, config.data.directory)
+            metadata = checkpoints.read_metadata(resumed_step)
+            check_tables(metadata, run_data.tables, config.data.directory)
+            check_files(checkpoints.folder / str(resumed_step), metadata, config)
             state = checkpoints.restore(resumed_step, abstract, feed.iterator)
         logging.info(
             "%s start at step %d from %s", init_source.kind, int(state.step), init_source.path or "a random model"
@@ -183,6 +186,7 @@ def checkpoint_metadata(
         "config": to_dict(config),
         "lora": {"rank": config.lora.rank, "alpha": config.lora.alpha},
         "base": {"file": base, "sha256": file_hash(packaged_path(base))} if base else None,
+        "tokenizers": tokenizer_hashes(config),
         "start": {"kind": init_source.kind, "path": str(init_source.path)},
         "tables": dict(tables),
         "git": git_revision(),

@@ -16,10 +16,9 @@ from calce_jax.checkpoints.manager import (
     Checkpoints,
     InitSource,
     checkpoint_steps,
-    load_params,
     resolve_init,
-    save_params,
 )
+from calce_jax.checkpoints.params_file import load_params, save_params
 from calce_jax.checkpoints.restore import restore_trainables
 from calce_jax.distributed.sharding import abstract_like, make_mesh, param_shardings
 from calce_jax.storage.provenance import file_hash

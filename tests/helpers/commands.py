@@ -13,6 +13,7 @@ import jax
 from absl import logging
 
 from calce_jax.commands.runner import run_main
+from calce_jax.storage.verification import set_verification, verification_enabled
 
 
 def xla_test_flags(devices: int) -> str:
@@ -44,8 +45,8 @@ def load_command(name: str) -> ModuleType:
 
 @contextmanager
 def unchanged_process() -> Iterator[None]:
-    """Restore what a command sets for its process: verbosity, environment and JAX's compilation cache."""
-    verbosity = logging.get_verbosity()
+    """Restore what a command sets for its process: verbosity, --verify, environment and JAX's compilation cache."""
+    verbosity, verified = logging.get_verbosity(), verification_enabled()
     options = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
     settings = {name: getattr(jax.config, name) for name in options}
     try:
@@ -55,5 +56,6 @@ def unchanged_process() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
+        set_verification(verified)
         for name, value in settings.items():
             jax.config.update(name, value)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from benchmarks.aot.flops import count_flops
-from calce_jax.checkpoints.manager import save_params
+from calce_jax.checkpoints.params_file import save_params
 from calce_jax.checkpoints.restore import check_ln_vision_frozen
 from calce_jax.config import ConfigError, to_dict, validate
 from calce_jax.datasets.tables import build_tables

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from benchmarks.aot.flops import count_flops
-from calce_jax.checkpoints.manager import save_params
+from calce_jax.checkpoints.params_file import save_params
 from calce_jax.config import ConfigError, diff, to_dict, validate
 from calce_jax.inference.predict_split import open_split
 from calce_jax.inference.predict_step import make_predict, step_config

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from calce_jax.checkpoints import manager
-from calce_jax.checkpoints.manager import CheckpointError, save_params
+from calce_jax.checkpoints import params_file
+from calce_jax.checkpoints.manager import CheckpointError
+from calce_jax.checkpoints.params_file import save_params
 from calce_jax.inference.predict_split import write_line
 from calce_jax.storage.atomic_files import atomic_replace_dir, atomic_write, find_dir, write_atomic
 
@@ -147,7 +148,7 @@ def test_weights_that_cannot_be_written_leave_what_was_there(tmp_path, monkeypat
     def full(*_):
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(manager, "save_file", full)
+    monkeypatch.setattr(params_file, "save_file", full)
     with pytest.raises(CheckpointError, match=r"base\.safetensors cannot be written \(I/O error: No space left"):
         save_params(tmp_path / "base.safetensors", {"a": np.ones(2, np.float32)})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "file"]

@@ -15,9 +15,11 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from calce_jax.checkpoints.checksums import check_tensor, checksums_of_header
 from calce_jax.checkpoints.convert.state_dict import LazyArray
 from calce_jax.errors import UserError
 from calce_jax.storage.text_files import read_text
+from calce_jax.storage.verification import verification_enabled
 
 SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     code: np.dtype(kind)
@@ -104,31 +106,43 @@ def _open_shards(index: Path) -> dict[str, LazyArray]:
 
 
 def _open_safetensors(path: Path) -> dict[str, LazyArray]:
-    def lazy(name: str, tensor_slice: Any) -> LazyArray:
+    def open_file(file: Any) -> dict[str, LazyArray]:
+        checksums = checksums_of_header(file.metadata()) if verification_enabled() else None
+        return {name: lazy(name, file.get_slice(name), checksums) for name in file.keys()}  # noqa: SIM118
+
+    def lazy(name: str, tensor_slice: Any, checksums: Mapping[str, str] | None) -> LazyArray:
         if tensor_slice.get_dtype() not in SAFETENSORS_DTYPES:
             raise WeightsFileError(f"{path}: {name} has the unsupported dtype {tensor_slice.get_dtype()}")
         dtype = SAFETENSORS_DTYPES[tensor_slice.get_dtype()]
         read = _read_bytes if dtype in FLOAT8 else _read_safetensors
-        return LazyArray(tuple(tensor_slice.get_shape()), dtype, partial(read, path, name))
+        return LazyArray(tuple(tensor_slice.get_shape()), dtype, partial(_read_checked, read, path, name, checksums))
 
-    return _with_safetensors(path, lambda file: {name: lazy(name, file.get_slice(name)) for name in file.keys()})  # noqa: SIM118
-
-
-def _read_safetensors(path: Path, name: str) -> np.ndarray:
-    return _with_safetensors(path, lambda file: file.get_tensor(name))
+    return _with_safetensors(path, open_file)
 
 
-def _read_bytes(path: Path, name: str) -> np.ndarray:
-    def read(_: Any) -> np.ndarray:
-        # safetensors has validated the header on opening.
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            entry = json.loads(file.read(size))[name]
-            start, end = entry["data_offsets"]
-            file.seek(8 + size + start)
-            return np.frombuffer(file.read(end - start), SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+def _read_checked(
+    read: Callable[[Path, str, Any], np.ndarray], path: Path, name: str, checksums: Mapping[str, str] | None
+) -> np.ndarray:
+    def read_tensor(file: Any) -> np.ndarray:
+        array = read(path, name, file)
+        check_tensor(name, array, checksums)
+        return array
 
-    return _with_safetensors(path, read)
+    return _with_safetensors(path, read_tensor)
+
+
+def _read_safetensors(_: Path, name: str, file: Any) -> np.ndarray:
+    return file.get_tensor(name)
+
+
+def _read_bytes(path: Path, name: str, _: Any) -> np.ndarray:
+    # safetensors has validated the header on opening.
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(size))[name]
+        start, end = entry["data_offsets"]
+        file.seek(8 + size + start)
+        return np.frombuffer(file.read(end - start), SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
 def _with_safetensors(path: Path, fn: Callable[[Any], Any]) -> Any:
@@ -136,9 +150,15 @@ def _with_safetensors(path: Path, fn: Callable[[Any], Any]) -> Any:
     try:
         with safe_open(path, framework="np") as file:
             return fn(file)
+    except UserError:
+        raise
     except (OSError, SafetensorError) as error:
         raise WeightsFileError(
             f"{path} cannot be read: it is truncated or damaged ({error})", "get it again"
+        ) from error
+    except ValueError as error:
+        raise WeightsFileError(
+            f"{path} is damaged ({error})", "get it again (--verify=off reads it as it is)"
         ) from error
 
 

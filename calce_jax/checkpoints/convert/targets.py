@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from calce_jax.checkpoints.checksums import record_with_checksums
 from calce_jax.checkpoints.convert.calce_pth import write_checkpoint
 from calce_jax.checkpoints.convert.huggingface import write_adapter, write_blip2
 from calce_jax.checkpoints.convert.weights import Weights
@@ -18,6 +19,7 @@ from calce_jax.checkpoints.convert.writer import atomic_new_dir, write_safetenso
 from calce_jax.checkpoints.manager import CHECKPOINT_DIR, TRAINABLE_PREFIX
 from calce_jax.config import RunConfig, WeightsConfig, to_dict
 from calce_jax.storage.provenance import file_hash, git_revision
+from calce_jax.text.tokenizers import tokenizer_hashes
 
 
 def write_base(path: Path, weights: Weights) -> None:
@@ -51,6 +53,7 @@ def write_run(path: Path, weights: Weights, run: RunConfig) -> None:
                 "config": config,
                 "lora": {"rank": run.lora.rank, "alpha": run.lora.alpha},
                 "base": {"file": configured_path, "sha256": file_hash(base_path)},
+                "tokenizers": tokenizer_hashes(run),
                 "start": {"kind": "converted", "path": weights.origin},
                 "git": git_revision(),
                 "jax": jax.__version__,
@@ -78,7 +81,7 @@ def _save_trained(workdir: Path, trained: Mapping[str, np.ndarray], record: Mapp
     leaves = {TRAINABLE_PREFIX + name: array for name, array in trained.items()}
     items = ocp.args.Composite(
         state=ocp.args.PyTreeSave(leaves),  # pyright: ignore[reportCallIssue]
-        record=ocp.args.JsonSave(dict(record)),  # pyright: ignore[reportCallIssue]
+        record=ocp.args.JsonSave(record_with_checksums(record, leaves)),  # pyright: ignore[reportCallIssue]
     )
     try:
         with ocp.CheckpointManager(workdir.absolute() / CHECKPOINT_DIR, item_handlers=handlers) as manager:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from calce_jax.checkpoints.checksums import header_with_checksums, tensor_checksum
 from calce_jax.checkpoints.convert.reader import SAFETENSORS_DTYPES
 from calce_jax.checkpoints.convert.state_dict import WEIGHT_DTYPES, LazyArray
 from calce_jax.storage.atomic_files import atomic_replace_dir, atomic_write, write_error
@@ -35,29 +36,41 @@ def cast_floating(tensors: Mapping[str, LazyArray], dtype: np.dtype) -> dict[str
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write one safetensors file atomically, with one tensor in memory at a time.
+    """Write one safetensors file atomically, with one tensor in memory at a time, and with checksums.
 
     Args:
       path: the file; an existing one is replaced.
       tensors: by name, in the order to write.
-      metadata: of the file's header.
+      metadata: of the file's header, which also gets the checksums.
 
     Raises:
       OSError: the file cannot be written; the message names it and the remedy. An existing file is left as it was.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    # The header comes first, and its checksums are known last: it is written again, as long as before.
+    checksums = dict.fromkeys(tensors, "0" * 8)
+    check_free_space(path, sum(tensor.nbytes for tensor in tensors.values()))
+    with atomic_write(path) as tmp_path, tmp_path.open("wb") as file:
+        file.write(_encode_header(tensors, metadata, checksums))
+        for name, tensor in tensors.items():
+            array = np.ascontiguousarray(tensor.read())
+            checksums[name] = tensor_checksum(array)
+            file.write(array.reshape(-1).view(np.uint8).data)
+        file.seek(0)
+        file.write(_encode_header(tensors, metadata, checksums))
+
+
+def _encode_header(
+    tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None, checksums: Mapping[str, str]
+) -> bytes:
+    """Return the header with its length before it."""
+    header: dict[str, object] = {"__metadata__": header_with_checksums(metadata, checksums)}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
         header[name] = {"dtype": DTYPE_CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     header_bytes = json.dumps(header).encode()
     header_bytes += b" " * (-len(header_bytes) % 8)
-    check_free_space(path, end)
-    with atomic_write(path) as tmp_path, tmp_path.open("wb") as file:
-        file.write(len(header_bytes).to_bytes(8, "little") + header_bytes)
-        for tensor in tensors.values():
-            array = np.ascontiguousarray(tensor.read())
-            file.write(array.reshape(-1).view(np.uint8).data)
+    return len(header_bytes).to_bytes(8, "little") + header_bytes
 
 
 def write_shards(

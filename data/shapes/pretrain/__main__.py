@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from absl import flags, logging
 from flax import nnx
 
-from calce_jax.checkpoints.manager import save_params
+from calce_jax.checkpoints.params_file import save_params
 from calce_jax.commands.runner import no_arguments, run_main
 from calce_jax.models.calce import CalceConfig
 from calce_jax.text.tokenizers import load_bert, load_t5
