@@ -50,15 +50,16 @@ class TensorBoardWriter(MetricWriter):
         # tensorboardX imports torch if it is installed, which takes seconds; only writers should wait for it.
         from tensorboardX import summary  # noqa: PLC0415
         from tensorboardX.event_file_writer import EventsWriter  # noqa: PLC0415
-        from tensorboardX.proto import event_pb2, summary_pb2  # noqa: PLC0415  # pyright: ignore
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415  # pyright: ignore
+        from tensorboardX.proto.summary_pb2 import Summary  # noqa: PLC0415  # pyright: ignore
 
-        self._folder, self._make, self._event, self._summary = folder, summary, event_pb2.Event, summary_pb2.Summary
+        self._folder, self._make, self._event, self._summary = folder, summary, Event, Summary
         with self._naming_errors():
             folder.mkdir(parents=True, exist_ok=True)
             # TensorBoard reads the files of a folder in the order of their names, which begin with the second.
             self._file = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
             if purge_step is not None:
-                start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                start = SessionLog(status=SessionLog.START)
                 self._file.write_event(self._event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:

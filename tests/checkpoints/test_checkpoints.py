@@ -162,7 +162,7 @@ def test_a_stage_and_a_conversion_start_from_the_best_checkpoint(tmp_path):
     save(tmp_path, make_state(4, value=2.0), metrics={"R1_avg": 50.0})
     template = nnx.State(abstract().trainable)
     for checkpoint, step in (("best", 3), ("latest", 4)):
-        restored, folder = restore_trainables(tmp_path, template, checkpoint)
+        restored, folder, _ = restore_trainables(tmp_path, template, checkpoint)
         assert (float(restored["t5_proj"]["kernel"][0, 0]), folder.name) == (step - 2, str(step))
     shapes = {"t5_proj/kernel": (8, 4), "t5_proj/bias": (4,)}
     spec = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
