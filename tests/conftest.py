@@ -2,6 +2,8 @@
 
 import gc
 import os
+import signal
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,6 +57,16 @@ def pipeline_run(tmp_path_factory: pytest.TempPathFactory) -> PipelineRun:
     pytest-xdist makes it once in each worker that needs it; so its tests are in one file, commands/test_pipeline.py.
     """
     return run_pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture
+def signals_heard() -> Iterator[None]:
+    """SIGINT and SIGTERM as in a process in the foreground; in the background a shell lets SIGINT be ignored."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in previous.items():
+        signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

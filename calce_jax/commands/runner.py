@@ -88,7 +88,8 @@ def _sigterm_raises() -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> NoReturn:
         raise _TerminatedError
 
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
     previous = signal.signal(signal.SIGTERM, handle)

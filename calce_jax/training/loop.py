@@ -244,7 +244,9 @@ def _stop_request(stop_on_signals: bool) -> Iterator[_StopRequest]:
         if stop.evaluating:
             raise _EvaluationInterrupted
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    # What the parent ignores for this process, as a shell does with Ctrl-C for jobs in the background, stays ignored.
+    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in heard}
     try:
         yield stop
     finally:

@@ -102,6 +102,7 @@ def test_other_errors_exit_with_1(run, command, arguments, message):
         (signal.SIGTERM, 143, "terminated; run the same command again, it continues where it can"),
     ],
 )
+@pytest.mark.usefixtures("signals_heard")
 def test_a_signal_ends_a_command_in_one_line_and_cleans_up(number, code, line, capsys):
     cleaned = []
 
@@ -123,8 +124,9 @@ def test_a_signal_ends_a_command_in_one_line_and_cleans_up(number, code, line, c
 def test_a_signal_ends_the_process_while_a_thread_works(number, code):
     """Taking the interpreter down under a thread of native code would crash; a thread that sleeps shows the way out."""
     script = f"""
-        import os, threading, time
+        import os, signal, threading, time
         from calce_jax.commands import cli, evaluate
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         def main(argv):
             threading.Thread(target=time.sleep, args=(600,)).start()
             os.kill(os.getpid(), {int(number)})

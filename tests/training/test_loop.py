@@ -175,6 +175,7 @@ def test_what_does_not_fit_is_counted_with_the_metrics_and_named_once(tmp_path, 
 
 
 @pytest.mark.parametrize(("at", "number"), [(3, signal.SIGTERM), (5, signal.SIGINT), (7, signal.SIGTERM)])
+@pytest.mark.usefixtures("signals_heard")
 def test_stopped_in_a_step_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, capsys, at, number):
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path, step_fn=send_signal_in(toy_step, at, number))
@@ -326,6 +327,7 @@ def test_data_that_end_early(tmp_path):
         run(tmp_path, iterator=short)
 
 
+@pytest.mark.usefixtures("signals_heard")
 def test_a_second_ctrl_c_stops_at_once(tmp_path, capsys):
     def twice(state, *rest):
         os.kill(os.getpid(), signal.SIGINT)
@@ -338,6 +340,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, capsys):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("signals_heard")
 def test_handlers_of_signals_are_set_while_training_on_request_alone(uninterrupted, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     handlers = []
@@ -351,3 +354,12 @@ def test_handlers_of_signals_are_set_while_training_on_request_alone(uninterrupt
     handlers.clear()
     run(tmp_path / "library", evaluate=noting, stop_on_signals=False)
     assert handlers == [signal.SIG_DFL] * SCHEDULE.epochs
+
+
+def test_an_ignored_signal_stays_ignored_while_training(tmp_path):
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run(tmp_path, step_fn=send_signal_in(toy_step, 3, signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert checkpoint_steps(tmp_path)[-1] == 15
