@@ -57,7 +57,7 @@ def _thumbnails_at(video: str | Path, seconds: Sequence[float], height: int) -> 
     thumbnails: list[bytes] = []
     with ExitStack() as stack:
         reader = stack.enter_context(_open_at(video, 0.0))
-        pixel_aspect, is_seekable = _pixel_aspect(reader.video), not has_broken_clock(reader.container)
+        pixel_aspect, is_seekable = _pixel_aspect(reader.video), _can_seek(reader.container, reader.video)
         current, upcoming = None, next(reader.frames, None)
         for second in seconds:
             if is_seekable and upcoming is not None and second - upcoming.second > MAX_DECODE_AHEAD_S:
@@ -231,14 +231,18 @@ def _open_at(path: str | Path, second: float, *, with_sound: bool = False) -> It
 
 def _seek(container: InputContainer, stream: VideoStream, second: float) -> bool:
     """Go to the key frame before a time, and return whether that was possible; if not, the file is at its start."""
-    # Where timestamps may restart, one of them does not tell a place.
-    if second <= 0 or has_broken_clock(container) or stream.start_time is None:
+    if second <= 0 or not _can_seek(container, stream):
         return False
     try:
         container.seek(int((clock_origin(container) + second) * av.time_base))
     except FFmpegError:  # a file without an index
         return False
     return True
+
+
+def _can_seek(container: InputContainer, stream: VideoStream) -> bool:
+    # Where timestamps may restart, or are missing, one of them does not tell a place.
+    return not has_broken_clock(container) and stream.start_time is not None
 
 
 def _decode_from_here(
