@@ -179,6 +179,7 @@ class RunConfig:
 
 
 ASSETS = "calce_jax/assets/"
+MAX_INT = 2**63 - 1  # of a field; numpy and JAX have no greater ones
 RESTORE_CONFIG = 'restore it from "config" in checkpoints/STEP/record/metadata beside it'
 
 # Fields that change neither the results of a run nor its checkpoints: a workdir can be resumed with other values.
@@ -318,6 +319,10 @@ def _parse_dataclass(cls: Any, values: Any, path: str, errors: list[str]) -> Any
 
 def _parse_value(hint: Any, value: Any, name: str, errors: list[str]) -> Any:
     value_type, bounds = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint, None)
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if any(type(number) is int and abs(number) > MAX_INT for number in numbers):
+        errors.append(f"{name}: must fit in 64 bits, got {value!r:.60}")
+        return value
     if value_type == tuple[int, ...] and isinstance(value, list | tuple):
         value = tuple(value)
         is_valid = all(type(item) is int for item in value)
@@ -328,7 +333,7 @@ def _parse_value(hint: Any, value: Any, name: str, errors: list[str]) -> Any:
     else:
         is_valid = isinstance(value_type, type) and type(value) is value_type
     if not is_valid or (bounds is not None and not bounds.low <= value <= bounds.high):
-        errors.append(f"{name}: must be {_describe_type(hint)}, got {value!r}")
+        errors.append(f"{name}: must be {_describe_type(hint)}, got {value!r:.100}")
     return value
 
 

@@ -74,6 +74,9 @@ def changed(**fields):
         ({"data__frames": None}, "config.data.frames: missing; must be an int >= 2"),
         ({"data__frames": "75"}, "config.data.frames: must be an int >= 2, got '75'"),
         ({"data__frames": True}, "config.data.frames: must be an int >= 2, got True"),
+        ({"seed": 10**400}, r"config.seed: must fit in 64 bits, got 10{59}$"),
+        ({"lora__alpha": -(10**400)}, "config.lora.alpha: must fit in 64 bits, got -10"),
+        ({"text__buckets": [10**400]}, r"config.text.buckets: must fit in 64 bits, got \[10"),
         ({"stage": 3}, "config.stage: must be one of 1, 2, got 3"),
         ({"behaviour": "refrence"}, "config.behaviour: must be one of 'default', 'reference', got 'refrence'"),
         ({"lora__dropout": 1.5}, r"config.lora.dropout: must be a float in \[0, 1\], got 1.5"),
@@ -190,8 +193,10 @@ def test_a_workdir_of_an_earlier_version_is_resumed_with_the_same_values_alone(t
     [
         (None, r"config.json: no such file; give the workdir of a run"),
         ("{", r"config.json: not JSON .*; restore it from"),
+        ("[" * 100_000, r"config.json: not JSON .*; restore it from"),
+        ("9" * 5000, r"config.json: not JSON .*; restore it from"),
         ("[]", r"config.json: must be a JSON object, got list; restore it from"),
-        ('{"stage": 1}', r"config.data: missing; must be a group of fields"),
+        ('{"stage": 1}', r"config.json: \d+ fields are wrong:(?s:.*)config.data: missing; (?s:.*); restore it from"),
     ],
 )
 def test_a_damaged_config_of_a_workdir_is_named(tmp_path, content, message):

@@ -12,6 +12,7 @@ written only below the output folder: no cache and no cookies, and no token is r
 import errno
 import fnmatch
 import hashlib
+import io
 import json
 import os
 import zipfile
@@ -38,6 +39,9 @@ from calce_jax.storage.provenance import file_hash
 # The base class of errors of the hub's HTTP library, which differs between versions of huggingface_hub.
 HubNetworkError = cast(type[Exception], HfHubHTTPError.__mro__[1])
 
+# Raised by the clients for pages that are not what they expect, such as that of a captive portal.
+NO_SUCH_ANSWER = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+ENDPOINT_VARIABLE = "HF_ENDPOINT"
 RECORD_FILE = "fetched.json"
 TIMEOUT_SECONDS = 60  # without a byte received
 DRIVE_RETRIES = 3
@@ -186,7 +190,7 @@ def _download(address: str, target: Path, sibling: RepoSibling) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if sibling.size is not None and partial.exists() and partial.stat().st_size > sibling.size:
         partial.unlink()
-    with partial.open("ab") as file:
+    with _BoundedFile(partial, sibling.size, address) as file:
         http_get(
             address,
             file,
@@ -199,6 +203,30 @@ def _download(address: str, target: Path, sibling: RepoSibling) -> None:
         partial.unlink()
         raise FetchError(f"{address}: {mismatch}: damaged in transfer, or changed there", RETRY)
     os.replace(partial, target)
+
+
+class _BoundedFile(io.FileIO):
+    """A file to append to, up to the size that the hub published; a server that sends more would fill the disk."""
+
+    def __init__(self, path: Path, max_bytes: int | None, address: str):
+        super().__init__(path, "ab")
+        self._max_bytes, self._path, self._address = max_bytes, path, address
+
+    def write(self, data: Any, /) -> int:
+        """Write all bytes.
+
+        Raises:
+          FetchError: there are more than were published; the file is removed.
+        """
+        if self._max_bytes is not None and self.tell() + len(data) > self._max_bytes:
+            self._path.unlink()
+            raise FetchError(
+                f"{self._address}: the server sends more than the published {self._max_bytes} bytes", "try again later"
+            )
+        rest = memoryview(data)
+        while rest:
+            rest = rest[super().write(rest) or 0 :]
+        return len(data)
 
 
 def _describe_mismatch(path: Path, sibling: RepoSibling) -> str:
@@ -233,6 +261,8 @@ def _hub_errors(address: str, by_hand: str) -> Iterator[None]:
     """Turn errors of the hub's client into a FetchError or NoNetworkError of one line."""
     try:
         yield
+    except UserError:
+        raise
     except HfHubHTTPError as error:
         status = error.response.status_code
         remedy = "try again later" if status >= 500 or status == 429 else by_hand
@@ -248,6 +278,11 @@ def _hub_errors(address: str, by_hand: str) -> Iterator[None]:
         if error.errno == errno.ENOSPC:
             raise FetchError(f"{address}: {error.strerror}", f"make room, and {CONTINUE}") from error
         raise NoNetworkError(f"{address}: {_one_line(error)}", CONTINUE) from error
+    except NO_SUCH_ANSWER as error:
+        raise FetchError(
+            f"{address}: the answer is not that of the hub ({type(error).__name__})",
+            f"open it in a browser: a network may want a login first, or {ENDPOINT_VARIABLE} be wrong; then {RETRY}",
+        ) from error
 
 
 def _list_drive_folder(part: DriveFolder, out: Path) -> list[tuple[str, str]]:
@@ -325,6 +360,10 @@ def _drive_errors(address: str, by_hand: str) -> Iterator[None]:
         raise FetchError(f"{address}: Google Drive refuses ({_one_line(error)})", by_hand) from error
     except OSError as error:
         raise FetchError(f"{address}: {_one_line(error)}", f"make room, and {CONTINUE}") from error
+    except NO_SUCH_ANSWER as error:
+        raise FetchError(
+            f"{address}: the answer is not that of Google Drive ({type(error).__name__})", by_hand
+        ) from error
 
 
 def _verify_content(path: Path, address: str, remedy: str) -> str:
@@ -351,7 +390,7 @@ def _verify_content(path: Path, address: str, remedy: str) -> str:
     if path.suffix == ".json":
         try:
             json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FetchError(f"{path}: damaged JSON ({_one_line(error)})", remedy) from error
         return "json"
     return ""
@@ -373,7 +412,7 @@ def _read_record(out: Path) -> dict[str, FetchedFile]:
     """Return the files that earlier runs recorded, by name; an unreadable record counts as empty."""
     try:
         return {row["file"]: FetchedFile(**row) for row in json.loads((out / RECORD_FILE).read_text(encoding="utf-8"))}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
 
 

@@ -102,7 +102,7 @@ def _count_valid_lines(lines: Sequence[bytes], queries: Sequence[Query]) -> int:
     for number, (line, query) in enumerate(zip(lines, queries, strict=False)):
         try:
             row = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:  # no JSON, or no UTF-8
+        except (ValueError, RecursionError):  # no JSON, or no UTF-8
             row = None
         expected = (query.qid, query.query, query.video)
         if not isinstance(row, dict) or (row.get("qid"), row.get("query"), row.get("vid")) != expected:
@@ -118,7 +118,7 @@ def _diff_inputs(path: Path, inputs: Mapping[str, Any]) -> str:
         saved = json.loads(path.read_bytes())
     except FileNotFoundError:
         return f"its inputs are unknown: {path} is missing"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"its inputs are unknown: {path} is not JSON ({error})"
     if not isinstance(saved, dict):
         return f"its inputs are unknown: {path} is not a JSON object"

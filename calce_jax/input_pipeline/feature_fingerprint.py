@@ -98,7 +98,18 @@ def weights_hash(path: str | Path, source: FeatureSource = "vit") -> str:
                 file.seek(8 + header_bytes + begin)
                 for offset in range(begin, end, CHUNK_BYTES):
                     digest.update(file.read(min(CHUNK_BYTES, end - offset)))
-    except (OSError, struct.error, json.JSONDecodeError) as error:
+    except FeaturesError:
+        raise
+    except (
+        OSError,
+        struct.error,
+        ValueError,
+        TypeError,
+        LookupError,
+        RecursionError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise FeaturesError(
             f"config.weights.base: {path} cannot be read ({error})", "write it with `calce convert`"
         ) from error

@@ -30,6 +30,7 @@ from calce_jax.errors import UserError
 from calce_jax.storage.atomic_files import write_atomic
 
 FORMAT_VERSION = 1
+MAX_SIZE = 2**31
 STORAGE_DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
 SHARD_NAME = re.compile(r"features-(\d+)-of-host-(\d+)\.array_record")
 # Features hardly compress, and records are read one by one.
@@ -326,12 +327,19 @@ def read_metadata(folder: str | Path) -> FeatureMetadata:
                 f"{path} has version {content['version']}, this program reads {FORMAT_VERSION}",
                 "run `calce cache_features` with another --out",
             )
-        return FeatureMetadata(**content)
+        metadata = FeatureMetadata(**content)
+        for field in fields(metadata):
+            value = getattr(metadata, field.name)
+            if type(value) is not field.type or (isinstance(value, int) and not 0 <= value < MAX_SIZE):
+                raise TypeError(f"{field.name} is {value!r:.60}")
+        return metadata
+    except UserError:
+        raise
     except FileNotFoundError:
         raise FeaturesError(
             f"there are no features in {folder}: {path} is missing", f"run `calce cache_features` with --out={folder}"
         ) from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FeaturesError(
             f"{path} is damaged ({error})", "remove the folder and run `calce cache_features` again"
         ) from error
@@ -378,7 +386,7 @@ def _read_contents(shard: Path) -> dict[str, Any]:
         if not (records := reader.num_records()):
             raise ValueError("no records")
         return json.loads(reader.read([records - 1])[0])
-    except (RuntimeError, IndexError, ValueError) as error:
+    except (RuntimeError, IndexError, ValueError, RecursionError) as error:
         raise _damaged(shard, error) from error
 
 

@@ -22,7 +22,9 @@ from absl import logging
 
 from calce_jax.errors import UserError
 from calce_jax.moments.json_rows import (
+    check_characters,
     is_finite_number,
+    may_have_surrogates,
     normalise_qid,
     parse_json_line,
     raise_faults,
@@ -278,6 +280,8 @@ def _with_items(annotations: Iterable[Annotation], path: str | Path) -> list[Ann
     text = read_text(path, "items", _MISSING_REMEDY, AnnotationError)
     try:
         entries = json.loads(text)
+        if may_have_surrogates(text):
+            check_characters(entries)
         items_by_qid = {normalise_qid(qid): entry["items"] for qid, entry in entries.items()}
         items_by_query = {entry["query"]: entry["items"] for entry in entries.values()}
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:

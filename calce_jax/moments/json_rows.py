@@ -35,11 +35,17 @@ def read_rows(
     """
     if text.lstrip().startswith("["):
         try:
-            return [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)]
+            rows = [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)]
         except (ValueError, RecursionError) as error:
             line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
             faults.append(f"line {line}: {_describe_json_error(error)}; download or write the file again")
             return []
+        for location, row in rows if may_have_surrogates(text) else ():
+            try:
+                check_characters(row)
+            except ValueError as error:
+                faults.append(f"{location}: {error}")
+        return rows
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -58,9 +64,30 @@ def parse_json_line(line: str) -> Any:
       ValueError: it is not JSON; the message says why, and the remedy.
     """
     try:
-        return json.loads(line)
+        row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{_describe_json_error(error)}; give one object a line") from None
+    if may_have_surrogates(line):
+        check_characters(row)
+    return row
+
+
+def may_have_surrogates(text: str) -> bool:
+    r"""Whether a JSON text has an escape such as "\ud83d", half of a character, or another one of the same range."""
+    return "\\ud" in text.lower()
+
+
+def check_characters(row: Any) -> None:
+    """Check that all text of a parsed JSON value can be written: JSON can escape one half of a character alone.
+
+    Raises:
+      ValueError: it cannot; the message says which half, and the remedy.
+    """
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start : error.start + 1])
+        raise ValueError(f"the text holds {half}, which is half of a character; mend the text") from None
 
 
 def _describe_json_error(error: Exception) -> str:

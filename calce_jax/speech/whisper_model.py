@@ -127,6 +127,8 @@ def _read_json(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> T:
         raise SpeechModelError(f"{path}: damaged ({error})", "fetch the model again") from error
     except ValueError as error:
         raise SpeechModelError(f"{path}: {error}") from error
+    except (TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise SpeechModelError(f"{path}: damaged ({error})", "fetch the model again") from error
 
 
 def _open_tokenizer(folder: Path, special_tokens: SpecialTokens, config: WhisperConfig) -> PreTrainedTokenizerBase:

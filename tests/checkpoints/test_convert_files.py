@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -135,8 +136,13 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path, torch, form):
         path.write_bytes(pickle.dumps(Code(created), protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(WeightsFileError, match=r"checkpoint\.pth was not loaded: it holds other objects than tensors"):
+    with pytest.raises(
+        WeightsFileError, match=r"checkpoint\.pth was not loaded: it holds other objects than tensors"
+    ) as refusal:
         open_tensors(path)
+    # Torch's own text says how to load it all the same.
+    assert form == "legacy" or str(refusal.value).endswith("save its state dict alone (it holds getattr)")
+    assert not re.search("weights_only|two options|safe_globals|do those steps", str(refusal.value))
     assert not created.exists()
     if form == "pickle":
         pickle.loads(path.read_bytes())
@@ -174,6 +180,22 @@ def test_missing_shards_are_all_named(tmp_path):
         WeightsFileError, match=f"3 of 4 shards are missing; get them: {', '.join(path.name for path in gone)}"
     ):
         open_tensors(index.parent)
+
+
+@pytest.mark.parametrize("shard", ["x.index.json", "../a.safetensors", "/a.safetensors", 7, None, ["a"]])
+def test_index_that_names_itself_or_other_folders(tmp_path, shard):
+    index = tmp_path / "x.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(WeightsFileError, match=r"x.index.json is not an index of shards, or is damaged"):
+        open_tensors(index)
+
+
+@pytest.mark.parametrize("text", ['{"weight_map": ' * 50_000, "[" * 100_000, "9" * 5000, "[]", "null"])
+def test_index_that_is_hostile_json(tmp_path, text):
+    index = tmp_path / "x.index.json"
+    index.write_text(text)
+    with pytest.raises(WeightsFileError, match=r"x.index.json is not an index of shards, or is damaged"):
+        open_tensors(index)
 
 
 def test_index_with_a_tensor_that_is_in_no_shard(tmp_path):

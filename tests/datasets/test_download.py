@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import requests
 
 from calce_jax.datasets.download import RECORD_FILE, NoNetworkError, fetch
 from calce_jax.datasets.sources import PUBLICATIONS, DriveFile, DriveFolder, HubRepo, Publication
-from tests.helpers.published_server import COMMIT, run_server
+from tests.helpers.published_server import COMMIT, FakeHandler, run_server
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = bytes(range(256)) * 400
@@ -129,6 +130,29 @@ def test_another_content_than_promised_is_not_kept(hub, tmp_path):
     hub.advertised = {"config.json": b'{"size": 2}'}
     (tmp_path / "config.json").unlink()
     assert "its git hash is" in line(fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)[1])
+
+
+def test_more_bytes_than_published_are_not_written(hub, tmp_path, monkeypatch):
+    """As from a mirror, or a network that answers with its own files."""
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    hub.advertised["a.safetensors"] = WEIGHTS[:3000]
+    files, faults = fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)
+    expected = r"a.safetensors: the server sends more than the published 3000 bytes; try again later"
+    assert re.search(expected, line(faults))
+    assert there(tmp_path).keys() == {RECORD_FILE, *(file.file for file in files)}
+
+
+@pytest.mark.parametrize("answer", [b"<html>Log in to this network</html>", b"[]", b"{}", b"[" * 100_000])
+def test_the_page_of_a_captive_portal_is_no_traceback(hub, tmp_path, monkeypatch, answer):
+    monkeypatch.setattr(FakeHandler, "do_GET", lambda self: self.respond(answer, "text/html"))
+    publication = published(REPO, DriveFile(FIRST, ""), DriveFolder(SECOND, "folder"))
+    _, faults = fetch(publication, tmp_path, endpoint=hub.url, log=quiet)
+    assert len(faults) == 3
+    assert re.search(
+        r"someone/model: the answer is not that of the hub .*; open it in a browser|has no config", faults[0]
+    )
+    assert all("drive.google.com" in fault and "browser" in fault for fault in faults[1:])
+    assert not any("\n" in fault for fault in faults)
 
 
 @pytest.mark.parametrize(("status", "remedy"), [(403, "open it in a browser, and put config"), (503, "try again")])

@@ -41,6 +41,26 @@ def test_charades_lines(write, tmp_path):
     assert read_annotations(path, durations=table) == [known]
 
 
+HALF = r"the text holds '\\ud800', which is half of a character; mend the text"
+
+
+@pytest.mark.parametrize("field", ["qid", "vid", "query", "items"])
+def test_half_of_a_character_is_a_fault_of_its_row(write, tmp_path, field):
+    row = ROW | {field: ["\ud800"] if field == "items" else "x\ud800"}
+    with pytest.raises(AnnotationError, match=rf"rows.jsonl, line 2: {HALF}$"):
+        read_annotations(write(ROW, row))
+    whole = ROW | {"qid": 2, "query": "\N{ROCKET}"}  # two halves in JSON
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([whole, row]))
+    with pytest.raises(AnnotationError, match=rf"list.json, row 2: {HALF}$"):
+        read_annotations(path)
+    assert [annotation.query for annotation in read_annotations(write(whole))] == ["\N{ROCKET}"]
+    items = tmp_path / "items.json"
+    items.write_text(json.dumps({"1": {"query": "x", "items": ["\ud800"]}}))
+    with pytest.raises(AnnotationError, match=r"items.json: .*half of a character"):
+        read_annotations(write(ROW), items=items)
+
+
 def test_items_are_found_by_id_or_by_sentence(write, tmp_path):
     items = tmp_path / "items.json"
     items.write_text(

@@ -6,6 +6,7 @@ tensors and plain containers and refuses everything else; PyTorch is imported on
 
 import json
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
 }
 # safetensors' reader for numpy does not support these dtypes, so their bytes are read directly.
 FLOAT8 = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
+SHARD_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 # Weights in a folder of the Hugging Face hub, in order of preference: an index of shards, or a single file.
 HF_FILENAMES = (
     "model.safetensors.index.json",
@@ -87,7 +89,10 @@ def _open_shards(index: Path) -> dict[str, LazyArray]:
     try:
         weight_map: Mapping[str, str] = json.loads(read_text(index, "shards", "get it again"))["weight_map"]
         shards = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # A path may lead to another folder, and an index to itself.
+        if wrong := [name for name in shards if Path(name).name != name or Path(name).suffix not in SHARD_SUFFIXES]:
+            raise ValueError(f"{wrong[0]!r:.60} is not a file of weights beside it")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsFileError(
             f"{index} is not an index of shards, or is damaged ({error!r})", "get it again"
         ) from error
@@ -204,7 +209,7 @@ def _load_torch(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise WeightsFileError(
             f"{path} was not loaded: it holds other objects than tensors, which could run code, or it is damaged",
-            f"get it from a source you trust, or save its state dict alone ({_first_line(error)})",
+            f"get it as safetensors, or save its state dict alone{_refused_global(error)}",
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise WeightsFileError(
@@ -233,6 +238,12 @@ def _numpy_dtype(path: Path, name: str, tensor: Any) -> np.dtype:
         return np.dtype(str(tensor.dtype).removeprefix("torch."))
     except TypeError as error:
         raise WeightsFileError(f"{path}: {name} has the unsupported dtype {tensor.dtype}") from error
+
+
+def _refused_global(error: pickle.UnpicklingError) -> str:
+    """Return the name of the object that torch refuses. Its text is left out: it says how to switch the refusal off."""
+    match = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" (it holds {match[1]})" if match else ""
 
 
 def _first_line(error: BaseException) -> str:

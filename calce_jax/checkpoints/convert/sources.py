@@ -115,8 +115,8 @@ def open_whisper_weights(folder: Path) -> dict[str, LazyArray]:
         raise WeightsFileError(error.reason, error.remedy) from error
     except WeightsFileError:
         raise
-    except (OSError, ValueError) as error:
-        raise WeightsFileError(f"{folder / 'config.json'}: {error}") from error
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise WeightsFileError(f"{folder / 'config.json'}: {error}", "fetch the whole model again") from error
     model = nnx.eval_shape(lambda: Whisper(config, rngs=nnx.Rngs(0)))
     return lazy_params(whisper.KEY_MAPPING, open_tensors(folder), nnx.state(model, nnx.Param))
 
