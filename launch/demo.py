@@ -13,6 +13,9 @@ from pathlib import Path
 CORES = min(os.cpu_count() or 1, 8)
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={1 << (CORES.bit_length() - 1)}")
 
+# Of transformers only tokenizers are used: no advice to install PyTorch. Read when transformers is imported.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 # The shapes world is in this checkout, not in the installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

@@ -50,7 +50,7 @@ def run_main(
         _check_boolean_flags(flag_values, argv)
         remaining = parse(flag_values, argv) if parse else flag_values(argv)
     except (flags.Error, UserError) as error:
-        fail(f"{argv[0]}: {_first_cause(error)}", USAGE)
+        fail(f"{argv[0]}: {_first_cause(error)}; see `{argv[0]} --help`", USAGE)
     logging.set_verbosity(int(flag_values["verbosity"].value or 0))
     try:
         with _sigterm_raises():
@@ -165,4 +165,11 @@ def fail(message: str, code: int) -> NoReturn:
 def _first_cause(error: Exception) -> str:
     """Return the message of a flag error; ml_collections puts that of a config file at the end of a traceback."""
     text = str(error).strip()
-    return re.sub(r"^[\w.]+: ", "", text.splitlines()[-1]) if "Traceback" in text else text
+    if "Traceback" in text:
+        return re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
+    if missing := re.findall(r"Flag (--\w+) must have a value other than None", text):
+        *others, last = missing
+        return f"{', '.join(others)} and {last} are missing" if others else f"{last} is missing"
+    text = re.sub(r"^flags [^:]*=[^:]*: ", "", text)
+    number = re.fullmatch(r"flag (--[\w.]+)=(.*): (invalid literal for int|could not convert string to float).*", text)
+    return f"{number[1]}={number[2]}: must be a {'whole ' if 'int' in number[3] else ''}number" if number else text

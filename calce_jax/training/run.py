@@ -1,6 +1,7 @@
 """A training run: its workdir, the model on its devices, the compiled functions, the loop."""
 
 import json
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,8 @@ def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sign
             check_tables(metadata, run_data.tables, config.data.directory)
             check_files(checkpoints.folder / str(resumed_step), metadata, config)
             state = checkpoints.restore(resumed_step, abstract, feed.iterator)
+            if is_primary():
+                print(f"resuming from {checkpoints.folder / str(resumed_step)}", file=sys.stderr)
         logging.info(
             "%s start at step %d from %s", init_source.kind, int(state.step), init_source.path or "a random model"
         )

@@ -49,11 +49,12 @@ def run(tmp_path):
         ("train", ["--config=shape"], "--config=shape: the dataset must be one of qvhighlights, charades_sta"),
         ("train", ["--config=configs/calc.py:shapes"], "--config: there is no file configs/calc.py; give a preset"),
         ("train", [CONFIG, "--config.data.frame=8"], "--config.data.frame: no such field; did you mean --config.data"),
-        ("train", [CONFIG, "--config.seed=many"], "flag --config.seed=many: invalid literal for int"),
-        ("train", [], "flag --config=None: Flag --config must have a value other than None."),
+        ("train", [CONFIG, "--config.seed=many"], "--config.seed=many: must be a whole number; see"),
+        ("train", [CONFIG, "--config.schedule.peak=big"], "--config.schedule.peak=big: must be a number; see"),
+        ("train", [], "--config is missing; see `calce train --help`"),
         ("train", [CONFIG, "seed=7"], "unknown argument: seed=7; set fields of the config with --config.FIELD=VALUE"),
         ("infer", ["--split=dev"], "flag --split=dev: value should be one of <train|val|test>"),
-        ("prepare", ["--out="], "flags out=, check=False: --out is missing"),
+        ("prepare", ["--out="], "--out is missing; see `calce prepare --help`"),
         ("search", [], "no video; give files, or folders of videos"),
         ("search", ["a.mp4", "--clips", "false"], "--clips false: write --clips or --noclips, or --clips=false"),
         ("evaluate", ["more.jsonl"], "unknown argument: more.jsonl"),
@@ -66,6 +67,13 @@ def test_a_wrong_command_line_exits_with_2(run, capsys, command, arguments, mess
     code, message = run(command, arguments, message)
     (line,) = capsys.readouterr().err.splitlines()
     assert (code, line[: len(f"calce {command}: {message}")]) == (2, f"calce {command}: {message}")
+
+
+def test_all_missing_flags_are_named_in_one_line(capsys):
+    with pytest.raises(SystemExit):
+        run_script("evaluate")
+    told = "calce evaluate: --predictions, --annotations and --out are missing; see `calce evaluate --help`\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize(
