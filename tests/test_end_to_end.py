@@ -26,7 +26,7 @@ from calce_jax.text.text_row import Caption, TextSizes
 from calce_jax.text.tokenizers import load_bert, load_t5
 from tests.helpers import recordings_io as golden
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 
 FRAMES, LENGTH = 12, 192
 

@@ -114,6 +114,7 @@ def test_the_sdist_makes_the_same_wheel(wheel, tmp_path):
     assert not {name for name in names if name.startswith(("runs/", ".venv", "weights/"))}
 
 
+@pytest.mark.release
 def test_every_module_can_be_imported(installed, empty):
     script = """
         import importlib, pathlib, pkgutil, sys
@@ -131,6 +132,7 @@ def test_every_module_can_be_imported(installed, empty):
     assert Path(where).is_relative_to(installed.parents[1])
 
 
+@pytest.mark.release
 def test_commands_work_from_an_empty_folder(installed, empty):
     calce = installed.with_name("calce")
     assert run([calce, "--version"], empty).startswith("calce_jax ")

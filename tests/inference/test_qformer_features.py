@@ -98,6 +98,7 @@ def test_only_ln_vision_learns_nothing(stage):
             np.testing.assert_allclose(gradient, expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.release
 def test_steps_leave_ln_vision_bit_for_bit(base):
     """Weight decay included, by which AdamW changes parameters without a gradient."""
     optimizer = make_optimizer(replace(base.config.optimizer, weight_decay=0.5, accumulate=1))

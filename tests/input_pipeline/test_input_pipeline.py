@@ -260,6 +260,7 @@ def test_an_iterator_resumes_in_the_middle_of_an_epoch():
         assert_same(batch, next(resumed))
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_worker_processes_change_nothing():
     config = replace(TRAINING, num_workers=2)

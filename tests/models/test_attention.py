@@ -56,7 +56,14 @@ def test_dpa(bias, mask):
     compare(results(5, 5, "dpa", bias=bias, mask=mask), expected)
 
 
-@pytest.mark.parametrize(("bias", "mask", "scale"), [(True, "keys", 0.3), (True, "none", 1.0), (False, "keys", 0.3)])
+@pytest.mark.parametrize(
+    ("bias", "mask", "scale"),
+    [
+        (True, "keys", 0.3),
+        pytest.param(True, "none", 1.0, marks=pytest.mark.release),
+        pytest.param(False, "keys", 0.3, marks=pytest.mark.release),
+    ],
+)
 def test_flash(monkeypatch, bias, mask, scale):
     """Two blocks of queries and of keys, the second of each partly filled."""
     monkeypatch.setattr(module, "FLASH_MIN_LENGTH", 128)

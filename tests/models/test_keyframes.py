@@ -80,7 +80,7 @@ def fine(features, windows, *, frames=None, talk=False, spoken=None, **settings)
 class TestRecorded:
     """All recorded selections of the original."""
 
-    @pytest.mark.slow
+    @pytest.mark.release
     def test_stage_1(self, shared):
         recorded = json.loads((shared / "golden/05_keyframes_stage1.json").read_text())
         arrays = np.load(shared / "golden/05_keyframes_stage1.npz")
@@ -113,7 +113,7 @@ class TestRecorded:
             num_plans += len(rows)
         assert num_plans == 400
 
-    @pytest.mark.slow
+    @pytest.mark.release
     def test_stage_2(self, shared):
         """With the recorded draws all plans are equal; cluster ids too where mutual neighbours do not tie (C > 4)."""
         recorded = json.loads((shared / "golden/06_keyframes_stage2.json").read_text())["cases"]

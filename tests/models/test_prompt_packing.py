@@ -84,6 +84,7 @@ def host(value):
     return SimpleNamespace(**{name: np.asarray(array) for name, array in vars(value).items()})
 
 
+@pytest.mark.release
 def test_every_position_is_the_originals(shared, tokenizers, compiled):
     """72 batches of one or three samples, without the padding that the original has in the middle."""
     cases = json.loads((shared / "golden/07_prompts.json").read_text())["cases"]

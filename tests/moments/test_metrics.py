@@ -56,6 +56,7 @@ def rounded(result):
     return {name: {"MR-mAP": scores["mAP"], "MR-R1": scores["R1"]} for name, scores in ranges.items()}
 
 
+@pytest.mark.release
 def test_official_sample_scores_as_shipped(shared):
     folder = shared / "annotations/qvhighlights"
     rows = [json.loads(line) for line in (folder / "sample_val_preds.jsonl").read_text().splitlines()]

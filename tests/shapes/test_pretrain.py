@@ -109,6 +109,7 @@ def test_the_pointer_counts_only_where_it_should():
     np.testing.assert_allclose(some, np.log(2) / 2, rtol=1e-6)
 
 
+@pytest.mark.release
 def test_frames_told_take_the_place_of_frames_seen(dataset, t5, bert):
     model = Calce(CalceConfig.tiny(len(t5), len(bert), lora=None), rngs=nnx.Rngs(0))
     init_text_stage(model)
