@@ -53,5 +53,5 @@ def test_whisper_with_flax_names(tmp_path):
     for wrong in ((f"{source},bert:x", target), (source, f"hf:{tmp_path / 'hf'}")):
         with pytest.raises(ValueError, match="whisper:PATH must be the only source, with --target=base:FILE"):
             convert(*wrong, get_preset("shapes"))
-    with pytest.raises(WeightsFileError, match=r"gone/config\.json: .*No such file"):
+    with pytest.raises(WeightsFileError, match=r"gone/config\.json: no such file"):
         convert(f"whisper:{tmp_path / 'gone'}", target, get_preset("shapes"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from calce_jax.models.keyframes.dpc_knn import dpc_knn
+from tests.helpers.recordings_io import load_recording
 
 # A pair, a triple, a loner and another pair on a line.
 LINE = np.array([0.0, 0.1, 5.0, 5.1, 5.3, 9.0, 20.0, 20.4], np.float32)[:, None]
@@ -54,7 +55,7 @@ def test_recorded_clusterings(shared):
     all unmasked frames must agree.
     """
     cases = json.loads((shared / "golden/04_cluster_meta.json").read_text())
-    arrays = np.load(shared / "golden/04_cluster.npz")
+    arrays = load_recording(shared, "04_cluster")
     robust = {c["case"].split("_")[0] for c in cases if c.get("robust_to_1e-6_perturbation")}
     differ, masked_differ, tied = set(), set(), set()
     for case in cases:

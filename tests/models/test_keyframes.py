@@ -13,6 +13,7 @@ from calce_jax.models.keyframes.borders import dilate, mark_cluster_borders
 from calce_jax.models.keyframes.coarse import select_coarse
 from calce_jax.models.keyframes.compress import compress, draw_removal_numbers
 from calce_jax.models.keyframes.fine import _frames_in_windows, _frames_of_top_clusters, select_fine
+from tests.helpers.recordings_io import load_recording
 
 coarse_compiled = jax.jit(select_coarse, static_argnames=("mode", "clusters", "dilation", "behaviour"))
 fine_compiled = jax.jit(select_fine, static_argnames=("clusters", "dilation", "filter_dilation", "behaviour"))
@@ -83,7 +84,7 @@ class TestRecorded:
     @pytest.mark.release
     def test_stage_1(self, shared):
         recorded = json.loads((shared / "golden/05_keyframes_stage1.json").read_text())
-        arrays = np.load(shared / "golden/05_keyframes_stage1.npz")
+        arrays = load_recording(shared, "05_keyframes_stage1")
         words = recorded["keyword_set"]
 
         def settings(case):
@@ -117,7 +118,7 @@ class TestRecorded:
     def test_stage_2(self, shared):
         """With the recorded draws all plans are equal; cluster ids too where mutual neighbours do not tie (C > 4)."""
         recorded = json.loads((shared / "golden/06_keyframes_stage2.json").read_text())["cases"]
-        arrays = np.load(shared / "golden/06_keyframes_stage2.npz")
+        arrays = load_recording(shared, "06_keyframes_stage2")
         words = json.loads((shared / "golden/05_keyframes_stage1.json").read_text())["keyword_set"]
 
         def settings(case):
