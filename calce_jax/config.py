@@ -182,6 +182,16 @@ ASSETS = "calce_jax/assets/"
 MAX_INT = 2**63 - 1  # of a field; numpy and JAX have no greater ones
 RESTORE_CONFIG = 'restore it from "config" in checkpoints/STEP/record/metadata beside it'
 
+# Fields that name files or folders: they change where a run is moved, and what counts is the contents.
+PATH_FIELDS = (
+    "data.directory",
+    "data.features",
+    "weights.base",
+    "weights.start",
+    "text.t5_tokenizer",
+    "text.bert_tokenizer",
+)
+
 # Fields that change neither the results of a run nor its checkpoints: a workdir can be resumed with other values.
 IGNORED_ON_RESUME = (
     "mesh",

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
 from calce_jax.checkpoints.params_file import load_params
-from calce_jax.config import ConfigError, RunConfig, diff, flatten, packaged_path, to_dict
+from calce_jax.config import PATH_FIELDS, ConfigError, RunConfig, diff, flatten, packaged_path, to_dict
 from calce_jax.config_compat import SAME_WEIGHTS, upgrade_config
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.distributed.sharding import abstract_like, param_shardings
@@ -20,9 +20,6 @@ from calce_jax.models.calce import Calce, CalceConfig, split_params
 from calce_jax.storage.provenance import file_hash
 from calce_jax.storage.verification import verification_enabled
 from calce_jax.text.tokenizers import tokenizer_hashes
-
-# Paths, which change where a run is moved.
-PATH_FIELDS = ("weights.base", "data.features", "text.t5_tokenizer", "text.bert_tokenizer")
 
 
 def calce_config(config: RunConfig, *, t5_vocab: int, bert_vocab: int) -> CalceConfig:

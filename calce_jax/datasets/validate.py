@@ -11,12 +11,10 @@ from calce_jax.moments.annotations import (
     windows_beyond_video,
     windows_without_length,
 )
+from calce_jax.moments.json_rows import name_queries
 from calce_jax.storage.failures import Failure
 from calce_jax.text.captions import CaptionError, clean_captions, read_srt
 from calce_jax.video.decode import VideoError, video_duration
-
-# Ids that a line of the summary names.
-MAX_NAMED_QIDS = 5
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,15 @@ class ValidationReport:
 
     def summary_lines(self) -> list[str]:
         """Return the counts as lines of text."""
-        return [
+        lines = [
             *(f"{split}: {count} queries" for split, count in self.queries.items()),
             f"{self.num_videos} videos, {self.hours:.2f} hours; the longest is {self.max_duration:.1f} s",
             f"{self.num_windows} windows; {self.without_windows} queries have none, {self.without_items} have no items",
-            *_name_qids(self.without_length, "queries have a window of no length, which no answer can meet"),
-            *_name_qids(self.beyond_video, "queries have a window that ends more than a second after its video"),
+            name_queries("queries have a window of no length, which no answer can meet", self.without_length),
+            name_queries("queries have a window that ends more than a second after its video", self.beyond_video),
             f"{len(self.faults)} faults",
         ]
+        return [line for line in lines if line]
 
 
 def validate_dataset(
@@ -97,12 +96,6 @@ def validate_dataset(
         beyond_video=[row.qid for row in windows_beyond_video(rows, durations)],
         faults=sorted(faults, key=lambda fault: fault.video),
     )
-
-
-def _name_qids(qids: Sequence[str | int], what: str) -> Iterator[str]:
-    if qids:
-        more = ", ..." if len(qids) > MAX_NAMED_QIDS else ""
-        yield f"{len(qids)} {what}: {', '.join(map(str, qids[:MAX_NAMED_QIDS]))}{more}"
 
 
 def _check_split_leakage(splits: Mapping[str, Sequence[Annotation]]) -> Iterator[Failure]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch
-from calce_jax.config import RunConfig, flatten, is_ignored_on_resume, packaged_path, to_dict
+from calce_jax.config import PATH_FIELDS, RunConfig, flatten, is_ignored_on_resume, packaged_path, to_dict
 from calce_jax.distributed.multihost import barrier, broadcast_int, is_primary, one_writer, process_info
 from calce_jax.inference.answers import Answer, decode_answers
 from calce_jax.inference.partial_predictions import PartialPredictions
@@ -90,17 +90,6 @@ def make_case(query: Query, answer: Answer) -> EvalCase:
     return EvalCase(
         query.qid, answer.moments.windows, query.windows.tolist(), malformed=answer.moments.status != "exact"
     )
-
-
-# Fields that name files or folders, whose contents are hashed instead.
-PATH_FIELDS = (
-    "data.directory",
-    "data.features",
-    "weights.base",
-    "weights.start",
-    "text.t5_tokenizer",
-    "text.bert_tokenizer",
-)
 
 
 def predict_split(model: TrainedModel, split: str, out: str | Path) -> list[Prediction]:

@@ -14,11 +14,18 @@ from calce_jax.errors import UserError
 QVHIGHLIGHTS_PREFIX = "QVHighlight_"
 # A file can be wrong in every line; a longer list is of no use.
 MAX_SHOWN_FAULTS = 30
+MAX_NAMED_QIDS = 5
 
 
 def normalise_qid(qid: str | int) -> str:
     """Return the form in which ids of queries are compared: "QVHighlight_2579", "2579" and 2579 give "2579"."""
     return str(qid).removeprefix(QVHIGHLIGHTS_PREFIX)
+
+
+def name_queries(message: str, qids: Sequence[str | int]) -> str:
+    """Return "3 MESSAGE: 1, 2, 7" with the first ids; "" for none."""
+    more = ", ..." if len(qids) > MAX_NAMED_QIDS else ""
+    return f"{len(qids)} {message}: {', '.join(map(str, qids[:MAX_NAMED_QIDS]))}{more}" if qids else ""
 
 
 def read_rows(

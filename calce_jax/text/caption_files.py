@@ -1,5 +1,6 @@
 """Which .srt file belongs to a video: `film.srt`, in any case, or one with a language, `film.en.srt`."""
 
+import os
 import re
 from pathlib import Path
 
@@ -29,13 +30,12 @@ def caption_languages(folder: str | Path, stem: str) -> dict[str, Path]:
 def _list_captions(folder: str | Path, stem: str) -> tuple[Path | None, dict[str, Path]]:
     plain, by_language = None, {}
     try:
-        paths = sorted(Path(folder).iterdir())
+        # Names alone: paths of a folder of ten thousand, for each of its videos, would take minutes.
+        names = sorted(name for name in os.listdir(folder) if name.startswith(f"{stem}."))
     except OSError:
         return None, {}
-    for path in paths:
-        if not path.name.startswith(f"{stem}."):
-            continue
-        ending = path.name[len(stem) :]
+    for name in names:
+        path, ending = Path(folder) / name, name[len(stem) :]
         if ending.lower() == SRT_SUFFIX and _is_file(path):
             plain = path
         elif (match := _LANGUAGE.fullmatch(ending)) and _is_file(path):

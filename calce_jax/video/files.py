@@ -1,5 +1,6 @@
 """File suffixes of videos."""
 
+import os
 from pathlib import Path
 
 # `find_video` tries them in this order.
@@ -35,9 +36,10 @@ def find_video(folder: Path, stem: str) -> Path | None:
             if _is_file(path := folder / f"{stem}{spelling}"):
                 return path
     try:
-        candidates = [path for path in folder.iterdir() if path.stem == stem and is_video_name(path)]
+        paths = [folder / name for name in os.listdir(folder) if name.startswith(f"{stem}.")]
     except OSError:
         return None
+    candidates = [path for path in paths if path.stem == stem and is_video_name(path)]
     files = sorted(filter(_is_file, candidates), key=lambda path: VIDEO_SUFFIXES.index(path.suffix.lower()))
     return files[0] if files else None
 

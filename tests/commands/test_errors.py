@@ -147,8 +147,8 @@ def test_a_signal_ends_the_process_while_a_thread_works(number, code):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_home_is_expanded_where_a_shell_leaves_it_and_not_in_texts(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
+def test_home_is_expanded_where_a_shell_leaves_it_and_not_in_texts(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
     values = flags.FlagValues()
     flags.DEFINE_string("out", None, "", flag_values=values)
     flags.DEFINE_string("query", None, "", flag_values=values)
@@ -158,8 +158,8 @@ def test_home_is_expanded_where_a_shell_leaves_it_and_not_in_texts(monkeypatch):
     got = []
     run_main(got.extend, given, values)
     assert (values.out, values.query, values.annotations) == (
-        "/home/me/x",
+        f"{tmp_path}/x",
         "a=~/b",
-        ["train=/home/me/a", "val=/home/me/b"],
+        [f"train={tmp_path}/a", f"val={tmp_path}/b"],
     )
     assert (values.clips, got) == (True, ["calce", "no.mp4", "~x"])

@@ -1,6 +1,6 @@
 """Numbers that other libraries compute: recorded in small files, and computed anew by `make test-all`.
 
-    CALCE_ORACLE=record python -m pytest tests/models tests/training -k "transformers or torch"
+    CALCE_ORACLE=record python -m pytest tests/models tests/training tests/speech -k "transformers or torch"
 
 writes the files anew, with the versions of torch and transformers of the environment.
 """

@@ -13,13 +13,11 @@ from calce_jax.moments.annotations import (
     windows_beyond_video,
     windows_without_length,
 )
-from calce_jax.moments.json_rows import normalise_qid
+from calce_jax.moments.json_rows import name_queries, normalise_qid
 from calce_jax.moments.metrics.pairing import Pairing, pair_predictions
 from calce_jax.moments.metrics.protocols import evaluate_cases
 from calce_jax.moments.predictions import Prediction, read_predictions, reorder_windows
 from calce_jax.moments.windows import WindowOrder
-
-MAX_LISTED_QIDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,29 +45,22 @@ class Evaluation:
         without_length = windows_without_length(self.annotations)
         beyond = windows_beyond_video(self.annotations, durations)
         messages = [
-            _warning("annotated queries have no prediction and count as misses", pairing.missing_predictions),
-            _warning(
+            name_queries("annotated queries have no prediction and count as misses", pairing.missing_predictions),
+            name_queries(
                 "predictions are for queries that are not annotated, and are not scored", pairing.unknown_predictions
             ),
-            _warning("annotated queries have no true windows, and are not scored", pairing.missing_truth),
-            _warning(
+            name_queries("annotated queries have no true windows, and are not scored", pairing.missing_truth),
+            name_queries(
                 "annotated queries have a true window of no length, which no prediction can meet",
                 [row.qid for row in without_length],
             ),
-            _warning(
+            name_queries(
                 f"annotated queries have a true window that ends more than {DURATION_TOLERANCE_S:g} s after its video",
                 [row.qid for row in beyond],
             ),
-            _warning("answers were malformed", [case.qid for case in pairing.cases if case.malformed]),
+            name_queries("answers were malformed", [case.qid for case in pairing.cases if case.malformed]),
         ]
         return [message for message in messages if message]
-
-
-def _warning(message: str, qids: Sequence[str | int]) -> str:
-    if not qids:
-        return ""
-    more = ", ..." if len(qids) > MAX_LISTED_QIDS else ""
-    return f"{len(qids)} {message}: {', '.join(map(str, qids[:MAX_LISTED_QIDS]))}{more}"
 
 
 def evaluate_files(predictions: str | Path, annotations: str | Path, window_order: WindowOrder = "given") -> Evaluation:
