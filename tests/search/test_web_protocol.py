@@ -285,19 +285,19 @@ def test_the_progress_of_an_upload_is_told(visitor, world):
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(tmp_path):
-    def answered(visitor: Visitor, status: int) -> bool:
-        """Wait for an answer to an upload that is refused in any case: 413 without room, 415 with it."""
-        deadline = time.monotonic() + 30
-        while (code := visitor.upload("b.html", b"x").status_code) != status and time.monotonic() < deadline:
-            time.sleep(0.1)
-        return code == status
-
     with serving(tmp_path, Stub(), max_visitor_uploads=1) as address:
         visitor = Visitor(address)
         connection = begun(address, visitor)
-        assert answered(visitor, 413)
+        # Progress is told once the upload has its place: one sent meanwhile could have taken the only place before it.
+        with visitor.client.stream("GET", "/gradio_api/upload_progress", params={"upload_id": "u1"}) as stream:
+            assert "update" in next(line for line in stream.iter_lines() if line)
+        assert visitor.upload("b.html", b"x").status_code == 413
         connection.close()
-        assert answered(visitor, 415)
+        deadline = time.monotonic() + 30
+        # Refused in any case: 413 without room, 415 with it.
+        while (code := visitor.upload("b.html", b"x").status_code) == 413 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert code == 415
         assert not list((tmp_path / "app").glob("uploads/*"))
         visitor.client.close()
 
