@@ -18,7 +18,7 @@ from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
 
 FRAMES, CAPTIONS, BERT_TOKENS, WINDOWS, ANSWER_TOKENS, VOCAB = 8, 3, 5, 2, 6, 40
-IMAGE_SIZE, BUCKETS = 28, (40, 96)
+IMAGE_SIZE, BUCKETS, MAX_SPAN = 28, (40, 96), 3
 SIZES = CalceConfig(
     VitConfig(IMAGE_SIZE, 14, width=16, depth=2, heads=2, mlp_width=24),
     QFormerConfig(16, depth=2, heads=2, mlp_width=24, query_tokens=4, image_width=16, vocab=VOCAB, max_positions=16),
@@ -61,7 +61,7 @@ def make_batch(lengths, seed=1):
     count, rng = len(lengths), np.random.default_rng(seed)
     column = np.array(lengths)[:, None]
     frame_mask = np.arange(FRAMES) < column
-    length = rng.integers(1, 4, (count, FRAMES + CAPTIONS + NUM_FIXED_SPANS)).astype(np.int32)
+    length = rng.integers(1, MAX_SPAN + 1, (count, FRAMES + CAPTIONS + NUM_FIXED_SPANS)).astype(np.int32)
     length[:, :FRAMES] *= frame_mask
     length[1, FRAMES + 1 + CAPTIONS - 1] = 0
     start = np.cumsum(length, axis=1, dtype=np.int32) - length
@@ -78,7 +78,7 @@ def make_batch(lengths, seed=1):
         image_size=IMAGE_SIZE,
         captions=CAPTIONS,
         bert_tokens=BERT_TOKENS,
-        text_tokens=int(length.sum(axis=1).max()),
+        text_tokens=length.shape[1] * MAX_SPAN,  # the same for every batch, so that a program is compiled once
         windows=WINDOWS,
         answer_tokens=ANSWER_TOKENS,
     )
