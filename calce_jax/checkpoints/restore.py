@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
 
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
 from calce_jax.checkpoints.params_file import load_params
@@ -48,17 +49,19 @@ def build_model(model_config: CalceConfig, config: RunConfig, mesh: Mesh) -> tup
       ShardingError: the parameters do not fit the mesh.
     """
 
-    def init() -> tuple[nnx.State, nnx.State]:
-        model = Calce(model_config, rngs=nnx.Rngs(config.seed))
+    def init(key: PRNGKeyArray) -> tuple[nnx.State, nnx.State]:
+        model = Calce(model_config, rngs=nnx.Rngs(key))
         return split_params(model, config.model.frozen_dtype)[1:]
 
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Calce(model_config, rngs=nnx.Rngs(config.seed))))
-    abstract = jax.eval_shape(init)
+    # An argument of the compiled program, not a constant in it: runs with other seeds find it in the compilation cache.
+    key = jax.random.key(config.seed)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Calce(model_config, rngs=nnx.Rngs(0))))
+    abstract = jax.eval_shape(init, key)
     shardings = param_shardings(abstract, mesh)
     if not config.weights.base:
-        return graph, *jax.jit(init, out_shardings=shardings)()
+        return graph, *jax.jit(init, out_shardings=shardings)(key)
 
-    initialized = jax.jit(lambda: init()[0], out_shardings=shardings[0])()
+    initialized = jax.jit(lambda key: init(key)[0], out_shardings=shardings[0])(key)
     abstract_leaves = named_leaves(abstract_like(abstract, shardings))
     base_names = {name: _base_weight_name(name) for name in abstract_leaves if name.split("/")[-1] not in ("a", "b")}
     loaded = load_params(

@@ -1,13 +1,18 @@
 """Videos of noise, their annotations, and stored features of them."""
 
 from dataclasses import replace
+from functools import partial
 
+import jax
 import numpy as np
+from flax import nnx
 
 from calce_jax.datasets.tables import VideoRecord
 from calce_jax.inference.extract_features import VideoDataset, extract_features
+from calce_jax.inference.predict_step import step_config
 from calce_jax.input_pipeline.batches import input_config, make_iterator
 from calce_jax.input_pipeline.feature_store import FrameKeys, checksums
+from calce_jax.models.feature_codec import load_or_encode
 from calce_jax.moments.annotations import Annotation
 from calce_jax.video.decode import encode_jpeg
 from tests.helpers.tiny_model import IMAGE_SIZE
@@ -44,3 +49,27 @@ def extract(base, out, store="float32", splits=(), **more):
 def batches(base, config, split="train", workers=0):
     inputs = replace(input_config(config, split, base.model_config, training=False), num_workers=workers)
     return list(make_iterator(inputs, base.tokenizers.t5, base.tokenizers.bert))
+
+
+@partial(jax.jit, static_argnames=("graph", "config"))
+def loss_and_gradients(graph, config, weights, vision_features, batch):
+    """Return the mean loss of a batch with these vision features, and its gradients."""
+    trainable, frozen = weights
+
+    def loss(trainable):
+        model = nnx.merge(graph, trainable, frozen)
+        selection = model.select(vision_features, batch, config.selection)
+        return model.loss(vision_features, batch, selection, config.buckets[-1]).mean()
+
+    return jax.value_and_grad(loss)(trainable)
+
+
+def loss_gradient_vector(base, config):
+    """Return loss and gradients of the first batch of a run, as one vector."""
+    batch = batches(base, config)[0]
+    see = jax.jit(lambda batch, *weights: load_or_encode(nnx.merge(base.graph, *weights), batch))
+    vision_features = see(batch, base.trainable, base.frozen)
+    made = loss_and_gradients(
+        base.graph, step_config(base.config, 8), (base.trainable, base.frozen), vision_features, batch.without_frames()
+    )
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(made)])

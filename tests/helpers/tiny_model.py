@@ -1,7 +1,7 @@
 """The whole model at its smallest, with adapters that do something, and batches of made-up videos for it."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,17 @@ STEPS = {
 }
 
 
-def make_model(sizes=SIZES):
-    """Return structure, trainables and frozen weights, drawn by numpy: nothing is compiled, and no adapter is zero."""
+@cache
+def abstract_model(sizes):
+    """Return structure, and the shapes of trainables and frozen weights."""
     make_calce = partial(Calce, sizes)
     graph = nnx.graphdef(nnx.eval_shape(lambda: make_calce(rngs=nnx.Rngs(0))))
-    abstract = jax.eval_shape(lambda: split_params(make_calce(rngs=nnx.Rngs(0)), "float32")[1:])
+    return graph, jax.eval_shape(lambda: split_params(make_calce(rngs=nnx.Rngs(0)), "float32")[1:])
+
+
+def make_model(sizes=SIZES):
+    """Return structure, trainables and frozen weights, drawn by numpy: nothing is compiled, and no adapter is zero."""
+    graph, abstract = abstract_model(sizes)
     rng = np.random.default_rng(0)
 
     def draw(name, shape):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import grain
 import jax
@@ -12,14 +13,20 @@ from calce_jax.distributed.sharding import build_mesh
 from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
 from calce_jax.inference.predict_step import compile_predict, make_predict
 from calce_jax.training.feed import LengthGroupedIterator
-from tests.helpers.tiny_model import STEPS, make_batch, make_model
+from tests.helpers.tiny_model import SIZES, STEPS, abstract_model, make_batch, make_model
 
 pytestmark = pytest.mark.slow
 
 ROWS, B, EPOCH, WINDOW = 20, 4, 5, 3
 TABLE = make_batch([3 + row * 7 % 6 for row in range(ROWS)])
-GRAPH, TRAINABLE, FROZEN = make_model()
+GRAPH = abstract_model(SIZES)[0]
 MESH = build_mesh((2, 2, 1), jax.devices())
+
+
+@cache
+def weights():
+    """Return trainables and frozen weights."""
+    return make_model()[1:]
 
 
 def batch_of(number):
@@ -38,9 +45,12 @@ def grouper():
 
 def grouped(grouper, state=None, **changes):
     batches = LengthGroupedIterator(
-        in_order(), grouper, FROZEN, **{"batches_per_window": WINDOW, "batches_per_epoch": EPOCH, "seed": 0, **changes}
+        in_order(),
+        grouper,
+        weights()[1],
+        **{"batches_per_window": WINDOW, "batches_per_epoch": EPOCH, "seed": 0, **changes},
     )
-    batches.trainable = TRAINABLE
+    batches.trainable = weights()[0]
     if state is not None:
         batches.set_state(json.loads(json.dumps(state)))
     return batches
@@ -99,9 +109,9 @@ def test_the_order_of_batches_depends_on_the_seed(grouper):
 
 def test_the_data_may_end(grouper):
     batches = LengthGroupedIterator(
-        in_order(1), grouper, FROZEN, batches_per_window=WINDOW, batches_per_epoch=EPOCH, seed=0
+        in_order(1), grouper, weights()[1], batches_per_window=WINDOW, batches_per_epoch=EPOCH, seed=0
     )
-    batches.trainable = TRAINABLE
+    batches.trainable = weights()[0]
     assert len(list(batches)) == EPOCH
 
 
@@ -109,8 +119,7 @@ def test_predictions_come_in_the_order_of_the_data(grouper):
     """Rows are independent; only the order of sums in the matrix products of another batch differs."""
     predict = compile_predict(make_predict(GRAPH, replace(STEPS[1], buckets=(96,))), MESH)
     found, plain = (
-        list(make_batch_predictor(predict, MESH, grouper, window)(TRAINABLE, FROZEN, in_order(1)))
-        for window in (WINDOW, 1)
+        list(make_batch_predictor(predict, MESH, grouper, window)(*weights(), in_order(1))) for window in (WINDOW, 1)
     )
     assert len(found) == EPOCH
     for prediction, alone in zip(found, plain, strict=True):

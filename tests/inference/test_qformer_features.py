@@ -28,18 +28,21 @@ from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import make_train_step
 from tests.helpers.commands import run_script
 from tests.helpers.search_stages import make_stages
-from tests.helpers.stored_features import TRAIN, VAL, batches, frame_keys_of, make_video, with_features
+from tests.helpers.stored_features import (
+    TRAIN,
+    VAL,
+    batches,
+    frame_keys_of,
+    loss_gradient_vector,
+    make_video,
+    with_features,
+)
 from tests.helpers.tiny_model import FRAMES, SIZES, STEPS, make_batch, make_model
 
 pytestmark = pytest.mark.slow
 
 FROZEN_SIZES = replace(SIZES, ln_vision="frozen")
-PARTS = make_model(SIZES)
-# The same weights: the graph definition decides what is frozen.
-FROZEN_PARTS = (make_model(FROZEN_SIZES)[0], *PARTS[1:])
 BATCH = make_batch([FRAMES, FRAMES - 3])
-# Stage 2 has all that stage 1 has, and a second look.
-STAGES = pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.release), 2])
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,18 @@ def extracted(base, tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="module")
+def parts():
+    """Structure, trainables and frozen weights where `ln_vision` is trained."""
+    return make_model(SIZES)
+
+
+@pytest.fixture(scope="module")
+def frozen_parts(parts):
+    """The same weights: the graph definition decides what is frozen."""
+    return (make_model(FROZEN_SIZES)[0], *parts[1:])
+
+
 @partial(jax.jit, static_argnames=("graph", "config"))
 def loss_and_gradients(graph, config, trainable, frozen, batch):
     def loss(trainable):
@@ -83,11 +98,12 @@ def loss_and_gradients(graph, config, trainable, frozen, batch):
     return jax.value_and_grad(loss)(trainable)
 
 
-@STAGES
-def test_only_ln_vision_learns_nothing(stage):
+# Stage 2 has all that stage 1 has, and a second look.
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.release)])
+def test_only_ln_vision_learns_nothing(stage, parts, frozen_parts):
     """XLA orders products by what is differentiated, so losses agree to 1e-6, the effect of the order of sums."""
-    whole, gradients = loss_and_gradients(PARTS[0], STEPS[stage], *PARTS[1:], BATCH)
-    loss, found = loss_and_gradients(FROZEN_PARTS[0], STEPS[stage], *FROZEN_PARTS[1:], BATCH)
+    whole, gradients = loss_and_gradients(parts[0], STEPS[stage], *parts[1:], BATCH)
+    loss, found = loss_and_gradients(frozen_parts[0], STEPS[stage], *frozen_parts[1:], BATCH)
     np.testing.assert_allclose(loss, whole, rtol=1e-6)
     expected = named_leaves(gradients)
     for name, gradient in named_leaves(found).items():
@@ -99,22 +115,22 @@ def test_only_ln_vision_learns_nothing(stage):
 
 
 @pytest.mark.release
-def test_steps_leave_ln_vision_bit_for_bit(base):
+def test_steps_leave_ln_vision_bit_for_bit(base, parts, frozen_parts):
     """Weight decay included, by which AdamW changes parameters without a gradient."""
     optimizer = make_optimizer(replace(base.config.optimizer, weight_decay=0.5, accumulate=1))
-    step = jax.jit(make_train_step(FROZEN_PARTS[0], STEPS[1], optimizer, lambda step: jnp.float32(1e-2)))
-    state = create_train_state(PARTS[1], optimizer)
+    step = jax.jit(make_train_step(frozen_parts[0], STEPS[1], optimizer, lambda step: jnp.float32(1e-2)))
+    state = create_train_state(parts[1], optimizer)
     for _ in range(3):
-        state, _ = step(state, PARTS[2], BATCH, jax.random.key(0))
-    before = named_leaves(PARTS[1])
+        state, _ = step(state, parts[2], BATCH, jax.random.key(0))
+    before = named_leaves(parts[1])
     for name, leaf in named_leaves(state.trainable).items():
         assert np.array_equal(leaf, before[name]) == name.startswith("ln_vision/"), name
 
 
 @pytest.mark.release
 @pytest.mark.parametrize("stage", [1, 2])
-def test_answers_are_those_of_a_run_that_trains_it(stage):
-    told, found = (jax.jit(make_predict(parts[0], STEPS[stage]))(*parts[1:], BATCH) for parts in (PARTS, FROZEN_PARTS))
+def test_answers_are_those_of_a_run_that_trains_it(stage, parts, frozen_parts):
+    told, found = (jax.jit(make_predict(model[0], STEPS[stage]))(*model[1:], BATCH) for model in (parts, frozen_parts))
     np.testing.assert_array_equal(found.answers.tokens, told.answers.tokens)
     np.testing.assert_array_equal(
         found.prompt_selection.frame_plan.frame_index, told.prompt_selection.frame_plan.frame_index
@@ -123,14 +139,16 @@ def test_answers_are_those_of_a_run_that_trains_it(stage):
 
 
 @pytest.mark.release
-def test_a_window_holds_qformer_tokens_in_place_of_frames():
+def test_a_window_holds_qformer_tokens_in_place_of_frames(frozen_parts):
     mesh = build_mesh((2, 1, 1), jax.devices()[:2])
-    grouper, table = LengthGrouper(FROZEN_PARTS[0], STEPS[1], mesh), make_batch([3, 8, 5, 4])
+    grouper, table = LengthGrouper(frozen_parts[0], STEPS[1], mesh), make_batch([3, 8, 5, 4])
     halves = [jax.tree.map(lambda leaf, n=n: leaf[n : n + 2], table) for n in (0, 2)]
-    picked = grouper.take_rows(grouper.encode_window(*PARTS[1:], halves), np.array([1, 2]))
+    picked = grouper.take_rows(grouper.encode_window(*frozen_parts[1:], halves), np.array([1, 2]))
     assert picked.features.values.shape == (2, FRAMES, SIZES.qformer.query_tokens, SIZES.qformer.width)
-    predict = jax.jit(make_predict(FROZEN_PARTS[0], STEPS[1]))
-    found, plain = (list(make_batch_predictor(predict, mesh, grouper, window)(*PARTS[1:], halves)) for window in (2, 1))
+    predict = jax.jit(make_predict(frozen_parts[0], STEPS[1]))
+    found, plain = (
+        list(make_batch_predictor(predict, mesh, grouper, window)(*frozen_parts[1:], halves)) for window in (2, 1)
+    )
     for grouped, alone in zip(found, plain, strict=True):
         np.testing.assert_array_equal(grouped.answers.tokens, alone.answers.tokens)
         np.testing.assert_array_equal(grouped.batch.example_index, alone.batch.example_index)
@@ -139,12 +157,9 @@ def test_a_window_holds_qformer_tokens_in_place_of_frames():
 # As for the tower's tokens.
 @pytest.mark.parametrize(("store", "off"), [("float32", 1e-6), ("bfloat16", 4e-3), ("int8", 1e-2)])
 def test_loss_and_gradients_from_qformer_features_are_those_from_frames(base, extracted, store, off):
-    def learnt(config):
-        batch = batches(base, config)[0]
-        made = loss_and_gradients(base.graph, step_config(base.config, 8), base.trainable, base.frozen, batch)
-        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(made)])
-
-    true, found = learnt(base.config), learnt(with_features(base, extracted[store][0]))
+    true, found = (
+        loss_gradient_vector(base, config) for config in (base.config, with_features(base, extracted[store][0]))
+    )
     assert np.linalg.norm(found - true) < off * np.linalg.norm(true)
     assert abs(found[0] - true[0]) < off * true[0]
 

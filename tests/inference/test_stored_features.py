@@ -18,37 +18,12 @@ from calce_jax.inference.predict_step import make_predict, step_config
 from calce_jax.input_pipeline.batches import InputError, abstract_batch, input_config, make_iterator
 from calce_jax.input_pipeline.feature_fingerprint import check_features, weights_hash
 from calce_jax.input_pipeline.feature_store import FeaturesError, FeatureStore
-from calce_jax.models.feature_codec import load_or_encode
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import make_train_step
-from tests.helpers.stored_features import batches, extract, frame_keys_of, with_features
+from tests.helpers.stored_features import batches, extract, frame_keys_of, loss_gradient_vector, with_features
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
-
-
-@partial(jax.jit, static_argnames=("graph", "config"))
-def loss_and_gradients(graph, config, weights, vision_features, batch):
-    """Return the mean loss of a batch with these vision features, and its gradients."""
-    trainable, frozen = weights
-
-    def loss(trainable):
-        model = nnx.merge(graph, trainable, frozen)
-        selection = model.select(vision_features, batch, config.selection)
-        return model.loss(vision_features, batch, selection, config.buckets[-1]).mean()
-
-    return jax.value_and_grad(loss)(trainable)
-
-
-def loss_gradient_vector(base, config):
-    """Return loss and gradients of the first batch of a run, as one vector."""
-    batch = batches(base, config)[0]
-    see = jax.jit(lambda batch, *weights: load_or_encode(nnx.merge(base.graph, *weights), batch))
-    vision_features = see(batch, base.trainable, base.frozen)
-    made = loss_and_gradients(
-        base.graph, step_config(base.config, 8), (base.trainable, base.frozen), vision_features, batch.without_frames()
-    )
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(made)])
 
 
 # With float32 only the order of sums differs: the tower encodes batches of another size. The other dtypes differ by the

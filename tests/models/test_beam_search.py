@@ -14,6 +14,7 @@ from calce_jax.models.t5 import T5, T5Config
 pytestmark = pytest.mark.slow
 
 VOCAB, LENGTH = 5, 4
+encode, decode = nnx.jit(T5.encode), nnx.jit(T5.decode)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def t5() -> T5:
 def prompts(t5: T5) -> tuple[jax.Array, jax.Array]:
     x = 2.0 * jax.random.normal(jax.random.key(1), (6, 9, 16))
     mask = jnp.arange(9)[None] < jnp.array([9, 4, 7, 9, 2, 5])[:, None]
-    return t5.encode(x, mask), mask
+    return encode(t5, x, mask), mask
 
 
 def search(t5: T5, memory: jax.Array, mask: jax.Array, beams: int, **kwargs: str) -> BeamSearchOutput:
@@ -38,7 +39,7 @@ def log_probabilities(t5: T5, memory: jax.Array, mask: jax.Array, answers: np.nd
     """Return the log-probability (N, A) of each token of answers (N, A) to one prompt, computed without a cache."""
     ids = jnp.asarray(np.pad(answers[:, :-1], ((0, 0), (1, 0))), jnp.int32)
     n = len(answers)
-    logits = t5.decode(ids, jnp.repeat(memory[None], n, 0), jnp.repeat(mask[None], n, 0))
+    logits = decode(t5, ids, jnp.repeat(memory[None], n, 0), jnp.repeat(mask[None], n, 0))
     return np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), answers[:, :, None], axis=-1)[..., 0]
 
 
@@ -66,7 +67,7 @@ def test_one_beam_is_greedy(t5, prompts):
         answer = np.zeros((1, LENGTH), np.int32)
         for position in range(LENGTH):
             ids = jnp.asarray(np.pad(answer[:, :-1], ((0, 0), (1, 0))))
-            logits = t5.decode(ids, memory[sample][None], mask[sample][None])
+            logits = decode(t5, ids, memory[sample][None], mask[sample][None])
             answer[0, position] = int(logits[0, position].argmax())
             if answer[0, position] == EOS_ID:
                 break

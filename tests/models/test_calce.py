@@ -42,8 +42,14 @@ def batch():
     return make_batch((8, 5, 3))
 
 
-def take_sample(batch, sample):
-    return jax.tree.map(lambda array: array[sample : sample + 1], batch)
+def among_others(batch, sample):
+    """Return a batch with one of the samples, and others in place of the rest."""
+    others = make_batch((4, 8, 6), seed=9)
+    return jax.tree.map(lambda here, there: np.where(rows_of(here) == sample, here, there), batch, others)
+
+
+def rows_of(array):
+    return np.arange(B).reshape(-1, *(1,) * (array.ndim - 1))
 
 
 @partial(jax.jit, static_argnums=(0, 2, 3))
@@ -83,9 +89,9 @@ def test_loss_does_not_depend_on_batch_or_bucket(model_state, batch, stage):
     assert len(set(prompt_lengths.tolist())) == B, "prompts of several lengths"
     assert np.isfinite(batched).all()
     for sample in range(B):
-        alone, length = losses(model_state, take_sample(batch, sample), stage)
-        assert length[0] == prompt_lengths[sample]
-        np.testing.assert_allclose(alone[0], batched[sample], **CLOSE)
+        elsewhere, length = losses(model_state, among_others(batch, sample), stage)
+        assert length[sample] == prompt_lengths[sample]
+        np.testing.assert_allclose(elsewhere[sample], batched[sample], **CLOSE)
     shorter, _ = losses(model_state, batch, stage, int(prompt_lengths.max()))
     np.testing.assert_allclose(shorter, batched, **CLOSE)
 
@@ -95,9 +101,18 @@ def test_answers_do_not_depend_on_the_batch(model_state, batch, stage):
     batched = predict(*model_state, batch, stage)
     np.testing.assert_array_equal(batched.batch.example_index, batch.example_index)
     for sample in range(B):
-        alone = predict(*model_state, take_sample(batch, sample), stage)
-        np.testing.assert_array_equal(alone.answers.tokens[0], batched.answers.tokens[sample])
-        np.testing.assert_allclose(alone.answers.score[0], batched.answers.score[sample], **CLOSE)
+        elsewhere = predict(*model_state, among_others(batch, sample), stage)
+        np.testing.assert_array_equal(elsewhere.answers.tokens[sample], batched.answers.tokens[sample])
+        np.testing.assert_allclose(elsewhere.answers.score[sample], batched.answers.score[sample], **CLOSE)
+
+
+@pytest.mark.release
+def test_one_sample_alone_gets_the_loss_and_the_answers_that_it_gets_in_a_batch(model_state, batch, stage):
+    one = jax.tree.map(lambda array: array[:1], batch)
+    np.testing.assert_allclose(losses(model_state, one, stage)[0], losses(model_state, batch, stage)[0][:1], **CLOSE)
+    alone, batched = (predict(*model_state, rows, stage).answers for rows in (one, batch))
+    np.testing.assert_array_equal(alone.tokens, batched.tokens[:1])
+    np.testing.assert_allclose(alone.score, batched.score[:1], **CLOSE)
 
 
 def test_prompts_are_padded_on_the_right_only(model_state, batch, stage):

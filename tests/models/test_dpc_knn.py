@@ -21,10 +21,13 @@ def cluster_batch(features, present, far, noise, *, clusters):
     return jax.vmap(lambda f, p, a, n: one(f, p, far_mask=a, noise=n))(features, present, far, noise)
 
 
+compiled = jax.jit(dpc_knn, static_argnames="clusters")
+
+
 def cluster(features, present=None, **kwargs):
     features = jnp.asarray(features, jnp.float32)
     present = jnp.ones(len(features), bool) if present is None else jnp.asarray(present, bool)
-    return np.asarray(dpc_knn(features, present, **kwargs))
+    return np.asarray(compiled(features, present, **kwargs))
 
 
 def scene_features(frames, *, width=6, seed=0):

@@ -23,6 +23,7 @@ def model(config: LoraConfig | None = None) -> T5:
     return t5
 
 
+@nnx.jit
 def logits(t5: T5, key: jax.Array | None = None) -> jax.Array:
     x = jax.random.normal(jax.random.key(3), (2, 7, TINY.width))
     mask = jnp.arange(7)[None] < jnp.array([7, 5])[:, None]

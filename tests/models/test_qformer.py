@@ -21,6 +21,12 @@ MINUTE = QFormerConfig(
 )
 
 
+# One program in place of as many as there are operations.
+encode_images = nnx.jit(QFormer.encode_images)
+encode_text = nnx.jit(QFormer.encode_text, static_argnames="dtype")
+embed_sentences = nnx.jit(QFormer.embed_sentences)
+
+
 def deterministic_qformer(config):
     return golden.deterministic_weights(
         lambda: QFormer(config, rngs=nnx.Rngs(0)), key_mapping(config.cross_attention_frequency)
@@ -69,7 +75,7 @@ def test_every_visual_layer_as_recorded(qformer, recorded):
     assert len(states) == qformer.config.depth + 1
     for number, state in enumerate(states):
         np.testing.assert_allclose(state, recorded[f"visual_hidden{number}"], **CLOSE)
-    last = qformer.encode_images(jnp.asarray(recorded["image_embeds"]))
+    last = encode_images(qformer, jnp.asarray(recorded["image_embeds"]))
     np.testing.assert_allclose(last, recorded["visual_last_hidden"], **CLOSE)
 
 
@@ -77,10 +83,10 @@ def test_text_as_recorded(qformer, recorded):
     ids = recorded["text_input_ids"]
     np.testing.assert_array_equal(ids != 0, recorded["text_attention_mask"])
     ids = jnp.asarray(ids.astype(np.int32))
-    hidden, real = qformer.encode_text(ids), recorded["text_last_hidden_real"]
+    hidden, real = encode_text(qformer, ids), recorded["text_last_hidden_real"]
     is_token = np.asarray(ids)[:, : real.shape[1]] != 0
     np.testing.assert_allclose(np.asarray(hidden)[:, : real.shape[1]][is_token], real[is_token], **CLOSE)
-    np.testing.assert_allclose(qformer.embed_sentences(ids), recorded["text_cls"], **CLOSE)
+    np.testing.assert_allclose(embed_sentences(qformer, ids), recorded["text_cls"], **CLOSE)
 
 
 def transformers_visual(config, tensors, image):
@@ -157,7 +163,7 @@ def test_text_agrees_with_transformers():
     ours, tensors = deterministic_qformer(MINUTE)
     ids = jnp.asarray([[2, 7, 9, 3, 0, 0], [2, 10, 3, 0, 0, 0]], jnp.int32)
     theirs = oracle("qformer_text", lambda: {"states": transformers_text(MINUTE, tensors, ids)})
-    np.testing.assert_allclose(ours.encode_text(ids), theirs["states"], **CLOSE)
+    np.testing.assert_allclose(encode_text(ours, ids), theirs["states"], **CLOSE)
 
 
 def test_known_outputs_of_deterministic_weights():
@@ -166,37 +172,37 @@ def test_known_outputs_of_deterministic_weights():
     ids = jnp.asarray([[2, 7, 3, 0]], jnp.int32)
     visual = [[0.3328, -0.11012, 0.03505, -0.22077], [0.33281, -0.10992, 0.03491, -0.22076]]  # both are transformers'
     text = [0.25493, 0.48378, 0.17097, -0.50275]
-    np.testing.assert_allclose(ours.encode_images(image)[0, :, :4], visual, **CLOSE)
-    np.testing.assert_allclose(ours.embed_sentences(ids)[0, :4], text, **CLOSE)
+    np.testing.assert_allclose(encode_images(ours, image)[0, :, :4], visual, **CLOSE)
+    np.testing.assert_allclose(embed_sentences(ours, ids)[0, :4], text, **CLOSE)
 
 
 def test_padding_changes_nothing(tiny):
     longer = jnp.pad(IDS, ((0, 0), (0, 20)))
-    alone = tiny.embed_sentences(IDS[1:2, :3])
-    np.testing.assert_allclose(tiny.embed_sentences(longer), tiny.embed_sentences(IDS), **CLOSE)
-    np.testing.assert_allclose(tiny.embed_sentences(longer)[1:2], alone, **CLOSE)
+    alone = embed_sentences(tiny, IDS[1:2, :3])
+    np.testing.assert_allclose(embed_sentences(tiny, longer), embed_sentences(tiny, IDS), **CLOSE)
+    np.testing.assert_allclose(embed_sentences(tiny, longer)[1:2], alone, **CLOSE)
     # The embedding of [PAD] must not matter either.
     other = nnx.clone(tiny)
     other.words[...] = other.words[...].at[0].set(100.0)
-    np.testing.assert_array_equal(other.embed_sentences(longer), tiny.embed_sentences(longer))
+    np.testing.assert_array_equal(embed_sentences(other, longer), embed_sentences(tiny, longer))
 
 
 def test_rows_that_are_all_padding_stay_finite(tiny):
-    assert np.isfinite(tiny.encode_text(jnp.zeros((1, 4), jnp.int32))).all()
+    assert np.isfinite(encode_text(tiny, jnp.zeros((1, 4), jnp.int32))).all()
 
 
 def test_frames_do_not_depend_on_each_other(tiny, image):
-    np.testing.assert_allclose(tiny.encode_images(image)[1:2], tiny.encode_images(image[1:2]), **CLOSE)
+    np.testing.assert_allclose(encode_images(tiny, image)[1:2], encode_images(tiny, image[1:2]), **CLOSE)
 
 
 def test_bfloat16_stays_near_float32(tiny, image):
-    visual, text = tiny.encode_images(image.astype(jnp.bfloat16)), tiny.encode_text(IDS, dtype=jnp.bfloat16)
+    visual, text = encode_images(tiny, image.astype(jnp.bfloat16)), encode_text(tiny, IDS, dtype=jnp.bfloat16)
     assert (visual.dtype, text.dtype) == (jnp.bfloat16, jnp.bfloat16)
     is_token = np.asarray(IDS) != 0
     # bfloat16 keeps 8 bits: 0.4 % an operation, on normed states that reach 3.
-    np.testing.assert_allclose(visual.astype(jnp.float32), tiny.encode_images(image), atol=0.1)
+    np.testing.assert_allclose(visual.astype(jnp.float32), encode_images(tiny, image), atol=0.1)
     np.testing.assert_allclose(
-        np.asarray(text, np.float32)[is_token], np.asarray(tiny.encode_text(IDS))[is_token], atol=0.1
+        np.asarray(text, np.float32)[is_token], np.asarray(encode_text(tiny, IDS))[is_token], atol=0.1
     )
 
 

@@ -22,6 +22,9 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 MINUTE = VitConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12)
 
 
+encode = nnx.jit(Vit.__call__)
+
+
 def deterministic_vit(config):
     return golden.deterministic_weights(lambda: Vit(config, rngs=nnx.Rngs(0)), KEY_MAPPING)
 
@@ -62,7 +65,7 @@ def test_every_block_as_recorded(vit, recorded):
 
 
 def test_tokens_and_their_norm_as_recorded(vit, recorded):
-    tokens = vit(jnp.asarray(recorded["input"].transpose(0, 2, 3, 1)))
+    tokens = encode(vit, jnp.asarray(recorded["input"].transpose(0, 2, 3, 1)))
     np.testing.assert_allclose(tokens, recorded["output"], **CLOSE)
     norm = nnx.Dict(ln_vision=LayerNorm(32, eps=1e-5))
     golden.load_state_dict(norm, qformer_names.LN_VISION, golden.select_weights(recorded, "ln_vision."))
@@ -76,7 +79,7 @@ def test_larger_frames_as_recorded(sizes, recorded):
     larger = nnx.eval_shape(lambda: Vit(dataclasses.replace(sizes, image_size=84), rngs=nnx.Rngs(0)))
     golden.load_state_dict(larger, add_prefix(KEY_MAPPING, "visual_encoder."), tensors)
     np.testing.assert_allclose(
-        larger(jnp.asarray(recorded["input84"].transpose(0, 2, 3, 1))), recorded["output84"], **CLOSE
+        encode(larger, jnp.asarray(recorded["input84"].transpose(0, 2, 3, 1))), recorded["output84"], **CLOSE
     )
 
 
@@ -178,19 +181,19 @@ def test_known_outputs_of_deterministic_weights():
     vit, _ = deterministic_vit(MINUTE)
     frames = jnp.cos(jnp.arange(8 * 8 * 3, dtype=jnp.float32)).reshape(1, 8, 8, 3)
     expected = [[0.76851, -0.71029, -0.5419, 0.54337], [0.98058, -0.98634, -1.28623, -0.43989]]  # transformers'
-    np.testing.assert_allclose(vit(frames)[0, [0, 4], :4], expected, **CLOSE)
+    np.testing.assert_allclose(encode(vit, frames)[0, [0, 4], :4], expected, **CLOSE)
 
 
 def test_frames_do_not_depend_on_each_other(tiny, frames):
-    alone = tiny(frames[1:])
-    np.testing.assert_allclose(tiny(frames)[1:], alone, **CLOSE)
+    alone = encode(tiny, frames[1:])
+    np.testing.assert_allclose(encode(tiny, frames)[1:], alone, **CLOSE)
 
 
 def test_bfloat16_stays_near_float32(tiny, frames):
-    half = tiny(frames.astype(jnp.bfloat16))
+    half = encode(tiny, frames.astype(jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
     # bfloat16 keeps 8 bits: up to 0.4 % an operation, less on average.
-    full = tiny(frames)
+    full = encode(tiny, frames)
     assert jnp.linalg.norm(half.astype(jnp.float32) - full) < 0.01 * jnp.linalg.norm(full)
 
 

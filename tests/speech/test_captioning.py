@@ -180,7 +180,7 @@ def test_damaged_files_do_not_stop_the_others(tmp_path, shared, weights):
     whole = write_audio(tmp_path / "whole.mp4", tone(9, SAMPLE_RATE), rate=SAMPLE_RATE, codec="aac")
     (films / "cut.mp4").write_bytes(whole.read_bytes()[:2000])
     shutil.copyfile(shared / "media" / "speech" / "jfk.flac", films / "jfk.flac")
-    result = caption_videos(find_videos(films), out, lazy_transcriber(weights, TranscriptionOptions(batch_size=4)))
+    result = caption_videos(find_videos(films), out, lazy_transcriber(weights, TranscriptionOptions(batch_size=1)))
     assert {Path(failure.video).name for failure in result.failures} == {"empty.mp4", "text.mp4", "cut.mp4"}
     listed = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
     assert {row["video"] for row in listed} == {failure.video for failure in result.failures}
@@ -281,5 +281,5 @@ def test_devices_share_a_batch(shared, weights):
     assert jax.device_count() == 4
     transcriber = lazy_transcriber(weights, TranscriptionOptions(batch_size=4))()
     assert transcriber.padded_batch_size(1) == 4
-    assert lazy_transcriber(weights, TranscriptionOptions(batch_size=2))().padded_batch_size(2) == 2
-    assert lazy_transcriber(weights, TranscriptionOptions(batch_size=10))().padded_batch_size(9) == 12
+    assert Transcriber(transcriber.model, TranscriptionOptions(batch_size=2)).padded_batch_size(2) == 2
+    assert Transcriber(transcriber.model, TranscriptionOptions(batch_size=10)).padded_batch_size(9) == 12

@@ -3,6 +3,7 @@
 `tests/data/old_run.tar.xz` is a recorded run of stage 1 on two shapes videos; the README in it says how it was made.
 """
 
+import json
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 
 from calce_jax.checkpoints.manager import Checkpoints, checkpoint_steps
+from calce_jax.checkpoints.restore import load_trainable
 from calce_jax.config import ConfigError, read_config, validate
 from calce_jax.config_compat import upgrade_config
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.inference.trained_run import load_base_model, load_trained_model
 from calce_jax.input_pipeline.dataset import MomentDataset
 from calce_jax.moments.predictions import read_predictions
+from calce_jax.training import run
 from calce_jax.training.loop import EvalResult
 from calce_jax.training.metric_log import MetricLog
 from calce_jax.training.run import init_workdir, train_run
@@ -75,18 +78,40 @@ def test_its_model_is_loaded(old_run):
     assert {"t5_proj/kernel", "t5/lm_head/b"} <= changed
 
 
-@pytest.mark.slow
-def test_it_is_resumed_with_its_config_alone(old_run, monkeypatch):
-    workdir = old_run / "stage1"
-    config = read_config(workdir)
+@pytest.fixture
+def resumed(old_run):
+    """Return workdir, config and data of the run; one step more than it has made a finished run one that is not."""
+    config = read_config(old_run / "stage1")
     data = replace(config.data, directory=str(old_run / "prepared"))
-    config = replace(config, data=data, mesh="single")
+    # The recorded tables lack the split of the evaluation.
+    run_data = open_run_data(replace(config, data=replace(data, eval_split="train")))
+    run_data = replace(run_data, steps_per_epoch=5, evaluate=lambda predict: EvalResult({"R1_avg": 1.0}))
+    return old_run / "stage1", replace(config, data=data, mesh="single"), run_data
+
+
+@pytest.mark.slow
+def test_all_of_its_state_is_restored(resumed, monkeypatch):
+    workdir, config, run_data = resumed
+    monkeypatch.setattr(run, "train", lambda state, *rest, **options: state)
+    fresh = run_data.train_iterator.get_state()
+    state = train_run(config, workdir, run_data)
+    assert int(state.step) == 4
+    saved = named_leaves(load_trainable(workdir, state.trainable))
+    for name, leaf in named_leaves(state.trainable).items():
+        np.testing.assert_array_equal(leaf, saved[name], err_msg=name)
+    moments = {name: leaf for name, leaf in named_leaves(state.opt_state).items() if "/mu/" in name or "/nu/" in name}
+    assert moments
+    assert all(np.any(leaf) for name, leaf in moments.items() if name.endswith("/b"))
+    iterator = json.loads((workdir / "checkpoints/4/iterator/process_0-of-1.json").read_text())
+    assert run_data.train_iterator.get_state() == iterator != fresh
+
+
+@pytest.mark.release
+def test_it_is_resumed_with_its_config_alone(resumed, monkeypatch):
+    workdir, config, run_data = resumed
     with pytest.raises(ConfigError, match=r"another config.*\n  keyframes.dilation: 0 there, 2 here$"):
         init_workdir(workdir, replace(config, keyframes=replace(config.keyframes, dilation=2)))
 
-    # The recorded tables lack the split of the evaluation; and a fifth step makes a finished run one that is not.
-    run_data = open_run_data(replace(config, data=replace(data, eval_split="train")))
-    run_data = replace(run_data, steps_per_epoch=5, evaluate=lambda predict: EvalResult({"R1_avg": 1.0}))
     steps, add = [], MetricLog.add
     monkeypatch.setattr(MetricLog, "add", lambda log, step, *rest: (steps.append(step), add(log, step, *rest)))
     state = train_run(config, workdir, run_data)

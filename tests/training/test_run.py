@@ -18,7 +18,7 @@ from calce_jax.config import ConfigError, validate
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.distributed.sharding import make_mesh
 from calce_jax.inference.predict_step import step_config
-from calce_jax.models.calce import Calce, CalceConfig
+from calce_jax.models.calce import CalceConfig
 from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.training import run
 from calce_jax.training.loop import EvalResult
@@ -26,6 +26,7 @@ from calce_jax.training.metric_log import MetricLog
 from calce_jax.training.run import checkpoint_metadata, init_workdir, train_run
 from calce_jax.training.run_data import RunData
 from configs.calce import get_config
+from tests.helpers.tiny_model import make_model
 
 B, T, C, WORDS, ANSWER, VOCAB = 4, 6, 2, 5, 8, 64
 SIZES = CalceConfig.tiny(VOCAB, VOCAB)
@@ -129,11 +130,19 @@ def test_both_programs_follow_the_config():
     assert (program_config.num_beams, program_config.max_answer_length) == (2, 7)
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Return a file of base weights, and the weights."""
+    _, *weights = make_model(dataclasses.replace(SIZES, lora=None))
+    file = tmp_path_factory.mktemp("base") / "base.safetensors"
+    save_params(file, nnx.merge_state(*weights))
+    return file, nnx.merge_state(*weights)
+
+
 @pytest.mark.slow
-def test_base_weights_fill_all_but_the_adapters(tmp_path):
-    config = tiny_config(weights={"base": str(tmp_path / "base.safetensors")})
-    base = nnx.state(Calce(dataclasses.replace(SIZES, lora=None), rngs=nnx.Rngs(5)))
-    save_params(tmp_path / "base.safetensors", base)
+def test_base_weights_fill_all_but_the_adapters(base):
+    file, base = base
+    config = tiny_config(weights={"base": str(file)})
     _, trainable, frozen = build_model(SIZES, config, make_mesh("a100x4"))
     built, base_leaves = named_leaves(trainable) | named_leaves(frozen), named_leaves(base)
     adapters = {name for name in built if name.split("/")[-1] in ("a", "b")}
@@ -147,8 +156,8 @@ def test_base_weights_fill_all_but_the_adapters(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch):
-    config = tiny_config(data={"group": 2})
+def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch, base):
+    config = tiny_config(data={"group": 2}, weights={"base": str(base[0])})
     with pytest.raises(SystemExit):
         train_run(config, tmp_path / "stopped", make_run_data(sigterm_after_evaluation=True), stop_on_signals=True)
     assert checkpoint_steps(tmp_path / "stopped") == [2]
@@ -178,7 +187,7 @@ def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch):
         return state
 
     monkeypatch.setattr(run, "train", no_training)
-    config = tiny_config(seed=7, weights={"base": "", "start": str(tmp_path / "stopped")})
+    config = tiny_config(seed=7, weights={"base": str(base[0]), "start": str(tmp_path / "stopped")})
     started = train_run(config, tmp_path / "next", make_run_data())
     for name, leaf in named_leaves(started.trainable).items():
         np.testing.assert_array_equal(leaf, loaded[name])
