@@ -22,7 +22,6 @@ SHORT_FIELDS: dict[str, Any] = {
     "schedule.warmup_steps": 1,
     "text.buckets": (160,),
     "generation.beams": 2,
-    "weights.base": "",
     "loop.log_every": 1,
 }
 SHORT = tuple(f"--config.{field}={value}" for field, value in SHORT_FIELDS.items())
