@@ -22,8 +22,10 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --
 PYTEST_WEB := $(BIN)/python -m pytest $(wildcard tests/search/test_web*.py)
 
 test: $(VENV)/dev  ## Set up, then run the tests: every room, both stages end to end, resume, meshes, conversion.
-	$(PYTEST) -m "not release"
-	$(PYTEST_WEB) -m "not release"
+	@mkdir -p .pytest_cache
+	$(PYTEST_WEB) -m "not release" >.pytest_cache/web.log 2>&1 & web=$$!; \
+		$(PYTEST) -m "not release"; rest=$$?; \
+		wait $$web; web=$$?; cat .pytest_cache/web.log; exit $$((rest ? rest : web))
 
 check: $(VENV)/dev  ## Lint, format, types and the fast tests: before each commit.
 	$(BIN)/ruff check .

@@ -69,7 +69,12 @@ def signals_heard() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+# Half a minute and more each.
+LONGEST = ("test_pipeline.py", "test_run.py", "test_mesh_parity.py", "test_loop.py", "test_whisper.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with slow tests first, so that no worker begins the longest when the other one is done."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in slow, item.path))
+    """Put long files first, so that no worker begins one when the other is done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.path.name in LONGEST}
+    rank = {path: LONGEST.index(path.name) for path in slow if path.name in LONGEST}
+    items.sort(key=lambda item: (item.path not in slow, rank.get(item.path, len(LONGEST)), item.path))

@@ -1,7 +1,6 @@
 """Four devices compute what one does, whichever axis of the mesh splits the work."""
 
-from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
 import grain
 import jax
@@ -9,27 +8,17 @@ import numpy as np
 import pytest
 
 from calce_jax.checkpoints.manager import Checkpoints
-from calce_jax.config import OptimizerConfig
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.distributed.sharding import abstract_like, build_mesh, make_mesh, param_shardings, put_batch
 from calce_jax.inference.predict_step import make_predict
-from calce_jax.training.optimizer import make_optimizer
-from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import TrainState, create_train_state
-from calce_jax.training.train_step import compile_train_step, make_train_step
 from tests.helpers import tiny_model
-from tests.helpers.tiny_model import BUCKETS
+from tests.helpers.tiny_model import OPTIMIZER, TRAIN_STEPS, compile_tiny_train_step
 
 # float32 sums in another order.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 # data, fsdp, tensor
 MESHES = {"data": (4, 1, 1), "fsdp": (1, 4, 1), "tensor": (1, 1, 4), "fsdp and tensor": (1, 2, 2)}
-# Stage 2, which covers stage 1, with one bucket of the two, since each is compiled.
-STEPS = replace(tiny_model.STEPS[2], buckets=BUCKETS[-1:])
-# Two micro-steps make one optimizer step: after the first, its state holds the gradients themselves. A large eps keeps
-# Adam from magnifying the rounding errors of gradients near zero.
-OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-3, weight_decay=0.05))
-RATE = partial(learning_rate, steps_per_epoch=2, epochs=2, peak=1e-2, floor=0.0, warmup_steps=0)
 BATCHES = [tiny_model.make_batch((8, 5, 3, 6), seed) for seed in (1, 2)]
 
 
@@ -46,8 +35,8 @@ class Devices:
         self.mesh = mesh
         graph, self._trainable, frozen = model
         self._frozen = self._place(frozen)
-        self._step = compile_train_step(make_train_step(graph, STEPS, OPTIMIZER, RATE), self.fresh())
-        self._predict = jax.jit(make_predict(graph, STEPS))
+        self._step = compile_tiny_train_step(graph, self.fresh())
+        self._predict = jax.jit(make_predict(graph, TRAIN_STEPS))
 
     def _place(self, tree):
         return jax.device_put(tree, param_shardings(tree, self.mesh))

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from calce_jax.batch import NUM_FIXED_SPANS, Batch
+from calce_jax.config import OptimizerConfig
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.inference.predict_step import StepConfig
 from calce_jax.models.calce import Calce, CalceConfig, SelectionConfig, split_params
@@ -16,6 +17,9 @@ from calce_jax.models.lora import LoraConfig
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
+from calce_jax.training.optimizer import make_optimizer
+from calce_jax.training.schedule import learning_rate
+from calce_jax.training.train_step import compile_train_step, make_train_step
 
 FRAMES, CAPTIONS, BERT_TOKENS, WINDOWS, ANSWER_TOKENS, VOCAB = 8, 3, 5, 2, 6, 40
 IMAGE_SIZE, BUCKETS, MAX_SPAN = 28, (40, 96), 3
@@ -35,6 +39,18 @@ STEPS = {
     )
     for stage in (1, 2)
 }
+
+# Stage 2, which covers stage 1, with one bucket of the two, since each is compiled.
+TRAIN_STEPS = replace(STEPS[2], buckets=BUCKETS[-1:])
+# Two micro-steps make one optimizer step: after the first, its state holds the gradients themselves. A large eps keeps
+# Adam from magnifying the rounding errors of gradients near zero.
+OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-3, weight_decay=0.05))
+RATE = partial(learning_rate, steps_per_epoch=2, epochs=4, peak=1e-2, floor=0.0, warmup_steps=0)
+
+
+def compile_tiny_train_step(graph, state):
+    """Return the compiled training step; the file that compiles it second finds it in the cache."""
+    return compile_train_step(make_train_step(graph, TRAIN_STEPS, OPTIMIZER, RATE), state)
 
 
 @cache

@@ -36,7 +36,7 @@ def tiny_config(**changes):
     config = get_config("shapes,stage=1")
     config.update(
         {
-            "mesh": "data",
+            "mesh": "single",
             "data": {"frames": T, "captions": C, "batch": B},
             "keyframes": {"clusters": 3},
             "schedule": {"epochs": 2, "warmup_steps": 2},

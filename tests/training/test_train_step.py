@@ -7,16 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from calce_jax.config import OptimizerConfig
 from calce_jax.distributed.param_names import named_leaves, with_leaves
-from calce_jax.training.optimizer import make_optimizer
+from calce_jax.distributed.sharding import make_mesh, param_shardings, put_batch
 from calce_jax.training.state import create_train_state
-from calce_jax.training.train_step import compile_train_step, make_train_step
 from tests.helpers import tiny_model
+from tests.helpers.tiny_model import OPTIMIZER, RATE, compile_tiny_train_step
 
 pytestmark = pytest.mark.slow
 
-OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05))
 BATCH = tiny_model.make_batch((8, 5, 3, 6))
 
 
@@ -29,13 +27,17 @@ def model():
 def step(model):
     """One program for every state: state -> the state before and after it, and its metrics, as numpy arrays."""
     graph, trainable, frozen = model
-    config = replace(tiny_model.STEPS[1], buckets=tiny_model.BUCKETS[-1:])
-    program = make_train_step(graph, config, OPTIMIZER, lambda step: 1e-2 / (1 + step.astype(jnp.float32)))
-    compiled = compile_train_step(program, create_train_state(trainable, OPTIMIZER))
+    mesh = make_mesh("single")
+
+    def place(tree):
+        return jax.device_put(tree, param_shardings(tree, mesh))
+
+    compiled = compile_tiny_train_step(graph, place(create_train_state(trainable, OPTIMIZER)))
 
     def run(state, frozen=frozen, batch=BATCH):
         before = jax.device_get(state)
-        after, metrics = compiled(jax.tree.map(jnp.array, before), frozen, batch, jax.random.key(3))
+        with jax.set_mesh(mesh):
+            after, metrics = compiled(place(before), place(frozen), put_batch(batch, mesh), jax.random.key(3))
         assert compiled._cache_size() == 1
         return before, jax.device_get(after), jax.device_get(metrics)
 
@@ -71,7 +73,7 @@ def test_a_step_with_a_finite_loss_and_a_gradient_that_is_not_changes_the_step_c
     # The next finite micro-step completes the optimizer's.
     before, after, metrics = step(with_adapter(after, 1e-30))
     assert metrics["skipped"] == 0
-    assert metrics["learning_rate"] == np.float32(1e-2) / 3
+    assert metrics["learning_rate"] == pytest.approx(RATE(2))
     assert (after.opt_state.mini_step, after.opt_state.gradient_step) == (0, 1)
     assert "trainable/t5/lm_head/b" in changed(before, after)
     assert all(np.isfinite(leaf).all() for leaf in named_leaves(after).values())

@@ -1,0 +1,1 @@
+"""Long runs under load, apart from the tests: `make load`."""
