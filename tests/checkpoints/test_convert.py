@@ -180,6 +180,7 @@ def test_base_file_is_what_training_reads(hugging_face):
     jax.tree.map(np.testing.assert_array_equal, params, {name: weights.base[name].read() for name in spec})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT16])
 def test_round_trip_in_half_precision(hub, dtype):
     """From PyTorch to Flax to PyTorch, in the dtype of the source."""
@@ -362,6 +363,7 @@ def test_run_without_its_base(tmp_path, base, message):
         open_sources([("orbax", tmp_path)], SIZES)
 
 
+@pytest.mark.slow
 def test_command_from_end_to_end(tmp_path):
     """A run of the tiny size, exported to Hugging Face's formats and read again."""
     tiny = model_config_of(RUN)

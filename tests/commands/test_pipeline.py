@@ -81,6 +81,7 @@ def test_errors_with_a_trained_run(pipeline_run, command, arguments, message):
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [pytest.param("checkout", marks=pytest.mark.release), "another"])
 def test_a_script_prints_an_error_as_its_last_line_without_a_traceback(folder, tmp_path):
     """`python launch/train.py` from the checkout, and by its absolute path from another folder."""

@@ -206,6 +206,7 @@ def test_bfloat16_stays_near_float32(tiny, image):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["encode_images", "encode_text"])
 def test_only_a_key_enables_dropout(method):
     small, _ = deterministic_qformer(MINUTE)
@@ -217,6 +218,7 @@ def test_only_a_key_enables_dropout(method):
     assert not np.allclose(dropped, run(jax.random.key(1)), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("remat", "drops"), [pytest.param("dots", False, marks=pytest.mark.release), ("full", True)])
 def test_remat_changes_no_gradient(remat, drops):
     # Depth 3: a scan over whole groups and a shorter last group. With dropout the recomputed draws must repeat.

@@ -98,6 +98,7 @@ def test_logits_and_loss_as_recorded(encoded, recorded, kind):
     np.testing.assert_allclose(loss, recorded[f"{kind}_loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -119,6 +120,7 @@ def test_answers_as_recorded(encoded, recorded, kind, options):
         np.testing.assert_allclose(answers.score[:, 0], recorded[f"{name}_scores"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("behaviour", "version"), [("reference", "4_33_3"), ("default", "4_38_2")])
 def test_forty_answers_as_each_version_of_transformers_gives_them(models, shared, behaviour, version):
     cases, t5 = golden.load_recording(shared, "03_t5_beam40"), models["base"]
@@ -219,6 +221,7 @@ def test_padding_changes_nothing(small):
     np.testing.assert_allclose(decode(t5, ids, wide_memory, wide_mask), decode(t5, ids, memory, mask), **CLOSE)
 
 
+@pytest.mark.slow
 def test_step_by_step_as_all_at_once(small):
     t5, _ = small
     x = jax.random.normal(jax.random.key(3), (2, 6, 12))

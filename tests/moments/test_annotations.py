@@ -80,6 +80,7 @@ def test_own_format_reads_back(write, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["own.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "split", "count"), [("qvh", "val", 1550), ("charades", "test", 3720), ("qvh", "train", 7218)]
 )

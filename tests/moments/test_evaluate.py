@@ -55,6 +55,7 @@ def test_published_predictions_on_qvhighlights(shared, rank, expected):
     assert tuple(reference[key] for key in HEADLINES) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", ["given", "longest"])
 def test_published_predictions_on_charades(shared, rank):
     path = shared / "annotations/calce/charades/test_stage2.json"

@@ -132,6 +132,7 @@ class FakeModel(NamedTuple):
         return true if self.stage == 2 else [[max(0.0, start - 1), end] for start, end in true]
 
 
+@pytest.mark.slow
 def test_the_demo_scores_each_model_on_what_it_was_given(tmp_path, monkeypatch):
     """All steps but the neural ones: stage 2, and it alone, is told the windows of stage 1."""
     trained, reported, given = [], [], {}

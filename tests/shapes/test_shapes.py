@@ -99,6 +99,7 @@ def test_visual_queries_have_distractors():
     assert shared > 0.6 * sum(query.kind != "caption" for scene in SCENES for query in scene.queries)
 
 
+@pytest.mark.slow
 def test_frames_show_each_colour_when_it_is_there():
     for scene in SCENES[:20]:
         for second in np.arange(0.5, scene.duration, 3.0):
@@ -155,6 +156,7 @@ def test_video_has_the_scenes_length_rate_and_size(silent_scene, silent_video):
     assert not list(silent_video.parent.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_set_is_written_once_and_the_same_each_time(tmp_path):
     assert write_shapes(tmp_path / "a", {"val": 1}) == 1
     assert write_shapes(tmp_path / "a", {"val": 1}) == 0

@@ -277,6 +277,7 @@ def test_from_a_narrated_film_to_its_moments(tmp_path, shared, weights):
     assert json.loads((out / "moments.json").read_text())
 
 
+@pytest.mark.slow
 def test_devices_share_a_batch(shared, weights):
     assert jax.device_count() == 4
     transcriber = lazy_transcriber(weights, TranscriptionOptions(batch_size=4))()

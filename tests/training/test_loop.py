@@ -209,6 +209,7 @@ def test_a_finished_run_does_nothing_more(uninterrupted):
     assert_same(run(workdir, step_fn=refuse, evaluate=refuse), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, caplog, harm):
     states = {}
@@ -236,6 +237,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, caplog
     assert all(np.isfinite(value) for value in scalars(tmp_path, "train/gradient_norm").values())
 
 
+@pytest.mark.slow
 def test_a_run_with_a_skipped_step_resumes_bit_for_bit(tmp_path):
     whole = run(tmp_path / "whole", step_fn=harming(7))
     with pytest.raises(SystemExit):
@@ -252,6 +254,7 @@ def test_a_log_of_skipped_steps_alone_has_no_loss(tmp_path):
     assert 6 in scalars(tmp_path, "train/learning_rate")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [pytest.param("loss", marks=pytest.mark.release), "gradient"])
 def test_many_skipped_in_a_row_end_the_run_with_two_remedies_that_work(tmp_path, harm):
     with pytest.raises(TrainingError) as raised:
@@ -289,6 +292,7 @@ def test_many_skipped_before_the_first_checkpoint(tmp_path):
     assert checkpoint_steps(tmp_path) == evaluated == []
 
 
+@pytest.mark.slow
 def test_a_finite_step_in_between_begins_the_count_anew(tmp_path):
     assert MAX_SKIPPED == 5
     assert int(run(tmp_path, step_fn=harming(2, 3, 4, 5, 7, 8, 9, 10)).step) == 15
@@ -340,6 +344,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, capsys):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("signals_heard")
 def test_handlers_of_signals_are_set_while_training_on_request_alone(uninterrupted, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
