@@ -51,6 +51,7 @@ def assert_equal(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["single", "a100x4"])
 def test_restores_state_iterator_and_record_onto_any_mesh(tmp_path, mesh):
     iterator = make_iterator()

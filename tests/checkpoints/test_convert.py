@@ -123,6 +123,7 @@ def test_lavis_with_eva_t5_and_bert(hub):
     assert not weights.trained
 
 
+@pytest.mark.slow
 def test_hugging_face_with_bert(hugging_face):
     sources = f"hf:{hugging_face / 'hf'},bert:{hugging_face / 'bert'}"
     weights = open_sources(parse_sources(sources), SIZES, seed=1)
@@ -172,6 +173,7 @@ def test_position_embedding_is_interpolated_to_the_grid(hub):
     np.testing.assert_array_equal(positions.read(), expected)
 
 
+@pytest.mark.slow
 def test_base_file_is_what_training_reads(hugging_face):
     weights = open_sources(parse_sources(f"hf:{hugging_face / 'hf'},bert:{hugging_face / 'bert'}"), SIZES)
     write_base(hugging_face / "weights/base.safetensors", weights)
@@ -283,6 +285,7 @@ def test_disk_full_at_the_checkpoint_of_a_run(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["base.safetensors"]
 
 
+@pytest.mark.slow
 def test_run_with_its_own_base(hugging_face, checkpoint):
     sources = f"hf:{hugging_face / 'hf'},bert:{hugging_face / 'bert'},calce:{checkpoint / 'stage1.pth'}"
     write_run(checkpoint / "run", open_sources(parse_sources(sources), SIZES), RUN)

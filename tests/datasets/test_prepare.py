@@ -83,6 +83,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_processes_give_the_same(run, films, tmp_path):
     write_clip(films / "c.webm", frames=5, rate=5, codec="libvpx-vp9")
     (films / "c.srt").touch()
