@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 
 # Before jax is imported: a power of two of simulated devices, up to one for each core, so that the cores share a batch.
-# Without effect on accelerators.
+# And programs that are optimised less: on a CPU they compile in two thirds of the time, and run as fast. Both have no
+# effect on accelerators.
 CORES = min(os.cpu_count() or 1, 8)
-os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={1 << (CORES.bit_length() - 1)}")
+DEVICES = 1 << (CORES.bit_length() - 1)
+os.environ.setdefault(
+    "XLA_FLAGS", f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=1"
+)
 
 # Of transformers only tokenizers are used: no advice to install PyTorch. Read when transformers is imported.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -36,10 +36,18 @@ def calce_config(config: RunConfig, *, t5_vocab: int, bert_vocab: int) -> CalceC
     return replace(model_config.with_attention(config.model.attention), ln_vision=config.model.ln_vision)
 
 
-def build_model(model_config: CalceConfig, config: RunConfig, mesh: Mesh) -> tuple[Any, nnx.State, nnx.State]:
+def build_model(
+    model_config: CalceConfig, config: RunConfig, mesh: Mesh, *, with_trainables: bool = True
+) -> tuple[Any, nnx.State, nnx.State]:
     """Build the model on a mesh.
 
     With base weights only the adapters are initialised at random; the file holds the model without adapters.
+
+    Args:
+      model_config: sizes of the model.
+      config: of the run.
+      mesh: from `make_mesh`.
+      with_trainables: False returns the shapes of trainables with their shardings, to be restored from a checkpoint.
 
     Returns:
       The graph definition, the trainables (float32) and the frozen weights (`config.model.frozen_dtype`).
@@ -58,18 +66,29 @@ def build_model(model_config: CalceConfig, config: RunConfig, mesh: Mesh) -> tup
     graph = nnx.graphdef(nnx.eval_shape(lambda: Calce(model_config, rngs=nnx.Rngs(0))))
     abstract = jax.eval_shape(init, key)
     shardings = param_shardings(abstract, mesh)
+    trainable, frozen = abstract_like(abstract, shardings)
     if not config.weights.base:
-        return graph, *jax.jit(init, out_shardings=shardings)(key)
+        if with_trainables:
+            return graph, *jax.jit(init, out_shardings=shardings)(key)
+        return graph, trainable, jax.jit(lambda key: init(key)[1], out_shardings=shardings[1])(key)
 
-    initialized = jax.jit(lambda key: init(key)[0], out_shardings=shardings[0])(key)
-    abstract_leaves = named_leaves(abstract_like(abstract, shardings))
+    abstract_leaves = named_leaves((trainable, frozen))
     base_names = {name: _base_weight_name(name) for name in abstract_leaves if name.split("/")[-1] not in ("a", "b")}
     loaded = load_params(
         packaged_path(config.weights.base), {base: abstract_leaves[name] for name, base in base_names.items()}
     )
-    weights = {f"0/{name}": leaf for name, leaf in named_leaves(initialized).items()}
-    weights |= {name: loaded[base] for name, base in base_names.items()}
-    return graph, *with_leaves(abstract, weights)
+    weights = {name: loaded[base] for name, base in base_names.items()}
+    if with_trainables:
+        initialized = jax.jit(lambda key: init(key)[0], out_shardings=shardings[0])(key)
+        trainable = with_leaves(trainable, _under("0/", weights, default=named_leaves(initialized)))
+    return graph, trainable, with_leaves(frozen, _under("1/", weights))
+
+
+def _under(prefix: str, leaves: Mapping[str, Any], default: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the leaves whose names have a prefix, without it, and those of `default` for the other names."""
+    return dict(default or {}) | {
+        name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)
+    }
 
 
 def load_trainable(workdir: Path, template: nnx.State, checkpoint: Literal["best", "latest"] = "best") -> nnx.State:

@@ -103,12 +103,12 @@ def load_trained_model(
         use_captions=config.data.use_captions if use_captions is None else use_captions,
         features=config.data.features if features is None else features,
     )
-    base = load_base_model(replace(config, data=data, mesh=config.mesh if mesh is None else mesh))
-    with jax.set_mesh(base.mesh):
-        trainable, folder, metadata = restore_trainables(Path(workdir), base.trainable, checkpoint)
+    model = _load(replace(config, data=data, mesh=config.mesh if mesh is None else mesh), with_trainables=False)
+    with jax.set_mesh(model.mesh):
+        trainable, folder, metadata = restore_trainables(Path(workdir), model.trainable, checkpoint)
     check_config(folder, metadata, config)
     check_files(folder, metadata, config)
-    return replace(base, trainable=trainable, checkpoint=folder)
+    return replace(model, trainable=trainable, checkpoint=folder)
 
 
 def load_base_model(config: RunConfig) -> TrainedModel:
@@ -118,9 +118,13 @@ def load_base_model(config: RunConfig) -> TrainedModel:
       CheckpointError: the base weights cannot be read.
       TokenizerError: a tokenizer is missing.
     """
+    return _load(config, with_trainables=True)
+
+
+def _load(config: RunConfig, *, with_trainables: bool) -> TrainedModel:
     tokenizers = open_tokenizers(config)
     model_config = calce_config(config, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert))
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        graph, trainable, frozen = build_model(model_config, config, mesh)
+        graph, trainable, frozen = build_model(model_config, config, mesh, with_trainables=with_trainables)
     return TrainedModel(config, model_config, tokenizers, mesh, graph, trainable, frozen)

@@ -1,5 +1,7 @@
 """Draw frames of a scene, at any size and time."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from data.shapes.scene import LANES, Scene, Track
@@ -22,8 +24,7 @@ def render_frame(scene: Scene, second: float, height: int, width: int) -> np.nda
     A track is visible at its start and not at its end. Shapes keep their proportions of the scene's own size, so that a
     small frame looks like the video's frame scaled down.
     """
-    shade = 18 + scene.seed % 30
-    frame = np.full((height, width, 3), (shade, shade, shade + 8), np.uint8)
+    frame = _background(18 + scene.seed % 30, height, width).copy()
     aspect = scene.size[0] / scene.size[1]
     radius_y, radius_x = DIAMETER / 2, DIAMETER / 2 / aspect
     for track in scene.tracks:
@@ -38,6 +39,11 @@ def render_frame(scene: Scene, second: float, height: int, width: int) -> np.nda
         u = (((np.arange(left, right) + 0.5) / width - x) / radius_x)[None, :]
         frame[top:bottom, left:right][_shape_mask(track.shape, u, v)] = COLOUR_RGB[track.colour]
     return frame
+
+
+@lru_cache(maxsize=8)
+def _background(shade: int, height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), (shade, shade, shade + 8), np.uint8)
 
 
 def position(track: Track, second: float, radius: float) -> tuple[float, float]:
