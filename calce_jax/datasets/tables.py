@@ -6,14 +6,16 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tqdm import tqdm
 
 from calce_jax.datasets.builder import RowIterator, TableBuilder, windows_array
@@ -264,6 +266,7 @@ def _write_table(
     with (
         tempfile.TemporaryDirectory(dir=path.parent, prefix="build_") as work_dir,
         redirect_stdout(io.StringIO()),
+        _sorted_features(),
     ):
         build = builder(table=table, shards=shards, data_dir=work_dir)
         try:
@@ -274,3 +277,22 @@ def _write_table(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise
         os.rename(build.data_dir, path)
+
+
+@contextmanager
+def _sorted_features() -> Iterator[None]:
+    """Let TFDS write the features of an example in the order of their names.
+
+    Protocol buffers write a map in an order that differs from process to process, unless asked not to, and TFDS does
+    not ask. The same rows would give other bytes each time.
+    """
+
+    def serialize_example(self: ExampleSerializer, example: Mapping[str, Any]) -> bytes:
+        return self.get_tf_example(example).SerializeToString(deterministic=True)
+
+    original = ExampleSerializer.serialize_example
+    ExampleSerializer.serialize_example = serialize_example
+    try:
+        yield
+    finally:
+        ExampleSerializer.serialize_example = original

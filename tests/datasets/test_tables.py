@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+from tensorflow_datasets.proto import tf_example_pb2
 
 from calce_jax.datasets import tables
 from calce_jax.datasets.builder import TableBuilder
@@ -53,6 +55,19 @@ def built(tmp_path_factory):
     loaded = []
     left_out = build_tables(folder, "qvhighlights", {"train": TRAIN, "val": VAL}, lambda v: loaded.append(v) or load(v))
     return folder, loaded, left_out
+
+
+def test_the_features_of_a_row_are_in_the_order_of_their_names(built):
+    """Otherwise the same rows give other bytes in every process."""
+    files = sorted(built[0].rglob("*.array_record*"))
+    assert len(files) == 4
+    for file in files:
+        reader = ArrayRecordReader(str(file))
+        for record in reader.read_all():
+            example = tf_example_pb2.Example.FromString(record)
+            assert len(example.features.feature) > 3
+            assert record == example.SerializeToString(deterministic=True)
+        reader.close()
 
 
 @pytest.fixture
