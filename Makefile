@@ -8,7 +8,7 @@ export JAX_PLATFORMS ?= cpu
 
 GOLDEN ?= ../shared/golden
 
-.PHONY: demo test test-all check fidelity aot beam bench mutants format base clean help
+.PHONY: demo test test-all check fidelity aot beam bench mutants load format base clean help
 
 help:  ## What can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,10 @@ bench: $(VENV)/dev  ## Compare speed with torch, peft and codecs, on this machin
 
 mutants: $(VENV)/dev  ## Break the code on purpose, one place at a time, and list what no test notices; MUTANTS gives options.
 	$(BIN)/python -m tests.mutants --out=$(RUNS)/mutants.json $(or $(MUTANTS),--named)
+
+load: $(VENV)/dev  ## Prepare 10,000 videos, killed twice; and let 30 visitors use the web app for ten minutes. Takes half an hour.
+	$(BIN)/python -m tests.load.prepare_videos --out=$(RUNS)/load
+	$(BIN)/python -m tests.load.web_visitors --out=$(RUNS)/load
 
 format: $(VENV)/dev  ## Let ruff format and mend.
 	$(BIN)/ruff check --fix .
