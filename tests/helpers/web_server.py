@@ -3,6 +3,7 @@
 import gc
 import http.client
 import re
+import secrets
 import socket
 import threading
 import time
@@ -88,6 +89,7 @@ class Visitor:
     def __init__(self, address):
         httpx = pytest.importorskip("httpx", reason="gradio is absent: pip install 'calce_jax[web]'")
         self.client = httpx.Client(base_url=address, timeout=60)
+        self.session = secrets.token_hex(6)
         self.client.get("/")
         config = self.client.get("/config").json()
         functions = config["dependencies"]
@@ -106,7 +108,7 @@ class Visitor:
 
     def join(self, data: Any, function: int | None = None, **fields: Any):
         function = self.search if function is None else function
-        body = {"data": data, "fn_index": function, "session_hash": "abc123", "trigger_id": None, **fields}
+        body = {"data": data, "fn_index": function, "session_hash": self.session, "trigger_id": None, **fields}
         return self.client.post("/gradio_api/queue/join", json=body)
 
     def ask(self, data: Any, function: int | None = None, **fields: Any) -> str:
@@ -115,7 +117,7 @@ class Visitor:
         if joined.status_code != 200:
             return f"{joined.status_code} {joined.text}"
         said = ""
-        with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "abc123"}) as stream:
+        with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as stream:
             for line in stream.iter_lines():
                 said += line + "\n"
                 if '"process_completed"' in line or '"close_stream"' in line:

@@ -29,7 +29,7 @@ from calce_jax.video.decode import VideoError
 from calce_jax.video.files import VIDEO_SUFFIXES
 
 TITLE = "Moments in videos"
-MAX_QUEUED = 20  # waiting searches
+MAX_QUEUED = 60  # waiting searches
 CLEANUP_SECONDS = 60.0
 IFRAME_HEIGHT = "max(70vh, 44rem)"
 MAX_QUERIES = 20  # of one search
