@@ -46,8 +46,8 @@ NAMED = (
     ),
     Mutant(
         RESTORE,
-        "model = Calce(model_config, rngs=nnx.Rngs(config.seed))",
-        "model = Calce(model_config, rngs=nnx.Rngs(0))",
+        "key = jax.random.key(config.seed)",
+        "key = jax.random.key(0)",
         "adapters ignore the seed",
         noticed_by=("tests/training/test_run.py",),
     ),
