@@ -197,6 +197,7 @@ IGNORED_ON_RESUME = (
     "mesh",
     "data.directory",
     "data.eval_batch",
+    "data.workers",
     "model.remat",
     "model.attention",
     "loop",

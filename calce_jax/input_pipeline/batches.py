@@ -1,12 +1,12 @@
 """Batches in a fixed order: shuffled by seed and epoch, shared between hosts, read by threads or worker processes.
 
 The position of a batch determines its queries and the random numbers of their crops. So the number of hosts and of
-workers does not change the training data, and an iterator whose state is restored continues with the next batch. The
-state counts batches per worker: it must be restored with the same number of workers.
+workers does not change the training data. The state of an iterator is the number of batches that were taken: restored
+with any number of workers, it continues with the next batch.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -173,8 +173,6 @@ def make_iterator(
     if config.shuffle:
         order = order.shuffle(seed=config.seed)
     order = order.batch(config.batch_size, drop_remainder=config.remainder == "drop").repeat(config.num_epochs)
-    if first_batch:
-        order = order[first_batch:]
     rows_per_process = config.batch_size // process_count
     load_batch = _BatchLoader(
         config, t5, bert, examples, slice(process_index * rows_per_process, (process_index + 1) * rows_per_process)
@@ -183,17 +181,66 @@ def make_iterator(
     read_options = grain.ReadOptions(
         num_threads=min(PREFETCH_BATCHES, _available_cores()), prefetch_buffer_size=PREFETCH_BATCHES
     )
-    batches = order.map_with_index(load_batch).to_iter_dataset(read_options)
-    if config.num_workers:
-        if not flags.FLAGS.is_parsed():
-            # Grain passes absl's flags to its workers; programs that are not absl apps have not parsed them.
-            flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.num_workers))
-    return iter(batches.map(_to_batch))
+    # Each batch of queries with its position in the whole run, which decides its epoch.
+    batches = order.map_with_index(lambda position, indices: (position, indices))
+
+    def open_at(position: int) -> grain.DatasetIterator[Batch]:
+        loaded = batches[position:].map(load_batch).to_iter_dataset(read_options)
+        if config.num_workers:
+            if not flags.FLAGS.is_parsed():
+                # Grain passes absl's flags to its workers; programs that are not absl apps have not parsed them.
+                flags.FLAGS.mark_as_parsed()
+            loaded = loaded.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.num_workers))
+        return iter(loaded.map(_to_batch))
+
+    return BatchIterator(open_at, first_batch)
+
+
+class BatchIterator(grain.DatasetIterator[Batch]):
+    """Iterates over batches from a position; its state is the position alone, whoever reads the batches.
+
+    Args:
+      open_at: returns an iterator that begins with the batch at a position.
+      position: of the first batch.
+    """
+
+    def __init__(self, open_at: Callable[[int], grain.DatasetIterator[Batch]], position: int = 0):
+        super().__init__()
+        self._open_at, self._position = open_at, position
+        self._batches: grain.DatasetIterator[Batch] | None = None
+
+    def __next__(self) -> Batch:
+        """Return the next batch.
+
+        Raises:
+          StopIteration: the data end.
+        """
+        if self._batches is None:
+            self._batches = self._open_at(self._position)
+        batch = next(self._batches)
+        self._position += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the position as JSON values."""
+        return {"next_index": self._position}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Move to a position from `get_state`, or to that of Grain's own state, which earlier versions saved."""
+        # Grain counts the batches of each worker.
+        counts = state.get("iterators_in_use_states", [state])
+        self.close()
+        self._position = sum(count["next_index"] for count in counts)
+
+    def close(self) -> None:
+        """End the worker processes and threads; the next batch starts others."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = None
 
 
 class _BatchLoader:
-    """Loads this host's part of a batch, given the position of the batch and the indices of its queries."""
+    """Loads this host's part of a batch, given the position of the batch in the run and the indices of its queries."""
 
     def __init__(
         self,
@@ -216,7 +263,8 @@ class _BatchLoader:
         size = 0 if config.features else config.image_size
         self._buffer_pool = BufferPool((host_rows.stop - host_rows.start, config.frames, size, size, 3))
 
-    def __call__(self, batch_index: int, indices: np.ndarray) -> dict[str, Any]:
+    def __call__(self, batch: tuple[int, np.ndarray]) -> dict[str, Any]:
+        batch_index, indices = batch
         config, first = self._config, indices[0]
         if config.num_workers:
             retain_freed_memory()  # this is a worker process

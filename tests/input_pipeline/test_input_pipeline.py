@@ -253,11 +253,14 @@ def test_an_iterator_resumes_in_the_middle_of_an_epoch():
         next(iterator)
     state = iterator.get_state()
     expected = [next(iterator) for _ in range(4)]
-    resumed = iterate(TRAINING)
-    next(resumed)
-    resumed.set_state(state)
-    for batch in expected:
-        assert_same(batch, next(resumed))
+    # The second state is what earlier versions saved with two worker processes.
+    by_worker = {"next_index_in_cycle": 1, "iterators_in_use_states": [{"next_index": 2}, {"next_index": 1}]}
+    for saved in (state, by_worker):
+        resumed = iterate(TRAINING)
+        next(resumed)
+        resumed.set_state(saved)
+        for batch in expected:
+            assert_same(batch, next(resumed))
 
 
 @pytest.mark.release
@@ -267,12 +270,18 @@ def test_worker_processes_change_nothing():
     alone, workers = iterate(TRAINING), iterate(config)
     for _ in range(3):
         assert_same(next(alone), next(workers))
-    state = workers.get_state()
+    assert workers.get_state() == alone.get_state() == {"next_index": 3}
     expected = [next(workers) for _ in range(2)]
-    resumed = iterate(config)
-    resumed.set_state(state)
+    # With any number of workers; and from the state that earlier versions saved with two.
+    by_worker = {"next_index_in_cycle": 1, "iterators_in_use_states": [{"next_index": 2}, {"next_index": 1}]}
+    for num_workers, state in ((2, {"next_index": 3}), (0, {"next_index": 3}), (0, by_worker)):
+        resumed = iterate(replace(config, num_workers=num_workers))
+        next(resumed)
+        resumed.set_state(state)
+        for batch in expected:
+            assert_same(batch, next(resumed))
+        resumed.close()
     for batch in expected:
-        assert_same(batch, next(resumed))
         assert_same(batch, next(alone))
     with pytest.raises(Exception, match=r"query q1 of video v1: it has no frames"):
         next(
