@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 MORE_TESTS = {
     "": ("tests/test_config.py", "tests/models", "tests/training"),
     "presets": ("tests/test_config.py", "tests/training", "tests/inference"),
-    "models": ("tests/training", "tests/inference"),
+    "models": ("tests/test_deviations.py", "tests/training", "tests/inference"),
     "text": ("tests/input_pipeline",),
     "checkpoints": ("tests/training",),
     "distributed": ("tests/training",),
