@@ -30,7 +30,7 @@ test: $(VENV)/dev  ## Set up, then run the tests: every room, both stages end to
 check: $(VENV)/dev  ## Lint, format, types and the fast tests: before each commit.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright & types=$$!; $(PYTEST) -m "not slow and not release" && wait $$types
+	$(BIN)/pyright & types=$$!; $(PYTEST) -m "not slow and not release"; rest=$$?; wait $$types && exit $$rest
 
 test-all: $(VENV)/dev $(VENV)/aot  ## Every test, live comparisons and the longest ones too: before a release.
 	CALCE_ORACLE=live PYTHONPATH=$(abspath $(VENV)/compilers) $(PYTEST)

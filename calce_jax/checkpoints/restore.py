@@ -80,15 +80,13 @@ def build_model(
     weights = {name: loaded[base] for name, base in base_names.items()}
     if with_trainables:
         initialized = jax.jit(lambda key: init(key)[0], out_shardings=shardings[0])(key)
-        trainable = with_leaves(trainable, _under("0/", weights, default=named_leaves(initialized)))
+        trainable = with_leaves(trainable, named_leaves(initialized) | _under("0/", weights))
     return graph, trainable, with_leaves(frozen, _under("1/", weights))
 
 
-def _under(prefix: str, leaves: Mapping[str, Any], default: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the leaves whose names have a prefix, without it, and those of `default` for the other names."""
-    return dict(default or {}) | {
-        name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)
-    }
+def _under(prefix: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the leaves whose names have a prefix, without it."""
+    return {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
 
 
 def load_trainable(workdir: Path, template: nnx.State, checkpoint: Literal["best", "latest"] = "best") -> nnx.State:
