@@ -62,9 +62,10 @@ format: $(VENV)/dev  ## Let ruff format and mend.
 base: $(VENV)/core  ## Make the tiny base checkpoint of the package anew; took 25 minutes on 2 busy cores.
 	$(BIN)/python -m data.shapes.pretrain
 
+# Python compiles what it imports: --no-compile spares the rest, half a minute.
 $(VENV)/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable .
 	touch $@
 
 # Compiles for GPUs that are not here; on Linux alone. It stands apart: jax would look for a GPU at every start, and complain.
@@ -76,7 +77,10 @@ $(VENV)/compilers: $(VENV)/core
 	touch $@
 
 $(VENV)/dev: $(VENV)/core $(VENV)/compilers
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,oracle,web]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt \
+		--editable '.[dev,oracle,web]'
+	@# Tests make errors of warnings, those of compiling other people's modules too; some of which are made to fail.
+	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
 	touch $@
 
 $(VENV)/aot: $(VENV)/core $(VENV)/compilers

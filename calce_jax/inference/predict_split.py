@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -123,8 +123,7 @@ def predict_split(model: TrainedModel, split: str, out: str | Path) -> list[Pred
             num_done = partial.resume(prediction_inputs(model, dataset_split), batch_size)
         num_done = broadcast_int(num_done)
         if num_done < total:
-            max_duration = max(query.duration for query in dataset_split.queries)
-            predict = model.compile_predictor(max_answer_tokens(model.tokenizers.t5, max_duration, config.behaviour))
+            predict = model.compile_predictor(_max_answer_tokens(model, dataset_split.queries))
             answers = predict_answers(
                 config, dataset_split, model.tokenizers.t5, predict, first_batch=num_done // batch_size
             )
@@ -137,6 +136,30 @@ def predict_split(model: TrainedModel, split: str, out: str | Path) -> list[Pred
             partial.finish()
         barrier("predictions written")
         return read_predictions(out)
+
+
+def predict_examples(model: TrainedModel, split: str, rows: Sequence[int]) -> list[Answer]:
+    """Predict some queries of a split, by the program that predicts the whole split.
+
+    Args:
+      model: from `load_trained_model`.
+      split: a split of `config.data.directory`.
+      rows: of the queries in its table.
+
+    Returns:
+      The answers, in the order of `rows`; the `row` of each counts from 0 in `rows`.
+
+    Raises:
+      TablesError, FeaturesError: see `open_split`.
+    """
+    config, tokenizers = model.config, model.tokenizers
+    whole = open_split(config, split, tokenizers, model.model_config)
+    inputs = input_config(config, split, model.model_config, training=False)
+    examples = [whole.dataset[row] for row in rows]
+    batches = make_iterator(inputs, tokenizers.t5, tokenizers.bert, examples=examples, **process_info())
+    predict = model.compile_predictor(_max_answer_tokens(model, whole.queries))
+    selected = replace(whole, queries=[whole.queries[row] for row in rows], make_batches=lambda _: batches)
+    return list(predict_answers(config, selected, tokenizers.t5, predict))
 
 
 def prediction_inputs(model: TrainedModel, dataset_split: DatasetSplit) -> dict[str, Any]:
@@ -172,6 +195,12 @@ def prediction_inputs(model: TrainedModel, dataset_split: DatasetSplit) -> dict[
         "t5_tokenizer.sha256": _folder_hash(packaged_path(config.text.t5_tokenizer)),
         "bert_tokenizer.sha256": _folder_hash(packaged_path(config.text.bert_tokenizer)),
     }
+
+
+def _max_answer_tokens(model: TrainedModel, queries: Sequence[Query]) -> int:
+    """Return the length limit of answers to the queries of a split, in T5 tokens."""
+    max_duration = max(query.duration for query in queries)
+    return max_answer_tokens(model.tokenizers.t5, max_duration, model.config.behaviour)
 
 
 def _to_list(windows: Any) -> list[list[float]] | None:

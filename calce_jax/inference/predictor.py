@@ -23,12 +23,6 @@ from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.text.prompt import PromptWriter, answer_token_limit
 
 
-def predict_examples(model: TrainedModel, examples: Sequence[Example]) -> list[Answer]:
-    """Predict examples, each with its own video; returns answers in order."""
-    predictor = Predictor(model, max(example.duration for example in examples))
-    return predictor.predict(examples, [predictor.encode_video(example) for example in examples])
-
-
 class Predictor:
     """Predicts single examples with a trained model.
 

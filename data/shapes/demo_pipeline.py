@@ -19,8 +19,8 @@ from calce_jax.datasets.prepared_video import PrepareSettings
 from calce_jax.datasets.tables import rebuild_queries
 from calce_jax.errors import UserError
 from calce_jax.inference.answers import Answer
-from calce_jax.inference.predict_split import predict_split
-from calce_jax.inference.predictor import predict_examples
+from calce_jax.inference.extract_features import VideoDataset, extract_features
+from calce_jax.inference.predict_split import predict_examples, predict_split
 from calce_jax.inference.trained_run import TrainedModel, load_base_model, load_trained_model
 from calce_jax.input_pipeline.dataset import Example, open_dataset
 from calce_jax.moments.annotations import Annotation, write_annotations
@@ -61,8 +61,9 @@ def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) 
     with log_step("1 of 7: videos"):
         write_shapes(out / "shapes", dict(videos or VIDEOS_PER_SPLIT), seed)
     splits = read_splits([str(out / "shapes" / f"{split}.jsonl") for split in ("train", "val", "test")])
-    with log_step("2 of 7: key frames and captions"):
+    with log_step("2 of 7: key frames, captions and features"):
         prepare_shapes(out, splits)
+        store_features(out)
     with log_step("3 of 7: training stage 1"):
         untrained = predict_split(
             load_base_model(stage_config(out, 1)), "test", out / "predictions" / "base_test.jsonl"
@@ -103,7 +104,7 @@ def stage_config(out: Path, stage: int) -> RunConfig:
     start = "" if stage == 1 else str(out / "stage1")
     return replace(
         config,
-        data=replace(config.data, directory=str(out / "prepared")),
+        data=replace(config.data, directory=str(out / "prepared"), features=str(out / "features")),
         weights=replace(config.weights, start=start),
     )
 
@@ -121,6 +122,16 @@ def prepare_shapes(out: Path, splits: Mapping[str, list[Annotation]]) -> None:
     )
     if result.failures:
         raise UserError(f"{len(result.failures)} videos could not be prepared", f"see {out}/prepared/failures.jsonl")
+
+
+def store_features(out: Path) -> None:
+    """Encode the frames once, for both stages: the vision encoder is frozen, and would encode them in every epoch."""
+    extract_features(
+        load_base_model(stage_config(out, 2)),
+        VideoDataset(str(out / "prepared")),
+        out / "features",
+        storage_dtype="float32",
+    )
 
 
 def train_stage(out: Path, stage: int) -> None:
@@ -232,7 +243,7 @@ def write_report(out: Path, stages: Mapping[str, TrainedModel], results: Mapping
     dataset = open_dataset(out / "prepared", "test")
     indices = np.unique(np.linspace(0, len(dataset) - 1, min(MAX_PAGE_QUERIES, len(dataset))).round().astype(int))
     examples = [dataset[int(index)] for index in indices]
-    answers = {name: predict_examples(model, examples) for name, model in stages.items()}
+    answers = {name: predict_examples(model, "test", indices.tolist()) for name, model in stages.items()}
     views = [
         _make_query_view(out, example, {name: stage_answers[n] for name, stage_answers in answers.items()})
         for n, example in enumerate(examples)

@@ -195,7 +195,7 @@ def _compose_srt(scene: Scene) -> str:
 def _encode(scene: Scene, file: OutputContainer) -> None:
     rate = Fraction(scene.fps)
     # Otherwise x264 uses the instructions of the CPU, whose rounding differs.
-    options = {"preset": "veryfast", "x264-params": "cpu-independent=1"}
+    options = {"preset": "ultrafast", "x264-params": "cpu-independent=1"}
     stream = file.add_stream("libx264", rate=rate, options=options)
     stream.width, stream.height = scene.size
     stream.pix_fmt = "yuv420p"

@@ -14,12 +14,13 @@ import pytest
 from calce_jax.datasets.tables import VideoRecord, build_tables, rebuild_queries
 from calce_jax.inference import predict_split as predict_split_module
 from calce_jax.inference.answers import Answer
-from calce_jax.inference.predict_split import DatasetSplit, predict_split
+from calce_jax.inference.predict_split import DatasetSplit, open_split, predict_examples, predict_split
 from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.predictions import PredictionError
 from calce_jax.moments.scoring import QueryMoments
 from calce_jax.storage.locks import FileLock, LockError
+from calce_jax.text.prompt import max_answer_tokens
 from calce_jax.video.decode import encode_jpeg
 from tests.helpers.search_stages import make_stages
 
@@ -324,3 +325,26 @@ def test_an_output_in_a_locked_folder_beside_it_is_another(trained, predicted_ro
     with FileLock(tmp_path / "a.jsonl.lock"):
         predict_split(trained, "val", tmp_path / "b.jsonl")
     assert (tmp_path / "b.jsonl").read_bytes() == expected
+
+
+def test_some_queries_are_asked_as_the_whole_split_is(trained, monkeypatch):
+    """The same batch size and length of answers, so that the program of the whole split serves."""
+    asked, limits = [], []
+
+    def compile_predictor(model, max_answer_tokens):
+        limits.append(max_answer_tokens)
+        return lambda batches: asked.extend(batches) or iter(())
+
+    monkeypatch.setattr(TrainedModel, "compile_predictor", compile_predictor)
+    assert predict_examples(trained, "val", [7, 2]) == []
+    (batch,) = asked
+    assert batch.row_mask.tolist() == [True, True, False, False]
+    assert batch.example_index[:2].tolist() == [0, 1], "rows of answers count within the queries asked"
+    whole = open_split(trained.config, "val", trained.tokenizers, trained.model_config)
+    batches = list(whole.make_batches(0))
+    for field in ("tokens", "frames"):
+        expected = np.concatenate([getattr(each, field) for each in batches])
+        np.testing.assert_array_equal(getattr(batch, field)[:2], expected[[7, 2]])
+        assert getattr(batch, field).shape == getattr(batches[0], field).shape
+    longest = max(query.duration for query in whole.queries)
+    assert limits == [max_answer_tokens(trained.tokenizers.t5, longest, "default")]

@@ -10,7 +10,7 @@ import pytest
 from calce_jax.config import ConfigError, packaged_path, read_config, to_dict, validate
 from calce_jax.inference import predict_split as answering
 from calce_jax.inference.answers import frame_treatments
-from calce_jax.inference.predict_split import predict_split
+from calce_jax.inference.predict_split import predict_examples, predict_split
 from calce_jax.inference.trained_run import load_trained_model
 from calce_jax.input_pipeline.dataset import Query, open_dataset
 from calce_jax.moments.predictions import Prediction, read_predictions
@@ -97,6 +97,14 @@ def test_an_interrupted_inference_goes_on_with_the_first_incomplete_batch(road, 
 
 
 @pytest.mark.release
+def test_some_queries_are_answered_as_with_the_whole_split(road):
+    out, _ = road
+    answers = predict_examples(load_trained_model(out / "stage2"), "test", [4, 0])
+    predictions = read_predictions(out / "predictions/stage2_test.jsonl")
+    assert [answer.moments.windows for answer in answers] == [predictions[row].windows for row in (4, 0)]
+
+
+@pytest.mark.release
 def test_trained_runs_search_a_video_with_its_captions(road, tmp_path):
     out, _ = road
     video = sorted((out / "shapes/videos").glob("*test*.mp4"))[0]
@@ -146,6 +154,7 @@ def test_the_demo_scores_each_model_on_what_it_was_given(tmp_path, monkeypatch):
     monkeypatch.setattr(
         demo, "load_trained_model", lambda path, use_captions=None: FakeModel(int(path.name[-1]), use_captions)
     )
+    monkeypatch.setattr(demo, "store_features", lambda out: None)
     monkeypatch.setattr(demo, "train_stage", lambda out, stage: trained.append(stage))
     monkeypatch.setattr(demo, "predict_split", predict)
     monkeypatch.setattr(demo, "write_report", lambda out, stages, results: reported.append(stages))
