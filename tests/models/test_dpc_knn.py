@@ -51,6 +51,7 @@ def cluster_with_loops(features, clusters, neighbours, noise=0.0):
     return [centres.index(i) if i in centres else int(np.argmin(distance[centres, i])) for i in range(n)]
 
 
+@pytest.mark.slow
 def test_recorded_clusterings(shared):
     """Equal wherever the recorded ids do not depend on ties.
 

@@ -212,6 +212,7 @@ def test_captions_are_used_in_the_order_of_similarity():
     ]
 
 
+@pytest.mark.slow
 def test_the_captions_the_original_chooses(shared):
     """Each recorded cosine becomes a unit vector at that angle to the query."""
     cases = json.loads((shared / "golden/08_subtitles.json").read_text())["cls_filter"]

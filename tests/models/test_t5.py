@@ -195,6 +195,7 @@ def transformers_t5(tensors, x, mask, labels):
     return {"memory": theirs.encoder_last_hidden_state, "logits": theirs.logits, "loss": theirs.loss}
 
 
+@pytest.mark.slow
 def test_as_transformers_computes_it(small):
     t5, tensors = small
     rng = np.random.default_rng(0)

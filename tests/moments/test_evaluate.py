@@ -45,6 +45,7 @@ def files(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "expected"),
     [("given", (78.00, 64.84, 72.89, 70.81, 57.73)), ("longest", (79.74, 65.81, 74.16, 71.80, 58.25))],
@@ -63,6 +64,7 @@ def test_published_predictions_on_charades(shared, rank):
     assert tuple(reference[key] for key in HEADLINES[:3]) == (68.87, 49.87, 59.13)
 
 
+@pytest.mark.slow
 def test_predictions_and_annotations_may_have_different_formats(shared):
     """The original's predictions against the official annotations: ids are strings there and numbers here."""
     predictions = shared / "annotations/calce/qvh/val_stage2.json"

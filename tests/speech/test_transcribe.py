@@ -66,6 +66,7 @@ def tiny(shared):
     return open_whisper(shared / "weights" / "whisper-tiny.en")
 
 
+@pytest.mark.slow
 def test_damaged_models(shared, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(shared / "weights" / "whisper-tiny.en", folder)

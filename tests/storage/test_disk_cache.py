@@ -220,6 +220,7 @@ def changed(entry, **arrays):
     return {name: array for name, array in {**entry, **arrays}.items() if array is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
 def test_frames_that_do_not_fit_together_are_decoded_again(tmp_path, caplog, whole):
     video, cache = write_clip(tmp_path / "a.mp4", frames=16 if whole else 30, rate=2), DiskCache(tmp_path / "cache")

@@ -174,6 +174,7 @@ def test_what_does_not_fit_is_counted_with_the_metrics_and_named_once(tmp_path, 
     assert messages == ["training: query truncated: 2 queries (q7, q8)", "training: caption truncated: 1 query (q8)"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "number"), [(3, signal.SIGTERM), (5, signal.SIGINT), (7, signal.SIGTERM)])
 @pytest.mark.usefixtures("signals_heard")
 def test_stopped_in_a_step_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, capsys, at, number):
@@ -186,6 +187,7 @@ def test_stopped_in_a_step_and_resumed_equals_uninterrupted(uninterrupted, tmp_p
     assert checkpoint_steps(tmp_path) == [10, 15]
 
 
+@pytest.mark.slow
 def test_stopped_in_an_evaluation_evaluates_first_when_resumed(uninterrupted, tmp_path):
     with pytest.raises(SystemExit):
         run(tmp_path, evaluate=send_signal_in(score, 10))
