@@ -23,7 +23,7 @@ PYTEST_WEB := $(BIN)/python -m pytest $(wildcard tests/search/test_web*.py)
 
 test: $(VENV)/dev  ## Set up, then run the tests: every room, both stages end to end, resume, meshes, conversion.
 	@mkdir -p .pytest_cache
-	$(PYTEST_WEB) -m "not release" >.pytest_cache/web.log 2>&1 & web=$$!; \
+	$(PYTEST_WEB) -m "not release" >.pytest_cache/web.log 2>&1 & web=$$!; trap 'kill $$web' INT TERM; \
 		$(PYTEST) -m "not release"; rest=$$?; \
 		wait $$web; web=$$?; cat .pytest_cache/web.log; exit $$((rest ? rest : web))
 

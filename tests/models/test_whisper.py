@@ -300,6 +300,8 @@ def test_configs_that_are_no_whisper_are_refused():
                 "no_timestamps_token_id": 5,
             }
         )
+    with pytest.raises(ValueError, match=r"^no_timestamps_token_id: missing; take this file from the model"):
+        SpecialTokens.from_hugging_face({"decoder_start_token_id": 1, "eos_token_id": 0})
 
 
 def test_weights_go_back_bit_by_bit(small):

@@ -1,5 +1,8 @@
 """Clips: exact to the frame in every container, with the shape of the pixels and the sound of the source."""
 
+import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -8,6 +11,7 @@ import pytest
 
 from calce_jax.video.clips import cut_clip, thumbnails_at
 from calce_jax.video.decode import VideoError, decode_jpeg
+from tests.helpers.audio_files import write_audio
 from tests.helpers.video_files import GREY, write_clip
 
 RATE = 10
@@ -106,3 +110,21 @@ def test_what_a_decoder_raises_names_the_video_and_leaves_no_file(tmp_path, monk
     with pytest.raises(VideoError, match=r"a\.mp4: no frame"):
         cut_clip(video, 0.0, 1.0, tmp_path / "clip.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_the_same_clip_is_the_same_file_in_another_process(tmp_path):
+    noise = (0.3 * np.random.default_rng(0).standard_normal((1, 3 * 8000))).clip(-1, 1).astype(np.float32)
+    write_audio(tmp_path / "noise.mp4", noise, rate=8000, codec="aac", pictures=3)
+    # Enough pictures for every thread of the encoder, which has as many as the machine has cores, to get some.
+    write_clip(tmp_path / "long.mp4", frames=90, rate=30, noise=True, sound=True, size=(128, 96))
+    cut = "import sys; from calce_jax.video.clips import cut_clip; cut_clip(sys.argv[1], 0.5, 2.5, sys.argv[2])"
+    for name in ("noise.mp4", "long.mp4"):
+        cut_clip(tmp_path / name, 0.5, 2.5, tmp_path / f"here_{name}")
+        for cores in ({min(os.sched_getaffinity(0))}, os.sched_getaffinity(0)):
+            out = tmp_path / f"{len(cores)}_{name}"
+            subprocess.run(
+                [sys.executable, "-c", cut, str(tmp_path / name), str(out)],
+                check=True,
+                preexec_fn=lambda cores=cores: os.sched_setaffinity(0, cores),
+            )
+            assert out.read_bytes() == (tmp_path / f"here_{name}").read_bytes()
