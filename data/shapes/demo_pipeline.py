@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from calce_jax.config import RunConfig
+from calce_jax.config import RunConfig, read_config
 from calce_jax.datasets.prepare import prepare_dataset, read_splits
 from calce_jax.datasets.prepared_video import PrepareSettings
 from calce_jax.datasets.tables import rebuild_queries
@@ -55,9 +55,11 @@ def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) 
       seed: of the videos.
 
     Raises:
-      UserError, OSError: a step fails; the message names the file and the remedy.
+      UserError, OSError: `out` holds a demo of an earlier version, or a step fails; the message names the file and the
+        remedy.
     """
     start_time = monotonic()
+    _check_reads_features(out)
     with log_step("1 of 7: videos"):
         write_shapes(out / "shapes", dict(videos or VIDEOS_PER_SPLIT), seed)
     splits = read_splits([str(out / "shapes" / f"{split}.jsonl") for split in ("train", "val", "test")])
@@ -87,6 +89,20 @@ def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) 
     results["seconds"] = round(monotonic() - start_time, 1)
     write_atomic(out / "metrics.json", json.dumps(results, indent=2) + "\n")
     return results
+
+
+def _check_reads_features(out: Path) -> None:
+    """Check that runs in `out` read stored features; those of earlier versions read frames, and cannot be continued.
+
+    Raises:
+      UserError: a run reads frames.
+    """
+    for workdir in (out / "stage1", out / "stage2"):
+        if (workdir / "config.json").is_file() and not read_config(workdir).data.features:
+            raise UserError(
+                f"{workdir}: a run of an earlier version of the demo, which read frames and no features",
+                f"remove {out}, or choose another --out",
+            )
 
 
 @contextmanager

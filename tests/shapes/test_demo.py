@@ -1,6 +1,7 @@
 """The whole road, from mp4s to moments, at the smallest size there is."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from calce_jax.config import ConfigError, packaged_path, read_config, to_dict, validate
+from calce_jax.errors import UserError
 from calce_jax.inference import predict_split as answering
 from calce_jax.inference.answers import frame_treatments
 from calce_jax.inference.predict_split import predict_examples, predict_split
@@ -173,6 +175,17 @@ def test_the_demo_scores_each_model_on_what_it_was_given(tmp_path, monkeypatch):
     assert given["stage2_test.jsonl"] == of_stage1
     assert given["stage2_test_without_captions.jsonl"] == [[[0.0, 1.0]]] * len(queries)
     assert [query.stage1_windows.tolist() for query in queries] == of_stage1, "the tables are restored"
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_demo_that_read_frames_is_refused_before_anything_is_made(tmp_path, stage):
+    config = demo.stage_config(tmp_path, stage)
+    (tmp_path / f"stage{stage}").mkdir()
+    earlier = to_dict(replace(config, data=replace(config.data, features="")))
+    (tmp_path / f"stage{stage}/config.json").write_text(json.dumps(earlier))
+    with pytest.raises(UserError, match=rf"stage{stage}: a run of an earlier version.*; remove {tmp_path}, or choose"):
+        demo.run_demo(tmp_path, {"val": 2})
+    assert [path.name for path in tmp_path.iterdir()] == [f"stage{stage}"]
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
