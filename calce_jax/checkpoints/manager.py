@@ -30,7 +30,7 @@ from calce_jax.checkpoints.checksums import (
 from calce_jax.checkpoints.params_file import VERIFY_OFF, CheckpointError, compare_shapes
 from calce_jax.config import packaged_path
 from calce_jax.distributed.param_names import named_leaves, with_leaves
-from calce_jax.storage.disk_space import free_bytes
+from calce_jax.storage.disk_space import format_bytes, free_bytes
 from calce_jax.storage.verification import verification_enabled
 
 CHECKPOINT_DIR = "checkpoints"
@@ -163,8 +163,8 @@ class Checkpoints:
         free = free_bytes(self.folder)
         if free < needed:
             raise CheckpointError(
-                f"no space left for {self.folder / str(step)}: it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB "
-                "are free",
+                f"no space left for {self.folder / str(step)}: it takes {format_bytes(needed)}, and "
+                f"{format_bytes(free)} are free",
                 "make room and run the same command again",
             )
         with self._translate_errors(step, "written"):

@@ -3,6 +3,7 @@
 Exit codes: 2 for a usage error, 1 if the command failed, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
+import logging as standard_logging
 import os
 import re
 import signal
@@ -51,7 +52,7 @@ def run_main(
         remaining = parse(flag_values, argv) if parse else flag_values(argv)
     except (flags.Error, UserError) as error:
         fail(f"{argv[0]}: {_first_cause(error)}; see `{argv[0]} --help`", USAGE)
-    logging.set_verbosity(int(flag_values["verbosity"].value or 0))
+    _set_up_logging(int(flag_values["verbosity"].value or 0))
     try:
         with _sigterm_raises():
             main(remaining)
@@ -97,6 +98,14 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _set_up_logging(verbosity: int) -> None:
+    """Write warnings as plain lines; at verbosity 0 and above, time and place are of use."""
+    flags.FLAGS.mark_as_parsed()  # those of absl itself, or it says that logging begins before flags are parsed
+    logging.set_verbosity(verbosity)
+    if verbosity < 0:
+        logging.get_absl_handler().setFormatter(standard_logging.Formatter("%(levelname)s: %(message)s"))
 
 
 def _expand_home(argument: str) -> str:

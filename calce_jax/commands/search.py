@@ -120,7 +120,11 @@ def main(argv: list[str]) -> None:
     for failure in write_results(out, results, max_moments=TOP.value, clips=CLIPS.value, truth=truth):
         print(f"Error: {failure.video}: {failure.reason}; {failure.remedy}".removesuffix("; "), file=sys.stderr)
     seconds = time.monotonic() - start_time
-    print(f"searched {len(results)} of {len(videos)} videos in {seconds:.1f} s; open {out}/index.html")
+    print(f"searched {len(results)} of {len(videos)} videos in {seconds:.1f} s; ", end="")
+    if not (out / "index.html").is_file():
+        print(f"wrote {out}/moments.json")
+        raise SearchError(f"{out}: there is no page, because of the errors above", "mend them and search again")
+    print(f"open {out}/index.html")
 
 
 def try_or_print(function: Callable[..., T], *arguments: Any) -> T | None:

@@ -33,7 +33,7 @@ from huggingface_hub.hf_api import RepoSibling
 from calce_jax.datasets.sources import DriveFile, DriveFolder, HubRepo, Publication
 from calce_jax.errors import UserError
 from calce_jax.storage.atomic_files import write_atomic
-from calce_jax.storage.disk_space import free_bytes
+from calce_jax.storage.disk_space import format_bytes, free_bytes
 from calce_jax.storage.provenance import file_hash
 
 # The base class of errors of the hub's HTTP library, which differs between versions of huggingface_hub.
@@ -251,7 +251,7 @@ def _check_free_space(out: Path, pending: dict[Path, RepoSibling]) -> None:
     free = free_bytes(out)
     if needed > free:
         raise FetchError(
-            f"{out} needs {needed / 1e9:.2f} GB more and {free / 1e9:.2f} GB are free",
+            f"{out} needs {format_bytes(needed)} more and {format_bytes(free)} are free",
             "make room, or choose another --out",
         )
 

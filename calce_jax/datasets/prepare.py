@@ -34,7 +34,7 @@ from calce_jax.datasets.validate import windows_after_end
 from calce_jax.datasets.workers import end_with_parent
 from calce_jax.errors import UserError
 from calce_jax.moments.annotations import Annotation, read_annotations
-from calce_jax.storage.disk_space import free_bytes
+from calce_jax.storage.disk_space import format_bytes, free_bytes
 from calce_jax.storage.failures import Failure, write_failures
 from calce_jax.storage.locks import FileLock
 from calce_jax.video.files import find_video
@@ -248,7 +248,7 @@ def _check_free_disk(out: Path, needed: int) -> None:
         raise PrepareError(f"out: cannot create the folder {out} ({error.strerror})", "choose another place") from None
     if needed > free:
         raise PrepareError(
-            f"out: {out} needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            f"out: {out} needs about {format_bytes(needed)} and {format_bytes(free)} are free",
             "make room, choose another place, or prepare fewer or smaller frames",
         )
 

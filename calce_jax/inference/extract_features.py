@@ -43,7 +43,7 @@ from calce_jax.models.calce import Calce
 from calce_jax.models.feature_codec import FeatureSource, StorageDtype, dequantize, quantize
 from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.storage.atomic_files import write_atomic
-from calce_jax.storage.disk_space import free_bytes
+from calce_jax.storage.disk_space import format_bytes, free_bytes
 from calce_jax.storage.failures import Failure
 from calce_jax.storage.locks import FileLock
 
@@ -373,6 +373,6 @@ def _check_free_disk(out: Path, needed: int, storage_dtype: StorageDtype) -> Non
     if needed > free:
         smaller = "" if storage_dtype == "int8" else "use --store=int8, "
         raise FeaturesError(
-            f"{out}: the features take up to {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            f"{out}: the features take up to {format_bytes(needed)} and {format_bytes(free)} are free",
             f"make room, {smaller}fewer frames (--config.data.frames) or fewer splits (--splits)",
         )

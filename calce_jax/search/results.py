@@ -147,6 +147,8 @@ def write_results(
             failures.append(Failure.of(str(out / "moments.json"), error))
     if views:
         write_search_page(out / "index.html", views, max_moments=max_moments)
+    else:  # that of an earlier search shows other moments
+        (out / "index.html").unlink(missing_ok=True)
     return failures
 
 

@@ -5,7 +5,9 @@ the query: they are computed once and cached on disk (`calce_jax.storage.disk_ca
 are merged into one ranked list (`calce_jax.search.ranking`).
 """
 
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -243,8 +245,19 @@ def open_stages(checkpoint: str | Path | None = None) -> list[TrainedModel]:
 
 
 def enable_compilation_cache(folder: str | Path, max_bytes: int = 10**9) -> None:
-    """Let JAX cache compiled programs in `folder`/programs; above `max_bytes` the least recently used are deleted."""
-    jax.config.update("jax_compilation_cache_dir", str(Path(folder).absolute() / "programs"))
+    """Let JAX cache compiled programs in `folder`/programs; above `max_bytes` the least recently used are deleted.
+
+    A program that cannot be read or written is compiled again, without a warning for each.
+    """
+    programs = Path(folder).absolute() / "programs"
+    # JAX writes a program, then its time of use. Where a full disk or a kill came in between, it would read the cut
+    # program for ever, and write no other.
+    for program in programs.glob("*-cache"):
+        if not program.with_name(program.name.removesuffix("-cache") + "-atime").is_file():
+            with suppress(OSError):
+                program.unlink()
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+    jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_compilation_cache_max_size", max_bytes)
 
 

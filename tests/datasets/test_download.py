@@ -195,7 +195,7 @@ def test_no_room(hub, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1))
     faults = fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)[1]
-    assert line(faults) == f"{tmp_path} needs 0.00 GB more and 0.00 GB are free; make room, or choose another --out"
+    assert line(faults) == f"{tmp_path} needs 0.2 MB more and 0 kB are free; make room, or choose another --out"
 
 
 def nobody():

@@ -16,7 +16,7 @@ from calce_jax.checkpoints.checksums import header_with_checksums, tensor_checks
 from calce_jax.checkpoints.convert.reader import SAFETENSORS_DTYPES
 from calce_jax.checkpoints.convert.state_dict import WEIGHT_DTYPES, LazyArray
 from calce_jax.storage.atomic_files import atomic_replace_dir, atomic_write, write_error
-from calce_jax.storage.disk_space import free_bytes
+from calce_jax.storage.disk_space import format_bytes, free_bytes
 
 DTYPE_CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 MAX_SHARD_BYTES = 5_000_000_000
@@ -141,5 +141,5 @@ def check_free_space(path: str | Path, num_bytes: int) -> None:
     """
     free = free_bytes(Path(path).absolute().parent)
     if free < num_bytes:
-        shortage = f"it needs {num_bytes / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
+        shortage = f"it needs {format_bytes(num_bytes)}, {format_bytes(free)} are free"
         raise write_error(path, OSError(errno.ENOSPC, shortage))
