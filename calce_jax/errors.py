@@ -22,5 +22,9 @@ class UserError(ValueError):
         return type(self), (self.reason, self.remedy)
 
 
+class LostHostError(UserError):
+    """Another host of the run has ended; this process must end too, without waiting for that one."""
+
+
 class UserFileNotFoundError(UserError, FileNotFoundError):
     """A file given by the user does not exist."""

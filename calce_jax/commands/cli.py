@@ -15,7 +15,7 @@ from types import ModuleType
 from absl import flags
 
 import calce_jax
-from calce_jax.commands.runner import USAGE, SignalExit, define_verbosity, fail, run_main
+from calce_jax.commands.runner import USAGE, AbruptExit, define_verbosity, fail, run_main
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,9 @@ def run(name: str, arguments: list[str], program: str) -> None:
     module = importlib.import_module(f"calce_jax.commands.{name}")
     try:
         _run(name, module, arguments, program)
-    except SignalExit as end:
-        # A thread may be compiling, or a library's be writing: taking the interpreter down under it would crash.
+    except AbruptExit as end:
+        # A thread may be compiling, or a library's be writing: taking the interpreter down under it would crash. With a
+        # host lost, JAX would wait for it.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(int(str(end.code)))

@@ -41,24 +41,23 @@ def main(argv: list[str]) -> None:
     """Load the run, predict, and print the number of predictions."""
     no_arguments(argv)
     VERIFY_FLAG.apply()
-    HOST_FLAGS.join()
+    with HOST_FLAGS.joined():
+        from calce_jax.distributed.multihost import is_primary
+        from calce_jax.inference.predict_split import predict_split
+        from calce_jax.inference.trained_run import load_trained_model
+        from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
 
-    from calce_jax.distributed.multihost import is_primary
-    from calce_jax.inference.predict_split import predict_split
-    from calce_jax.inference.trained_run import load_trained_model
-    from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
-
-    retain_freed_memory()
-    trained = load_trained_model(
-        str(WORKDIR.value),
-        checkpoint=cast(Literal["best", "latest"], CHECKPOINT.value),
-        data_dir=DATA.value,
-        mesh=MESH.value,
-        use_captions=CAPTIONS.value,
-        features=FEATURES.value,
-    )
-    predictions = predict_split(trained, str(SPLIT.value), str(OUT.value))
-    if not is_primary():
-        return
-    malformed = sum(prediction.malformed for prediction in predictions)
-    print(f"{len(predictions)} queries answered, {malformed} answers malformed; wrote {OUT.value}")
+        retain_freed_memory()
+        trained = load_trained_model(
+            str(WORKDIR.value),
+            checkpoint=cast(Literal["best", "latest"], CHECKPOINT.value),
+            data_dir=DATA.value,
+            mesh=MESH.value,
+            use_captions=CAPTIONS.value,
+            features=FEATURES.value,
+        )
+        predictions = predict_split(trained, str(SPLIT.value), str(OUT.value))
+        if not is_primary():
+            return
+        malformed = sum(prediction.malformed for prediction in predictions)
+        print(f"{len(predictions)} queries answered, {malformed} answers malformed; wrote {OUT.value}")

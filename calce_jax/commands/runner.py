@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
-from calce_jax.errors import UserError
+from calce_jax.errors import LostHostError, UserError
 
 TEXT_FLAGS = ("query",)  # in which "~" is no folder
 BOOLEAN_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n")
@@ -63,6 +63,9 @@ def run_main(
         # The program that reads our output has ended, as `head` does. Python must not flush stdout again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except LostHostError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise AbruptExit(FAILED) from None
     except (UserError, OSError, ValueError) as error:
         logging.debug("traceback of the error", exc_info=True)
         fail(f"Error: {error}", FAILED)
@@ -71,11 +74,14 @@ def run_main(
             (INTERRUPTED, "interrupted") if isinstance(signalled, KeyboardInterrupt) else (TERMINATED, "terminated")
         )
         print(f"{word}; run the same command again, it continues where it can", file=sys.stderr)
-        raise SignalExit(code) from None
+        raise AbruptExit(code) from None
 
 
-class SignalExit(SystemExit):
-    """The exit code of a command that a signal interrupted anywhere, perhaps in the middle of native code."""
+class AbruptExit(SystemExit):
+    """The exit code of a process that must end without taking the interpreter down.
+
+    A signal interrupted it anywhere, perhaps in the middle of native code, or it lost another host.
+    """
 
 
 class _TerminatedError(BaseException):

@@ -30,11 +30,10 @@ def main(argv: list[str]) -> None:
     from calce_jax.config import validate
 
     config = validate(CONFIG.value)
-    HOST_FLAGS.join()
+    with HOST_FLAGS.joined():
+        from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
+        from calce_jax.training.run import train_run
+        from calce_jax.training.run_data import open_run_data
 
-    from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
-    from calce_jax.training.run import train_run
-    from calce_jax.training.run_data import open_run_data
-
-    retain_freed_memory()
-    train_run(config, Path(str(WORKDIR.value)), open_run_data(config), stop_on_signals=True)
+        retain_freed_memory()
+        train_run(config, Path(str(WORKDIR.value)), open_run_data(config), stop_on_signals=True)

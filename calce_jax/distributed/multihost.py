@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from calce_jax.errors import UserError
+from calce_jax.errors import LostHostError, UserError
 from calce_jax.storage.locks import FileLock, LockError
 
 # JAX ends the others when one host has been silent for so long. Longer than a busy machine delays a heartbeat thread.
@@ -63,8 +63,32 @@ def _connect(*arguments: Any) -> None:
     try:
         jax.distributed.initialize(*arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S)
     except (RuntimeError, ValueError) as error:
-        reason = f"the hosts did not connect: {str(error).splitlines()[0]}"
+        reason = f"the hosts did not connect: {_first_line(error)}"
         raise DistributedError(reason, "start the same command on every host, and check --coordinator") from error
+
+
+@contextmanager
+def report_lost_host() -> Iterator[None]:
+    """Turn the failure of a computation over several hosts into an error of the user.
+
+    When the first host is lost, JAX ends the others itself, mostly before they could say anything.
+
+    Raises:
+      LostHostError: a computation failed, and there are other hosts.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise LostHostError(
+            f"a computation over all hosts failed, most likely since another host has ended ({_first_line(error)})",
+            "see its messages, and run the same command on every host again",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def process_info() -> ProcessInfo:

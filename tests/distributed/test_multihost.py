@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from calce_jax.checkpoints.manager import checkpoint_steps
 from calce_jax.datasets.tables import VideoRecord, build_tables
 from calce_jax.distributed.multihost import (
+    HEARTBEAT_TIMEOUT_S,
     DistributedError,
     broadcast_int,
     initialize_distributed,
@@ -218,3 +219,41 @@ def test_two_hosts_train_stop_go_on_and_infer_as_one(prepared, tmp_path):
     for answer, other in zip(answers, expected, strict=True):
         assert answer["raw"] == other["raw"]
         np.testing.assert_allclose(answer["pred_relevant_windows"], other["pred_relevant_windows"], atol=1e-4)
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_host_ends_the_other_with_the_reason(lost, prepared, tmp_path):
+    many = ("--config.schedule.epochs=1000", "--config.loop.eval_every=3", f"--config.data.directory={prepared}")
+    hosts = start("launch/train.py", *CONFIG, *many, f"--workdir={tmp_path / 'run'}")
+    wait_for_checkpoint(tmp_path / "run", hosts)
+    hosts[lost].kill()
+    begin = time.monotonic()
+    other = hosts[1 - lost]
+    try:
+        other.wait(timeout=HEARTBEAT_TIMEOUT_S + 120)
+    finally:
+        took = time.monotonic() - begin
+        for host in hosts:
+            host.kill()
+            host.wait()
+    _, errors = [host.read_output() for host in hosts][1 - lost]
+    assert took < HEARTBEAT_TIMEOUT_S, errors[-3000:]
+    if lost == 0:
+        # Mostly before Python has heard of it, JAX ends the process.
+        assert "another task died" in errors or "another host has ended" in errors, errors[-3000:]
+        return
+    assert other.returncode == 1, errors[-3000:]
+    (line,) = (line for line in errors.splitlines() if line.startswith("Error: "))
+    assert "another host has ended" in line
+    assert line.endswith("run the same command on every host again")
+    assert "Traceback" not in errors
+
+    # From the last checkpoint, nothing being locked or damaged.
+    before = checkpoint_steps(tmp_path / "run")[-1]
+    hosts = start("launch/train.py", *CONFIG, *many, f"--workdir={tmp_path / 'run'}")
+    while checkpoint_steps(tmp_path / "run")[-1] == before and None in [host.poll() for host in hosts]:
+        time.sleep(0.1)
+    hosts[0].send_signal(signal.SIGTERM)
+    wait_for_all(hosts, code=128 + signal.SIGTERM)
+    assert checkpoint_steps(tmp_path / "run")[-1] > before

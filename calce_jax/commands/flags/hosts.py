@@ -6,6 +6,8 @@ CALCE_HOST set the same values.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from absl import flags
 
@@ -29,16 +31,20 @@ class HostFlags:
             "host", None, "index of this host, from 0", lower_bound=0, flag_values=flag_values
         )
 
-    def join(self) -> None:
+    @contextmanager
+    def joined(self) -> Iterator[None]:
         """Initialise JAX for the hosts that the flags or the environment name; a single host if neither does.
 
         Raises:
           UserError: a value is missing or not a whole number, or the hosts did not connect in time.
+          LostHostError: another host has ended while the context lasts.
         """
-        from calce_jax.distributed.multihost import initialize_distributed
+        from calce_jax.distributed.multihost import initialize_distributed, report_lost_host
 
         hosts, host = _number(self._hosts, "CALCE_HOSTS"), _number(self._host, "CALCE_HOST")
         initialize_distributed(str(self._coordinator.value), hosts, host)
+        with report_lost_host():
+            yield
 
 
 def _number(flag: flags.FlagHolder, variable: str) -> int | None:
