@@ -83,8 +83,9 @@ def main(argv: list[str]) -> None:
         rank_moments,
         write_results,
     )
-    from calce_jax.search.searcher import VideoResult, enable_compilation_cache, load_searcher
+    from calce_jax.search.searcher import enable_compilation_cache, load_searcher
     from calce_jax.search.segments import searchable_duration
+    from calce_jax.search.video_result import VideoResult
 
     start_time = time.monotonic()
     VERIFY_FLAG.apply()

@@ -23,8 +23,8 @@ from calce_jax.errors import UserError
 from calce_jax.models.keyframes.plan import Treatment
 from calce_jax.moments.annotations import Annotation
 from calce_jax.report.search_page import BarView, PictureView, QueryResultView, VideoView, write_search_page
-from calce_jax.search.ranking import Moment, break_ties_jointly
-from calce_jax.search.searcher import QueryResult, VideoResult
+from calce_jax.search.ranking import ScoredWindow, break_ties_jointly
+from calce_jax.search.video_result import QueryResult, VideoResult
 from calce_jax.storage.atomic_files import atomic_write, write_atomic
 from calce_jax.storage.failures import Failure
 from calce_jax.storage.file_names import fit_name
@@ -43,7 +43,7 @@ class RankedMoment:
     query: str
     position: int
     video: Path
-    moment: Moment
+    moment: ScoredWindow
 
 
 def ensure_writable(out: str | Path) -> Path:
@@ -270,7 +270,7 @@ def _unique_names(videos: Sequence[Path]) -> list[str]:
     return names
 
 
-def _replace_moments(query_result: QueryResult, moments: list[Moment]) -> QueryResult:
+def _replace_moments(query_result: QueryResult, moments: list[ScoredWindow]) -> QueryResult:
     last = list(query_result.stages)[-1]
     return replace(query_result, stages={**query_result.stages, last: moments})
 

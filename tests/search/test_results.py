@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from calce_jax.search.inputs import list_videos, load_captions
-from calce_jax.search.ranking import Moment
+from calce_jax.search.ranking import ScoredWindow
 from calce_jax.search.results import write_results
-from calce_jax.search.searcher import QueryResult, VideoResult
+from calce_jax.search.video_result import QueryResult, VideoResult
 from calce_jax.text.prompt import Caption
 from calce_jax.video.decode import VideoError
 from tests.helpers.video_files import write_clip
@@ -19,7 +19,7 @@ LONG_NAME = "動" * 83  # 249 bytes; with ".mp4" 253
 
 
 def found(video: Path, *windows: tuple[float, float]) -> VideoResult:
-    moments = [Moment(start, end, 0.9 - n / 10) for n, (start, end) in enumerate(windows or [(0.0, 1.0)])]
+    moments = [ScoredWindow(start, end, 0.9 - n / 10) for n, (start, end) in enumerate(windows or [(0.0, 1.0)])]
     return VideoResult(video, 4.0, [QueryResult("a red circle", {"stage 2": moments}, [], [(0.0, "full")], [])])
 
 
