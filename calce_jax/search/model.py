@@ -92,7 +92,13 @@ class Model:
             raise first_error
         results = break_ties_across_videos(results)
         moments = ranked_moments(results, top, min_score)
-        return MomentList(moments, queries=[s.strip() for s in sentences], results=results, failures=failures)
+        return MomentList(
+            moments,
+            queries=[sentence.strip() for sentence in sentences],
+            results=results,
+            failures=failures,
+            notice=self._searcher.notice,
+        )
 
 
 def load(

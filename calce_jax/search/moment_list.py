@@ -24,6 +24,7 @@ class MomentList(list[Moment]):
       queries: all queries of the search, also those for which nothing was found.
       results: what the moments were found with, for `page`.
       failures: the videos that could not be searched.
+      notice: why the answers may be meaningless, for people.
     """
 
     def __init__(
@@ -33,10 +34,11 @@ class MomentList(list[Moment]):
         queries: Sequence[str] = (),
         results: Sequence[VideoResult] = (),
         failures: Sequence[Failure] = (),
+        notice: str = "",
     ) -> None:
         super().__init__(moments)
         self.queries = list(queries) or list(dict.fromkeys(moment.query for moment in self))
-        self.results, self.failures = list(results), list(failures)
+        self.results, self.failures, self.notice = list(results), list(failures), notice
 
     def __str__(self) -> str:
         return self.to_table()
@@ -72,7 +74,9 @@ class MomentList(list[Moment]):
     def with_handles(self, seconds: Seconds) -> "MomentList":
         """Return the moments with so many seconds more on either side, as far as their videos go."""
         widened = [moment.with_handles(seconds) for moment in self]
-        return MomentList(widened, queries=self.queries, results=self.results, failures=self.failures)
+        return MomentList(
+            widened, queries=self.queries, results=self.results, failures=self.failures, notice=self.notice
+        )
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return a JSON list of `Moment.to_dict`; like all formats also written to `path` if that is given."""
@@ -124,9 +128,8 @@ class MomentList(list[Moment]):
         Raises:
           OSError: it cannot be written.
         """
-        failures = write_results(
-            folder, self.results, max_moments=max((m.position for m in self), default=1), clips=clips
-        )
+        top = max((m.position for m in self), default=1)
+        failures = write_results(folder, self.results, max_moments=top, clips=clips, notice=self.notice)
         self.failures += failures
         return Path(folder) / "index.html"
 

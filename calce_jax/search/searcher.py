@@ -37,6 +37,7 @@ from calce_jax.text.prompt import Caption
 # Seconds. The longest video of QVHighlights and of shapes; 99 % of Charades-STA's videos are shorter than 60 s.
 TRAINED_DURATION: dict[DatasetName, float] = {"qvhighlights": 150.0, "charades_sta": 60.0, "shapes": 40.0}
 MAX_MOMENTS = 5
+TINY_MODEL_NOTICE = "The tiny model was made for videos of coloured shapes, such as its samples; for other videos its answers mean nothing."
 # A frame in two overlapping segments is shown with its highest treatment.
 TREATMENT_ORDER: dict[Treatment, int] = {"dropped": 0, "compressed": 1, "full": 2}
 
@@ -73,9 +74,13 @@ class Searcher:
       stages: the model of each stage, in order; see `open_stages`.
       cache: holds key frames and features of the segments.
       max_seconds: length of a segment; by default that of the videos the models were trained on (`TRAINED_DURATION`).
+      notice: why the answers may be meaningless, for people.
     """
 
-    def __init__(self, stages: Sequence[TrainedModel], cache: DiskCache, max_seconds: float | None = None):
+    def __init__(
+        self, stages: Sequence[TrainedModel], cache: DiskCache, max_seconds: float | None = None, notice: str = ""
+    ):
+        self.notice = notice
         last = stages[-1].config
         frames = max(trained.config.data.frames for trained in stages)
         self.sampling = SegmentSampling(
@@ -217,7 +222,8 @@ def load_searcher(
     Raises:
       SearchError, ConfigError, CheckpointError, TokenizerError: see `open_stages`.
     """
-    return Searcher(open_stages(checkpoint), cache or DiskCache(default_cache_dir()), max_seconds)
+    notice = TINY_MODEL_NOTICE if checkpoint is None else ""
+    return Searcher(open_stages(checkpoint), cache or DiskCache(default_cache_dir()), max_seconds, notice)
 
 
 def open_stages(checkpoint: str | Path | None = None) -> list[TrainedModel]:

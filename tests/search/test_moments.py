@@ -199,7 +199,7 @@ class FakeSearcher(Searcher):
     """Finds one moment for each query, with a score by the video's name."""
 
     def __init__(self):
-        self.captions = []
+        self.captions, self.notice = [], "meaningless"
 
     def search(self, video, queries, captions, *, max_moments):
         self.captions.append(list(captions))
@@ -261,6 +261,7 @@ def test_the_page_of_a_search(film, tmp_path):
 
     page = Model(OneFilm()).search(film, "a dog").page(tmp_path / "out", clips=True)
     assert page.read_text().startswith("<!doctype html>")
+    assert '<p class="notice" role="status">meaningless</p>' in page.read_text()
     assert list((tmp_path / "out/clips").iterdir())
 
 

@@ -45,8 +45,8 @@ def test_a_clip_that_cannot_be_made_costs_that_clip_alone(tmp_path, monkeypatch)
     (failure,) = write_results(tmp_path / "out", results, max_moments=3, clips=True)
     assert (failure.video, failure.reason) == (str(videos[0]), "its pictures are odd")
     assert moments_in(tmp_path / "out") == {
-        "a.mp4": [None, "clips/a_query1_2.mp4"],
-        "b.mp4": ["clips/b_query1_1.mp4", "clips/b_query1_2.mp4"],
+        "a.mp4": [None, "clips/a_00-00-01_a-red-circle.mp4"],
+        "b.mp4": ["clips/b_00-00-00_a-red-circle.mp4", "clips/b_00-00-01_a-red-circle.mp4"],
     }
     page = (tmp_path / "out/index.html").read_text()
     assert page.count("<video") == 2
@@ -60,7 +60,7 @@ def test_a_video_without_thumbnails_is_on_the_page(tmp_path):
     assert failure.video == str(broken)
     assert failure.reason.startswith("it is not a video")
     assert set(moments_in(tmp_path / "out")) == {"a.mp4", "b.mp4"}
-    assert 'src="videos/b.mp4"' in (tmp_path / "out/index.html").read_text()
+    assert 'data-address="videos/b.mp4"' in (tmp_path / "out/index.html").read_text()
 
 
 def test_a_video_that_has_gone_is_told_and_the_others_are_on_the_page(tmp_path):
@@ -68,7 +68,7 @@ def test_a_video_that_has_gone_is_told_and_the_others_are_on_the_page(tmp_path):
     failures = write_results(tmp_path / "out", [found(tmp_path / "gone.mp4"), found(video)], max_moments=3)
     assert "gone.mp4" in failures[0].reason
     assert set(moments_in(tmp_path / "out")) == {"gone.mp4", "a.mp4"}
-    assert 'src="videos/a.mp4"' in (tmp_path / "out/index.html").read_text()
+    assert 'data-address="videos/a.mp4"' in (tmp_path / "out/index.html").read_text()
 
 
 def test_a_disk_that_is_full_after_the_moments_leaves_them(tmp_path, monkeypatch):
