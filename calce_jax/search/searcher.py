@@ -37,7 +37,10 @@ from calce_jax.text.prompt import Caption
 # Seconds. The longest video of QVHighlights and of shapes; 99 % of Charades-STA's videos are shorter than 60 s.
 TRAINED_DURATION: dict[DatasetName, float] = {"qvhighlights": 150.0, "charades_sta": 60.0, "shapes": 40.0}
 MAX_MOMENTS = 5
-TINY_MODEL_NOTICE = "The tiny model was made for videos of coloured shapes, such as its samples; for other videos its answers mean nothing."
+TINY_MODEL_NOTICE = (
+    "The tiny model was made for videos of coloured shapes, such as its samples; for other videos its answers mean "
+    "nothing."
+)
 # A frame in two overlapping segments is shown with its highest treatment.
 TREATMENT_ORDER: dict[Treatment, int] = {"dropped": 0, "compressed": 1, "full": 2}
 

@@ -239,7 +239,7 @@ def test_results_are_written_and_the_folder_can_be_moved(searcher, tmp_path):
     assert [row.position for row in rows] == [1, 2, 3][: len(rows)]
     assert all(a.moment.score > b.moment.score for a, b in pairwise(rows))
     page = (tmp_path / "out/index.html").read_text()
-    assert page.count("<video") == 2
+    assert page.count('<article class="video"') == 2
     assert page.count("true moment, 1 s to 2 s") == page.count("true moment, 7 s to 8 s") == 4  # title and label
     assert "http" not in page
     for name in ("a_b.mp4", "a_b_2.mp4"):
