@@ -114,7 +114,7 @@ def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sign
             warmup_from=config.schedule.warmup_from,
             warmup_steps=config.schedule.warmup_steps,
             behaviour=config.behaviour,
-            first_epoch=int(state.step) // steps_per_epoch,
+            first_step=int(state.step),
         )
         train_step = compile_train_step(make_train_step(graph, program_config, optimizer, learning_rate_fn), state)
         predict = make_batch_predictor(
