@@ -22,5 +22,9 @@ class UserError(ValueError):
         return type(self), (self.reason, self.remedy)
 
 
+class UsageError(UserError):
+    """A wrong command line, such as a value that a flag cannot have; a command exits with 2."""
+
+
 class UserFileNotFoundError(UserError, FileNotFoundError):
     """A file given by the user does not exist."""

@@ -12,6 +12,7 @@ from typing import cast
 from absl import flags
 
 from calce_jax.commands.flags.beam import BeamFlags
+from calce_jax.commands.flags.paths import check_folder
 
 FLAGS = flags.FlagValues()
 VIDEOS = flags.DEFINE_string("videos", None, "a video or audio file, or a folder of them", flag_values=FLAGS)
@@ -58,6 +59,7 @@ def main(argv: list[str]) -> None:
         if FLAGS[old_name].present:
             print(f"--{old_name} is deprecated; use --{new_name}", file=sys.stderr)
     pipeline = BEAM.pipeline_options(argv)
+    check_folder("--out=", str(OUT.value))
 
     from calce_jax.speech.captioning import CaptioningError, caption_videos, find_videos, lazy_transcriber
     from calce_jax.speech.transcribe import TranscriptionOptions

@@ -5,7 +5,15 @@ docs/conversion.md has the commands for every published format.
 
 from absl import flags
 
-from calce_jax.checkpoints.convert.formats import DTYPES, EXPORT_FORMATS, SOURCE_FORMATS
+from calce_jax.checkpoints.convert.formats import (
+    DTYPES,
+    EXPORT_FORMATS,
+    FILE_FORMATS,
+    SOURCE_FORMATS,
+    parse_sources,
+    parse_target,
+)
+from calce_jax.commands.flags.paths import check_folder, check_output_file
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 from calce_jax.presets.runs import get_preset
@@ -49,6 +57,11 @@ def main(argv: list[str]) -> None:
     """Convert the weights, and print a summary of the written files."""
     no_arguments(argv)
     VERIFY_FLAG.apply()
+    export_format, _ = parse_target(str(TARGET.value))
+    path = str(TARGET.value).partition(":")[2]
+    check_output = check_output_file if export_format in FILE_FORMATS else check_folder
+    for source_format, source in parse_sources(str(SOURCE.value)):
+        check_output(f"--target={export_format}:", path, {f"--source={source_format}:{source}": source})
     preset = get_preset(f"{RUN.value},size={SIZE.value}")
 
     from calce_jax.checkpoints.convert.convert import convert

@@ -5,11 +5,13 @@ that affects predictions has changed, it starts over and logs what changed. Seve
 --coordinator.
 """
 
+from pathlib import Path
 from typing import Literal, cast
 
 from absl import flags
 
 from calce_jax.commands.flags.hosts import HostFlags
+from calce_jax.commands.flags.paths import check_folder, check_output_file
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 
@@ -41,6 +43,17 @@ def main(argv: list[str]) -> None:
     """Load the run, predict, and print the number of predictions."""
     no_arguments(argv)
     VERIFY_FLAG.apply()
+    check_folder("--workdir=", str(WORKDIR.value))
+    from calce_jax.config import read_config
+
+    workdir = Path(str(WORKDIR.value))
+    inputs = {
+        "the run's config": workdir / "config.json",
+        "the run's checkpoints": workdir / "checkpoints",
+        "the prepared data": DATA.value or read_config(workdir).data.directory,
+        "--features": FEATURES.value,
+    }
+    check_output_file("--out=", str(OUT.value), inputs)
     HOST_FLAGS.join()
 
     from calce_jax.distributed.multihost import is_primary

@@ -13,6 +13,7 @@ from typing import cast
 from absl import flags
 
 from calce_jax.commands.flags.beam import BeamFlags
+from calce_jax.commands.flags.paths import check_folder, check_output_file
 from calce_jax.presets.runs import DATASETS, SHORT_NAMES
 
 FLAGS = flags.FlagValues()
@@ -62,6 +63,12 @@ flags.register_multi_flags_validator(
 def main(argv: list[str]) -> None:
     """Decode the videos and build the tables, or validate the dataset; print the failures."""
     pipeline = BEAM.pipeline_options(argv)
+    if not CHECK.value:
+        check_folder("--out=", str(OUT.value))
+        inputs = {f"--annotations={file}": file.partition("=")[2] or file for file in ANNOTATIONS.value or []}
+        inputs["--items"] = ITEMS.value
+        check_output_file("--out: ", f"{OUT.value}/failures.jsonl", inputs)
+        check_folder("--out: ", f"{OUT.value}/tables", inputs)
 
     from calce_jax.config import Behaviour
     from calce_jax.datasets.prepare import (

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
-from calce_jax.errors import UserError
+from calce_jax.errors import UsageError, UserError
 
 TEXT_FLAGS = ("query",)  # in which "~" is no folder
 BOOLEAN_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n")
@@ -140,10 +140,6 @@ def define_verbosity(flag_values: flags.FlagValues) -> None:
             "logging level: -1 warnings, 0 information, 1 debugging, with the traceback of an error",
             flag_values=flag_values,
         )
-
-
-class UsageError(Exception):
-    """A usage error that parsing the flags does not find, such as a missing argument."""
 
 
 def no_arguments(argv: list[str], hint: str = "") -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from absl import flags
 
 from calce_jax.commands.flags.cache import CacheFlags
+from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import UsageError
 
@@ -72,10 +73,11 @@ def main(argv: list[str]) -> None:
     """Search every video, print the moments and write the page; a video that fails is reported and left out."""
     if len(argv) == 1:
         raise UsageError("no video; give files, or folders of videos")
+    check_folder("--out=", str(OUT.value))
 
     from calce_jax.moments.annotations import read_annotations
     from calce_jax.search.captions import caption_with_cache
-    from calce_jax.search.inputs import SearchError, check_queries, list_videos, load_captions
+    from calce_jax.search.inputs import RESULT_FOLDERS, SearchError, check_queries, list_videos, load_captions
     from calce_jax.search.results import (
         break_ties_across_videos,
         ensure_writable,
@@ -92,6 +94,8 @@ def main(argv: list[str]) -> None:
     check_queries(queries)
     truth = ground_truth(read_annotations(ANNOTATIONS.value)) if ANNOTATIONS.value else None
     videos = list_videos(argv[1:], str(OUT.value))
+    for folder in RESULT_FOLDERS:
+        check_folder("--out: ", f"{OUT.value}/{folder}", {str(video): video for video in videos})
     readable = [video for video in videos if try_or_print(searchable_duration, video) is not None]
     if not readable:
         raise SearchError(f"none of {', '.join(argv[1:])} can be searched", "see the errors above")

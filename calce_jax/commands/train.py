@@ -11,6 +11,7 @@ from absl import flags
 
 from calce_jax.commands.flags.config import define_config, parse_config
 from calce_jax.commands.flags.hosts import HostFlags
+from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> None:
     """Validate the config, join the other hosts, and train."""
     no_arguments(argv, "set fields of the config with --config.FIELD=VALUE")
     VERIFY_FLAG.apply()
+    check_folder("--workdir=", str(WORKDIR.value))
     from calce_jax.config import validate
 
     config = validate(CONFIG.value)
