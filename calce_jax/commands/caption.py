@@ -13,6 +13,7 @@ from absl import flags
 
 from calce_jax.commands.flags.beam import BeamFlags
 from calce_jax.commands.flags.paths import check_folder
+from calce_jax.speech.inputs import CaptioningError, find_videos, resolve_whisper_name
 
 FLAGS = flags.FlagValues()
 VIDEOS = flags.DEFINE_string("videos", None, "a video or audio file, or a folder of them", flag_values=FLAGS)
@@ -60,8 +61,10 @@ def main(argv: list[str]) -> None:
             print(f"--{old_name} is deprecated; use --{new_name}", file=sys.stderr)
     pipeline = BEAM.pipeline_options(argv)
     check_folder("--out=", str(OUT.value))
+    resolve_whisper_name(str(MODEL.value))
+    videos = find_videos(str(VIDEOS.value))
 
-    from calce_jax.speech.captioning import CaptioningError, caption_videos, find_videos, lazy_transcriber
+    from calce_jax.speech.captioning import caption_videos, lazy_transcriber
     from calce_jax.speech.transcribe import TranscriptionOptions
     from calce_jax.speech.whisper_model import Dtype
 
@@ -71,7 +74,6 @@ def main(argv: list[str]) -> None:
         condition_on_previous_text=bool(CONDITION.value),
         vad_filter=bool(VAD_FILTER.value),
     )
-    videos = find_videos(str(VIDEOS.value))
     out, model, dtype = str(OUT.value), str(MODEL.value), cast(Dtype, DTYPE.value)
     if pipeline is None:
         result = caption_videos(

@@ -16,6 +16,8 @@ from calce_jax.checkpoints.convert.formats import (
 from calce_jax.commands.flags.paths import check_folder, check_output_file
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
+from calce_jax.config import ConfigError
+from calce_jax.errors import UsageError
 from calce_jax.presets.runs import get_preset
 from calce_jax.presets.sizes import SIZES
 
@@ -62,7 +64,10 @@ def main(argv: list[str]) -> None:
     check_output = check_output_file if export_format in FILE_FORMATS else check_folder
     for source_format, source in parse_sources(str(SOURCE.value)):
         check_output(f"--target={export_format}:", path, {f"--source={source_format}:{source}": source})
-    preset = get_preset(f"{RUN.value},size={SIZE.value}")
+    try:
+        preset = get_preset(f"{RUN.value},size={SIZE.value}", "--run")
+    except ConfigError as error:
+        raise UsageError(error.reason, error.remedy) from None
 
     from calce_jax.checkpoints.convert.convert import convert
 

@@ -14,6 +14,7 @@ from calce_jax.commands.flags.hosts import HostFlags
 from calce_jax.commands.flags.paths import check_folder, check_output_file
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
+from calce_jax.distributed.meshes import MESHES
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "workdir of the trained run", flag_values=FLAGS)
@@ -27,7 +28,9 @@ FEATURES = flags.DEFINE_string(
     "folder of `calce cache_features`, or empty to read frames; that of the run's config unless given",
     flag_values=FLAGS,
 )
-MESH = flags.DEFINE_string("mesh", None, "name of a mesh; that of the run's config unless given", flag_values=FLAGS)
+MESH = flags.DEFINE_enum(
+    "mesh", None, list(MESHES), "name of a mesh; that of the run's config unless given", flag_values=FLAGS
+)
 CAPTIONS = flags.DEFINE_bool(
     "captions",
     None,

@@ -15,6 +15,7 @@ from absl import flags
 from calce_jax.commands.flags.beam import BeamFlags
 from calce_jax.commands.flags.paths import check_folder, check_output_file
 from calce_jax.presets.runs import DATASETS, SHORT_NAMES
+from calce_jax.speech.inputs import resolve_whisper_name
 
 FLAGS = flags.FlagValues()
 DATASET = flags.DEFINE_enum("dataset", None, [*DATASETS, *SHORT_NAMES], "format of the annotations", flag_values=FLAGS)
@@ -63,6 +64,8 @@ flags.register_multi_flags_validator(
 def main(argv: list[str]) -> None:
     """Decode the videos and build the tables, or validate the dataset; print the failures."""
     pipeline = BEAM.pipeline_options(argv)
+    if WHISPER.value:
+        resolve_whisper_name(WHISPER.value)
     if not CHECK.value:
         check_folder("--out=", str(OUT.value))
         inputs = {f"--annotations={file}": file.partition("=")[2] or file for file in ANNOTATIONS.value or []}

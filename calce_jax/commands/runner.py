@@ -175,6 +175,8 @@ def _first_cause(error: Exception) -> str:
     if missing := re.findall(r"Flag (--\w+) must have a value other than None", text):
         *others, last = missing
         return f"{', '.join(others)} and {last} are missing" if others else f"{last} is missing"
+    if bound := re.fullmatch(r"flag (--[\w.]+)=(.*): \S+ is not (an? )?(.*)", text):
+        return f"{bound[1]}={bound[2]}: must be {bound[3] or 'a '}{bound[4]}"
     text = re.sub(r"^flags [^:]*=[^:]*: ", "", text)
     number = re.fullmatch(r"flag (--[\w.]+)=(.*): (invalid literal for int|could not convert string to float).*", text)
     return f"{number[1]}={number[2]}: must be a {'whole ' if 'int' in number[3] else ''}number" if number else text

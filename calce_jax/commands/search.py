@@ -17,7 +17,8 @@ from absl import flags
 from calce_jax.commands.flags.cache import CacheFlags
 from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.flags.verify import VerifyFlag
-from calce_jax.commands.runner import UsageError
+from calce_jax.errors import UsageError
+from calce_jax.speech.inputs import resolve_whisper_name
 
 if TYPE_CHECKING:
     from calce_jax.search.results import RankedMoment
@@ -74,6 +75,8 @@ def main(argv: list[str]) -> None:
     if len(argv) == 1:
         raise UsageError("no video; give files, or folders of videos")
     check_folder("--out=", str(OUT.value))
+    if WHISPER.value:
+        resolve_whisper_name(WHISPER.value)
 
     from calce_jax.moments.annotations import read_annotations
     from calce_jax.search.captions import caption_with_cache

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from calce_jax.commands.flags.config import define_config, parse_config
+from calce_jax.commands.flags.config import define_config, parse_config, validate_config
 from calce_jax.commands.flags.hosts import HostFlags
 from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.flags.verify import VerifyFlag
@@ -29,9 +29,8 @@ def main(argv: list[str]) -> None:
     no_arguments(argv, "set fields of the config with --config.FIELD=VALUE")
     VERIFY_FLAG.apply()
     check_folder("--workdir=", str(WORKDIR.value))
-    from calce_jax.config import validate
 
-    config = validate(CONFIG.value)
+    config = validate_config(CONFIG)
     HOST_FLAGS.join()
 
     from calce_jax.input_pipeline.buffer_pool import retain_freed_memory

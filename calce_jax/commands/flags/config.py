@@ -7,8 +7,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from calce_jax.config import ConfigError, field_names
+from calce_jax.config import ConfigError, RunConfig, field_names, validate
 from calce_jax.config_compat import RENAMED_FIELDS
+from calce_jax.errors import UsageError
 from calce_jax.presets.runs import get_preset
 
 CONFIG_HELP = (
@@ -41,6 +42,18 @@ def parse_config(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
     # ml_collections reads overrides of the config's fields from sys.argv.
     sys.argv = arguments
     return flag_values(arguments)
+
+
+def validate_config(config: flags.FlagHolder) -> RunConfig:
+    """Return the config of a command line.
+
+    Raises:
+      UsageError: lists each wrong field, see `calce_jax.config.validate`.
+    """
+    try:
+        return validate(config.value)
+    except ConfigError as error:
+        raise UsageError(error.reason, error.remedy) from None
 
 
 def _resolve_argument(argument: str, names: list[str]) -> str:
