@@ -134,7 +134,7 @@ def command_help(name: str, module: ModuleType) -> str:
     for flag in sorted(values):
         description = " ".join((values[flag].help or "").split())
         default = values[flag].default_as_str
-        if default not in (None, "None", "''", ""):
+        if default not in (None, "None", "'None'", "''", ""):
             description += f" (default: {default})"
         indent = " " * 6
         lines.append(f"  --{flag}\n" + textwrap.fill(description, 110, initial_indent=indent, subsequent_indent=indent))

@@ -177,6 +177,8 @@ def _first_cause(error: Exception) -> str:
         return f"{', '.join(others)} and {last} are missing" if others else f"{last} is missing"
     if bound := re.fullmatch(r"flag (--[\w.]+)=(.*): \S+ is not (an? )?(.*)", text):
         return f"{bound[1]}={bound[2]}: must be {bound[3] or 'a '}{bound[4]}"
+    if switch := re.fullmatch(r"flag (--[\w.]+)=(.*): \('Non-boolean argument.*", text):
+        return f"{switch[1]}={switch[2]}: must be true or false"
     text = re.sub(r"^flags [^:]*=[^:]*: ", "", text)
     number = re.fullmatch(r"flag (--[\w.]+)=(.*): (invalid literal for int|could not convert string to float).*", text)
     return f"{number[1]}={number[2]}: must be a {'whole ' if 'int' in number[3] else ''}number" if number else text

@@ -13,6 +13,7 @@ from absl import flags
 from calce_jax.commands.runner import run_main
 from tests.helpers.commands import run_script
 
+FEW_FIELDS = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n"
 CONFIG = "--config=configs/calce.py:shapes,stage=1"
 REQUIRED = {
     "train": ["--workdir={out}/run"],
@@ -53,6 +54,10 @@ def run(tmp_path):
         ("train", [CONFIG, "--config.data.frame=8"], "--config.data.frame: no such field; did you mean --config.data"),
         ("train", [CONFIG, "--config.seed=many"], "--config.seed=many: must be a whole number; see"),
         ("train", [CONFIG, "--config.schedule.peak=big"], "--config.schedule.peak=big: must be a number; see"),
+        ("train", ["--config", "shape"], "--config=shape: the dataset must be one of qvhighlights, charades_sta"),
+        ("train", [CONFIG, "--config.data.augment=maybe"], "--config.data.augment=maybe: must be true or false; see"),
+        ("train", [CONFIG, "--config.data=3"], "--config.data=3: --config.data is a group of fields; set one of --con"),
+        ("search", ["{rows}", "--clips=maybe"], "--clips=maybe: must be true or false; see"),
         ("train", [], "--config is missing; see `calce train --help`"),
         ("train", [CONFIG, "seed=7"], "unknown argument: seed=7; set fields of the config with --config.FIELD=VALUE"),
         (
@@ -178,3 +183,51 @@ def test_home_is_expanded_where_a_shell_leaves_it_and_not_in_texts(monkeypatch, 
         [f"train={tmp_path}/a", f"val={tmp_path}/b"],
     )
     assert (values.clips, got) == (True, ["calce", "no.mp4", "~x"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:\n", "{file}, line 1: invalid syntax; correct the file"),
+        ("x = 1\n\nx = y\n", "{file}, line 3: NameError: name 'y' is not defined; correct the file"),
+        ("", "{file} has no get_config; define get_config(preset), see configs/calce.py"),
+        ("get_config = 3\n", "{file} has no get_config; define get_config(preset), see configs/calce.py"),
+        (
+            "def get_config(name):\n    return 3\n",
+            "{file}: get_config returns 3, which is no ConfigDict; return a ConfigDict, see configs/calce.py",
+        ),
+        (
+            "def get_config(name):\n    config = {{}}\n    return config['a']\n",
+            "{file}, line 3: KeyError: 'a'; correct the file",
+        ),
+        (
+            "def get_config(name):\n    raise ValueError('two\\nlines')\n",
+            "{file}, line 2: ValueError: two lines; correct the file",
+        ),
+        ("import nowhere_at_all\n", "{file}, line 1: ModuleNotFoundError: No module named 'nowhere_at_all'; correct"),
+    ],
+)
+def test_a_broken_config_file_is_told_in_one_line(tmp_path, capsys, text, message):
+    file = tmp_path / "cfg.py"
+    file.write_text(text.format())
+    with pytest.raises(SystemExit) as error:
+        run_script("train", f"--config={file}:shapes", f"--workdir={tmp_path}/run")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert error.value.code == 2
+    assert line.startswith(f"calce train: {message.format(file=file)}"), line
+
+
+def test_a_config_file_without_an_argument_and_an_empty_or_wrong_config(tmp_path, capsys):
+    (tmp_path / "cfg.py").write_text("def get_config():\n    return 3\n")
+    (tmp_path / "few.py").write_text(FEW_FIELDS)
+    for value, message in (
+        (f"{tmp_path}/few.py", "--config: "),
+        (f"{tmp_path}/cfg.py", f"{tmp_path}/cfg.py: get_config returns 3, which is no ConfigDict"),
+        ("", "--config is empty; give a preset such as qvhighlights,stage=1"),
+        (tmp_path, f"--config={tmp_path}: {tmp_path} is a folder; give a preset"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            run_script("train", f"--config={value}", "--config.data.frames=8", f"--workdir={tmp_path}/run")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert error.value.code == 2
+        assert line.startswith(f"calce train: {message}"), line

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import calce_jax
-from calce_jax.commands.cli import COMMANDS
+from calce_jax.commands.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("jax", "jaxlib", "flax", "transformers", "tensorflow_datasets", "orbax", "grain", "torch", "av")
@@ -47,6 +47,12 @@ def test_answers_without_heavy_imports(arguments, code, text):
     assert done.returncode == code, done.stderr
     assert text in done.stdout + done.stderr
     assert done.stderr.splitlines()[-1] == "loaded:", done.stderr
+
+
+def test_a_flag_without_a_default_shows_none(capsys):
+    for name in COMMANDS:
+        main([name, "--help"])
+    assert "(default: 'None')" not in capsys.readouterr().out
 
 
 def test_calce_is_installed_as_a_command():

@@ -1,7 +1,9 @@
 """Parse `--config=PRESET`, `--config=FILE:ARGUMENT` and `--config.FIELD=VALUE`."""
 
 import difflib
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
@@ -9,7 +11,7 @@ from ml_collections import config_flags
 
 from calce_jax.config import ConfigError, RunConfig, field_names, validate
 from calce_jax.config_compat import RENAMED_FIELDS
-from calce_jax.errors import UsageError
+from calce_jax.errors import UsageError, UserError
 from calce_jax.presets.runs import get_preset
 
 CONFIG_HELP = (
@@ -38,10 +40,26 @@ def parse_config(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
       flags.Error: another flag is wrong.
     """
     names = [f"--config.{name}" for name in field_names()]
-    arguments = [argv[0], *(_resolve_argument(argument, names) for argument in argv[1:])]
+    arguments = [argv[0], *(_resolve_argument(argument, names) for argument in _join_config(argv[1:]))]
     # ml_collections reads overrides of the config's fields from sys.argv.
     sys.argv = arguments
-    return flag_values(arguments)
+    try:
+        return flag_values(arguments)
+    except (flags.Error, UserError):
+        raise
+    except Exception as error:  # of ml_collections, whose overrides expect the fields of a whole config
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"--config: {reason:.200}", "return every field from get_config, see configs/calce.py"
+        ) from error
+
+
+def _join_config(arguments: list[str]) -> Iterator[str]:
+    """Yield the arguments with "--config VALUE" as "--config=VALUE"."""
+    remaining = iter(arguments)
+    for argument in remaining:
+        value = next(remaining, None) if argument in ("--config", "-config") else None
+        yield argument if value is None else f"{argument}={value}"
 
 
 def validate_config(config: flags.FlagHolder) -> RunConfig:
@@ -60,7 +78,7 @@ def _resolve_argument(argument: str, names: list[str]) -> str:
     """Return an argument with the config's file in place of a preset, and with today's names of renamed fields."""
     flag, equals, value = argument.partition("=")
     flag = "--" + flag.lstrip("-")
-    if flag == "--config" and value:
+    if flag == "--config" and equals:
         return f"--config={_config_file(value)}"
     if not flag.startswith("--config."):
         return argument
@@ -72,14 +90,24 @@ def _resolve_argument(argument: str, names: list[str]) -> str:
         near = difflib.get_close_matches(flag, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(name[9:] for name in names)}"
         raise ConfigError(f"{flag}: no such field", hint)
+    if fields := [name for name in names if name.startswith(f"{flag}.")]:
+        raise ConfigError(f"{argument}: {flag} is a group of fields", f"set one of {', '.join(fields)}")
     return argument
 
 
 def _config_file(value: str) -> str:
-    """Return "FILE:ARGUMENT" for ml_collections; `value` is that already, or the name of a preset."""
+    """Return "PRESET_FILE:VALUE" for ml_collections; `value` is the name of a preset, or "FILE[:ARGUMENT]".
+
+    Raises:
+      ConfigError: it is neither, or the file is wrong.
+    """
+    if not value:
+        raise ConfigError("--config is empty", f"give {CONFIG_HELP}")
     file, colon, argument = value.partition(":")
-    if Path(file).is_file():
-        return value
+    if os.path.isdir(file):
+        raise ConfigError(f"--config={value}: {file} is a folder", f"give {CONFIG_HELP}")
+    if os.path.isfile(file):
+        return f"{PRESET_FILE}:{value}"
     if colon and Path(file).parts[-2:] == ("configs", "calce.py"):
         value = argument  # outside a checkout the preset of that name is the same
     elif colon or file.endswith(".py"):
