@@ -15,10 +15,10 @@ from calce_jax.checkpoints.convert.formats import (
 )
 from calce_jax.commands.flags.paths import check_folder, check_output_file
 from calce_jax.commands.flags.verify import VerifyFlag
-from calce_jax.commands.runner import no_arguments
+from calce_jax.commands.runner import no_arguments, warn_deprecated
 from calce_jax.config import ConfigError
 from calce_jax.errors import UsageError
-from calce_jax.presets.runs import get_preset
+from calce_jax.presets.runs import current_name, get_preset
 from calce_jax.presets.sizes import SIZES
 
 FLAGS = flags.FlagValues()
@@ -68,6 +68,8 @@ def main(argv: list[str]) -> None:
         preset = get_preset(f"{RUN.value},size={SIZE.value}", "--run")
     except ConfigError as error:
         raise UsageError(error.reason, error.remedy) from None
+    if (name := current_name(str(RUN.value))) != RUN.value:
+        warn_deprecated(f"--run={RUN.value}", f"--run={name}")
 
     from calce_jax.checkpoints.convert.convert import convert
 

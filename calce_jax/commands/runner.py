@@ -142,6 +142,11 @@ def define_verbosity(flag_values: flags.FlagValues) -> None:
         )
 
 
+def warn_deprecated(old: str, new: str) -> None:
+    """Say on stderr that a flag, or a value of one, has another name now; the old one is still accepted."""
+    print(f"{old} is deprecated; use {new}", file=sys.stderr)
+
+
 def no_arguments(argv: list[str], hint: str = "") -> None:
     """Check that a command got flags alone.
 
@@ -176,7 +181,8 @@ def _first_cause(error: Exception) -> str:
         *others, last = missing
         return f"{', '.join(others)} and {last} are missing" if others else f"{last} is missing"
     if bound := re.fullmatch(r"flag (--[\w.]+)=(.*): \S+ is not (an? )?(.*)", text):
-        return f"{bound[1]}={bound[2]}: must be {bound[3] or 'a '}{bound[4]}"
+        article = bound[3] or ("an " if bound[4].startswith("i") else "a ")
+        return f"{bound[1]}={bound[2]}: must be {article}{bound[4]}"
     if switch := re.fullmatch(r"flag (--[\w.]+)=(.*): \('Non-boolean argument.*", text):
         return f"{switch[1]}={switch[2]}: must be true or false"
     text = re.sub(r"^flags [^:]*=[^:]*: ", "", text)

@@ -67,9 +67,14 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
     )
 
 
+def current_name(name: str) -> str:
+    """Return the name of a preset, or of a dataset, as it is now: "qvhighlights,stage=1" for "qvh,stage=1"."""
+    dataset, comma, options = name.partition(",")
+    return f"{SHORT_NAMES.get(dataset, dataset)}{comma}{options}"
+
+
 def _parse(name: str, flag: str) -> tuple[str, dict[str, str]]:
-    dataset, *rest = name.split(",")
-    dataset = SHORT_NAMES.get(dataset, dataset)
+    dataset, *rest = current_name(name).split(",")
     if dataset not in DATASETS:
         raise ConfigError(f"{flag}={name}: the dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
     options = {}

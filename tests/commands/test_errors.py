@@ -224,10 +224,34 @@ def test_a_config_file_without_an_argument_and_an_empty_or_wrong_config(tmp_path
         (f"{tmp_path}/few.py", "--config: "),
         (f"{tmp_path}/cfg.py", f"{tmp_path}/cfg.py: get_config returns 3, which is no ConfigDict"),
         ("", "--config is empty; give a preset such as qvhighlights,stage=1"),
-        (tmp_path, f"--config={tmp_path}: {tmp_path} is a folder; give a preset"),
+        (tmp_path, f"--config={tmp_path} is a folder; give a preset"),
     ):
         with pytest.raises(SystemExit) as error:
             run_script("train", f"--config={value}", "--config.data.frames=8", f"--workdir={tmp_path}/run")
         (line,) = capsys.readouterr().err.splitlines()
         assert error.value.code == 2
         assert line.startswith(f"calce train: {message}"), line
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "line"),
+    [
+        ("train", ["--config=qvh,stage=1"], "--config=qvh,stage=1 is deprecated; use --config=qvhighlights,stage=1"),
+        (
+            "train",
+            ["--config=configs/calce.py:charades"],
+            "--config=configs/calce.py:charades is deprecated; use --config=configs/calce.py:charades_sta",
+        ),
+        (
+            "train",
+            [CONFIG, "--config.keyframes.bias1=0"],
+            "--config.keyframes.bias1 is deprecated; use --config.keyframes.dilation",
+        ),
+        ("prepare", ["--dataset=qvh", "--videos=/nowhere"], "--dataset=qvh is deprecated; use --dataset=qvhighlights"),
+        ("convert", ["--run=charades,stage=2"], "--run=charades,stage=2 is deprecated; use --run=charades_sta,stage=2"),
+    ],
+)
+def test_an_old_name_is_accepted_and_the_new_one_is_told(run, capsys, command, arguments, line):
+    code, _ = run(command, [*arguments, *(["--config.data.directory=/nowhere"] if command == "train" else [])], "")
+    assert code != 2
+    assert capsys.readouterr().err.splitlines()[0] == line

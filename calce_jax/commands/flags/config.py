@@ -9,10 +9,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from calce_jax.commands.runner import warn_deprecated
 from calce_jax.config import ConfigError, RunConfig, field_names, validate
 from calce_jax.config_compat import RENAMED_FIELDS
 from calce_jax.errors import UsageError, UserError
-from calce_jax.presets.runs import get_preset
+from calce_jax.presets.runs import DATASETS, current_name, get_preset
 
 CONFIG_HELP = (
     "a preset such as qvhighlights,stage=1, or a file of configs such as configs/calce.py:qvhighlights,stage=1"
@@ -84,7 +85,7 @@ def _resolve_argument(argument: str, names: list[str]) -> str:
         return argument
     renamed = RENAMED_FIELDS.get(flag.removeprefix("--config."))
     if renamed:
-        print(f"{flag} was renamed to --config.{renamed}", file=sys.stderr)
+        warn_deprecated(flag, f"--config.{renamed}")
         return f"--config.{renamed}{equals}{value}"
     if flag not in names:
         near = difflib.get_close_matches(flag, names, n=1)
@@ -104,13 +105,15 @@ def _config_file(value: str) -> str:
     if not value:
         raise ConfigError("--config is empty", f"give {CONFIG_HELP}")
     file, colon, argument = value.partition(":")
-    if os.path.isdir(file):
-        raise ConfigError(f"--config={value}: {file} is a folder", f"give {CONFIG_HELP}")
+    is_presets_file = bool(colon) and Path(file).parts[-2:] == ("configs", "calce.py")
+    name = argument if is_presets_file else value
+    if (new_name := current_name(name)) != name and (is_presets_file or not os.path.isfile(file)):
+        warn_deprecated(f"--config={value}", f"--config={value.removesuffix(name)}{new_name}")
     if os.path.isfile(file):
         return f"{PRESET_FILE}:{value}"
-    if colon and Path(file).parts[-2:] == ("configs", "calce.py"):
-        value = argument  # outside a checkout the preset of that name is the same
-    elif colon or file.endswith(".py"):
+    if (colon or file.endswith(".py")) and not is_presets_file:
         raise ConfigError(f"--config: there is no file {file}", f"give {CONFIG_HELP}")
-    get_preset(value)
-    return f"{PRESET_FILE}:{value}"
+    if os.path.isdir(value) and value not in DATASETS:
+        raise ConfigError(f"--config={value} is a folder", f"give {CONFIG_HELP}")
+    get_preset(name)  # outside a checkout, the preset of that name is the same as in configs/calce.py
+    return f"{PRESET_FILE}:{name}"
