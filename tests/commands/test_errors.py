@@ -1,6 +1,8 @@
 """Errors of the user: "calce NAME: ..." and exit code 2 for the command line, "Error: ..." and 1 for the rest."""
 
+import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,6 +123,17 @@ def test_all_missing_flags_are_named_in_one_line(capsys):
 def test_other_errors_exit_with_1(run, command, arguments, message):
     code, message = run(command, arguments, message)
     assert str(code)[: len(f"Error: {message}")] == f"Error: {message}"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is not None, reason="Apache Beam is installed here")
+@pytest.mark.parametrize("command", ["prepare", "caption"])
+def test_a_runner_without_apache_beam_names_its_extra(run, command):
+    missing = 'Apache Beam is not installed; pip install "calce_jax[beam]" in an environment of its own'
+    code, _ = run(command, ["--runner=DirectRunner"], "")
+    assert str(code).startswith(f"Error: --runner=DirectRunner: {missing}")
+    with pytest.raises(ModuleNotFoundError, match=re.escape(missing)) as error:
+        importlib.import_module("calce_jax.datasets.beam")
+    assert error.value.name == "apache_beam"
 
 
 @pytest.mark.parametrize(
