@@ -248,10 +248,10 @@ def _check_free_disk(out: Path, needed: int) -> None:
         out.mkdir(parents=True, exist_ok=True)
         free = free_bytes(out)
     except OSError as error:
-        raise PrepareError(f"out: cannot create the folder {out} ({error.strerror})", "choose another place") from None
+        raise PrepareError(f"--out={out}: cannot create it ({error.strerror})", "choose another place") from None
     if needed > free:
         raise PrepareError(
-            f"out: {out} needs about {format_bytes(needed)} and {format_bytes(free)} are free",
+            f"--out={out} needs about {format_bytes(needed)} and {format_bytes(free)} are free",
             "make room, choose another place, or prepare fewer or smaller frames",
         )
 

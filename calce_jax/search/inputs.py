@@ -7,7 +7,8 @@ from pathlib import Path
 from absl import logging
 from transformers import PreTrainedTokenizerBase
 
-from calce_jax.errors import UsageError, UserError
+from calce_jax.errors import UsageError
+from calce_jax.search.paths import SearchError
 from calce_jax.text.caption_files import caption_languages, find_captions
 from calce_jax.text.captions import read_srt
 from calce_jax.text.prompt import WORD_BOUNDARY, Caption
@@ -19,10 +20,6 @@ MAX_QUERY_CHARACTERS = 1000  # bounds the time of tagging and tokenizing, since 
 # What a search writes (`calce_jax.search.results`): the files by which its folder is known, and the folders of videos.
 RESULT_FILES = ("moments.json", "index.html")
 RESULT_FOLDERS = ("videos", "clips")
-
-
-class SearchError(UserError):
-    """A query, a video or a checkpoint cannot be searched."""
 
 
 class QueryError(SearchError, UsageError):

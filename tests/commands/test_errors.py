@@ -116,6 +116,8 @@ def test_all_missing_flags_are_named_in_one_line(capsys):
         ("caption", ["--videos=/nowhere"], "--videos=/nowhere: no such file or folder; correct the flag"),
         ("caption", ["--model=/nope"], "/nope: no such folder; give the folder of a Whisper model"),
         ("prepare", ["--annotations=val=/no.jsonl"], "/no.jsonl: no such file"),
+        ("convert", ["--source=base:{out}", "--size=tiny"], "{out} holds none of model.safetensors"),
+        ("convert", ["--source=base:{out}/a", "--size=tiny"], "{out}/a: no such file; get it, or give the path where"),
         ("merge", [], "{rows}, line 1"),
         ("evaluate", ["--predictions={out}/no"], "{out}/no: no such file of predictions"),
     ],

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -122,6 +124,39 @@ def test_an_output_that_cannot_be_written_is_refused(folder, capsys, command, ar
     before = contents(folder)
     assert message in usage_error(capsys, command, *arguments)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("infer", ("--workdir=/nope", "--split=val", "--out=x"), "/nope/config.json: no such file; give the workdir"),
+        ("caption", ("--videos=/nope", "--model=tiny", "--out=x"), "--videos=/nope: no such file or folder; correct"),
+        ("caption", ("--videos=a.jsonl", "--model=/nope", "--out=x"), "/nope: no such folder; give the folder of a W"),
+        ("search", ("/nope.mp4", "--query=A cat.", "--out=x"), "/nope.mp4: there is no such file; put it there, or c"),
+        (
+            "search",
+            ("found/videos", "--query=A cat.", "--out=x", "--checkpoint=/nope"),
+            "/nope: no trained run in /nope/stage1 and /nope/stage2; give the folder that contains the workdirs",
+        ),
+        ("web", ("--checkpoint=/nope",), "/nope: no trained run in /nope/stage1 and /nope/stage2; give the folder"),
+        ("web", ("--host=nonsense.invalid",), "--host=nonsense.invalid: no such address ("),
+        ("train", ("--config=shapes", "--workdir=a.jsonl"), "--workdir=a.jsonl is a file, not a folder"),
+        ("evaluate", (*FILES, "--out=new"), "--out=new is a folder, not a file"),
+    ],
+)
+def test_a_wrong_path_is_told_before_jax_is_imported(folder, command, arguments, message):
+    script = f"""
+import sys
+from calce_jax.commands.cli import main
+try:
+    main({[command, *arguments]!r})
+except SystemExit as error:
+    print("jax" in sys.modules, error.code, file=sys.stderr)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
+    assert message in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("False "), done.stderr
 
 
 def usage_error(capsys, command, *arguments):
