@@ -3,14 +3,14 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from absl import logging
-from transformers import PreTrainedTokenizerBase
 
 from calce_jax.errors import UserError
+from calce_jax.text.caption import Caption
 from calce_jax.text.caption_files import caption_languages, find_captions
 from calce_jax.text.captions import read_srt
-from calce_jax.text.prompt import WORD_BOUNDARY, Caption
 from calce_jax.video.files import VIDEO_SUFFIXES, is_video_name
 
 MAX_QUERY_WORDS = 60  # a longer query does not fit into the prompt
@@ -21,11 +21,28 @@ RESULT_FILES = ("moments.json", "index.html")
 RESULT_FOLDERS = ("videos", "clips")
 
 
+# Sentencepiece's mark, as in `calce_jax.text.prompt`, which imports transformers: a search of speech has no model.
+_WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What `check_queries` calls of a tokenizer of transformers."""
+
+    def __call__(self, text: str, /, *, add_special_tokens: bool) -> Any:
+        """Return the ids of a text, as "input_ids"."""
+        ...
+
+    def convert_ids_to_tokens(self, ids: int, /) -> Any:
+        """Return the token of an id."""
+        ...
+
+
 class SearchError(UserError):
     """A query, a video or a checkpoint cannot be searched."""
 
 
-def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = None) -> None:
+def check_queries(queries: Sequence[str], t5: Tokenizer | None = None) -> None:
     """Check the queries of a search.
 
     Args:
@@ -45,13 +62,13 @@ def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = N
             raise SearchError(f"query {number} has {words:,} words", f"use at most {MAX_QUERY_WORDS}")
         if len(query) > MAX_QUERY_CHARACTERS:
             raise SearchError(f"query {number} has {len(query):,} characters", f"use at most {MAX_QUERY_CHARACTERS:,}")
-        if t5 and not any(token.strip(WORD_BOUNDARY).isalnum() for token in _known_tokens(query, t5)):
+        if t5 and not any(token.strip(_WORD_BOUNDARY).isalnum() for token in _known_tokens(query, t5)):
             raise SearchError(
                 f"query {number} ({query.strip()[:40]}) has no word that the model knows", "write it in English"
             )
 
 
-def _known_tokens(text: str, t5: PreTrainedTokenizerBase) -> list[str]:
+def _known_tokens(text: str, t5: Any) -> list[str]:
     """Return the tokens of a text without the unknown ones."""
     ids = [int(i) for i in t5(text, add_special_tokens=False)["input_ids"]]
     return [str(t5.convert_ids_to_tokens(i)) for i in ids if i != t5.unk_token_id]

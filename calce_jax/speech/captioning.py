@@ -21,8 +21,8 @@ from calce_jax.speech.whisper_model import Dtype, open_whisper
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.failures import Failure, write_failures
 from calce_jax.storage.file_names import fit_name
+from calce_jax.text.caption import Caption
 from calce_jax.text.caption_files import find_captions
-from calce_jax.text.text_row import Caption
 from calce_jax.video.files import is_video_name
 
 # Suffixes that are taken from a folder beside those of videos; a single file may have any suffix.

@@ -14,8 +14,8 @@ from pathlib import Path
 from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
 from calce_jax.storage.text_files import read_text
+from calce_jax.text.caption import Caption, Number
 from calce_jax.text.rolling_captions import Entry, unroll
-from calce_jax.text.text_row import Caption, Number
 
 FILLER_WORDS = frozenset({"the", "a", "o", "oh", "yeah", "uh", "ah", "yep", "uh-no", "hmm"})
 MIN_ENGLISH_FRACTION = 0.8  # of a caption's words must consist of the letters a to z
