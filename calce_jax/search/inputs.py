@@ -20,7 +20,6 @@ MAX_QUERY_CHARACTERS = 1000  # bounds the time of tagging and tokenizing, since 
 RESULT_FILES = ("moments.json", "index.html")
 RESULT_FOLDERS = ("videos", "clips")
 
-
 # Sentencepiece's mark, as in `calce_jax.text.prompt`, which imports transformers: a search of speech has no model.
 _WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
 
