@@ -177,7 +177,7 @@ def test_messages_name_no_folder_of_the_server(visitor, mine, tmp_path, world):
         (upload, "", None, "damaged"): '"mine.mp4: it is damaged; fetch it again"',
         ("", "", "ours", "damaged"): '"ours.mp4: it is damaged; fetch it again"',
         (visitor.uploaded(text), "", None, "q"): '"text.mp4: it is not a video',
-        (upload, upload, None, "q"): '"mine.mp4: expected .srt; upload it in the other field"',
+        (upload, upload, None, "q"): '"mine.mp4: expected .srt, .vtt; upload it in the other field"',
         (None, None, None, "q"): "no video; upload one",
         (
             "gone",
