@@ -20,9 +20,10 @@ from calce_jax.models.lora import LoraConfig
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
 from calce_jax.models.vit import VitConfig
+from calce_jax.text.caption import Caption
 from calce_jax.text.captions import clean_captions, speech_intervals
 from calce_jax.text.prompt import PromptWriter, mentions_speech
-from calce_jax.text.text_row import Caption, TextSizes
+from calce_jax.text.text_row import TextSizes
 from calce_jax.text.tokenizers import load_bert, load_t5
 from tests.helpers import recordings_io as golden
 

@@ -147,7 +147,7 @@ def prepare_dataset(
       dataset: "qvhighlights", "charades_sta" or "shapes".
       splits: annotated queries by split.
       videos: folder of <video id>.mp4, or another suffix of `VIDEO_SUFFIXES`.
-      srts: folder of <video id>.srt; None for a dataset without captions.
+      srts: folder of <video id>.srt or .vtt; None for a dataset without captions.
       out: output folder of `videos/<video id>.npz`, `tables/` and `failures.jsonl`.
       settings: how to prepare a video. Videos with other settings, or whose files have changed, are prepared again.
       workers: number of processes; that of the cores if None. With 1 this process decodes.

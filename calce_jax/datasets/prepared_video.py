@@ -17,8 +17,8 @@ from calce_jax.datasets.tables import VideoRecord
 from calce_jax.errors import UsageError, UserError
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.file_names import MAX_NAME_BYTES
-from calce_jax.text.caption_files import caption_languages, find_captions
-from calce_jax.text.captions import CaptionError, read_srt
+from calce_jax.text.caption_files import caption_languages, find_captions, read_captions
+from calce_jax.text.captions import CaptionError
 from calce_jax.video.decode import VideoError, encode_jpeg, read_frames
 from calce_jax.video.files import VIDEO_SUFFIXES, find_video
 
@@ -41,7 +41,7 @@ class PrepareSettings:
       frames: key frames of a video; of a video with fewer frames, all.
       image_size: height and width, pixels.
       quality: JPEG quality, up to 100.
-      behaviour: passed to `read_frames` and `read_srt`.
+      behaviour: passed to `read_frames` and `read_captions`.
     """
 
     frames: int
@@ -67,7 +67,7 @@ class PrepareJob:
     Attributes:
       video: id.
       video_path: the video file.
-      srt_path: the .srt file, or None for a dataset without captions.
+      srt_path: the .srt or .vtt file, or None for a dataset without captions.
       output_path: the .npz file.
       settings: how to prepare it.
     """
@@ -94,7 +94,7 @@ def make_job(video: str, videos: Path, srts: Path | None, folder: Path, settings
     Args:
       video: id, which is the stem of the file names.
       videos: folder of the videos.
-      srts: folder of the .srt files, or None for a dataset without captions.
+      srts: folder of the .srt or .vtt files, or None for a dataset without captions.
       folder: output folder of the prepared videos.
       settings: how to prepare it.
 
@@ -144,7 +144,7 @@ def prepare_video(job: PrepareJob) -> None:
     behaviour = job.settings.behaviour
     try:
         fingerprint = job.fingerprint()
-        captions = read_srt(job.srt_path, behaviour) if job.srt_path else []
+        captions = read_captions(job.srt_path, behaviour) if job.srt_path else []
         # One thread for each video: there are as many processes as cores.
         video = read_frames(
             job.video_path, job.settings.frames, job.settings.image_size, behaviour=behaviour, threads=1

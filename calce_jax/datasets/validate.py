@@ -13,7 +13,8 @@ from calce_jax.moments.annotations import (
 )
 from calce_jax.moments.json_rows import name_queries
 from calce_jax.storage.failures import Failure
-from calce_jax.text.captions import CaptionError, clean_captions, read_srt
+from calce_jax.text.caption_files import read_captions
+from calce_jax.text.captions import CaptionError, clean_captions
 from calce_jax.video.decode import VideoError, video_duration
 
 
@@ -66,7 +67,7 @@ def validate_dataset(
     Args:
       splits: annotated queries by split.
       videos: folder of <video id>.mp4, or another suffix of `VIDEO_SUFFIXES`.
-      srts: folder of <video id>.srt; None for a dataset without captions.
+      srts: folder of <video id>.srt or .vtt; None for a dataset without captions.
     """
     rows = [row for split_rows in splits.values() for row in split_rows]
     rows_by_video: dict[str, list[Annotation]] = {}
@@ -128,7 +129,7 @@ def windows_after_end(row: Annotation, duration: float) -> Iterator[Failure]:
 
 def _check_captions(video: str, srt: Path, duration: float) -> Iterator[Failure]:
     try:
-        captions = read_srt(srt)
+        captions = read_captions(srt)
     except (CaptionError, OSError) as error:
         yield Failure.of(video, error, "make the file readable")
         return

@@ -16,9 +16,10 @@ from calce_jax.input_pipeline.augment import crop_and_resize, sample_crop
 from calce_jax.input_pipeline.dataset import Example
 from calce_jax.input_pipeline.feature_store import FeatureStore, FrameKeys, checksums
 from calce_jax.input_pipeline.speech_mask import mark_speech_frames
+from calce_jax.text.caption import Caption
 from calce_jax.text.captions import clean_captions, speech_intervals
 from calce_jax.text.prompt import PromptWriter, mentions_speech, stage1_windows
-from calce_jax.text.text_row import Caption, RowFlag
+from calce_jax.text.text_row import RowFlag
 from calce_jax.video.decode import decode_jpeg, head_indices, jpeg_size
 
 # Field of `Batch` -> array without the batch axis; "features" is a mapping of the fields of `Features`.

@@ -1,4 +1,4 @@
-"""Whisper captions for videos without an .srt file, cached by the content of the video."""
+"""Whisper captions for videos without captions, cached by the content of the video."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +13,12 @@ from calce_jax.storage.file_names import fit_name
 from calce_jax.storage.provenance import file_hash
 from calce_jax.text.caption_files import find_captions
 from calce_jax.text.captions import check_srt
+from calce_jax.text.embedded_captions import has_embedded_captions
+from calce_jax.video.container import MediaError
 
 
 def caption_with_cache(videos: Sequence[Path], folder: str | Path, whisper: str, cache: DiskCache) -> dict[Path, Path]:
-    """Transcribe the videos that have no .srt file beside them.
+    """Transcribe the videos that have neither a file of captions beside them nor text subtitles inside.
 
     Args:
       videos: the video files.
@@ -32,10 +34,10 @@ def caption_with_cache(videos: Sequence[Path], folder: str | Path, whisper: str,
       SpeechModelError: the Whisper model cannot be opened.
       OSError: a file cannot be written.
     """
-    uncaptioned = [video for video in videos if find_captions(video.parent, video.stem) is None]
+    uncaptioned = [video for video in videos if not _has_captions(video)]
     for video in videos:
         if video not in uncaptioned:
-            logging.warning("%s: --whisper does nothing, since there are captions beside it", video)
+            logging.warning("%s: --whisper does nothing, since there are captions beside it or in it", video)
     targets = {video: Path(folder) / fit_name(video.stem, ".srt") for video in uncaptioned}
     if len(set(targets.values())) < len(uncaptioned):
         raise SearchError(
@@ -52,6 +54,15 @@ def caption_with_cache(videos: Sequence[Path], folder: str | Path, whisper: str,
     for video, srt in srt_files.items():
         cache.write("captions", cache_keys[video], srt.read_bytes())
     return srt_files
+
+
+def _has_captions(video: Path) -> bool:
+    if find_captions(video.parent, video.stem) is not None:
+        return True
+    try:
+        return has_embedded_captions(video)
+    except MediaError:  # which transcription names
+        return False
 
 
 def _read_cached(cache: DiskCache, cache_key: str) -> bytes | None:

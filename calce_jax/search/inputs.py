@@ -3,15 +3,16 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from absl import logging
-from transformers import PreTrainedTokenizerBase
 
 from calce_jax.errors import UsageError
 from calce_jax.search.paths import SearchError
-from calce_jax.text.caption_files import caption_languages, find_captions
-from calce_jax.text.captions import read_srt
-from calce_jax.text.prompt import WORD_BOUNDARY, Caption
+from calce_jax.text.caption import Caption
+from calce_jax.text.caption_files import SRT_SUFFIX, caption_languages, find_captions, read_captions
+from calce_jax.text.embedded_captions import read_embedded_captions
+from calce_jax.video.container import MediaError
 from calce_jax.video.files import VIDEO_SUFFIXES, is_video_name
 
 MAX_QUERY_WORDS = 60  # a longer query does not fit into the prompt
@@ -21,12 +22,28 @@ MAX_QUERY_CHARACTERS = 1000  # bounds the time of tagging and tokenizing, since 
 RESULT_FILES = ("moments.json", "index.html")
 RESULT_FOLDERS = ("videos", "clips")
 
+# Sentencepiece's mark, as in `calce_jax.text.prompt`, which imports transformers: a search of speech has no model.
+_WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What `check_queries` calls of a tokenizer of transformers."""
+
+    def __call__(self, text: str, /, *, add_special_tokens: bool) -> Any:
+        """Return the ids of a text, as "input_ids"."""
+        ...
+
+    def convert_ids_to_tokens(self, ids: int, /) -> Any:
+        """Return the token of an id."""
+        ...
+
 
 class QueryError(SearchError, UsageError):
     """A query is empty, too long, or unknown to the model."""
 
 
-def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = None) -> None:
+def check_queries(queries: Sequence[str], t5: Tokenizer | None = None) -> None:
     """Check the queries of a search.
 
     Args:
@@ -46,26 +63,29 @@ def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = N
             raise QueryError(f"query {number} has {words:,} words", f"use at most {MAX_QUERY_WORDS}")
         if len(query) > MAX_QUERY_CHARACTERS:
             raise QueryError(f"query {number} has {len(query):,} characters", f"use at most {MAX_QUERY_CHARACTERS:,}")
-        if t5 and not any(token.strip(WORD_BOUNDARY).isalnum() for token in _known_tokens(query, t5)):
+        if t5 and not any(token.strip(_WORD_BOUNDARY).isalnum() for token in _known_tokens(query, t5)):
             raise QueryError(
                 f"query {number} ({query.strip()[:40]}) has no word that the model knows", "write it in English"
             )
 
 
-def _known_tokens(text: str, t5: PreTrainedTokenizerBase) -> list[str]:
+def _known_tokens(text: str, t5: Any) -> list[str]:
     """Return the tokens of a text without the unknown ones."""
     ids = [int(i) for i in t5(text, add_special_tokens=False)["input_ids"]]
     return [str(t5.convert_ids_to_tokens(i)) for i in ids if i != t5.unk_token_id]
 
 
-def load_captions(video: str | Path, srt: str | Path) -> list[Caption]:
+def load_captions(video: str | Path, srt: str | Path, language: str | None = None) -> list[Caption]:
     """Return the captions of a video, in seconds, in order of time.
 
     Args:
       video: the video file.
-      srt: "none": no captions; "auto": those of `<stem>.srt` beside the video, none if there is no such file;
-        otherwise an .srt file, or a folder that holds `<stem>.srt`. `<stem>.en.srt` is taken for `<stem>.srt` if it is
-        the only one with a language; of several a warning says which there are.
+      srt: "none": no captions; "auto": those of `<stem>.srt` or else `<stem>.vtt` beside the video, else the text
+        subtitles inside it, else none; otherwise an .srt or .vtt file, or a folder that holds `<stem>.srt` or .vtt.
+        `<stem>.en.srt` is taken for `<stem>.srt` if it is the only one with a language; of several a warning says which
+        there are.
+      language: a code or an English name: only captions that say that they are in it, in their name or as a stream; of
+        "auto" and of a folder.
 
     Raises:
       CaptionError, FileNotFoundError: the captions cannot be read.
@@ -73,20 +93,34 @@ def load_captions(video: str | Path, srt: str | Path) -> list[Caption]:
     if srt == "none":
         return []
     if srt != "auto" and not Path(srt).is_dir():
-        return read_srt(srt)
+        return read_captions(srt)
     video = Path(video)
     folder = video.parent if srt == "auto" else Path(srt)
-    found = find_captions(folder, video.stem)
-    if found is None and (languages := caption_languages(folder, video.stem)):
+    if found := find_captions(folder, video.stem, language):
+        return read_captions(found)
+    languages = caption_languages(folder, video.stem)
+    if languages and language is None:
         logging.warning(
             "%s: no captions are used, since there are some in several languages: %s; give one with --srt=FILE",
             video,
             ", ".join(path.name for path in languages.values()),
         )
         return []
-    if found is None and srt == "auto":
+    if srt == "auto":
+        return _load_embedded_captions(video, language)
+    suffix = SRT_SUFFIX if language is None else f".{language}{SRT_SUFFIX}"
+    return read_captions(folder / f"{video.stem}{suffix}")
+
+
+def _load_embedded_captions(video: Path, language: str | None) -> list[Caption]:
+    """Return the captions inside a video, none if there is no such file, or none that can be read."""
+    if not video.is_file():
         return []
-    return read_srt(found or folder / f"{video.stem}.srt")
+    try:
+        return read_embedded_captions(video, language)
+    except MediaError as error:
+        logging.warning("subtitles inside a video are not used: %s", error)
+        return []
 
 
 def list_videos(paths: Iterable[str | Path], out: str | Path | None = None) -> list[Path]:

@@ -16,7 +16,7 @@ from calce_jax.search.searcher import MAX_MOMENTS, EncodedVideo, Searcher, load_
 from calce_jax.search.video_result import VideoResult
 from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.storage.failures import Failure
-from calce_jax.text.prompt import Caption
+from calce_jax.text.caption import Caption
 
 Captions = Literal["auto"] | str | Path | Sequence[Caption] | None
 

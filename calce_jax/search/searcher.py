@@ -31,9 +31,9 @@ from calce_jax.search.segments import Segment, SegmentFrames, SegmentSampling, r
 from calce_jax.search.video_result import QueryResult, UsedCaption, VideoResult
 from calce_jax.storage.disk_cache import DiskCache, default_cache_dir, make_cache_key
 from calce_jax.storage.provenance import file_hash
+from calce_jax.text.caption import Caption
 from calce_jax.text.captions import clean_captions
 from calce_jax.text.nouns import extract_items
-from calce_jax.text.prompt import Caption
 
 # Seconds. The longest video of QVHighlights and of shapes; 99 % of Charades-STA's videos are shorter than 60 s.
 TRAINED_DURATION: dict[DatasetName, float] = {"qvhighlights": 150.0, "charades_sta": 60.0, "shapes": 40.0}

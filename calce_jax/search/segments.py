@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from calce_jax.storage.disk_cache import DiskCache, make_cache_key
-from calce_jax.text.prompt import Caption
+from calce_jax.text.caption import Caption
 from calce_jax.video.decode import VideoError, encode_jpeg, frames_at, read_frames, video_duration
 
 MAX_HOURS = 4.0

@@ -20,8 +20,8 @@ from calce_jax.speech.whisper_model import Dtype, open_whisper
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.failures import Failure, write_failures
 from calce_jax.storage.file_names import fit_name
+from calce_jax.text.caption import Caption
 from calce_jax.text.caption_files import find_captions
-from calce_jax.text.text_row import Caption
 
 # Threads that decode audio and detect speech, each several hundred times faster than real time.
 NUM_READERS = min(os.cpu_count() or 1, 8)

@@ -28,7 +28,7 @@ from calce_jax.speech.mel import FRAMES_PER_SECOND, log_mel_spectrogram
 from calce_jax.speech.segments import Segment, compression_ratio, split_segments
 from calce_jax.speech.vad import VoiceActivityDetector
 from calce_jax.speech.whisper_model import SpeechModel
-from calce_jax.text.text_row import Caption
+from calce_jax.text.caption import Caption
 
 # A silence at a window's start is skipped if it is longer than this; a window's first timestamp is at most 1 s.
 MIN_SKIPPED_SILENCE_S = 2.5

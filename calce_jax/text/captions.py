@@ -1,4 +1,4 @@
-"""Captions from .srt files: parsing, cleaning, and intervals of speech.
+"""Captions from .srt files: parsing, cleaning, and intervals of speech; `calce_jax.text.webvtt` parses .vtt files.
 
 `read_srt` returns all entries unchanged. Intervals of speech use all of them, `clean_captions` keeps the English ones.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
 from calce_jax.storage.text_files import read_text
+from calce_jax.text.caption import Caption, Number
 from calce_jax.text.rolling_captions import Entry, unroll
-from calce_jax.text.text_row import Caption, Number
 
 FILLER_WORDS = frozenset({"the", "a", "o", "oh", "yeah", "uh", "ah", "yep", "uh-no", "hmm"})
 MIN_ENGLISH_FRACTION = 0.8  # of a caption's words must consist of the letters a to z
@@ -35,7 +35,7 @@ _NUMBER_ABOVE = rf"{_NUMBER}\s*+(?<=\n)"
 _HEADER = re.compile(rf"(?:{_NUMBER_ABOVE})?{_TIME} *+-[ -] *+> *+{_TIME}[^\n]*+\n?+")
 _START = re.compile(rf"^(?=({_NUMBER_ABOVE})?{_TIME})", re.MULTILINE)
 _NUMBER_ALONE = re.compile(rf"{_NUMBER}\s++(?=\S)")
-_BROKEN_TIMES = re.compile(r"^[^\S\n]*+(-?+\d++:\S*\s*-->)", re.MULTILINE)
+BROKEN_TIMES = re.compile(r"^[^\S\n]*+(-?+\d++:\S*\s*-->)", re.MULTILINE)
 _SPACE = re.compile(r"\s*+")
 _MARKUP = re.compile(r"</?[A-Za-z][^<>]*>|\{\\[^{}]*\}")
 # Without the ";" it may be part of a URL ("?a=1&copy=2"); numbers with more digits are no characters.
@@ -62,18 +62,37 @@ def read_srt(path: str | Path, behaviour: Behaviour = "default") -> list[Caption
       CaptionError: the file is larger than 50 MB, not UTF-8, or has a malformed entry.
     """
     path = Path(path)
+    if behaviour == "reference":
+        return list(_parse_lines(read_caption_text(path, keep_byte_order_mark=True), path))
+    return to_captions(_parse_entries(read_caption_text(path), path))
+
+
+def read_caption_text(path: Path, *, keep_byte_order_mark: bool = False) -> str:
+    r"""Return the text of a file of captions, with "\n" at the end of every line.
+
+    Raises:
+      UserFileNotFoundError: there is no such file.
+      CaptionError: the file is larger than 50 MB, or not UTF-8.
+    """
     if path.is_file() and (size := path.stat().st_size) > MAX_BYTES:
         raise CaptionError(
             f"{path}: {size:,} bytes, more than the limit of {MAX_BYTES:,}",
-            "give the .srt file of a video",
+            f"give the {path.suffix or '.srt'} file of a video",
         )
-    is_reference = behaviour == "reference"
-    text = read_text(path, "captions", MISSING_REMEDY, CaptionError, keep_byte_order_mark=is_reference)
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if is_reference:
-        return list(_parse_lines(text, path))
-    entries = sorted(_parse_entries(text, path), key=lambda entry: entry.start)
-    return [Caption(entry.start, entry.end, " ".join(entry.lines)) for entry in unroll(entries)]
+    text = read_text(path, "captions", MISSING_REMEDY, CaptionError, keep_byte_order_mark=keep_byte_order_mark)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def to_captions(entries: Iterable[Entry]) -> list[Caption]:
+    """Return captions in order of start; rolling ones say every line once (`calce_jax.text.rolling_captions`)."""
+    in_order = sorted(entries, key=lambda entry: entry.start)
+    return [Caption(entry.start, entry.end, " ".join(entry.lines)) for entry in unroll(in_order)]
+
+
+def plain_lines(text: str) -> list[str]:
+    """Return the lines of the text of an entry that are not empty, without markup; "&amp;" becomes "&"."""
+    written = _ENTITY.sub(_character, _MARKUP.sub("", text)).split("\n")
+    return [" ".join(words) for words in map(str.split, written) if words]
 
 
 def check_srt(content: bytes) -> None:
@@ -148,11 +167,10 @@ def _parse_entries(text: str, path: Path) -> Iterator[Entry]:
         text_start = header.end()
         position = next((start.start() for start in starts if _ends_text(text, text_start, start)), len(text))
         # An entry with malformed times does not match `_START`, so it would become text of the entry before.
-        if broken := _BROKEN_TIMES.search(text, text_start, position):
+        if broken := BROKEN_TIMES.search(text, text_start, position):
             raise _malformed_error(path, text, broken.start(1))
-        written = _ENTITY.sub(_character, _MARKUP.sub("", text[text_start:position])).split("\n")
-        lines = [" ".join(words) for words in map(str.split, written) if words]
-        start, end = sorted((_header_time(header, 1, path), _header_time(header, 5, path)))
+        lines = plain_lines(text[text_start:position])
+        start, end = sorted((header_time(header, 1, path), header_time(header, 5, path)))
         if lines:
             yield Entry(start, end, lines)
 
@@ -168,14 +186,20 @@ def _ends_text(text: str, text_start: int, start: re.Match[str]) -> bool:
     )
 
 
-def _header_time(header: re.Match[str], group: int, path: Path) -> float:
-    """Return the seconds of four groups of a header, from `group` on: hours, minutes, seconds, fraction."""
-    hours, minutes, seconds, fraction = header.group(group, group + 1, group + 2, group + 3)
+def header_time(header: re.Match[str], group: int, path: Path) -> float:
+    """Return the seconds of four groups of a header, from `group` on: hours, minutes, seconds, fraction.
+
+    Raises:
+      CaptionError: the time is 100,000 hours or more.
+    """
+    hours, minutes, seconds, fraction = (written or "0" for written in header.group(*range(group, group + 4)))
     # Through float, because int() refuses text of more than 4300 digits.
     whole_seconds = (float(hours) * 60 + float(minutes)) * 60 + float(seconds)
     if whole_seconds >= MAX_HOURS * 3600:
-        time = _excerpt(header.string[header.start(group) : header.end(group + 3)])
-        line = _line(header.string, header.start(group))
+        # Hours and the fraction are not always written.
+        start = header.start(group if header[group] else group + 1)
+        time = excerpt(header.string[start : max(header.end(group + 2), header.end(group + 3))])
+        line = line_number(header.string, start)
         raise CaptionError(f"{path}, line {line}: {time} is {MAX_HOURS} hours or more", "write times as 00:00:01,000")
     # One division of integer microseconds: a sum of rounded parts may not be the float nearest to the written time.
     return (int(whole_seconds) * 1_000_000 + int(fraction[:6].ljust(6, "0"))) / 1_000_000
@@ -191,20 +215,21 @@ def _end(pattern: re.Pattern[str], text: str, position: int) -> int:
     return match.end() if match else position
 
 
-def _line(text: str, position: int) -> int:
+def line_number(text: str, position: int) -> int:
+    """Return the number of the line of a position in a text, from 1."""
     return text.count("\n", 0, position) + 1
 
 
 def _malformed_error(path: Path, text: str, position: int) -> CaptionError:
     actual = text[position : position + 60].partition("\n")[0]
     return CaptionError(
-        f'{path}, line {_line(text, position)}: expected a number, then "00:00:01,000 --> 00:00:02,500", then text, '
-        f"got {_excerpt(actual)}",
+        f"{path}, line {line_number(text, position)}: expected a number, "
+        f'then "00:00:01,000 --> 00:00:02,500", then text, got {excerpt(actual)}',
         "mend the file, or empty it if there are no captions",
     )
 
 
-def _excerpt(text: str) -> str:
+def excerpt(text: str) -> str:
     """Return the repr of the beginning of a text, at most 60 characters."""
     return f"{text[:60]!r:.60}"
 
@@ -216,7 +241,7 @@ def _parse_lines(text: str, path: Path) -> Iterable[Caption]:
     for number, line in enumerate(map(str.strip, chain(text.splitlines(), "0")), 1):
         if line.isdigit():
             if text_lines and times is None:
-                above = _excerpt(text_lines[0])
+                above = excerpt(text_lines[0])
                 raise CaptionError(f"{path}, line {number}, start: no times for {above} above", "mend the file")
             if text_lines and times:
                 yield Caption(*times, " ".join(text_lines))

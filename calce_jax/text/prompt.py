@@ -37,8 +37,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.config import Behaviour
+from calce_jax.text.caption import Caption, Number
 from calce_jax.text.prompt_windows import check_windows, to_lists, whole_seconds
-from calce_jax.text.text_row import Caption, Number, RowFlag, TextRow, TextSizes, Windows
+from calce_jax.text.text_row import RowFlag, TextRow, TextSizes, Windows
 from calce_jax.text.tokenizers import unwrap_fast_tokenizer
 
 TASK_PROMPT = "Given the video and the subtitle and the query, find the query relevant windows.\nRelevant windows: "

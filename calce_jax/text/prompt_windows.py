@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from calce_jax.config import Behaviour
-from calce_jax.text.text_row import Number, RowFlag, Windows
+from calce_jax.text.caption import Number
+from calce_jax.text.text_row import RowFlag, Windows
 
 
 def to_lists(windows: Windows) -> list[list[int | float]]:

@@ -1,4 +1,4 @@
-"""The text of a batch row: captions, shapes, token ids, and flags of what did not fit."""
+"""The text of a batch row: shapes, token ids, and flags of what did not fit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from calce_jax.batch import NUM_FIXED_SPANS
+from calce_jax.text.caption import Number
 
-Number = int | float | np.number
 Windows = Sequence[Sequence[Number]] | np.ndarray
 
 
@@ -44,15 +44,6 @@ class TextSizes:
     def spans(self) -> int:
         """I, the number of spans."""
         return self.frames + self.captions + NUM_FIXED_SPANS
-
-
-@dataclass(frozen=True)
-class Caption:
-    """Text spoken from second `start` to second `end`."""
-
-    start: Number
-    end: Number
-    text: str
 
 
 @dataclass(frozen=True)

@@ -262,6 +262,15 @@ def test_names_as_cameras_and_sites_give_them_are_found(run, films, tmp_path, vi
     assert (len(example.keyframes), len(example.captions)) == (6, 1)
 
 
+def test_webvtt_captions_are_prepared_as_srt(run, films, tmp_path):
+    write_clip(films / "web.mp4", frames=30, rate=10)
+    (films / "web.vtt").write_text("WEBVTT\n\n00:00.500 --> 00:01.250\n<v Ann>Look</v>, a lighthouse!\n")
+    assert run([annotation("a"), annotation("web", 2)]).failures == []
+    by_subrip, by_webvtt = open_dataset(tmp_path / "out", "train")
+    assert by_webvtt.captions
+    assert by_webvtt.captions == by_subrip.captions
+
+
 def test_captions_in_several_languages_cost_one_video(run, films):
     for name in ("c.mp4", "c.en.srt", "c.de.srt"):
         (films / name).touch()

@@ -1,12 +1,26 @@
 """Writing small videos for tests, in various containers, codecs and timings."""
 
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 GREY = 8  # frame i has the grey level i * GREY, at most 255
+ASS_HEADER = b"[Script Info]\r\nScriptType: v4.00+\r\n\r\n[Events]\r\n"
+
+
+@dataclass(frozen=True)
+class SubtitleStreamSpec:
+    """A subtitle stream to write: start and end of each event in seconds from the first picture, and its text."""
+
+    codec: str  # subrip, mov_text, webvtt or ass
+    events: list[tuple[float, float, str]]
+    language: str = "eng"
+    title: str = ""
+    disposition: Disposition | None = None
 
 
 def write_clip(
@@ -83,4 +97,50 @@ def write_clip(
             silence.rate, silence.time_base, silence.pts = 8000, Fraction(1, 8000), 0
             output.mux(audio_stream.encode(silence))
             output.mux(audio_stream.encode())
+    return path
+
+
+def write_subtitled_clip(path: Path, tracks: list[SubtitleStreamSpec], *, seconds: int = 3, start: float = 0.0) -> Path:
+    """Write a video with text subtitles to a file and return its path.
+
+    Args:
+      path: the file; its suffix selects the container.
+      tracks: the subtitle streams.
+      seconds: the length of the video.
+      start: the timestamp of the first picture, in seconds.
+    """
+    ticks = Fraction(1, 1000)
+    with av.open(str(path), "w") as output:
+        video = output.add_stream("libvpx" if path.suffix == ".webm" else "libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 10)
+        streams = []
+        for track in tracks:
+            stream = output.add_mux_stream(track.codec) if track.codec != "ass" else output.add_stream("ass")
+            if track.codec == "ass":
+                stream.codec_context.subtitle_header = ASS_HEADER
+                stream.codec_context.time_base = ticks
+            stream.time_base = ticks
+            if track.disposition is not None:
+                stream.disposition = track.disposition
+            stream.metadata.update({"language": track.language, "title": track.title})
+            streams.append(stream)
+        for index in range(10 * seconds):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), index, np.uint8), "rgb24")
+            frame.pts, frame.time_base = index + round(start * 10), Fraction(1, 10)
+            output.mux(video.encode(frame))
+        output.mux(video.encode())
+        for stream, track in zip(streams, tracks, strict=True):
+            for second, end, text in track.events:
+                first, duration = round((start + second) * 1000), round((end - second) * 1000)
+                if track.codec == "ass":
+                    event = av.subtitles.subtitle.SubtitleSet.create(text.encode(), 0, duration, first)
+                    packet = stream.codec_context.encode_subtitle(event)
+                else:
+                    encoded = text.encode()
+                    length = len(encoded).to_bytes(2, "big") if track.codec == "mov_text" else b""
+                    packet = av.Packet(length + encoded)
+                packet.stream, packet.time_base, packet.duration = stream, ticks, duration
+                packet.pts = packet.dts = first
+                output.mux(packet)
     return path

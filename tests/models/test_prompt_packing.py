@@ -11,8 +11,9 @@ import pytest
 
 from calce_jax.models.keyframes.plan import FramePlan
 from calce_jax.models.prompt_packing import CaptionSelection, build_prompt_layout, count_prompt_tokens, select_captions
+from calce_jax.text.caption import Caption
 from calce_jax.text.prompt import NO_CAPTION, PromptWriter
-from calce_jax.text.text_row import Caption, TextSizes
+from calce_jax.text.text_row import TextSizes
 from calce_jax.text.tokenizers import load_bert, load_t5
 
 FULL, COMPRESSED = 32, 8

@@ -10,7 +10,7 @@ from calce_jax.search.inputs import list_videos, load_captions
 from calce_jax.search.ranking import ScoredWindow
 from calce_jax.search.results import write_results
 from calce_jax.search.video_result import QueryResult, VideoResult
-from calce_jax.text.prompt import Caption
+from calce_jax.text.caption import Caption
 from calce_jax.video.decode import VideoError
 from tests.helpers.video_files import write_clip
 

@@ -36,7 +36,7 @@ from calce_jax.search.segments import (
 )
 from calce_jax.storage.disk_cache import OVERHEAD, DiskCache, make_cache_key
 from calce_jax.storage.provenance import file_hash
-from calce_jax.text.prompt import Caption
+from calce_jax.text.caption import Caption
 from calce_jax.text.tokenizers import load_t5
 from calce_jax.video.clips import cut_clip, thumbnails_at
 from calce_jax.video.decode import VideoError, decode_jpeg, frames_at, read_frames, video_duration

@@ -75,6 +75,9 @@ def test_captions_and_samples(visitor, mine, tmp_path):
     srt = tmp_path / "said.srt"
     srt.write_text("1\n00:00:00,000 --> 00:00:01,000\nhello\n")
     assert visitor.found(visitor.uploaded(mine), visitor.uploaded(srt), None, "a red circle")
+    vtt = tmp_path / "said.vtt"
+    vtt.write_text("WEBVTT\n\n00:00.000 --> 00:01.000\nhello\n")
+    assert visitor.found(visitor.uploaded(mine), visitor.uploaded(vtt), None, "a red circle")
     found = visitor.found("", None, "ours", "a red circle moves")
     assert visitor.client.get(f"{found}/moments.json").json()[0]["video"] == "ours.mp4"
 
@@ -177,7 +180,7 @@ def test_messages_name_no_folder_of_the_server(visitor, mine, tmp_path, world):
         (upload, "", None, "damaged"): '"mine.mp4: it is damaged; fetch it again"',
         ("", "", "ours", "damaged"): '"ours.mp4: it is damaged; fetch it again"',
         (visitor.uploaded(text), "", None, "q"): '"text.mp4: it is not a video',
-        (upload, upload, None, "q"): '"mine.mp4: expected .srt; upload it in the other field"',
+        (upload, upload, None, "q"): '"mine.mp4: expected .srt, .vtt; upload it in the other field"',
         (None, None, None, "q"): "no video; upload one",
         (
             "gone",

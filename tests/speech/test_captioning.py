@@ -22,8 +22,8 @@ from calce_jax.speech.captioning import (
 from calce_jax.speech.inputs import CaptioningError, find_videos
 from calce_jax.speech.transcribe import Transcriber, Transcript, TranscriptionOptions
 from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.text.caption import Caption
 from calce_jax.text.captions import read_srt
-from calce_jax.text.text_row import Caption
 from tests.helpers.audio_files import music, tone, write_audio
 from tests.helpers.commands import run_script
 from tests.helpers.video_files import write_clip

@@ -12,7 +12,7 @@ from calce_jax.speech.inputs import SpeechModelError
 from calce_jax.speech.segments import Segment, compression_ratio, split_segments
 from calce_jax.speech.transcribe import AudioFeatures, OptionsError, Transcriber, TranscriptionOptions
 from calce_jax.speech.whisper_model import open_whisper
-from calce_jax.text.text_row import Caption
+from calce_jax.text.caption import Caption
 from tests.helpers.oracle import oracle
 
 TIMESTAMP_BEGIN = 100

@@ -8,8 +8,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.config import packaged_path
+from calce_jax.text.caption import Caption
 from calce_jax.text.prompt import PromptWriter, decode_answer, find_number_replacements, mentions_speech, stage1_windows
-from calce_jax.text.text_row import Caption, RowFlag, TextSizes
+from calce_jax.text.text_row import RowFlag, TextSizes
 from calce_jax.text.tokenizers import load_bert, load_t5
 
 SIZES = TextSizes(frames=4, captions=3, bert_tokens=16, text_tokens=400, answer_tokens=24)

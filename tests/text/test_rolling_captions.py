@@ -1,8 +1,8 @@
 """Rolling captions say every line once, at its own time; other captions are unchanged."""
 
+from calce_jax.text.caption import Caption
 from calce_jax.text.captions import read_srt
 from calce_jax.text.rolling_captions import Entry, unroll
-from calce_jax.text.text_row import Caption
 
 TRAIN, CAMERA, MUSEUM = "the train was old", "they say the camera is lovely", "my sister dreams of that museum"
 ROLLING = [

@@ -22,10 +22,12 @@ from calce_jax.search.searcher import MAX_MOMENTS, Searcher
 from calce_jax.search.segments import searchable_duration
 from calce_jax.search.web.gate import Gate
 from calce_jax.search.web.quota import Limits, Quota, QuotaError
-from calce_jax.search.web.uploads import CAPTION_SUFFIXES, NO_COOKIE, Uploads
+from calce_jax.search.web.uploads import NO_COOKIE, Uploads
 from calce_jax.search.web.visitors import ResultStore, VisitorCookieMiddleware, visitor_from_cookies
 from calce_jax.storage.atomic_files import write_atomic
-from calce_jax.text.captions import Caption, CaptionError
+from calce_jax.text.caption import Caption
+from calce_jax.text.caption_files import CAPTION_SUFFIXES
+from calce_jax.text.captions import CaptionError
 from calce_jax.video.decode import VideoError
 from calce_jax.video.files import VIDEO_SUFFIXES
 
@@ -129,7 +131,7 @@ class SearchHandler:
 
         Args:
           upload: the id of a video that this visitor uploaded, or empty.
-          srt: the id of an uploaded .srt file, or empty.
+          srt: the id of an uploaded .srt or .vtt file, or empty.
           sample: the name of a sample video, used if `upload` is empty.
           query: sentences, one per line.
           request: has the visitor's cookie.
@@ -175,14 +177,14 @@ class SearchHandler:
     def _resolve_inputs(
         self, visitor: str, upload: str | None, srt: str | None, sample: str | None, folder: Path
     ) -> tuple[Path, Path]:
-        """Return the video file and its .srt file, which may not exist; uploads are linked into `folder`."""
+        """Return the video file and its captions, which may not exist; uploads are linked into `folder`."""
         if not upload:
             if sample in self.samples:
                 video = self.samples[sample].video
                 return video, video.with_suffix(".srt")
             raise SearchError("no video", "upload one, or choose a sample")
         video = self.uploads.find(upload, visitor, frozenset(VIDEO_SUFFIXES))
-        captions = self.uploads.find(srt, visitor, CAPTION_SUFFIXES) if srt else None
+        captions = self.uploads.find(srt, visitor, frozenset(CAPTION_SUFFIXES)) if srt else None
         # Hard links: the cleanup may remove the upload during the search, and the visitor may search it again.
         for file in (video, captions):
             if file:
@@ -210,7 +212,12 @@ def _form(search: SearchHandler, samples: Sequence[Sample], description: str, li
                     file_types=list(VIDEO_SUFFIXES),
                     elem_id="upload",
                 )
-                srt = gr.File(label="Captions (.srt), optional", file_types=[".srt"], height=150, elem_id="captions")
+                srt = gr.File(
+                    label=f"Captions ({', '.join(CAPTION_SUFFIXES)}), optional",
+                    file_types=list(CAPTION_SUFFIXES),
+                    height=150,
+                    elem_id="captions",
+                )
             with gr.Column():
                 sample = gr.Dropdown(
                     [item.name for item in samples], value=None, label="Or a sample video", elem_id="sample"
@@ -242,13 +249,13 @@ def _form(search: SearchHandler, samples: Sequence[Sample], description: str, li
 
 
 def _captions(video: Path, srt: Path) -> list[Caption]:
-    """Return the captions of a video, none if the .srt file does not exist.
+    """Return the captions of a video: of the given file if it exists, else those inside the video, if any.
 
     Raises:
       SearchError: the file cannot be read; the message names it without its folder.
     """
     try:
-        return load_captions(video, srt) if srt.is_file() else []
+        return load_captions(video, srt if srt.is_file() else "auto")
     except CaptionError as error:
         raise SearchError(str(error).replace(str(srt), srt.name)) from error
 

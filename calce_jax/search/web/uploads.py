@@ -25,12 +25,12 @@ from starlette.types import Message, Receive
 from calce_jax.search.paths import SearchError
 from calce_jax.search.web.quota import Limits, Quota, QuotaError
 from calce_jax.search.web.visitors import ResultStore, visitor_from_cookies
+from calce_jax.text.caption_files import CAPTION_SUFFIXES
 from calce_jax.video.files import VIDEO_SUFFIXES
 
 ROUTE = "/gradio_api/upload"
 PROGRESS_ROUTE = "/gradio_api/upload_progress"
 NO_COOKIE = "this page needs a cookie, so that only you can open your results; allow cookies and reload"
-CAPTION_SUFFIXES = frozenset({".srt"})
 MAX_CAPTION_MEGABYTES = 5.0
 MAX_FORM_BYTES = 16_384  # of a form without the file: the boundary twice, and the headers of the part
 MAX_STEM_CHARACTERS = 50  # file systems allow 255 bytes, and the name of a clip is longer than that of its video
@@ -133,7 +133,9 @@ class Uploads:
         name = safe_name(file.filename or "")
         suffix = Path(name).suffix.lower()
         if suffix not in {*VIDEO_SUFFIXES, *CAPTION_SUFFIXES}:
-            return PlainTextResponse(f"{name}: neither a video nor captions (.srt); upload another file", 415)
+            return PlainTextResponse(
+                f"{name}: neither a video nor captions ({', '.join(CAPTION_SUFFIXES)}); upload another file", 415
+            )
         if suffix in CAPTION_SUFFIXES and (file.size or 0) > MAX_CAPTION_MEGABYTES * 1e6:
             return PlainTextResponse(
                 f"{name}: captions are larger than {MAX_CAPTION_MEGABYTES:g} MB; upload another file", 413

@@ -1,0 +1,86 @@
+"""From where the captions of a searched video come: beside it, inside it, or nowhere."""
+
+import subprocess
+import sys
+
+import pytest
+
+from calce_jax.search.captions import caption_with_cache
+from calce_jax.search.inputs import load_captions
+from calce_jax.storage.disk_cache import DiskCache
+from tests.helpers.video_files import SubtitleStreamSpec, write_clip, write_subtitled_clip
+
+SRT = "1\n00:00:01,000 --> 00:00:02,000\n{}\n"
+VTT = "WEBVTT\n\n00:01.000 --> 00:02.000\n{}\n"
+
+
+@pytest.fixture
+def film(tmp_path):
+    """A film with English and German subtitles inside."""
+    streams = [SubtitleStreamSpec("subrip", [(0.5, 1.0, name)], name) for name in ("eng", "ger")]
+    return write_subtitled_clip(tmp_path / "film.mkv", streams)
+
+
+def texts(*arguments) -> list[str]:
+    return [caption.text for caption in load_captions(*arguments)]
+
+
+def test_srt_goes_before_vtt_and_vtt_before_subtitles_inside(film):
+    assert texts(film, "auto") == ["eng"]
+    film.with_suffix(".vtt").write_text(VTT.format("vtt"))
+    assert texts(film, "auto") == texts(film, film.with_suffix(".vtt")) == texts(film, film.parent) == ["vtt"]
+    film.with_suffix(".srt").write_text(SRT.format("srt"))
+    assert texts(film, "auto") == ["srt"]
+    assert texts(film, "none") == []
+
+
+def test_a_language_is_taken_where_it_is_named(film):
+    film.with_suffix(".srt").write_text(SRT.format("no language"))
+    assert texts(film, "auto", "de") == ["ger"]
+    film.with_suffix(".german.vtt").write_text(VTT.format("german"))
+    assert texts(film, "auto", "de") == texts(film, film.parent, "de") == ["german"]
+    assert texts(film, "auto", "fr") == []
+    with pytest.raises(FileNotFoundError, match=r"film\.fr\.srt: no such file of captions"):
+        load_captions(film, film.parent, "fr")
+
+
+def test_subtitles_inside_are_not_taken_in_place_of_files_in_several_languages(film, caplog):
+    film.with_suffix(".fr.vtt").write_text(VTT.format("fr"))
+    film.with_suffix(".it.srt").write_text(SRT.format("it"))
+    assert texts(film, "auto") == []
+    assert "film.fr.vtt, film.it.srt; give one with --srt=FILE" in caplog.text
+
+
+def test_a_folder_without_captions_is_an_error_though_there_are_some_inside(film, tmp_path):
+    (tmp_path / "srts").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"film\.srt: no such file of captions"):
+        load_captions(film, tmp_path / "srts")
+
+
+def test_a_file_that_is_no_video_has_no_captions(tmp_path, caplog):
+    assert texts(tmp_path / "gone.mp4", "auto") == []
+    (tmp_path / "text.mp4").write_text("no video")
+    assert texts(tmp_path / "text.mp4", "auto") == []
+    assert "subtitles inside a video are not used" in caplog.text
+    assert texts(write_clip(tmp_path / "a.mp4", frames=3, rate=1), "auto") == []
+
+
+def test_what_has_captions_is_not_transcribed(film, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "calce_jax.search.captions.caption_without_srt", lambda videos, folder, whisper: asked.extend(videos) or {}
+    )
+    silent, told = (write_clip(tmp_path / name, frames=3, rate=1) for name in ("silent.mp4", "told.mp4"))
+    told.with_suffix(".vtt").write_text(VTT.format("told"))
+    assert caption_with_cache([film, silent, told], tmp_path / "out", "tiny", DiskCache(tmp_path / "cache")) == {}
+    assert asked == [silent]
+
+
+def test_captions_are_read_without_jax_and_transformers(film):
+    code = (
+        "import sys; from calce_jax.search.inputs import load_captions, check_queries, list_videos;"
+        f"check_queries(['a']); assert load_captions(list_videos([{str(film)!r}])[0], 'auto');"
+        "print([name for name in ('jax', 'transformers', 'flax', 'grain') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]", result.stderr
