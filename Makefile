@@ -8,7 +8,7 @@ export JAX_PLATFORMS ?= cpu
 
 GOLDEN ?= ../shared/golden
 
-.PHONY: demo test test-all check fidelity aot beam bench mutants load format base clean help
+.PHONY: demo test test-all check fidelity aot beam bench mutants load format docs base clean help
 
 help:  ## What can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,9 +55,12 @@ load: $(VENV)/dev  ## Prepare 10,000 videos, killed twice; and let 30 visitors u
 	$(BIN)/python -m tests.load.prepare_videos --out=$(RUNS)/load
 	$(BIN)/python -m tests.load.web_visitors --out=$(RUNS)/load
 
-format: $(VENV)/dev  ## Let ruff format and mend.
+format: $(VENV)/dev  ## Format with ruff, and apply its automatic fixes.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/docs  ## Build the pages of docs/ as a site, build/site/index.html.
+	$(BIN)/mkdocs build --strict
 
 base: $(VENV)/core  ## Make the tiny base checkpoint of the package anew; took 25 minutes on 2 busy cores.
 	$(BIN)/python -m data.shapes.pretrain
@@ -81,6 +84,10 @@ $(VENV)/dev: $(VENV)/core $(VENV)/compilers
 		--editable '.[dev,oracle,web]'
 	@# Tests make errors of warnings, those of compiling other people's modules too; some of which are made to fail.
 	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
+	touch $@
+
+$(VENV)/docs: $(VENV)/core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 $(VENV)/aot: $(VENV)/core $(VENV)/compilers
