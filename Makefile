@@ -48,7 +48,7 @@ beam: $(VENV)-beam/done  ## Set up an environment with Apache Beam, and run the 
 bench: $(VENV)/dev  ## Compare speed with torch, peft and codecs, on this machine; BENCH gives options (docs/benchmarks.md).
 	$(BIN)/python -m benchmarks --out=$(RUNS)/bench $(BENCH)
 
-mutants: $(VENV)/dev  ## Break the code on purpose, one place at a time, and list what no test notices; MUTANTS gives options.
+mutants: $(VENV)/dev  ## Break the code on purpose, one place at a time, and list the changes that no test detects; MUTANTS gives options.
 	$(BIN)/python -m tests.mutants --out=$(RUNS)/mutants.json $(or $(MUTANTS),--named)
 
 load: $(VENV)/dev  ## Prepare 10,000 videos, killed twice; and let 30 visitors use the web app for ten minutes. Takes half an hour.
