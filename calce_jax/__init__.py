@@ -1,7 +1,8 @@
 """Video moment retrieval in JAX: finds the moments of a video that a sentence describes, as [start, end] in seconds.
 
-    searcher = calce_jax.load("runs/demo")
-    results = searcher.search("holiday.mp4", ["a dog catches a ball"])
+    model = calce_jax.load("runs/demo")
+    moments = model.search("holiday.mp4", "a dog catches a ball")
+    print(moments)
 
 The functions are imported at their first use: `import calce_jax` imports neither jax nor another library, and sets no
 environment variable.
@@ -12,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calce_jax.moments.metrics.evaluate import evaluate_files as score
-    from calce_jax.search.searcher import load_searcher as load
+    from calce_jax.search.model import load
     from calce_jax.speech.captioning import transcribe_file as transcribe
 
 __all__ = ["__version__", "load", "score", "transcribe"]
 __version__ = "0.1.0"
 
 _FUNCTIONS = {
-    "load": ("calce_jax.search.searcher", "load_searcher"),
+    "load": ("calce_jax.search.model", "load"),
     "score": ("calce_jax.moments.metrics.evaluate", "evaluate_files"),
     "transcribe": ("calce_jax.speech.captioning", "transcribe_file"),
 }

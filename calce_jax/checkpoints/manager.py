@@ -324,6 +324,8 @@ class Checkpoints:
         except CheckpointError:
             raise
         except Exception as error:
+            if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+                raise  # another host was lost while all wait for each other; nothing is damaged
             path = self.folder / str(step)
             if getattr(error, "errno", None) == errno.ENOSPC or "no space left" in str(error).lower():
                 reason, remedy = f"no space left while {path} was {action}", "make room and run the same command again"

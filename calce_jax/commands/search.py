@@ -83,8 +83,9 @@ def main(argv: list[str]) -> None:
         rank_moments,
         write_results,
     )
-    from calce_jax.search.searcher import VideoResult, enable_compilation_cache, load_searcher
+    from calce_jax.search.searcher import enable_compilation_cache, load_searcher
     from calce_jax.search.segments import searchable_duration
+    from calce_jax.search.video_result import VideoResult
 
     start_time = time.monotonic()
     VERIFY_FLAG.apply()
@@ -117,7 +118,9 @@ def main(argv: list[str]) -> None:
     results = break_ties_across_videos(results)
     # Printed first: the disk may be full.
     print_moments(rank_moments(results, TOP.value))
-    for failure in write_results(out, results, max_moments=TOP.value, clips=CLIPS.value, truth=truth):
+    for failure in write_results(
+        out, results, max_moments=TOP.value, clips=CLIPS.value, truth=truth, notice=searcher.notice
+    ):
         print(f"Error: {failure.video}: {failure.reason}; {failure.remedy}".removesuffix("; "), file=sys.stderr)
     seconds = time.monotonic() - start_time
     print(f"searched {len(results)} of {len(videos)} videos in {seconds:.1f} s; ", end="")

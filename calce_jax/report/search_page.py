@@ -1,4 +1,6 @@
-"""The page of a search: the ranked moments, then each video with a player and a timeline of its moments.
+"""The page of a search: the ranked moments beside a player, then, folded away, how they were found.
+
+A moment can be dropped or its times set, by hand or from the player, and the kept ones be saved as CSV or JSON.
 
 One HTML file beside a folder of videos; it needs no network. If the browser cannot play a video, the page shows its
 thumbnails instead.
@@ -12,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from calce_jax.models.keyframes.plan import Treatment
+from calce_jax.moments.player_time import format_time
 from calce_jax.report.page import TREATMENT_LABELS, axis_percent, make_environment, ticks
 from calce_jax.storage.atomic_files import write_atomic
 
@@ -67,41 +70,34 @@ class VideoView:
     query_results: Sequence[QueryResultView]
 
 
-def write_search_page(path: str | Path, videos: Sequence[VideoView], *, max_moments: int) -> None:
+def write_search_page(path: str | Path, videos: Sequence[VideoView], *, max_moments: int, notice: str = "") -> None:
     """Write the page.
 
     Args:
       path: the HTML file.
       videos: at least one, all with the same queries.
       max_moments: length of the ranking of a query.
+      notice: why the answers may be meaningless; shown above them, and bars then have no colour.
 
     Raises:
       OSError: the file cannot be written.
     """
-    write_atomic(path, render_search_page(videos, max_moments=max_moments))
+    write_atomic(path, render_search_page(videos, max_moments=max_moments, notice=notice))
 
 
-def render_search_page(videos: Sequence[VideoView], *, max_moments: int) -> str:
+def render_search_page(videos: Sequence[VideoView], *, max_moments: int, notice: str = "") -> str:
     """Return the page's HTML; arguments as in `write_search_page`."""
     environment = make_environment()
     environment.filters |= {"clock": format_time, "jpeg": _data_uri, "link": quote}
     return environment.get_template("search.html").render(
         title=f"Moments in {videos[0].name}" if len(videos) == 1 else f"Moments in {len(videos)} videos",
+        notice=notice,
         videos=[_card(number, video) for number, video in enumerate(videos)],
         rankings=_rankings(videos, max_moments),
         stages=list(videos[0].query_results[0].stages),
         treatments=TREATMENT_LABELS,
         has_truth=any(query_result.truth for video in videos for query_result in video.query_results),
     )
-
-
-def format_time(second: Seconds) -> str:
-    """Return a time in seconds as text: "7.5 s", "2:07", "1:02:07"."""
-    if second < 60:
-        return f"{round(float(second), 1):g} s"
-    minutes, seconds = divmod(int(second), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def _data_uri(jpeg: bytes) -> str:
@@ -113,7 +109,7 @@ def _rankings(videos: Sequence[VideoView], max_moments: int) -> list[dict[str, A
     rankings = []
     for number, query_result in enumerate(videos[0].query_results):
         rows = [
-            {"card": card, "video": video.name, "bar": bar}
+            {"card": card, "video": video.name, "bar": bar, "picture": _picture_class(card, video, bar)}
             for card, video in enumerate(videos)
             for bar in list(video.query_results[number].stages.values())[-1]
         ]
@@ -122,6 +118,15 @@ def _rankings(videos: Sequence[VideoView], max_moments: int) -> list[dict[str, A
             {"query": query_result.query, "rows": rows[:max_moments], "more": max(len(rows) - max_moments, 0)}
         )
     return rankings
+
+
+def _picture_class(card: int, video: VideoView, bar: BarView) -> str:
+    """Return the CSS class of the thumbnail that is nearest to the middle of a moment."""
+    if not video.pictures:
+        return ""
+    middle = (bar.start + bar.end) / 2
+    nearest = min(range(len(video.pictures)), key=lambda n: abs(video.pictures[n].second - middle))
+    return f"p{card}-{nearest}"
 
 
 def _card(number: int, video: VideoView) -> dict[str, Any]:

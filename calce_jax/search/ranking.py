@@ -24,7 +24,7 @@ MIN_SCORE_GAP = 1e-6  # between consecutive scores; of equal scores the earlier 
 
 
 @dataclass(frozen=True)
-class Moment:
+class ScoredWindow:
     """A window of a video from `start` to `end`, in seconds, with its score in [0, 1]."""
 
     start: float
@@ -34,7 +34,7 @@ class Moment:
 
 def select_moments(
     segments: Sequence[Segment], beams: Sequence[Sequence[BeamHypothesis]], max_moments: int
-) -> list[Moment]:
+) -> list[ScoredWindow]:
     """Return the moments of one query in one video, best first.
 
     Args:
@@ -55,19 +55,19 @@ def select_moments(
         return []
     scores = _window_scores(windows, segments, beams)
     order = np.lexsort((windows[:, 0], -scores))
-    selected: list[Moment] = []
+    selected: list[ScoredWindow] = []
     for i in order:
         start, end = windows[i].tolist()
         if len(selected) < max_moments and all(
             _overlap_fraction(start, end, other) <= NMS_THRESHOLD for other in selected
         ):
-            selected.append(Moment(start, end, float(scores[i])))
+            selected.append(ScoredWindow(start, end, float(scores[i])))
     return break_ties(selected)
 
 
-def break_ties(moments: Sequence[Moment]) -> list[Moment]:
+def break_ties(moments: Sequence[ScoredWindow]) -> list[ScoredWindow]:
     """Return the moments, best first, with strictly decreasing scores of 6 decimals, without those that round to 0."""
-    distinct: list[Moment] = []
+    distinct: list[ScoredWindow] = []
     for moment in sorted(moments, key=lambda moment: -moment.score):
         score = round(min(moment.score, distinct[-1].score - MIN_SCORE_GAP if distinct else 1.0), 6)
         if score > 0:
@@ -75,11 +75,11 @@ def break_ties(moments: Sequence[Moment]) -> list[Moment]:
     return distinct
 
 
-def break_ties_jointly(moments_by_video: Sequence[Sequence[Moment]]) -> list[list[Moment]]:
+def break_ties_jointly(moments_by_video: Sequence[Sequence[ScoredWindow]]) -> list[list[ScoredWindow]]:
     """Return the moments of each video, with scores that are distinct across all videos."""
     order = sorted(((-m.score, n, i) for n, moments in enumerate(moments_by_video) for i, m in enumerate(moments)))
     distinct = break_ties([moments_by_video[n][i] for _, n, i in order])
-    result: list[list[Moment]] = [[] for _ in moments_by_video]
+    result: list[list[ScoredWindow]] = [[] for _ in moments_by_video]
     for (_, n, _), moment in zip(order, distinct, strict=False):  # those with score 0 were last, and are gone
         result[n].append(moment)
     return result
@@ -99,6 +99,6 @@ def _window_scores(
     return total / np.maximum(num_segments, 1)
 
 
-def _overlap_fraction(start: float, end: float, other: Moment) -> float:
+def _overlap_fraction(start: float, end: float, other: ScoredWindow) -> float:
     overlap = min(end, other.end) - max(start, other.start)
     return max(overlap, 0.0) / min(end - start, other.end - other.start)

@@ -23,13 +23,14 @@ from calce_jax.errors import UserError
 from calce_jax.models.keyframes.plan import Treatment
 from calce_jax.moments.annotations import Annotation
 from calce_jax.report.search_page import BarView, PictureView, QueryResultView, VideoView, write_search_page
-from calce_jax.search.ranking import Moment, break_ties_jointly
-from calce_jax.search.searcher import QueryResult, VideoResult
+from calce_jax.search.ranking import ScoredWindow, break_ties_jointly
+from calce_jax.search.video_result import QueryResult, VideoResult
 from calce_jax.storage.atomic_files import atomic_write, write_atomic
 from calce_jax.storage.failures import Failure
 from calce_jax.storage.file_names import fit_name
 from calce_jax.video.clips import cut_clip, thumbnails_at
 
+CLIP_SLUG_LENGTH = 24  # characters of the query in a clip's name
 NUM_PICTURES = 48  # thumbnails of a video on the page
 GroundTruth = Mapping[
     tuple[str, str], Sequence[Sequence[int | float]]
@@ -43,7 +44,7 @@ class RankedMoment:
     query: str
     position: int
     video: Path
-    moment: Moment
+    moment: ScoredWindow
 
 
 def ensure_writable(out: str | Path) -> Path:
@@ -101,6 +102,7 @@ def write_results(
     max_moments: int,
     clips: bool = False,
     truth: GroundTruth | None = None,
+    notice: str = "",
 ) -> list[Failure]:
     """Write `moments.json`, the page, the videos and the clips.
 
@@ -112,6 +114,7 @@ def write_results(
       max_moments: length of the ranking of a query at the top of the page.
       clips: also write each moment as an mp4.
       truth: true windows to show on the page; the video id is the file name without its suffix.
+      notice: why the answers may be meaningless, shown above them.
 
     Returns:
       What could not be made: clips, which moments.json then does not name; thumbnails; videos, which are then not on
@@ -146,7 +149,7 @@ def write_results(
         except OSError as error:  # those without clips stay
             failures.append(Failure.of(str(out / "moments.json"), error))
     if views:
-        write_search_page(out / "index.html", views, max_moments=max_moments)
+        write_search_page(out / "index.html", views, max_moments=max_moments, notice=notice)
     else:  # that of an earlier search shows other moments
         (out / "index.html").unlink(missing_ok=True)
     return failures
@@ -243,9 +246,9 @@ def _cut_clips(result: VideoResult, out: Path, stem: str, failures: list[Failure
         for q, query_result in enumerate(result.query_results)
         for n, moment in enumerate(query_result.moments)
     ]
-    names = {}
+    names, used_names = {}, set[str]()
     for q, n, moment in tqdm(numbered_moments, desc=f"cutting {stem}", unit="clip", dynamic_ncols=True, leave=False):
-        name = f"clips/{fit_name(stem, f'_query{q + 1}_{n + 1}.mp4')}"
+        name = f"clips/{clip_name(stem, result.query_results[q].query, moment.start, used_names)}"
         try:
             cut_clip(result.video, moment.start, moment.end, out / name)
         except (UserError, OSError) as error:
@@ -253,6 +256,28 @@ def _cut_clips(result: VideoResult, out: Path, stem: str, failures: list[Failure
         else:
             names[q, n] = name
     return names
+
+
+def clip_name(stem: str, query: str, start: float, used_names: set[str]) -> str:
+    """Return a file name that tells what is in a clip, such as "holiday_00-01-06_a-dog-catches.mp4".
+
+    Args:
+      stem: name of the video without its suffix.
+      query: the sentence; its first words become part of the name.
+      start: second at which the clip begins.
+      used_names: names that are taken, in lower case; the new one is added.
+    """
+    hours, minutes = divmod(int(start) // 60, 60)
+    slug = "-".join(re.findall(r"\w+", query.lower()))
+    if len(slug) > CLIP_SLUG_LENGTH:  # whole words, unless the first is longer
+        slug = slug[: CLIP_SLUG_LENGTH + 1].rpartition("-")[0] or slug[:CLIP_SLUG_LENGTH]
+    suffix = f"_{hours:02d}-{minutes:02d}-{int(start) % 60:02d}_{slug or 'moment'}"
+    name, number = fit_name(stem, f"{suffix}.mp4"), 1
+    while name.lower() in used_names:
+        number += 1
+        name = fit_name(stem, f"{suffix}-{number}.mp4")
+    used_names.add(name.lower())
+    return name
 
 
 def _unique_names(videos: Sequence[Path]) -> list[str]:
@@ -270,7 +295,7 @@ def _unique_names(videos: Sequence[Path]) -> list[str]:
     return names
 
 
-def _replace_moments(query_result: QueryResult, moments: list[Moment]) -> QueryResult:
+def _replace_moments(query_result: QueryResult, moments: list[ScoredWindow]) -> QueryResult:
     last = list(query_result.stages)[-1]
     return replace(query_result, stages={**query_result.stages, last: moments})
 

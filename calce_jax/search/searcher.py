@@ -6,7 +6,7 @@ are merged into one ranked list (`calce_jax.search.ranking`).
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,8 +25,9 @@ from calce_jax.models.keyframes.plan import Treatment
 from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.presets.tiny import tiny_config
 from calce_jax.search.inputs import SearchError, check_queries
-from calce_jax.search.ranking import Moment, select_moments
+from calce_jax.search.ranking import select_moments
 from calce_jax.search.segments import Segment, SegmentFrames, SegmentSampling, read_segments, segment_captions
+from calce_jax.search.video_result import QueryResult, UsedCaption, VideoResult
 from calce_jax.storage.disk_cache import DiskCache, default_cache_dir, make_cache_key
 from calce_jax.storage.provenance import file_hash
 from calce_jax.text.captions import clean_captions
@@ -36,51 +37,34 @@ from calce_jax.text.prompt import Caption
 # Seconds. The longest video of QVHighlights and of shapes; 99 % of Charades-STA's videos are shorter than 60 s.
 TRAINED_DURATION: dict[DatasetName, float] = {"qvhighlights": 150.0, "charades_sta": 60.0, "shapes": 40.0}
 MAX_MOMENTS = 5
+TINY_MODEL_NOTICE = "The tiny model was made for videos of coloured shapes, such as its samples; for other videos its answers mean nothing."
 # A frame in two overlapping segments is shown with its highest treatment.
 TREATMENT_ORDER: dict[Treatment, int] = {"dropped": 0, "compressed": 1, "full": 2}
 
 
 @dataclass(frozen=True)
-class UsedCaption:
-    """A caption in the prompt: start and end in seconds, its text, its cosine similarity to the query."""
+class EncodedSegment:
+    """The key frames of a segment, and their features for each stage."""
 
-    start: float
-    end: float
-    text: str
-    similarity: float
+    frames: SegmentFrames
+    features: dict[str, QFormerFeatures]
 
 
 @dataclass(frozen=True)
-class QueryResult:
-    """The moments of one query in one video.
+class EncodedVideo:
+    """What all queries about a video share.
 
     Attributes:
-      query: the sentence.
-      stages: the moments by stage ("stage 1", "stage 2"), best first; those of the last stage are the result.
-      captions: captions in the prompts of `segments_with_moments`, in order of time.
-      frames: (second, treatment in the last stage) of the key frames of all segments, in order of time.
-      segments_with_moments: the segments that overlap a moment.
+      video: the file.
+      duration: seconds.
+      num_segments: number of segments.
+      segments: the segments in order of time.
     """
-
-    query: str
-    stages: dict[str, list[Moment]]
-    captions: list[UsedCaption]
-    frames: list[tuple[float, Treatment]]
-    segments_with_moments: list[Segment]
-
-    @property
-    def moments(self) -> list[Moment]:
-        """The moments of the last stage, best first."""
-        return list(self.stages.values())[-1]
-
-
-@dataclass(frozen=True)
-class VideoResult:
-    """The results for one video of `duration` seconds, one for each query in order."""
 
     video: Path
     duration: float
-    query_results: list[QueryResult]
+    num_segments: int
+    segments: Iterable[EncodedSegment]
 
 
 class Searcher:
@@ -90,9 +74,13 @@ class Searcher:
       stages: the model of each stage, in order; see `open_stages`.
       cache: holds key frames and features of the segments.
       max_seconds: length of a segment; by default that of the videos the models were trained on (`TRAINED_DURATION`).
+      notice: why the answers may be meaningless, for people.
     """
 
-    def __init__(self, stages: Sequence[TrainedModel], cache: DiskCache, max_seconds: float | None = None):
+    def __init__(
+        self, stages: Sequence[TrainedModel], cache: DiskCache, max_seconds: float | None = None, notice: str = ""
+    ):
+        self.notice = notice
         last = stages[-1].config
         frames = max(trained.config.data.frames for trained in stages)
         self.sampling = SegmentSampling(
@@ -108,7 +96,7 @@ class Searcher:
 
     def search(
         self,
-        video: str | Path,
+        video: "str | Path | EncodedVideo",
         queries: Sequence[str],
         captions: Sequence[Caption] = (),
         *,
@@ -117,7 +105,7 @@ class Searcher:
         """Find the moments of each sentence in one video.
 
         Args:
-          video: the video file.
+          video: the video file, or what `encode` returned.
           queries: sentences, see `check_queries`.
           captions: of the video, in order of time.
           max_moments: maximum number of moments of a query.
@@ -127,39 +115,61 @@ class Searcher:
           VideoError: the video cannot be read, or is too long.
         """
         check_queries(queries, self._t5)
-        content = file_hash(video) if Path(video).is_file() else ""
-        duration, segments, segment_frames = read_segments(video, content, self.sampling, self.cache)
+        source = video if isinstance(video, EncodedVideo) else self._open(video)
         segment_answers: list[_SegmentAnswers] = []
         group_size = max(min(p.max_batch_size for p in self._predictors.values()) // len(queries), 1)
+        segments = iter(source.segments)
         with tqdm(
-            desc=Path(video).name, total=len(segments), unit="segment", dynamic_ncols=True, leave=False
+            desc=source.video.name, total=source.num_segments, unit="segment", dynamic_ncols=True, leave=False
         ) as progress:
-            while batch := list(islice(segment_frames, group_size)):
-                segment_answers += self._predict(batch, content, queries, captions)
+            while batch := list(islice(segments, group_size)):
+                segment_answers += self._predict(batch, queries, captions)
                 progress.update(len(batch))
         results = [
             _merge_answers(query.strip(), number, segment_answers, max_moments) for number, query in enumerate(queries)
         ]
-        return VideoResult(Path(video), duration, results)
+        return VideoResult(source.video, source.duration, results)
+
+    def encode(self, video: str | Path) -> "EncodedVideo":
+        """Return what all queries about a video share, in memory: the features of its segments for each stage.
+
+        Raises:
+          VideoError: the video cannot be read, or is too long.
+        """
+        source = self._open(video)
+        return EncodedVideo(source.video, source.duration, source.num_segments, list(source.segments))
+
+    def _open(self, video: str | Path) -> "EncodedVideo":
+        """Return a video whose segments are decoded and encoded while they are iterated over, once."""
+        content = file_hash(video) if Path(video).is_file() else ""
+        duration, segments, segment_frames = read_segments(video, content, self.sampling, self.cache)
+        encoded = (self._encode_segment(frames, content) for frames in segment_frames)
+        return EncodedVideo(Path(video), duration, len(segments), encoded)
+
+    def _encode_segment(self, segment_frames: SegmentFrames, content: str) -> "EncodedSegment":
+        example = _example(0, "", [], segment_frames, [])
+        features = {
+            name: self._load_features(name, predictor, example, segment_frames, content)
+            for name, predictor in self._predictors.items()
+        }
+        return EncodedSegment(segment_frames, features)
 
     def _predict(
-        self, segment_batch: Sequence[SegmentFrames], content: str, queries: Sequence[str], captions: Sequence[Caption]
+        self, segment_batch: Sequence["EncodedSegment"], queries: Sequence[str], captions: Sequence[Caption]
     ) -> list["_SegmentAnswers"]:
         """Return the answers of both stages for a batch of segments; stage 2 gets the windows of stage 1."""
-        captions_by_segment = [segment_captions(captions, segment_frames.segment) for segment_frames in segment_batch]
+        frames_batch = [encoded.frames for encoded in segment_batch]
+        captions_by_segment = [segment_captions(captions, segment_frames.segment) for segment_frames in frames_batch]
         items_by_query = [extract_items(query, phrases=self._noun_phrases) for query in queries]
         examples = [
             _example(number, query, items, segment_frames, clipped_captions)
-            for segment_frames, clipped_captions in zip(segment_batch, captions_by_segment, strict=True)
+            for segment_frames, clipped_captions in zip(frames_batch, captions_by_segment, strict=True)
             for number, (query, items) in enumerate(zip(queries, items_by_query, strict=True))
         ]
         answers: dict[str, list[Answer]] = {}
         for name, predictor in self._predictors.items():
-            features = [
-                self._load_features(name, predictor, example, segment_frames, content)
-                for segment_frames, example in zip(segment_batch, examples[:: len(queries)], strict=True)
-            ]
-            answers[name] = predictor.predict(examples, [feature for feature in features for _ in queries])
+            features = [encoded.features[name] for encoded in segment_batch for _ in queries]
+            answers[name] = predictor.predict(examples, features)
             examples = [
                 replace(example, stage1_windows=_stage1_windows(answer))
                 for example, answer in zip(examples, answers[name], strict=True)
@@ -174,7 +184,7 @@ class Searcher:
                     for name, stage_answers in answers.items()
                 },
             )
-            for n, (segment_frames, clipped_captions) in enumerate(zip(segment_batch, captions_by_segment, strict=True))
+            for n, (segment_frames, clipped_captions) in enumerate(zip(frames_batch, captions_by_segment, strict=True))
         ]
 
     def _load_features(
@@ -202,7 +212,7 @@ class Searcher:
 def load_searcher(
     checkpoint: str | Path | None = None, *, cache: DiskCache | None = None, max_seconds: float | None = None
 ) -> Searcher:
-    """Load the models of both stages for searching videos; also `calce_jax.load`.
+    """Load the models of both stages for searching videos.
 
     Args:
       checkpoint: see `open_stages`.
@@ -212,7 +222,8 @@ def load_searcher(
     Raises:
       SearchError, ConfigError, CheckpointError, TokenizerError: see `open_stages`.
     """
-    return Searcher(open_stages(checkpoint), cache or DiskCache(default_cache_dir()), max_seconds)
+    notice = TINY_MODEL_NOTICE if checkpoint is None else ""
+    return Searcher(open_stages(checkpoint), cache or DiskCache(default_cache_dir()), max_seconds, notice)
 
 
 def open_stages(checkpoint: str | Path | None = None) -> list[TrainedModel]:

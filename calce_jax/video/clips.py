@@ -32,6 +32,8 @@ AUDIO_RATE = 48_000
 VIDEO_TIME_BASE = Fraction(1, 90_000)
 # Without frames that refer to later ones: at a varying rate these would shorten the track by their delay.
 ENCODER_OPTIONS = {"crf": "20", "preset": "veryfast", "bf": "0"}
+# Of a copied clip, by its suffix.
+CLIP_FORMATS = {".mkv": "matroska", ".webm": "webm", ".mov": "mov"}
 # The encoder plans with this rate where the file has none, or one of a slide show.
 DEFAULT_RATE = Fraction(25)
 
@@ -93,6 +95,80 @@ def cut_clip(video: str | Path, start: float, end: float, out: str | Path) -> No
     except Exception as error:
         reason = f"it cannot be cut from {start:.1f} s to {end:.1f} s ({type(error).__name__}: {error!s:.100})"
         raise VideoError(video, reason, "re-encode it with ffmpeg") from error
+
+
+def copy_clip(video: str | Path, start: float, end: float, out: str | Path) -> None:
+    """Write the part of a video from the key frame at or before `start` to `end`, in seconds, without encoding anew.
+
+    Pictures and sound are copied, to the container that the suffix of `out` names.
+
+    Raises:
+      VideoError: the video cannot be read, has timestamps that restart, or does not fit into that container.
+      OSError: `out` cannot be written.
+    """
+    remedy = "cut it without copying, which encodes it anew"
+    try:
+        with atomic_write(out) as tmp_path:
+            for margin in SEEK_MARGINS_S:
+                with open_video(video, threads=1) as (container, stream):
+                    if has_broken_clock(container):
+                        raise VideoError(video, "it cannot be copied in part, since its timestamps restart", remedy)
+                    sought = _seek(container, stream, start - margin)
+                    with av.open(
+                        str(tmp_path), "w", format=CLIP_FORMATS.get(Path(out).suffix.lower(), "mp4")
+                    ) as target:
+                        is_copied = _copy_packets(container, stream, target, (start, end), is_late_allowed=not sought)
+                    if is_copied:
+                        return
+            raise VideoError(video, f"it has no picture from {start:.1f} s on", "choose earlier times")
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        reason = f"it cannot be copied from {start:.1f} s to {end:.1f} s ({type(error).__name__}: {error!s:.100})"
+        raise VideoError(video, reason, remedy) from error
+
+
+def _copy_packets(
+    container: InputContainer,
+    video: VideoStream,
+    target: OutputContainer,
+    window: tuple[float, float],
+    *,
+    is_late_allowed: bool,
+) -> bool:
+    """Copy the packets from the next key frame to the window's end.
+
+    Returns:
+      False, with nothing copied, if there is no key frame, or only one behind the window's start.
+    """
+    origin = clock_origin(container)
+    audio = container.streams.best("audio")
+    sources = [video, *([audio] if isinstance(audio, AudioStream) else [])]
+    targets = {source.index: target.add_stream_from_template(source) for source in sources}
+    first: float | None = None
+    ended: set[int] = set()
+    for packet in container.demux(sources):
+        if packet.dts is None or packet.pts is None:
+            continue
+        second = float(packet.pts * packet.time_base) - origin
+        is_video = packet.stream.index == video.index
+        if first is None:
+            if not is_video or not packet.is_keyframe:
+                continue
+            if second > window[0] + TIME_TOLERANCE and not is_late_allowed:
+                return False
+            first = second
+        # By the time of decoding: a picture before the end may refer to one behind it.
+        if float(packet.dts * packet.time_base) - origin >= window[1]:
+            ended.add(packet.stream.index)
+            if len(ended) == len(sources):
+                break
+        elif is_video or second >= first:
+            shift = round((first + origin) / packet.time_base)
+            packet.dts, packet.pts = packet.dts - shift, packet.pts - shift
+            packet.stream = targets[packet.stream.index]
+            target.mux(packet)
+    return first is not None
 
 
 class _Timed(NamedTuple):

@@ -11,8 +11,7 @@ import pytest
 
 import calce_jax
 from calce_jax.moments.annotations import read_annotations
-from calce_jax.search.inputs import load_captions
-from calce_jax.search.results import break_ties_across_videos, to_json
+from calce_jax.search.results import to_json
 from calce_jax.storage.disk_cache import DiskCache
 from tests.helpers.commands import run_script, unchanged_process, xla_test_flags
 from tests.helpers.pipeline import FRAMES, SHORT
@@ -50,10 +49,11 @@ def test_load_searches_like_the_command(pipeline_run):
     out, _ = pipeline_run
     (entry,) = json.loads((out / "search/moments.json").read_text())
     with unchanged_process():
-        searcher = calce_jax.load(out / "runs", cache=DiskCache(out / "cache"))
-        captions = load_captions(entry["video"], "auto")
-        result = searcher.search(entry["video"], ["A red circle."], captions)
-    assert to_json(*break_ties_across_videos([result])) == entry
+        model = calce_jax.load(out / "runs", cache=DiskCache(out / "cache"))
+        moments = model.search(entry["video"], "A red circle.")
+        again = model.search(model.encode(entry["video"]), "A red circle.")
+    assert to_json(*moments.results) == entry
+    assert list(moments) == list(again)
 
 
 @pytest.mark.slow

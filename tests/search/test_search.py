@@ -15,7 +15,7 @@ from calce_jax.moments.scoring import BeamHypothesis
 from calce_jax.search import searcher as searching
 from calce_jax.search.captions import caption_with_cache
 from calce_jax.search.inputs import SearchError, check_queries, list_videos, load_captions
-from calce_jax.search.ranking import NMS_THRESHOLD, Moment, break_ties_jointly, select_moments
+from calce_jax.search.ranking import NMS_THRESHOLD, ScoredWindow, break_ties_jointly, select_moments
 from calce_jax.search.results import (
     break_ties_across_videos,
     ensure_writable,
@@ -166,7 +166,7 @@ def test_scores_decrease_strictly_and_moments_do_not_overlap_by_more_than_half()
 
 
 def test_equal_scores_are_told_apart_across_videos():
-    lists = [[Moment(0.0, 1.0, 1.0), Moment(4.0, 5.0, 0.25)], [Moment(0.0, 1.0, 1.0)], []]
+    lists = [[ScoredWindow(0.0, 1.0, 1.0), ScoredWindow(4.0, 5.0, 0.25)], [ScoredWindow(0.0, 1.0, 1.0)], []]
     first, second, third = break_ties_jointly(lists)
     assert first[0].score > second[0].score > first[1].score
     assert third == []

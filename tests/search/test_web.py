@@ -8,11 +8,11 @@ import pytest
 
 from calce_jax.search.samples import load_samples
 from calce_jax.search.web.visitors import COOKIE, ResultStore, visitor_from_cookies
+from tests.helpers.browser import open_browser
 from tests.helpers.commands import run_script
 from tests.helpers.video_files import write_clip
 from tests.helpers.web_server import serving
 
-BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 # Gradio and its parts warn about each other's versions; an exception in a server's thread is a failure all the same.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")
 
@@ -69,14 +69,8 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is absent: pip install playwright")
-    path = next((path for path in BROWSERS if Path(path).exists()), None)
-    if path is None:
-        pytest.skip(f"no Chromium at {', '.join(BROWSERS)}")
-    with sync.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with open_browser() as chromium:
         yield chromium
-        chromium.close()
 
 
 def opened(browser, address):

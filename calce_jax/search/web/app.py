@@ -158,7 +158,9 @@ class SearchHandler:
                 raise SearchError(f"{len(queries)} queries, the maximum is {MAX_QUERIES}", "remove some")
             video_result = self.searcher.search(video, queries, captions)
             results = break_ties_across_videos([video_result])
-            for failure in write_results(folder, results, max_moments=MAX_MOMENTS, clips=True):
+            for failure in write_results(
+                folder, results, max_moments=MAX_MOMENTS, clips=True, notice=self.searcher.notice
+            ):
                 logging.warning("a part of a result is missing: %s", failure.reason)
             if not (folder / "index.html").is_file():
                 raise OSError("the video could not be copied to its result")

@@ -1,0 +1,1 @@
+"""Formats of other programs in which moments are written."""

@@ -1,0 +1,118 @@
+"""`calce_jax.load`: a model that searches videos, in three lines of Python."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from absl import logging
+
+from calce_jax.errors import UserError
+from calce_jax.search.inputs import SearchError, load_captions
+from calce_jax.search.moment import ranked_moments
+from calce_jax.search.moment_list import MomentList
+from calce_jax.search.results import break_ties_across_videos
+from calce_jax.search.searcher import MAX_MOMENTS, EncodedVideo, Searcher, load_searcher
+from calce_jax.search.video_result import VideoResult
+from calce_jax.storage.disk_cache import DiskCache
+from calce_jax.storage.failures import Failure
+from calce_jax.text.prompt import Caption
+
+Captions = Literal["auto"] | str | Path | Sequence[Caption] | None
+
+
+class Model:
+    """Both stages of a trained model.
+
+    Args:
+      searcher: finds the moments in one video.
+    """
+
+    def __init__(self, searcher: Searcher) -> None:
+        self._searcher = searcher
+
+    def encode(self, video: str | Path) -> EncodedVideo:
+        """Return what all queries about a video share; `search` takes it in place of the file.
+
+        Raises:
+          VideoError: the video cannot be read, or is too long.
+        """
+        return self._searcher.encode(video)
+
+    def search(
+        self,
+        videos: str | Path | EncodedVideo | Sequence[str | Path | EncodedVideo],
+        queries: str | Sequence[str],
+        captions: Captions = "auto",
+        *,
+        top: int = MAX_MOMENTS,
+        min_score: int | float | None = None,
+    ) -> MomentList:
+        """Return the moments that sentences describe, those of each sentence best first.
+
+        Args:
+          videos: a file or several; each may also be the result of `encode`.
+          queries: a sentence or several.
+          captions: what is said. "auto": from a file of captions beside the video; None: no captions; a file of
+            captions or a folder of them; or a list of `Caption`, for a single video.
+          top: maximum number of moments of a sentence.
+          min_score: moments with a lower score are left out.
+
+        Returns:
+          The moments of all videos together. A video that cannot be searched is logged and listed in `failures`.
+
+        Raises:
+          SearchError: a sentence is refused (`calce_jax.search.inputs.check_queries`), there is no video, or a list of
+            captions is given for several.
+          UserError: a single video, or every one of several, cannot be searched; of several it is the first's error.
+        """
+        sources = [videos] if isinstance(videos, (str, Path, EncodedVideo)) else list(videos)
+        sentences = [queries] if isinstance(queries, str) else list(queries)
+        if not sources:
+            raise SearchError("no video", "give a file, or a list of files")
+        source = "none" if captions is None else captions
+        is_for_one = not isinstance(source, (str, Path)) or (source not in ("auto", "none") and Path(source).is_file())
+        if is_for_one and len(sources) > 1:
+            raise SearchError(f"captions of one video for {len(sources)} videos", "give a folder, or search one by one")
+        results: list[VideoResult] = []
+        failures: list[Failure] = []
+        first_error: UserError | OSError | None = None
+        for video in sources:
+            path = video.video if isinstance(video, EncodedVideo) else Path(video)
+            try:
+                spoken = load_captions(path, source) if isinstance(source, (str, Path)) else source
+                results.append(self._searcher.search(video, sentences, spoken, max_moments=top))
+            except SearchError:
+                raise
+            except (UserError, OSError) as error:
+                first_error = first_error or error
+                failures.append(Failure.of(str(path), error))
+                if len(sources) > 1:
+                    logging.warning("%s", error)
+        if first_error and not results:
+            raise first_error
+        results = break_ties_across_videos(results)
+        moments = ranked_moments(results, top, min_score)
+        return MomentList(
+            moments,
+            queries=[sentence.strip() for sentence in sentences],
+            results=results,
+            failures=failures,
+            notice=self._searcher.notice,
+        )
+
+
+def load(
+    checkpoint: str | Path | None = None, *, cache: DiskCache | None = None, max_seconds: float | None = None
+) -> Model:
+    """Load a trained model; also `calce_jax.load`.
+
+    Args:
+      checkpoint: a folder with the workdirs `stage1` and `stage2`; by default the tiny model of the package, which was
+        trained on the shapes dataset alone.
+      cache: of key frames and features; by default of 10 GB at `calce_jax.storage.disk_cache.default_cache_dir()`.
+      max_seconds: length of the segments that longer videos are split into; by default that of the training videos.
+
+    Raises:
+      SearchError, ConfigError, CheckpointError, TokenizerError: see `calce_jax.search.searcher.open_stages`.
+    """
+    return Model(load_searcher(checkpoint, cache=cache, max_seconds=max_seconds))
