@@ -26,5 +26,9 @@ class LostHostError(UserError):
     """Another host of the run has ended; this process must end too, without waiting for that one."""
 
 
+class UsageError(UserError):
+    """A wrong command line, such as a value that a flag cannot have; a command exits with 2."""
+
+
 class UserFileNotFoundError(UserError, FileNotFoundError):
     """A file given by the user does not exist."""

@@ -23,23 +23,33 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 # The shapes world is in this checkout, not in the installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import jax
 from absl import flags
 
-from calce_jax.commands.runner import no_arguments, run_main
-from data.shapes.demo_pipeline import VIDEOS_PER_SPLIT, format_results, run_demo
+from calce_jax.commands.cli import run_module
+from calce_jax.commands.flags.paths import check_folder
+from calce_jax.commands.runner import no_arguments
+from data.shapes import VIDEOS_PER_SPLIT
 
-OUT = flags.DEFINE_string("out", "runs/demo", "output folder")
+FLAGS = flags.FlagValues()
+OUT = flags.DEFINE_string("out", "runs/demo", "output folder", flag_values=FLAGS)
 TRAIN, VAL, TEST = (
-    flags.DEFINE_integer(f"{split}_videos", number, f"number of videos of the {split} split", lower_bound=2)
+    flags.DEFINE_integer(
+        f"{split}_videos", number, f"number of videos of the {split} split", lower_bound=2, flag_values=FLAGS
+    )
     for split, number in VIDEOS_PER_SPLIT.items()
 )
-SEED = flags.DEFINE_integer("seed", 0, "seed of the videos", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "seed of the videos", lower_bound=0, flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
     """Run the demo and print its scores."""
     no_arguments(argv)
+    check_folder("--out=", str(OUT.value))
+
+    import jax
+
+    from data.shapes.demo_pipeline import format_results, run_demo
+
     # Training, inference and a second run of the demo share compiled programs.
     jax.config.update("jax_compilation_cache_dir", str((Path(str(OUT.value)) / "compiled").absolute()))
     videos = {"train": TRAIN.value, "val": VAL.value, "test": TEST.value}
@@ -49,4 +59,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, sys.argv, flags.FLAGS)
+    run_module(sys.modules[__name__], sys.argv[1:], sys.argv[0], "python launch/demo.py --out=runs/demo")

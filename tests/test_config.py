@@ -176,6 +176,7 @@ def test_a_config_with_the_names_of_earlier_versions_is_read(tmp_path):
 
 def test_a_workdir_of_an_earlier_version_is_resumed_with_the_same_values_alone(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(old_config()))
+    (tmp_path / "checkpoints/1").mkdir(parents=True)
     config = read_config(tmp_path)
     other = dataclasses.replace(config, keyframes=dataclasses.replace(config.keyframes, dilation=5))
     with pytest.raises(ConfigError, match=r"another config.*\n  keyframes.dilation: 2 there, 5 here$"):

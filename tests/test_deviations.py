@@ -138,11 +138,15 @@ def test_the_frozen_q_former_drops_under_reference_alone(model, select):
 def test_a_resumed_run_warms_up_again_under_reference_alone():
     third = 3 * QVH1["steps_per_epoch"]
     uninterrupted, resumed = (
-        {b: learning_rate(third, **QVH1, behaviour=b, first_epoch=first) for b in BEHAVIOURS} for first in (0, 3)
+        {b: learning_rate(third, **QVH1, behaviour=b, first_step=first * QVH1["steps_per_epoch"]) for b in BEHAVIOURS}
+        for first in (0, 3)
     )
     assert resumed["default"] == uninterrupted["default"] == pytest.approx(uninterrupted["reference"], rel=1e-12)
     assert resumed["reference"] == 1e-8
-    assert learning_rate(third + 600, **QVH1, behaviour="reference", first_epoch=3) == resumed_peak()
+    assert (
+        learning_rate(third + 600, **QVH1, behaviour="reference", first_step=3 * QVH1["steps_per_epoch"])
+        == resumed_peak()
+    )
 
 
 def resumed_peak():

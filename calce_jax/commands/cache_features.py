@@ -12,7 +12,8 @@ from typing import cast
 
 from absl import flags
 
-from calce_jax.commands.flags.config import define_config, parse_config
+from calce_jax.commands.flags.config import define_config, parse_config, validate_config
+from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 
@@ -49,14 +50,14 @@ def main(argv: list[str]) -> None:
     """Extract the features; print the numbers of videos and frames, the quantization error and the failures."""
     no_arguments(argv, "set fields of the config with --config.FIELD=VALUE")
     VERIFY_FLAG.apply()
+    check_folder("--out=", str(OUT.value))
 
-    from calce_jax.config import validate
     from calce_jax.inference.extract_features import VideoDataset, extract_features
     from calce_jax.inference.trained_run import load_base_model
     from calce_jax.models.feature_codec import FeatureSource, StorageDtype
     from calce_jax.storage.failures import failure_table
 
-    config = validate(CONFIG.value)
+    config = validate_config(CONFIG)
     videos = VideoDataset(config.data.directory, SPLITS.value or ())
     result = extract_features(
         load_base_model(config),

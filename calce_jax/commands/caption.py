@@ -6,12 +6,14 @@ is 1 only if every video failed. --model is also a size: tiny.en, base, small, m
 --runner=DirectRunner runs an Apache Beam pipeline instead, or another of Beam's runners; its flags follow after --.
 """
 
-import sys
 from typing import cast
 
 from absl import flags
 
 from calce_jax.commands.flags.beam import BeamFlags
+from calce_jax.commands.flags.paths import check_folder
+from calce_jax.commands.runner import warn_deprecated
+from calce_jax.speech.inputs import CaptioningError, find_videos, resolve_whisper_name
 
 FLAGS = flags.FlagValues()
 VIDEOS = flags.DEFINE_string("videos", None, "a video or audio file, or a folder of them", flag_values=FLAGS)
@@ -56,10 +58,13 @@ def main(argv: list[str]) -> None:
     """Transcribe the videos; print the failures and the videos without speech."""
     for old_name, new_name in RENAMED_FLAGS.items():
         if FLAGS[old_name].present:
-            print(f"--{old_name} is deprecated; use --{new_name}", file=sys.stderr)
+            warn_deprecated(f"--{old_name}", f"--{new_name}")
     pipeline = BEAM.pipeline_options(argv)
+    check_folder("--out=", str(OUT.value))
+    resolve_whisper_name(str(MODEL.value))
+    videos = find_videos(str(VIDEOS.value))
 
-    from calce_jax.speech.captioning import CaptioningError, caption_videos, find_videos, lazy_transcriber
+    from calce_jax.speech.captioning import caption_videos, lazy_transcriber
     from calce_jax.speech.transcribe import TranscriptionOptions
     from calce_jax.speech.whisper_model import Dtype
 
@@ -69,7 +74,6 @@ def main(argv: list[str]) -> None:
         condition_on_previous_text=bool(CONDITION.value),
         vad_filter=bool(VAD_FILTER.value),
     )
-    videos = find_videos(str(VIDEOS.value))
     out, model, dtype = str(OUT.value), str(MODEL.value), cast(Dtype, DTYPE.value)
     if pipeline is None:
         result = caption_videos(

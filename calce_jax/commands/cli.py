@@ -102,22 +102,32 @@ def run(name: str, arguments: list[str], program: str) -> None:
     Raises:
       SystemExit: with an exit code of `calce_jax.commands.runner`.
     """
-    module = importlib.import_module(f"calce_jax.commands.{name}")
+    run_module(importlib.import_module(f"calce_jax.commands.{name}"), arguments, program, COMMANDS[name].example)
+
+
+def run_module(module: ModuleType, arguments: list[str], program: str, example: str) -> None:
+    """Parse the flags of a command's module and run it, or print its help.
+
+    Args:
+      module: with `FLAGS`, `main`, and perhaps `parse`, see `calce_jax.commands.runner.run_main`.
+      arguments: the command line after the program's name.
+      program: the program's name in messages.
+      example: of a command line, for the help.
+
+    Raises:
+      SystemExit: with an exit code of `calce_jax.commands.runner`.
+    """
     try:
-        _run(name, module, arguments, program)
+        if set(arguments) & {"-h", "--help", "--helpfull", "--helpshort"}:
+            run_main(lambda _: print(command_help(module, example)), [program], flags.FlagValues())
+        else:
+            run_main(module.main, [program, *arguments], module.FLAGS, getattr(module, "parse", None))
     except AbruptExit as end:
         # A thread may be compiling, or a library's be writing: taking the interpreter down under it would crash. With a
         # host lost, JAX would wait for it.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(int(str(end.code)))
-
-
-def _run(name: str, module: ModuleType, arguments: list[str], program: str) -> None:
-    if set(arguments) & {"-h", "--help", "--helpfull", "--helpshort"}:
-        run_main(lambda _: print(command_help(name, module)), [program], flags.FlagValues())
-    else:
-        run_main(module.main, [program, *arguments], module.FLAGS, getattr(module, "parse", None))
 
 
 def usage() -> str:
@@ -127,20 +137,20 @@ def usage() -> str:
     return f"Example:\n  {COMMANDS['search'].example}\n\n{rows}\n\n`calce NAME --help` shows an example and all flags."
 
 
-def command_help(name: str, module: ModuleType) -> str:
-    """Return the text of `calce NAME --help`: an example, the module's docstring, and the flags with their defaults."""
+def command_help(module: ModuleType, example: str) -> str:
+    """Return the text of `calce NAME --help`: the example, the module's docstring, and the flags."""
     values = module.FLAGS
     define_verbosity(values)
     lines = []
     for flag in sorted(values):
         description = " ".join((values[flag].help or "").split())
         default = values[flag].default_as_str
-        if default not in (None, "None", "''", ""):
+        if default not in (None, "None", "'None'", "''", ""):
             description += f" (default: {default})"
         indent = " " * 6
         lines.append(f"  --{flag}\n" + textwrap.fill(description, 110, initial_indent=indent, subsequent_indent=indent))
     flag_help = "\n".join(lines)
-    return f"Example:\n  {COMMANDS[name].example}\n\n{(module.__doc__ or '').strip()}\n\nFlags:\n{flag_help}"
+    return f"Example:\n  {example}\n\n{(module.__doc__ or '').strip()}\n\nFlags:\n{flag_help}"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import cast
 
 from absl import flags
 
+from calce_jax.commands.flags.paths import check_output_file
 from calce_jax.commands.runner import no_arguments
 
 FLAGS = flags.FlagValues()
@@ -39,6 +40,10 @@ flags.mark_flags_as_required(["predictions", "annotations", "out"], flag_values=
 def main(argv: list[str]) -> None:
     """Compute the metrics, print and write them."""
     no_arguments(argv)
+    inputs = {"--predictions": PREDICTIONS.value, "--annotations": ANNOTATIONS.value}
+    check_output_file("--out=", str(OUT.value), inputs)
+    if SUBMISSION.value:
+        check_output_file("--submission=", SUBMISSION.value, inputs | {"--out": OUT.value})
 
     from calce_jax.moments.metrics import format_table
     from calce_jax.moments.metrics.evaluate import evaluate_files

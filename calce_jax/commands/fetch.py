@@ -6,6 +6,7 @@ continue; checksums of existing files are verified. $HF_ENDPOINT names a mirror 
 
 from absl import flags
 
+from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.runner import no_arguments
 from calce_jax.datasets.sources import PUBLICATIONS
 
@@ -20,6 +21,7 @@ flags.mark_flags_as_required(["what", "out"], flag_values=FLAGS)
 def main(argv: list[str]) -> None:
     """Print the licence, download the files, print the next steps."""
     no_arguments(argv)
+    check_folder("--out=", str(OUT.value))
 
     from calce_jax.datasets.download import FetchError, fetch
 

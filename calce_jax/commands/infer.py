@@ -5,13 +5,16 @@ that affects predictions has changed, it starts over and logs what changed. Seve
 --coordinator.
 """
 
+from pathlib import Path
 from typing import Literal, cast
 
 from absl import flags
 
 from calce_jax.commands.flags.hosts import HostFlags
+from calce_jax.commands.flags.paths import check_folder, check_output_file
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
+from calce_jax.distributed.meshes import MESHES
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "workdir of the trained run", flag_values=FLAGS)
@@ -25,7 +28,9 @@ FEATURES = flags.DEFINE_string(
     "folder of `calce cache_features`, or empty to read frames; that of the run's config unless given",
     flag_values=FLAGS,
 )
-MESH = flags.DEFINE_string("mesh", None, "name of a mesh; that of the run's config unless given", flag_values=FLAGS)
+MESH = flags.DEFINE_enum(
+    "mesh", None, list(MESHES), "name of a mesh; that of the run's config unless given", flag_values=FLAGS
+)
 CAPTIONS = flags.DEFINE_bool(
     "captions",
     None,
@@ -41,6 +46,17 @@ def main(argv: list[str]) -> None:
     """Load the run, predict, and print the number of predictions."""
     no_arguments(argv)
     VERIFY_FLAG.apply()
+    check_folder("--workdir=", str(WORKDIR.value))
+    from calce_jax.config import read_config
+
+    workdir = Path(str(WORKDIR.value))
+    inputs = {
+        "the run's config": workdir / "config.json",
+        "the run's checkpoints": workdir / "checkpoints",
+        "the prepared data": DATA.value or read_config(workdir).data.directory,
+        "--features": FEATURES.value,
+    }
+    check_output_file("--out=", str(OUT.value), inputs)
     with HOST_FLAGS.joined():
         from calce_jax.distributed.multihost import is_primary
         from calce_jax.inference.predict_split import predict_split

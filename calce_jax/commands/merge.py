@@ -5,6 +5,7 @@ Prints every query for which stage 1 predicted no window; stage 2 uses the whole
 
 from absl import flags
 
+from calce_jax.commands.flags.paths import check_output_file
 from calce_jax.commands.runner import no_arguments
 
 FLAGS = flags.FlagValues()
@@ -25,6 +26,8 @@ flags.mark_flags_as_required(["predictions", "annotations", "out"], flag_values=
 def main(argv: list[str]) -> None:
     """Merge and write the annotations; print queries without a prediction and predictions without a query."""
     no_arguments(argv)
+    inputs = {"--predictions": PREDICTIONS.value, "--annotations": ANNOTATIONS.value, "--durations": DURATIONS.value}
+    check_output_file("--out=", str(OUT.value), inputs)
 
     from calce_jax.moments.annotations import read_annotations, write_annotations
     from calce_jax.moments.merge import merge_stage1

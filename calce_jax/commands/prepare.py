@@ -13,7 +13,10 @@ from typing import cast
 from absl import flags
 
 from calce_jax.commands.flags.beam import BeamFlags
-from calce_jax.presets.runs import DATASETS, SHORT_NAMES
+from calce_jax.commands.flags.paths import check_folder, check_output_file
+from calce_jax.commands.runner import warn_deprecated
+from calce_jax.presets.runs import DATASETS, SHORT_NAMES, current_name
+from calce_jax.speech.inputs import resolve_whisper_name
 
 FLAGS = flags.FlagValues()
 DATASET = flags.DEFINE_enum("dataset", None, [*DATASETS, *SHORT_NAMES], "format of the annotations", flag_values=FLAGS)
@@ -62,6 +65,17 @@ flags.register_multi_flags_validator(
 def main(argv: list[str]) -> None:
     """Decode the videos and build the tables, or validate the dataset; print the failures."""
     pipeline = BEAM.pipeline_options(argv)
+    dataset = current_name(str(DATASET.value))
+    if dataset != DATASET.value:
+        warn_deprecated(f"--dataset={DATASET.value}", f"--dataset={dataset}")
+    if WHISPER.value:
+        resolve_whisper_name(WHISPER.value)
+    if not CHECK.value:
+        check_folder("--out=", str(OUT.value))
+        inputs = {f"--annotations={file}": file.partition("=")[2] or file for file in ANNOTATIONS.value or []}
+        inputs["--items"] = ITEMS.value
+        check_output_file("--out: ", f"{OUT.value}/failures.jsonl", inputs)
+        check_folder("--out: ", f"{OUT.value}/tables", inputs)
 
     from calce_jax.config import Behaviour
     from calce_jax.datasets.prepare import (
@@ -92,9 +106,8 @@ def main(argv: list[str]) -> None:
             caption_missing_videos(splits, str(VIDEOS.value), srts, WHISPER.value)
         else:
             BEAM.module().caption_videos(annotated_videos(splits, str(VIDEOS.value)), srts, WHISPER.value, pipeline)
-    dataset = str(DATASET.value)
     result = prepare_dataset(
-        SHORT_NAMES.get(dataset, dataset),
+        dataset,
         splits,
         videos=str(VIDEOS.value),
         srts=srts,

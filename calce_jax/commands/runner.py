@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
-from calce_jax.errors import LostHostError, UserError
+from calce_jax.errors import LostHostError, UsageError, UserError
 
 TEXT_FLAGS = ("query",)  # in which "~" is no folder
 BOOLEAN_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n")
@@ -148,8 +148,9 @@ def define_verbosity(flag_values: flags.FlagValues) -> None:
         )
 
 
-class UsageError(Exception):
-    """A usage error that parsing the flags does not find, such as a missing argument."""
+def warn_deprecated(old: str, new: str) -> None:
+    """Say on stderr that a flag, or a value of one, has another name now; the old one is still accepted."""
+    print(f"{old} is deprecated; use {new}", file=sys.stderr)
 
 
 def no_arguments(argv: list[str], hint: str = "") -> None:
@@ -185,6 +186,11 @@ def _first_cause(error: Exception) -> str:
     if missing := re.findall(r"Flag (--\w+) must have a value other than None", text):
         *others, last = missing
         return f"{', '.join(others)} and {last} are missing" if others else f"{last} is missing"
+    if bound := re.fullmatch(r"flag (--[\w.]+)=(.*): \S+ is not (an? )?(.*)", text):
+        article = bound[3] or ("an " if bound[4].startswith("i") else "a ")
+        return f"{bound[1]}={bound[2]}: must be {article}{bound[4]}"
+    if switch := re.fullmatch(r"flag (--[\w.]+)=(.*): \('Non-boolean argument.*", text):
+        return f"{switch[1]}={switch[2]}: must be true or false"
     text = re.sub(r"^flags [^:]*=[^:]*: ", "", text)
     number = re.fullmatch(r"flag (--[\w.]+)=(.*): (invalid literal for int|could not convert string to float).*", text)
     return f"{number[1]}={number[2]}: must be a {'whole ' if 'int' in number[3] else ''}number" if number else text

@@ -15,8 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from absl import flags
 
 from calce_jax.commands.flags.cache import CacheFlags
+from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.flags.verify import VerifyFlag
-from calce_jax.commands.runner import UsageError
+from calce_jax.errors import UsageError
+from calce_jax.search.paths import SearchError, check_any_exists, find_stages
+from calce_jax.speech.inputs import resolve_whisper_name
+from calce_jax.storage.file_names import single_line
 
 if TYPE_CHECKING:
     from calce_jax.search.results import RankedMoment
@@ -72,10 +76,11 @@ def main(argv: list[str]) -> None:
     """Search every video, print the moments and write the page; a video that fails is reported and left out."""
     if len(argv) == 1:
         raise UsageError("no video; give files, or folders of videos")
+    check_paths(argv[1:])
 
     from calce_jax.moments.annotations import read_annotations
     from calce_jax.search.captions import caption_with_cache
-    from calce_jax.search.inputs import SearchError, check_queries, list_videos, load_captions
+    from calce_jax.search.inputs import RESULT_FOLDERS, check_queries, list_videos, load_captions
     from calce_jax.search.results import (
         break_ties_across_videos,
         ensure_writable,
@@ -93,6 +98,8 @@ def main(argv: list[str]) -> None:
     check_queries(queries)
     truth = ground_truth(read_annotations(ANNOTATIONS.value)) if ANNOTATIONS.value else None
     videos = list_videos(argv[1:], str(OUT.value))
+    for folder in RESULT_FOLDERS:
+        check_folder("--out: ", f"{OUT.value}/{folder}", {str(video): video for video in videos})
     readable = [video for video in videos if try_or_print(searchable_duration, video) is not None]
     if not readable:
         raise SearchError(f"none of {', '.join(argv[1:])} can be searched", "see the errors above")
@@ -104,7 +111,9 @@ def main(argv: list[str]) -> None:
         print(TINY_MODEL_NOTICE, file=sys.stderr)
     enable_compilation_cache(cache.folder)
     transcribed: dict[Path, Path] = {}
-    if WHISPER.value and SRT.value == "auto":
+    if WHISPER.value and SRT.value != "auto":
+        print(f"--whisper does nothing with --srt={SRT.value}", file=sys.stderr)
+    elif WHISPER.value:
         transcribed = caption_with_cache(readable, out / "captions", WHISPER.value, cache)
     searcher = load_searcher(CHECKPOINT.value, cache=cache, max_seconds=SEGMENT_SECONDS.value)
 
@@ -126,14 +135,26 @@ def main(argv: list[str]) -> None:
     print(f"searched {len(results)} of {len(videos)} videos in {seconds:.1f} s; ", end="")
     if not (out / "index.html").is_file():
         print(f"wrote {out}/moments.json")
-        raise SearchError(f"{out}: there is no page, because of the errors above", "mend them and search again")
+        raise SearchError(f"{out}: there is no page, because of the errors above", "fix them and search again")
     print(f"open {out}/index.html")
+
+
+def check_paths(videos: list[str]) -> None:
+    """Check the paths of the command line, before jax is imported.
+
+    Raises:
+      UserError: --out is a file, or a Whisper model, a checkpoint, or every video is missing.
+    """
+    check_folder("--out=", str(OUT.value))
+    if WHISPER.value:
+        resolve_whisper_name(WHISPER.value)
+    check_any_exists(videos)
+    if CHECKPOINT.value is not None:
+        find_stages(CHECKPOINT.value)
 
 
 def try_or_print(function: Callable[..., T], *arguments: Any) -> T | None:
     """Return `function(*arguments)`; if it fails for this video, print the error and return None."""
-    from calce_jax.search.inputs import SearchError
-
     try:
         return function(*arguments)
     except SearchError:
@@ -145,12 +166,13 @@ def try_or_print(function: Callable[..., T], *arguments: Any) -> T | None:
 
 def print_moments(rows: list["RankedMoment"]) -> None:
     """Print the moments of each query over all videos, best first."""
-    width = max((len(row.video.name) for row in rows), default=0)
+    names = {row.video: single_line(row.video.name) for row in rows}
+    width = max(map(len, names.values()), default=0)
     for query in dict.fromkeys(QUERY.value or []):
         print(f"\n{query.strip()}")
         query_rows = [row for row in rows if row.query == query.strip()]
         print(f"  {'file':<{width}}  {'start':>9}  {'end':>9}  score" if query_rows else "  no moment found")
         for row in query_rows:
             start, end = row.moment.start, row.moment.end
-            print(f"  {row.video.name:<{width}}  {start:7.1f} s  {end:7.1f} s  {row.moment.score:.3f}")
+            print(f"  {names[row.video]:<{width}}  {start:7.1f} s  {end:7.1f} s  {row.moment.score:.3f}")
     print()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from absl import flags
 
-from calce_jax.commands.flags.config import define_config, parse_config
+from calce_jax.commands.flags.config import define_config, parse_config, validate_config
 from calce_jax.commands.flags.hosts import HostFlags
+from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 
@@ -27,9 +28,9 @@ def main(argv: list[str]) -> None:
     """Validate the config, join the other hosts, and train."""
     no_arguments(argv, "set fields of the config with --config.FIELD=VALUE")
     VERIFY_FLAG.apply()
-    from calce_jax.config import validate
+    check_folder("--workdir=", str(WORKDIR.value))
 
-    config = validate(CONFIG.value)
+    config = validate_config(CONFIG)
     with HOST_FLAGS.joined():
         from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
         from calce_jax.training.run import train_run

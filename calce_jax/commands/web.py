@@ -14,6 +14,7 @@ from calce_jax.commands.flags.cache import CacheFlags
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 from calce_jax.errors import UserError
+from calce_jax.search.paths import check_host, find_stages
 
 FLAGS = flags.FlagValues()
 CHECKPOINT = flags.DEFINE_string(
@@ -60,6 +61,9 @@ def main(argv: list[str]) -> None:
     """Load the models, then serve until interrupted."""
     no_arguments(argv)
     VERIFY_FLAG.apply()
+    if CHECKPOINT.value is not None:
+        find_stages(CHECKPOINT.value)
+    check_host(str(HOST.value))
     # Read when gradio is imported and when an app is made: no usage statistics, and no look-up of new versions.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:

@@ -14,15 +14,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
-
 from calce_jax.datasets.prepare import prepare_in_processes
 from calce_jax.datasets.prepared_video import PrepareJob, is_prepared
 from calce_jax.speech.captioning import CaptioningResult, caption_missing, deduplicate_names
 from calce_jax.speech.transcribe import Transcriber, TranscriptionOptions
 from calce_jax.speech.whisper_model import Dtype, open_whisper
 from calce_jax.storage.failures import Failure
+
+try:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+except ModuleNotFoundError as error:
+    if error.name != "apache_beam":
+        raise
+    raise ModuleNotFoundError(
+        'Apache Beam is not installed; pip install "calce_jax[beam]" in an environment of its own, or `make beam` in a '
+        "checkout",
+        name=error.name,
+    ) from None
 
 # Maximal size of a shard, enough to pay for starting a process or opening a model; a small set gets NUM_SHARDS shards.
 JOBS_PER_SHARD, CAPTION_VIDEOS_PER_SHARD = 16, 64

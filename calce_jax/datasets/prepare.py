@@ -32,7 +32,7 @@ from calce_jax.datasets.prepared_video import (
 from calce_jax.datasets.tables import SkippedQuery, build_tables, rebuild_queries, videos_table_matches
 from calce_jax.datasets.validate import windows_after_end
 from calce_jax.datasets.workers import end_with_parent
-from calce_jax.errors import UserError
+from calce_jax.errors import UsageError, UserError
 from calce_jax.moments.annotations import Annotation, read_annotations
 from calce_jax.storage.disk_space import format_bytes, free_bytes
 from calce_jax.storage.failures import Failure, write_failures
@@ -71,7 +71,7 @@ def read_splits(files: Sequence[str], items_file: str | None = None) -> dict[str
       items_file: items file of the original CALCE, for annotations without items.
 
     Raises:
-      PrepareError: the split of a file is unknown or given twice.
+      UsageError: the split of a file is unknown or given twice.
       FileNotFoundError: there is no such file.
       AnnotationError: faults in a file.
     """
@@ -79,21 +79,24 @@ def read_splits(files: Sequence[str], items_file: str | None = None) -> dict[str
     for file in files:
         split, path = _parse_split(file)
         if split in splits:
-            raise PrepareError(
-                f"annotations: {split} is given twice, the second time by {path}", "give one file for each split"
+            raise UsageError(
+                f"--annotations: {split} is given twice, the second time by {path}", "give one file for each split"
             )
         splits[split] = read_annotations(path, items=items_file)
     return splits
 
 
 def _parse_split(file: str) -> tuple[str, str]:
-    split, _, path = file.partition("=")
+    split, equals, path = file.partition("=")
     if split in SPLITS and path:
         return split, path
+    if equals and os.sep not in split:
+        reason = f"{split or 'an empty name'} is no split" if split not in SPLITS else f"{split} has no file"
+        raise UsageError(f"--annotations={file}: {reason}", "write train=FILE, val=FILE or test=FILE")
     matching_splits = [split for split in SPLITS if split in re.split("[^a-z]+", Path(file).stem.lower())]
     if len(matching_splits) != 1:
-        raise PrepareError(
-            f"annotations: the name of {file} does not tell its split", f"write train={file}, or val or test"
+        raise UsageError(
+            f"--annotations: the name of {file} does not tell its split", f"write train={file}, or val or test"
         )
     return matching_splits[0], file
 
@@ -160,9 +163,9 @@ def prepare_dataset(
     out = Path(out)
     for field, path in (("videos", videos), ("srts", srts)):
         if path is not None and not Path(path).is_dir():
-            raise PrepareError(f"{field}: there is no folder {path}", "correct the flag")
+            raise PrepareError(f"--{field}={path}: no such folder", "correct the flag")
     if not any(splits.values()):
-        raise PrepareError("annotations: there is no query in any file", "check the files")
+        raise PrepareError("--annotations: there is no query in any file", "check the files")
     with FileLock(out / "prepare.lock"):
         return _prepare(
             dataset,
@@ -245,10 +248,10 @@ def _check_free_disk(out: Path, needed: int) -> None:
         out.mkdir(parents=True, exist_ok=True)
         free = free_bytes(out)
     except OSError as error:
-        raise PrepareError(f"out: cannot create the folder {out} ({error.strerror})", "choose another place") from None
+        raise PrepareError(f"--out={out}: cannot create it ({error.strerror})", "choose another place") from None
     if needed > free:
         raise PrepareError(
-            f"out: {out} needs about {format_bytes(needed)} and {format_bytes(free)} are free",
+            f"--out={out} needs about {format_bytes(needed)} and {format_bytes(free)} are free",
             "make room, choose another place, or prepare fewer or smaller frames",
         )
 

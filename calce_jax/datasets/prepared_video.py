@@ -14,7 +14,7 @@ import numpy as np
 
 from calce_jax.config import Behaviour
 from calce_jax.datasets.tables import VideoRecord
-from calce_jax.errors import UserError
+from calce_jax.errors import UsageError, UserError
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.file_names import MAX_NAME_BYTES
 from calce_jax.text.caption_files import caption_languages, find_captions
@@ -52,7 +52,7 @@ class PrepareSettings:
     def __post_init__(self) -> None:
         for field, value, max_value in (("frames", self.frames, 10_000), ("image_size", self.image_size, 4096)):
             if not 1 <= value <= max_value:
-                raise UserError(f"{field}: must be from 1 to {max_value}, got {value}", "choose another number")
+                raise UsageError(f"--{field}={value}: must be from 1 to {max_value}", "choose another number")
 
     @property
     def bytes_per_video(self) -> int:

@@ -157,7 +157,8 @@ def _split_length(folder: Path, split: str) -> int:
     splits = open_table(folder, "queries").info.splits
     if split not in splits:
         raise TablesError(
-            f"{folder} has no split {split!r}, but {', '.join(splits)}", "choose one of these, or prepare this one too"
+            f"{folder} has the splits {' and '.join(splits)}, but not {split}",
+            "choose one of these, or prepare this one too",
         )
     return splits[split].num_examples
 

@@ -22,17 +22,6 @@ from calce_jax.models.layers import Key, LayerNorm, Linear, gelu, scan_blocks, s
 # Query positions per attention product: a few hundred, so that their scores fit a CPU's cache.
 QUERY_BLOCK_SIZE = 250
 
-# Width, heads, encoder blocks, decoder blocks.
-WHISPER_SIZES: dict[str, tuple[int, int, int, int]] = {
-    "tiny": (384, 6, 4, 4),
-    "base": (512, 8, 6, 6),
-    "small": (768, 12, 12, 12),
-    "medium": (1024, 16, 24, 24),
-    "large-v2": (1280, 20, 32, 32),
-    "large-v3": (1280, 20, 32, 32),
-    "turbo": (1280, 20, 32, 4),
-}
-
 
 @dataclass(frozen=True)
 class WhisperConfig:
@@ -67,7 +56,7 @@ class WhisperConfig:
         Raises:
           ValueError: there is no such size.
         """
-        if size not in WHISPER_SIZES or (english_only and size not in ("tiny", "base", "small", "medium")):
+        if size not in WHISPER_SIZES or (english_only and size not in ENGLISH_SIZES):
             kind = "English-only size" if english_only else "size"
             raise ValueError(f"size: Whisper has no {kind} {size!r}; choose one of {', '.join(WHISPER_SIZES)}")
         width, heads, encoder_depth, decoder_depth = WHISPER_SIZES[size]

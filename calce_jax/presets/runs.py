@@ -21,17 +21,18 @@ OPTIONS = {"stage": ("1", "2"), "size": tuple(SIZES), "behaviour": ("default", "
 SHORT_NAMES = {"qvh": "qvhighlights", "charades": "charades_sta"}
 
 
-def get_preset(name: str) -> RunConfig:
+def get_preset(name: str, flag: str = "--config") -> RunConfig:
     """Return the config of a run.
 
     Args:
       name: a dataset (qvhighlights or qvh, charades_sta or charades, shapes), then any of `stage=1|2`,
         `size=full|full_xxl|small|tiny` and `behaviour=default|reference`, separated by commas.
+      flag: that gave the name, for the message.
 
     Raises:
       ConfigError: a part of the name is unknown; the message lists the allowed ones.
     """
-    dataset, options = _parse(name)
+    dataset, options = _parse(name, flag)
     stage = cast(Stage, int(options.get("stage", "1")))
     behaviour = cast(Behaviour, options.get("behaviour", "default"))
     size = cast(ModelSize, options.get("size", "tiny" if dataset == "shapes" else "full"))
@@ -66,17 +67,22 @@ def get_preset(name: str) -> RunConfig:
     )
 
 
-def _parse(name: str) -> tuple[str, dict[str, str]]:
-    dataset, *rest = name.split(",")
-    dataset = SHORT_NAMES.get(dataset, dataset)
+def current_name(name: str) -> str:
+    """Return the name of a preset, or of a dataset, as it is now: "qvhighlights,stage=1" for "qvh,stage=1"."""
+    dataset, comma, options = name.partition(",")
+    return f"{SHORT_NAMES.get(dataset, dataset)}{comma}{options}"
+
+
+def _parse(name: str, flag: str) -> tuple[str, dict[str, str]]:
+    dataset, *rest = current_name(name).split(",")
     if dataset not in DATASETS:
-        raise ConfigError(f"--config={name}: the dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
+        raise ConfigError(f"{flag}={name}: the dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
     options = {}
     for option in rest:
         field, _, value = option.partition("=")
         if field not in OPTIONS:
-            raise ConfigError(f"--config={name}: {option!r} must set one of {', '.join(OPTIONS)}")
+            raise ConfigError(f"{flag}={name}: {option!r} must set one of {', '.join(OPTIONS)}")
         if value not in OPTIONS[field]:
-            raise ConfigError(f"--config={name}: {field} must be one of {', '.join(OPTIONS[field])}, got {value!r}")
+            raise ConfigError(f"{flag}={name}: {field} must be one of {', '.join(OPTIONS[field])}, got {value!r}")
         options[field] = value
     return dataset, options

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from calce_jax.search.inputs import SearchError
+from absl import logging
+
+from calce_jax.search.paths import SearchError
 from calce_jax.speech.captioning import caption_without_srt
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.disk_cache import DiskCache, make_cache_key
@@ -31,6 +33,9 @@ def caption_with_cache(videos: Sequence[Path], folder: str | Path, whisper: str,
       OSError: a file cannot be written.
     """
     uncaptioned = [video for video in videos if find_captions(video.parent, video.stem) is None]
+    for video in videos:
+        if video not in uncaptioned:
+            logging.warning("%s: --whisper does nothing, since there are captions beside it", video)
     targets = {video: Path(folder) / fit_name(video.stem, ".srt") for video in uncaptioned}
     if len(set(targets.values())) < len(uncaptioned):
         raise SearchError(

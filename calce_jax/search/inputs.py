@@ -7,7 +7,8 @@ from pathlib import Path
 from absl import logging
 from transformers import PreTrainedTokenizerBase
 
-from calce_jax.errors import UserError
+from calce_jax.errors import UsageError
+from calce_jax.search.paths import SearchError
 from calce_jax.text.caption_files import caption_languages, find_captions
 from calce_jax.text.captions import read_srt
 from calce_jax.text.prompt import WORD_BOUNDARY, Caption
@@ -21,8 +22,8 @@ RESULT_FILES = ("moments.json", "index.html")
 RESULT_FOLDERS = ("videos", "clips")
 
 
-class SearchError(UserError):
-    """A query, a video or a checkpoint cannot be searched."""
+class QueryError(SearchError, UsageError):
+    """A query is empty, too long, or unknown to the model."""
 
 
 def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = None) -> None:
@@ -33,20 +34,20 @@ def check_queries(queries: Sequence[str], t5: PreTrainedTokenizerBase | None = N
       t5: the model's tokenizer; without it, queries of unknown words pass.
 
     Raises:
-      SearchError: there is no query; or one is empty, has more than `MAX_QUERY_WORDS` words or
+      QueryError: there is no query; or one is empty, has more than `MAX_QUERY_WORDS` words or
         `MAX_QUERY_CHARACTERS` characters, or consists of words that are unknown tokens to `t5`.
     """
     if not queries:
-        raise SearchError("no query", "describe in a sentence what to look for")
+        raise QueryError("no query", "describe in a sentence what to look for")
     for number, query in enumerate(queries, 1):
         if not query.strip():
-            raise SearchError(f"query {number} is empty", "describe in a sentence what to look for")
+            raise QueryError(f"query {number} is empty", "describe in a sentence what to look for")
         if (words := len(query.split())) > MAX_QUERY_WORDS:
-            raise SearchError(f"query {number} has {words:,} words", f"use at most {MAX_QUERY_WORDS}")
+            raise QueryError(f"query {number} has {words:,} words", f"use at most {MAX_QUERY_WORDS}")
         if len(query) > MAX_QUERY_CHARACTERS:
-            raise SearchError(f"query {number} has {len(query):,} characters", f"use at most {MAX_QUERY_CHARACTERS:,}")
+            raise QueryError(f"query {number} has {len(query):,} characters", f"use at most {MAX_QUERY_CHARACTERS:,}")
         if t5 and not any(token.strip(WORD_BOUNDARY).isalnum() for token in _known_tokens(query, t5)):
-            raise SearchError(
+            raise QueryError(
                 f"query {number} ({query.strip()[:40]}) has no word that the model knows", "write it in English"
             )
 

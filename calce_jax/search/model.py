@@ -7,9 +7,10 @@ from typing import Literal
 from absl import logging
 
 from calce_jax.errors import UserError
-from calce_jax.search.inputs import SearchError, load_captions
+from calce_jax.search.inputs import load_captions
 from calce_jax.search.moment import ranked_moments
 from calce_jax.search.moment_list import MomentList
+from calce_jax.search.paths import SearchError
 from calce_jax.search.results import break_ties_across_videos
 from calce_jax.search.searcher import MAX_MOMENTS, EncodedVideo, Searcher, load_searcher
 from calce_jax.search.video_result import VideoResult

@@ -24,7 +24,8 @@ from calce_jax.input_pipeline.dataset import Example
 from calce_jax.models.keyframes.plan import Treatment
 from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.presets.tiny import tiny_config
-from calce_jax.search.inputs import SearchError, check_queries
+from calce_jax.search.inputs import check_queries
+from calce_jax.search.paths import find_stages
 from calce_jax.search.ranking import select_moments
 from calce_jax.search.segments import Segment, SegmentFrames, SegmentSampling, read_segments, segment_captions
 from calce_jax.search.video_result import QueryResult, UsedCaption, VideoResult
@@ -37,7 +38,10 @@ from calce_jax.text.prompt import Caption
 # Seconds. The longest video of QVHighlights and of shapes; 99 % of Charades-STA's videos are shorter than 60 s.
 TRAINED_DURATION: dict[DatasetName, float] = {"qvhighlights": 150.0, "charades_sta": 60.0, "shapes": 40.0}
 MAX_MOMENTS = 5
-TINY_MODEL_NOTICE = "The tiny model was made for videos of coloured shapes, such as its samples; for other videos its answers mean nothing."
+TINY_MODEL_NOTICE = (
+    "The tiny model was made for videos of coloured shapes, such as its samples; for other videos its answers mean "
+    "nothing."
+)
 # A frame in two overlapping segments is shown with its highest treatment.
 TREATMENT_ORDER: dict[Treatment, int] = {"dropped": 0, "compressed": 1, "full": 2}
 
@@ -240,15 +244,7 @@ def open_stages(checkpoint: str | Path | None = None) -> list[TrainedModel]:
     if checkpoint is None:
         stages = [load_base_model(tiny_config(stage)) for stage in (1, 2)]
     else:
-        folders = [Path(checkpoint) / f"stage{stage}" for stage in (1, 2)]
-        missing = [str(folder) for folder in folders if not (folder / "config.json").is_file()]
-        if missing:
-            raise SearchError(
-                f"{checkpoint}: no trained run in {' and '.join(missing)}",
-                "give the folder that contains the workdirs stage1 and stage2 (`make demo` makes runs/demo), or leave "
-                "--checkpoint out for the tiny model",
-            )
-        stages = [load_trained_model(folder, mesh="single") for folder in folders]
+        stages = [load_trained_model(folder, mesh="single") for folder in find_stages(checkpoint)]
     first, second = stages
     if (first.config.model, first.config.weights.base) == (second.config.model, second.config.weights.base):
         second = replace(second, frozen=first.frozen)

@@ -14,7 +14,6 @@ import srt
 from absl import logging
 from tqdm import tqdm
 
-from calce_jax.errors import UserError
 from calce_jax.speech.audio import AudioError, NoAudioError
 from calce_jax.speech.transcribe import AudioFeatures, Transcriber, Transcript, TranscriptionOptions
 from calce_jax.speech.whisper_model import Dtype, open_whisper
@@ -23,16 +22,9 @@ from calce_jax.storage.failures import Failure, write_failures
 from calce_jax.storage.file_names import fit_name
 from calce_jax.text.caption_files import find_captions
 from calce_jax.text.text_row import Caption
-from calce_jax.video.files import is_video_name
 
-# Suffixes that are taken from a folder beside those of videos; a single file may have any suffix.
-AUDIO_SUFFIXES = frozenset((".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus"))
 # Threads that decode audio and detect speech, each several hundred times faster than real time.
 NUM_READERS = min(os.cpu_count() or 1, 8)
-
-
-class CaptioningError(UserError):
-    """There are no videos to caption, or none could be captioned; the message says why, and the remedy."""
 
 
 @dataclass
@@ -61,29 +53,6 @@ class CaptioningResult:
             write_failures(path, self.failures)
         else:
             path.unlink(missing_ok=True)
-
-
-def find_videos(source: str | Path) -> list[Path]:
-    """Return [source] for a file, or the media files of a folder, sorted by name.
-
-    Raises:
-      CaptioningError: `source` does not exist, or is a folder without media files.
-    """
-    source = Path(source)
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise CaptioningError(f"videos: there is no file or folder {source}", "correct the flag")
-    media_files = sorted(
-        path
-        for path in source.iterdir()
-        if path.is_file() and (is_video_name(path) or path.suffix.lower() in AUDIO_SUFFIXES)
-    )
-    if not media_files:
-        raise CaptioningError(
-            f"videos: no file in {source} has the suffix of a video or audio file", "give another folder"
-        )
-    return media_files
 
 
 def caption_videos(

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from calce_jax.checkpoints.convert.reader import WeightsFileError, open_tensors
 from calce_jax.checkpoints.convert.state_dict import ConversionError, to_flax
 from calce_jax.checkpoints.convert.whisper import KEY_MAPPING
-from calce_jax.errors import UserError
-from calce_jax.models.whisper import WHISPER_SIZES, Whisper, WhisperConfig
+from calce_jax.models.whisper import Whisper, WhisperConfig
+from calce_jax.speech.inputs import SpeechModelError, resolve_whisper_name
 from calce_jax.speech.special_tokens import SpecialTokens
 from calce_jax.storage.text_files import read_text
 
@@ -38,10 +38,6 @@ HF_FILE_PATTERNS = [
 
 T = TypeVar("T")
 Dtype = Literal["float32", "bfloat16"]
-
-
-class SpeechModelError(UserError):
-    """A Whisper model cannot be opened; the message names it, what is wrong and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +91,9 @@ def open_whisper(source: str | Path, dtype: Dtype = "float32") -> SpeechModel:
 
 
 def _resolve_folder(source: str | Path) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
-    name, stem = str(source), str(source).removesuffix(".en")
-    if "/" not in name:
-        if stem not in WHISPER_SIZES or (name != stem and stem not in ("tiny", "base", "small", "medium")):
-            sizes = ", ".join(WHISPER_SIZES)
-            raise SpeechModelError(
-                f"{name}: no such folder, and no size of Whisper",
-                f"give a folder, a model of the Hugging Face hub, or one of {sizes} (up to medium also with .en)",
-            )
-        name = f"openai/whisper-{'large-v3-turbo' if stem == 'turbo' else name}"
+    name = resolve_whisper_name(source)
+    if isinstance(name, Path):
+        return name
     try:
         return Path(snapshot_download(name, allow_patterns=HF_FILE_PATTERNS))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from calce_jax.errors import UserError
 from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.storage.file_names import single_line
 
 # Rows of the table in the terminal; failures.jsonl has all.
 MAX_LISTED_FAILURES = 40
@@ -47,7 +48,7 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
 def failure_table(failures: Sequence[Failure]) -> str:
     """Return the failures as a text table of video, reason and remedy, with at most `MAX_LISTED_FAILURES` rows."""
     rows = [("video", "what is wrong", "what to do")]
-    rows += [(failure.video, failure.reason, failure.remedy) for failure in failures[:MAX_LISTED_FAILURES]]
+    rows += [(single_line(failure.video), failure.reason, failure.remedy) for failure in failures[:MAX_LISTED_FAILURES]]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = [f"{video:<{widths[0]}}  {reason:<{widths[1]}}  {remedy}" for video, reason, remedy in rows]
     more = len(failures) - MAX_LISTED_FAILURES

@@ -1,10 +1,12 @@
 """File names that a file system takes: appended endings never make one too long."""
 
 import hashlib
+import unicodedata
 
 # Of a name, without its folder, in the encoding of the file system.
 MAX_NAME_BYTES = 255
 _HASH_DIGITS = 8
+_NOT_PRINTED = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of characters, separators of lines
 
 
 def fit_name(stem: str, ending: str = "") -> str:
@@ -22,3 +24,8 @@ def fit_name(stem: str, ending: str = "") -> str:
         raise ValueError(f"ending: {ending!r:.40} leaves no byte of {MAX_NAME_BYTES} for a name")
     # Cut between characters.
     return stem.encode()[:room].decode(errors="ignore") + mark
+
+
+def single_line(text: str) -> str:
+    r"""Return a text that prints as one line: "\n" and other control characters as a "?", as `ls` does."""
+    return "".join("?" if unicodedata.category(character) in _NOT_PRINTED else character for character in text)

@@ -26,9 +26,11 @@ def read_text(
 
     Raises:
       UserFileNotFoundError: there is no such file.
-      UserError: `error_type`, the file is not UTF-8.
+      UserError: `error_type`, it is a folder, or not UTF-8.
     """
     path = Path(path)
+    if path.is_dir():
+        raise error_type(f"{path} is a folder, not a file of {description}", "give the file")
     if not path.is_file():
         raise UserFileNotFoundError(f"{path}: no such file of {description}", remedy)
     try:

@@ -13,7 +13,7 @@ from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 
-from calce_jax.checkpoints.manager import Checkpoints, InitSource, resolve_init
+from calce_jax.checkpoints.manager import Checkpoints, InitSource, checkpoint_steps, resolve_init
 from calce_jax.checkpoints.restore import build_model, check_files, check_ln_vision_frozen, load_trainable
 from calce_jax.config import ConfigError, RunConfig, diff, flatten, packaged_path, read_config_json, to_dict
 from calce_jax.distributed.multihost import is_primary, one_writer, process_info
@@ -114,7 +114,7 @@ def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sign
             warmup_from=config.schedule.warmup_from,
             warmup_steps=config.schedule.warmup_steps,
             behaviour=config.behaviour,
-            first_epoch=int(state.step) // steps_per_epoch,
+            first_step=int(state.step),
         )
         train_step = compile_train_step(make_train_step(graph, program_config, optimizer, learning_rate_fn), state)
         predict = make_batch_predictor(
@@ -142,7 +142,9 @@ def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sign
 
 
 def init_workdir(workdir: Path, config: RunConfig) -> None:
-    """Write config.json; a workdir that has one must have the same config, except for `IGNORED_ON_RESUME`.
+    """Write config.json; a workdir with checkpoints must have the same config, except for `IGNORED_ON_RESUME`.
+
+    A workdir without a checkpoint holds only what a start that failed has left, and takes any config.
 
     A config.json that an earlier version wrote is compared, and rewritten, under today's names.
 
@@ -150,7 +152,8 @@ def init_workdir(workdir: Path, config: RunConfig) -> None:
       ConfigError: lists the fields that differ; or config.json is damaged.
     """
     path = Path(workdir) / "config.json"
-    if path.exists() and (mismatches := diff(read_config_json(workdir), to_dict(config))):
+    has_run = path.exists() and bool(checkpoint_steps(Path(workdir)))
+    if has_run and (mismatches := diff(read_config_json(workdir), to_dict(config))):
         raise ConfigError(
             f"the workdir {workdir} belongs to another config",
             "choose another --workdir, or the values it was made with:\n  " + "\n  ".join(mismatches),

@@ -22,7 +22,7 @@ def learning_rate(
     warmup_from: float = 1e-8,
     warmup_steps: int,
     behaviour: Behaviour = "default",
-    first_epoch: int = 0,
+    first_step: int = 0,
 ) -> Any:
     """Return the learning rate of a micro-step.
 
@@ -31,8 +31,8 @@ def learning_rate(
 
     Under "reference" warm-up steps are counted as by the original's scheduler, which multiplies the epoch by the
     largest step index that it has met instead of by the number of steps. So an epoch counts one step less; and in the
-    epoch where a process starts, that index is the current one, so a resumed run warms up again, `first_epoch + 1`
-    times as fast.
+    epoch where a process starts, that index is the current one, so a run that is resumed in epoch E warms up again,
+    E + 1 times as fast.
 
     Args:
       step: micro-steps before this one, since the start of training; an int or an integer array of any shape.
@@ -42,7 +42,7 @@ def learning_rate(
       warmup_from: the rate of the first micro-step.
       warmup_steps: micro-steps of warm-up.
       behaviour: "reference" counts warm-up steps as the original.
-      first_epoch: the epoch in which this process started; read under "reference" alone.
+      first_step: the step at which this process started; read under "reference" alone.
 
     Returns:
       The rate in the shape of `step`: float32 for a jax array, otherwise float64 (a Python float for an int).
@@ -53,7 +53,7 @@ def learning_rate(
     if behaviour == "default":
         warmup_step = step
     else:
-        max_step_in_epoch = xp.where(epoch == first_epoch, step_in_epoch, steps_per_epoch - 1)
+        max_step_in_epoch = xp.where(epoch == first_step // steps_per_epoch, step_in_epoch, steps_per_epoch - 1)
         warmup_step = epoch * max_step_in_epoch + step_in_epoch
     warmup_rate = warmup_from + (peak - warmup_from) * xp.asarray(warmup_step, dtype) / max(warmup_steps, 1)
     cosine_rate = floor + (peak - floor) * 0.5 * (1.0 + xp.cos(np.pi * xp.asarray(epoch, dtype) / epochs))

@@ -35,9 +35,9 @@ from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.training.run import train_run
 from calce_jax.training.run_data import open_run_data
 from calce_jax.video.decode import encode_jpeg, read_frames
+from data.shapes import VIDEOS_PER_SPLIT
 from data.shapes.write import write_shapes
 
-VIDEOS_PER_SPLIT = {"train": 160, "val": 24, "test": 60}
 QUERY_KINDS = ("visual", "caption", "several")
 HEADLINE_METRICS = ("R1@0.5", "R1@0.7", "R1_avg", "mIoU", "mAP@0.5", "mAP@0.75", "mAP")
 MAX_PAGE_QUERIES = 24

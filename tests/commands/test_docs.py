@@ -106,5 +106,13 @@ def test_weights_are_converted_as_typed(tmp_path: Path, capsys: pytest.CaptureFi
     before, after = load_file(base), load_file(tmp_path / "again.safetensors")
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
-    with pytest.raises(SystemExit, match=r"^Error: --source: must be one of the following, got 'nothing:x'"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         run_script("convert", "--source=nothing:x", f"--target=base:{tmp_path / 'b.safetensors'}", *tiny)
+    assert "--source: must be one of the following, got 'nothing:x'" in capsys.readouterr().err
+
+
+def test_training_commands_of_the_readme_read_the_folder_that_it_prepares():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if line.startswith("    calce train --config=shapes")]
+    assert len(commands) == 2
+    assert all(" --config.data.directory=runs/prepared/shapes " in command for command in commands), commands

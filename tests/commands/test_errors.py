@@ -1,6 +1,8 @@
 """Errors of the user: "calce NAME: ..." and exit code 2 for the command line, "Error: ..." and 1 for the rest."""
 
+import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from absl import flags
 from calce_jax.commands.runner import run_main
 from tests.helpers.commands import run_script
 
+FEW_FIELDS = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n"
 CONFIG = "--config=configs/calce.py:shapes,stage=1"
 REQUIRED = {
     "train": ["--workdir={out}/run"],
@@ -22,6 +25,8 @@ REQUIRED = {
     "merge": ["--predictions={rows}", "--annotations={rows}", "--out={out}/out"],
     "evaluate": ["--predictions={rows}", "--annotations={rows}", "--out={out}/out"],
     "convert": ["--source=base:{out}/a", "--target=base:{out}/b"],
+    "caption": ["--videos={rows}", "--model=tiny", "--out={out}/out"],
+    "cache_features": ["--out={out}/out"],
     "fetch": ["--what=bert", "--out={out}/out"],
 }
 
@@ -51,8 +56,21 @@ def run(tmp_path):
         ("train", [CONFIG, "--config.data.frame=8"], "--config.data.frame: no such field; did you mean --config.data"),
         ("train", [CONFIG, "--config.seed=many"], "--config.seed=many: must be a whole number; see"),
         ("train", [CONFIG, "--config.schedule.peak=big"], "--config.schedule.peak=big: must be a number; see"),
+        ("train", ["--config", "shape"], "--config=shape: the dataset must be one of qvhighlights, charades_sta"),
+        ("train", [CONFIG, "--config.data.augment=maybe"], "--config.data.augment=maybe: must be true or false; see"),
+        ("train", [CONFIG, "--config.data=3"], "--config.data=3: --config.data is a group of fields; set one of --con"),
+        ("search", ["{rows}", "--clips=maybe"], "--clips=maybe: must be true or false; see"),
         ("train", [], "--config is missing; see `calce train --help`"),
         ("train", [CONFIG, "seed=7"], "unknown argument: seed=7; set fields of the config with --config.FIELD=VALUE"),
+        (
+            "train",
+            [CONFIG, "--config.data.frames=1", "--config.schedule.epochs=0"],
+            "2 fields are wrong:\n  config.data.frames: must be an int",
+        ),
+        ("train", [CONFIG, "--config.mesh=foo"], "1 field is wrong:\n  config.mesh: must be one of"),
+        ("cache_features", [CONFIG, "--config.data.batch=0"], "1 field is wrong:\n  config.data.batch: must be an int"),
+        ("infer", ["--mesh=foo"], "flag --mesh=foo: value should be one of"),
+        ("infer", ["--host=-1"], "--host=-1: must be a non-negative integer"),
         ("infer", ["--split=dev"], "flag --split=dev: value should be one of <train|val|test>"),
         ("prepare", ["--out="], "--out is missing; see `calce prepare --help`"),
         ("search", [], "no video; give files, or folders of videos"),
@@ -60,13 +78,24 @@ def run(tmp_path):
         ("evaluate", ["more.jsonl"], "unknown argument: more.jsonl"),
         ("merge", ["--prediction=x"], "Unknown command line flag 'prediction'. Did you mean: predictions ?"),
         ("convert", ["--dtype=int4"], "flag --dtype=int4: value should be one of"),
+        ("convert", ["--run=qvhighlight"], "--run=qvhighlight,size=full: the dataset must be one of"),
+        ("prepare", ["--annotations={out}/rows"], "--annotations: the name of {out}/row"),
+        ("prepare", ["--annotations=foo={rows}"], "--annotations=foo={rows}: foo is no split; write train=FILE"),
+        ("prepare", ["--frames=0"], "--frames=0: must be from 1 to 10000; choose another number"),
+        ("prepare", ["--workers=0"], "--workers=0: must be a positive integer"),
+        ("search", ["{rows}", "--query= "], "query 2 is empty; describe in a sentence what to look for"),
+        ("search", ["{rows}", "--piece_seconds=0"], "--piece_seconds=0: must be a number >= 1.0"),
+        ("caption", ["--model=huge"], "huge: no such folder, and no size of Whisper; give a folder"),
+        ("search", ["{rows}", "--whisper=huge"], "huge: no such folder, and no size of Whisper; give a folder"),
+        ("prepare", ["--whisper=huge"], "huge: no such folder, and no size of Whisper; give a folder"),
+        ("convert", ["--source=nothing:x"], "--source: must be one of the following, got 'nothing:x'"),
         ("fetch", ["--what=nothing"], "flag --what=nothing: value should be one of"),
     ],
 )
 def test_a_wrong_command_line_exits_with_2(run, capsys, command, arguments, message):
     code, message = run(command, arguments, message)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert (code, line[: len(f"calce {command}: {message}")]) == (2, f"calce {command}: {message}")
+    printed = capsys.readouterr().err
+    assert (code, printed[: len(f"calce {command}: {message}")]) == (2, f"calce {command}: {message}")
 
 
 def test_all_missing_flags_are_named_in_one_line(capsys):
@@ -79,28 +108,34 @@ def test_all_missing_flags_are_named_in_one_line(capsys):
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        (
-            "train",
-            [CONFIG, "--config.data.frames=1", "--config.schedule.epochs=0"],
-            "2 fields are wrong:\n  config.data.frames: must be an int",
-        ),
         ("train", [CONFIG, "--config.data.directory=/nowhere"], "there are no tables in /nowhere: /nowh"),
         ("infer", [], "{out}/config.json: no such file; give the"),
         ("search", ["{rows}"], "none of {rows} can be searched; see"),
-        ("search", ["{rows}", "--query= "], "query 2 is empty; describe in a sentence what to look for"),
         ("search", ["{rows}", "--annotations=/no.jsonl"], "/no.jsonl: no such file"),
-        ("prepare", ["--videos=/nowhere"], "videos: there is no folder /nowhere"),
+        ("prepare", ["--videos=/nowhere"], "--videos=/nowhere: no such folder; correct the flag"),
+        ("caption", ["--videos=/nowhere"], "--videos=/nowhere: no such file or folder; correct the flag"),
+        ("caption", ["--model=/nope"], "/nope: no such folder; give the folder of a Whisper model"),
         ("prepare", ["--annotations=val=/no.jsonl"], "/no.jsonl: no such file"),
-        ("prepare", ["--annotations={out}/rows"], "annotations: the name of {out}/row"),
+        ("convert", ["--source=base:{out}", "--size=tiny"], "{out} holds none of model.safetensors"),
+        ("convert", ["--source=base:{out}/a", "--size=tiny"], "{out}/a: no such file; get it, or give the path where"),
         ("merge", [], "{rows}, line 1"),
         ("evaluate", ["--predictions={out}/no"], "{out}/no: no such file of predictions"),
-        ("convert", ["--source=nothing:x"], "--source: must be one of the following, got 'nothing:x'"),
-        ("convert", ["--run=qvhighlight"], "--config=qvhighlight"),
     ],
 )
 def test_other_errors_exit_with_1(run, command, arguments, message):
     code, message = run(command, arguments, message)
     assert str(code)[: len(f"Error: {message}")] == f"Error: {message}"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is not None, reason="Apache Beam is installed here")
+@pytest.mark.parametrize("command", ["prepare", "caption"])
+def test_a_runner_without_apache_beam_names_its_extra(run, command):
+    missing = 'Apache Beam is not installed; pip install "calce_jax[beam]" in an environment of its own'
+    code, _ = run(command, ["--runner=DirectRunner"], "")
+    assert str(code).startswith(f"Error: --runner=DirectRunner: {missing}")
+    with pytest.raises(ModuleNotFoundError, match=re.escape(missing)) as error:
+        importlib.import_module("calce_jax.datasets.beam")
+    assert error.value.name == "apache_beam"
 
 
 @pytest.mark.parametrize(
@@ -163,3 +198,75 @@ def test_home_is_expanded_where_a_shell_leaves_it_and_not_in_texts(monkeypatch, 
         [f"train={tmp_path}/a", f"val={tmp_path}/b"],
     )
     assert (values.clips, got) == (True, ["calce", "no.mp4", "~x"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:\n", "{file}, line 1: invalid syntax; correct the file"),
+        ("x = 1\n\nx = y\n", "{file}, line 3: NameError: name 'y' is not defined; correct the file"),
+        ("", "{file} has no get_config; define get_config(preset), see configs/calce.py"),
+        ("get_config = 3\n", "{file} has no get_config; define get_config(preset), see configs/calce.py"),
+        (
+            "def get_config(name):\n    return 3\n",
+            "{file}: get_config returns 3, which is no ConfigDict; return a ConfigDict, see configs/calce.py",
+        ),
+        (
+            "def get_config(name):\n    config = {{}}\n    return config['a']\n",
+            "{file}, line 3: KeyError: 'a'; correct the file",
+        ),
+        (
+            "def get_config(name):\n    raise ValueError('two\\nlines')\n",
+            "{file}, line 2: ValueError: two lines; correct the file",
+        ),
+        ("import nowhere_at_all\n", "{file}, line 1: ModuleNotFoundError: No module named 'nowhere_at_all'; correct"),
+    ],
+)
+def test_a_broken_config_file_is_told_in_one_line(tmp_path, capsys, text, message):
+    file = tmp_path / "cfg.py"
+    file.write_text(text.format())
+    with pytest.raises(SystemExit) as error:
+        run_script("train", f"--config={file}:shapes", f"--workdir={tmp_path}/run")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert error.value.code == 2
+    assert line.startswith(f"calce train: {message.format(file=file)}"), line
+
+
+def test_a_config_file_without_an_argument_and_an_empty_or_wrong_config(tmp_path, capsys):
+    (tmp_path / "cfg.py").write_text("def get_config():\n    return 3\n")
+    (tmp_path / "few.py").write_text(FEW_FIELDS)
+    for value, message in (
+        (f"{tmp_path}/few.py", "--config: "),
+        (f"{tmp_path}/cfg.py", f"{tmp_path}/cfg.py: get_config returns 3, which is no ConfigDict"),
+        ("", "--config is empty; give a preset such as qvhighlights,stage=1"),
+        (tmp_path, f"--config={tmp_path} is a folder; give a preset"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            run_script("train", f"--config={value}", "--config.data.frames=8", f"--workdir={tmp_path}/run")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert error.value.code == 2
+        assert line.startswith(f"calce train: {message}"), line
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "line"),
+    [
+        ("train", ["--config=qvh,stage=1"], "--config=qvh,stage=1 is deprecated; use --config=qvhighlights,stage=1"),
+        (
+            "train",
+            ["--config=configs/calce.py:charades"],
+            "--config=configs/calce.py:charades is deprecated; use --config=configs/calce.py:charades_sta",
+        ),
+        (
+            "train",
+            [CONFIG, "--config.keyframes.bias1=0"],
+            "--config.keyframes.bias1 is deprecated; use --config.keyframes.dilation",
+        ),
+        ("prepare", ["--dataset=qvh", "--videos=/nowhere"], "--dataset=qvh is deprecated; use --dataset=qvhighlights"),
+        ("convert", ["--run=charades,stage=2"], "--run=charades,stage=2 is deprecated; use --run=charades_sta,stage=2"),
+    ],
+)
+def test_an_old_name_is_accepted_and_the_new_one_is_told(run, capsys, command, arguments, line):
+    code, _ = run(command, [*arguments, *(["--config.data.directory=/nowhere"] if command == "train" else [])], "")
+    assert code != 2
+    assert capsys.readouterr().err.splitlines()[0] == line

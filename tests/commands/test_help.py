@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import calce_jax
-from calce_jax.commands.cli import COMMANDS
+from calce_jax.commands.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("jax", "jaxlib", "flax", "transformers", "tensorflow_datasets", "orbax", "grain", "torch", "av")
@@ -47,6 +47,47 @@ def test_answers_without_heavy_imports(arguments, code, text):
     assert done.returncode == code, done.stderr
     assert text in done.stdout + done.stderr
     assert done.stderr.splitlines()[-1] == "loaded:", done.stderr
+
+
+def test_a_flag_without_a_default_shows_none(capsys):
+    for name in COMMANDS:
+        main([name, "--help"])
+    assert "(default: 'None')" not in capsys.readouterr().out
+
+
+SCRIPTS = sorted(path.name for path in (ROOT / "launch").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_runs_the_package_of_its_checkout(script, tmp_path):
+    """From another folder, in an isolated Python, and although another package of that name is found first."""
+    (tmp_path / "calce_jax").mkdir()
+    (tmp_path / "calce_jax/__init__.py").write_text("raise SystemExit('another package')")
+    path = ROOT / "launch" / script
+    probe = f"import runpy, sys; sys.argv = [{str(path)!r}, '--help']; sys.path.insert(0, {str(tmp_path)!r}); "
+    probe += f"runpy.run_path({str(path)!r}, run_name='__main__'); "
+    probe += f"print([name for name in {HEAVY} if name in sys.modules], sys.modules['calce_jax'].__file__)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", probe], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--verbosity" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"[] {ROOT}/calce_jax/__init__.py"
+
+
+def test_a_wrong_flag_of_the_demo_is_told_without_heavy_imports(tmp_path):
+    probe = "import runpy, sys\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    probe += f"except SystemExit as error: print(error.code, [name for name in {HEAVY} if name in sys.modules])"
+    for flag, message in (
+        ("--oot=x", "Unknown command line flag 'oot'. Did you mean: out ?"),
+        ("--val_videos=1", "--val_videos=1: must be an integer >= 2"),
+        (f"--out={tmp_path}/file", f"--out={tmp_path}/file is a file, not a folder; choose a folder"),
+    ):
+        (tmp_path / "file").write_text("")
+        script = f"import sys; sys.argv = [{str(ROOT / 'launch/demo.py')!r}, {flag!r}]\n{probe}"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.stdout.splitlines() == ["2 []"], done.stderr
+        assert message in done.stderr
 
 
 def test_calce_is_installed_as_a_command():

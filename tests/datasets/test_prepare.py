@@ -12,6 +12,7 @@ import pytest
 from calce_jax.datasets import prepare as module
 from calce_jax.datasets.prepare import PrepareError, prepare_dataset, read_splits
 from calce_jax.datasets.prepared_video import MAX_ID_BYTES, PrepareSettings, UnusableVideoError, load_video, make_job
+from calce_jax.errors import UsageError
 from calce_jax.input_pipeline.dataset import open_dataset
 from calce_jax.moments.annotations import Annotation, AnnotationError
 from calce_jax.storage.failures import Failure, failure_table
@@ -338,16 +339,16 @@ def test_a_crash_of_the_decoder_costs_one_video(run, films, monkeypatch):
 
 def test_folders_that_are_not_there(films, tmp_path):
     for folders in ({"videos": tmp_path / "no", "srts": films}, {"videos": films, "srts": tmp_path / "no"}):
-        with pytest.raises(PrepareError, match=r"(videos|srts): there is no folder .*no; correct the flag"):
+        with pytest.raises(PrepareError, match=r"--(videos|srts)=.*no: no such folder; correct the flag"):
             prepare_dataset(
                 "qvhighlights", {"train": [annotation("a")]}, **folders, out=tmp_path / "out", settings=SETTINGS
             )
 
 
 def test_settings_out_of_range():
-    with pytest.raises(ValueError, match="frames: must be from 1 to 10000, got 0"):
+    with pytest.raises(ValueError, match="--frames=0: must be from 1 to 10000; choose another number"):
         PrepareSettings(frames=0)
-    with pytest.raises(ValueError, match="image_size: must be from 1 to 4096, got 9999"):
+    with pytest.raises(ValueError, match="--image_size=9999: must be from 1 to 4096"):
         PrepareSettings(frames=2, image_size=9999)
 
 
@@ -360,10 +361,14 @@ def test_splits_by_name(tmp_path):
     splits = read_splits([train, f"val={mine}", str(tmp_path / "charades_sta_test.txt")])
     assert {split: rows[0].video for split, rows in splits.items()} == {"train": "a", "val": "a", "test": "AO8RW"}
     for wrong in ([mine], [str(tmp_path / "train_val.jsonl")]):
-        with pytest.raises(PrepareError, match="does not tell its split; write train="):
+        with pytest.raises(UsageError, match="does not tell its split; write train="):
             read_splits(wrong)
-    with pytest.raises(PrepareError, match="train is given twice"):
+    with pytest.raises(UsageError, match="--annotations: train is given twice"):
         read_splits([train, f"train={mine}"])
+    with pytest.raises(UsageError, match=r"--annotations=foo=val\.jsonl: foo is no split; write train=FILE, val=FILE"):
+        read_splits(["foo=val.jsonl"])
+    with pytest.raises(UsageError, match="--annotations=val=: val has no file; write train=FILE"):
+        read_splits(["val="])
     (tmp_path / "mine.jsonl").write_text('{"qid": 1, "vid": "a", "duration": 3}\n')
     with pytest.raises(AnnotationError, match="query: expected a sentence"):
         read_splits([f"val={mine}"])

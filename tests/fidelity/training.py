@@ -53,7 +53,9 @@ def rates_and_groups(folder: RecordingFolder) -> Iterator[Group]:
             if key_match := re.fullmatch(r"fresh_scheduler_resumed_at_epoch(\d+)", key):
                 with rates.case(f"{name}, resumed at epoch {key_match[1]}") as case:
                     steps = [epoch * per_epoch + within for epoch, within, _ in expected[key]]
-                    ours = learning_rate(np.array(steps), **schedule, first_epoch=int(key_match[1]))
+                    ours = learning_rate(
+                        np.array(steps), **schedule, first_step=int(key_match[1]) * schedule["steps_per_epoch"]
+                    )
                     _compare_rates(case, ours, [rate for *_, rate in expected[key]])
 
     groups = Group("12_lr_optim/groups")

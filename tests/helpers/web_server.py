@@ -70,7 +70,7 @@ class Stub(Searcher):
     """A searcher that returns the first second of any video, or raises the error that the query names."""
 
     def __init__(self):
-        pass
+        self.notice = ""
 
     def search(self, video, queries, captions=(), *, max_moments=5):
         for query in queries:

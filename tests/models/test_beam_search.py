@@ -1,6 +1,7 @@
 """Beam search against exhaustive search, against a plain greedy loop, and against itself in another batch."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +143,16 @@ def test_an_end_is_taken_among_the_best_k_candidates_alone():
         state = state_of_two_beams(1, (0.0, -50.0), (NEG_INF, NEG_INF))
         after = _beam_step(state, logits_of(probabilities, (0.4, 0.25, 0.35)), 1, 0)
         assert bool(after.finished.is_finished.any()) is is_finished
+
+
+def test_an_answer_is_scored_by_its_log_probability_per_token():
+    # The end is the third token.
+    after = _beam_step(
+        state_of_two_beams(2, (-0.4, -50.0), (NEG_INF, NEG_INF)), logits_of((0.4, 0.5, 0.1), (0.4, 0.5, 0.1)), 1, 0
+    )
+    total = -0.4 + math.log(0.5)
+    np.testing.assert_allclose(after.finished.log_probability[0, 0], total, rtol=1e-6)
+    np.testing.assert_allclose(after.finished.score[0, 0], total / 3, rtol=1e-6)
 
 
 def test_a_search_goes_on_while_its_best_beam_may_win():

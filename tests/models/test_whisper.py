@@ -11,7 +11,8 @@ from flax import nnx
 
 from calce_jax.checkpoints.convert.state_dict import check_state_dict, to_torch
 from calce_jax.checkpoints.convert.whisper import KEY_MAPPING
-from calce_jax.models.whisper import WHISPER_SIZES, Whisper, WhisperConfig
+from calce_jax.models.whisper import Whisper, WhisperConfig
+from calce_jax.models.whisper_sizes import WHISPER_SIZES
 from calce_jax.speech.decode import DecodeInputs, detect_language, filter_logits, transcribe_batch
 from calce_jax.speech.special_tokens import SpecialTokens
 from calce_jax.speech.whisper_model import open_whisper

@@ -5,7 +5,9 @@ import zipfile
 
 import pytest
 
+from calce_jax.moments.annotations import AnnotationError
 from calce_jax.moments.metrics.evaluate import evaluate_files
+from calce_jax.moments.predictions import PredictionError
 from tests.helpers.commands import run_script
 
 HEADLINES = ("R1@0.5", "R1@0.7", "mIoU", "mAP@0.5", "mAP@0.75")
@@ -147,3 +149,50 @@ def test_true_windows_that_cannot_be_met_are_named(tmp_path):
         "1 annotated queries have a true window of no length, which no prediction can meet: 1",
         "1 annotated queries have a true window that ends more than 1 s after its video: 2",
     ]
+
+
+def differing(tmp_path, **changes):
+    """Return files of three predictions, the second and the third with changes, and of their annotations."""
+    return (
+        write_lines(
+            tmp_path / "predictions.jsonl",
+            [prediction(qid, [[0, 10, 1]], **(changes if qid > 1 else {})) for qid in (1, 2, 3)],
+        ),
+        write_lines(tmp_path / "annotations.jsonl", [annotation(qid, [[0, 10]]) for qid in (1, 2, 3)]),
+    )
+
+
+@pytest.mark.parametrize("command", ["evaluate", "merge"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vid": "w_0_150"}, "vid is 'w_0_150' in the predictions and 'v_0_150' in the annotations"),
+        ({"query": "a dog barks"}, "query is 'a dog barks' in the predictions and 'a man talks' in the annotations"),
+    ],
+)
+def test_predictions_for_other_queries_are_refused(tmp_path, command, changes, message):
+    predictions, annotations = differing(tmp_path, **changes)
+    with pytest.raises(SystemExit) as error:
+        run_script(command, f"--predictions={predictions}", f"--annotations={annotations}", f"--out={tmp_path}/out")
+    assert error.value.code == (
+        f"Error: 2 of 3 predictions have the id of another query, the first of them qid 2: {message}; give the "
+        "annotations that the predictions were made for"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changes", [{"query": " a man talks\n"}, {"query": "", "vid": ""}])
+def test_spaces_and_absent_values_do_not_differ(tmp_path, changes):
+    assert evaluate_files(*differing(tmp_path, **changes)).scores["official"]["R1@0.5"] == 100
+
+
+def test_files_that_hold_no_predictions_are_named(tmp_path):
+    predictions, annotations = differing(tmp_path)
+    predictions.write_text("")
+    with pytest.raises(PredictionError, match=r"predictions\.jsonl has no predictions; write them with `calce infer`"):
+        evaluate_files(predictions, annotations)
+    write_lines(predictions, [prediction(1, [])])
+    with pytest.raises(PredictionError, match="is a folder, not a file of predictions; give the file"):
+        evaluate_files(tmp_path, annotations)
+    with pytest.raises(AnnotationError, match="is a folder, not a file of annotations; give the file"):
+        evaluate_files(predictions, tmp_path)

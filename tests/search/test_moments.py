@@ -14,10 +14,10 @@ import pytest
 import calce_jax
 from calce_jax.moments.player_time import TimeError, format_time, parse_time
 from calce_jax.search.exports.text_formats import ExportError
-from calce_jax.search.inputs import SearchError
 from calce_jax.search.model import Model
 from calce_jax.search.moment import Moment
 from calce_jax.search.moment_list import MomentList
+from calce_jax.search.paths import SearchError
 from calce_jax.search.ranking import ScoredWindow
 from calce_jax.search.searcher import Searcher
 from calce_jax.search.segments import Segment

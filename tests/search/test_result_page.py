@@ -177,6 +177,24 @@ def test_a_file_that_no_browser_plays_is_shown_by_its_thumbnails(browser, folder
     page.close()
 
 
+@pytest.mark.slow
+def test_a_video_without_pictures_is_played_all_the_same(browser, tmp_path):
+    video = write_clip(tmp_path / "one.mp4", frames=50, rate=10)
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no longer a video")
+    results = [result(path, [(2.0, 4.0, 0.9)]) for path in (broken, video)]
+    assert len(write_results(tmp_path / "found", results, max_moments=5)) == 1
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((tmp_path / "found/index.html").as_uri())
+    page.locator(".unplayable").wait_for()
+    page.locator(".row .moment").nth(1).click()
+    page.wait_for_function("document.querySelector('video').currentTime >= 2")
+    assert errors == []
+    page.close()
+
+
 def test_names_of_clips():
     used: set[str] = set()
     names = [

@@ -49,7 +49,7 @@ def test_a_clip_that_cannot_be_made_costs_that_clip_alone(tmp_path, monkeypatch)
         "b.mp4": ["clips/b_00-00-00_a-red-circle.mp4", "clips/b_00-00-01_a-red-circle.mp4"],
     }
     page = (tmp_path / "out/index.html").read_text()
-    assert page.count("<video") == 2
+    assert page.count('<article class="video"') == 2
 
 
 def test_a_video_without_thumbnails_is_on_the_page(tmp_path):

@@ -16,7 +16,8 @@ from calce_jax.inference.predict_split import predict_examples, predict_split
 from calce_jax.inference.trained_run import load_trained_model
 from calce_jax.input_pipeline.dataset import Query, open_dataset
 from calce_jax.moments.predictions import Prediction, read_predictions
-from calce_jax.search.inputs import SearchError, load_captions
+from calce_jax.search.inputs import load_captions
+from calce_jax.search.paths import SearchError
 from calce_jax.search.results import break_ties_across_videos, write_results
 from calce_jax.search.searcher import Searcher, open_stages
 from calce_jax.storage.disk_cache import DiskCache

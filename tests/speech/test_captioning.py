@@ -14,13 +14,12 @@ import pytest
 from calce_jax.speech import captioning
 from calce_jax.speech.audio import SAMPLE_RATE
 from calce_jax.speech.captioning import (
-    CaptioningError,
     caption_videos,
     caption_without_srt,
-    find_videos,
     format_srt,
     lazy_transcriber,
 )
+from calce_jax.speech.inputs import CaptioningError, find_videos
 from calce_jax.speech.transcribe import Transcriber, Transcript, TranscriptionOptions
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.text.captions import read_srt
@@ -129,7 +128,7 @@ def test_videos_of_the_same_stem(tmp_path):
 
 
 def test_folders_without_videos(tmp_path):
-    with pytest.raises(CaptioningError, match="videos: there is no file or folder"):
+    with pytest.raises(CaptioningError, match=r"--videos=.*: no such file or folder"):
         find_videos(tmp_path / "nowhere")
     with pytest.raises(CaptioningError, match="videos: no file in"):
         videos_of(tmp_path / "films", "notes.txt")

@@ -3,7 +3,8 @@
 import pytest
 
 from calce_jax.storage.atomic_files import atomic_replace_dir, write_atomic
-from calce_jax.storage.file_names import MAX_NAME_BYTES, fit_name
+from calce_jax.storage.failures import Failure, failure_table
+from calce_jax.storage.file_names import MAX_NAME_BYTES, fit_name, single_line
 
 
 def test_a_name_that_fits_is_unchanged():
@@ -32,3 +33,10 @@ def test_files_and_folders_with_the_longest_name_are_written(tmp_path):
     with atomic_replace_dir(tmp_path / f"{name}ab") as folder:
         (folder / "file").touch()
     assert sorted(path.name for path in tmp_path.iterdir()) == [name, f"{name}ab"]
+
+
+def test_a_name_is_printed_as_one_line_in_tables():
+    assert single_line("a\nb\r\x1b[2J\u2028c\udc80.mp4") == "a?b??[2J?c?.mp4"
+    assert single_line("動画 é\u200dx.mp4") == "動画 é\u200dx.mp4"
+    table = failure_table([Failure("a\nb", "it is empty", "fetch it")]).splitlines()
+    assert [line.split("  ")[0].strip() for line in table] == ["video", "a?b"]

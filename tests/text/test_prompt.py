@@ -60,7 +60,8 @@ class SplitsOddNumbers(PreTrainedTokenizerBase):
         pass
 
     def __call__(self, texts, add_special_tokens):
-        return {"input_ids": [[7] if int(text) % 2 == 0 else [7, 8] for text in texts]}
+        end = [1] if add_special_tokens else []
+        return {"input_ids": [[7, *end] if int(text) % 2 == 0 else [7, 8, *end] for text in texts]}
 
     def convert_tokens_to_ids(self, piece):
         return 0

@@ -149,6 +149,11 @@ def scalars(workdir, name):
     return {event.step: event.value for event in events.Scalars(name)}
 
 
+def test_the_steps_of_evaluation():
+    schedule = TrainSchedule(steps_per_epoch=5, epochs=3, log_every=2, eval_every=2)
+    assert [step for step in range(16) if schedule.is_eval_step(step)] == [10, 15]
+
+
 def test_a_whole_run_keeps_latest_and_best_and_is_logged(uninterrupted):
     state, workdir = uninterrupted
     assert int(state.step) == 15

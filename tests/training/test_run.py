@@ -12,9 +12,9 @@ from flax import nnx
 
 from calce_jax.batch import NUM_FIXED_SPANS, Batch
 from calce_jax.checkpoints.manager import Checkpoints, checkpoint_steps, resolve_init
-from calce_jax.checkpoints.params_file import save_params
+from calce_jax.checkpoints.params_file import CheckpointError, save_params
 from calce_jax.checkpoints.restore import build_model, load_trainable
-from calce_jax.config import ConfigError, validate
+from calce_jax.config import ConfigError, read_config, validate
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.distributed.sharding import make_mesh
 from calce_jax.inference.predict_step import step_config
@@ -92,6 +92,7 @@ def make_run_data(sigterm_after_evaluation=False):
 def test_a_workdir_belongs_to_one_config(tmp_path):
     config = tiny_config()
     init_workdir(tmp_path, config)
+    (tmp_path / "checkpoints/1").mkdir(parents=True)
     init_workdir(tmp_path, dataclasses.replace(config, loop=dataclasses.replace(config.loop, log_every=9)))
     with pytest.raises(
         ConfigError, match=r"another config(.|\n)*  lora.rank: 8 there, 4 here\n  seed: 42 there, 1 here"
@@ -100,6 +101,16 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"config.json: not JSON"):
         init_workdir(tmp_path, config)
+
+
+@pytest.mark.parametrize("field", ["base", "start"])
+def test_a_start_that_failed_does_not_block_its_workdir(tmp_path, field):
+    config = tiny_config()
+    wrong = dataclasses.replace(config, weights=dataclasses.replace(config.weights, **{field: str(tmp_path / "no")}))
+    with pytest.raises(CheckpointError, match=rf"config\.weights\.{field}"):
+        train_run(wrong, tmp_path / "run", make_run_data())
+    init_workdir(tmp_path / "run", config)
+    assert read_config(tmp_path / "run") == config
 
 
 def test_a_second_run_in_a_locked_workdir_is_refused(tmp_path):

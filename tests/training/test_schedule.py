@@ -57,8 +57,15 @@ def test_reference_rate_at_every_recorded_step(shared, name):
 
     resumed = recorded["fresh_scheduler_resumed_at_epoch3"]
     steps = np.array([epoch * per_epoch + within for epoch, within, _ in resumed])
-    rates = learning_rate(steps, **arguments, behaviour="reference", first_epoch=3)
+    rates = learning_rate(steps, **arguments, behaviour="reference", first_step=3 * per_epoch)
     np.testing.assert_allclose(rates, [rate for *_, rate in resumed], rtol=1e-14)
+
+
+def test_a_run_resumed_within_an_epoch_warms_up_again_by_the_epoch():
+    arguments = {"steps_per_epoch": 10, "epochs": 5, "peak": 1.0, "floor": 0.0, "warmup_from": 0.0, "warmup_steps": 100}
+    resumed = [learning_rate(34, **arguments, behaviour="reference", first_step=step) for step in (30, 34, 39)]
+    assert resumed == [pytest.approx(0.16)] * 3, "3 x 4 + 4 steps of 100"
+    assert learning_rate(34, **arguments, behaviour="reference", first_step=40) == pytest.approx(0.31)
 
 
 def test_default_counts_every_step_and_forgets_nothing_on_resume():
@@ -66,7 +73,7 @@ def test_default_counts_every_step_and_forgets_nothing_on_resume():
     slope = (3e-4 - 1e-8) / end_of_warmup
     assert learning_rate(end_of_warmup - 1, **QVH1) == pytest.approx(3e-4 - slope, rel=1e-12)
     assert learning_rate(end_of_warmup, **QVH1) == pytest.approx(3e-4 * 0.5 * (1 + math.cos(math.pi / 50)), rel=1e-12)
-    assert learning_rate(3 * 1805 + 7, **QVH1, first_epoch=3) == learning_rate(3 * 1805 + 7, **QVH1)
+    assert learning_rate(3 * 1805 + 7, **QVH1, first_step=3 * 1805) == learning_rate(3 * 1805 + 7, **QVH1)
 
 
 @pytest.mark.parametrize("behaviour", ["default", "reference"])

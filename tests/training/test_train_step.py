@@ -11,7 +11,7 @@ from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.distributed.sharding import make_mesh, param_shardings, put_batch
 from calce_jax.training.state import create_train_state
 from tests.helpers import tiny_model
-from tests.helpers.tiny_model import OPTIMIZER, RATE, compile_tiny_train_step
+from tests.helpers.tiny_model import BUCKETS, OPTIMIZER, RATE, compile_tiny_train_step
 
 pytestmark = pytest.mark.slow
 
@@ -83,6 +83,14 @@ def test_dropout_differs_from_step_to_step_and_not_from_run_to_run(model, step):
     state = create_train_state(model[1], OPTIMIZER)
     first, again, later = (float(step(replace(state, step=jnp.int32(number)))[2]["loss"]) for number in (0, 0, 1))
     assert first == again != later
+
+
+def test_the_share_of_padding_is_told(model, step):
+    metrics = step(create_train_state(model[1], OPTIMIZER))[2]
+    assert 0 < metrics["padding"] < 1
+    # The prompts' tokens fill the rest of 4 rows of one bucket.
+    length = metrics["tokens"] / (4 * (1 - metrics["padding"]))
+    assert float(length) == pytest.approx(BUCKETS[-1])
 
 
 def test_filler_rows_do_not_count_in_the_mean_loss(model, step):

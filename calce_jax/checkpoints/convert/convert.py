@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from calce_jax.checkpoints.convert.formats import FormatError, parse_sources, parse_target
+from calce_jax.checkpoints.convert.reader import find_weights
 from calce_jax.checkpoints.convert.sources import open_sources, open_whisper_weights
 from calce_jax.checkpoints.convert.targets import EXPORTERS
 from calce_jax.checkpoints.convert.writer import cast_floating, write_safetensors
@@ -42,6 +43,9 @@ def convert(source: str, target: str, preset: RunConfig, *, dtype: str = "as sto
     sources, (export_format, path) = parse_sources(source), parse_target(target)
     if any(source_format == "whisper" for source_format, _ in sources):
         return _convert_whisper(source, target, NUMPY_DTYPES[dtype])
+    for source_format, source_path in sources:  # first, as the model of the tiny size needs tokenizers
+        if source_format != "orbax":
+            find_weights(source_path)
     runs = [read_config(workdir) for source_format, workdir in sources if source_format == "orbax"]
     run = runs[-1] if runs else preset
     weights = open_sources(sources, model_config_of(run), seed=run.seed)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from calce_jax.errors import UserError
+from calce_jax.errors import UsageError
 
 # In the order in which they are usually combined on the command line.
 SOURCE_FORMATS = {
@@ -24,10 +24,11 @@ EXPORT_FORMATS = {
     "hf": "a folder that transformers loads, adapters merged",
     "peft": "a folder that peft loads, the adapter alone",
 }
+FILE_FORMATS = ("base", "calce")  # of `EXPORT_FORMATS`; the others are folders
 DTYPES = ("as stored", "float32", "float16", "bfloat16")
 
 
-class FormatError(UserError):
+class FormatError(UsageError):
     """A --source or --target without a known format; the message lists the formats."""
 
 

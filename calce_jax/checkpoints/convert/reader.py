@@ -68,6 +68,22 @@ def open_tensors(path: str | Path) -> dict[str, LazyArray]:
       WeightsFileError: the file or a shard is missing, is damaged, or holds something else than tensors. Reading a
         tensor raises it too.
     """
+    path = find_weights(path)
+    if path.suffix == ".json":
+        return _open_shards(path)
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    if path.suffix in (".pth", ".pt", ".bin"):
+        return _open_torch(path)
+    raise WeightsFileError(f"{path}: must be a .safetensors, .pth, .pt, .bin or .index.json file, or a folder of one")
+
+
+def find_weights(path: str | Path) -> Path:
+    """Return the file of weights, of a file or of a folder of the Hugging Face hub.
+
+    Raises:
+      WeightsFileError: there is none.
+    """
     path = Path(path)
     if path.is_dir():
         candidates = [path / name for name in HF_FILENAMES if (path / name).is_file()]
@@ -76,13 +92,7 @@ def open_tensors(path: str | Path) -> dict[str, LazyArray]:
         path = candidates[0]
     if not path.is_file():
         raise WeightsFileError(f"{path}: no such file", "get it, or give the path where it is")
-    if path.suffix == ".json":
-        return _open_shards(path)
-    if path.suffix == ".safetensors":
-        return _open_safetensors(path)
-    if path.suffix in (".pth", ".pt", ".bin"):
-        return _open_torch(path)
-    raise WeightsFileError(f"{path}: must be a .safetensors, .pth, .pt, .bin or .index.json file, or a folder of one")
+    return path
 
 
 def _open_shards(index: Path) -> dict[str, LazyArray]:

@@ -50,7 +50,4 @@ class BeamFlags:
         except ModuleNotFoundError as error:
             if error.name != "apache_beam":
                 raise
-            raise UserError(
-                f"--runner={self._runner.value}: Apache Beam is not installed",
-                "`make beam` creates an environment with it",
-            ) from None
+            raise UserError(f"--runner={self._runner.value}: {error}") from None

@@ -14,9 +14,9 @@ from calce_jax.moments.annotations import (
     windows_without_length,
 )
 from calce_jax.moments.json_rows import name_queries, normalise_qid
-from calce_jax.moments.metrics.pairing import Pairing, pair_predictions
+from calce_jax.moments.metrics.pairing import Pairing, check_same_queries, pair_predictions
 from calce_jax.moments.metrics.protocols import evaluate_cases
-from calce_jax.moments.predictions import Prediction, read_predictions, reorder_windows
+from calce_jax.moments.predictions import Prediction, PredictionError, read_predictions, reorder_windows
 from calce_jax.moments.windows import WindowOrder
 
 
@@ -77,13 +77,22 @@ def evaluate_files(predictions: str | Path, annotations: str | Path, window_orde
       AnnotationError: annotations that cannot be used.
       UserError: no prediction is for an annotated query.
     """
-    return evaluate_predictions(read_predictions(predictions), read_annotations(annotations), window_order)
+    rows = read_predictions(predictions)
+    if not rows:
+        raise PredictionError(f"{predictions} has no predictions", "write them with `calce infer`")
+    return evaluate_predictions(rows, read_annotations(annotations), window_order)
 
 
 def evaluate_predictions(
     predictions: Sequence[Prediction], annotations: Sequence[Annotation], window_order: WindowOrder = "given"
 ) -> Evaluation:
-    """Score predictions against annotations; see `evaluate_files`."""
+    """Score predictions against annotations; see `evaluate_files`.
+
+    Raises:
+      PredictionError: a prediction is about another video or sentence than the annotation with its id.
+      UserError: no prediction is for an annotated query.
+    """
+    check_same_queries(predictions, annotations)
     prediction_by_qid = {
         normalise_qid(prediction.qid): reorder_windows(prediction, window_order) for prediction in predictions
     }

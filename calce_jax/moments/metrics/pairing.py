@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.json_rows import normalise_qid
-from calce_jax.moments.predictions import Prediction
+from calce_jax.moments.predictions import Prediction, PredictionError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,36 @@ def pair_predictions(predictions: Sequence[Prediction], annotations: Sequence[An
         prediction.qid for prediction in predictions if normalise_qid(prediction.qid) not in annotated_qids
     ]
     return Pairing(cases, missing_predictions, unknown_predictions, missing_truth)
+
+
+def check_same_queries(predictions: Sequence[Prediction], annotations: Sequence[Annotation]) -> None:
+    """Check that predictions are about the videos and sentences of the annotations with the same ids.
+
+    Spaces at the ends do not count, and a video or a sentence that a prediction lacks is not compared.
+
+    Raises:
+      PredictionError: they are not; names the first query, both values, and the number of queries that differ.
+    """
+    annotation_by_qid = {normalise_qid(annotation.qid): annotation for annotation in annotations}
+    differences = []
+    for prediction in predictions:
+        annotation = annotation_by_qid.get(normalise_qid(prediction.qid))
+        if annotation is None:
+            continue
+        for field, predicted, annotated in (
+            ("vid", prediction.video, annotation.video),
+            ("query", prediction.query, annotation.query),
+        ):
+            if predicted.strip() not in ("", annotated.strip()):
+                differences.append((prediction.qid, field, predicted, annotated))
+    if differences:
+        qid, field, predicted, annotated = differences[0]
+        number = len({normalise_qid(difference[0]) for difference in differences})
+        raise PredictionError(
+            f"{number} of {len(predictions)} predictions have the id of another query, the first of them qid {qid}: "
+            f"{field} is {predicted!r:.80} in the predictions and {annotated!r:.80} in the annotations",
+            "give the annotations that the predictions were made for",
+        )
 
 
 def last_per_query(cases: Sequence[EvalCase]) -> list[EvalCase]:

@@ -15,9 +15,15 @@
   let until = Infinity;
   let stillAt = 0;
 
-  const picture = (frame) => getComputedStyle(frame.firstElementChild).backgroundImage;
   const frameAt = (card, second) =>
     card.frames.findLast((item) => Number(item.dataset.second) <= second) ?? card.frames[0];
+  // Of a video whose pictures could not be made there is none.
+  const picture = (frame) => (frame ? getComputedStyle(frame.firstElementChild).backgroundImage : "none");
+  const setPoster = (card, second) => {
+    const url = picture(frameAt(card, second));
+    if (url === "none") video.removeAttribute("poster");
+    else video.poster = url.slice(5, -2);  // what stands between url(" and ")
+  };
 
   // As calce_jax/moments/player_time.py writes and reads times.
   function format(second) {
@@ -66,7 +72,7 @@
   function go(card, start, end = Infinity, play = true) {
     select(card);
     until = end;
-    video.poster = picture(frameAt(card, start)).slice(5, -2);  // what stands between url(" and ")
+    setPoster(card, start);
     if (card.playable) {
       video.currentTime = start;
       if (play) video.play().catch(() => {});
@@ -77,7 +83,7 @@
   }
 
   const first = document.querySelector(".row .moment");
-  video.poster = picture(frameAt(cards[0], first?.dataset.card === "0" ? Number(first.dataset.start) : 0)).slice(5, -2);
+  setPoster(cards[0], first?.dataset.card === "0" ? Number(first.dataset.start) : 0);
   function refuse() {
     current.playable = false;
     showPlayable();

@@ -14,7 +14,8 @@ from fastapi.responses import FileResponse, Response
 from gradio.themes import Base
 
 from calce_jax.errors import UserError
-from calce_jax.search.inputs import SearchError, load_captions
+from calce_jax.search.inputs import load_captions
+from calce_jax.search.paths import SearchError
 from calce_jax.search.results import break_ties_across_videos, link_or_copy, write_results
 from calce_jax.search.samples import Sample
 from calce_jax.search.searcher import MAX_MOMENTS, Searcher

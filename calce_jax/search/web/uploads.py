@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
-from calce_jax.search.inputs import SearchError
+from calce_jax.search.paths import SearchError
 from calce_jax.search.web.quota import Limits, Quota, QuotaError
 from calce_jax.search.web.visitors import ResultStore, visitor_from_cookies
 from calce_jax.video.files import VIDEO_SUFFIXES
