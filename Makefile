@@ -8,7 +8,7 @@ export JAX_PLATFORMS ?= cpu
 
 GOLDEN ?= ../shared/golden
 
-.PHONY: demo test test-all check fidelity aot beam bench mutants load format base clean help
+.PHONY: demo test test-all check fidelity aot beam bench mutants load format docs base clean help
 
 help:  ## What can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,16 +48,19 @@ beam: $(VENV)-beam/done  ## Set up an environment with Apache Beam, and run the 
 bench: $(VENV)/dev  ## Compare speed with torch, peft and codecs, on this machine; BENCH gives options (docs/benchmarks.md).
 	$(BIN)/python -m benchmarks --out=$(RUNS)/bench $(BENCH)
 
-mutants: $(VENV)/dev  ## Break the code on purpose, one place at a time, and list what no test notices; MUTANTS gives options.
+mutants: $(VENV)/dev  ## Break the code on purpose, one place at a time, and list the changes that no test detects; MUTANTS gives options.
 	$(BIN)/python -m tests.mutants --out=$(RUNS)/mutants.json $(or $(MUTANTS),--named)
 
 load: $(VENV)/dev  ## Prepare 10,000 videos, killed twice; and let 30 visitors use the web app for ten minutes. Takes half an hour.
 	$(BIN)/python -m tests.load.prepare_videos --out=$(RUNS)/load
 	$(BIN)/python -m tests.load.web_visitors --out=$(RUNS)/load
 
-format: $(VENV)/dev  ## Let ruff format and mend.
+format: $(VENV)/dev  ## Format with ruff, and apply its automatic fixes.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/docs  ## Build the pages of docs/ as a site, build/site/index.html.
+	$(BIN)/mkdocs build --strict
 
 base: $(VENV)/core  ## Make the tiny base checkpoint of the package anew; took 25 minutes on 2 busy cores.
 	$(BIN)/python -m data.shapes.pretrain
@@ -81,6 +84,10 @@ $(VENV)/dev: $(VENV)/core $(VENV)/compilers
 		--editable '.[dev,export,oracle,web]'
 	@# Tests make errors of warnings, those of compiling other people's modules too; some of which are made to fail.
 	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
+	touch $@
+
+$(VENV)/docs: $(VENV)/core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 $(VENV)/aot: $(VENV)/core $(VENV)/compilers

@@ -101,7 +101,7 @@ def check_command(command: Command) -> None:
     elif program == "pip":
         check_pip(rest)
     elif program == "calce":
-        if rest[0] not in ("--help", "NAME"):
+        if rest[0] not in ("--help", "--version", "NAME"):
             assert rest[0] in COMMANDS, f"no command {rest[0]}"
             check_arguments(rest[0], rest[1:], is_complete=command.is_complete)
     elif program.startswith("launch/"):
@@ -116,9 +116,9 @@ def check_command(command: Command) -> None:
 
 
 def check_pip(words: list[str]) -> None:
-    """Check that the files and extras of `pip install` exist."""
+    """Check that the files and extras of `pip install`, `pip wheel` and `pip uninstall` exist."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert words[0] == "install"
+    assert words[0] in {"install", "wheel", "uninstall"}
     for before, word in pairwise(words):
         assert before != "-c" or (ROOT / word).is_file()
         assert set(re.findall(r"\w+", (re.findall(r"\[(.*)", word) or [""])[0])) <= extras.keys()

@@ -1,0 +1,31 @@
+# The calce command, as a user without privileges.
+#
+#   docker build -t calce .                                         CPU
+#   docker build -t calce-cuda --build-arg EXTRAS=cuda12 .          NVIDIA GPUs; run it with --gpus all
+#   docker run --rm -v "$PWD:/work" calce search film.mp4 --query "a dog catches a ball" --out found
+
+FROM python:3.11-slim AS build
+# Extras of the package, separated by commas: cuda12, cuda13, web, convert.
+ARG EXTRAS=""
+WORKDIR /source
+RUN python -m venv /opt/calce
+# The dependencies change less often than the code, so they are a layer of their own.
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
+COPY calce_jax/__init__.py calce_jax/__init__.py
+RUN /opt/calce/bin/pip install --no-cache-dir --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
+COPY calce_jax calce_jax
+RUN /opt/calce/bin/pip install --no-cache-dir --no-deps --force-reinstall .
+
+FROM python:3.11-slim
+COPY --from=build /opt/calce /opt/calce
+RUN useradd --create-home --uid 1000 calce && mkdir /work && chown calce /work
+# Without a GPU, JAX uses the CPU. A container that is run with another user id has no home of its own.
+ENV PATH=/opt/calce/bin:$PATH \
+    CALCE_CACHE=/tmp/calce \
+    HF_HOME=/tmp/huggingface \
+    PYTHONUNBUFFERED=1
+USER calce
+WORKDIR /work
+EXPOSE 7860
+ENTRYPOINT ["calce"]
+CMD ["--help"]
