@@ -29,8 +29,9 @@ class Command:
 COMMANDS = {
     "search": Command(
         "find moments in videos, and write a page that plays them",
-        'calce search holiday.mp4 --query "a dog catches a ball" --out found',
+        'calce search holiday.mp4 "a dog catches a ball"',
     ),
+    "cut": Command("cut a part out of a video", "calce cut holiday.mp4 1:06 1:17 --copy"),
     "web": Command("search videos in a browser", "calce web --checkpoint runs/demo"),
     "fetch": Command("fetch published weights and annotations", "calce fetch --what=bert --out=downloads/bert"),
     "prepare": Command(

@@ -11,7 +11,7 @@ from calce_jax.search.inputs import load_captions
 from calce_jax.search.moment import ranked_moments
 from calce_jax.search.moment_list import MomentList
 from calce_jax.search.paths import SearchError
-from calce_jax.search.results import break_ties_across_videos
+from calce_jax.search.results import break_ties_across_videos, drop_below
 from calce_jax.search.searcher import MAX_MOMENTS, EncodedVideo, Searcher, load_searcher
 from calce_jax.search.video_result import VideoResult
 from calce_jax.storage.disk_cache import DiskCache
@@ -92,13 +92,15 @@ class Model:
         if first_error and not results:
             raise first_error
         results = break_ties_across_videos(results)
-        moments = ranked_moments(results, top, min_score)
+        if min_score is not None:
+            results = drop_below(results, float(min_score))
         return MomentList(
-            moments,
+            ranked_moments(results, top),
             queries=[sentence.strip() for sentence in sentences],
             results=results,
             failures=failures,
             notice=self._searcher.notice,
+            min_score=min_score,
         )
 
 

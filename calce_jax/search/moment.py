@@ -95,20 +95,15 @@ class Moment:
         return replace(self, start=max(self.start - seconds, 0.0), end=end)
 
 
-def ranked_moments(results: Sequence[VideoResult], top: int, min_score: Seconds | None = None) -> list[Moment]:
+def ranked_moments(results: Sequence[VideoResult], top: int) -> list[Moment]:
     """Return the moments of each query over all videos, best first, from `break_ties_across_videos`.
 
     Args:
       results: of the videos, all with the same queries.
       top: maximum number of moments of a query.
-      min_score: moments with a lower score are left out.
     """
     by_video = {result.video: result for result in results}
-    return [
-        _moment(by_video[row.video], row)
-        for row in rank_moments(results, top)
-        if min_score is None or row.moment.score >= min_score
-    ]
+    return [_moment(by_video[row.video], row) for row in rank_moments(results, top)]
 
 
 def _moment(result: VideoResult, row: RankedMoment) -> Moment:

@@ -8,11 +8,20 @@ from calce_jax.moments.player_time import Seconds, format_time
 from calce_jax.report.page import make_environment
 from calce_jax.search.exports import text_formats, timeline
 from calce_jax.search.moment import Moment
-from calce_jax.search.results import write_results
+from calce_jax.search.results import unique_names, write_results
 from calce_jax.search.video_result import VideoResult
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.failures import Failure
 
+# By name: the suffix of the file, and whether a file is for one video alone.
+EXPORTS = {
+    "csv": ("csv", False),
+    "edl": ("edl", False),
+    "fcpxml": ("fcpxml", False),
+    "otio": ("otio", False),
+    "vtt": ("vtt", True),
+    "chapters": ("chapters.txt", True),
+}
 THUMBNAIL_HEIGHT = 72  # pixels, in a notebook
 
 
@@ -25,6 +34,7 @@ class MomentList(list[Moment]):
       results: what the moments were found with, for `page`.
       failures: the videos that could not be searched.
       notice: why the answers may be meaningless, for people.
+      min_score: moments with a lower score were left out.
     """
 
     def __init__(
@@ -35,10 +45,12 @@ class MomentList(list[Moment]):
         results: Sequence[VideoResult] = (),
         failures: Sequence[Failure] = (),
         notice: str = "",
+        min_score: Seconds | None = None,
     ) -> None:
         super().__init__(moments)
         self.queries = list(queries) or list(dict.fromkeys(moment.query for moment in self))
         self.results, self.failures, self.notice = list(results), list(failures), notice
+        self.min_score = min_score
 
     def __str__(self) -> str:
         return self.to_table()
@@ -47,7 +59,14 @@ class MomentList(list[Moment]):
         rows = [(moment, base64.b64encode(moment.jpeg(height=THUMBNAIL_HEIGHT)).decode()) for moment in self]
         environment = make_environment()
         environment.filters["clock"] = format_time
-        return environment.get_template("moments.html").render(queries=self.queries, rows=rows)
+        return environment.get_template("moments.html").render(queries=self.queries, rows=rows, absence=self.absence)
+
+    @property
+    def absence(self) -> str:
+        """What is said of a query without a moment."""
+        if self.min_score is None:
+            return "no moment found"
+        return f"probably not in these videos: no moment scores {self.min_score:g} or more"
 
     def to_table(self, *, seconds: bool = False) -> str:
         """Return a table of the moments of each query.
@@ -65,7 +84,7 @@ class MomentList(list[Moment]):
             found = [row for row in rows if row[4] == query]
             lines += ["", query]
             if not found:
-                lines.append("  no moment found")
+                lines.append(f"  {self.absence}")
                 continue
             lines.append(_line("file", "start", "end", "score", widths))
             lines += [_line(*row[:4], widths) for row in found]
@@ -75,7 +94,12 @@ class MomentList(list[Moment]):
         """Return the moments with so many seconds more on either side, as far as their videos go."""
         widened = [moment.with_handles(seconds) for moment in self]
         return MomentList(
-            widened, queries=self.queries, results=self.results, failures=self.failures, notice=self.notice
+            widened,
+            queries=self.queries,
+            results=self.results,
+            failures=self.failures,
+            notice=self.notice,
+            min_score=self.min_score,
         )
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -117,6 +141,33 @@ class MomentList(list[Moment]):
     def to_otio(self, path: str | Path | None = None) -> str:
         """Return an OpenTimelineIO timeline."""
         return _write(timeline.to_otio(self), path)
+
+    def export(self, folder: str | Path, formats: Sequence[str]) -> list[Path]:
+        """Write `moments.<suffix>` for each format, or `<video's name>.<suffix>` where a format is for one video.
+
+        Args:
+          folder: must exist.
+          formats: keys of `EXPORTS`.
+
+        Returns:
+          The files.
+
+        Raises:
+          ExportError: OpenTimelineIO, which a format needs, is not installed, or there is no moment to write.
+          OSError: a file cannot be written.
+        """
+        written = []
+        for name in formats:
+            suffix, is_for_one_video = EXPORTS[name]
+            if not is_for_one_video:
+                written.append(Path(folder) / f"moments.{suffix}")
+                getattr(self, f"to_{name}")(written[-1])
+                continue
+            videos = list(dict.fromkeys(moment.video for moment in self))
+            for video, file_name in zip(videos, unique_names(videos), strict=True):
+                written.append(Path(folder) / f"{Path(file_name).stem}.{suffix}")
+                getattr(MomentList(m for m in self if m.video == video), f"to_{name}")(written[-1])
+        return written
 
     def page(self, folder: str | Path, *, clips: bool = False) -> Path:
         """Write the page that plays the moments, and return the path of its index.html.

@@ -90,6 +90,20 @@ def break_ties_across_videos(results: Sequence[VideoResult]) -> list[VideoResult
     ]
 
 
+def drop_below(results: Sequence[VideoResult], min_score: float) -> list[VideoResult]:
+    """Return the results without the moments whose score is lower."""
+    return [
+        replace(
+            result,
+            query_results=[
+                _replace_moments(found, [moment for moment in found.moments if moment.score >= min_score])
+                for found in result.query_results
+            ],
+        )
+        for result in results
+    ]
+
+
 def ground_truth(annotations: Iterable[Annotation]) -> GroundTruth:
     """Return the annotated windows by (video id, query), clipped to the video."""
     return {(annotation.video, annotation.query.strip()): annotation.clipped_windows for annotation in annotations}
@@ -103,6 +117,7 @@ def write_results(
     clips: bool = False,
     truth: GroundTruth | None = None,
     notice: str = "",
+    handles: float = 0.0,
 ) -> list[Failure]:
     """Write `moments.json`, the page, the videos and the clips.
 
@@ -115,6 +130,7 @@ def write_results(
       clips: also write each moment as an mp4.
       truth: true windows to show on the page; the video id is the file name without its suffix.
       notice: why the answers may be meaningless, shown above them.
+      handles: seconds by which a clip begins earlier and ends later.
 
     Returns:
       What could not be made: clips, which moments.json then does not name; thumbnails; videos, which are then not on
@@ -126,11 +142,11 @@ def write_results(
     out = Path(out)
     failures: list[Failure] = []
     _write_moments(out, [to_json(result) for result in results])
-    names = _unique_names([result.video for result in results])
+    names = unique_names([result.video for result in results])
     all_clips: list[dict[tuple[int, int], str]] = []
     views = []
     for result, name in zip(results, names, strict=True):
-        all_clips.append(_cut_clips(result, out, Path(name).stem, failures) if clips else {})
+        all_clips.append(_cut_clips(result, out, Path(name).stem, handles, failures) if clips else {})
         try:
             link_or_copy(result.video, out / "videos" / name)
         except OSError as error:
@@ -239,7 +255,9 @@ def link_or_copy(video: Path, to: Path) -> None:
             shutil.copyfile(video, tmp_path)
 
 
-def _cut_clips(result: VideoResult, out: Path, stem: str, failures: list[Failure]) -> dict[tuple[int, int], str]:
+def _cut_clips(
+    result: VideoResult, out: Path, stem: str, handles: float, failures: list[Failure]
+) -> dict[tuple[int, int], str]:
     """Write the clips of a video; return their paths relative to `out`, by (index of query, index of moment)."""
     numbered_moments = [
         (q, n, moment)
@@ -250,7 +268,8 @@ def _cut_clips(result: VideoResult, out: Path, stem: str, failures: list[Failure
     for q, n, moment in tqdm(numbered_moments, desc=f"cutting {stem}", unit="clip", dynamic_ncols=True, leave=False):
         name = f"clips/{clip_name(stem, result.query_results[q].query, moment.start, used_names)}"
         try:
-            cut_clip(result.video, moment.start, moment.end, out / name)
+            end = min(moment.end + handles, max(result.duration, moment.end))
+            cut_clip(result.video, max(moment.start - handles, 0.0), end, out / name)
         except (UserError, OSError) as error:
             failures.append(Failure.of(str(result.video), error))
         else:
@@ -280,7 +299,7 @@ def clip_name(stem: str, query: str, start: float, used_names: set[str]) -> str:
     return name
 
 
-def _unique_names(videos: Sequence[Path]) -> list[str]:
+def unique_names(videos: Sequence[Path]) -> list[str]:
     """Return a distinct file name for each video, also on file systems that ignore case."""
     used_names: set[str] = set()
     names = []
@@ -311,6 +330,8 @@ def _kept_keyframes(query_result: QueryResult) -> list[float]:
 
 
 def _treatment_at(query_result: QueryResult, second: float) -> Treatment:
-    """Return the treatment of the key frame nearest to a second."""
+    """Return the treatment of the key frame nearest to a second; "full" where no frames were chosen."""
+    if not query_result.frames:
+        return "full"
     seconds = [at for at, _ in query_result.frames]
     return query_result.frames[int(np.abs(np.array(seconds) - second).argmin())][1]

@@ -1,0 +1,66 @@
+"""Search by what is said: the captions of some videos, without a model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from calce_jax.search.ranking import ScoredWindow
+from calce_jax.search.speech_index import SpeechHit, SpeechIndex
+from calce_jax.search.video_result import QueryResult, UsedCaption, VideoResult
+from calce_jax.text.caption import Caption
+
+WORDS_SUFFIX = " (in words)"
+
+
+def search_words(
+    captions: Mapping[Path, Sequence[Caption]], durations: Mapping[Path, float], queries: Sequence[str], top: int
+) -> list[VideoResult]:
+    """Return where words of the queries are said, in the form of a search by a model, with the one stage "words".
+
+    Args:
+      captions: of each video, as read.
+      durations: of the same videos, seconds.
+      queries: words; those in double quotes must be said one after the other.
+      top: maximum number of moments of a query in each video.
+    """
+    with SpeechIndex() as index:
+        for video, spoken in captions.items():
+            index.add(video, spoken)
+        # The index ranks over all videos, a result has the best of each.
+        hits = [index.search(query, top * len(captions)) for query in queries]
+    return [
+        VideoResult(
+            video,
+            durations[video],
+            [
+                _query_result(query.strip(), [hit for hit in found if hit.video == video][:top], durations[video])
+                for query, found in zip(queries, hits, strict=True)
+            ],
+        )
+        for video in captions
+    ]
+
+
+def add_words(pictures: Sequence[VideoResult], words: Sequence[VideoResult]) -> list[VideoResult]:
+    """Return the results of both, for the same videos; a query of the words has `WORDS_SUFFIX`."""
+    words_by_video = {result.video: result for result in words}
+    return [
+        replace(
+            result,
+            query_results=[
+                *result.query_results,
+                *(
+                    replace(found, query=found.query + WORDS_SUFFIX)
+                    for found in words_by_video[result.video].query_results
+                ),
+            ],
+        )
+        for result in pictures
+    ]
+
+
+def _query_result(query: str, hits: Sequence[SpeechHit], duration: float) -> QueryResult:
+    # Captions may end after the video.
+    windows = [ScoredWindow(hit.start, min(hit.end, max(duration, hit.start)), hit.score) for hit in hits]
+    captions = [UsedCaption(hit.start, hit.end, hit.text, round(hit.score, 3)) for hit in hits]
+    return QueryResult(query, {"words": windows}, sorted(captions, key=lambda c: c.start), [], [])
