@@ -72,7 +72,9 @@ def main(argv: list[str]) -> None:
         resolve_whisper_name(WHISPER.value)
     if not CHECK.value:
         check_folder("--out=", str(OUT.value))
-        inputs = {f"--annotations={file}": file.partition("=")[2] or file for file in ANNOTATIONS.value or []}
+        inputs: dict[str, str | Path | None] = {
+            f"--annotations={file}": file.partition("=")[2] or file for file in ANNOTATIONS.value or []
+        }
         inputs["--items"] = ITEMS.value
         check_output_file("--out: ", f"{OUT.value}/failures.jsonl", inputs)
         check_folder("--out: ", f"{OUT.value}/tables", inputs)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from calce_jax.models.attention import attention, join_heads, split_heads
 from calce_jax.models.kv_cache import KVCache, LayerCache, cached_attention
 from calce_jax.models.layers import Key, LayerNorm, Linear, gelu, scan_blocks, stack_blocks, unstack_blocks
+from calce_jax.models.whisper_sizes import ENGLISH_SIZES, WHISPER_SIZES
 
 # Query positions per attention product: a few hundred, so that their scores fit a CPU's cache.
 QUERY_BLOCK_SIZE = 250
