@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
         resolve_whisper_name(WHISPER.value)
     if not CHECK.value:
         check_folder("--out=", str(OUT.value))
-        inputs: dict[str, str | None] = {
+        inputs: dict[str, str | Path | None] = {
             f"--annotations={file}": file.partition("=")[2] or file for file in ANNOTATIONS.value or []
         }
         inputs["--items"] = ITEMS.value
