@@ -77,6 +77,7 @@ def test_a_rare_word_counts_more_than_a_frequent_one():
     # A word said everywhere makes no hits beside a rare one, though alone it does.
     assert spans("talk kayaks", {FILM: captions}) == [("film.mp4", 300, 301)]
     assert len(spans("talk", {FILM: captions}, 50)) == 21
+    assert len(spans('kayaks "we talk"', {FILM: captions}, 50)) == 21
 
 
 def test_captions_closer_than_two_seconds_are_one_hit_of_one_video():
@@ -87,6 +88,12 @@ def test_captions_closer_than_two_seconds_are_one_hit_of_one_video():
         ("film.mp4", 9.1, 10),
         ("talk.mp4", 0, 1),
     ]
+
+
+def test_a_phrase_goes_over_captions_that_are_close_and_of_one_video():
+    assert spans('"old bridge"', {FILM: [Caption(0, 1, "the old"), Caption(2.9, 4, "bridge")]}) == [("film.mp4", 0, 4)]
+    assert spans('"old bridge"', {FILM: [Caption(0, 1, "the old"), Caption(3.1, 4, "bridge")]}) == []
+    assert spans('"old bridge"', {FILM: [Caption(0, 1, "the old")], TALK: [Caption(1, 2, "bridge")]}) == []
 
 
 def test_captions_between_those_with_the_words_are_part_of_the_text():

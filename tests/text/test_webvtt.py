@@ -51,6 +51,8 @@ NOTE a line
 
 01:00:05.000 --> 01:00:06.000 line:-1
 
+NOTE the cue above has no text
+
 01:00:07.000 --> 01:00:08.000
 last"""
 
@@ -182,4 +184,4 @@ def test_reading_takes_time_linear_in_the_file(write, unchecked, kind):
     path = write("WEBVTT\n\n" + before + unit * (1_000_000 // len(unit)))
     began = time.process_time()
     unchecked["read_vtt"](path)
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 15  # half a second, and several with type checks; quadratic ones take hours
