@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -97,7 +98,9 @@ SECONDS = flags.DEFINE_bool("seconds", False, "print times as numbers of seconds
 JSON = flags.DEFINE_bool(
     "json", False, "print the moments as JSON and nothing else; without --out nothing is written", flag_values=FLAGS
 )
-QUIET = flags.DEFINE_bool("quiet", False, "print the moments alone: no progress, no notices", flag_values=FLAGS)
+QUIET = flags.DEFINE_bool(
+    "quiet", False, "print the moments alone: no progress, no notices, no names of files", flag_values=FLAGS
+)
 PLAY = flags.DEFINE_bool("play", False, "play the first moment in mpv or VLC", flag_values=FLAGS)
 SEGMENT_SECONDS = flags.DEFINE_float(
     "piece_seconds",
@@ -253,7 +256,7 @@ def search(queries: list[str], durations: dict[Path, float], out: Path | None) -
             captions[video] = found
     if mode == "speech":
         for video, spoken in captions.items():
-            if not spoken:
+            if not spoken and not QUIET.value:
                 print(f"{video}: it has no captions; --whisper=small.en makes them", file=sys.stderr)
         return search_words(captions, durations, queries, top), ""
 
@@ -294,8 +297,10 @@ def write(out: Path, moments: "MomentList", truth: "GroundTruth | None", notice:
     if names and not moments:
         print(f"--export={','.join(names)}: there is no moment to write", file=sys.stderr)
     elif names:
-        for path in try_or_report(moments.with_handles(handles).export, out, names) or []:
-            print(f"wrote {path}", file=sys.stderr if JSON.value else sys.stdout)
+        widened = moments.with_handles(handles)
+        for path in chain(*(try_or_report(widened.export, out, [name]) or [] for name in names)):
+            if not QUIET.value:
+                print(f"wrote {path}", file=sys.stderr if JSON.value else sys.stdout)
 
 
 def report(out: Path, done: str) -> None:
@@ -305,7 +310,7 @@ def report(out: Path, done: str) -> None:
       SearchError: it could not be written.
     """
     page = out / "index.html"
-    if not JSON.value:
+    if not JSON.value and not QUIET.value:
         print(f"{done}; open {page}" if page.is_file() else f"{done}; wrote {out}/moments.json")
     if not page.is_file():
         raise SearchError(f"{out}: there is no page, because of the errors above", "fix them and search again")
@@ -324,13 +329,10 @@ def find_player() -> list[str]:
 
 
 def play(moment: "Moment") -> None:
-    """Start a player at a moment, and do not wait for it."""
+    """Play a moment, and wait until the player ends."""
     program, *arguments = find_player()
     times = [argument.format(start=f"{moment.start:.2f}", end=f"{moment.end:.2f}") for argument in arguments]
-    quiet = subprocess.DEVNULL
-    subprocess.Popen(
-        [program, *times, str(moment.video.resolve())], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
-    )
+    subprocess.run([program, *times, str(moment.video.resolve())], check=False, capture_output=True)
 
 
 def try_or_report(function: Callable[..., T], *arguments: Any) -> T | None:

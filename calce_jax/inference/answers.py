@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
 from calce_jax.inference.predict_step import BatchPrediction
-from calce_jax.models.keyframes.plan import Treatment
+from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.scoring import QueryMoments, score_moments
 from calce_jax.moments.windows import WindowOrder
 from calce_jax.text.prompt import decode_answer

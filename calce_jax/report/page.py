@@ -17,7 +17,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from calce_jax.models.keyframes.plan import Treatment
+from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.windows import iou
 from calce_jax.storage.atomic_files import write_atomic
 

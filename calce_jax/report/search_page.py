@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from calce_jax.models.keyframes.plan import Treatment
+from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.player_time import format_time
 from calce_jax.report.page import TREATMENT_LABELS, axis_percent, make_environment, ticks
 from calce_jax.storage.atomic_files import write_atomic

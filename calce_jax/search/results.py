@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from calce_jax.errors import UserError
-from calce_jax.models.keyframes.plan import Treatment
+from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.annotations import Annotation
 from calce_jax.report.search_page import BarView, PictureView, QueryResultView, VideoView, write_search_page
 from calce_jax.search.ranking import ScoredWindow, break_ties_jointly

@@ -21,7 +21,7 @@ from calce_jax.inference.answers import Answer
 from calce_jax.inference.predictor import Predictor
 from calce_jax.inference.trained_run import TrainedModel, load_base_model, load_trained_model
 from calce_jax.input_pipeline.dataset import Example
-from calce_jax.models.keyframes.plan import Treatment
+from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.presets.tiny import tiny_config
 from calce_jax.search.inputs import check_queries

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from calce_jax.models.keyframes.plan import Treatment
+from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.search.ranking import ScoredWindow
 from calce_jax.search.segments import Segment
 

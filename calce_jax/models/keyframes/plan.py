@@ -3,16 +3,11 @@
 B batch, T frames of a padded video, S slots for frames in the prompt (T in stage 1, T // 2 in stage 2).
 """
 
-from typing import Literal
-
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
 from calce_jax.batch import AnyArray
-
-# What happens to a frame: key frame, compressed, or not in the prompt.
-Treatment = Literal["full", "compressed", "dropped"]
 
 
 @struct.dataclass

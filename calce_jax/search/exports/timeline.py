@@ -11,6 +11,9 @@ from calce_jax.search.moment import Moment
 from calce_jax.video.clips import DEFAULT_RATE
 from calce_jax.video.decode import open_video
 
+# Frames a second that editors and timecodes know.
+EDITING_RATES = (24000 / 1001, 24.0, 25.0, 30000 / 1001, 30.0, 50.0, 60000 / 1001, 60.0)
+
 if TYPE_CHECKING:
     from opentimelineio.schema import Timeline
 
@@ -48,7 +51,7 @@ def make_timeline(moments: Sequence[Moment]) -> "Timeline":
     otio = _opentimelineio()
     if not moments:
         raise ExportError("there is no moment to write", "search for something else, or lower --min_score")
-    rates = {video: _frame_rate(video, otio) for video in {moment.video for moment in moments}}
+    rates = {video: _frame_rate(video) for video in {moment.video for moment in moments}}
     timeline = otio.schema.Timeline(name=" / ".join(dict.fromkeys(moment.query for moment in moments)))
     track = otio.schema.Track(name="moments", kind=otio.schema.TrackKind.Video)
     timeline.tracks.append(track)
@@ -77,10 +80,10 @@ def _clip(moment: Moment, rate: float, otio: ModuleType) -> Any:
     )
 
 
-def _frame_rate(video: Path, otio: ModuleType) -> float:
+def _frame_rate(video: Path) -> float:
     with open_video(video, threads=0) as (_, stream):
         rate = stream.average_rate or DEFAULT_RATE
-    return otio.opentime.RationalTime.nearest_smpte_timecode_rate(float(rate))
+    return min(EDITING_RATES, key=lambda known: abs(known - float(rate)))
 
 
 def _write(timeline: "Timeline", adapter: str, **options: Any) -> str:

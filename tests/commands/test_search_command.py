@@ -1,0 +1,162 @@
+"""`calce search` and `calce cut` as people type them; searches of what is said, which need no model."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+from tests.helpers.commands import run_script
+from tests.helpers.video_files import write_clip
+
+SRT = "1\n00:00:01,000 --> 00:00:02,500\nwe look at the river\n\n2\n00:00:12,000 --> 00:00:14,000\nand then a train\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    for name in ("one", "two"):
+        write_clip(tmp_path / f"{name}.mp4", frames=150, rate=10)
+    (tmp_path / "one.srt").write_text(SRT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_alone(*arguments, probe=False):
+    """Run a command in a process of its own; the probe prints which of the heavy libraries it has imported."""
+    program = "import sys; from calce_jax.commands.cli import main; main(sys.argv[1:]); "
+    if probe:
+        program += "print([name for name in ('jax', 'flax', 'transformers') if name in sys.modules])"
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": root})
+
+
+def test_a_sentence_is_an_argument_and_the_folder_has_a_name(folder, capsys):
+    run_script("search", "one.mp4", "two.mp4", "The river, again?", "--mode=speech")
+    printed = capsys.readouterr()
+    table = [line.split() for line in printed.out.splitlines() if line.startswith("  one.mp4")]
+    assert table == [["one.mp4", "00:01.0", "00:02.5", table[0][3]]]
+    assert "open found/the-river-again/index.html" in printed.out
+    assert "two.mp4: it has no captions; --whisper=small.en makes them" in printed.err
+    (one, two) = json.loads((folder / "found/the-river-again/moments.json").read_text())
+    assert [len(entry["queries"][0]["moments"]) for entry in (one, two)] == [1, 0]
+    page = (folder / "found/the-river-again/index.html").read_text()
+    assert "we look at the river" in page
+
+
+def test_json_is_all_that_is_printed_and_nothing_is_written(folder, capsys):
+    before = sorted(folder.iterdir())
+    run_script("search", "one.mp4", "river", "--query=a train", "--mode=speech", "--json")
+    printed = capsys.readouterr().out
+    moments = json.loads(printed)
+    assert [(m["query"], m["start"], m["end"]) for m in moments] == [("river", 1.0, 2.5), ("a train", 12.0, 14.0)]
+    assert sorted(folder.iterdir()) == before
+
+
+def test_formats_clips_and_handles(folder):
+    formats = "--export=csv,edl,fcpxml,otio,vtt,chapters"
+    flags = ("--out=out", "--clips", "--handles=2", "--quiet", "--seconds", formats)
+    printed = run_alone("search", ".", "train", "--mode=speech", *flags)
+    assert printed.stderr == ""
+    assert printed.stdout.split() == ["train", "file", "start", "end", "score", "one.mp4", "12.00", "14.00", "1.000"]
+    names = {path.name for path in Path("out").iterdir()}
+    written = {"moments.csv", "moments.edl", "moments.fcpxml", "moments.otio", "one.vtt", "one.chapters.txt"}
+    assert names == written | {"index.html", "moments.json", "videos", "clips"}
+    (row,) = csv.DictReader(Path("out/moments.csv").read_text().splitlines())
+    assert (row["start"], row["end"]) == ("10.00", "15.00"), "as far as the video goes"
+    (clip,) = Path("out/clips").iterdir()
+    assert clip.name == "one_00-00-12_train.mp4"
+    with av.open(str(clip)) as container:
+        assert container.duration / av.time_base == pytest.approx(5.0, abs=0.15)
+
+
+def test_a_low_score_is_probably_not_there(folder, capsys):
+    run_script("search", "one.mp4", "a river and an elephant", "--mode=speech", "--json")
+    assert json.loads(capsys.readouterr().out)
+    run_script("search", "one.mp4", "a river and an elephant", "--mode=speech", "--min_score=0.99", "--quiet")
+    assert "probably not in these videos: no moment scores 0.99 or more" in capsys.readouterr().out
+
+
+def test_the_first_moment_is_played(folder, monkeypatch, tmp_path_factory):
+    programs = tmp_path_factory.mktemp("programs")
+    (programs / "vlc").write_text('#!/bin/sh\necho "$@" > played.txt\n')
+    (programs / "vlc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/bin:/usr/bin")
+    run_script("search", "one.mp4", "train", "--mode=speech", "--json", "--play")
+    assert (folder / "played.txt").read_text().split() == [
+        "--start-time=12.00",
+        "--stop-time=14.00",
+        str(folder / "one.mp4"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no video; give files, or folders of videos"),
+        (["a dog"], "no video (there is no file a dog); give files"),
+        (["one.mp4"], "no sentence; describe the moment in quotes: calce search film.mp4"),
+        (
+            ["one.mp4", "x", "--export=csv,avi"],
+            "--export=avi: no such format; choose among csv, edl, fcpxml",
+        ),
+        (["one.mp4", "x", "--json", "--clips"], "--clips with --json writes files; say where with --out"),
+        (["one.mp4", "x", "--mode=speech", "--checkpoint=runs"], "--mode=speech uses no model; leave --checkpoint"),
+        (["one.mp4", "x", "--mode=both", "--srt=none"], "--mode=both searches captions, and --srt=none says"),
+        (["one.mp4", "x", "--min_score=2"], "--min_score=2"),
+    ],
+)
+def test_a_wrong_search(folder, capsys, arguments, message):
+    with pytest.raises(SystemExit) as error:
+        run_script("search", *arguments)
+    assert error.value.code == 2
+    assert f"calce search: {message}" in capsys.readouterr().err
+
+
+def test_without_a_player_nothing_is_searched(folder, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit):
+        run_script("search", "one.mp4", "x", "--mode=speech", "--play")
+    assert "--play: none of mpv, vlc is installed" in capsys.readouterr().err
+
+
+def test_speech_is_searched_without_jax(folder):
+    done = run_alone("search", "one.mp4", "river", "--mode=speech", "--quiet", probe=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_part_is_cut(folder, capsys):
+    run_script("cut", "one.mp4", "0:03", "4.5")
+    assert capsys.readouterr().out == "one_00-00-03_cut.mp4: 00:03.0 - 00:04.5 of one.mp4\n"
+    run_script("cut", "one.mp4", "3", "99", "--copy", "--out=copy.mkv", "--handles=1")
+    assert capsys.readouterr().out == "copy.mkv: 00:02.0 - 00:15.0 of one.mp4\n"
+    for name, seconds in (("one_00-00-03_cut.mp4", 1.5), ("copy.mkv", 15.0)):
+        with av.open(str(folder / name)) as container:
+            # The copy begins at the key frame before, the first of this file.
+            assert container.duration / av.time_base == pytest.approx(seconds, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["one.mp4"], 2, "expected a video, a start and an end; for example"),
+        (["one.mp4", "soon", "3"], 2, "'soon' is no time; write seconds, m:ss or h:mm:ss"),
+        (["one.mp4", "3", "3"], 2, "the end, 3, is not behind the start, 3"),
+        (["no.mp4", "1", "3"], 2, "no.mp4: there is no such file"),
+        (["one.mp4", "1", "3", "--out=one.mp4"], 2, "--out=one.mp4 is the file of the video; choose another"),
+        (["one.mp4", "20", "30"], 1, "one.mp4: it ends at 00:15.0, before 20; choose an earlier start"),
+        (["one.srt", "1", "3"], 1, "one.srt: it is not a video"),
+    ],
+)
+def test_a_wrong_cut(folder, capsys, arguments, code, message):
+    before = sorted(folder.iterdir())
+    with pytest.raises(SystemExit) as error:
+        run_script("cut", *arguments)
+    told = str(error.value.code) if code == 1 else capsys.readouterr().err
+    assert message in told
+    assert (error.value.code == 2) is (code == 2)
+    assert sorted(folder.iterdir()) == before
