@@ -159,9 +159,7 @@ class Library:
             result.unchanged += 1
             return
         content = old.content if old is not None and is_same_file else file_hash(path)
-        twins = [video for video in known.values() if video.content == content and video.path != path]
-        gone = next((video for video in twins if not video.path.exists()), None)
-        origin = gone if old is None else None
+        origin = self._moved_from(content) if old is None else None
         if origin is not None and origin.captions_state == state:
             duration, num_captions = origin.duration, origin.num_captions
         else:
@@ -184,6 +182,12 @@ class Library:
             result.changed += 1
         else:
             result.added += 1
+
+    def _moved_from(self, content: str) -> LibraryVideo | None:
+        """Return a file of the library that had this content and is gone."""
+        with self._errors():
+            rows = self._database.execute(f"SELECT {_COLUMNS} FROM files WHERE content = ?", (content,)).fetchall()
+        return next((LibraryVideo(Path(row[0]), *row[1:]) for row in rows if not os.path.exists(row[0])), None)
 
     def _remove_missing(self, folders: Sequence[Path], found: set[Path], result: IndexResult) -> None:
         for video in self.videos():
