@@ -136,6 +136,22 @@ def test_upload_ask_look_and_be_told(address, browser, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_error_goes_with_the_next_search_and_two_searches_share_an_upload(address, browser, tmp_path):
+    page = opened(browser, address)
+    page.set_viewport_size({"width": 390, "height": 800})
+    ask(page, "", write_clip(tmp_path / "phone.mp4", frames=20, rate=5))
+    error = page.get_by_text("no query; describe in a sentence what to look for").first
+    error.wait_for()
+    frame = page.frame_locator("#result iframe")
+    for query in ("a red circle", "a blue square"):
+        ask(page, query)
+        frame.locator("h2", has_text=query).first.wait_for()
+        assert not error.is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.context.close()
+
+
+@pytest.mark.slow
 def test_two_visitors_at_once_see_their_own_and_not_each_others(address, browser, tmp_path):
     pages = [opened(browser, address) for _ in range(2)]
     for number, page in enumerate(pages):
@@ -158,5 +174,6 @@ def test_a_sample_brings_its_query(address, browser):
     page.locator("#sample input").click()
     page.get_by_role("option", name="ours").click()
     page.wait_for_function("document.querySelector('#query textarea').value === 'a red circle moves'")
+    assert page.locator("#preview img").count() == 6
     page.locator("#search").click()
     page.frame_locator("#result iframe").locator(".rankings .moment").first.wait_for()

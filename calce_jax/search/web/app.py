@@ -1,5 +1,6 @@
 """The web app: a Gradio form that runs one search at a time, and shows the result page in an iframe below it."""
 
+import base64
 import html
 import json
 import socket
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from absl import logging
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response
@@ -28,12 +30,16 @@ from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.text.caption import Caption
 from calce_jax.text.caption_files import CAPTION_SUFFIXES
 from calce_jax.text.captions import CaptionError
+from calce_jax.video.clips import thumbnails_at
 from calce_jax.video.decode import VideoError
 from calce_jax.video.files import VIDEO_SUFFIXES
 
 TITLE = "Moments in videos"
 MAX_QUEUED = 60  # waiting searches
 CLEANUP_SECONDS = 60.0
+NUM_PREVIEWS, PREVIEW_HEIGHT = 6, 72  # pictures of a sample, pixels
+# An error stays until it is closed; a new search closes it. Runs in the browser, and passes the inputs on.
+CLOSE_ERRORS = "(...inputs) => { document.querySelectorAll('.toast-close').forEach((x) => x.click()); return inputs; }"
 IFRAME_HEIGHT = "max(70vh, 44rem)"
 MAX_QUERIES = 20  # of one search
 MAX_TEXT_CHARACTERS = 8000  # of all queries of a search; `gate.MAX_BODY_BYTES` bounds the request
@@ -199,9 +205,21 @@ class SearchHandler:
             raise VideoError(video, reason, "upload a part of it, or use `calce search`")
 
 
+def _preview_html(video: Path) -> str:
+    """Return pictures of a video, in a row."""
+    seconds = np.linspace(0.0, searchable_duration(video), NUM_PREVIEWS, endpoint=False).tolist()
+    encoded = (base64.b64encode(jpeg).decode() for jpeg in thumbnails_at(video, seconds, PREVIEW_HEIGHT))
+    pictures = "".join(
+        f'<img src="data:image/jpeg;base64,{jpeg}" alt="" style="border-radius: 4px">' for jpeg in encoded
+    )
+    return f'<div style="display: flex; gap: 4px; overflow: hidden">{pictures}</div>'
+
+
 def _form(search: SearchHandler, samples: Sequence[Sample], description: str, limits: Limits) -> gr.Blocks:
-    def first_query(name: str | None) -> str:
-        return search.samples[name].queries[0] if name in search.samples else ""
+    def show_sample(name: str | None) -> tuple[str, str]:
+        if name not in search.samples:
+            return "", ""
+        return search.samples[name].queries[0], _preview_html(search.samples[name].video)
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as form:
         gr.Markdown(f"# {TITLE}\n\n{description}")
@@ -222,6 +240,7 @@ def _form(search: SearchHandler, samples: Sequence[Sample], description: str, li
                 sample = gr.Dropdown(
                     [item.name for item in samples], value=None, label="Or a sample video", elem_id="sample"
                 )
+                preview = gr.HTML(elem_id="preview")
                 query = gr.Textbox(
                     label="Query: one sentence per line",
                     lines=2,
@@ -235,7 +254,7 @@ def _form(search: SearchHandler, samples: Sequence[Sample], description: str, li
             f"Searches run one at a time. Only this browser can open your results. Uploads and results are deleted "
             f"after {limits.retention_minutes:g} minutes."
         )
-        sample.change(first_query, sample, query, api_visibility="private", show_progress="hidden")
+        sample.change(show_sample, sample, [query, preview], api_visibility="private", show_progress="hidden")
         # A file component as an input would make Gradio open any file of the server that a request names. So the
         # inputs are text fields with the ids of the uploads; `Gate` rejects requests with other types.
         ids = []
@@ -244,7 +263,15 @@ def _form(search: SearchHandler, samples: Sequence[Sample], description: str, li
             file.change(None, file, ids[-1], js="file => file ? file.path : ''", api_visibility="private")
         inputs = [*ids, sample, query]
         for event in (button.click, query.submit):
-            event(search, inputs, result, api_visibility="private", concurrency_id="search", trigger_mode="once")
+            event(
+                search,
+                inputs,
+                result,
+                js=CLOSE_ERRORS,
+                api_visibility="private",
+                concurrency_id="search",
+                trigger_mode="once",
+            )
     return form
 
 
