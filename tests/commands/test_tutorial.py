@@ -17,7 +17,7 @@ def test_commands_print_what_the_page_shows(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("CALCE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "argv", ["tutorial"])
     shown = page_examples(PAGE.partition("## 7. Train")[0])
-    assert [language for language, _, _ in shown] == ["bash"] * 8 + ["python"]
+    assert [language for language, _, _ in shown] == ["bash"] * 7 + ["python"]
     for language, code, output in shown:
         printed = run_example(language, code, {})
         if output:
