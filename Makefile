@@ -51,8 +51,9 @@ bench: $(VENV)/dev  ## Compare speed with torch, peft and codecs, on this machin
 mutants: $(VENV)/dev  ## Break the code on purpose, one place at a time, and list the changes that no test detects; MUTANTS gives options.
 	$(BIN)/python -m tests.mutants --out=$(RUNS)/mutants.json $(or $(MUTANTS),--named)
 
-load: $(VENV)/dev  ## Prepare 10,000 videos, killed twice; and let 30 visitors use the web app for ten minutes. Takes half an hour.
+load: $(VENV)/dev  ## Prepare and index 10,000 videos, killed twice; and let 30 visitors use the web app for ten minutes. Takes half an hour.
 	$(BIN)/python -m tests.load.prepare_videos --out=$(RUNS)/load
+	$(BIN)/python -m tests.load.index_videos --out=$(RUNS)/load
 	$(BIN)/python -m tests.load.web_visitors --out=$(RUNS)/load
 
 format: $(VENV)/dev  ## Format with ruff, and apply its automatic fixes.

@@ -31,6 +31,8 @@ COMMANDS = {
         "find moments in videos, and write a page that plays them",
         'calce search holiday.mp4 "a dog catches a ball"',
     ),
+    "index": Command("keep a library of videos, to search them all at once", "calce index ~/Videos"),
+    "ls": Command("list the videos of the library", "calce ls"),
     "cut": Command("cut a part out of a video", "calce cut holiday.mp4 1:06 1:17 --copy"),
     "web": Command("search videos in a browser", "calce web --checkpoint runs/demo"),
     "fetch": Command("fetch published weights and annotations", "calce fetch --what=bert --out=downloads/bert"),

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from absl import flags
 
 from calce_jax.commands.flags.cache import CacheFlags
+from calce_jax.commands.flags.library import LibraryFlag
 from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.errors import UsageError
@@ -51,6 +52,8 @@ OUT = flags.DEFINE_string(
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "folder with the workdirs stage1 and stage2; the tiny model unless given", flag_values=FLAGS
 )
+LIBRARY = flags.DEFINE_bool("library", False, "search the videos of `calce index` as well", flag_values=FLAGS)
+LIBRARY_FLAG = LibraryFlag(FLAGS)
 MODE = flags.DEFINE_enum(
     "mode",
     "picture",
@@ -113,6 +116,15 @@ CACHE_FLAGS = CacheFlags(FLAGS)
 VERIFY_FLAG = VerifyFlag(FLAGS)
 
 
+class Found(NamedTuple):
+    """The results of the videos with results, numbers of videos, and what the reader has to know of the model."""
+
+    results: "list[VideoResult]"
+    num_searched: int
+    num_videos: int
+    notice: str = ""
+
+
 class Inputs(NamedTuple):
     """What a search reads.
 
@@ -135,42 +147,26 @@ def main(argv: list[str]) -> None:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
 
     from calce_jax.moments.annotations import read_annotations
-    from calce_jax.search.inputs import RESULT_FOLDERS, check_queries, list_videos
+    from calce_jax.search.inputs import check_queries
     from calce_jax.search.moment import ranked_moments
     from calce_jax.search.moment_list import MomentList
-    from calce_jax.search.results import (
-        break_ties_across_videos,
-        drop_below,
-        ensure_writable,
-        ground_truth,
-    )
-    from calce_jax.search.segments import searchable_duration
+    from calce_jax.search.results import break_ties_across_videos, drop_below, ensure_writable, ground_truth
 
     start_time = time.monotonic()
     VERIFY_FLAG.apply()
     check_queries(inputs.queries)
     truth = ground_truth(read_annotations(ANNOTATIONS.value)) if ANNOTATIONS.value else None
-    videos = list_videos(inputs.paths, inputs.out)
-    if Path(str(SRT.value)).is_file() and len(videos) > 1:
-        raise UsageError(f"--srt={SRT.value} is one file for {len(videos)} videos; give a folder, auto or none")
-    for folder in RESULT_FOLDERS if inputs.out else ():
-        check_folder("--out: ", f"{inputs.out}/{folder}", {str(video): video for video in videos})
-    durations = {
-        video: seconds for video in videos if (seconds := try_or_report(searchable_duration, video)) is not None
-    }
-    if not durations:
-        raise SearchError(f"none of {', '.join(inputs.paths)} can be searched", "see the errors above")
-    out = ensure_writable(inputs.out) if inputs.out else None
-
-    results, notice = search(inputs.queries, durations, out)
-    if not results:
-        raise SearchError("no video could be searched", "see the errors above")
-    results = break_ties_across_videos(results)
+    found = search_library(inputs.queries) if LIBRARY.value and MODE.value == "speech" else search_files(inputs)
+    out = ensure_writable(inputs.out) if inputs.out and found.results else None
+    results = break_ties_across_videos(found.results) if found.results else []
     if MIN_SCORE.value is not None:
         results = drop_below(results, MIN_SCORE.value)
-    titles = [found.query for found in results[0].query_results]
+    titles = [result.query for result in results[0].query_results] if results else inputs.queries
     moments = MomentList(
-        ranked_moments(results, int(TOP.value or 1)), queries=titles, results=results, min_score=MIN_SCORE.value
+        ranked_moments(results, int(TOP.value or 1)) if results else [],
+        queries=titles,
+        results=results,
+        min_score=MIN_SCORE.value,
     )
     # Printed first: the disk may be full.
     if JSON.value:
@@ -178,9 +174,9 @@ def main(argv: list[str]) -> None:
     else:
         print("\n" + moments.to_table(seconds=bool(SECONDS.value)))
     if out is not None:
-        write(out, moments, truth, notice)
+        write(out, moments, truth, found.notice)
         seconds = time.monotonic() - start_time
-        report(out, f"searched {len(results)} of {len(videos)} videos in {seconds:.1f} s")
+        report(out, f"searched {found.num_searched} of {found.num_videos} videos in {seconds:.1f} s")
     if PLAY.value and moments:
         play(moments[0])
 
@@ -194,8 +190,10 @@ def read_inputs(arguments: Sequence[str]) -> Inputs:
       UsageError: there is no video or no sentence.
     """
     paths = [text for text in arguments if os.path.exists(text) or is_video_name(Path(text))]
+    if LIBRARY.value and paths:
+        raise UsageError(f"--library searches the videos of the library; leave {paths[0]} out, or --library")
     queries = [text for text in arguments if text not in paths] + list(QUERY.value or [])
-    if not paths:
+    if not paths and not LIBRARY.value:
         missing = f" (there is no file {arguments[0]})" if arguments else ""
         raise UsageError(f"no video{missing}; give files, or folders of videos")
     if not queries:
@@ -229,12 +227,57 @@ def check_inputs(inputs: Inputs) -> None:
         find_player()
     if WHISPER.value:
         resolve_whisper_name(WHISPER.value)
-    check_any_exists(inputs.paths)
+    if not LIBRARY.value:
+        check_any_exists(inputs.paths)
     if CHECKPOINT.value is not None:
         find_stages(CHECKPOINT.value)
 
 
-def search(queries: list[str], durations: dict[Path, float], out: Path | None) -> tuple[list["VideoResult"], str]:
+def search_library(queries: list[str]) -> Found:
+    """Search what is said in the videos of the library."""
+    from calce_jax.search.library import Library
+
+    with Library(LIBRARY_FLAG.path()) as library:
+        results = library.search(queries, int(TOP.value or 1))
+        num_videos = len(library.videos())
+    return Found(results, num_videos, num_videos)
+
+
+def search_files(inputs: Inputs) -> Found:
+    """Search the given files, or all files of the library.
+
+    Raises:
+      SearchError: none of them can be searched.
+    """
+    from calce_jax.search.inputs import RESULT_FOLDERS, list_videos
+    from calce_jax.search.results import ensure_writable
+    from calce_jax.search.segments import searchable_duration
+
+    if LIBRARY.value:
+        from calce_jax.search.library import Library
+
+        with Library(LIBRARY_FLAG.path()) as library:
+            videos = [video.path for video in library.videos() if video.path.is_file()]
+    else:
+        videos = list_videos(inputs.paths, inputs.out)
+    if Path(str(SRT.value)).is_file() and len(videos) > 1:
+        raise UsageError(f"--srt={SRT.value} is one file for {len(videos)} videos; give a folder, auto or none")
+    for folder in RESULT_FOLDERS if inputs.out else ():
+        check_folder("--out: ", f"{inputs.out}/{folder}", {str(video): video for video in videos})
+    durations = {
+        video: seconds for video in videos if (seconds := try_or_report(searchable_duration, video)) is not None
+    }
+    if not durations:
+        raise SearchError(f"none of {', '.join(inputs.paths) or 'the videos'} can be searched", "see the errors above")
+    if inputs.out:
+        ensure_writable(inputs.out)  # before the search, not after it
+    results, notice = run_search(inputs.queries, durations, inputs.out)
+    if not results:
+        raise SearchError("no video could be searched", "see the errors above")
+    return Found(results, len(results), len(videos), notice)
+
+
+def run_search(queries: list[str], durations: dict[Path, float], out: str | None) -> tuple[list["VideoResult"], str]:
     """Return the results of the videos that could be searched, and what the reader has to know of the model."""
     from calce_jax.search.inputs import load_captions
     from calce_jax.search.words import add_words, search_words
@@ -246,8 +289,9 @@ def search(queries: list[str], durations: dict[Path, float], out: Path | None) -
         print(f"--whisper does nothing with --srt={SRT.value}", file=sys.stderr)
     elif WHISPER.value and out is not None:
         from calce_jax.search.captions import caption_with_cache
+        from calce_jax.search.results import ensure_writable
 
-        transcribed = caption_with_cache(list(durations), out / "captions", WHISPER.value, cache)
+        transcribed = caption_with_cache(list(durations), ensure_writable(out) / "captions", WHISPER.value, cache)
 
     captions: dict[Path, Sequence[Caption]] = {}
     for video in durations:

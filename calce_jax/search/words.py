@@ -29,16 +29,23 @@ def search_words(
         # The index ranks over all videos, a result has the best of each.
         hits = [index.search(query, top * len(captions)) for query in queries]
     return [
-        VideoResult(
+        words_result(
             video,
             durations[video],
-            [
-                _query_result(query.strip(), [hit for hit in found if hit.video == video][:top], durations[video])
+            {
+                query: [hit for hit in found if hit.video == video][:top]
                 for query, found in zip(queries, hits, strict=True)
-            ],
+            },
         )
         for video in captions
     ]
+
+
+def words_result(video: Path, duration: float, hits: Mapping[str, Sequence[SpeechHit]]) -> VideoResult:
+    """Return the hits in a video of `duration` seconds, by query, as the result of a search by a model."""
+    return VideoResult(
+        video, duration, [_query_result(query.strip(), found, duration) for query, found in hits.items()]
+    )
 
 
 def add_words(pictures: Sequence[VideoResult], words: Sequence[VideoResult]) -> list[VideoResult]:

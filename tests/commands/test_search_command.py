@@ -108,6 +108,7 @@ def test_the_first_moment_is_played(folder, monkeypatch, tmp_path_factory):
         (["one.mp4", "x", "--mode=speech", "--checkpoint=runs"], "--mode=speech uses no model; leave --checkpoint"),
         (["one.mp4", "x", "--mode=both", "--srt=none"], "--mode=both searches captions, and --srt=none says"),
         (["one.mp4", "x", "--min_score=2"], "--min_score=2"),
+        (["one.mp4", "x", "--library"], "--library searches the videos of the library; leave one.mp4 out"),
     ],
 )
 def test_a_wrong_search(folder, capsys, arguments, message):

@@ -309,7 +309,7 @@ def test_nothing_works(films, tmp_path):
 def test_no_room(run, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1))
-    with pytest.raises(PrepareError, match=r"out: .* needs about .* and 0 kB are free; make room"):
+    with pytest.raises(PrepareError, match=r"out=.* needs about .* and 0 kB are free; make room"):
         run([annotation("a")])
 
 

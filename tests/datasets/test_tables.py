@@ -165,7 +165,7 @@ def test_rebuilding_changes_queries_and_keeps_videos(folder):
     (example,) = open_dataset(folder, "train")
     assert_comes_back(example, merged[0])
     assert {path: path.stat().st_mtime_ns for path in (folder / "tables" / "videos").iterdir()} == stored
-    with pytest.raises(TablesError, match=r"no split 'val', but train"):
+    with pytest.raises(TablesError, match=r"has the splits train, but not val"):
         open_dataset(folder, "val")
     rebuild_queries(folder, "shapes", {"train": TRAIN, "val": VAL})
     assert_comes_back(open_dataset(folder, "train")[1], TRAIN[1])
@@ -219,7 +219,7 @@ def test_nothing_to_build_is_an_error_and_changes_nothing(folder, rows, named):
 def test_wrong_folder_split_version_or_dataset_is_named(folder, monkeypatch):
     with pytest.raises(TablesError, match=r"no tables in .*nowhere.*run `calce prepare` with --out="):
         open_dataset(folder / "nowhere", "train")
-    with pytest.raises(TablesError, match=r"no split 'test', but train, val; choose one"):
+    with pytest.raises(TablesError, match=r"has the splits train and val, but not test; choose one"):
         open_dataset(folder, "test")
     with pytest.raises(TablesError, match="no dataset 'qvhighlight'; there are qvhighlights, charades_sta, shapes"):
         build_tables(folder, "qvhighlight", {"train": TRAIN}, load)

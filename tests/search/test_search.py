@@ -242,7 +242,9 @@ def test_results_are_written_and_the_folder_can_be_moved(searcher, tmp_path):
     assert all(a.moment.score > b.moment.score for a, b in pairwise(rows))
     page = (tmp_path / "out/index.html").read_text()
     assert page.count('<article class="video"') == 2
-    assert page.count("true moment, 1 s to 2 s") == page.count("true moment, 7 s to 8 s") == 4  # title and label
+    assert (
+        page.count("true moment, 1 s to 2 s") == page.count("true moment, 00:07.0 to 00:08.0") == 4
+    )  # title and label
     assert "http" not in page
     for name in ("a_b.mp4", "a_b_2.mp4"):
         assert f'src="videos/{name}"' in page
@@ -321,7 +323,7 @@ def test_whisper_says_where_it_does_nothing(tmp_path, caplog):
     video.with_suffix(".srt").touch()
     assert caption_with_cache([video], tmp_path / "out", "tiny", DiskCache(tmp_path / "cache")) == {}
     assert [record.getMessage() for record in caplog.records] == [
-        f"{video}: --whisper does nothing, since there are captions beside it"
+        f"{video}: --whisper does nothing, since there are captions beside it or in it"
     ]
 
 

@@ -1,0 +1,170 @@
+"""A library of videos: only what is new is read, a moved video costs nothing, what is said is found at once."""
+
+import json
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from calce_jax.search import library as library_module
+from calce_jax.search.library import Library, LibraryError, default_library
+from calce_jax.storage.locks import FileLock, LockError
+from tests.helpers.commands import run_script
+from tests.helpers.video_files import write_clip
+
+SRT = "1\n00:00:01,000 --> 00:00:02,500\n{}\n"
+
+
+def counts(result):
+    return {name: value for name, value in vars(result).items() if name != "failures" and value}
+
+
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    folder = tmp_path / "videos"
+    (folder / "sub").mkdir(parents=True)
+    for number, (name, words) in enumerate({"one": "we look at the river", "sub/two": "a train", "three": ""}.items()):
+        write_clip(folder / f"{name}.mp4", frames=50 + number, rate=10)
+        if words:
+            (folder / f"{name}.srt").write_text(SRT.format(words))
+    return folder
+
+
+@pytest.fixture
+def library(tmp_path):
+    with Library(tmp_path / "data/library.sqlite", create=True) as library:
+        yield library
+
+
+def found(library, query):
+    return [
+        (result.video.name, [(m.start, m.end) for m in result.query_results[0].moments])
+        for result in library.search([query], 5)
+    ]
+
+
+def test_only_what_is_new_is_read(videos, library, monkeypatch):
+    assert counts(library.index([videos])) == {"added": 3}
+    assert [(v.path.name, v.num_captions) for v in library.videos()] == [
+        ("one.mp4", 1),
+        ("two.mp4", 1),
+        ("three.mp4", 0),
+    ]
+    assert [round(v.duration, 1) for v in library.videos() if v.path.name == "one.mp4"] == [5.0]
+    assert found(library, "rivers") == [("one.mp4", [(1.0, 2.5)])]
+    assert found(library, "elephant") == []
+
+    def read(path):
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr(library_module, "file_hash", read)
+    monkeypatch.setattr(library_module, "searchable_duration", read)
+    assert counts(library.index([videos])) == {"unchanged": 3}
+
+
+def test_a_video_that_moved_is_not_decoded_again(videos, library, monkeypatch):
+    library.index([videos])
+    (videos / "sub/two.mp4").rename(videos / "renamed.mp4")
+    (videos / "sub/two.srt").rename(videos / "renamed.srt")
+    (videos / "one.mp4").rename(videos / "sub/one.mp4")
+    shutil.move(videos / "one.srt", videos / "sub/one.srt")
+    assert counts(library.index([videos])) == {"moved": 2, "unchanged": 1}
+    assert found(library, "train") == [("renamed.mp4", [(1.0, 2.5)])]
+    assert found(library, "river") == [("one.mp4", [(1.0, 2.5)])]
+    assert len(library.videos()) == 3
+
+
+def test_changed_captions_and_content_and_files_that_are_gone(videos, library):
+    library.index([videos])
+    (videos / "three.srt").write_text(SRT.format("an elephant"))
+    write_clip(videos / "one.mp4", frames=70, rate=10)
+    (videos / "sub/two.mp4").unlink()
+    assert counts(library.index([videos])) == {"changed": 2, "removed": 1}
+    assert found(library, "elephant") == [("three.mp4", [(1.0, 2.5)])]
+    assert found(library, "train") == []
+    assert found(library, "river") == [("one.mp4", [(1.0, 2.5)])]
+    # What is outside the folders that were given stays.
+    other = videos.parent / "other"
+    other.mkdir()
+    write_clip(other / "four.mp4", frames=30, rate=10)
+    assert counts(library.index([other])) == {"added": 1}
+    assert len(library.videos()) == 3
+
+
+def test_copies_are_one_video_with_several_names(videos, library):
+    shutil.copy(videos / "one.mp4", videos / "copy.mp4")
+    shutil.copy(videos / "one.srt", videos / "copy.srt")
+    assert counts(library.index([videos])) == {"added": 4}
+    (videos / "one.mp4").unlink()
+    assert counts(library.index([videos])) == {"unchanged": 3, "removed": 1}
+    assert found(library, "river") == [("copy.mp4", [(1.0, 2.5)])]
+
+
+def test_a_broken_video_is_reported_and_an_interruption_loses_nothing(videos, library):
+    (videos / "broken.mp4").write_text("no video")
+
+    def stop_after_two(paths):
+        yield from paths[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        library.index([videos], stop_after_two)
+    result = library.index([videos])
+    assert result.added + result.unchanged == 3
+    assert result.unchanged >= 1
+    (failure,) = result.failures
+    assert failure.video.endswith("broken.mp4")
+    assert "it is not a video" in failure.reason
+
+
+def test_two_writers_and_files_that_are_no_library(videos, library, tmp_path):
+    with FileLock(Path(f"{library.path}.lock")), pytest.raises(LockError):
+        library.index([videos])
+    with pytest.raises(LibraryError, match="there is no library yet; make one with `calce index FOLDER`"):
+        Library(tmp_path / "none.sqlite")
+    other = tmp_path / "other.sqlite"
+    sqlite3.connect(other).execute("CREATE TABLE mine (x)").connection.close()
+    for content in (other.read_bytes(), b"nonsense" * 1000):
+        other.write_bytes(content)
+        with pytest.raises(ValueError, match=r"other\.sqlite: .*(remove|index anew)"):
+            Library(other)
+
+
+def test_the_default_file(monkeypatch, tmp_path):
+    monkeypatch.delenv("CALCE_LIBRARY", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert default_library() == tmp_path / "calce/library.sqlite"
+    monkeypatch.setenv("CALCE_LIBRARY", str(tmp_path / "mine.sqlite"))
+    assert default_library() == tmp_path / "mine.sqlite"
+
+
+def test_the_commands(videos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CALCE_LIBRARY", str(tmp_path / "library.sqlite"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        run_script("ls")
+    assert "there is no library yet" in str(error.value)
+    (videos / "broken.mp4").write_text("no video")
+    run_script("index", videos)
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path}/library.sqlite: 3 videos; 3 added, 1 failed\n"
+    assert "broken.mp4" in printed.err
+    (videos / "three.mp4").unlink()
+    run_script("ls")
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["length", "captions", "file"]
+    assert table[1].split() == ["00:05.0", "1", str(videos / "one.mp4")]
+    assert table[3].endswith("three.mp4  (missing)")
+    run_script("ls", "--json")
+    assert [row["missing"] for row in json.loads(capsys.readouterr().out)] == [False, False, True]
+    run_script("search", "--library", "--mode=speech", "a train", "--json")
+    (moment,) = json.loads(capsys.readouterr().out)
+    assert (moment["video"], moment["start"]) == (str(videos / "sub/two.mp4"), 1.0)
+    run_script("search", "--library", "--mode=speech", "river", "--out=out")
+    assert "searched 3 of 3 videos in" in capsys.readouterr().out
+    assert os.listdir("out/videos") == ["one.mp4"]
+    run_script("search", "--library", "--mode=speech", "elephant", "--quiet")
+    assert "no moment found" in capsys.readouterr().out
+    assert not (tmp_path / "found").exists()
