@@ -2,7 +2,7 @@
 #
 #   docker build -t calce .                                         CPU
 #   docker build -t calce-cuda --build-arg EXTRAS=cuda12 .          NVIDIA GPUs; run it with --gpus all
-#   docker run --rm -v "$PWD:/work" calce search film.mp4 --query "a dog catches a ball" --out found
+#   docker run --rm -v "$PWD:/work" calce search film.mp4 "a dog catches a ball" --out found
 
 FROM python:3.11-slim AS build
 # Extras of the package, separated by commas: cuda12, cuda13, web, convert.

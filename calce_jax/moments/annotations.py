@@ -180,7 +180,7 @@ def _parse_charades_line(line: str, qid: str) -> dict[str, Any]:
         window = video = None
     if window is None or not separator or not query.strip():
         raise ValueError(
-            f'expected "VIDEO START END##sentence" or a JSON object, got {line!r:.60}; mend or drop the line'
+            f'expected "VIDEO START END##sentence" or a JSON object, got {line!r:.60}; fix or drop the line'
         )
     return {"qid": qid, "video": video, "query": query.strip(), "duration": None, "relevant_windows": [window]}
 
@@ -219,15 +219,15 @@ def _find_window_faults(row: dict[str, Any], field: str, duration: Seconds | Non
         return
     for window in windows:
         if not isinstance(window, list | tuple) or len(window) != 2 or not all(map(is_finite_number, window)):
-            yield f"{field}: expected [start, end] in seconds, got {window!r:.60}; mend or remove the window"
+            yield f"{field}: expected [start, end] in seconds, got {window!r:.60}; fix or remove the window"
         elif window[0] > window[1]:
             yield f"{field}: {window} ends before it begins; swap its ends or remove it"
         elif window[0] < 0 or (duration is not None and window[0] >= duration):
-            yield f"{field}: {window} is outside the video, which lasts {duration} s; mend the window or the duration"
+            yield f"{field}: {window} is outside the video, which lasts {duration} s; fix the window or the duration"
 
 
 def _describe_value(row: Mapping[str, Any], field: str) -> str:
-    return f"got {row[field]!r:.60}; mend it" if field in row else "which is missing; add the field"
+    return f"got {row[field]!r:.60}; fix it" if field in row else "which is missing; add the field"
 
 
 def _field_name(row: Mapping[str, Any], *names: str) -> str:
@@ -261,7 +261,7 @@ def _read_durations(path: str | Path) -> dict[str, Seconds]:
         if not duration > 0:
             raise AnnotationError(
                 f"{path}, line {reader.line_num}, length: expected positive seconds, got {row['length']!r:.60}",
-                "mend or drop the line",
+                "fix or drop the line",
             )
         duration_by_video[row["id"]] = duration
     return duration_by_video

@@ -94,7 +94,7 @@ def check_characters(row: Any) -> None:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = ascii(error.object[error.start : error.start + 1])
-        raise ValueError(f"the text holds {half}, which is half of a character; mend the text") from None
+        raise ValueError(f"the text holds {half}, which is half of a character; fix the text") from None
 
 
 def _describe_json_error(error: Exception) -> str:

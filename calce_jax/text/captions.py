@@ -225,7 +225,7 @@ def _malformed_error(path: Path, text: str, position: int) -> CaptionError:
     return CaptionError(
         f"{path}, line {line_number(text, position)}: expected a number, "
         f'then "00:00:01,000 --> 00:00:02,500", then text, got {excerpt(actual)}',
-        "mend the file, or empty it if there are no captions",
+        "fix the file, or empty it if there are no captions",
     )
 
 
@@ -242,7 +242,7 @@ def _parse_lines(text: str, path: Path) -> Iterable[Caption]:
         if line.isdigit():
             if text_lines and times is None:
                 above = excerpt(text_lines[0])
-                raise CaptionError(f"{path}, line {number}, start: no times for {above} above", "mend the file")
+                raise CaptionError(f"{path}, line {number}, start: no times for {above} above", "fix the file")
             if text_lines and times:
                 yield Caption(*times, " ".join(text_lines))
             times, text_lines = None, []

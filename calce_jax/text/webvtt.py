@@ -75,5 +75,5 @@ def _check_times(text: str, start: int, end: int, path: Path) -> None:
         raise CaptionError(
             f'{path}, line {line_number(text, broken.start(1))}: expected "00:01.000 --> 00:02.500", '
             f"got {excerpt(actual)}",
-            "mend the file, or leave WEBVTT alone in it if there are no captions",
+            "fix the file, or leave WEBVTT alone in it if there are no captions",
         )

@@ -41,7 +41,7 @@ def test_charades_lines(write, tmp_path):
     assert read_annotations(path, durations=table) == [known]
 
 
-HALF = r"the text holds '\\ud800', which is half of a character; mend the text"
+HALF = r"the text holds '\\ud800', which is half of a character; fix the text"
 
 
 @pytest.mark.parametrize("field", ["qid", "vid", "query", "items"])

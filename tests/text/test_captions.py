@@ -175,13 +175,13 @@ def test_an_empty_file_has_no_captions(write, text, behaviour):
     ],
 )
 def test_a_malformed_file_is_named_with_its_line(write, text, line):
-    with pytest.raises(CaptionError, match=rf"said\.srt, line {line}: expected a number.*mend the file") as error:
+    with pytest.raises(CaptionError, match=rf"said\.srt, line {line}: expected a number.*fix the file") as error:
         read_srt(write(text))
     assert str(error.value).count("a") < 200
 
 
 def test_reference_names_a_long_text_without_times_by_its_beginning(write):
-    with pytest.raises(CaptionError, match=r"line 2, start: no times for 'a{59} above; mend the file"):
+    with pytest.raises(CaptionError, match=r"line 2, start: no times for 'a{59} above; fix the file"):
         read_srt(write("a" * 5000), "reference")
 
 

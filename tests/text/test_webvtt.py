@@ -136,7 +136,7 @@ def test_rolling_captions_say_every_line_once(write):
             r'said\.vtt, line 1: expected "WEBVTT", got \'1\'; .*name the file \.srt',
         ),
         ("WEBVTTX\n", r"line 1: expected \"WEBVTT\", got 'WEBVTTX'"),
-        ("WEBVTT\n\n00:01.000 --> 00:0x\na\n", r"line 3: expected .*, got '00:01\.000 --> 00:0x'; mend"),
+        ("WEBVTT\n\n00:01.000 --> 00:0x\na\n", r"line 3: expected .*, got '00:01\.000 --> 00:0x'; fix"),
         ("WEBVTT\n\n00:01.000 --> 00:02.000\na\n\n00:03.x --> 00:04.000\nb\n", "line 6: expected"),
         ("WEBVTT\n\n00:01.000 --> 99999999:00:02.000\na\n", r"line 3: '99999999:00:02\.000' is 100000 hours or more"),
         (f"WEBVTT\n\n00:01.000 --> {'9' * 5000}:02\na\n", "line 3: '99999"),
