@@ -143,7 +143,8 @@ class MomentList(list[Moment]):
         return _write(timeline.to_otio(self), path)
 
     def export(self, folder: str | Path, formats: Sequence[str]) -> list[Path]:
-        """Write `moments.<suffix>` for each format, or `<video's name>.<suffix>` where a format is for one video.
+        """Write `moments.<suffix>` for each format, or `moments_<video>.<suffix>` where a format is for one video:
+        a file named as the video would be taken for its captions.
 
         Args:
           folder: must exist.
@@ -165,7 +166,7 @@ class MomentList(list[Moment]):
                 continue
             videos = list(dict.fromkeys(moment.video for moment in self))
             for video, file_name in zip(videos, unique_names(videos), strict=True):
-                written.append(Path(folder) / f"{Path(file_name).stem}.{suffix}")
+                written.append(Path(folder) / f"moments_{Path(file_name).stem}.{suffix}")
                 getattr(MomentList(m for m in self if m.video == video), f"to_{name}")(written[-1])
         return written
 

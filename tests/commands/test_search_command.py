@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import pytest
 
+from calce_jax.text.caption_files import find_captions
 from tests.helpers.commands import run_script
 from tests.helpers.video_files import write_clip
 
@@ -64,8 +65,16 @@ def test_formats_clips_and_handles(folder):
     assert printed.stderr == ""
     assert printed.stdout.split() == ["train", "file", "start", "end", "score", "one.mp4", "12.00", "14.00", "1.000"]
     names = {path.name for path in Path("out").iterdir()}
-    written = {"moments.csv", "moments.edl", "moments.fcpxml", "moments.otio", "one.vtt", "one.chapters.txt"}
+    written = {
+        "moments.csv",
+        "moments.edl",
+        "moments.fcpxml",
+        "moments.otio",
+        "moments_one.vtt",
+        "moments_one.chapters.txt",
+    }
     assert names == written | {"index.html", "moments.json", "videos", "clips"}
+    assert find_captions(Path("out"), "one") is None, "a later search must not take them for captions"
     (row,) = csv.DictReader(Path("out/moments.csv").read_text().splitlines())
     assert (row["start"], row["end"]) == ("10.00", "15.00"), "as far as the video goes"
     (clip,) = Path("out/clips").iterdir()
