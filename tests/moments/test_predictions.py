@@ -83,7 +83,7 @@ def test_many_faults_are_counted(tmp_path):
     with pytest.raises(PredictionError, match="line 1: not JSON"):
         read_predictions(path)
     path.write_text("{\n" * 100)
-    with pytest.raises(PredictionError, match=r"\.\.\. and 70 more"):
+    with pytest.raises(PredictionError, match=r"predictions\.jsonl: and 80 more$"):
         read_predictions(path)
 
 
@@ -112,7 +112,7 @@ def test_files_that_are_not_utf8_are_named(tmp_path):
     [
         (ROW % (1, "q", "9" * 5000), "line 1: a number has too many digits; give one object a line"),
         (ROW % (1, "q", "9" * 400), r"line 1: pred_relevant_windows: expected \[start, end\]"),
-        (ROW % (r'"\ud800"', "q", 1), r"line 1: the text holds '\\ud800', which is half of a character; mend the text"),
+        (ROW % (r'"\ud800"', "q", 1), r"line 1: the text holds '\\ud800', which is half of a character; fix the text"),
         ("[" * 100_000, r"line 1: not JSON \(nested too deeply\)"),
         ('{"a":' * 100_000, r"line 1: not JSON \(nested too deeply\)"),
     ],
