@@ -1,5 +1,6 @@
 """Check annotations against videos and captions before anything is decoded."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +131,8 @@ def _check_row(row: Annotation, split: str, duration: float | None) -> Iterator[
             f"{location}, duration: annotated with {row.duration} s, but the file of {row.video} has {duration:.1f} s; "
             "correct the duration, or get the right video"
         )
-    end = row.duration if duration is None else duration
-    for window in row.windows if end is not None else ():
+    end = float(math.inf if row.duration is None else row.duration) if duration is None else duration
+    for window in row.windows:
         if window[0] >= end or window[1] > end + DURATION_TOLERANCE_S:
             verb = "begins" if window[0] >= end else "ends"
             yield (
