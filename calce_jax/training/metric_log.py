@@ -84,7 +84,9 @@ class MetricLog:
         steps_of = {name: applied if name in ("loss", "gradient_norm") else self._fetched for name in self._fetched[0]}
         mean = {name: float(np.mean([values[name] for values in steps])) for name, steps in steps_of.items() if steps}
         seconds = time.perf_counter() - self._start_time
-        scalars = {f"train/{name}": value for name, value in mean.items() if name not in ("tokens", "padding")}
+        # TensorBoard sorts groups, capitals first: "Loss" is above "data" and "eval".
+        scalars = {"Loss/train": mean["loss"]} if "loss" in mean else {}
+        scalars |= {f"train/{name}": value for name, value in mean.items() if name not in ("loss", "tokens", "padding")}
         scalars["train/learning_rate"] = self._fetched[-1]["learning_rate"]
         scalars["train/skipped"] = float(len(self._fetched) - len(applied))
         scalars |= {

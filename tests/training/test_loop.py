@@ -162,8 +162,10 @@ def test_a_whole_run_keeps_latest_and_best_and_is_logged(uninterrupted):
     assert int(state.step) == 15
     assert checkpoint_steps(workdir) == [10, 15]
     assert scalars(workdir, "eval/R1_avg") == {5: 45.0, 10: 50.0, 15: 45.0}
-    assert list(scalars(workdir, "train/loss")) == [4, 6, 8, 10, 12, 14]
+    assert list(scalars(workdir, "Loss/train")) == [4, 6, 8, 10, 12, 14]
     assert set(scalars(workdir, "data/padding").values()) == {0.25}
+    # TensorBoard shows groups in this order, in which capitals are first.
+    assert min(EventAccumulator(str(workdir)).Reload().Tags()["scalars"]) == "Loss/train"
     assert all(rate > 0 for rate in scalars(workdir, "speed/frames_per_second").values())
     assert EventAccumulator(str(workdir)).Reload().Tags()["images"] == ["samples/q1"]
 
@@ -178,7 +180,7 @@ def test_losses_and_scores_are_lines_where_stderr_is_no_terminal(tmp_path, capsy
         "epoch 1/3  loss #  R1_avg #",
         "step 6/15  loss #  lr #",
     ]
-    logged = scalars(tmp_path, "train/loss")
+    logged = scalars(tmp_path, "Loss/train")
     losses = {int(line.split("/")[0].removeprefix("step ")): line.split()[3] for line in lines if "step" in line}
     assert losses == {step: f"{loss:.3f}" for step, loss in logged.items()}
     # The evaluation after step 15 waits for its loss, which no log has.
@@ -289,7 +291,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, caplog
     assert messages[0].endswith(f"its queries are {queries_of(7)}")
     # What is written at step 10 is of steps 7 and 8, by the lag of two.
     assert {step: count for step, count in scalars(tmp_path, "train/skipped").items() if count} == {10: 1.0}
-    assert all(np.isfinite(value) for value in scalars(tmp_path, "train/loss").values())
+    assert all(np.isfinite(value) for value in scalars(tmp_path, "Loss/train").values())
     assert all(np.isfinite(value) for value in scalars(tmp_path, "train/gradient_norm").values())
 
 
@@ -306,7 +308,7 @@ def test_a_log_of_skipped_steps_alone_has_no_loss(tmp_path):
     # The lag leaves step 5 to the log of step 8, but for the evaluation, which waits.
     run(tmp_path, step_fn=harming(3, 4, 5))
     assert scalars(tmp_path, "train/skipped")[6] == 3.0
-    assert 6 not in scalars(tmp_path, "train/loss")
+    assert 6 not in scalars(tmp_path, "Loss/train")
     assert 6 in scalars(tmp_path, "train/learning_rate")
 
 
