@@ -84,6 +84,7 @@ def main(argv: list[str]) -> None:
         PrepareError,
         annotated_videos,
         caption_missing_videos,
+        check_splits,
         prepare_dataset,
         read_splits,
     )
@@ -92,15 +93,14 @@ def main(argv: list[str]) -> None:
     from calce_jax.storage.failures import failure_table
 
     settings = PrepareSettings(FRAMES.value, IMAGE_SIZE.value, behaviour=cast(Behaviour, BEHAVIOUR.value))
-    splits = read_splits(ANNOTATIONS.value or [], ITEMS.value)
     if CHECK.value:
-        report = validate_dataset(splits, str(VIDEOS.value), SRTS.value)
-        if report.faults:
-            print(failure_table(report.faults))
-        print("\n".join(report.summary_lines()))
-        if report.faults:
+        splits, faults = check_splits(ANNOTATIONS.value or [], ITEMS.value)
+        report = validate_dataset(splits, str(VIDEOS.value), SRTS.value, faults)
+        print("\n".join([*report.fault_lines(), *report.summary_lines()]))
+        if report.num_faults:
             raise SystemExit(1)
         return
+    splits = read_splits(ANNOTATIONS.value or [], ITEMS.value)
     srts = SRTS.value
     if WHISPER.value:
         srts = srts or f"{OUT.value}/captions"

@@ -25,7 +25,7 @@ parse = parse_config
 
 
 def main(argv: list[str]) -> None:
-    """Validate the config, join the other hosts, and train."""
+    """Validate the config, join the other hosts, train, and print what to do next."""
     no_arguments(argv, "set fields of the config with --config.FIELD=VALUE")
     VERIFY_FLAG.apply()
     check_folder("--workdir=", str(WORKDIR.value))
@@ -33,8 +33,11 @@ def main(argv: list[str]) -> None:
     config = validate_config(CONFIG)
     with HOST_FLAGS.joined():
         from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
+        from calce_jax.training.console import next_lines, print_lines
         from calce_jax.training.run import train_run
         from calce_jax.training.run_data import open_run_data
 
         retain_freed_memory()
-        train_run(config, Path(str(WORKDIR.value)), open_run_data(config), stop_on_signals=True)
+        workdir = Path(str(WORKDIR.value))
+        train_run(config, workdir, open_run_data(config), stop_on_signals=True)
+        print_lines(next_lines(config, workdir))

@@ -32,8 +32,9 @@ from calce_jax.datasets.prepared_video import (
 from calce_jax.datasets.tables import SkippedQuery, build_tables, rebuild_queries, videos_table_matches
 from calce_jax.datasets.validate import windows_after_end
 from calce_jax.datasets.workers import end_with_parent
-from calce_jax.errors import UsageError, UserError
-from calce_jax.moments.annotations import Annotation, read_annotations
+from calce_jax.errors import UsageError, UserError, UserFileNotFoundError
+from calce_jax.moments.annotations import Annotation, AnnotationError, parse_annotations, warn_windows_beyond_video
+from calce_jax.moments.json_rows import first_faults
 from calce_jax.storage.disk_space import format_bytes, free_bytes
 from calce_jax.storage.failures import Failure, write_failures
 from calce_jax.storage.locks import FileLock
@@ -72,18 +73,45 @@ def read_splits(files: Sequence[str], items_file: str | None = None) -> dict[str
 
     Raises:
       UsageError: the split of a file is unknown or given twice.
-      FileNotFoundError: there is no such file.
-      AnnotationError: faults in a file.
+      AnnotationError: the faults of all files together; a file that is missing is one.
+    """
+    splits, faults = check_splits(files, items_file)
+    if lines := [line for split, found in faults.items() for line in first_faults(found, split)]:
+        raise AnnotationError("\n".join(dict.fromkeys(lines)))
+    for split, rows in splits.items():
+        warn_windows_beyond_video(split, rows)
+    return splits
+
+
+def check_splits(
+    files: Sequence[str], items_file: str | None = None
+) -> tuple[dict[str, list[Annotation]], dict[str, list[str]]]:
+    """Read annotation files like `read_splits`, and go on after faults.
+
+    Args:
+      files: as for `read_splits`.
+      items_file: as for `read_splits`.
+
+    Returns:
+      The rows that can be used, and "FILE, LOCATION, FIELD: what is wrong; remedy" for the others, both by split.
+
+    Raises:
+      UsageError: the split of a file is unknown or given twice.
     """
     splits: dict[str, list[Annotation]] = {}
+    faults: dict[str, list[str]] = {}
     for file in files:
         split, path = _parse_split(file)
         if split in splits:
             raise UsageError(
                 f"--annotations: {split} is given twice, the second time by {path}", "give one file for each split"
             )
-        splits[split] = read_annotations(path, items=items_file)
-    return splits
+        try:
+            splits[split], found = parse_annotations(path, items=items_file)
+            faults[split] = [f"{path}, {fault}" for fault in found]
+        except (AnnotationError, UserFileNotFoundError) as error:
+            splits[split], faults[split] = [], [str(error)]
+    return splits, faults
 
 
 def _parse_split(file: str) -> tuple[str, str]:

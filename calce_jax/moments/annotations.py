@@ -10,9 +10,11 @@ The format is recognised by the content. One error names all rows that cannot be
 
 import csv
 import dataclasses
+import difflib
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +37,12 @@ from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.text_files import read_text
 
 STAGE1_WINDOW_FIELDS = ("stage1_windows", "stage1_result")
+_FIELDS = ("qid", "query", "vid", "video", "duration", "items", "kind", "relevant_windows", *STAGE1_WINDOW_FIELDS)
+# Of QVHighlights, not read; any other field may be there too, unless it looks like one of `_FIELDS` that the row lacks.
+_UNREAD_FIELDS = ("relevant_clip_ids", "saliency_scores", "pred_relevant_windows", "pred_saliency_scores")
+_SHORT_FORMS = {"id": "qid", "video_id": "vid", "sentence": "query", "window": "relevant_windows"}
+_SHORT_FORMS |= {"windows": "relevant_windows", "timestamps": "relevant_windows", "moments": "relevant_windows"}
+_MIN_SIMILARITY = 0.8  # difflib's ratio: "relevent_windows" has 0.94, "clip_windows" 0.71
 # Tolerated difference of annotated and real durations: annotations are rounded, and so are headers.
 DURATION_TOLERANCE_S = 1.0
 _MISSING_REMEDY = "give the path of a file that was released or written"
@@ -59,6 +67,7 @@ class Annotation:
         video. Empty where they are not published, as in a test split.
       stage1_windows: windows predicted by stage 1, in seconds; `None` before stage 1 has run.
       kind: what answering needs, e.g. "visual"; `None` where it is not known.
+      location: where it was read, "val.jsonl, line 3", for messages; "" for one that was not. Not compared.
     """
 
     qid: str | int
@@ -69,6 +78,7 @@ class Annotation:
     windows: list[list[Seconds]]
     stage1_windows: list[list[Seconds]] | None = None
     kind: str | None = None
+    location: str = dataclasses.field(default="", compare=False, repr=False)
 
     @property
     def clipped_windows(self) -> list[list[Seconds]]:
@@ -96,8 +106,31 @@ def read_annotations(
 
     Raises:
       UserFileNotFoundError: there is no such file.
-      AnnotationError: a file is not UTF-8; or all faults of its rows: a field that is missing or of the wrong type, a
-        window that is reversed, not finite or wholly outside the video, an id that repeats.
+      AnnotationError: a file is not UTF-8; or all faults of its rows: a field that is missing, misspelt or of the wrong
+        type, a window that is reversed, not finite or wholly outside the video, an id that repeats.
+    """
+    annotations, faults = parse_annotations(path, items=items, durations=durations)
+    raise_faults(path, faults, AnnotationError)
+    warn_windows_beyond_video(path, annotations)
+    return annotations
+
+
+def parse_annotations(
+    path: str | Path,
+    *,
+    items: str | Path | None = None,
+    durations: Mapping[str, Seconds] | str | Path | None = None,
+) -> tuple[list[Annotation], list[str]]:
+    """Return the rows of a file that can be used, and "LOCATION, FIELD: what is wrong; remedy" for each fault.
+
+    Args:
+      path: as for `read_annotations`.
+      items: as for `read_annotations`.
+      durations: as for `read_annotations`.
+
+    Raises:
+      UserFileNotFoundError: there is no such file.
+      AnnotationError: a file is not UTF-8.
     """
     path = Path(path)
     text = read_text(path, "annotations", _MISSING_REMEDY, AnnotationError)
@@ -108,13 +141,9 @@ def read_annotations(
         row_faults = list(_find_row_faults(row))
         faults += [f"{location}, {fault}" for fault in row_faults]
         if not row_faults:
-            annotations.append(_annotation_from_json(row, duration_by_video))
+            annotations.append(_annotation_from_json(row, duration_by_video, f"{path}, {location}"))
     faults += find_repeated_qids(annotations)
-    raise_faults(path, faults, AnnotationError)
-    if items is not None:
-        annotations = _with_items(annotations, items)
-    _warn_windows_beyond_video(path, annotations)
-    return annotations
+    return annotations if items is None else _with_items(annotations, items), faults
 
 
 def find_repeated_qids(annotations: Sequence[Annotation]) -> list[str]:
@@ -189,6 +218,7 @@ def _find_row_faults(row: Any) -> Iterable[str]:
     if not isinstance(row, dict):
         yield f"expected an object with qid, query, vid and duration, got {row!r:.60}"
         return
+    yield from _find_misspelt_fields(row)
     if not isinstance(row.get("qid"), str | int) or isinstance(row.get("qid"), bool):
         yield f"qid: expected the query's id, {_describe_value(row, 'qid')}"
     if not isinstance(row.get("query"), str) or not row["query"].strip():
@@ -208,6 +238,19 @@ def _find_row_faults(row: Any) -> Iterable[str]:
         duration = None
     yield from _find_window_faults(row, "relevant_windows", duration)
     yield from _find_window_faults(row, _field_name(row, *STAGE1_WINDOW_FIELDS), None)
+
+
+def _find_misspelt_fields(row: dict[str, Any]) -> Iterable[str]:
+    """Yield a fault for each unknown field that looks like a known one which the row lacks."""
+    absent = {name for name in _FIELDS if name not in row}
+    for aliases in (("vid", "video"), STAGE1_WINDOW_FIELDS):
+        absent -= set() if absent.issuperset(aliases) else set(aliases)
+    for field in [name for name in row if name not in (*_FIELDS, *_UNREAD_FIELDS)]:
+        name = re.sub(r"[\s-]+", "_", field.strip().lower())
+        close = difflib.get_close_matches(name, sorted(absent), n=1, cutoff=_MIN_SIMILARITY)
+        meant = close[0] if close else _SHORT_FORMS.get(name)
+        if meant in absent:
+            yield f"{field}: there is no such field; did you mean {meant}? Rename it"
 
 
 def _find_window_faults(row: dict[str, Any], field: str, duration: Seconds | None) -> Iterable[str]:
@@ -235,7 +278,7 @@ def _field_name(row: Mapping[str, Any], *names: str) -> str:
     return next((name for name in names if name in row), names[0])
 
 
-def _annotation_from_json(row: dict[str, Any], durations: Mapping[str, Seconds]) -> Annotation:
+def _annotation_from_json(row: dict[str, Any], durations: Mapping[str, Seconds], location: str) -> Annotation:
     stage1_windows = row.get(_field_name(row, *STAGE1_WINDOW_FIELDS))
     video = row[_field_name(row, "vid", "video")]
     return Annotation(
@@ -247,6 +290,7 @@ def _annotation_from_json(row: dict[str, Any], durations: Mapping[str, Seconds])
         windows=[list(window) for window in row.get("relevant_windows") or []],
         stage1_windows=None if stage1_windows is None else [list(window) for window in stage1_windows],
         kind=row.get("kind"),
+        location=location,
     )
 
 
@@ -300,12 +344,13 @@ def _with_items(annotations: Iterable[Annotation], path: str | Path) -> list[Ann
     ]
 
 
-def _warn_windows_beyond_video(path: Path, annotations: Sequence[Annotation]) -> None:
+def warn_windows_beyond_video(source: str | Path, annotations: Sequence[Annotation]) -> None:
+    """Log a warning that counts and names the queries of a file or split with windows that reach beyond their video."""
     clipped_qids = [annotation.qid for annotation in annotations if annotation.clipped_windows != annotation.windows]
     if clipped_qids:
         logging.warning(
             "%s: windows of %d of %d queries reach beyond their video; training clips them to it: %s%s",
-            path,
+            source,
             len(clipped_qids),
             len(annotations),
             ", ".join(map(str, clipped_qids[:5])),

@@ -13,7 +13,7 @@ from calce_jax.errors import UserError
 
 QVHIGHLIGHTS_PREFIX = "QVHighlight_"
 # A file can be wrong in every line; a longer list is of no use.
-MAX_SHOWN_FAULTS = 30
+MAX_SHOWN_FAULTS = 20
 MAX_NAMED_QIDS = 5
 
 
@@ -110,9 +110,13 @@ def raise_faults(path: str | Path, faults: Sequence[str], error_type: type[UserE
       UserError: `error_type`, with a line for each fault, at most `MAX_SHOWN_FAULTS` of them.
     """
     if faults:
-        shown = [f"{path}, {fault}" for fault in faults[:MAX_SHOWN_FAULTS]]
-        more = [f"... and {len(faults) - len(shown)} more"] if len(faults) > len(shown) else []
-        raise error_type("\n".join(shown + more))
+        raise error_type("\n".join(first_faults([f"{path}, {fault}" for fault in faults], path)))
+
+
+def first_faults(faults: Sequence[str], source: str | Path) -> list[str]:
+    """Return at most `MAX_SHOWN_FAULTS` faults of a file or split, and a line that says how many more there are."""
+    more = len(faults) - MAX_SHOWN_FAULTS
+    return [*faults[:MAX_SHOWN_FAULTS], *([f"{source}: and {more} more"] if more > 0 else [])]
 
 
 def is_finite_number(value: Any) -> TypeGuard[int | float]:

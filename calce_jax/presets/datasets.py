@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from calce_jax.config import DataConfig, KeyframesConfig, ModelSize, ScheduleConfig, TextConfig, WeightsConfig
 
 WARMUP_FROM = 1e-8
+TINY_BASE = "calce_jax/assets/tiny/base.safetensors"
 # More stage-1 windows than any published prediction has.
 MAX_STAGE1_WINDOWS = 32
 # Batches that are regrouped by prompt length. Each holds 54 MB per video on the device in bfloat16 (stage 2: 109 MB).
@@ -78,9 +79,9 @@ def qvhighlights(stage: int, size: ModelSize) -> DatasetDefaults:
         keyframes=cluster_keyframes(1, 0) if first else cluster_keyframes(3, 1),
         schedule=schedule(50, 3e-4, 0.0, 2255) if first else schedule(15, 2.8e-4, 2.6e-4, 256),
         accumulate=2,
-        weights=full_weights(size, "" if first else "runs/qvhighlights_stage1"),
-        t5_tokenizer="weights/tokenizers/t5",
-        bert_tokenizer="weights/tokenizers/bert",
+        weights=WeightsConfig(base=base_weights(size), start="" if first else "runs/qvhighlights_stage1"),
+        t5_tokenizer=tokenizer(size, "t5"),
+        bert_tokenizer=tokenizer(size, "bert"),
         text_tokens=2304,
         typical_text_tokens=256,
         num_buckets=8,
@@ -111,9 +112,9 @@ def charades_sta(stage: int, size: ModelSize) -> DatasetDefaults:
         keyframes=cluster_keyframes(1, 0) if first else cluster_keyframes(3, 2),
         schedule=schedule(50, 3e-4, 2e-4, 450) if first else schedule(15, 2.8e-4, 2.6e-4, 256),
         accumulate=4 if first else 2,
-        weights=full_weights(size, "" if first else "runs/charades_sta_stage1"),
-        t5_tokenizer="weights/tokenizers/t5",
-        bert_tokenizer="weights/tokenizers/bert",
+        weights=WeightsConfig(base=base_weights(size), start="" if first else "runs/charades_sta_stage1"),
+        t5_tokenizer=tokenizer(size, "t5"),
+        bert_tokenizer=tokenizer(size, "bert"),
         text_tokens=400,
         typical_text_tokens=256,
         num_buckets=8,
@@ -150,7 +151,7 @@ def shapes(stage: int, size: ModelSize) -> DatasetDefaults:
         schedule=schedule(3, 3e-4, 1e-5, 20) if is_stage1 else schedule(3, 2e-4, 1e-5, 10),
         accumulate=1,
         weights=WeightsConfig(
-            base="calce_jax/assets/tiny/base.safetensors" if size == "tiny" else "",
+            base=TINY_BASE if size == "tiny" else "",
             start="" if is_stage1 else "runs/demo/stage1",
         ),
         t5_tokenizer="calce_jax/assets/tiny/t5",
@@ -164,9 +165,16 @@ def shapes(stage: int, size: ModelSize) -> DatasetDefaults:
     )
 
 
-def full_weights(size: ModelSize, start: str) -> WeightsConfig:
-    """Return the paths of converted BLIP-2 and Flan-T5; sizes below `full` have no published weights."""
-    return WeightsConfig(base=f"weights/{size}.safetensors" if size.startswith("full") else "", start=start)
+def base_weights(size: ModelSize) -> str:
+    """Return the path of the base weights: converted BLIP-2 and Flan-T5, the packaged tiny ones, or "" for "small"."""
+    if size == "tiny":
+        return TINY_BASE
+    return f"weights/{size}.safetensors" if size.startswith("full") else ""
+
+
+def tokenizer(size: ModelSize, name: str) -> str:
+    """Return the path of the tokenizer "t5" or "bert"; for the tiny model that of the package, which it knows."""
+    return f"calce_jax/assets/tiny/{name}" if size == "tiny" else f"weights/tokenizers/{name}"
 
 
 DATASETS: dict[str, Callable[[int, ModelSize], DatasetDefaults]] = {

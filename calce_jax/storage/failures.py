@@ -45,11 +45,18 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
     write_atomic(path, "".join(json.dumps(dataclasses.asdict(failure)) + "\n" for failure in failures))
 
 
-def failure_table(failures: Sequence[Failure]) -> str:
-    """Return the failures as a text table of video, reason and remedy, with at most `MAX_LISTED_FAILURES` rows."""
+def failure_table(failures: Sequence[Failure], all_are_in: str = "failures.jsonl") -> str:
+    """Return the failures as a text table of video, reason and remedy, with at most `MAX_LISTED_FAILURES` rows.
+
+    Args:
+      failures: in the order of the rows.
+      all_are_in: file that has all of them, named if the table has not; "" for none.
+    """
     rows = [("video", "what is wrong", "what to do")]
     rows += [(single_line(failure.video), failure.reason, failure.remedy) for failure in failures[:MAX_LISTED_FAILURES]]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = [f"{video:<{widths[0]}}  {reason:<{widths[1]}}  {remedy}" for video, reason, remedy in rows]
     more = len(failures) - MAX_LISTED_FAILURES
-    return "\n".join([*lines, f"... and {more} more, in failures.jsonl"] if more > 0 else lines)
+    return "\n".join(
+        [*lines, f"... and {more} more" + (f", in {all_are_in}" if all_are_in else "")] if more > 0 else lines
+    )

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from calce_jax.batch import Batch
 from calce_jax.checkpoints.manager import BEST_METRIC, Checkpoints
@@ -24,6 +23,7 @@ from calce_jax.distributed.multihost import preemption_requested
 from calce_jax.training.feed import Feed
 from calce_jax.training.metric_log import MetricLog, TrainingError
 from calce_jax.training.metric_writer import MetricWriter
+from calce_jax.training.progress import TrainProgress
 from calce_jax.training.state import TrainState
 
 
@@ -136,10 +136,8 @@ def train(
         log.fetch_all()
         checkpoints.save(state, feed.iterator, {**outputs.metadata, "evaluation_due": evaluation_due}, metrics)
 
-    bar = tqdm(
-        total=schedule.total_steps, initial=step, unit="step", dynamic_ncols=True, disable=jax.process_index() > 0
-    )
-    with _stop_request(stop_on_signals) as stop, bar:
+    progress = TrainProgress(schedule.total_steps, step)
+    with _stop_request(stop_on_signals) as stop, progress:
         while True:
             # 1. Evaluate at the end of an epoch, or first if the interrupted process had to; save latest and best.
             if eval_due:
@@ -149,7 +147,8 @@ def train(
                 except _EvaluationInterrupted:
                     save(None, evaluation_due=True)
                     break
-                _write_evaluation(writer, bar, step, schedule, evaluation)
+                _write_evaluation(writer, step, evaluation)
+                progress.print(_epoch_line(schedule, step, log.loss, evaluation))
                 save(evaluation.metrics)
                 eval_due = False
                 log.reset_timer()
@@ -175,11 +174,11 @@ def train(
             state, step_metrics = functions.train_step(state, batch)
             step += 1
             log.add(step, row_info, step_metrics)
-            bar.update()
+            progress.update()
 
             # 4. Log the metrics that are ready.
             if step % schedule.log_every == 0:
-                bar.set_postfix(log.write(step), refresh=False)
+                progress.log(step, log.write(step))
             if step % schedule.steps_per_epoch == 0:
                 log.report_row_flags()
             eval_due = schedule.is_eval_step(step)
@@ -196,17 +195,15 @@ def train(
     return state
 
 
-def _write_evaluation(
-    writer: MetricWriter, bar: tqdm, step: int, schedule: TrainSchedule, evaluation: EvalResult
-) -> None:
+def _write_evaluation(writer: MetricWriter, step: int, evaluation: EvalResult) -> None:
     writer.write_scalars(step, {f"eval/{name}": value for name, value in evaluation.metrics.items()})
     writer.write_images(step, {f"samples/{name}": image for name, image in evaluation.images.items()})
     writer.write_texts(step, {f"samples/{name}": text for name, text in evaluation.texts.items()})
-    epoch = step // schedule.steps_per_epoch
-    if not bar.disable:
-        bar.write(
-            f"epoch {epoch}/{schedule.epochs}  {BEST_METRIC} {evaluation.metrics[BEST_METRIC]:.2f}", file=sys.stderr
-        )
+
+
+def _epoch_line(schedule: TrainSchedule, step: int, loss: float, evaluation: EvalResult) -> str:
+    epoch = f"epoch {step // schedule.steps_per_epoch}/{schedule.epochs}"
+    return f"{epoch}  loss {loss:.3f}  {BEST_METRIC} {evaluation.metrics[BEST_METRIC]:.2f}"
 
 
 @dataclass

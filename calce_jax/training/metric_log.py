@@ -1,5 +1,6 @@
 """Metrics of training steps: from the device to the metric writer, and the end of a run whose steps are not finite."""
 
+import math
 import resource
 import time
 from collections import deque
@@ -42,7 +43,14 @@ class MetricLog:
         self._flag_counter, self._num_reported_flags = RowFlagCounter(), 0
         self._num_rows, self._num_flagged_rows = 0, 0
         self._num_frames = 0
+        self._written_loss = math.nan
         self._start_time, self._num_steps = time.perf_counter(), 0
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the steps fetched since the last `write`, else the one it wrote; without skipped steps."""
+        losses = [values["loss"] for values in self._fetched if not values["skipped"]]
+        return float(np.mean(losses)) if losses else self._written_loss
 
     def add(self, step: int, row_info: RowInfo, metrics: Mapping[str, jax.Array]) -> None:
         """Add a dispatched step; its metrics are not fetched yet.
@@ -63,7 +71,7 @@ class MetricLog:
         """Write the means since the last call, except of the last `METRICS_LAG_STEPS` steps.
 
         Returns:
-          Loss and learning rate for the progress bar.
+          Loss and learning rate for the console; {} if no step was fetched.
 
         Raises:
           TrainingError: `MAX_SKIPPED` steps in a row were skipped.
@@ -76,7 +84,9 @@ class MetricLog:
         steps_of = {name: applied if name in ("loss", "gradient_norm") else self._fetched for name in self._fetched[0]}
         mean = {name: float(np.mean([values[name] for values in steps])) for name, steps in steps_of.items() if steps}
         seconds = time.perf_counter() - self._start_time
-        scalars = {f"train/{name}": value for name, value in mean.items() if name not in ("tokens", "padding")}
+        # TensorBoard sorts groups, capitals first: "Loss" is above "data" and "eval".
+        scalars = {"Loss/train": mean["loss"]} if "loss" in mean else {}
+        scalars |= {f"train/{name}": value for name, value in mean.items() if name not in ("loss", "tokens", "padding")}
         scalars["train/learning_rate"] = self._fetched[-1]["learning_rate"]
         scalars["train/skipped"] = float(len(self._fetched) - len(applied))
         scalars |= {
@@ -91,10 +101,11 @@ class MetricLog:
         if device := jax.local_devices()[0].memory_stats():
             scalars["memory/device_gb"] = device["peak_bytes_in_use"] / 1e9
         self._writer.write_scalars(step, scalars)
+        self._written_loss = mean.get("loss", math.nan)
         self._fetched.clear()
         self._num_rows, self._num_flagged_rows = 0, 0
         self.reset_timer()
-        return {"loss": f"{mean.get('loss', np.nan):.3f}", "lr": f"{scalars['train/learning_rate']:.2e}"}
+        return {"loss": f"{self._written_loss:.3f}", "lr": f"{scalars['train/learning_rate']:.2e}"}
 
     def report_row_flags(self) -> None:
         """Log the queries with row flags, by flag, if there are more than at the last call."""

@@ -33,7 +33,7 @@ class MetricsError(UserError):
 
 
 class TensorBoardWriter(MetricWriter):
-    """Writes TensorBoard event files; names such as "train/loss" are grouped by the part before the slash.
+    """Writes TensorBoard event files; names such as "eval/mIoU" are grouped by the part before the slash.
 
     Events are written by the thread that calls, so errors are raised there. tensorboardX's own `SummaryWriter` leaves
     them to a thread; where that dies, as on a full disk, the others wait for it for ever.

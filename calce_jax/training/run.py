@@ -1,7 +1,6 @@
 """A training run: its workdir, the model on its devices, the compiled functions, the loop."""
 
 import json
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from calce_jax.models.calce import count_params
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.provenance import file_hash, git_revision
 from calce_jax.text.tokenizers import tokenizer_hashes
+from calce_jax.training.console import model_lines, print_lines, result_lines, schedule_lines
 from calce_jax.training.feed import LengthGroupedIterator, length_grouped_feed, sequential_feed
 from calce_jax.training.loop import RunOutputs, TrainFunctions, TrainSchedule, train
 from calce_jax.training.metric_writer import open_metric_writer
@@ -67,7 +67,7 @@ def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sign
     with jax.set_mesh(mesh), open_metric_writer(workdir, (resumed_step or 0) + 1) as writer:
         # 2. The model: frozen weights and trainables, on their devices.
         graph, trainable, frozen = build_model(run_data.model_config, config, mesh)
-        logging.info("%d parameters are trainable, %d are frozen", count_params(trainable), count_params(frozen))
+        print_lines(model_lines(config, mesh, count_params(trainable), count_params(frozen)))
         if init_source.kind == "other_run" and init_source.path:
             other_trainable = load_trainable(init_source.path, trainable)
             if config.model.ln_vision == "frozen":
@@ -92,14 +92,15 @@ def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sign
             )
         optimizer = make_optimizer(config.optimizer, config.behaviour)
         state = create_sharded_train_state(trainable, optimizer, mesh)
+        eval_due = False
         if resumed_step is not None:
             abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
             metadata = checkpoints.read_metadata(resumed_step)
             check_tables(metadata, run_data.tables, config.data.directory)
             check_files(checkpoints.folder / str(resumed_step), metadata, config)
             state = checkpoints.restore(resumed_step, abstract, feed.iterator)
-            if is_primary():
-                print(f"resuming from {checkpoints.folder / str(resumed_step)}", file=sys.stderr)
+            print_lines([f"resuming from {checkpoints.folder / str(resumed_step)}"])
+            eval_due = bool(metadata.get("evaluation_due"))
         logging.info(
             "%s start at step %d from %s", init_source.kind, int(state.step), init_source.path or "a random model"
         )
@@ -124,11 +125,14 @@ def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sign
 
         # 5. The loop.
         writer.write_hparams(dict(flatten(to_dict(config))))
+        schedule = TrainSchedule(steps_per_epoch, config.schedule.epochs, config.loop.log_every, config.loop.eval_every)
+        is_finished = int(state.step) >= schedule.total_steps and not eval_due
+        print_lines(schedule_lines(config, workdir, schedule, int(state.step), is_finished=is_finished))
         try:
-            return train(
+            state = train(
                 state,
                 feed,
-                TrainSchedule(steps_per_epoch, config.schedule.epochs, config.loop.log_every, config.loop.eval_every),
+                schedule,
                 TrainFunctions(
                     train_step=lambda state, batch: train_step(state, frozen, batch, key),
                     evaluate=lambda state: run_data.evaluate(partial(predict, state.trainable, frozen)),
@@ -137,6 +141,8 @@ def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sign
                 RunOutputs(checkpoints, checkpoint_metadata(config, init_source, run_data.tables), writer),
                 stop_on_signals=stop_on_signals,
             )
+            print_lines(result_lines(config, checkpoints))
+            return state
         finally:
             checkpoints.close()
 

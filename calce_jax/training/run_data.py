@@ -15,7 +15,7 @@ from calce_jax.config import RunConfig
 from calce_jax.distributed.multihost import process_info
 from calce_jax.inference.predict_split import DatasetSplit, PredictFn, make_case, open_split, predict_answers
 from calce_jax.input_pipeline.batches import batches_per_epoch, input_config, make_iterator
-from calce_jax.input_pipeline.dataset import open_dataset
+from calce_jax.input_pipeline.dataset import Query, TablesError, open_dataset
 from calce_jax.input_pipeline.feature_fingerprint import check_videos
 from calce_jax.input_pipeline.table_fingerprint import Fingerprint, table_fingerprint
 from calce_jax.models.calce import CalceConfig
@@ -56,7 +56,8 @@ def open_run_data(config: RunConfig) -> RunData:
     """Open the tokenizers and both splits of a config.
 
     Raises:
-      TablesError: there is no such prepared folder or split.
+      TablesError: there is no such prepared folder or split; or stage 2 is to be trained on tables that have no windows
+        of stage 1.
       TokenizerError: a tokenizer is missing.
       InputError: a split has fewer queries than a batch.
       FeaturesError: `config.data.features` holds features of another model, or not of all videos.
@@ -67,6 +68,8 @@ def open_run_data(config: RunConfig) -> RunData:
     train_input = input_config(config, config.data.train_split, model_config, training=True)
     eval_split = open_split(config, config.data.eval_split, tokenizers, model_config)
     train_queries = list(train_dataset.queries())
+    check_stage1_windows(config, config.data.train_split, train_queries)
+    check_stage1_windows(config, config.data.eval_split, eval_split.queries)
     check_videos(config, config.data.train_split, [query.video for query in train_queries])
     query_ids = [str(query.qid) for query in train_queries]
     return RunData(
@@ -85,6 +88,19 @@ def open_run_data(config: RunConfig) -> RunData:
             config.data.eval_split: table_fingerprint(eval_split.queries, config.stage),
         },
     )
+
+
+def check_stage1_windows(config: RunConfig, split: str, queries: Sequence[Query]) -> None:
+    """Check, for stage 2, that windows of stage 1 were merged into a split; single queries may lack them.
+
+    Raises:
+      TablesError: no query has any. Stage 2 would look at the whole video everywhere.
+    """
+    if config.stage == 2 and all(query.stage1_windows is None for query in queries):
+        raise TablesError(
+            f"the tables in {config.data.directory} have no windows of stage 1 in {split}",
+            "run `calce infer` on stage 1, `calce merge`, then `calce prepare`",
+        )
 
 
 def evaluate_split(

@@ -144,7 +144,7 @@ def wait_for_checkpoint(workdir, processes):
 
 def losses(workdir):
     events = EventAccumulator(str(workdir)).Reload()
-    return {event.step: event.value for event in events.Scalars("train/loss")}
+    return {event.step: event.value for event in events.Scalars("Loss/train")}
 
 
 def read(path):

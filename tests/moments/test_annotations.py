@@ -6,7 +6,13 @@ import json
 import pytest
 from absl import logging
 
-from calce_jax.moments.annotations import Annotation, AnnotationError, read_annotations, write_annotations
+from calce_jax.moments.annotations import (
+    Annotation,
+    AnnotationError,
+    parse_annotations,
+    read_annotations,
+    write_annotations,
+)
 
 ROW = {"qid": 1, "query": "A dog runs.", "vid": "v", "duration": 150, "relevant_windows": [[0, 10], [20, 30]]}
 
@@ -209,9 +215,56 @@ def test_a_number_of_too_many_digits_is_a_fault(write):
         read_annotations(write(json.dumps(ROW).replace("150", "1" * 5000)))
 
 
-def test_at_most_thirty_faults_are_listed(write):
-    with pytest.raises(AnnotationError, match="and 10 more"):
+def test_at_most_twenty_faults_are_listed(write):
+    with pytest.raises(AnnotationError, match=r"rows\.jsonl: and 20 more$") as caught:
         read_annotations(write(*[{**ROW, "qid": n, "query": 0} for n in range(40)]))
+    assert len(str(caught.value).splitlines()) == 21
+
+
+@pytest.mark.parametrize(
+    ("field", "meant"),
+    [
+        ("relevent_windows", "relevant_windows"),
+        ("Relevant-Windows", "relevant_windows"),
+        ("windows", "relevant_windows"),
+        ("item", "items"),
+        ("kinds", "kind"),
+        ("stage1_window", "stage1_windows"),
+    ],
+)
+def test_a_misspelt_field_is_a_fault(write, field, meant):
+    row = {name: value for name, value in ROW.items() if name != meant}
+    message = rf"rows\.jsonl, line 2, {field}: there is no such field; did you mean {meant}\? Rename it$"
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(write(ROW, {**row, "qid": 2, field: None}))
+
+
+def test_other_fields_pass(write):
+    others = {"relevant_clip_ids": [1], "saliency_scores": [[1, 2, 3]], "note": "x", "windows": 2, "video_id": "u"}
+    (row,) = read_annotations(write({**ROW, **others}))
+    assert row == Annotation(1, "v", "A dog runs.", [], 150, [[0, 10], [20, 30]])
+    submission = {name: value for name, value in ROW.items() if name != "relevant_windows"}
+    (row,) = read_annotations(write({**submission, "pred_relevant_windows": [[0, 1, 0.5]], "pred_saliency_scores": []}))
+    assert not row.windows
+    stage2 = {name: value for name, value in ROW.items() if name != "vid"}
+    (row,) = read_annotations(write({**stage2, "video": "v", "stage1_result": [[0, 4]]}))
+    assert row.stage1_windows == [[0, 4]]
+    assert row.location.endswith("rows.jsonl, line 1")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "qvhighlights/highlight_train_release.jsonl",
+        "qvhighlights/highlight_test_release.jsonl",
+        "calce/qvh/test_dummy_stage2.json",
+        "calce/charades/train_stage2.json",
+    ],
+)
+def test_published_files_have_no_fault(shared, file):
+    annotations, faults = parse_annotations(shared / "annotations" / file)
+    assert not faults
+    assert len(annotations) > 1500
 
 
 def test_missing_files_are_named(write, tmp_path):

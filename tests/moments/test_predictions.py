@@ -83,7 +83,7 @@ def test_many_faults_are_counted(tmp_path):
     with pytest.raises(PredictionError, match="line 1: not JSON"):
         read_predictions(path)
     path.write_text("{\n" * 100)
-    with pytest.raises(PredictionError, match=r"\.\.\. and 70 more"):
+    with pytest.raises(PredictionError, match=r"predictions\.jsonl: and 80 more$"):
         read_predictions(path)
 
 

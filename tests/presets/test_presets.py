@@ -4,9 +4,10 @@ from dataclasses import asdict
 
 import pytest
 
+from calce_jax.config import packaged_path
 from calce_jax.inference.predict_step import step_config
 from calce_jax.models.calce import SelectionConfig
-from calce_jax.presets.runs import get_preset
+from calce_jax.presets.runs import DATASETS, get_preset
 
 # frames, captions of a batch, epochs, peak and floor of the rate, warm-up steps, accumulated micro-steps, dilations.
 PUBLISHED = {
@@ -55,3 +56,23 @@ def test_published_runs(name):
 def test_the_original_reads_windows_in_the_given_order_and_does_not_regroup():
     config = get_preset("qvhighlights,stage=1,behaviour=reference")
     assert (config.generation.window_order, config.data.group, config.behaviour) == ("given", 1, "reference")
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_tiny_size_needs_nothing_but_the_package(dataset, stage):
+    config = get_preset(f"{dataset},stage={stage},size=tiny")
+    for path in (config.weights.base, config.text.t5_tokenizer, config.text.bert_tokenizer):
+        assert path.startswith("calce_jax/assets/tiny/"), path
+        assert packaged_path(path).exists()
+
+
+def test_sizes_with_published_weights_read_them_from_one_place():
+    config = get_preset("qvhighlights,stage=1")
+    assert config.weights.base == "weights/full.safetensors"
+    assert (config.text.t5_tokenizer, config.text.bert_tokenizer) == (
+        "weights/tokenizers/t5",
+        "weights/tokenizers/bert",
+    )
+    small = get_preset("charades_sta,stage=1,size=small")
+    assert (small.weights.base, small.text.t5_tokenizer) == ("", "weights/tokenizers/t5")

@@ -1,6 +1,8 @@
 import os
+import re
 import shutil
 import signal
+import sys
 from functools import partial
 
 import grain
@@ -20,6 +22,7 @@ from calce_jax.training.loop import EvalResult, RunOutputs, TrainFunctions, Trai
 from calce_jax.training.metric_log import MAX_SKIPPED, TrainingError
 from calce_jax.training.metric_writer import open_metric_writer
 from calce_jax.training.optimizer import make_optimizer
+from calce_jax.training.progress import TrainProgress
 from calce_jax.training.state import apply_gradients, create_train_state, is_finite
 
 SCHEDULE = TrainSchedule(steps_per_epoch=5, epochs=3, log_every=2, eval_every=1)
@@ -159,10 +162,58 @@ def test_a_whole_run_keeps_latest_and_best_and_is_logged(uninterrupted):
     assert int(state.step) == 15
     assert checkpoint_steps(workdir) == [10, 15]
     assert scalars(workdir, "eval/R1_avg") == {5: 45.0, 10: 50.0, 15: 45.0}
-    assert list(scalars(workdir, "train/loss")) == [4, 6, 8, 10, 12, 14]
+    assert list(scalars(workdir, "Loss/train")) == [4, 6, 8, 10, 12, 14]
     assert set(scalars(workdir, "data/padding").values()) == {0.25}
+    # TensorBoard shows groups in this order, in which capitals are first.
+    assert min(EventAccumulator(str(workdir)).Reload().Tags()["scalars"]) == "Loss/train"
     assert all(rate > 0 for rate in scalars(workdir, "speed/frames_per_second").values())
     assert EventAccumulator(str(workdir)).Reload().Tags()["images"] == ["samples/q1"]
+
+
+def test_losses_and_scores_are_lines_where_stderr_is_no_terminal(tmp_path, capsys):
+    run(tmp_path)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    assert [re.sub(r"[\d.]+e-\d+|\d+\.\d+", "#", line) for line in lines[:3]] == [
+        "step 4/15  loss #  lr #",
+        "epoch 1/3  loss #  R1_avg #",
+        "step 6/15  loss #  lr #",
+    ]
+    logged = scalars(tmp_path, "Loss/train")
+    losses = {int(line.split("/")[0].removeprefix("step ")): line.split()[3] for line in lines if "step" in line}
+    assert losses == {step: f"{loss:.3f}" for step, loss in logged.items()}
+    # The evaluation after step 15 waits for its loss, which no log has.
+    last = f"{float(toy_loss_of_step(15)):.3f}"
+    assert lines[-1] == f"epoch 3/3  loss {last}  R1_avg 45.00"
+
+
+def toy_loss_of_step(step):
+    """Return the mean loss of the steps that are logged after step 12, up to this one."""
+    state, data, losses = (
+        create_train_state({"kernel": jnp.zeros(2), "bias": jnp.zeros(())}, OPTIMIZER),
+        make_iterator(),
+        [],
+    )
+    for _ in range(step):
+        batch = next(data)
+        state, measured = toy_step(state, jax.tree.map(jnp.asarray, batch))
+        losses.append(measured["loss"])
+    return np.mean(losses[12:])
+
+
+@pytest.mark.parametrize(("is_terminal", "host"), [(True, 0), (True, 1), (False, 1)])
+def test_a_bar_in_a_terminal_and_nothing_on_other_hosts(tmp_path, capsys, monkeypatch, is_terminal, host):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(jax, "process_index", lambda: host)
+    progress = TrainProgress(15, 2)
+    with progress:
+        progress.update()
+        progress.log(3, {"loss": "1.500"})
+        progress.print("epoch 1/3")
+    printed = capsys.readouterr().err
+    assert ("epoch 1/3" in printed) == ("loss=1.500" in printed) == ("3/15" in printed) == (host == 0)
+    assert "step 3/15" not in printed
 
 
 def test_what_does_not_fit_is_counted_with_the_metrics_and_named_once(tmp_path, caplog):
@@ -240,7 +291,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, caplog
     assert messages[0].endswith(f"its queries are {queries_of(7)}")
     # What is written at step 10 is of steps 7 and 8, by the lag of two.
     assert {step: count for step, count in scalars(tmp_path, "train/skipped").items() if count} == {10: 1.0}
-    assert all(np.isfinite(value) for value in scalars(tmp_path, "train/loss").values())
+    assert all(np.isfinite(value) for value in scalars(tmp_path, "Loss/train").values())
     assert all(np.isfinite(value) for value in scalars(tmp_path, "train/gradient_norm").values())
 
 
@@ -257,7 +308,7 @@ def test_a_log_of_skipped_steps_alone_has_no_loss(tmp_path):
     # The lag leaves step 5 to the log of step 8, but for the evaluation, which waits.
     run(tmp_path, step_fn=harming(3, 4, 5))
     assert scalars(tmp_path, "train/skipped")[6] == 3.0
-    assert 6 not in scalars(tmp_path, "train/loss")
+    assert 6 not in scalars(tmp_path, "Loss/train")
     assert 6 in scalars(tmp_path, "train/learning_rate")
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import inspect
 import json
 import os
+import re
 import signal
 
 import grain
@@ -167,11 +168,21 @@ def test_base_weights_fill_all_but_the_adapters(base):
 
 
 @pytest.mark.slow
-def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch, base):
+def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch, base, capsys):
     config = tiny_config(data={"group": 2}, weights={"base": str(base[0])})
     with pytest.raises(SystemExit):
         train_run(config, tmp_path / "stopped", make_run_data(sigterm_after_evaluation=True), stop_on_signals=True)
     assert checkpoint_steps(tmp_path / "stopped") == [2]
+    started = capsys.readouterr()
+    assert started.out == ""
+    assert [line for line in started.err.splitlines() if "parameters" not in line][:3] == [
+        "stage 1 of shapes at the size tiny, on 1 device (cpu)",
+        "2 epochs of 2 steps, 4 in all, with 4 queries each",
+        "compiling the training step; this takes a while once",
+    ]
+    assert re.search(r"^\d[\d,]+ parameters are trained, \d[\d,]+ are frozen$", started.err, re.MULTILINE)
+    assert "is finished" not in started.err
+    assert "checkpoint is" not in started.err
     halved = {"train": {"queries": 4, "videos": 4, "sha256": "cd"}}
     with pytest.raises(ConfigError, match=r"not those this run was trained on: train: 8 queries then, 4 now, 8 videos"):
         train_run(config, tmp_path / "stopped", dataclasses.replace(make_run_data(), tables=halved))
@@ -180,8 +191,22 @@ def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch, bas
     state = train_run(config, tmp_path / "stopped", make_run_data())
     assert (int(state.step), steps) == (4, [3, 4])
 
+    resumed = capsys.readouterr().err
+    assert (
+        f"resuming from {tmp_path / 'stopped/checkpoints/2'}\n2 epochs of 2 steps, 4 in all, with 4 queries each; 2 are"
+        in (resumed)
+    )
+    again = train_run(config, tmp_path / "stopped", make_run_data())
+    assert (int(again.step), steps) == (4, [3, 4])
+
     checkpoints = Checkpoints(tmp_path / "stopped")
     assert checkpoints.best_step_and_metric is not None
+    best, score = checkpoints.best_step_and_metric
+    result = f"the best checkpoint is {tmp_path / 'stopped/checkpoints' / str(best)}, R1_avg {score:.2f} on val"
+    finished = capsys.readouterr().err
+    assert resumed.splitlines()[-1] == finished.splitlines()[-1] == result
+    assert f"{tmp_path / 'stopped'} is finished: all 4 steps are made" in finished
+    assert "compiling" not in finished
     assert checkpoints.read_metadata(4)["start"]["kind"] == "resumed"
     checkpoints.close()
     loaded = named_leaves(load_trainable(tmp_path / "stopped", state.trainable))

@@ -1,11 +1,17 @@
-"""The evaluation of a run."""
+"""The data of a run: what is refused before anything is compiled, and the evaluation."""
+
+from dataclasses import replace
+
+import pytest
 
 from calce_jax.config import packaged_path
+from calce_jax.datasets.tables import build_tables
 from calce_jax.inference.predict_split import DatasetSplit
-from calce_jax.input_pipeline.dataset import MomentDataset
+from calce_jax.input_pipeline.dataset import MomentDataset, TablesError
 from calce_jax.presets.runs import get_preset
 from calce_jax.text.tokenizers import load_t5
 from calce_jax.training import run_data
+from tests.helpers.stored_features import FRAMES, TRAIN, VAL, make_video
 
 
 def test_validation_scores_by_the_originals_protocol(monkeypatch):
@@ -18,3 +24,35 @@ def test_validation_scores_by_the_originals_protocol(monkeypatch):
     t5 = load_t5(packaged_path("calce_jax/assets/tiny/t5"))
     evaluation = run_data.evaluate_split(get_preset("shapes,stage=1"), split, t5, lambda batches: iter(()))
     assert evaluation.metrics == {"R1_avg": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("merged", "message"),
+    [
+        (
+            (),
+            r"the tables in .* have no windows of stage 1 in train; run `calce infer` on stage 1, `calce merge`, then",
+        ),
+        (("train",), "have no windows of stage 1 in val"),
+        (("train", "val"), ""),
+    ],
+)
+def test_stage_2_needs_tables_with_windows_of_stage_1(tmp_path, merged, message):
+    # One query of a split is enough: stage 1 may have answered few.
+    splits = {
+        split: [replace(rows[0], stage1_windows=[[0, 1]]), *rows[1:]] if split in merged else rows
+        for split, rows in (("train", TRAIN), ("val", VAL))
+    }
+    build_tables(tmp_path, "shapes", splits, make_video)
+
+    def open_stage(stage):
+        config = get_preset(f"shapes,stage={stage}")
+        data = replace(config.data, directory=str(tmp_path), frames=FRAMES, batch=1, eval_batch=1)
+        return run_data.open_run_data(replace(config, data=data))
+
+    assert open_stage(1).steps_per_epoch == len(TRAIN)
+    if message:
+        with pytest.raises(TablesError, match=message):
+            open_stage(2)
+    else:
+        assert open_stage(2).tables["train"]["queries"] == len(TRAIN)
