@@ -247,7 +247,9 @@ def test_other_fields_pass(write):
     (row,) = read_annotations(write({**submission, "pred_relevant_windows": [[0, 1, 0.5]], "pred_saliency_scores": []}))
     assert not row.windows
     stage2 = {name: value for name, value in ROW.items() if name != "vid"}
-    (row,) = read_annotations(write({**stage2, "video": "v", "stage1_result": [[0, 4]]}))
+    # Either name of a field will do: neither is then missing.
+    names = {"video": "v", "video_id": "u", "stage1_result": [[0, 4]], "stage1_window": 1}
+    (row,) = read_annotations(write({**stage2, **names}))
     assert row.stage1_windows == [[0, 4]]
     assert row.location.endswith("rows.jsonl, line 1")
 
