@@ -39,7 +39,7 @@ def test_both_sizes_have_the_same_steps():
         assert [word for word in kept if not re.fullmatch(only_tiny, word)] == full
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_tiny_commands_end_in_a_trained_model(tmp_path, monkeypatch, capfd):
     write_shapes(tmp_path / "shapes", {"train": 2, "val": 1}, seed=5)
     for split in ("train", "val"):
