@@ -4,12 +4,15 @@ START and END are seconds, or m:ss, h:mm:ss. The clip is encoded anew and exact 
 sound as they are, in a fraction of the time, and begins at the key frame before START.
 """
 
+from math import isfinite
 from pathlib import Path
 
 from absl import flags
 
 from calce_jax.commands.flags.paths import check_output_file
 from calce_jax.errors import UsageError
+
+COPIED_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv")  # the last takes nearly every kind of picture and sound
 
 FLAGS = flags.FlagValues()
 OUT = flags.DEFINE_string(
@@ -32,6 +35,8 @@ def main(argv: list[str]) -> None:
         raise UsageError(error.reason, error.remedy) from None
     if end <= start:
         raise UsageError(f"the end, {argv[3]}, is not behind the start, {argv[2]}")
+    if not isfinite(HANDLES.value or 0.0):
+        raise UsageError(f"--handles={HANDLES.value}: must be a number")
     if not video.exists():
         raise UsageError(f"{video}: there is no such file")
 
@@ -43,12 +48,17 @@ def main(argv: list[str]) -> None:
     if start >= duration:
         raise VideoError(video, f"it ends at {format_time(duration)}, before {argv[2]}", "choose an earlier start")
     start, end = max(start - (HANDLES.value or 0.0), 0.0), min(end + (HANDLES.value or 0.0), duration)
-    suffix = video.suffix if COPY.value else ".mp4"
+    suffixes = COPIED_SUFFIXES if COPY.value else (".mp4",)
+    suffix = video.suffix if video.suffix.lower() in suffixes else suffixes[-1]
     out = (
         OUT.value
         if OUT.value is not None
         else str(Path(clip_name(video.stem, "cut", start, set())).with_suffix(suffix))
     )
     check_output_file("--out=", out, {"the video": video})
+    if Path(out).suffix.lower() not in suffixes:
+        raise UsageError(
+            f"--out={out}: the name must end in {' or '.join(suffixes)}" + ("" if COPY.value else ", or add --copy")
+        )
     (copy_clip if COPY.value else cut_clip)(video, start, end, out)
     print(f"{out}: {format_time(start)} - {format_time(end)} of {video}")

@@ -13,7 +13,7 @@ from absl import flags
 
 from calce_jax.commands.flags.library import LibraryFlag
 from calce_jax.errors import UsageError
-from calce_jax.search.paths import check_any_exists
+from calce_jax.search.paths import SearchError, check_any_exists
 
 FLAGS = flags.FlagValues()
 LIBRARY_FLAG = LibraryFlag(FLAGS)
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     from tqdm import tqdm
 
     from calce_jax.search.library import Library
-    from calce_jax.storage.failures import failure_table
+    from calce_jax.storage.failures import failure_table, write_failures
 
     def progress(videos: Sequence[Path]) -> Iterable[Path]:
         return tqdm(videos, desc="index", unit="video", smoothing=0.05, dynamic_ncols=True)
@@ -36,8 +36,12 @@ def main(argv: list[str]) -> None:
     with Library(LIBRARY_FLAG.path(), create=True) as library:
         result = library.index(argv[1:], progress)
         total = len(library.videos())
+    failures = LIBRARY_FLAG.path().with_name("failures.jsonl")
     if result.failures:
-        print(failure_table(result.failures), file=sys.stderr)
+        write_failures(failures, result.failures)
+        print(failure_table(result.failures, str(failures)), file=sys.stderr)
+    else:
+        failures.unlink(missing_ok=True)
     counts = {
         "added": result.added,
         "changed": result.changed,
@@ -48,3 +52,5 @@ def main(argv: list[str]) -> None:
     }
     done = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     print(f"{LIBRARY_FLAG.path()}: {total} videos; {done}")
+    if not total:
+        raise SearchError(f"none of {', '.join(argv[1:])} can be indexed", "see the errors above")

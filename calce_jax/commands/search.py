@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import chain
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -26,6 +27,7 @@ from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.errors import UsageError
 from calce_jax.search.paths import SearchError, check_any_exists, find_stages
 from calce_jax.speech.inputs import resolve_whisper_name
+from calce_jax.storage.file_names import single_line
 from calce_jax.video.files import is_video_name
 
 if TYPE_CHECKING:
@@ -223,6 +225,11 @@ def check_inputs(inputs: Inputs) -> None:
         raise UsageError("--mode=speech uses no model; leave --checkpoint out, or search with --mode=both")
     if MODE.value != "picture" and SRT.value == "none":
         raise UsageError(f"--mode={MODE.value} searches captions, and --srt=none says that there are none")
+    if LIBRARY.value and MODE.value == "speech" and (SRT.value != "auto" or WHISPER.value):
+        raise UsageError("--library --mode=speech searches captions that are indexed; leave --srt and --whisper out")
+    for flag, value in (("handles", HANDLES.value), ("min_score", MIN_SCORE.value)):
+        if value is not None and not isfinite(value):
+            raise UsageError(f"--{flag}={value}: must be a number")
     if PLAY.value:
         find_player()
     if WHISPER.value:
@@ -337,7 +344,8 @@ def write(out: Path, moments: "MomentList", truth: "GroundTruth | None", notice:
         handles=handles,
     )
     for failure in failures:
-        print(f"Error: {failure.video}: {failure.reason}; {failure.remedy}".removesuffix("; "), file=sys.stderr)
+        told = f"{single_line(failure.video)}: {failure.reason}; {failure.remedy}".removesuffix("; ")
+        print(f"Error: {told}", file=sys.stderr)
     if names and not moments:
         print(f"--export={','.join(names)}: there is no moment to write", file=sys.stderr)
     elif names:
@@ -386,5 +394,5 @@ def try_or_report(function: Callable[..., T], *arguments: Any) -> T | None:
     except SearchError:
         raise
     except (OSError, ValueError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {single_line(str(error))}", file=sys.stderr)
         return None

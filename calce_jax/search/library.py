@@ -1,23 +1,28 @@
 """A library: the videos of some folders in one SQLite file, with what is said in them, to be searched at once.
 
 A video is known by its content: one that was moved or renamed is read once, to hash it, and not decoded. The file has
-the tables of `calce_jax.search.speech_index`, where a video's name is its SHA-256, and one of files.
+the tables of `calce_jax.search.speech_index`, where a video's name is a hash of its content and of the state of the
+captions beside it, and one of files.
 """
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from absl import logging
+
 from calce_jax.errors import UserError
 from calce_jax.search.inputs import list_videos, load_captions
-from calce_jax.search.segments import searchable_duration
-from calce_jax.search.speech_index import SpeechIndex
+from calce_jax.search.paths import SearchError
+from calce_jax.search.segments import check_file, searchable_duration
+from calce_jax.search.speech_index import SpeechHit, SpeechIndex, SpeechIndexError, database_remedy
 from calce_jax.search.video_result import VideoResult
 from calce_jax.search.words import words_result
+from calce_jax.storage.disk_cache import make_cache_key
 from calce_jax.storage.failures import Failure
 from calce_jax.storage.locks import FileLock
 from calce_jax.storage.provenance import file_hash
@@ -58,6 +63,19 @@ class LibraryVideo:
     duration: float
     captions_state: str
     num_captions: int
+
+    @property
+    def index_name(self) -> str:
+        """Its name in the index of speech: copies with other captions are other videos there."""
+        return make_cache_key(content=self.content, captions=self.captions_state)
+
+    def is_unchanged(self) -> bool:
+        """Return whether the file is there, with the size and the time of change that it was indexed with."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
 
 
 @dataclass
@@ -127,33 +145,40 @@ class Library:
         """Bring the library up to date with the videos in some folders; each one is committed by itself.
 
         Only videos that are new, or have changed since, are read. Those that are no longer in these folders are
-        removed, unless they are elsewhere in them under another name.
+        removed, unless they are elsewhere in them under another name; so are those that have become unreadable.
 
         Args:
           folders: folders and files.
           progress: wraps the list of videos, for a progress bar.
 
         Raises:
-          SearchError: there is no video.
+          SearchError: one of the folders is missing, or there is no video.
           LibraryError, SpeechIndexError, OSError: the library cannot be written.
           LockError: another process is writing it.
         """
         with FileLock(self.path.with_name(f"{self.path.name}.lock")):
-            found = [video.absolute() for video in list_videos(folders)]
+            for folder in folders:
+                if not os.path.exists(folder):  # perhaps a disk that is not connected: its videos must not be removed
+                    raise SearchError(f"{folder}: there is no such folder", "connect its disk, or correct the name")
+            found = list(dict.fromkeys(video.resolve() for video in list_videos(folders)))
             known = {video.path: video for video in self.videos()}
             result = IndexResult()
             for video in progress(found):
                 try:
                     self._index_one(video, known, result)
-                except (UserError, OSError) as error:
-                    if isinstance(error, LibraryError):
-                        raise
+                except (LibraryError, SpeechIndexError):
+                    raise
+                except (UserError, OSError, ValueError) as error:
                     result.failures.append(Failure.of(str(video), error))
-            self._remove_missing([Path(folder).absolute() for folder in folders], set(found), result)
+                    if video in known and not known[video].is_unchanged():
+                        self._remove(known.pop(video))
+            self._remove_missing([Path(folder).resolve() for folder in folders], set(found), result)
+            self._remove_unlisted()
         return result
 
     def _index_one(self, path: Path, known: dict[Path, LibraryVideo], result: IndexResult) -> None:
         status, state, old = path.stat(), _captions_state(path), known.get(path)
+        check_file(path)
         is_same_file = old is not None and (old.size, old.mtime_ns) == (status.st_size, status.st_mtime_ns)
         if old is not None and is_same_file and old.captions_state == state:
             result.unchanged += 1
@@ -165,7 +190,7 @@ class Library:
         else:
             duration, captions = searchable_duration(path), load_captions(path, "auto")
             num_captions = len(captions)
-            self._index.add(content, captions)
+            self._index.add(make_cache_key(content=content, captions=state), captions)
         new = LibraryVideo(path, content, status.st_size, status.st_mtime_ns, duration, state, num_captions)
         with self._errors(), self._database as database:
             if origin is not None:
@@ -174,8 +199,8 @@ class Library:
             values = (str(path), *list(vars(new).values())[1:])
             database.execute(f"INSERT OR REPLACE INTO files ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
         known[path] = new
-        if old is not None and old.content != content:
-            self._forget_content(old.content)
+        if old is not None:
+            self._forget(old)
         if origin is not None:
             result.moved += 1
         elif old is not None:
@@ -193,16 +218,29 @@ class Library:
         for video in self.videos():
             is_below = any(folder == video.path or folder in video.path.parents for folder in folders)
             if is_below and video.path not in found and not video.path.exists():
-                with self._errors(), self._database as database:
-                    database.execute("DELETE FROM files WHERE path = ?", (str(video.path),))
-                self._forget_content(video.content)
+                self._remove(video)
                 result.removed += 1
 
-    def _forget_content(self, content: str) -> None:
+    def _remove(self, video: LibraryVideo) -> None:
+        with self._errors(), self._database as database:
+            database.execute("DELETE FROM files WHERE path = ?", (str(video.path),))
+        self._forget(video)
+
+    def _forget(self, video: LibraryVideo) -> None:
+        """Remove the captions of a file that has changed or gone, unless another file has the same."""
         with self._errors():
-            is_used = self._database.execute("SELECT 1 FROM files WHERE content = ?", (content,)).fetchone()
-        if not is_used:
-            self._index.remove(content)
+            used = self._database.execute(
+                "SELECT 1 FROM files WHERE content = ? AND captions_state = ?", (video.content, video.captions_state)
+            ).fetchone()
+        if not used:
+            self._index.remove(video.index_name)
+
+    def _remove_unlisted(self) -> None:
+        """Remove captions whose file is not listed, as after a kill between the two."""
+        listed = {video.index_name for video in self.videos()}
+        for name in self._index.names():
+            if name not in listed:
+                self._index.remove(name)
 
     def search(self, queries: Sequence[str], top: int) -> list[VideoResult]:
         """Return where words of the queries are said, in the form of `calce_jax.search.words.search_words`.
@@ -212,30 +250,46 @@ class Library:
           top: maximum number of moments of a query in the whole library.
 
         Returns:
-          The videos with a moment, and which are where they were when they were indexed.
+          The videos with a moment. Files that have moved or changed since they were indexed are left out, and a warning
+          says how many there are.
         """
-        by_content = {video.content: video for video in self.videos() if video.path.is_file()}
-        hits = [[hit for hit in self._index.search(query, top) if str(hit.video) in by_content] for query in queries]
-        contents = dict.fromkeys(str(hit.video) for found in hits for hit in found)
+        videos = self.videos()
+        by_name = {video.index_name: video for video in videos if video.is_unchanged()}
+        if changed := [video for video in videos if video.index_name not in by_name]:
+            logging.warning(
+                "%s: %d of %d videos have moved or changed since; run `calce index` on their folders",
+                *(self.path, len(changed), len(videos)),
+            )
+        hits = [self._search_one(query, top, by_name) for query in queries]
+        names = dict.fromkeys(str(hit.video) for found in hits for hit in found)
         return [
             words_result(
-                by_content[content].path,
-                by_content[content].duration,
+                by_name[name].path,
+                by_name[name].duration,
                 {
-                    query: [hit for hit in found if str(hit.video) == content]
+                    query: [hit for hit in found if str(hit.video) == name]
                     for query, found in zip(queries, hits, strict=True)
                 },
             )
-            for content in contents
+            for name in names
         ]
+
+    def _search_one(self, query: str, top: int, by_name: Mapping[str, LibraryVideo]) -> list[SpeechHit]:
+        """Return the best hits in some of the videos."""
+        count = top
+        while True:
+            hits = self._index.search(query, count)
+            found = [hit for hit in hits if str(hit.video) in by_name]
+            if len(found) >= top or len(hits) < count:
+                return found[:top]
+            count *= 4
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            remedy = "wait if it is in use; if it is damaged, remove it, and index anew"
-            raise LibraryError(f"{self.path}: {error}", remedy) from error
+            raise LibraryError(f"{self.path}: {error}", database_remedy(str(error))) from error
 
 
 def _captions_state(video: Path) -> str:

@@ -12,6 +12,7 @@ from calce_jax.search.results import unique_names, write_results
 from calce_jax.search.video_result import VideoResult
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.failures import Failure
+from calce_jax.storage.file_names import single_line
 
 # By name: the suffix of the file, and whether a file is for one video alone.
 EXPORTS = {
@@ -75,7 +76,7 @@ class MomentList(list[Moment]):
           seconds: times as numbers of seconds instead of minutes and seconds.
         """
         shown = "{:.2f}".format if seconds else format_time
-        rows = [(" ".join(m.video.name.split()), shown(m.start), shown(m.end), f"{m.score:.3f}", m.query) for m in self]
+        rows = [(single_line(m.video.name), shown(m.start), shown(m.end), f"{m.score:.3f}", m.query) for m in self]
         widths = [
             max(len(title), *(len(row[n]) for row in rows), 0) for n, title in enumerate(("file", "start", "end"))
         ]

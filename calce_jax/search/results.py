@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from calce_jax.errors import UserError
+from calce_jax.errors import UsageError, UserError
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.annotations import Annotation
 from calce_jax.report.search_page import BarView, PictureView, QueryResultView, VideoView, write_search_page
@@ -47,13 +47,29 @@ class RankedMoment:
     moment: ScoredWindow
 
 
+def check_owns(out: Path) -> None:
+    """Check that what a search writes replaces no file but those of an earlier search.
+
+    Raises:
+      UsageError: the folder has such files, and no moments.json.
+    """
+    if (out / "moments.json").is_file():
+        return
+    taken = [name for name in ("videos", "clips") if (out / name).is_dir() and any((out / name).iterdir())]
+    taken += [name for name in ("index.html",) if (out / name).exists()]
+    if taken:
+        raise UsageError(f"--out={out} has {' and '.join(taken)} that no search has written", "choose another folder")
+
+
 def ensure_writable(out: str | Path) -> Path:
     """Create the output folder and write a test file, so that a bad folder fails before the search and not after it.
 
     Raises:
+      UsageError: see `check_owns`.
       OSError: it cannot be created or written.
     """
     out = Path(out)
+    check_owns(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):

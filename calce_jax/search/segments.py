@@ -81,12 +81,28 @@ def split_into_segments(duration: float, max_seconds: float) -> list[Segment]:
     ]
 
 
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Check that a path can be that of a video; there may be no such file.
+
+    Raises:
+      VideoError: it is no regular file, which might never end, or its name is no Unicode text.
+    """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise VideoError(path, "it is no regular file", "leave it out")
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        printable = Path(os.fsencode(path).decode("utf-8", "backslashreplace"))
+        raise VideoError(printable, "its name is not UTF-8", "rename it") from None
+
+
 def searchable_duration(path: str | os.PathLike[str]) -> float:
     """Return a video's duration in seconds.
 
     Raises:
-      VideoError: the video is longer than `MAX_HOURS`, or cannot be read.
+      VideoError: the video is longer than `MAX_HOURS`, or cannot be read; see also `check_file`.
     """
+    check_file(path)
     duration = video_duration(path)
     if duration > MAX_HOURS * 3600:
         reason = f"it lasts {duration / 3600:.1f} hours, the maximum is {MAX_HOURS:g}"

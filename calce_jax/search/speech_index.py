@@ -208,6 +208,11 @@ class SpeechIndex:
                 "INSERT INTO captions_text (rowid, text) SELECT id, text FROM captions WHERE video_id = ?", (video_id,)
             )
 
+    def names(self) -> list[str]:
+        """Return the names of the videos that have been added."""
+        with self._errors():
+            return [path for (path,) in self._database.execute("SELECT path FROM videos")]
+
     def remove(self, video: str | os.PathLike[str]) -> None:
         """Remove the captions of a video, if it has any.
 
@@ -302,11 +307,20 @@ class SpeechIndex:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            raise SpeechIndexError(
-                f"{self._path or 'speech index'}: {error}",
-                "wait if it is in use; if it is damaged, remove it, and index anew",
-            ) from error
+        except (sqlite3.Error, UnicodeDecodeError, TypeError) as error:
+            # Not a number where there must be one, or no text: the file is damaged.
+            reason = str(error) if isinstance(error, sqlite3.Error) else "it is damaged"
+            raise SpeechIndexError(f"{self._path or 'speech index'}: {reason}", database_remedy(reason)) from error
+
+
+def database_remedy(reason: str) -> str:
+    """Return what to do about an error of SQLite."""
+    remedies = {
+        "full": "make room, and run the same command again",
+        "readonly": "make the file and its folder writable",
+        "locked": "wait until the other program is done",
+    }
+    return next((remedy for word, remedy in remedies.items() if word in reason), "remove the file, and index anew")
 
 
 def _quote(text: str) -> str:

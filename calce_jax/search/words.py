@@ -23,17 +23,19 @@ def search_words(
       queries: words; those in double quotes must be said one after the other.
       top: maximum number of moments of a query in each video.
     """
+    videos = list(captions)
     with SpeechIndex() as index:
-        for video, spoken in captions.items():
-            index.add(video, spoken)
+        for number, video in enumerate(videos):
+            index.add(str(number), captions[video])
         # The index ranks over all videos, a result has the best of each.
         hits = [index.search(query, top * len(captions)) for query in queries]
+    numbers = {video: str(number) for number, video in enumerate(videos)}
     return [
         words_result(
             video,
             durations[video],
             {
-                query: [hit for hit in found if hit.video == video][:top]
+                query: [hit for hit in found if str(hit.video) == numbers[video]][:top]
                 for query, found in zip(queries, hits, strict=True)
             },
         )
@@ -68,6 +70,7 @@ def add_words(pictures: Sequence[VideoResult], words: Sequence[VideoResult]) -> 
 
 def _query_result(query: str, hits: Sequence[SpeechHit], duration: float) -> QueryResult:
     # Captions may end after the video.
-    windows = [ScoredWindow(hit.start, min(hit.end, max(duration, hit.start)), hit.score) for hit in hits]
+    hits = [hit for hit in hits if hit.start < duration]
+    windows = [ScoredWindow(hit.start, min(hit.end, duration), hit.score) for hit in hits]
     captions = [UsedCaption(hit.start, hit.end, hit.text, round(hit.score, 3)) for hit in hits]
     return QueryResult(query, {"words": windows}, sorted(captions, key=lambda c: c.start), [], [])

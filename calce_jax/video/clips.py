@@ -1,7 +1,7 @@
 """Thumbnails and clips cut from a video, for reports and search pages. Seconds are those of a player's clock."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from itertools import chain
@@ -147,8 +147,8 @@ def _copy_packets(
     targets = {source.index: target.add_stream_from_template(source) for source in sources}
     first: float | None = None
     ended: set[int] = set()
-    for packet in container.demux(sources):
-        if packet.dts is None or packet.pts is None:
+    for packet in _with_decoding_times(container.demux(sources)):
+        if packet.pts is None:
             continue
         second = float(packet.pts * packet.time_base) - origin
         is_video = packet.stream.index == video.index
@@ -169,6 +169,26 @@ def _copy_packets(
             packet.stream = targets[packet.stream.index]
             target.mux(packet)
     return first is not None
+
+
+def _with_decoding_times(packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
+    """Yield the packets of a demuxer, all with a time of decoding, which Matroska leaves out for the first ones."""
+    waiting: dict[int, list[av.Packet]] = {}
+    for packet in packets:
+        if not packet.size:
+            continue  # the end of a stream
+        before = waiting.setdefault(packet.stream.index, [])
+        if packet.dts is None:
+            before.append(packet)
+            continue
+        for distance, earlier in zip(range(len(before), 0, -1), before, strict=True):
+            earlier.dts = packet.dts - distance * max(packet.duration or 1, 1)
+            yield earlier
+        before.clear()
+        yield packet
+    for packet in chain(*waiting.values()):  # of a file so short that none has one
+        packet.dts = packet.pts
+        yield packet
 
 
 class _Timed(NamedTuple):

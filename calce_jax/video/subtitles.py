@@ -22,7 +22,7 @@ DEFAULT_SECONDS = 5.0  # the longest that a subtitle without a duration lasts, i
 # FFmpeg turns every format into an event of Advanced SubStation Alpha, of which the ninth field is the text.
 _NUM_FIELDS = 9
 _DISCARD_ALL = 48  # FFmpeg's AVDISCARD_ALL
-_DRAWING = re.compile(r"\{[^{}]*\\p[1-9][^{}]*\}")
+_DRAWING = re.compile(r"\\p[1-9]")  # in an override; looked for in both at once it would take quadratic time
 _OVERRIDES = re.compile(r"\{[^{}]*\}")
 _LINE_BREAK = re.compile(r"\\[Nn]")
 
@@ -99,7 +99,7 @@ def read_subtitles(path: str | os.PathLike[str], track: SubtitleTrack) -> list[S
                 raise SubtitleError(path, reason, "give the captions as an .srt file")
             timed.append((start, duration, text))
     timed.sort(key=lambda event: event[0])
-    following = [start for start, _, _ in timed[1:]] + [float("inf")]
+    following = [*(start for start, _, _ in timed[1:]), float("inf")][: len(timed)]
     return [
         Subtitle(start, start + (duration or min(after - start, DEFAULT_SECONDS)), text)
         for (start, duration, text), after in zip(timed, following, strict=True)
@@ -150,6 +150,6 @@ def _decode_events(container: InputContainer, stream: SubtitleStream) -> Iterato
 def _event_text(event: str) -> str:
     """Return the text of an event without its overrides; empty if it is a drawing."""
     fields = event.split(",", _NUM_FIELDS - 1)
-    if len(fields) < _NUM_FIELDS or _DRAWING.search(fields[-1]):
+    if len(fields) < _NUM_FIELDS or any(map(_DRAWING.search, _OVERRIDES.findall(fields[-1]))):
         return ""
     return _LINE_BREAK.sub("\n", _OVERRIDES.sub("", fields[-1])).replace("\\h", " ").strip()

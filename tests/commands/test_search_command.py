@@ -83,6 +83,29 @@ def test_formats_clips_and_handles(folder):
         assert container.duration / av.time_base == pytest.approx(5.0, abs=0.15)
 
 
+@pytest.mark.parametrize("name", ["videos/one.mp4", "clips/mine.mp4", "index.html"])
+def test_a_search_replaces_no_file_of_somebody_else(folder, name, capsys):
+    mine = folder / "home" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(SystemExit):
+        run_script("search", "one.mp4", "river", "--mode=speech", "--out=home")
+    assert (
+        f"--out=home has {name.split('/')[0]} that no search has written; choose another folder"
+        in capsys.readouterr().err
+    )
+    assert mine.read_text() == "mine"
+    run_script("search", "one.mp4", "river", "--mode=speech", "--out=own")
+    run_script("search", "one.mp4", "train", "--mode=speech", "--out=own")
+
+
+def test_captions_that_end_after_the_video(folder, capsys):
+    late = "\n3\n99998:00:00,000 --> 99998:00:01,000\na whale\n\n4\n00:00:14,500 --> 00:09:00,000\na whale again\n"
+    (folder / "one.srt").write_text(SRT + late)
+    run_script("search", "one.mp4", "whale", "--mode=speech", "--json")
+    assert [(m["start"], m["end"]) for m in json.loads(capsys.readouterr().out)] == [(14.5, 15.0)]
+
+
 def test_a_low_score_is_probably_not_there(folder, capsys):
     run_script("search", "one.mp4", "a river and an elephant", "--mode=speech", "--json")
     assert json.loads(capsys.readouterr().out)
@@ -117,6 +140,11 @@ def test_the_first_moment_is_played(folder, monkeypatch, tmp_path_factory):
         (["one.mp4", "x", "--mode=speech", "--checkpoint=runs"], "--mode=speech uses no model; leave --checkpoint"),
         (["one.mp4", "x", "--mode=both", "--srt=none"], "--mode=both searches captions, and --srt=none says"),
         (["one.mp4", "x", "--min_score=2"], "--min_score=2"),
+        (["one.mp4", "x", "--handles=nan"], "--handles=nan: must be a number"),
+        (
+            ["x", "--library", "--mode=speech", "--srt=a.srt"],
+            "--library --mode=speech searches captions that are indexed",
+        ),
         (["one.mp4", "x", "--library"], "--library searches the videos of the library; leave one.mp4 out"),
     ],
 )
@@ -158,6 +186,9 @@ def test_a_part_is_cut(folder, capsys):
         (["one.mp4", "3", "3"], 2, "the end, 3, is not behind the start, 3"),
         (["no.mp4", "1", "3"], 2, "no.mp4: there is no such file"),
         (["one.mp4", "1", "3", "--out=one.mp4"], 2, "--out=one.mp4 is the file of the video; choose another"),
+        (["one.mp4", "1", "3", "--out=/dev/full"], 2, "--out=/dev/full is a device or a pipe, which a file cannot"),
+        (["one.mp4", "1", "3", "--out=x.mkv"], 2, "--out=x.mkv: the name must end in .mp4, or add --copy"),
+        (["one.mp4", "1", "3", "--out=x.avi", "--copy"], 2, "--out=x.avi: the name must end in .mp4 or .mov"),
         (["one.mp4", "20", "30"], 1, "one.mp4: it ends at 00:15.0, before 20; choose an earlier start"),
         (["one.srt", "1", "3"], 1, "one.srt: it is not a video"),
     ],

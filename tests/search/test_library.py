@@ -10,7 +10,10 @@ import pytest
 
 from calce_jax.search import library as library_module
 from calce_jax.search.library import Library, LibraryError, default_library
+from calce_jax.search.paths import SearchError
+from calce_jax.search.speech_index import SpeechIndexError
 from calce_jax.storage.locks import FileLock, LockError
+from calce_jax.text.caption import Caption
 from tests.helpers.commands import run_script
 from tests.helpers.video_files import write_clip
 
@@ -117,6 +120,81 @@ def test_a_broken_video_is_reported_and_an_interruption_loses_nothing(videos, li
     (failure,) = result.failures
     assert failure.video.endswith("broken.mp4")
     assert "it is not a video" in failure.reason
+
+
+def test_copies_with_other_captions_keep_their_own(videos, library):
+    (videos / "a").mkdir()
+    shutil.copy(videos / "one.mp4", videos / "a/copy.mp4")
+    for captions, words in (("", ""), (SRT.format("an elephant"), "elephant"), (SRT.format("a zebra"), "zebra")):
+        if captions:
+            (videos / "a/copy.srt").write_text(captions)
+        library.index([videos])
+        assert found(library, "river") == [("one.mp4", [(1.0, 2.5)])]
+        assert not words or found(library, words) == [("copy.mp4", [(1.0, 2.5)])]
+    assert found(library, "elephant") == []
+
+
+def test_what_cannot_be_shown_takes_no_place(videos, library, caplog):
+    for number in range(5):
+        write_clip(videos / f"{number}.mp4", frames=30 + number, rate=10)
+        (videos / f"{number}.srt").write_text(SRT.format("an elephant"))
+    library.index([videos])
+    for number in range(4):
+        (videos / f"{number}.mp4").rename(videos / f"{number}.gone")
+    (result,) = library.search(["elephant"], 1)
+    assert result.video.name == "4.mp4"
+    assert "4 of 8 videos have moved or changed since" in caplog.text
+    # A file that has changed is not answered for, and one that has become unreadable goes.
+    (videos / "4.mp4").write_text("no video any more")
+    assert library.search(["elephant"], 1) == []
+    assert len(library.index([videos]).failures) == 1
+    assert not [video for video in library.videos() if video.path.name == "4.mp4"]
+
+
+def test_captions_without_a_file_are_removed(videos, library):
+    library._index.add("left by a kill", [Caption(1.0, 2.0, "an elephant")])
+    library.index([videos])
+    assert len(library._index.names()) == 3
+
+
+def test_files_that_never_end_and_names_that_are_no_text(videos, library):
+    os.mkfifo(videos / "pipe.mp4")
+    os.symlink("/dev/zero", videos / "zero.mp4")
+    shutil.copy(videos / "three.mp4", os.fsencode(videos) + b"/name\xff.mp4")
+    result = library.index([videos])
+    assert result.added == 3
+    assert sorted(failure.reason.split(": ")[-1] for failure in result.failures) == [
+        "it is no regular file",
+        "it is no regular file",
+        "its name is not UTF-8",
+    ]
+
+
+def test_one_folder_by_several_names_is_one_and_a_missing_one_removes_nothing(videos, library, monkeypatch):
+    monkeypatch.chdir(videos)
+    os.symlink(videos, videos.parent / "link")
+    assert library.index([".", videos, "sub", "sub/..", videos.parent / "link"]).added == 3
+    shutil.rmtree(videos / "sub")
+    with pytest.raises(SearchError, match="sub: there is no such folder; connect its disk"):
+        library.index([".", "sub"])
+    assert len(library.videos()) == 3
+
+
+def test_an_index_that_cannot_be_written_ends_at_once(videos, library, monkeypatch):
+    def full(*arguments):
+        raise SpeechIndexError("library.sqlite: database or disk is full", "make room")
+
+    monkeypatch.setattr(library._index, "add", full)
+    with pytest.raises(SpeechIndexError, match="disk is full"):
+        library.index([videos])
+
+
+def test_a_damaged_index_is_named(videos, library):
+    library.index([videos])
+    library._database.execute("UPDATE captions SET video_id = 99")
+    library._database.commit()
+    with pytest.raises(SpeechIndexError, match=r"library\.sqlite: it is damaged; remove the file, and index anew"):
+        library.search(["river"], 5)
 
 
 def test_two_writers_and_files_that_are_no_library(videos, library, tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import numpy as np
 import opentimelineio as otio
 import pytest
 
@@ -164,6 +165,21 @@ def test_editors_formats_are_read_back(name, adapter, moments, tmp_path, film):
     assert film.name in path.read_text() or film.stem in path.read_text()
 
 
+def test_names_and_queries_cannot_add_lines_or_fields(film, tmp_path):
+    name = "x\n009  AX       V     C        00:00:00:00\r=1+1\x01.mp4"
+    evil = film.rename(film.with_name(name))
+    moments = MomentList(
+        [Moment(evil, "a\x01\n\n00:00:01.000 --> 00:00:02.000\n[CHAPTER]", 1.0, 2.0, 0.5, (), (), 10.0)]
+    )
+    assert not [line for line in moments.to_edl().splitlines() if line.startswith("009")]
+    (row,) = csv.DictReader(io.StringIO(moments.to_csv(), newline=""))
+    assert not any(value.startswith("=") or "\n" in value or "\r" in value for value in row.values())
+    assert moments.to_vtt().splitlines()[3].startswith("a 00:00:01.000 --&gt; ")
+    assert moments.to_chapters().splitlines().count("[CHAPTER]") == 1
+    moments.to_fcpxml()
+    moments.to_otio()
+
+
 def test_formats_of_one_video_refuse_several(moments, film):
     several = MomentList([*moments, replace(moments[0], video=film.with_name("other.mp4"))])
     for write in (several.to_vtt, several.to_chapters):
@@ -193,6 +209,27 @@ def test_a_copied_clip_begins_at_the_key_frame_before(tmp_path):
     with pytest.raises(VideoError, match=r"no-such.mp4"):
         Moment(tmp_path / "no-such.mp4", "x", 6.0, 8.0, 1.0).clip(tmp_path / "y.mp4", copy=True)
     assert not list(tmp_path.glob("y.mp4*"))
+
+
+def test_a_copy_has_the_pictures_whose_time_of_decoding_matroska_leaves_out(tmp_path):
+    film = tmp_path / "film.mkv"
+    with av.open(str(film), "w") as container:
+        stream = container.add_stream(
+            "libx264", rate=25, options={"bf": "2", "g": "50", "keyint_min": "50", "sc_threshold": "0"}
+        )
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(150):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), number, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    for start, first in ((0.0, 0), (1.0, 0), (3.0, 50)):
+        copied = Moment(film, "x", start, start + 1.5, 1.0).clip(tmp_path / "copied.mkv", copy=True)
+        with av.open(str(copied)) as container:
+            shades = [frame.to_ndarray(format="gray").mean() for frame in container.decode(video=0)]
+        with av.open(str(film)) as container:
+            expected = [frame.to_ndarray(format="gray").mean() for frame in container.decode(video=0)][first]
+        assert shades[0] == pytest.approx(expected, abs=1)
+        assert len(shades) >= round((start + 1.5) * 25) - first
 
 
 class FakeSearcher(Searcher):
@@ -233,7 +270,7 @@ def test_moments_of_several_videos_are_ranked_and_a_broken_one_is_listed(caplog)
     assert [m.video.name for m in few] == ["good.mp4"]
     none = model.search("bad.mp4", "a dog", None, min_score=0.5)
     assert not none
-    assert "no moment found" in str(none)
+    assert "probably not in these videos: no moment scores 0.5 or more" in str(none)
     with pytest.raises(VideoError, match="it is not a video"):
         model.search("broken.mp4", "a dog", None)
 

@@ -22,6 +22,8 @@ def check_output_file(flag: str, path: str, inputs: Mapping[str, str | Path | No
         raise UsageError(f"{flag.rstrip('=')} is empty", "give a file")
     if path.endswith(os.sep) or os.path.isdir(path):
         raise UsageError(f"{flag}{path} is a folder, not a file", "choose a file")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(f"{flag}{path} is a device or a pipe, which a file cannot replace", "choose a file")
     _check_parents(flag, path)
     for other, value in inputs.items():
         if not value:

@@ -79,8 +79,14 @@ def _in_order(moments: Sequence[Moment]) -> list[Moment]:
     return sorted(moments, key=lambda m: (m.start, m.end))
 
 
+def plain(text: str) -> str:
+    """Return a text on one line, without control characters, which would end a field or a line of a format."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def _cell(text: str) -> str:
     """Return a text that no spreadsheet takes for a formula."""
+    text = plain(text)
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 
@@ -90,8 +96,8 @@ def _vtt_time(second: float) -> str:
 
 
 def _vtt_text(text: str) -> str:
-    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _escape(text: str) -> str:
-    return re.sub(r"([=;#\\])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([=;#\\])", r"\\\1", plain(text))

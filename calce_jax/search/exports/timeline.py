@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from calce_jax.search.exports.text_formats import ExportError
+from calce_jax.search.exports.text_formats import ExportError, plain
 from calce_jax.search.moment import Moment
 from calce_jax.video.clips import DEFAULT_RATE
 from calce_jax.video.decode import open_video
@@ -52,7 +52,7 @@ def make_timeline(moments: Sequence[Moment]) -> "Timeline":
     if not moments:
         raise ExportError("there is no moment to write", "search for something else, or lower --min_score")
     rates = {video: _frame_rate(video) for video in {moment.video for moment in moments}}
-    timeline = otio.schema.Timeline(name=" / ".join(dict.fromkeys(moment.query for moment in moments)))
+    timeline = otio.schema.Timeline(name=plain(" / ".join(dict.fromkeys(moment.query for moment in moments))))
     track = otio.schema.Track(name="moments", kind=otio.schema.TrackKind.Video)
     timeline.tracks.append(track)
     for moment in moments:
@@ -71,12 +71,12 @@ def _clip(moment: Moment, rate: float, otio: ModuleType) -> Any:
         target_url=moment.video.resolve().as_uri(),
         available_range=otio.opentime.TimeRange(frames(0), frames(total)),
     )
-    media.name = moment.video.name
+    media.name = plain(moment.video.name)
     return otio.schema.Clip(
-        name=moment.video.stem,
+        name=plain(moment.video.stem),
         media_reference=media,
         source_range=otio.opentime.TimeRange(frames(first), frames(last - first)),
-        metadata={"calce": {"query": moment.query, "score": moment.score}},
+        metadata={"calce": {"query": plain(moment.query), "score": moment.score}},
     )
 
 
