@@ -91,6 +91,14 @@ QUERIES = [Query(row.qid, row.video, 0, row.query, row.items, 8.0, np.asarray(ro
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 3), np.uint8)
 
 
+def write_annotation_list(folder: Path) -> None:
+    rows = [
+        {"qid": r.qid, "vid": r.video, "query": r.query, "duration": r.duration, "relevant_windows": r.windows}
+        for r in ROWS
+    ]
+    (folder / "train.json").write_text(json.dumps(rows))
+
+
 def write_srt(folder: Path) -> None:
     entries = (f"{n}\n00:00:0{n},000 --> 00:00:0{n},900\nsomebody says word {n}\n" for n in range(1, 6))
     (folder / "clip.srt").write_text("\n".join(entries))
@@ -257,7 +265,7 @@ KINDS: dict[str, Kind] = {
         exact=False,
     ),
     "annotations as a list": Kind(
-        lambda d: (d / "train.json").write_text(json.dumps([vars(row) | {"vid": row.video} for row in ROWS])),
+        write_annotation_list,
         "*.json",
         lambda d: read_annotations(d / "train.json"),
         exact=False,

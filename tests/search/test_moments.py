@@ -92,6 +92,11 @@ def test_a_table(moments):
     assert "  film.mp4   6.00  8.00  0.900" in moments.to_table(seconds=True)
 
 
+def test_a_name_of_two_lines_stays_in_its_row_of_the_table():
+    table = str(MomentList([Moment(Path("a\n\x1b[31mb.mp4"), "a cat", 1.0, 2.0, 0.5)]))
+    assert table.splitlines()[2] == "  a??[31mb.mp4  00:01.0  00:02.0  0.500"
+
+
 def test_a_notebook_shows_thumbnails(moments):
     page = moments._repr_html_()
     assert page.count("data:image/jpeg;base64,") == 3

@@ -1,5 +1,7 @@
 """Text subtitles inside files of every container that has them."""
 
+import time
+
 import av
 import pytest
 from av.stream import Disposition
@@ -56,6 +58,19 @@ def test_drawings_are_no_speech(tmp_path):
     ]
     path = write_subtitled_clip(tmp_path / "a.mkv", [SubtitleStreamSpec("ass", events)])
     assert read_embedded_captions(path) == [Caption(1.0, 2.0, "sign")]
+
+
+def test_a_stream_without_an_event_has_no_captions(tmp_path):
+    path = write_subtitled_clip(tmp_path / "a.mkv", [SubtitleStreamSpec("subrip", [])])
+    assert read_embedded_captions(path) == []
+
+
+def test_overrides_that_do_not_end_take_linear_time(tmp_path):
+    text = "0,0,Default,,0,0,0,,{" + "\\p1" * 30_000
+    path = write_subtitled_clip(tmp_path / "a.mkv", [SubtitleStreamSpec("ass", [(0.5, 1.0, text)])])
+    begin = time.process_time()
+    read_embedded_captions(path)
+    assert time.process_time() - begin < 10  # milliseconds; in quadratic time it took some minutes
 
 
 def test_rolling_subtitles_say_every_line_once(tmp_path):
