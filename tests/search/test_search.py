@@ -246,7 +246,7 @@ def test_results_are_written_and_the_folder_can_be_moved(searcher, tmp_path):
     )  # title and label
     assert "http" not in page
     for name in ("a_b.mp4", "a_b_2.mp4"):
-        assert f'src="videos/{name}"' in page
+        assert f'data-address="videos/{name}"' in page
         assert (tmp_path / "out/videos" / name).read_bytes() == videos[0].read_bytes()
 
 
