@@ -148,7 +148,7 @@ def _copy_packets(
     first: float | None = None
     ended: set[int] = set()
     for packet in _with_decoding_times(container.demux(sources)):
-        if packet.pts is None:
+        if packet.pts is None or packet.dts is None:
             continue
         second = float(packet.pts * packet.time_base) - origin
         is_video = packet.stream.index == video.index

@@ -58,6 +58,7 @@ def test_a_flag_without_a_default_shows_none(capsys):
 SCRIPTS = sorted(path.name for path in (ROOT / "launch").glob("[a-z]*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_runs_the_package_of_its_checkout(script, tmp_path):
     """From another folder, in an isolated Python, and although another package of that name is found first."""

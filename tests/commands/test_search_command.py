@@ -17,6 +17,9 @@ from tests.helpers.video_files import write_clip
 SRT = "1\n00:00:01,000 --> 00:00:02,500\nwe look at the river\n\n2\n00:00:12,000 --> 00:00:14,000\nand then a train\n"
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     for name in ("one", "two"):

@@ -199,6 +199,7 @@ def times_of(path: Path) -> list[float]:
         return [round(float(frame.time or 0), 3) for frame in container.decode(video=0)]
 
 
+@pytest.mark.slow
 def test_a_copied_clip_begins_at_the_key_frame_before(tmp_path):
     film = write_clip(tmp_path / "film.mp4", frames=250, rate=25)
     with av.open(str(film)) as container:
@@ -216,6 +217,7 @@ def test_a_copied_clip_begins_at_the_key_frame_before(tmp_path):
     assert not list(tmp_path.glob("y.mp4*"))
 
 
+@pytest.mark.slow
 def test_a_copy_has_the_pictures_whose_time_of_decoding_matroska_leaves_out(tmp_path):
     film = tmp_path / "film.mkv"
     with av.open(str(film), "w") as container:

@@ -179,6 +179,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.slow
 def test_reading_takes_time_linear_in_the_file(write, unchecked, kind):
     before, unit = HOSTILE[kind]
     path = write("WEBVTT\n\n" + before + unit * (1_000_000 // len(unit)))
