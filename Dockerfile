@@ -2,7 +2,7 @@
 #
 #   docker build -t calce .                                         CPU
 #   docker build -t calce-cuda --build-arg EXTRAS=cuda12 .          NVIDIA GPUs; run it with --gpus all
-#   docker run --rm -v "$PWD:/work" calce search film.mp4 "a dog catches a ball" --out found
+#   docker run --rm -v "$PWD:/videos" calce search film.mp4 "a dog catches a ball" --out found
 
 FROM python:3.11-slim AS build
 # Extras of the package, separated by commas: cuda12, cuda13, web, convert.
@@ -18,14 +18,13 @@ RUN /opt/calce/bin/pip install --no-cache-dir --no-deps --force-reinstall .
 
 FROM python:3.11-slim
 COPY --from=build /opt/calce /opt/calce
-RUN useradd --create-home --uid 1000 calce && mkdir /work && chown calce /work
-# Without a GPU, JAX uses the CPU. A container that is run with another user id has no home of its own.
+RUN useradd --create-home --uid 1000 calce && mkdir /videos && chown calce /videos
+# Without a GPU, JAX uses the CPU. A container that is run with another user id has no home of its own: give it a folder
+# for caches with -e CALCE_CACHE=... -e HF_HOME=...
 ENV PATH=/opt/calce/bin:$PATH \
-    CALCE_CACHE=/tmp/calce \
-    HF_HOME=/tmp/huggingface \
     PYTHONUNBUFFERED=1
 USER calce
-WORKDIR /work
+WORKDIR /videos
 EXPOSE 7860
 ENTRYPOINT ["calce"]
 CMD ["--help"]

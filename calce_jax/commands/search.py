@@ -54,7 +54,7 @@ OUT = flags.DEFINE_string(
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "folder with the workdirs stage1 and stage2; the tiny model unless given", flag_values=FLAGS
 )
-LIBRARY = flags.DEFINE_bool("library", False, "search the videos of `calce index` as well", flag_values=FLAGS)
+LIBRARY = flags.DEFINE_bool("library", False, "search the videos of `calce index` instead of files", flag_values=FLAGS)
 LIBRARY_FLAG = LibraryFlag(FLAGS)
 MODE = flags.DEFINE_enum(
     "mode",
@@ -308,7 +308,7 @@ def run_search(queries: list[str], durations: dict[Path, float], out: str | None
     if mode == "speech":
         for video, spoken in captions.items():
             if not spoken and not QUIET.value:
-                print(f"{video}: it has no captions; --whisper=small.en makes them", file=sys.stderr)
+                print(f"{single_line(str(video))}: it has no captions; --whisper=small.en makes them", file=sys.stderr)
         return search_words(captions, durations, queries, top), ""
 
     from calce_jax.search.searcher import enable_compilation_cache, load_searcher

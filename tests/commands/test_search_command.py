@@ -10,8 +10,9 @@ from pathlib import Path
 import av
 import pytest
 
+from calce_jax.search.moment_list import EXPORTS
 from calce_jax.text.caption_files import find_captions
-from tests.helpers.commands import run_script
+from tests.helpers.commands import load_command, run_script
 from tests.helpers.video_files import write_clip
 
 SRT = "1\n00:00:01,000 --> 00:00:02,500\nwe look at the river\n\n2\n00:00:12,000 --> 00:00:14,000\nand then a train\n"
@@ -107,6 +108,10 @@ def test_captions_that_end_after_the_video(folder, capsys):
     (folder / "one.srt").write_text(SRT + late)
     run_script("search", "one.mp4", "whale", "--mode=speech", "--json")
     assert [(m["start"], m["end"]) for m in json.loads(capsys.readouterr().out)] == [(14.5, 15.0)]
+
+
+def test_the_formats_are_those_of_the_python_interface():
+    assert tuple(EXPORTS) == load_command("search").FORMATS
 
 
 def test_a_low_score_is_probably_not_there(folder, capsys):
