@@ -298,6 +298,7 @@ def test_run_with_its_own_base(hugging_face, checkpoint):
     assert not open_sources([("orbax", checkpoint / "base")], SIZES).trained
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_converted_run(checkpoint):
     write_run(checkpoint / "run", TUNED, RUN)
     model = nnx.eval_shape(lambda: Calce(SIZES, rngs=nnx.Rngs(0)))

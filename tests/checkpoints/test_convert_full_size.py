@@ -59,6 +59,7 @@ def full():
     return {shapes: shapes(FULL) for shapes in (base_param_shapes, trainable_param_shapes)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_full_size_both_ways(name, full):
     mapping, shapes, unwritten = MANIFESTS[name]
@@ -86,6 +87,7 @@ def test_full_size_sources_fill_the_model(full):
         assert filled == set(full[trainable_param_shapes]) - unfilled
 
 
+@pytest.mark.slow
 def test_full_state_dict_both_ways():
     mapping, published = calce.key_mapping(lora=True), manifest("calce_full_state_dict")
     state = abstract(lambda: Calce(FULL, rngs=nnx.Rngs(0)))

@@ -334,6 +334,7 @@ def test_everything_published_says_its_terms_and_what_to_do():
         assert "{" not in publication.next_steps.format(out="there")
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     """The command, in a home of its own, writes below --out alone, and tells the terms."""
     home = tmp_path / "home"

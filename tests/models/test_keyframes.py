@@ -277,6 +277,7 @@ class TestFine:
     def kept(self, windows, **settings):
         return sorted(itertools.chain(*chosen(fine(self.VIDEO, windows, **settings))))
 
+    @pytest.mark.slow
     def test_windows_elect_scenes(self):
         # 10 to 16 s are frames 5, 6 and 7 (the last, 8, is not in it): the second scene stays, nothing else.
         # Five frames for five clusters: each is one, so all are borders.

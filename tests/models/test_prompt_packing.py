@@ -190,6 +190,7 @@ def test_packing_equals_plain_loops():
     assert cut, "none of the random prompts was longer than the layout"
 
 
+@pytest.mark.slow
 def test_layouts_do_not_depend_on_the_batch():
     packs = jax.jit(partial(build_prompt_layout, length=40, full_tokens=5, compressed_tokens=2))
     batch = random_batch(3)

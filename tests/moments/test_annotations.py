@@ -100,6 +100,7 @@ def test_the_originals_files(shared, dataset, split, count):
     assert [dataclasses.replace(row, stage1_windows=None) for row in rows] == bare
 
 
+@pytest.mark.slow
 def test_official_files_agree_with_the_originals(shared):
     official = read_annotations(
         shared / "annotations/qvhighlights/highlight_val_release.jsonl",
@@ -254,6 +255,7 @@ def test_other_fields_pass(write):
     assert row.location.endswith("rows.jsonl, line 1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file",
     [

@@ -133,6 +133,7 @@ def test_decoding_is_the_originals(real, golden):
         assert decode_answer(real[0], case["ids"]) == case["skip_special"]
 
 
+@pytest.mark.slow
 def test_labels_of_the_original(real, golden):
     for case in golden["cases"]:
         for i, windows in enumerate(case["rows"]):
@@ -149,6 +150,7 @@ def test_labels_of_the_original(real, golden):
             assert row.labels[row.labels != 0].tolist() == ids
 
 
+@pytest.mark.slow
 def test_every_annotation_can_be_written(real, shared):
     """A tenth of the annotations, and every one with a window beyond its video."""
     sizes = TextSizes(frames=2, captions=1, bert_tokens=64, text_tokens=400, answer_tokens=144)

@@ -170,6 +170,7 @@ def test_a_whole_run_keeps_latest_and_best_and_is_logged(uninterrupted):
     assert EventAccumulator(str(workdir)).Reload().Tags()["images"] == ["samples/q1"]
 
 
+@pytest.mark.slow
 def test_losses_and_scores_are_lines_where_stderr_is_no_terminal(tmp_path, capsys):
     run(tmp_path)
     printed = capsys.readouterr()
@@ -216,6 +217,7 @@ def test_a_bar_in_a_terminal_and_nothing_on_other_hosts(tmp_path, capsys, monkey
     assert "step 3/15" not in printed
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_counted_with_the_metrics_and_named_once(tmp_path, caplog):
     run(tmp_path)
     data, expected, mended = make_iterator(), {}, []
@@ -304,6 +306,7 @@ def test_a_run_with_a_skipped_step_resumes_bit_for_bit(tmp_path):
     assert_same(run(tmp_path / "stopped"), whole)
 
 
+@pytest.mark.slow
 def test_a_log_of_skipped_steps_alone_has_no_loss(tmp_path):
     # The lag leaves step 5 to the log of step 8, but for the evaluation, which waits.
     run(tmp_path, step_fn=harming(3, 4, 5))
@@ -371,6 +374,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
     assert int(run(tmp_path).step) == 15
 
 
+@pytest.mark.slow
 def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
     def scoring(state):
         value = {5: 3.0, 10: float("nan"), 15: 1.0}[int(state.step)]

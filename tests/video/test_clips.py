@@ -112,6 +112,7 @@ def test_what_a_decoder_raises_names_the_video_and_leaves_no_file(tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not let a process choose its cores")
 def test_the_same_clip_is_the_same_file_in_another_process(tmp_path):
     noise = (0.3 * np.random.default_rng(0).standard_normal((1, 3 * 8000))).clip(-1, 1).astype(np.float32)
