@@ -48,6 +48,9 @@ COMMANDS = {
         "calce cache_features --config=qvhighlights,stage=2 --out=runs/features/qvhighlights",
     ),
     "train": Command("train one stage", "calce train --config=qvhighlights,stage=1 --workdir=runs/qvhighlights_stage1"),
+    "fit_ranker": Command(
+        "fit the ranker that chooses the segments of a library", "calce fit_ranker --checkpoint=runs/demo"
+    ),
     "infer": Command(
         "predict the moments of every query of a split",
         "calce infer --workdir=runs/qvhighlights_stage1 --split=val --out=runs/qvhighlights_stage1/val.jsonl",

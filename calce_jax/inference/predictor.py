@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jaxtyping import Float
 
 from calce_jax.batch import Batch
 from calce_jax.distributed.sharding import put_batch
@@ -18,7 +20,8 @@ from calce_jax.inference.predict_step import BatchPrediction, make_encode_video,
 from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.input_pipeline.batches import input_config, text_sizes
 from calce_jax.input_pipeline.dataset import Example
-from calce_jax.input_pipeline.rows import Row, RowMaker, stack_rows
+from calce_jax.input_pipeline.rows import Row, RowMaker, stack_rows, stored_frame_positions
+from calce_jax.models.segment_ranker import pool_queries
 from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.text.prompt import PromptWriter, answer_token_limit
 
@@ -105,6 +108,18 @@ class Predictor:
                 behaviour=config.behaviour,
             )
         return answers
+
+    def pool_features(self, example: Example, features: QFormerFeatures) -> Float[np.ndarray, "F G W"]:
+        """Return `calce_jax.models.segment_ranker.pool_queries` of an example's video, without padded frames."""
+        positions = stored_frame_positions(example.total_frames, example.indices, self.num_frames)
+        return pool_queries(features.queries[0][: len(positions)])
+
+    def mean_word_embeddings(self, sentences: Sequence[str]) -> Float[np.ndarray, "N E"]:
+        """Return the mean of the embeddings that T5 has of the words of each of N sentences, float32."""
+        tokens = [self.model.tokenizers.t5(text, add_special_tokens=False)["input_ids"] or [0] for text in sentences]
+        with jax.set_mesh(self.model.mesh):
+            t5 = nnx.merge(self.model.graph, self.model.trainable, self.model.frozen).t5
+            return np.stack([np.asarray(t5.shared(jnp.asarray(ids)), np.float32).mean(axis=0) for ids in tokens])
 
     def _pad_rows(self, rows: Sequence[Row], size: int) -> list[Row]:
         return [*rows, *[self._make_row.padding_row(rows[0])] * (size - len(rows))]

@@ -12,13 +12,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 from absl import logging
+from jaxtyping import Float
 
 from calce_jax.errors import UserError
+from calce_jax.search import segment_index
 from calce_jax.search.inputs import list_videos, load_captions
 from calce_jax.search.paths import SearchError
-from calce_jax.search.segments import check_file, searchable_duration
+from calce_jax.search.segment_index import SegmentVectors
+from calce_jax.search.segments import ChosenSegments, check_file, searchable_duration
 from calce_jax.search.speech_index import SpeechHit, SpeechIndex, SpeechIndexError, database_remedy
 from calce_jax.search.video_result import VideoResult
 from calce_jax.search.words import words_result
@@ -35,6 +40,7 @@ _SCHEMA = """
     );
     CREATE INDEX IF NOT EXISTS files_by_content ON files (content);
 """
+_RANK_CONSTANT = 60  # of reciprocal rank fusion, as in Cormack, Clarke and Buettcher 2009
 _COLUMNS = "path, content, size, mtime_ns, duration, captions_state, num_captions"
 
 
@@ -90,6 +96,25 @@ class IndexResult:
     failures: list[Failure] = field(default_factory=list)
 
 
+@dataclass
+class PictureResult:
+    """What `Library.index_pictures` has done: the number of videos added, and those that could not be read."""
+
+    added: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+
+@runtime_checkable
+class SegmentEmbedder(Protocol):
+    """Makes the vectors of a video's segments; `key` is a hash of all that they depend on."""
+
+    key: str
+
+    def embed_video(self, video: Path, content: str) -> Iterable[SegmentVectors]:
+        """Yield the vectors of each segment of a video whose hash is `content`."""
+        ...
+
+
 def default_library() -> Path:
     """Return the default file: `$CALCE_LIBRARY`, or `calce/library.sqlite` in `$XDG_DATA_HOME` or ~/.local/share."""
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
@@ -118,7 +143,7 @@ class Library:
         self._index = SpeechIndex(self.path)
         with self._errors():
             self._database = sqlite3.connect(self.path)
-            self._database.executescript(_SCHEMA)
+            self._database.executescript(_SCHEMA + segment_index.SCHEMA)
 
     def close(self) -> None:
         """Close the file."""
@@ -241,6 +266,8 @@ class Library:
         for name in self._index.names():
             if name not in listed:
                 self._index.remove(name)
+        with self._errors(), self._database as database:
+            database.execute("DELETE FROM segments WHERE content NOT IN (SELECT content FROM files)")
 
     def search(self, queries: Sequence[str], top: int) -> list[VideoResult]:
         """Return where words of the queries are said, in the form of `calce_jax.search.words.search_words`.
@@ -284,11 +311,95 @@ class Library:
                 return found[:top]
             count *= 4
 
+    def index_pictures(
+        self, embedder: SegmentEmbedder, progress: Callable[[Sequence[Path]], Iterable[Path]] = iter
+    ) -> PictureResult:
+        """Add the vectors of the segments of every video that has none of this embedder; each is committed by itself.
+
+        Args:
+          embedder: see `calce_jax.search.picture_ranker.PictureRanker`.
+          progress: wraps the list of videos, for a progress bar.
+
+        Raises:
+          LibraryError: the library cannot be written.
+          LockError: another process is writing it.
+        """
+        with FileLock(self.path.with_name(f"{self.path.name}.lock")):
+            with self._errors():
+                known = segment_index.contents(self._database, embedder.key)
+            missing = {video.path: video.content for video in self._by_content().values() if video.content not in known}
+            result = PictureResult()
+            for path in progress(list(missing)):
+                try:
+                    segments = list(embedder.embed_video(path, missing[path]))
+                except (UserError, OSError, ValueError) as error:
+                    result.failures.append(Failure.of(str(path), error))
+                    continue
+                with self._errors():
+                    segment_index.add_segments(self._database, missing[path], embedder.key, segments)
+                result.added += 1
+        return result
+
+    def choose_segments(
+        self, queries: Sequence[str], vectors: Float[np.ndarray, "N D"], ranker: str, count: int
+    ) -> list[ChosenSegments]:
+        """Return the segments that a model is to be asked about, by video in order of paths.
+
+        Two rankings, by picture and by words that are said, are fused by reciprocal rank.
+
+        Args:
+          queries: N sentences.
+          vectors: of each, float32.
+          ranker: hash of the ranker that made them.
+          count: maximum number of segments of a query.
+        """
+        by_content = self._by_content()
+        with self._errors():
+            by_picture = segment_index.best_segments(self._database, ranker, vectors, count)
+        chosen: dict[str, list[set[float]]] = {}
+        for number, (query, pictures) in enumerate(zip(queries, by_picture, strict=True)):
+            scores: dict[tuple[str, float], float] = {}
+            for ranking in (
+                [(best.content, best.start) for best in pictures],
+                self._segments_said(query, ranker, count),
+            ):
+                for rank, segment in enumerate(ranking):
+                    scores[segment] = scores.get(segment, 0.0) + 1 / (_RANK_CONSTANT + rank)
+            available = [segment for segment in scores if segment[0] in by_content]
+            for content, start in sorted(available, key=lambda segment: -scores[segment])[:count]:
+                chosen.setdefault(content, [set() for _ in queries])[number].add(start)
+        videos = sorted((by_content[content] for content in chosen), key=lambda video: video.path)
+        return [
+            ChosenSegments(video.path, video.content, self._index.captions(video.index_name), chosen[video.content])
+            for video in videos
+        ]
+
+    def num_with_pictures(self, ranker: str) -> int:
+        """Return how many of the videos have vectors of a ranker."""
+        with self._errors():
+            known = segment_index.contents(self._database, ranker)
+        return sum(video.content in known for video in self.videos())
+
+    def _by_content(self) -> dict[str, LibraryVideo]:
+        """Return a file of each content, of those that have not changed since they were indexed."""
+        return {video.content: video for video in reversed(self.videos()) if video.is_unchanged()}
+
+    def _segments_said(self, query: str, ranker: str, count: int) -> list[tuple[str, float]]:
+        """Return content and start of the segments in which words of a query are said, the best first."""
+        by_name = {video.index_name: video for video in self.videos()}
+        found: dict[tuple[str, float], None] = {}
+        for hit in self._index.search(query, count):
+            if video := by_name.get(str(hit.video)):
+                with self._errors():
+                    times = segment_index.segment_times(self._database, video.content, ranker)
+                found |= {(video.content, start): None for start, end in times if start < hit.end and end > hit.start}
+        return list(found)[:count]
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError) as error:
             raise LibraryError(f"{self.path}: {error}", database_remedy(str(error))) from error
 
 

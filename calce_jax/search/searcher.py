@@ -6,7 +6,7 @@ are merged into one ranked list (`calce_jax.search.ranking`).
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from calce_jax.config import DatasetName, packaged_path
+from calce_jax.errors import UserError
 from calce_jax.inference.answers import Answer
 from calce_jax.inference.predictor import Predictor
 from calce_jax.inference.trained_run import TrainedModel, load_base_model, load_trained_model
@@ -27,9 +28,17 @@ from calce_jax.presets.tiny import tiny_config
 from calce_jax.search.inputs import check_queries
 from calce_jax.search.paths import find_stages
 from calce_jax.search.ranking import select_moments
-from calce_jax.search.segments import Segment, SegmentFrames, SegmentSampling, read_segments, segment_captions
+from calce_jax.search.segments import (
+    ChosenSegments,
+    Segment,
+    SegmentFrames,
+    SegmentSampling,
+    read_segments,
+    segment_captions,
+)
 from calce_jax.search.video_result import QueryResult, UsedCaption, VideoResult
 from calce_jax.storage.disk_cache import DiskCache, default_cache_dir, make_cache_key
+from calce_jax.storage.failures import Failure
 from calce_jax.storage.provenance import file_hash
 from calce_jax.text.caption import Caption
 from calce_jax.text.captions import clean_captions
@@ -79,6 +88,12 @@ class Searcher:
       cache: holds key frames and features of the segments.
       max_seconds: length of a segment; by default that of the videos the models were trained on (`TRAINED_DURATION`).
       notice: why the answers may be meaningless, for people.
+
+    Attributes:
+      sampling: of segments and their frames.
+      predictors: "stage 1" and "stage 2".
+      weight_keys: hashes of the weights that the features of each stage depend on.
+      max_batch_size: pairs of a segment and a query that are predicted at once.
     """
 
     def __init__(
@@ -95,8 +110,9 @@ class Searcher:
         self._noun_phrases = (
             last.data.dataset == "shapes"
         )  # its training queries have phrases as items, not single nouns
-        self._predictors = {f"stage {run.config.stage}": Predictor(run, self.sampling.max_seconds) for run in stages}
-        self._weight_keys = {name: _weights_key(predictor.model) for name, predictor in self._predictors.items()}
+        self.predictors = {f"stage {run.config.stage}": Predictor(run, self.sampling.max_seconds) for run in stages}
+        self.max_batch_size = min(predictor.max_batch_size for predictor in self.predictors.values())
+        self.weight_keys = {name: _weights_key(predictor.model) for name, predictor in self.predictors.items()}
 
     def search(
         self,
@@ -119,20 +135,73 @@ class Searcher:
           VideoError: the video cannot be read, or is too long.
         """
         check_queries(queries, self._t5)
-        source = video if isinstance(video, EncodedVideo) else self._open(video)
-        segment_answers: list[_SegmentAnswers] = []
-        group_size = max(min(p.max_batch_size for p in self._predictors.values()) // len(queries), 1)
+        source = video if isinstance(video, EncodedVideo) else self.open(video)
+        answers: list[_SegmentAnswer] = []
+        group_size = max(self.max_batch_size // len(queries), 1)
         segments = iter(source.segments)
         with tqdm(
             desc=source.video.name, total=source.num_segments, unit="segment", dynamic_ncols=True, leave=False
         ) as progress:
             while batch := list(islice(segments, group_size)):
-                segment_answers += self._predict(batch, queries, captions)
+                answers += self._predict([(encoded, query, captions) for encoded in batch for query in queries])
                 progress.update(len(batch))
         results = [
-            _merge_answers(query.strip(), number, segment_answers, max_moments) for number, query in enumerate(queries)
+            self._merge(query, answers[number :: len(queries)], max_moments) for number, query in enumerate(queries)
         ]
         return VideoResult(source.video, source.duration, results)
+
+    def search_segments(
+        self, chosen: Sequence[ChosenSegments], queries: Sequence[str], *, max_moments: int = MAX_MOMENTS
+    ) -> tuple[list[VideoResult], list[Failure]]:
+        """Find the moments of each sentence in some segments of many videos, which share batches.
+
+        Args:
+          chosen: of each video.
+          queries: sentences, see `check_queries`.
+          max_moments: maximum number of moments of a query in a video.
+
+        Returns:
+          The results of the videos that can be read, in order, and the others.
+
+        Raises:
+          SearchError: `check_queries` refuses a query.
+        """
+        check_queries(queries, self._t5)
+        failures: list[Failure] = []
+        sources: dict[int, EncodedVideo] = {}
+
+        def asked() -> Iterator[tuple[int, int, EncodedSegment]]:
+            for number, video in enumerate(chosen):
+                try:
+                    starts = {start for of_query in video.starts for start in of_query}
+                    sources[number] = self.open(video.video, video.content, starts)
+                    for encoded in sources[number].segments:
+                        for query_number, of_query in enumerate(video.starts):
+                            if encoded.frames.segment.start in of_query:
+                                yield number, query_number, encoded
+                except (UserError, OSError) as error:
+                    sources.pop(number, None)
+                    failures.append(Failure.of(str(video.video), error))
+                progress.update()
+
+        answers: dict[tuple[int, int], list[_SegmentAnswer]] = {}
+        with tqdm(desc="search", total=len(chosen), unit="video", dynamic_ncols=True, leave=False) as progress:
+            pairs = asked()
+            while batch := list(islice(pairs, self.max_batch_size)):
+                predicted = self._predict(
+                    [(encoded, queries[query], chosen[number].captions) for number, query, encoded in batch]
+                )
+                for (number, query, _), answer in zip(batch, predicted, strict=True):
+                    answers.setdefault((number, query), []).append(answer)
+        results = [
+            VideoResult(
+                source.video,
+                source.duration,
+                [self._merge(query, answers.get((number, q), []), max_moments) for q, query in enumerate(queries)],
+            )
+            for number, source in sources.items()
+        ]
+        return results, failures
 
     def encode(self, video: str | Path) -> "EncodedVideo":
         """Return what all queries about a video share, in memory: the features of its segments for each stage.
@@ -140,56 +209,69 @@ class Searcher:
         Raises:
           VideoError: the video cannot be read, or is too long.
         """
-        source = self._open(video)
+        source = self.open(video)
         return EncodedVideo(source.video, source.duration, source.num_segments, list(source.segments))
 
-    def _open(self, video: str | Path) -> "EncodedVideo":
-        """Return a video whose segments are decoded and encoded while they are iterated over, once."""
-        content = file_hash(video) if Path(video).is_file() else ""
-        duration, segments, segment_frames = read_segments(video, content, self.sampling, self.cache)
+    def open(
+        self, video: str | Path, content: str | None = None, starts: Collection[float] | None = None
+    ) -> "EncodedVideo":
+        """Return a video whose segments are decoded and encoded while they are iterated over, once.
+
+        Args:
+          video: the file.
+          content: its hash, if that is known.
+          starts: in seconds, of the segments that are wanted; by default all.
+
+        Raises:
+          VideoError: the video cannot be read, or is too long; also while iterating.
+        """
+        if content is None:
+            content = file_hash(video) if Path(video).is_file() else ""
+        duration, segments, segment_frames = read_segments(video, content, self.sampling, self.cache, starts)
         encoded = (self._encode_segment(frames, content) for frames in segment_frames)
         return EncodedVideo(Path(video), duration, len(segments), encoded)
 
     def _encode_segment(self, segment_frames: SegmentFrames, content: str) -> "EncodedSegment":
-        example = _example(0, "", [], segment_frames, [])
+        example = encoding_example(segment_frames)
         features = {
             name: self._load_features(name, predictor, example, segment_frames, content)
-            for name, predictor in self._predictors.items()
+            for name, predictor in self.predictors.items()
         }
         return EncodedSegment(segment_frames, features)
 
-    def _predict(
-        self, segment_batch: Sequence["EncodedSegment"], queries: Sequence[str], captions: Sequence[Caption]
-    ) -> list["_SegmentAnswers"]:
-        """Return the answers of both stages for a batch of segments; stage 2 gets the windows of stage 1."""
-        frames_batch = [encoded.frames for encoded in segment_batch]
-        captions_by_segment = [segment_captions(captions, segment_frames.segment) for segment_frames in frames_batch]
-        items_by_query = [extract_items(query, phrases=self._noun_phrases) for query in queries]
+    def _predict(self, pairs: Sequence[tuple["EncodedSegment", str, Sequence[Caption]]]) -> list["_SegmentAnswer"]:
+        """Return the answers of both stages to queries about segments of videos with captions, one for each pair.
+
+        Stage 2 gets the windows of stage 1.
+        """
+        clipped = [segment_captions(captions, encoded.frames.segment) for encoded, _, captions in pairs]
+        items = {query: extract_items(query, phrases=self._noun_phrases) for query in {query for _, query, _ in pairs}}
         examples = [
-            _example(number, query, items, segment_frames, clipped_captions)
-            for segment_frames, clipped_captions in zip(frames_batch, captions_by_segment, strict=True)
-            for number, (query, items) in enumerate(zip(queries, items_by_query, strict=True))
+            _example(number, query, items[query], encoded.frames, clipped[number])
+            for number, (encoded, query, _) in enumerate(pairs)
         ]
         answers: dict[str, list[Answer]] = {}
-        for name, predictor in self._predictors.items():
-            features = [encoded.features[name] for encoded in segment_batch for _ in queries]
-            answers[name] = predictor.predict(examples, features)
+        for name, predictor in self.predictors.items():
+            answers[name] = predictor.predict(examples, [encoded.features[name] for encoded, _, _ in pairs])
             examples = [
                 replace(example, stage1_windows=_stage1_windows(answer))
                 for example, answer in zip(examples, answers[name], strict=True)
             ]
         return [
-            _SegmentAnswers(
-                segment_frames.segment,
-                segment_frames.times,
-                clean_captions(clipped_captions),
-                {
-                    name: stage_answers[n * len(queries) : (n + 1) * len(queries)]
-                    for name, stage_answers in answers.items()
-                },
+            _SegmentAnswer(
+                encoded.frames.segment,
+                encoded.frames.times,
+                clean_captions(clipped[number]),
+                {name: of_stage[number] for name, of_stage in answers.items()},
             )
-            for n, (segment_frames, clipped_captions) in enumerate(zip(frames_batch, captions_by_segment, strict=True))
+            for number, (encoded, _, _) in enumerate(pairs)
         ]
+
+    def _merge(self, query: str, answers: Sequence["_SegmentAnswer"], max_moments: int) -> QueryResult:
+        """Merge the answers to a query for segments of a video; with none, nothing was found."""
+        if not answers:
+            return QueryResult(query.strip(), {name: [] for name in self.predictors}, [], [], [])
+        return _merge_answers(query.strip(), answers, max_moments)
 
     def _load_features(
         self, name: str, predictor: Predictor, example: Example, segment_frames: SegmentFrames, content: str
@@ -200,7 +282,7 @@ class Searcher:
             content=content,
             piece=[segment.start, segment.end, len(segment_frames.keyframes)],
             frames=predictor.num_frames,
-            weights=self._weight_keys[name],
+            weights=self.weight_keys[name],
         )
         cached = self.cache.read_arrays("features", cache_key)
         if cached is not None:
@@ -280,6 +362,11 @@ def _weights_key(trained: TrainedModel) -> str:
     )
 
 
+def encoding_example(segment_frames: SegmentFrames) -> Example:
+    """Return a segment as an example without a query, for `Predictor.encode_video`."""
+    return _example(0, "", [], segment_frames, [])
+
+
 def _example(
     number: int, query: str, items: list[str], segment_frames: SegmentFrames, captions: Sequence[Caption]
 ) -> Example:
@@ -309,24 +396,22 @@ def _stage1_windows(answer: Answer) -> np.ndarray | None:
 
 
 @dataclass(frozen=True)
-class _SegmentAnswers:
-    """A segment with its captions, and the answers to each query by stage."""
+class _SegmentAnswer:
+    """The answers of each stage to a query about a segment, whose captions are clipped to it."""
 
     segment: Segment
     times: np.ndarray  # (T,), of its key frames, in seconds from its start
     captions: list[Caption]
-    answers: dict[str, list[Answer]]
+    answers: dict[str, Answer]
 
 
-def _merge_answers(
-    query: str, query_index: int, segment_answers: Sequence[_SegmentAnswers], max_moments: int
-) -> QueryResult:
-    """Merge the answers to one query for all segments of a video; seconds count from the start of the video."""
+def _merge_answers(query: str, segment_answers: Sequence[_SegmentAnswer], max_moments: int) -> QueryResult:
+    """Merge the answers to one query for segments of a video; seconds count from the start of the video."""
     segments = [segment_answer.segment for segment_answer in segment_answers]
     stages = {
         name: select_moments(
             segments,
-            [segment_answer.answers[name][query_index].moments.hypotheses for segment_answer in segment_answers],
+            [segment_answer.answers[name].moments.hypotheses for segment_answer in segment_answers],
             max_moments,
         )
         for name in segment_answers[0].answers
@@ -336,7 +421,7 @@ def _merge_answers(
     frames: dict[float, Treatment] = {}
     segments_with_moments: list[Segment] = []
     for segment_answer in segment_answers:
-        segment, answer = segment_answer.segment, segment_answer.answers[name][query_index]
+        segment, answer = segment_answer.segment, segment_answer.answers[name]
         for second, treatment in zip(segment_answer.times.tolist(), answer.treatments, strict=True):
             time = round(segment.start + second, 2)
             frames[time] = max(frames.get(time, treatment), treatment, key=TREATMENT_ORDER.__getitem__)

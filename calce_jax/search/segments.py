@@ -8,7 +8,7 @@ Dimensions: T key frames of a segment.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -71,6 +71,23 @@ class SegmentFrames:
     fps: float
 
 
+@dataclass(frozen=True)
+class ChosenSegments:
+    """The segments of a video that are asked about.
+
+    Attributes:
+      video: the file.
+      content: its hash from `calce_jax.storage.provenance.file_hash`.
+      captions: of the video, in order of time.
+      starts: for each query, where its segments start, in seconds.
+    """
+
+    video: Path
+    content: str
+    captions: Sequence[Caption]
+    starts: Sequence[Collection[float]]
+
+
 def split_into_segments(duration: float, max_seconds: float) -> list[Segment]:
     """Split `duration` seconds into overlapping segments of `max_seconds` seconds; the last one ends with the video."""
     if duration <= max_seconds * LENGTH_TOLERANCE:
@@ -111,7 +128,11 @@ def searchable_duration(path: str | os.PathLike[str]) -> float:
 
 
 def read_segments(
-    video: str | Path, content: str, sampling: SegmentSampling, cache: DiskCache
+    video: str | Path,
+    content: str,
+    sampling: SegmentSampling,
+    cache: DiskCache,
+    starts: Collection[float] | None = None,
 ) -> tuple[float, list[Segment], Iterator[SegmentFrames]]:
     """Return a video's duration in seconds, its segments, and an iterator over their key frames.
 
@@ -120,12 +141,16 @@ def read_segments(
       content: its hash from `calce_jax.storage.provenance.file_hash`, for the cache key.
       sampling: lengths and sizes.
       cache: of key frames; segments that it lacks are decoded and added.
+      starts: in seconds, of the segments that are wanted; by default all.
 
     Raises:
       VideoError: the file is not a video, is damaged or too long. The iterator raises it if decoding fails later.
     """
     duration = searchable_duration(video)
     segments = split_into_segments(duration, sampling.max_seconds)
+    is_single = len(segments) == 1
+    if starts is not None:
+        segments = [segment for segment in segments if segment.start in starts]
     cache_keys = [
         make_cache_key(
             content=content,
@@ -137,13 +162,13 @@ def read_segments(
         )
         for segment in segments
     ]
-    segment_frames = _read_cached(video, list(zip(segments, cache_keys, strict=True)), sampling, cache)
-    if len(segments) > 1:
-        return duration, segments, segment_frames
+    keyed_segments = list(zip(segments, cache_keys, strict=True))
+    if not is_single:
+        return duration, segments, _read_cached(video, keyed_segments, sampling, cache, is_single=False)
     # The duration in the header and that of the decoded frames may differ. The windows of a short video, which training
     # samples whole, refer to the latter.
-    single = next(segment_frames)
-    return single.segment.duration, [single.segment], iter([single])
+    frames = list(_read_cached(video, keyed_segments, sampling, cache, is_single=True))
+    return frames[0].segment.duration if frames else duration, [single.segment for single in frames], iter(frames)
 
 
 def segment_captions(captions: Sequence[Caption], segment: Segment) -> list[Caption]:
@@ -160,22 +185,23 @@ def segment_captions(captions: Sequence[Caption], segment: Segment) -> list[Capt
 
 
 def _read_cached(
-    video: str | Path, keyed_segments: Sequence[tuple[Segment, str]], sampling: SegmentSampling, cache: DiskCache
+    video: str | Path,
+    keyed_segments: Sequence[tuple[Segment, str]],
+    sampling: SegmentSampling,
+    cache: DiskCache,
+    *,
+    is_single: bool,
 ) -> Iterator[SegmentFrames]:
     """Yield segments from the cache up to the first that is missing; decode that one and all later ones."""
     remaining = list(keyed_segments)
-    while (
-        remaining
-        and (cached := _load_cached(*remaining[0], sampling, cache, is_whole_video=len(keyed_segments) == 1))
-        is not None
-    ):
+    while remaining and (cached := _load_cached(*remaining[0], sampling, cache, is_whole_video=is_single)) is not None:
         yield cached
         remaining.pop(0)
     if not remaining:
         return
     decoded = (
         iter([_read_whole_video(video, sampling)])
-        if len(keyed_segments) == 1
+        if is_single
         else _decode_segments(video, [segment for segment, _ in remaining], sampling)
     )
     for (_, cache_key), segment_frames in zip(remaining, decoded, strict=True):

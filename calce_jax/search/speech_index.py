@@ -213,6 +213,16 @@ class SpeechIndex:
         with self._errors():
             return [path for (path,) in self._database.execute("SELECT path FROM videos")]
 
+    def captions(self, video: str | os.PathLike[str]) -> list[Caption]:
+        """Return the captions of a video in order of time, none if it is not in the index."""
+        with self._errors():
+            rows = self._database.execute(
+                'SELECT start, "end", text FROM captions WHERE video_id = (SELECT id FROM videos WHERE path = ?) '
+                "ORDER BY id",
+                (os.fspath(video),),
+            )
+            return [Caption(*row) for row in rows]
+
     def remove(self, video: str | os.PathLike[str]) -> None:
         """Remove the captions of a video, if it has any.
 
