@@ -120,6 +120,34 @@ def drop_below(results: Sequence[VideoResult], min_score: float) -> list[VideoRe
     ]
 
 
+def keep_best(results: Sequence[VideoResult], top: int) -> list[VideoResult]:
+    """Return the `top` best moments of each query over all videos, and the videos that have one of them.
+
+    Args:
+      results: of many videos, from `break_ties_across_videos`.
+      top: maximum number of moments of a query.
+    """
+    if not results:
+        return []
+    best = {
+        (ranked.query, ranked.video, ranked.moment.start, ranked.moment.end) for ranked in rank_moments(results, top)
+    }
+    kept = [
+        replace(
+            result,
+            query_results=[
+                _replace_moments(
+                    found,
+                    [m for m in found.moments if (found.query, result.video, m.start, m.end) in best],
+                )
+                for found in result.query_results
+            ],
+        )
+        for result in results
+    ]
+    return [result for result in kept if any(found.moments for found in result.query_results)]
+
+
 def ground_truth(annotations: Iterable[Annotation]) -> GroundTruth:
     """Return the annotated windows by (video id, query), clipped to the video."""
     return {(annotation.video, annotation.query.strip()): annotation.clipped_windows for annotation in annotations}

@@ -2,6 +2,7 @@
 
 import gc
 import http.client
+import importlib
 import re
 import secrets
 import socket
@@ -14,8 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import jax
 import pytest
 
+from calce_jax.models.segment_ranker import init_segment_ranker
+from calce_jax.search.library import Library
+from calce_jax.search.picture_ranker import PictureRanker
 from calce_jax.search.ranking import ScoredWindow
 from calce_jax.search.searcher import Searcher
 from calce_jax.search.video_result import QueryResult, VideoResult
@@ -28,13 +33,16 @@ SECRET = "seen by nobody"
 
 
 @contextmanager
-def serving(folder: Path, searcher: Any = None, names: tuple[str, ...] = (), **limits: Any) -> Iterator[str]:
+def serving(
+    folder: Path, searcher: Any = None, names: tuple[str, ...] = (), *, library: bool = False, **limits: Any
+) -> Iterator[str]:
     """Start the app with the sample video "ours"; yield its URL.
 
     Args:
       folder: of the app's files (`app/`) and the sample (`ours.mp4`).
       searcher: a small model with random weights unless given.
       names: host names that are allowed besides local ones.
+      library: also offer a library of two videos, "first.mp4" and "second.mp4".
       limits: fields of `Limits`.
     """
     web = pytest.importorskip("calce_jax.search.web.app", reason="gradio is absent: pip install 'calce_jax[web]'")
@@ -46,7 +54,10 @@ def serving(folder: Path, searcher: Any = None, names: tuple[str, ...] = (), **l
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "app" / "gradio"))
         searcher = searcher or Searcher(make_stages(), DiskCache(folder / "cache"), MAX_SEGMENT_SECONDS)
         limits = web.Limits(**{"max_megabytes": 1.0, "max_minutes": 0.5, **limits})
-        app = web.make_app(searcher, folder / "app", [sample], "A model for tests.", limits, names=names)
+        source = make_library(folder, searcher) if library else None
+        app = web.make_app(
+            searcher, folder / "app", [sample], "A model for tests.", limits, names=names, library=source
+        )
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -64,6 +75,21 @@ def serving(folder: Path, searcher: Any = None, names: tuple[str, ...] = (), **l
             # Sockets that the server left open warn when they are collected: here, where ResourceWarning is ignored.
             del app, server, thread
             gc.collect()
+
+
+def make_library(folder: Path, searcher: Searcher) -> Any:
+    """Index two videos, and return the `LibrarySource` for a ranker with random weights."""
+    web = importlib.import_module("calce_jax.search.web.app")
+    config = searcher.predictors["stage 1"].model.model_config
+    layers = init_segment_ranker(config.qformer.width, config.t5.width, jax.random.key(0))
+    ranker = PictureRanker(searcher, layers, "random")
+    (folder / "indexed").mkdir()
+    for frames, name in ((15, "first"), (20, "second")):
+        write_clip(folder / "indexed" / f"{name}.mp4", frames=frames, rate=5)
+    with Library(folder / "library.sqlite", create=True) as library:
+        library.index([folder / "indexed"])
+        library.index_pictures(ranker)
+    return web.LibrarySource(folder / "library.sqlite", ranker)
 
 
 class Stub(Searcher):

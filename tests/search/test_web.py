@@ -177,3 +177,25 @@ def test_a_sample_brings_its_query(address, browser):
     assert page.locator("#preview img").count() == 6
     page.locator("#search").click()
     page.frame_locator("#result iframe").locator(".rankings .moment").first.wait_for()
+
+
+@pytest.mark.slow
+def test_the_library_is_searched_and_its_folder_is_not_told(browser, tmp_path):
+    with serving(tmp_path, library=True) as address:
+        page = opened(browser, address)
+        page.locator("#query textarea").fill("a red circle")
+        page.locator("#sample input").click()
+        page.get_by_role("option", name="all videos of the library").click()
+        page.locator("#search").click()
+        frame = page.frame_locator("#result iframe")
+        frame.locator(".rankings .moment").first.wait_for()
+        names = {name for name in ("first.mp4", "second.mp4") if name in frame.locator("body").inner_text()}
+        assert names == {"first.mp4", "second.mp4"}
+        with page.expect_download() as download:
+            page.get_by_role("link", name="moments.json").click()
+        assert str(tmp_path) not in Path(download.value.path()).read_text()
+        # One that is damaged later is an error without a path.
+        (tmp_path / "library.sqlite").write_bytes(b"no database" * 100)
+        page.locator("#search").click()
+        page.get_by_text("the library cannot be searched; its owner finds the reason in the log").first.wait_for()
+        assert "library.sqlite" not in page.locator("body").inner_text()

@@ -5,6 +5,7 @@ import html
 import json
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from fastapi.responses import FileResponse, Response
 from gradio.themes import Base
 
 from calce_jax.errors import UserError
-from calce_jax.search.inputs import load_captions
+from calce_jax.search.inputs import QueryError, check_queries, load_captions
+from calce_jax.search.library import Library
+from calce_jax.search.library_search import search_library
 from calce_jax.search.paths import SearchError
+from calce_jax.search.picture_ranker import PictureRanker
 from calce_jax.search.results import break_ties_across_videos, link_or_copy, write_results
 from calce_jax.search.samples import Sample
 from calce_jax.search.searcher import MAX_MOMENTS, Searcher
 from calce_jax.search.segments import searchable_duration
+from calce_jax.search.video_result import VideoResult
 from calce_jax.search.web.gate import Gate
 from calce_jax.search.web.quota import Limits, Quota, QuotaError
 from calce_jax.search.web.uploads import NO_COOKIE, Uploads
@@ -41,9 +46,18 @@ NUM_PREVIEWS, PREVIEW_HEIGHT = 6, 72  # pictures of a sample, pixels
 # An error stays until it is closed; a new search closes it. Runs in the browser, and passes the inputs on.
 CLOSE_ERRORS = "(...inputs) => { document.querySelectorAll('.toast-close').forEach((x) => x.click()); return inputs; }"
 IFRAME_HEIGHT = "max(70vh, 44rem)"
+LIBRARY = "all videos of the library"
 MAX_QUERIES = 20  # of one search
 MAX_TEXT_CHARACTERS = 8000  # of all queries of a search; `gate.MAX_BODY_BYTES` bounds the request
 INTERNAL_ERROR = "the search failed because of an error in the app; its log has the reason"
+
+
+@dataclass(frozen=True)
+class LibrarySource:
+    """A library that can be searched: its file, and the ranker of the app's model."""
+
+    path: Path
+    ranker: PictureRanker
 
 
 class WebError(UserError):
@@ -59,6 +73,7 @@ def make_app(
     *,
     host: str = "127.0.0.1",
     names: Sequence[str] = (),
+    library: LibrarySource | None = None,
 ) -> FastAPI:
     """Return the ASGI app.
 
@@ -72,6 +87,7 @@ def make_app(
       limits: of each visitor, and of all together.
       host: the address that the app will listen on.
       names: other host names that browsers may use, see `Gate`.
+      library: videos that every visitor may search, and see where something is found in them.
     """
     results = ResultStore(folder / "results", limits.retention_minutes * 60)
     upload_store = ResultStore(folder / "uploads", limits.retention_minutes * 60)
@@ -88,7 +104,9 @@ def make_app(
         return FileResponse(file, headers=headers) if file else Response("not found", 404)
 
     uploads.add_routes(app)
-    search = SearchHandler(searcher, results, uploads, quota, {sample.name: sample for sample in samples}, limits)
+    search = SearchHandler(
+        searcher, results, uploads, quota, {sample.name: sample for sample in samples}, limits, library
+    )
     form = _form(search, samples, description, limits)
     form.queue(max_size=MAX_QUEUED, default_concurrency_limit=1, api_open=False)
     mounted = gr.mount_gradio_app(
@@ -120,9 +138,10 @@ class SearchHandler:
         quota: Quota,
         samples: dict[str, Sample],
         limits: Limits,
+        library: LibrarySource | None = None,
     ):
         self.searcher, self.results, self.uploads, self.quota = searcher, results, uploads, quota
-        self.samples, self.limits = samples, limits
+        self.samples, self.limits, self.library = samples, limits, library
 
     def __call__(  # noqa: PLR0917  Gradio passes one argument for each field
         self,
@@ -159,14 +178,15 @@ class SearchHandler:
         name, folder = self.results.create(visitor)
         try:
             self.quota.check(visitor)
-            video, srt_file = self._resolve_inputs(visitor, upload, srt, sample, folder / "source")
-            self._check_limits(video)
-            captions = _captions(video, srt_file)
             queries = [line for line in query.splitlines() if line.strip()]
             if len(queries) > MAX_QUERIES:
                 raise SearchError(f"{len(queries)} queries, the maximum is {MAX_QUERIES}", "remove some")
-            video_result = self.searcher.search(video, queries, captions)
-            results = break_ties_across_videos([video_result])
+            if self.library is not None and sample == LIBRARY and not upload:
+                results = _search_library(self.library, self.searcher, queries)
+            else:
+                video, srt_file = self._resolve_inputs(visitor, upload, srt, sample, folder / "source")
+                self._check_limits(video)
+                results = break_ties_across_videos([self.searcher.search(video, queries, _captions(video, srt_file))])
             for failure in write_results(
                 folder, results, max_moments=MAX_MOMENTS, clips=True, notice=self.searcher.notice
             ):
@@ -205,6 +225,28 @@ class SearchHandler:
             raise VideoError(video, reason, "upload a part of it, or use `calce search`")
 
 
+def _search_library(source: LibrarySource, searcher: Searcher, queries: Sequence[str]) -> list[VideoResult]:
+    """Return the best moments in the videos of a library.
+
+    Raises:
+      SearchError: a query is refused, nothing was found, or the library cannot be searched; the log has the reason.
+    """
+    check_queries(queries)
+    try:
+        with Library(source.path) as library:
+            found = search_library(library, searcher, source.ranker, queries, top=MAX_MOMENTS)
+    except QueryError:
+        raise
+    except UserError as error:
+        logging.error("the library cannot be searched: %s", error)
+        raise SearchError("the library cannot be searched", "its owner finds the reason in the log") from error
+    for failure in found.failures:
+        logging.warning("%s of the library: %s", failure.video, failure.reason)
+    if not found.results:
+        raise SearchError("nothing was found in the library", "describe it in other words")
+    return found.results
+
+
 def _preview_html(video: Path) -> str:
     """Return pictures of a video, in a row."""
     seconds = np.linspace(0.0, searchable_duration(video), NUM_PREVIEWS, endpoint=False).tolist()
@@ -216,7 +258,9 @@ def _preview_html(video: Path) -> str:
 
 
 def _form(search: SearchHandler, samples: Sequence[Sample], description: str, limits: Limits) -> gr.Blocks:
-    def show_sample(name: str | None) -> tuple[str, str]:
+    def show_sample(name: str | None) -> tuple[Any, str]:
+        if name == LIBRARY and search.library is not None:
+            return gr.skip(), ""
         if name not in search.samples:
             return "", ""
         return search.samples[name].queries[0], _preview_html(search.samples[name].video)
@@ -238,7 +282,10 @@ def _form(search: SearchHandler, samples: Sequence[Sample], description: str, li
                 )
             with gr.Column():
                 sample = gr.Dropdown(
-                    [item.name for item in samples], value=None, label="Or a sample video", elem_id="sample"
+                    [*([LIBRARY] if search.library else []), *(item.name for item in samples)],
+                    value=None,
+                    label="Or the library, or a sample video" if search.library else "Or a sample video",
+                    elem_id="sample",
                 )
                 preview = gr.HTML(elem_id="preview")
                 query = gr.Textbox(
