@@ -1,6 +1,6 @@
 """Fit the ranker that chooses the segments of a library: `calce fit_ranker --checkpoint=runs/demo`.
 
-Encodes the videos of the training split that stage 1 was trained on, fits two linear layers to its windows, and writes
+Encodes the videos of the training split that stage 2 was trained on, fits two linear layers to its windows, and writes
 ranker.safetensors beside the workdirs. Then `calce index --picture --checkpoint=DIR` and `calce search --library
 --checkpoint=DIR` use it. Prints how often the video of a query is among the best of the validation split.
 """
@@ -20,7 +20,7 @@ CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "folder with the workdirs stage1 and stage2; the tiny model unless given", flag_values=FLAGS
 )
 DATA = flags.DEFINE_string(
-    "data", None, "what `calce prepare` wrote; that of stage 1's run unless given", flag_values=FLAGS
+    "data", None, "what `calce prepare` wrote; that of the run of stage 2 unless given", flag_values=FLAGS
 )
 OUT = flags.DEFINE_string("out", None, "the file; CHECKPOINT/ranker.safetensors unless given", flag_values=FLAGS)
 STEPS = flags.DEFINE_integer("steps", 1000, "steps of 64 pairs", lower_bound=1, flag_values=FLAGS)
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     from calce_jax.search.searcher import TRAINED_DURATION
     from calce_jax.training.fit_ranker import fit_ranker, read_ranker_data, recall_of_own_video
 
-    model = load_trained_model(stages[0], mesh="single") if stages else load_base_model(tiny_config(1))
+    model = load_trained_model(stages[1], mesh="single") if stages else load_base_model(tiny_config(2))
     data = model.config.data
     folder = DATA.value or data.directory
     predictor = Predictor(model, TRAINED_DURATION[data.dataset])

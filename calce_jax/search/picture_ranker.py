@@ -21,15 +21,15 @@ from calce_jax.storage.provenance import file_hash
 
 RANKER_FILE = "ranker.safetensors"
 TINY_RANKER = f"{ASSETS}tiny/{RANKER_FILE}"
-STAGE = "stage 1"  # whose features are ranked
+STAGE = "stage 2"  # has more frames, of which `pooled_frames` uses at most 20
 
 
 class PictureRanker:
-    """Ranks segments with the features of a searcher's first stage.
+    """Ranks segments with the features of a searcher's second stage.
 
     Args:
       searcher: has the models of both stages.
-      layers: were fitted to stage 1 of the same run.
+      layers: were fitted to stage 2 of the same checkpoint.
       content: hash of the layers.
 
     Attributes:

@@ -80,7 +80,7 @@ def serving(
 def make_library(folder: Path, searcher: Searcher) -> Any:
     """Index two videos, and return the `LibrarySource` for a ranker with random weights."""
     web = importlib.import_module("calce_jax.search.web.app")
-    config = searcher.predictors["stage 1"].model.model_config
+    config = searcher.predictors["stage 2"].model.model_config
     layers = init_segment_ranker(config.qformer.width, config.t5.width, jax.random.key(0))
     ranker = PictureRanker(searcher, layers, "random")
     (folder / "indexed").mkdir()

@@ -208,7 +208,7 @@ def test_a_broken_video_does_not_stop_the_others(searcher, clips, tmp_path):
 
 
 def test_vectors_of_a_video_are_those_of_its_segments(searcher, clips):
-    config = searcher.predictors["stage 1"].model.model_config
+    config = searcher.predictors["stage 2"].model.model_config
     layers = init_segment_ranker(config.qformer.width, config.t5.width, jax.random.key(0))
     ranker = PictureRanker(searcher, layers, "layers")
     segments = list(ranker.embed_video(clips[2], file_hash(clips[2])))
