@@ -51,6 +51,9 @@ COMMANDS = {
     "fit_ranker": Command(
         "fit the ranker that chooses the segments of a library", "calce fit_ranker --checkpoint=runs/demo"
     ),
+    "calibrate": Command(
+        "measure from which score on a query happens in a video", "calce calibrate --checkpoint=runs/demo"
+    ),
     "infer": Command(
         "predict the moments of every query of a split",
         "calce infer --workdir=runs/qvhighlights_stage1 --split=val --out=runs/qvhighlights_stage1/val.jsonl",
