@@ -49,6 +49,22 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make a hard link to a file, or a copy if it is on another disk; replaces an older file.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    if target.exists() and target.samefile(source):
+        return
+    with atomic_write(target) as tmp_path:
+        tmp_path.unlink(missing_ok=True)
+        try:
+            os.link(source.resolve(), tmp_path)
+        except OSError:
+            shutil.copyfile(source, tmp_path)
+
+
 @contextmanager
 def atomic_replace_dir(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`, which replaces `path` unless the body raises.
