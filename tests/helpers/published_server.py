@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -88,7 +89,9 @@ class FakeHandler(BaseHTTPRequestHandler):
         status = next((status for start, status in served.error_status.items() if self.path.startswith(start)), None)
         if status:
             self.respond(b"no", "text/plain", status)
-        elif path_match := re.fullmatch(r"/api/models/(.+)", parts.path):
+        elif (path_match := re.fullmatch(r"/api/models/(.+)", parts.path)) and path_match[1] not in served.repos:
+            self.respond(b"no", "text/plain", 404)
+        elif path_match:
             model_info = hub_model(path_match[1], served.repos[path_match[1]], served.advertised)
             self.respond(json.dumps(model_info).encode(), "application/json")
         elif path_match := re.fullmatch(rf"/(.+)/resolve/{COMMIT}/(.+)", parts.path):
@@ -180,3 +183,10 @@ def lead_drive_to(served: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
         return original(self, method, url.replace("https://drive.google.com", served.url), **more)
 
     monkeypatch.setattr(requests.Session, "request", request)
+
+
+def set_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Do what $HF_ENDPOINT does, which huggingface_hub reads when it is imported."""
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

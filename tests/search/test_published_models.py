@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import calce_jax
 from calce_jax.checkpoints.model_folder import is_model_folder
@@ -20,11 +21,12 @@ from calce_jax.errors import UserError
 from calce_jax.presets.datasets import TINY_BASE
 from calce_jax.search.published import conversion
 from calce_jax.search.published.install import InstallError, ModelNotHereError, resolve_model
+from calce_jax.search.published.push import push_to_hub
 from calce_jax.search.published.store import ModelNameError, default_models_dir, model_paths
 from calce_jax.search.samples import load_samples
 from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.storage.locks import FileLock, LockError
-from tests.helpers.published_server import COMMIT, lead_drive_to, run_server
+from tests.helpers.published_server import COMMIT, lead_drive_to, run_server, set_endpoint
 from tests.helpers.tiny_publication import publish, serve
 
 NAME = "calce-qvh"
@@ -35,13 +37,6 @@ QUERY = "A yellow circle moves to the right."
 def publication(tmp_path_factory):
     pytest.importorskip("torch")
     return publish(tmp_path_factory.mktemp("published"))
-
-
-def set_endpoint(monkeypatch, url):
-    """What $HF_ENDPOINT does, which is read when huggingface_hub is imported."""
-    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @pytest.fixture
@@ -98,8 +93,6 @@ def test_a_model_by_name_is_fetched_converted_published_and_opened(server, tmp_p
     assert server.requests == []
 
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    from calce_jax.search.published.push import push_to_hub
-
     said = []
     address = push_to_hub(folder, "someone/tiny", private=True, licence="mit", log=said.append)
     assert address == f"{server.url}/someone/tiny/commit/{COMMIT}"
@@ -129,8 +122,6 @@ def test_what_is_made(server, tmp_path):
     for name, content in contents(folder).items():
         assert str(tmp_path).encode() not in content, name
     # The weights are those that were published.
-    from safetensors.numpy import load_file
-
     made, packaged = load_file(folder / "base.safetensors"), load_file(packaged_path(TINY_BASE))
     for name in set(made) - {"query_proj/kernel", "query_proj/bias"}:  # no BLIP-2 has them
         np.testing.assert_array_equal(made[name], packaged[name], err_msg=name)
@@ -223,7 +214,7 @@ def test_a_damaged_checkpoint(server, tmp_path):
     part = sources.MODELS[NAME].downloads["calce"].parts[0]
     name, content = server.drive[part.id]
     server.drive[part.id] = (name, content[: len(content) // 2])
-    with pytest.raises(FetchError, match="stage1.pth: a damaged archive") as told:
+    with pytest.raises(FetchError, match=r"stage1\.pth: a damaged archive") as told:
         install()
     one_line(told.value)
     # It is the first to be fetched, since Google Drive refuses most often.
@@ -254,7 +245,7 @@ def test_no_network(server, monkeypatch):
         install()
     one_line(told.value)
     set_endpoint(monkeypatch, "http://127.0.0.1:9")
-    with pytest.raises(NoNetworkError, match="127.0.0.1:9/someone/tiny cannot be reached") as told:
+    with pytest.raises(NoNetworkError, match=r"127\.0\.0\.1:9/someone/tiny cannot be reached") as told:
         install("hf:someone/tiny")
     one_line(told.value)
 
@@ -276,7 +267,7 @@ def test_two_processes(server):
 
 
 def test_names(server, tmp_path, monkeypatch):
-    for name in ("hf:", "hf:owner", "hf:../../x", "hf:a/../b"):
+    for name in ("hf:", "hf:owner", "hf:../../x", "hf:a/../b", "hf:a--b/c"):
         with pytest.raises(ModelNameError) as told:
             install(name)
         one_line(told.value)

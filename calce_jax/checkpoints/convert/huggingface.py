@@ -13,6 +13,7 @@ from calce_jax.checkpoints.convert.state_dict import LazyArray, lazy_state_dict
 from calce_jax.checkpoints.convert.weights import Weights
 from calce_jax.checkpoints.convert.writer import atomic_new_dir, write_safetensors, write_shards
 from calce_jax.config import ModelSize
+from calce_jax.errors import UserError
 from calce_jax.models.calce import CalceConfig
 from calce_jax.presets.sizes import SIZES
 from calce_jax.storage.text_files import read_text
@@ -127,10 +128,11 @@ def read_blip2_size(folder: Path) -> ModelSize:
         vision, qformer, text = config.vision_config, config.qformer_config, config.text_config
         found = (vision.hidden_size, vision.num_hidden_layers, qformer.hidden_size, qformer.num_hidden_layers)
         found += (text.d_model, text.num_layers)
-    except WeightsFileError:
+    except UserError:
         raise
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise WeightsFileError(f"{path}: not the config of a BLIP-2 ({error})", remedy) from error
+    except Exception as error:  # transformers raises many types of its own
+        message = " ".join(str(error).split())
+        raise WeightsFileError(f"{path}: not the config of a BLIP-2 ({message:.200})", remedy) from error
     for size in SIZES:
         # Vocabularies are not compared.
         model = CalceConfig.from_name(size, None, "float32", t5_vocab=1, bert_vocab=1)

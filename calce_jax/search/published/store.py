@@ -22,7 +22,7 @@ HUB_PREFIX = "hf:"
 MODELS_VARIABLE = "CALCE_MODELS"
 PART, DOWNLOADS = ".part", ".downloads"
 STAGE_FILES = tuple(f"stage{stage}/config.json" for stage in (1, 2))
-# As the hub allows them.
+# As the hub allows them, which also excludes ".." and "--".
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -81,7 +81,7 @@ def model_paths(name: str, models_dir: str | Path | None = None) -> ModelPaths:
     folder_name = name
     if name.startswith(HUB_PREFIX):
         repo = name.removeprefix(HUB_PREFIX)
-        if not _REPO.fullmatch(repo) or ".." in repo:
+        if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo:
             raise ModelNameError(f"{name!r:.80}: not a model on the Hugging Face hub", "write hf:owner/name")
         folder_name = repo.replace("/", "--")
     elif name not in MODELS:
