@@ -9,7 +9,7 @@ from pathlib import Path
 
 from calce_jax.storage.file_names import fit_name
 
-WRITE_ERROR = "cannot write "
+WRITE_ERROR, WRITE_REMEDY = "cannot write ", "make room, or choose another place"
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -112,4 +112,4 @@ def write_error(path: str | Path, error: OSError) -> OSError:
     """Return an error with the same number that names the file or folder and the remedy; the innermost one is kept."""
     if (error.strerror or "").startswith(WRITE_ERROR):
         return OSError(error.errno, error.strerror)
-    return OSError(error.errno, f"{WRITE_ERROR}{path} ({error.strerror or error}); make room, or choose another place")
+    return OSError(error.errno, f"{WRITE_ERROR}{path} ({error.strerror or error}); {WRITE_REMEDY}")

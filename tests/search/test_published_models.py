@@ -1,9 +1,13 @@
 """Published models by name, against a local server with tiny files in the published layouts."""
 
+import errno
 import importlib.util
+import io
+import json
 import shutil
 import sys
 from collections import namedtuple
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,22 +18,26 @@ from safetensors.numpy import load_file
 
 import calce_jax
 from calce_jax.checkpoints.model_folder import is_model_folder
-from calce_jax.config import packaged_path, read_config
+from calce_jax.config import PATH_FIELDS, diff, packaged_path, read_config, to_dict
 from calce_jax.datasets import sources
 from calce_jax.datasets.download import FetchError, NoNetworkError
 from calce_jax.errors import UserError
 from calce_jax.presets.datasets import TINY_BASE
+from calce_jax.presets.runs import get_preset
 from calce_jax.search.published import conversion
 from calce_jax.search.published.install import InstallError, ModelNotHereError, resolve_model
 from calce_jax.search.published.push import push_to_hub
 from calce_jax.search.published.store import ModelNameError, default_models_dir, model_paths
 from calce_jax.search.samples import load_samples
+from calce_jax.storage.atomic_files import write_error
 from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.storage.locks import FileLock, LockError
+from tests.helpers.commands import run_script
 from tests.helpers.published_server import COMMIT, lead_drive_to, run_server, set_endpoint
 from tests.helpers.tiny_publication import publish, serve
 
 NAME = "calce-qvh"
+MODELS = dict(sources.MODELS)  # as published; the fixture `server` has tiny ones in their place
 QUERY = "A yellow circle moves to the right."
 
 
@@ -90,6 +98,10 @@ def test_a_model_by_name_is_fetched_converted_published_and_opened(server, tmp_p
     assert {path.name for path in folder.parent.iterdir()} == {NAME}
     server.requests.clear()
     assert moments_of(calce_jax.load(NAME, cache=cache), sample) == found
+    arguments = (sample.video, QUERY, f"--checkpoint={NAME}", "--json", f"--cache={cache.folder}")
+    with redirect_stdout(io.StringIO()) as stdout:
+        run_script("search", *arguments)
+    assert [(row["start"], row["end"], round(row["score"], 5)) for row in json.loads(stdout.getvalue())] == found
     assert server.requests == []
 
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -107,7 +119,8 @@ def test_a_model_by_name_is_fetched_converted_published_and_opened(server, tmp_p
 
 def test_what_is_made(server, tmp_path):
     asked = []
-    folder = resolve_model(NAME, confirm=lambda offer: asked.append(str(offer)) or True, log=asked.append)
+    folder = resolve_model(NAME, confirm=lambda _: not asked.append("asked"), log=asked.append)
+    assert asked[1] == "asked"
     assert folder == tmp_path / "models" / NAME
     assert is_model_folder(folder)
     assert asked[0].startswith(
@@ -118,6 +131,10 @@ def test_what_is_made(server, tmp_path):
     assert not [path for path in server.content_requests() if path.endswith(".bin")]
     run = read_config(folder / "stage2")
     assert run.weights.base == str(folder / "base.safetensors")
+    # It is here: neither a question nor a request.
+    server.requests.clear()
+    assert resolve_model(NAME) == folder
+    assert server.requests == []
     # The folder holds no path of this machine.
     for name, content in contents(folder).items():
         assert str(tmp_path).encode() not in content, name
@@ -232,6 +249,19 @@ def test_no_room(server, tmp_path, monkeypatch):
     assert server.requests == []
 
 
+def test_a_disk_that_is_full_in_mid_conversion(server, monkeypatch):
+    def full(path, *_):
+        raise write_error(path, OSError(errno.ENOSPC, "No space left on device"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "write_stage", full)
+        expected = r"^calce-qvh: cannot write .*stage1 \(No space left on device\); make room there, or choose another "
+        with pytest.raises(InstallError, match=expected) as told:
+            install()
+    one_line(told.value)
+    assert is_model_folder(install())
+
+
 def test_a_folder_that_cannot_be_written(server, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InstallError) as told:
@@ -264,6 +294,10 @@ def test_two_processes(server):
         install()
     one_line(told.value)
     assert server.content_requests() == []
+    # Another process made it while this one waited for the answer.
+    folder = resolve_model(NAME, confirm=lambda _: is_model_folder(install()), log=lambda _: None)
+    assert is_model_folder(folder)
+    assert len(server.content_requests()) == len(set(server.content_requests()))
 
 
 def test_names(server, tmp_path, monkeypatch):
@@ -278,3 +312,26 @@ def test_names(server, tmp_path, monkeypatch):
     monkeypatch.delenv("CALCE_MODELS")
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     assert default_models_dir() == Path("/data/calce/models")
+
+
+PAPER_RUNS = {"calce-qvh": ("qvhighlights", 75, 150), "calce-charades": ("charades_sta", 60, 120)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAPER_RUNS)
+def test_the_runs_of_a_model_are_those_of_the_paper(server, publication, tmp_path, monkeypatch, name):
+    """At the size of the fetched BLIP-2, which is the tiny one here."""
+    run, *frames = PAPER_RUNS[name]
+    model = replace(MODELS[name], download_bytes=10**6, disk_bytes=10**6)
+    monkeypatch.setitem(sources.MODELS, name, model)
+    serve(server, model, publication)
+    folder = install(name)
+    for stage, expected in enumerate(frames, 1):
+        config = read_config(folder / f"stage{stage}")
+        assert (config.stage, config.data.frames) == (stage, expected)
+        differences = diff(to_dict(get_preset(f"{run},stage={stage},size=tiny")), to_dict(config))
+        assert [line for line in differences if not line.startswith(PATH_FIELDS)] == []
+    if name == "calce-qvh":  # its prompts have many lengths to compile
+        sample = load_samples()[0]
+        moments = calce_jax.load(name, cache=DiskCache(tmp_path / "cache")).search(sample.video, QUERY)
+        assert moments.failures == []

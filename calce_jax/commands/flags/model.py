@@ -61,7 +61,7 @@ def define_models_dir(flag_values: flags.FlagValues) -> flags.FlagHolder:
     )
 
 
-def _ask(offer: Any) -> bool:
-    """Print what a download would do, and return whether the answer is yes."""
-    print(f"{offer}\nDownload it? [y/N] ", end="", file=sys.stderr, flush=True)
+def _ask(_: Any) -> bool:
+    """Ask whether to download what was just described, and return whether the answer is yes."""
+    print("Download it? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

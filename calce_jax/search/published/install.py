@@ -24,6 +24,7 @@ from calce_jax.search.published.store import (
     is_model_name,
     model_paths,
 )
+from calce_jax.storage.atomic_files import WRITE_REMEDY
 from calce_jax.storage.disk_space import format_bytes, free_bytes
 from calce_jax.storage.locks import FileLock
 
@@ -92,7 +93,8 @@ def resolve_model(
       checkpoint: a folder; or "calce-qvh", "calce-charades", or "hf:owner/name" of a model that `calce push` published.
         A folder of such a name in the current one goes first.
       models_dir: where models are kept; by default `default_models_dir()`.
-      confirm: called once before a download; returns whether to go on. Without it nothing is downloaded.
+      confirm: called once before a download, after sizes, sources and terms were logged; returns whether to go on.
+        Without it nothing is downloaded.
       keep_downloads: keep what a model was converted from.
       log: called with a line for each step; by default it prints to stderr.
 
@@ -119,9 +121,10 @@ def resolve_model(
             f'to agree, calce_jax.load("{name}", yes=True), or --yes on the command line',
         )
     _check_can_install(offer)
+    log = log or (lambda line: print(line, file=sys.stderr, flush=True))
+    log(str(offer))
     if not confirm(offer):
         raise ModelNotHereError(f"{name} was not downloaded", "agree, or give another --checkpoint")
-    log = log or (lambda line: print(line, file=sys.stderr, flush=True))
     try:
         with FileLock(paths.lock):
             if not paths.is_complete:  # another process may have made it meanwhile
@@ -129,8 +132,9 @@ def resolve_model(
     except UserError:
         raise
     except OSError as error:
+        reason = str(error.strerror or error).removesuffix(f"; {WRITE_REMEDY}")
         raise InstallError(
-            f"{name}: {error.strerror or error}",
+            f"{name}: {reason}",
             "make room there, or choose another folder with $CALCE_MODELS, and run the same again to continue",
         ) from error
     return paths.folder
