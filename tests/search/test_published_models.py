@@ -215,8 +215,13 @@ def test_an_interruption_after_the_downloads_were_removed(server, tmp_path):
     folder = install()
     folder.rename(model_paths(NAME).part)
     server.requests.clear()
-    assert install() == folder
+    offers = []
+    assert resolve_model(NAME, confirm=lambda offer: not offers.append(offer), log=lambda _: None) == folder
+    assert (offers[0].download_bytes, offers[0].disk_bytes) == (0, 0)
     assert server.requests == []
+    (folder / "stage2/config.json").unlink()
+    with pytest.raises(InstallError, match=r"calce-qvh lacks files of the model; delete it, with `calce models --rem"):
+        install()
 
 
 def test_another_content_than_published(server, tmp_path):
@@ -307,8 +312,11 @@ def test_names(server, tmp_path, monkeypatch):
         one_line(told.value)
     # A folder of that name goes first.
     monkeypatch.chdir(tmp_path)
-    (tmp_path / NAME).mkdir()
+    (tmp_path / NAME / "stage1").mkdir(parents=True)
     assert install(NAME) == Path(NAME)
+    (tmp_path / NAME / "stage1").rmdir()  # `calce fetch` may have made it
+    with pytest.raises(ModelNotHereError, match="calce-qvh is not in"):
+        resolve_model(NAME)
     monkeypatch.delenv("CALCE_MODELS")
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     assert default_models_dir() == Path("/data/calce/models")

@@ -21,6 +21,7 @@ from calce_jax.search.published.store import (
     HUB_PREFIX,
     ModelPaths,
     folder_size,
+    has_both_stages,
     is_model_name,
     model_paths,
 )
@@ -91,7 +92,7 @@ def resolve_model(
 
     Args:
       checkpoint: a folder; or "calce-qvh", "calce-charades", or "hf:owner/name" of a model that `calce push` published.
-        A folder of such a name in the current one goes first.
+        A folder of such a name in the current one goes first if it holds `stage1`.
       models_dir: where models are kept; by default `default_models_dir()`.
       confirm: called once before a download, after sizes, sources and terms were logged; returns whether to go on.
         Without it nothing is downloaded.
@@ -101,23 +102,28 @@ def resolve_model(
     Raises:
       ModelNameError: there is no such name.
       ModelNotHereError: it has to be downloaded, and `confirm` is missing or returned False.
-      InstallError: the disk lacks room or cannot be written, or PyTorch, which reads the original's checkpoints, is
-        missing.
+      InstallError: the disk lacks room or cannot be written; PyTorch, which reads the original's checkpoints, is
+        missing; or files of the model were deleted.
       FetchError, NoNetworkError: a file cannot be fetched, or is not the published one.
       LockError: another process makes this model.
       WeightsFileError, ConversionError, CheckpointError, ConfigError: the files are not those of such a model.
     """
     name = str(checkpoint)
-    if Path(checkpoint).is_dir() or not is_model_name(name):
+    if (Path(checkpoint) / "stage1").is_dir() or not is_model_name(name):
         return Path(checkpoint)
     paths = model_paths(name, models_dir)
     if paths.is_complete:
         return paths.folder
+    if paths.folder.exists():
+        raise InstallError(
+            f"{paths.folder} lacks files of the model", f"delete it, with `calce models --remove={name}`, and try again"
+        )
     offer = _make_offer(name, paths)
     if confirm is None:
         raise ModelNotHereError(
             f"{name} is not in {paths.folder.parent}: about {format_bytes(offer.download_bytes)} would be downloaded "
-            f"from {offer.sources}, and about {format_bytes(offer.disk_bytes)} of disk used. Terms: {offer.licence}",
+            f"from {offer.sources}, and about {format_bytes(offer.disk_bytes)} of disk used. Terms: "
+            f"{offer.licence.rstrip('.')}",
             f'to agree, calce_jax.load("{name}", yes=True), or --yes on the command line',
         )
     _check_can_install(offer)
@@ -151,8 +157,9 @@ def _make_offer(name: str, paths: ModelPaths) -> Offer:
             name, f"model of {part.repo}", "the Hugging Face hub", terms, remaining, remaining, size, paths.folder
         )
     model = MODELS[name]
-    remaining = max(model.download_bytes - present[0], 0)
-    disk = remaining + max(model.disk_bytes - present[1], 0)
+    is_converted = has_both_stages(paths.part)  # an interruption between the removal of the downloads and the end
+    remaining = 0 if is_converted else max(model.download_bytes - present[0], 0)
+    disk = 0 if is_converted else remaining + max(model.disk_bytes - present[1], 0)
     return Offer(
         name,
         model.description,

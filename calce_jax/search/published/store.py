@@ -49,7 +49,7 @@ class ModelPaths:
     @property
     def is_complete(self) -> bool:
         """Whether the model is here."""
-        return all((self.folder / name).is_file() for name in STAGE_FILES)
+        return has_both_stages(self.folder)
 
     def size(self) -> int:
         """Return the bytes of all files of the model, also of one that is not complete."""
@@ -122,6 +122,11 @@ def remove_model(name: str, models_dir: str | Path | None = None) -> int:
             if folder.exists():
                 shutil.rmtree(folder)
     return size
+
+
+def has_both_stages(folder: Path) -> bool:
+    """Return whether a folder has the config of both stages, the last files of a model that are written."""
+    return all((folder / name).is_file() for name in STAGE_FILES)
 
 
 def folder_size(folder: Path) -> int:
