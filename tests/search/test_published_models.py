@@ -34,7 +34,7 @@ from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.storage.locks import FileLock, LockError
 from tests.helpers.commands import run_script
 from tests.helpers.published_server import COMMIT, lead_drive_to, run_server, set_endpoint
-from tests.helpers.tiny_publication import publish, serve
+from tests.helpers.tiny_publication import publish, serve, trained_weights
 
 NAME = "calce-qvh"
 MODELS = dict(sources.MODELS)  # as published; the fixture `server` has tiny ones in their place
@@ -142,6 +142,11 @@ def test_what_is_made(server, tmp_path):
     made, packaged = load_file(folder / "base.safetensors"), load_file(packaged_path(TINY_BASE))
     for name in set(made) - {"query_proj/kernel", "query_proj/bias"}:  # no BLIP-2 has them
         np.testing.assert_array_equal(made[name], packaged[name], err_msg=name)
+    for stage in (1, 2):
+        trained, published = load_file(folder / f"stage{stage}/trained.safetensors"), trained_weights(stage).trained
+        assert set(published) < set(trained)
+        for name, weight in published.items():
+            np.testing.assert_array_equal(trained[name], weight.read(), err_msg=name)
 
 
 def test_downloads_are_kept_if_asked(server, tmp_path):
