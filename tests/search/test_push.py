@@ -1,5 +1,7 @@
 """Publishing a model on a local server that does as the Hugging Face hub does."""
 
+import shutil
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,7 +120,7 @@ def test_push(server, runs, tmp_path, capsys):
         assert str(tmp_path.parent).encode() not in content, name
         assert b"/home/me" not in content, name
         assert b"hf_secret" not in content, name
-    assert not list(runs.glob(".calce_push*"))
+    assert not list(runs.parent.glob(".calce_push*"))
     _, header, body = files["README.md"].decode().split("---\n", 2)
     assert yaml.safe_load(header) == {
         "license": "mit",
@@ -179,6 +181,15 @@ def test_what_cannot_be_pushed(server, runs, tmp_path, monkeypatch):
     with pytest.raises(FetchError, match="the server answers 403; check that the token may write there") as told:
         push_to_hub(runs, "someone/tiny", log=lambda _: None)
     assert "\n" not in str(told.value)
+    with monkeypatch.context() as patch:
+        usage = namedtuple("usage", "total used free")
+        patch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1))
+        with pytest.raises(
+            PushError, match=r"cannot write .*base\.safetensors \(it needs .*\); make room beside it"
+        ) as told:
+            push_to_hub(runs, "someone/tiny", log=lambda _: None)
+    assert "\n" not in str(told.value)
+    assert not list(runs.parent.glob(".calce_push*"))
     set_endpoint(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(NoNetworkError, match="cannot be reached"):
         push_to_hub(runs, "someone/tiny", log=lambda _: None)

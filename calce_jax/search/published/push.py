@@ -12,13 +12,13 @@ from calce_jax.datasets.download import hub_errors
 from calce_jax.errors import UserError
 from calce_jax.search.paths import find_stages
 from calce_jax.search.published.card import model_card
-from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.storage.atomic_files import WRITE_REMEDY, write_atomic
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class PushError(UserError):
-    """A model cannot be published: no token, or a wrong name."""
+    """A model cannot be published: no token, a wrong name, or no room for the files."""
 
 
 def push_to_hub(
@@ -45,10 +45,9 @@ def push_to_hub(
       The address of the commit.
 
     Raises:
-      PushError: there is no token, or `repo` is not "owner/name".
+      PushError: there is no token, `repo` is not "owner/name", or the disk of `source` has no room or refuses.
       SearchError, ConfigError, CheckpointError, ConversionError: `source` holds no two stages that belong together.
       FetchError, NoNetworkError: the hub refuses, or cannot be reached.
-      OSError: the disk of `source` has no room for the files.
     """
     if not _REPO.fullmatch(repo):
         raise PushError(f"{repo!r:.80} is not the name of a repository", "write owner/name")
@@ -57,7 +56,20 @@ def push_to_hub(
         raise PushError("there is no token of the Hugging Face hub", "set $HF_TOKEN, or log in with `hf auth login`")
     source = Path(source)
     find_stages(source)
-    api = HfApi(token=token)
+    try:
+        return _push(source, repo, HfApi(token=token), private=private, licence=licence, log=log)
+    except UserError:
+        raise
+    except OSError as error:
+        reason = str(error.strerror or error).removesuffix(f"; {WRITE_REMEDY}")
+        raise PushError(
+            f"{source}: {reason}", "make room beside it, or copy it to where there is room and you may write"
+        ) from error
+
+
+def _push(
+    source: Path, repo: str, api: HfApi, *, private: bool, licence: str | None, log: Callable[[str], None]
+) -> str:
     page = f"{api.endpoint}/{repo}"
     # Beside the source, where the base weights need no room of their own: a hard link.
     with tempfile.TemporaryDirectory(prefix=".calce_push_", dir=source.absolute().parent) as folder:
