@@ -87,8 +87,9 @@ class FakeHandler(BaseHTTPRequestHandler):
         served.tokens |= {self.headers["Authorization"]} - {None}
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         status = next((status for start, status in served.error_status.items() if self.path.startswith(start)), None)
-        if status:
-            self.respond(b"no", "text/plain", status)
+        is_private = any(parts.path.startswith((f"/{repo}/", f"/api/models/{repo}")) for repo in served.private)
+        if status or (is_private and not self.headers["Authorization"]):
+            self.respond(b"no", "text/plain", status or 401)
         elif (path_match := re.fullmatch(r"/api/models/(.+)", parts.path)) and path_match[1] not in served.repos:
             self.respond(b"no", "text/plain", 404)
         elif path_match:

@@ -15,7 +15,7 @@ from calce_jax.checkpoints import model_folder
 from calce_jax.checkpoints.convert.convert import convert
 from calce_jax.checkpoints.convert.targets import write_run
 from calce_jax.checkpoints.manager import CheckpointError, resolve_init
-from calce_jax.checkpoints.model_folder import check_self_contained, export_model, read_stage
+from calce_jax.checkpoints.model_folder import check_self_contained, export_model, is_model_folder, read_stage
 from calce_jax.checkpoints.params_file import read_record
 from calce_jax.config import ConfigError, packaged_path
 from calce_jax.datasets.download import FetchError, NoNetworkError
@@ -149,6 +149,19 @@ def test_a_pickle_or_a_path_of_a_published_model_is_not_taken(server, runs, tmp_
     with pytest.raises(CheckpointError, match="names /etc/passwd, which is not part of the model; do not use"):
         resolve_model("hf:someone/tiny", tmp_path / "again", confirm=lambda _: True, log=lambda _: None)
     assert not (tmp_path / "again/someone--tiny").exists()
+
+
+def test_a_private_model_needs_the_token(server, runs, tmp_path, monkeypatch):
+    push_to_hub(runs, "someone/secret", private=True, log=lambda _: None)
+    assert server.private == {"someone/secret"}
+    with monkeypatch.context() as patch:
+        patch.delenv("HF_TOKEN")
+        patch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+        with pytest.raises(FetchError, match="the server answers 401; correct the name; a private one needs") as told:
+            resolve_model("hf:someone/secret", tmp_path, confirm=lambda _: True, log=lambda _: None)
+        assert "\n" not in str(told.value)
+    folder = resolve_model("hf:someone/secret", tmp_path, confirm=lambda _: True, log=lambda _: None)
+    assert is_model_folder(folder)
 
 
 def test_scores_are_those_that_were_recorded(runs, tmp_path):
