@@ -7,6 +7,7 @@ reads these annotations and reports all wrong fields at once, each with its name
 import dataclasses
 import difflib
 import json
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -179,6 +180,7 @@ class RunConfig:
 
 
 ASSETS = "calce_jax/assets/"
+WORKDIR = "$WORKDIR/"  # begins a path in config.json that is relative to the folder of that file
 MAX_INT = 2**63 - 1  # of a field; numpy and JAX have no greater ones
 RESTORE_CONFIG = 'restore it from "config" in checkpoints/STEP/record/metadata beside it'
 
@@ -381,7 +383,7 @@ def read_config(workdir: str | Path) -> RunConfig:
 
 
 def read_config_json(workdir: str | Path) -> dict[str, Any]:
-    """Return the plain values of a workdir's config.json under today's names.
+    """Return the plain values of a workdir's config.json under today's names, with "$WORKDIR/" in paths replaced.
 
     Raises:
       ConfigError: there is no such file, or it is not a JSON object.
@@ -395,7 +397,15 @@ def read_config_json(workdir: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not JSON ({error})", RESTORE_CONFIG) from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: must be a JSON object, got {type(config).__name__}", RESTORE_CONFIG)
-    return upgrade_config(config)
+    return upgrade_config(_expand_workdir(config, Path(workdir)))
+
+
+def _expand_workdir(value: Any, workdir: Path) -> Any:
+    if isinstance(value, dict):
+        return {name: _expand_workdir(inner, workdir) for name, inner in value.items()}
+    if isinstance(value, str) and value.startswith(WORKDIR):
+        return os.path.normpath(workdir / value.removeprefix(WORKDIR))
+    return value
 
 
 def packaged_path(path: str) -> Path:

@@ -34,6 +34,7 @@ from calce_jax.storage.disk_space import format_bytes, free_bytes
 from calce_jax.storage.verification import verification_enabled
 
 CHECKPOINT_DIR = "checkpoints"
+TRAINED_FILE = "trained.safetensors"  # in place of checkpoints, see `calce_jax.checkpoints.model_folder`
 BEST_METRIC = "R1_avg"
 TRAINABLE_PREFIX = "trainable/"
 
@@ -66,7 +67,7 @@ def resolve_init(workdir: Path, other_run: str = "", base: str = "") -> InitSour
     if checkpoint_steps(workdir):
         return InitSource("resumed", workdir)
     if other_run:
-        if not checkpoint_steps(Path(other_run)):
+        if not checkpoint_steps(Path(other_run)) and not (Path(other_run) / TRAINED_FILE).is_file():
             raise CheckpointError(
                 f"config.weights.start: no checkpoint in {Path(other_run) / CHECKPOINT_DIR}",
                 "give the workdir of a trained run",

@@ -1,5 +1,6 @@
 """Parameters in one safetensors file, with a checksum of each tensor; files without checksums are read as they are."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from calce_jax.storage.atomic_files import atomic_write
 from calce_jax.storage.verification import verification_enabled
 
 VERIFY_OFF = "--verify=off reads it as it is"
+RECORD_KEY = "record"  # of the header: the metadata of a run as JSON
 
 
 class CheckpointError(UserError):
@@ -77,6 +79,23 @@ def load_params(path: Path, abstract: Any) -> Any:
             f"{path} is damaged ({error})", f"copy or convert the weights again ({VERIFY_OFF})"
         ) from error
     return with_leaves(abstract, loaded)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the metadata of the run whose trained weights a file holds, from its header; {} if it has none.
+
+    Raises:
+      CheckpointError: the file is missing or damaged.
+    """
+    remedy = "copy or fetch the model again"
+    try:
+        with safe_open(path, framework="np") as file:
+            record = json.loads((file.metadata() or {}).get(RECORD_KEY, "{}"))
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its header is damaged ({error})", remedy) from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f'{path}: "{RECORD_KEY}" in its header is no JSON object', remedy)
+    return record
 
 
 def _put_on_devices(host: np.ndarray, sharding: Any) -> jax.Array:

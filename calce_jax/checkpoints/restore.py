@@ -11,8 +11,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
-from calce_jax.checkpoints.params_file import load_params
+from calce_jax.checkpoints.manager import TRAINED_FILE, CheckpointError, Checkpoints, checkpoint_steps
+from calce_jax.checkpoints.params_file import load_params, read_record
 from calce_jax.config import PATH_FIELDS, ConfigError, RunConfig, diff, flatten, packaged_path, to_dict
 from calce_jax.config_compat import SAME_WEIGHTS, upgrade_config
 from calce_jax.distributed.param_names import named_leaves, with_leaves
@@ -97,16 +97,19 @@ def load_trainable(workdir: Path, template: nnx.State, checkpoint: Literal["best
 def restore_trainables(
     workdir: Path, template: nnx.State, checkpoint: Literal["best", "latest"] = "best"
 ) -> tuple[nnx.State, Path, dict[str, Any]]:
-    """Return the trainables of a run, the folder of their checkpoint, and its metadata.
+    """Return the trainables of a run, the folder or file of their checkpoint, and its metadata.
 
     Args:
-      workdir: of the run.
+      workdir: of the run; one without checkpoints may have `TRAINED_FILE` in their place.
       template: trainables of the same shapes, with the shardings to restore into.
       checkpoint: "best" by R1_avg; the latest if none was evaluated.
 
     Raises:
       CheckpointError: there is no checkpoint; or as for `Checkpoints.restore`.
     """
+    trained_file = workdir / TRAINED_FILE
+    if trained_file.is_file() and not checkpoint_steps(workdir):
+        return load_params(trained_file, template), trained_file, read_record(trained_file)
     checkpoints = Checkpoints(workdir, read_only=True)
     best = checkpoints.best_step_and_metric
     step = best[0] if best and checkpoint == "best" else checkpoints.latest_step
@@ -156,7 +159,7 @@ def check_config(checkpoint: Path, metadata: Mapping[str, Any], config: RunConfi
     """Check that config.json of a workdir is the config that its checkpoint records, except for paths.
 
     Args:
-      checkpoint: folder of the checkpoint, for the message.
+      checkpoint: folder or file of the checkpoint, for the message.
       metadata: of the checkpoint.
       config: from config.json.
 
@@ -167,10 +170,13 @@ def check_config(checkpoint: Path, metadata: Mapping[str, Any], config: RunConfi
         return
     differences = diff(upgrade_config(metadata["config"]), to_dict(config))
     if mismatches := [line for line in differences if not line.startswith(PATH_FIELDS)]:
+        is_file = checkpoint.name == TRAINED_FILE
+        workdir, record = (
+            (checkpoint.parent, "the header") if is_file else (checkpoint.parents[1], f"{checkpoint}/record/metadata")
+        )
         raise ConfigError(
-            f"{checkpoint.parents[1] / 'config.json'} is not the config of {checkpoint}",
-            f'restore it from "config" in {checkpoint}/record/metadata (--verify=off takes it as it is):\n  '
-            + "\n  ".join(mismatches),
+            f"{workdir / 'config.json'} is not the config of {checkpoint}",
+            f'restore it from "config" in {record} (--verify=off takes it as it is):\n  ' + "\n  ".join(mismatches),
         )
 
 

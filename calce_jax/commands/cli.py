@@ -35,6 +35,8 @@ COMMANDS = {
     "ls": Command("list the videos of the library", "calce ls"),
     "cut": Command("cut a part out of a video", "calce cut holiday.mp4 1:06 1:17 --copy"),
     "web": Command("search videos in a browser", "calce web --checkpoint runs/demo"),
+    "models": Command("list published models, and what is here of them", "calce models"),
+    "push": Command("publish a trained model on the Hugging Face hub", "calce push runs/demo owner/name --private"),
     "fetch": Command("fetch published weights and annotations", "calce fetch --what=bert --out=downloads/bert"),
     "prepare": Command(
         "decode the videos of a dataset once, and write the tables that training reads",

@@ -22,10 +22,11 @@ from absl import flags
 
 from calce_jax.commands.flags.cache import CacheFlags
 from calce_jax.commands.flags.library import LibraryFlag
+from calce_jax.commands.flags.model import ModelFlags
 from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.errors import UsageError
-from calce_jax.search.paths import SearchError, check_any_exists, find_stages
+from calce_jax.search.paths import SearchError, check_any_exists
 from calce_jax.speech.inputs import resolve_whisper_name
 from calce_jax.storage.file_names import single_line
 from calce_jax.video.files import is_video_name
@@ -52,8 +53,13 @@ OUT = flags.DEFINE_string(
     flag_values=FLAGS,
 )
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "folder with the workdirs stage1 and stage2; the tiny model unless given", flag_values=FLAGS
+    "checkpoint",
+    None,
+    "folder with the workdirs stage1 and stage2, or a published model such as calce-qvh (`calce models`); the tiny "
+    "model unless given",
+    flag_values=FLAGS,
 )
+MODEL_FLAGS = ModelFlags(FLAGS)
 LIBRARY = flags.DEFINE_bool("library", False, "search the videos of `calce index` instead of files", flag_values=FLAGS)
 LIBRARY_FLAG = LibraryFlag(FLAGS)
 MODE = flags.DEFINE_enum(
@@ -236,8 +242,7 @@ def check_inputs(inputs: Inputs) -> None:
         resolve_whisper_name(WHISPER.value)
     if not LIBRARY.value:
         check_any_exists(inputs.paths)
-    if CHECKPOINT.value is not None:
-        find_stages(CHECKPOINT.value)
+    MODEL_FLAGS.find_checkpoint(CHECKPOINT.value)
 
 
 def search_library(queries: list[str]) -> Found:
@@ -314,7 +319,9 @@ def run_search(queries: list[str], durations: dict[Path, float], out: str | None
     from calce_jax.search.searcher import enable_compilation_cache, load_searcher
 
     enable_compilation_cache(cache.folder)
-    searcher = load_searcher(CHECKPOINT.value, cache=cache, max_seconds=SEGMENT_SECONDS.value)
+    searcher = load_searcher(
+        MODEL_FLAGS.find_checkpoint(CHECKPOINT.value), cache=cache, max_seconds=SEGMENT_SECONDS.value
+    )
     if searcher.notice and not QUIET.value:
         hint = "" if mode == "both" else " Words that are said are found in any video with --mode=speech."
         print(searcher.notice + hint, file=sys.stderr)

@@ -11,15 +11,21 @@ from pathlib import Path
 from absl import flags
 
 from calce_jax.commands.flags.cache import CacheFlags
+from calce_jax.commands.flags.model import ModelFlags
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 from calce_jax.errors import UserError
-from calce_jax.search.paths import check_host, find_stages
+from calce_jax.search.paths import check_host
 
 FLAGS = flags.FlagValues()
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "folder with the workdirs stage1 and stage2; the tiny model unless given", flag_values=FLAGS
+    "checkpoint",
+    None,
+    "folder with the workdirs stage1 and stage2, or a published model such as calce-qvh (`calce models`); the tiny "
+    "model unless given",
+    flag_values=FLAGS,
 )
+MODEL_FLAGS = ModelFlags(FLAGS)
 HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "address to listen on; 0.0.0.0 accepts connections from other machines", flag_values=FLAGS
 )
@@ -61,8 +67,7 @@ def main(argv: list[str]) -> None:
     """Load the models, then serve until interrupted."""
     no_arguments(argv)
     VERIFY_FLAG.apply()
-    if CHECKPOINT.value is not None:
-        find_stages(CHECKPOINT.value)
+    checkpoint = MODEL_FLAGS.find_checkpoint(CHECKPOINT.value)
     check_host(str(HOST.value))
     # Read when gradio is imported and when an app is made: no usage statistics, and no look-up of new versions.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -80,7 +85,7 @@ def main(argv: list[str]) -> None:
     check_port(host, port)
     cache = CACHE_FLAGS.open()
     enable_compilation_cache(cache.folder)
-    searcher = load_searcher(CHECKPOINT.value, cache=cache)
+    searcher = load_searcher(checkpoint, cache=cache)
     limits = Limits(
         max_megabytes=float(MAX_MEGABYTES.value or 0),
         max_minutes=float(MAX_MINUTES.value or 0),
@@ -93,11 +98,7 @@ def main(argv: list[str]) -> None:
         # Gradio creates a folder here for every component; uploads go elsewhere, see `calce_jax.search.web.uploads`.
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")
         # The name alone: visitors must not see paths of this machine.
-        notice = (
-            TRAINED_MODEL_NOTICE.format(Path(CHECKPOINT.value).resolve().name)
-            if CHECKPOINT.value
-            else TINY_MODEL_NOTICE
-        )
+        notice = TRAINED_MODEL_NOTICE.format(checkpoint.resolve().name) if checkpoint else TINY_MODEL_NOTICE
         web_app = make_app(searcher, Path(folder), load_samples(), notice, limits, host=host, names=NAMES.value or [])
         print(f"open http://{host}:{port}", flush=True)
         uvicorn.run(web_app, host=host, port=port, log_level="warning")

@@ -6,7 +6,7 @@ sha256 of every file, to be compared with that of another copy.
 
 huggingface_hub and gdown do the transfers. What is here, they do not do (huggingface_hub 2.4, gdown 6.5): the hub's
 `hf_hub_download` deletes a partial file when its process ends, and neither library checks the content. Files are
-written only below the output folder: no cache and no cookies, and no token is read.
+written only below the output folder: no cache and no cookies. A token is sent only if the caller gives one.
 """
 
 import errno
@@ -29,6 +29,7 @@ from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils import build_hf_headers
 
 from calce_jax.datasets.sources import DriveFile, DriveFolder, HubRepo, Publication
 from calce_jax.errors import UserError
@@ -77,18 +78,24 @@ class FetchedFile:
 
 
 def fetch(
-    publication: Publication, out: str | Path, *, endpoint: str | None = None, log: Callable[[str], None] = print
-) -> tuple[list[FetchedFile], list[str]]:
+    publication: Publication,
+    out: str | Path,
+    *,
+    endpoint: str | None = None,
+    token: str | None = None,
+    log: Callable[[str], None] = print,
+) -> tuple[list[FetchedFile], list[FetchError]]:
     """Fetch all parts of a publication; one that a server refuses does not stop the others.
 
     Args:
       publication: see `calce_jax.datasets.sources`.
       out: output folder; complete files in it are verified and not fetched again.
       endpoint: of the hub; by default `$HF_ENDPOINT`, or https://huggingface.co.
+      token: of the hub, for repositories that are not public; none is sent unless given.
       log: called with one line for each file.
 
     Returns:
-      The files, and one line for each part that could not be fetched, with instructions to do so by hand.
+      The files, and an error for each part that could not be fetched, with instructions to do so by hand.
 
     Raises:
       NoNetworkError: a server cannot be reached.
@@ -97,17 +104,19 @@ def fetch(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     files: list[FetchedFile] = []
-    errors: list[str] = []
+    errors: list[FetchError] = []
     record = _read_record(out)
+    # No token unless given: our sources are public, and `endpoint` may be anybody's server.
+    api = HfApi(endpoint=endpoint, token=token or False)
     try:
         for part in publication.parts:
             try:
-                for fetched in _fetch_part(part, out, endpoint, record, errors):
+                for fetched in _fetch_part(part, out, api, record, errors):
                     files.append(fetched)
                     record[fetched.file] = fetched
                     log(f"{fetched.file}  {fetched.size / 1e6:.1f} MB  sha256 {fetched.sha256}")
             except FetchError as error:
-                errors.append(str(error))
+                errors.append(error)
     finally:
         if files:
             rows = [asdict(record[name]) for name in sorted(record)]
@@ -118,13 +127,13 @@ def fetch(
 def _fetch_part(
     part: HubRepo | DriveFile | DriveFolder,
     out: Path,
-    endpoint: str | None,
+    api: HfApi,
     record: dict[str, FetchedFile],
-    errors: list[str],
+    errors: list[FetchError],
 ) -> Iterator[FetchedFile]:
     """Yield the files of a part; errors of single files on Google Drive are added to `errors`."""
     if isinstance(part, HubRepo):
-        yield from _fetch_repo(part, out, endpoint, record)
+        yield from _fetch_repo(part, out, api, record)
         return
     drive_files = (
         [(part.id, part.name or _drive_name(part.id, out))]
@@ -135,22 +144,18 @@ def _fetch_part(
         try:
             yield _fetch_drive_file(file_id, name, out, record)
         except FetchError as error:
-            errors.append(str(error))
+            errors.append(error)
 
 
-def _fetch_repo(
-    part: HubRepo, out: Path, endpoint: str | None, record: dict[str, FetchedFile]
-) -> Iterator[FetchedFile]:
+def _fetch_repo(part: HubRepo, out: Path, api: HfApi, record: dict[str, FetchedFile]) -> Iterator[FetchedFile]:
     """Yield the selected files of a repository on the hub.
 
     Raises:
       FetchError: the hub refuses, lacks a required file or sends other content than published; or the disk is too full.
     """
-    # No token: all sources are public, and `endpoint` may be anybody's server.
-    api = HfApi(endpoint=endpoint, token=False)
     page = f"{api.endpoint}/{part.repo}"
     by_hand = f"open it in a browser, and put {', '.join(part.required)} into {out / part.folder}"
-    with _hub_errors(page, by_hand):
+    with hub_errors(page, by_hand):
         info = api.model_info(part.repo, files_metadata=True, timeout=TIMEOUT_SECONDS)
     siblings = info.siblings or []
     missing = [pattern for pattern in part.required if not _matching(siblings, (pattern,))]
@@ -169,11 +174,36 @@ def _fetch_repo(
                 raise FetchError(
                     f"{target} exists and is not from {part.repo}", "choose another --out, or remove the file"
                 )
-            with _hub_errors(page, by_hand):
-                _download(
-                    hf_hub_url(part.repo, sibling.rfilename, revision=info.sha, endpoint=api.endpoint), target, sibling
-                )
+            with hub_errors(page, by_hand):
+                address = hf_hub_url(part.repo, sibling.rfilename, revision=info.sha, endpoint=api.endpoint)
+                _download(address, target, sibling, api)
         yield _file_record(target, out, f"{part.repo}@{info.sha}", "sha256" if sibling.lfs else "git")
+
+
+def describe_repo(part: HubRepo, *, endpoint: str | None = None, token: str | None = None) -> tuple[int, str]:
+    """Return the bytes of the selected files of a repository on the hub, and the licence that its model card states.
+
+    Args:
+      part: the repository, and patterns of its files.
+      endpoint, token: as for `fetch`.
+
+    Returns:
+      Bytes, and the licence's identifier; "" where the card has none.
+
+    Raises:
+      FetchError: the hub refuses, or lacks a required file.
+      NoNetworkError: it cannot be reached.
+    """
+    api = HfApi(endpoint=endpoint, token=token or False)
+    page = f"{api.endpoint}/{part.repo}"
+    with hub_errors(page, "correct the name; a private one needs $HF_TOKEN, or `hf auth login`"):
+        info = api.model_info(part.repo, files_metadata=True, timeout=TIMEOUT_SECONDS)
+        licence = info.card_data.get("license") if info.card_data else None
+    siblings = info.siblings or []
+    if missing := [pattern for pattern in part.required if not _matching(siblings, (pattern,))]:
+        raise FetchError(f"{page} has no {', '.join(missing)}", "choose a model that `calce push` published")
+    selected = _matching(siblings, part.required + part.optional)
+    return sum(sibling.size or 0 for sibling in selected), str(licence or "")
 
 
 def _matching(siblings: Sequence[RepoSibling], patterns: Sequence[str]) -> list[RepoSibling]:
@@ -184,7 +214,7 @@ def _partial_path(target: Path) -> Path:
     return target.with_name(f"{target.name}.part")
 
 
-def _download(address: str, target: Path, sibling: RepoSibling) -> None:
+def _download(address: str, target: Path, sibling: RepoSibling, api: HfApi) -> None:
     """Download to a partial file, continuing one of an earlier process; verify it, then rename it to `target`."""
     partial = _partial_path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +225,8 @@ def _download(address: str, target: Path, sibling: RepoSibling) -> None:
             address,
             file,
             resume_size=file.tell(),
-            headers={"Accept-Encoding": "identity"},  # offsets in the file must be offsets in the content
+            # Offsets in the file must be offsets in the content.
+            headers=build_hf_headers(token=api.token) | {"Accept-Encoding": "identity"},
             expected_size=sibling.size,
             displayed_filename=target.name,
         )
@@ -257,7 +288,7 @@ def _check_free_space(out: Path, pending: dict[Path, RepoSibling]) -> None:
 
 
 @contextmanager
-def _hub_errors(address: str, by_hand: str) -> Iterator[None]:
+def hub_errors(address: str, by_hand: str) -> Iterator[None]:
     """Turn errors of the hub's client into a FetchError or NoNetworkError of one line."""
     try:
         yield

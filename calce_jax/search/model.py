@@ -11,6 +11,7 @@ from calce_jax.search.inputs import load_captions
 from calce_jax.search.moment import ranked_moments
 from calce_jax.search.moment_list import MomentList
 from calce_jax.search.paths import SearchError
+from calce_jax.search.published.install import resolve_model
 from calce_jax.search.results import break_ties_across_videos, drop_below
 from calce_jax.search.searcher import MAX_MOMENTS, EncodedVideo, Searcher, load_searcher
 from calce_jax.search.video_result import VideoResult
@@ -105,17 +106,35 @@ class Model:
 
 
 def load(
-    checkpoint: str | Path | None = None, *, cache: DiskCache | None = None, max_seconds: float | None = None
+    checkpoint: str | Path | None = None,
+    *,
+    yes: bool = False,
+    models_dir: str | Path | None = None,
+    keep_downloads: bool = False,
+    cache: DiskCache | None = None,
+    max_seconds: float | None = None,
 ) -> Model:
     """Load a trained model; also `calce_jax.load`.
 
     Args:
-      checkpoint: a folder with the workdirs `stage1` and `stage2`; by default the tiny model of the package, which was
-        trained on the shapes dataset alone.
+      checkpoint: a folder with the workdirs `stage1` and `stage2`; the name of a published model, "calce-qvh" or
+        "calce-charades", which is downloaded and converted once; or "hf:owner/name", one that `calce push` published.
+        By default the tiny model of the package, which was trained on the shapes dataset alone.
+      yes: agree to the download and to the terms of a published model. Without it, one that is not here is an error
+        that states size, sources and terms.
+      models_dir: where published models are kept; by default `$CALCE_MODELS`, or `calce/models` in `$XDG_DATA_HOME` or
+        in ~/.local/share.
+      keep_downloads: keep what a published model was converted from.
       cache: of key frames and features; by default of 10 GB at `calce_jax.storage.disk_cache.default_cache_dir()`.
       max_seconds: length of the segments that longer videos are split into; by default that of the training videos.
 
     Raises:
       SearchError, ConfigError, CheckpointError, TokenizerError: see `calce_jax.search.searcher.open_stages`.
+      ModelNotHereError, InstallError, FetchError, NoNetworkError, LockError: see
+        `calce_jax.search.published.install.resolve_model`.
     """
+    if checkpoint is not None:
+        checkpoint = resolve_model(
+            checkpoint, models_dir, confirm=(lambda _: True) if yes else None, keep_downloads=keep_downloads
+        )
     return Model(load_searcher(checkpoint, cache=cache, max_seconds=max_seconds))

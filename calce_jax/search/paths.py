@@ -36,8 +36,8 @@ def find_stages(checkpoint: str | Path) -> list[Path]:
     if missing:
         raise SearchError(
             f"{checkpoint}: no trained run in {' and '.join(missing)}",
-            "give the folder that contains the workdirs stage1 and stage2 (`make demo` makes runs/demo), or leave "
-            "--checkpoint out for the tiny model",
+            "give the folder that contains the workdirs stage1 and stage2 (`make demo` makes runs/demo), the name of a "
+            "published model (`calce models`), or leave --checkpoint out for the tiny model",
         )
     return folders
 

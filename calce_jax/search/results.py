@@ -7,9 +7,7 @@ OUT/clips/          with `clips=True`: every moment as an mp4
 """
 
 import json
-import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +23,7 @@ from calce_jax.moments.annotations import Annotation
 from calce_jax.report.search_page import BarView, PictureView, QueryResultView, VideoView, write_search_page
 from calce_jax.search.ranking import ScoredWindow, break_ties_jointly
 from calce_jax.search.video_result import QueryResult, VideoResult
-from calce_jax.storage.atomic_files import atomic_write, write_atomic
+from calce_jax.storage.atomic_files import link_or_copy, write_atomic
 from calce_jax.storage.failures import Failure
 from calce_jax.storage.file_names import fit_name
 from calce_jax.video.clips import cut_clip, thumbnails_at
@@ -281,22 +279,6 @@ def video_view(
             for q, query_result in enumerate(result.query_results)
         ],
     )
-
-
-def link_or_copy(video: Path, to: Path) -> None:
-    """Make a hard link to a video, or a copy if it is on another disk; replaces an older file.
-
-    Raises:
-      OSError: the file cannot be written.
-    """
-    if to.exists() and to.samefile(video):
-        return
-    with atomic_write(to) as tmp_path:
-        tmp_path.unlink(missing_ok=True)
-        try:
-            os.link(video.resolve(), tmp_path)
-        except OSError:
-            shutil.copyfile(video, tmp_path)
 
 
 def _cut_clips(

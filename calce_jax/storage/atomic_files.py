@@ -9,7 +9,7 @@ from pathlib import Path
 
 from calce_jax.storage.file_names import fit_name
 
-WRITE_ERROR = "cannot write "
+WRITE_ERROR, WRITE_REMEDY = "cannot write ", "make room, or choose another place"
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -47,6 +47,22 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     except BaseException:
         partial_path.unlink(missing_ok=True)
         raise
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make a hard link to a file, or a copy if it is on another disk; replaces an older file.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    if target.exists() and target.samefile(source):
+        return
+    with atomic_write(target) as tmp_path:
+        tmp_path.unlink(missing_ok=True)
+        try:
+            os.link(source.resolve(), tmp_path)
+        except OSError:
+            shutil.copyfile(source, tmp_path)
 
 
 @contextmanager
@@ -96,4 +112,4 @@ def write_error(path: str | Path, error: OSError) -> OSError:
     """Return an error with the same number that names the file or folder and the remedy; the innermost one is kept."""
     if (error.strerror or "").startswith(WRITE_ERROR):
         return OSError(error.errno, error.strerror)
-    return OSError(error.errno, f"{WRITE_ERROR}{path} ({error.strerror or error}); make room, or choose another place")
+    return OSError(error.errno, f"{WRITE_ERROR}{path} ({error.strerror or error}); {WRITE_REMEDY}")

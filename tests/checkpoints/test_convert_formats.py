@@ -9,11 +9,13 @@ from flax import nnx
 from calce_jax.checkpoints.convert import whisper
 from calce_jax.checkpoints.convert.convert import convert
 from calce_jax.checkpoints.convert.formats import parse_sources, parse_target
+from calce_jax.checkpoints.convert.huggingface import blip2_config, read_blip2_size
 from calce_jax.checkpoints.convert.reader import WeightsFileError, open_tensors
 from calce_jax.checkpoints.convert.state_dict import lazy_state_dict
 from calce_jax.checkpoints.convert.weights import as_lazy
 from calce_jax.checkpoints.convert.writer import write_safetensors
 from calce_jax.distributed.param_names import named_leaves
+from calce_jax.models.calce import CalceConfig
 from calce_jax.models.whisper import Whisper, WhisperConfig
 from calce_jax.presets.runs import get_preset
 
@@ -28,6 +30,24 @@ def test_unknown_target_format():
     message = r"--target: must be one of the following, got 'onnx:x'\n  base:PATH  FILE\.safetensors"
     with pytest.raises(ValueError, match=message):
         parse_target("onnx:x")
+
+
+def test_the_size_of_a_blip2_is_read_from_its_config(tmp_path):
+    path = tmp_path / "config.json"
+    for size in ("full", "full_xxl", "tiny"):
+        config = blip2_config(CalceConfig.from_name(size, None, "float32", t5_vocab=9, bert_vocab=9))
+        path.write_text(json.dumps(config | {"transformers_version": "4.31.0", "_commit_hash": None}))
+        assert read_blip2_size(tmp_path) == size
+    # BLIP-2 with Flan-T5-XL has Blip2Config's defaults in the towers of vision, which a config may leave out.
+    path.write_text(json.dumps({"text_config": {"model_type": "t5", "d_model": 2048, "num_layers": 24}}))
+    assert read_blip2_size(tmp_path) == "full"
+    path.write_text(json.dumps({"text_config": {"model_type": "t5", "d_model": 512, "num_layers": 24}}))
+    with pytest.raises(WeightsFileError, match=r"config\.json: widths and depths .*512.* are those of no size"):
+        read_blip2_size(tmp_path)
+    for damaged in ("[]", "{", '{"text_config": 3}'):
+        path.write_text(damaged)
+        with pytest.raises(WeightsFileError, match=r"config\.json: not the config of a BLIP-2 .*; fetch the whole"):
+            read_blip2_size(tmp_path)
 
 
 def test_whisper_with_flax_names(tmp_path):

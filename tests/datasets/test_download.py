@@ -4,13 +4,11 @@ import io
 import json
 import os
 import pickle
-import random
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import time
 import zipfile
 from collections import namedtuple
 from hashlib import sha256
@@ -18,11 +16,10 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-import requests
 
 from calce_jax.datasets.download import RECORD_FILE, NoNetworkError, fetch
 from calce_jax.datasets.sources import PUBLICATIONS, DriveFile, DriveFolder, HubRepo, Publication
-from tests.helpers.published_server import COMMIT, FakeHandler, run_server
+from tests.helpers.published_server import COMMIT, FakeHandler, lead_drive_to, run_server
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = bytes(range(256)) * 400
@@ -51,15 +48,8 @@ def archive(**members):
 @pytest.fixture
 def server(monkeypatch):
     """A server that stands in for the hub, and to which calls of Google Drive are led; without waiting to try again."""
-    monkeypatch.setattr(time, "sleep", lambda _: None)
-    monkeypatch.setattr(random, "uniform", lambda *_: 0.0)
     with run_server() as served:
-        original = requests.Session.request
-
-        def request(self, method, url, **more):
-            return original(self, method, url.replace("https://drive.google.com", served.url), **more)
-
-        monkeypatch.setattr(requests.Session, "request", request)
+        lead_drive_to(served, monkeypatch)
         yield served
 
 
@@ -74,7 +64,7 @@ def there(out):
 
 
 def line(faults):
-    (fault,) = faults
+    (fault,) = map(str, faults)
     assert "\n" not in fault
     return fault
 
@@ -146,7 +136,7 @@ def test_more_bytes_than_published_are_not_written(hub, tmp_path, monkeypatch):
 def test_the_page_of_a_captive_portal_is_no_traceback(hub, tmp_path, monkeypatch, answer):
     monkeypatch.setattr(FakeHandler, "do_GET", lambda self: self.respond(answer, "text/html"))
     publication = published(REPO, DriveFile(FIRST, ""), DriveFolder(SECOND, "folder"))
-    _, faults = fetch(publication, tmp_path, endpoint=hub.url, log=quiet)
+    faults = list(map(str, fetch(publication, tmp_path, endpoint=hub.url, log=quiet)[1]))
     assert len(faults) == 3
     assert re.search(
         r"someone/model: the answer is not that of the hub .*; open it in a browser|has no config", faults[0]
@@ -301,7 +291,7 @@ def test_what_drive_refuses_or_damages_is_not_kept(drive, tmp_path, content, mes
     assert message in line(faults)
     if "refuses" in message:
         by_hand = f"open it in a browser, save it as {tmp_path}/out/stage1.pth, and run the same command again, which"
-        assert by_hand in faults[0]
+        assert by_hand in str(faults[0])
     assert [file.file for file in files] == ["captions.dat", "annotations/train.json"]
     assert not [name for name in there(tmp_path) if "stage1" in name]
 

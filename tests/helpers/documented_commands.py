@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND_PATTERN = re.compile(r"(\S*/bin/)?(calce|python|pip|make|tensorboard|ffmpeg|taskset) |launch/\w+\.py\b")
 EXTERNAL_PROGRAMS = {"tensorboard", "ffmpeg"}  # not checked
-TAKES_FILES = {"search", "index", "cut"}  # commands with arguments that are not flags
+TAKES_FILES = {"search", "index", "cut", "push"}  # commands with arguments that are not flags
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Writing folders in Hugging Face's layout: BLIP-2 for transformers, and a LoRA adapter for peft."""
+"""Folders in Hugging Face's layout: BLIP-2 for transformers and an adapter for peft, written; the size of a BLIP-2."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,15 @@ from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, T5C
 
 from calce_jax.checkpoints.convert import blip2, calce
 from calce_jax.checkpoints.convert.mapping import add_prefix, mapping_rows, rename_keys
+from calce_jax.checkpoints.convert.reader import WeightsFileError
 from calce_jax.checkpoints.convert.state_dict import LazyArray, lazy_state_dict
 from calce_jax.checkpoints.convert.weights import Weights
 from calce_jax.checkpoints.convert.writer import atomic_new_dir, write_safetensors, write_shards
+from calce_jax.config import ModelSize
+from calce_jax.errors import UserError
 from calce_jax.models.calce import CalceConfig
+from calce_jax.presets.sizes import SIZES
+from calce_jax.storage.text_files import read_text
 
 FLAN_T5_REPOS = {"full": "google/flan-t5-xl", "full_xxl": "google/flan-t5-xxl", "small": "google/flan-t5-small"}
 # Placeholder of an image in the prompts of Hugging Face's BLIP-2: the first id that T5's tokenizer does not use.
@@ -109,6 +114,34 @@ def adapter_state_dict(weights: Weights) -> dict[str, LazyArray]:
     )
     trainable = weights.trainable_params()
     return lazy_state_dict(rows, {name: trainable[name] for name in trainable if name.startswith("t5/")})
+
+
+def read_blip2_size(folder: Path) -> ModelSize:
+    """Return the size of CALCE that a BLIP-2 is part of, from widths and depths in its `config.json`.
+
+    Raises:
+      WeightsFileError: the file is missing or damaged, or of a BLIP-2 that CALCE is not made of.
+    """
+    path, remedy = folder / "config.json", "fetch the whole model again"
+    try:
+        config: Any = Blip2Config(**json.loads(read_text(path, "sizes", remedy, WeightsFileError)))
+        vision, qformer, text = config.vision_config, config.qformer_config, config.text_config
+        found = (vision.hidden_size, vision.num_hidden_layers, qformer.hidden_size, qformer.num_hidden_layers)
+        found += (text.d_model, text.num_layers)
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises many types of its own
+        message = " ".join(str(error).split())
+        raise WeightsFileError(f"{path}: not the config of a BLIP-2 ({message:.200})", remedy) from error
+    for size in SIZES:
+        # Vocabularies are not compared.
+        model = CalceConfig.from_name(size, None, "float32", t5_vocab=1, bert_vocab=1)
+        sizes = (model.vit.width, model.vit.depth, model.qformer.width, model.qformer.depth)
+        if found == (*sizes, model.t5.width, model.t5.encoder_depth):
+            return size
+    raise WeightsFileError(
+        f"{path}: widths and depths {found} are those of no size of CALCE", f"choose a BLIP-2 of {', '.join(SIZES)}"
+    )
 
 
 def write_adapter(path: Path, weights: Weights, size: str) -> None:

@@ -22,7 +22,7 @@ from calce_jax.checkpoints.convert.state_dict import (
     matches_any,
 )
 from calce_jax.checkpoints.convert.weights import Weights, as_lazy, base_param_shapes, trainable_param_shapes
-from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
+from calce_jax.checkpoints.manager import TRAINED_FILE, CheckpointError, Checkpoints
 from calce_jax.config import packaged_path, read_config
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.errors import UserFileNotFoundError
@@ -149,13 +149,14 @@ def run_trained_weights(run: Path, spec: Mapping[str, jax.ShapeDtypeStruct]) -> 
       spec: shape and dtype of each trainable weight.
 
     Returns:
-      {} if the run has no folder of checkpoints.
+      {} if the run has neither a folder of checkpoints nor `TRAINED_FILE`.
 
     Raises:
       CheckpointError: that folder is empty, or the checkpoint is damaged or of another size.
     """
     if not (run / "checkpoints").is_dir():
-        return {}
+        trained_file = run / TRAINED_FILE
+        return _check_native(open_tensors(trained_file), spec) if trained_file.is_file() else {}
     checkpoints = Checkpoints(run, read_only=True)
     try:
         step = checkpoints.best_step_and_metric[0] if checkpoints.best_step_and_metric else checkpoints.latest_step

@@ -22,7 +22,7 @@ from calce_jax.search.library import Library
 from calce_jax.search.library_search import search_library
 from calce_jax.search.paths import SearchError
 from calce_jax.search.picture_ranker import PictureRanker
-from calce_jax.search.results import break_ties_across_videos, link_or_copy, write_results
+from calce_jax.search.results import break_ties_across_videos, write_results
 from calce_jax.search.samples import Sample
 from calce_jax.search.searcher import MAX_MOMENTS, Searcher
 from calce_jax.search.segments import searchable_duration
@@ -31,7 +31,7 @@ from calce_jax.search.web.gate import Gate
 from calce_jax.search.web.quota import Limits, Quota, QuotaError
 from calce_jax.search.web.uploads import NO_COOKIE, Uploads
 from calce_jax.search.web.visitors import ResultStore, VisitorCookieMiddleware, visitor_from_cookies
-from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.storage.atomic_files import link_or_copy, write_atomic
 from calce_jax.text.caption import Caption
 from calce_jax.text.caption_files import CAPTION_SUFFIXES
 from calce_jax.text.captions import CaptionError
