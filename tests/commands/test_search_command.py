@@ -10,9 +10,10 @@ from pathlib import Path
 import av
 import pytest
 
+from calce_jax.commands.flags.search import FORMATS
 from calce_jax.search.moment_list import EXPORTS
 from calce_jax.text.caption_files import find_captions
-from tests.helpers.commands import load_command, run_script
+from tests.helpers.commands import run_script
 from tests.helpers.video_files import write_clip
 
 SRT = "1\n00:00:01,000 --> 00:00:02,500\nwe look at the river\n\n2\n00:00:12,000 --> 00:00:14,000\nand then a train\n"
@@ -111,7 +112,7 @@ def test_captions_that_end_after_the_video(folder, capsys):
 
 
 def test_the_formats_are_those_of_the_python_interface():
-    assert tuple(EXPORTS) == load_command("search").FORMATS
+    assert tuple(EXPORTS) == FORMATS
 
 
 def test_a_low_score_is_probably_not_there(folder, capsys):
@@ -147,7 +148,7 @@ def test_the_first_moment_is_played(folder, monkeypatch, tmp_path_factory):
         (["one.mp4", "x", "--json", "--clips"], "--clips with --json writes files; say where with --out"),
         (["one.mp4", "x", "--mode=speech", "--checkpoint=runs"], "--mode=speech uses no model; leave --checkpoint"),
         (["one.mp4", "x", "--mode=both", "--srt=none"], "--mode=both searches captions, and --srt=none says"),
-        (["one.mp4", "x", "--min_score=2"], "--min_score=2"),
+        (["one.mp4", "x", "--min_score=2"], "Invalid value for '--min_score': 2.0 is not in the range 0<=x<=1."),
         (["one.mp4", "x", "--handles=nan"], "--handles=nan: must be a number"),
         (
             ["x", "--library", "--mode=speech", "--srt=a.srt"],
