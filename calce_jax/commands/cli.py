@@ -129,15 +129,16 @@ def invoke(command: click.Command, arguments: list[str], program: str) -> None:
       SystemExit: with an exit code of `calce_jax.commands.runner`.
     """
     set_up_process()
-    try:
-        with exit_codes(program), command.make_context(program, arguments) as context:
-            command.invoke(context)
-    except click.exceptions.Exit:  # after --help and --version
-        sys.stdout.flush()
-    except click.UsageError as error:
-        context = error.ctx or click.Context(command, info_name=program)
-        path = context.command_path
-        fail(f"{path}: {error.format_message()}\n{context.get_usage()}\nHelp: {path} --help", USAGE)
+    with exit_codes(program):
+        try:
+            with command.make_context(program, arguments) as context:
+                command.invoke(context)
+        except click.exceptions.Exit:  # after --help and --version
+            return
+        except click.UsageError as error:
+            context = error.ctx or click.Context(command, info_name=program)
+            path = context.command_path
+            fail(f"{path}: {error.format_message()}\n{context.get_usage()}\nHelp: {path} --help", USAGE)
 
 
 if __name__ == "__main__":
