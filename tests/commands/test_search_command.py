@@ -11,6 +11,7 @@ import av
 import pytest
 
 from calce_jax.commands.flags.search import FORMATS
+from calce_jax.search import modes
 from calce_jax.search.moment_list import EXPORTS
 from calce_jax.text.caption_files import find_captions
 from tests.helpers.commands import run_script
@@ -102,6 +103,25 @@ def test_a_search_replaces_no_file_of_somebody_else(folder, name, capsys):
     assert mine.read_text() == "mine"
     run_script("search", "one.mp4", "river", "--mode=speech", "--out=own")
     run_script("search", "one.mp4", "train", "--mode=speech", "--out=own")
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_the_search(folder, monkeypatch):
+    (folder / "home").mkdir()
+    (folder / "home/index.html").write_text("mine")
+    searched = []
+    monkeypatch.setattr(modes, "search_videos", lambda *_, **__: searched.append(True))
+    with pytest.raises(SystemExit):
+        run_script("search", "one.mp4", "river", "--mode=speech", "--out=home")
+    assert not searched
+
+
+def test_a_library_in_which_nothing_is_said_leaves_no_folder(folder, capsys):
+    run_script("index", "one.mp4", "--library_file=library.sqlite")
+    for name, out in (("whale", "none"), ("river", "some")):
+        run_script("search", name, "--library", "--library-file=library.sqlite", "--mode=speech", f"--out={out}")
+    assert (folder / "some/index.html").is_file()
+    assert not (folder / "none").exists()
+    assert "searched 1 of 1 videos" in capsys.readouterr().out
 
 
 def test_captions_that_end_after_the_video(folder, capsys):
