@@ -12,6 +12,7 @@ import time
 import pytest
 from absl import flags
 
+from calce_jax.commands.cli import main
 from calce_jax.commands.runner import run_main
 from tests.helpers.commands import run_script
 
@@ -123,6 +124,13 @@ def test_all_missing_flags_are_named_in_one_line(capsys, command):
         run_script(command)
     line = capsys.readouterr().err.splitlines()[0].partition("; see ")[0]
     assert line == f"calce {command}: --predictions, --annotations and --out are missing"
+
+
+@pytest.mark.parametrize(("command", "message"), [("cut", "expected a video, a start and an end"), ("merge", "--pred")])
+def test_an_error_begins_with_the_name_of_the_command(capsys, command, message):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([command])
+    assert capsys.readouterr().err.startswith(f"calce {command}: {message}")
 
 
 def test_a_wrong_option_shows_the_usage_and_an_example(capsys):

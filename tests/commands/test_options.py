@@ -43,7 +43,7 @@ def parse(monkeypatch):
         (["--clips=1"], "clips", True),
         (["--clips", "--clips=False"], "clips", False),
         (["--query=a", "--query", "b"], "query", ("a", "b")),
-        (["--query", "--clips"], "query", ("--clips",)),
+        (["--query", "--clips=false"], "query", ("--clips=false",)),
         (["--query=a=~/b"], "query", ("a=~/b",)),
         (["--export=csv, edl"], "export", ("csv", "edl")),
         (["--export=csv", "--export=edl"], "export", ("edl",)),
@@ -95,6 +95,7 @@ def test_defaults_of_a_search(parse):
     [
         ([], (False, True), ""),
         (["--condition_on_previous_text", "--novad_filter"], (True, False), ""),
+        (["--condition-on-previous-text=true", "--vad-filter=false"], (True, False), ""),
         (["--quote"], (True, True), "--quote is deprecated; use --condition_on_previous_text\n"),
         (["--only_voices=false"], (False, False), "--only_voices is deprecated; use --vad_filter\n"),
         (
