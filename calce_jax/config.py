@@ -1,7 +1,8 @@
 """The config of a run: frozen dataclasses, and `validate`, which makes them from plain values.
 
-Every field is annotated with its type, its choices (`Literal`) or its range (`Annotated[int, Range(1)]`). `validate`
-reads these annotations and reports all wrong fields at once, each with its name, what is allowed and what was given.
+Every field is annotated with its type, its choices (`Literal`) or its range, and its meaning: `Annotated[int, Range(1),
+"..."]`. `validate` reads these annotations and reports all wrong fields at once, each with its name, what is allowed
+and what was given; `describe` returns them.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from calce_jax.config_compat import upgrade_config
 from calce_jax.distributed.meshes import MESHES
@@ -36,32 +37,54 @@ class Range:
     low: int | float
     high: int | float = float("inf")
 
-    def __str__(self):
+    def allows(self, value: Any) -> bool:
+        """Return whether a number is within the bounds."""
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
         return f">= {self.low:g}" if self.high == float("inf") else f"in [{self.low:g}, {self.high:g}]"
 
 
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """The texts that a field can have, where a `Literal` cannot list them."""
+
+    names: tuple[str, ...]
+
+    def allows(self, value: Any) -> bool:
+        """Return whether a text is one of them."""
+        return value in self.names
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(map(repr, self.names))
+
+
 PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
 UnitInterval = Annotated[float, Range(0, 1)]
 NonNegativeFloat = Annotated[float, Range(0)]
+FloatDtype = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The data set, its splits, and the batches made of it."""
 
-    dataset: DatasetName
-    directory: str  # what `calce prepare --out` wrote
-    train_split: str
-    eval_split: str
-    frames: Annotated[int, Range(2)]  # of a video
-    captions: PositiveInt  # at most so many captions of a video are in a batch
-    batch: PositiveInt  # videos in a micro-step, over all devices
-    eval_batch: PositiveInt
-    workers: Annotated[int, Range(0)]  # reading processes; 0 reads in threads of this one
-    augment: bool  # random crops of training clips
-    use_captions: bool  # False: no captions in prompts, no speech mask
-    group: PositiveInt = 1  # batches whose rows are regrouped by prompt length; 1 keeps batches as they are
-    features: str = ""  # what `calce cache_features --out` wrote, read in place of frames; "" reads frames
+    dataset: Annotated[DatasetName, "format of the annotations"]
+    directory: Annotated[str, "what `calce prepare --out` wrote"]
+    train_split: Annotated[str, "split that is trained on"]
+    eval_split: Annotated[str, "split that is evaluated while training"]
+    frames: Annotated[int, Range(2), "key frames of a video"]
+    captions: Annotated[PositiveInt, "at most so many captions of a video are in a batch"]
+    batch: Annotated[PositiveInt, "videos in a micro-step, over all devices"]
+    eval_batch: Annotated[PositiveInt, "videos in a step of the evaluation, over all devices"]
+    workers: Annotated[NonNegativeInt, "reading processes; 0 reads in threads of this one"]
+    augment: Annotated[bool, "random crops of training clips"]
+    use_captions: Annotated[bool, "False: no captions in prompts, no speech mask"]
+    group: Annotated[PositiveInt, "batches whose rows are regrouped by prompt length; 1 keeps batches as they are"] = 1
+    features: Annotated[str, "what `calce cache_features --out` wrote, read in place of frames; empty reads frames"] = (
+        ""
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,102 +94,109 @@ class ModelConfig:
     Fields with a default are newer than the first release; configs without them stay valid.
     """
 
-    size: ModelSize
-    frozen_dtype: Literal["float32", "bfloat16"]
-    compute_dtype: Literal["float32", "bfloat16"]
-    remat: Literal["none", "dots", "full"]
-    attention: Literal["xla", "dpa", "flash"] = "xla"  # see `calce_jax.models.attention`
-    ln_vision: Literal["trained", "frozen"] = "trained"  # "frozen" makes the Q-Former's output constant
+    size: Annotated[ModelSize, "widths and depths of all parts"]
+    frozen_dtype: Annotated[FloatDtype, "of the frozen weights"]
+    compute_dtype: Annotated[FloatDtype, "of activations"]
+    remat: Annotated[
+        Literal["none", "dots", "full"],
+        "what the backward pass computes again: nothing, all but matrix products, everything",
+    ]
+    attention: Annotated[Literal["xla", "dpa", "flash"], "implementation, see calce_jax/models/attention.py"] = "xla"
+    ln_vision: Annotated[
+        Literal["trained", "frozen"], "layer norm after the ViT; frozen makes the Q-Former's output constant"
+    ] = "trained"
 
 
 @dataclasses.dataclass(frozen=True)
 class KeyframesConfig:
     """Selection of key frames, which keep all their query tokens."""
 
-    mode: Literal["cluster", "information", "interval", "none"]
-    clusters: PositiveInt
-    dilation: Annotated[int, Range(0)]  # of cluster borders, in frames
-    filter_dilation: Annotated[int, Range(0)]  # stage 2: of the frames in stage-1 windows, in frames; stage 1: 0
+    mode: Annotated[Literal["cluster", "information", "interval", "none"], "how key frames are selected"]
+    clusters: Annotated[PositiveInt, "clusters of the frames of a video"]
+    dilation: Annotated[NonNegativeInt, "of cluster borders, in frames"]
+    filter_dilation: Annotated[NonNegativeInt, "stage 2: of the frames in stage-1 windows, in frames; stage 1: 0"]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """LoRA adapters on the linear layers of T5; their output is scaled by alpha / rank."""
 
-    rank: PositiveInt = 8
-    alpha: Annotated[float, Range(0)] = 8.0
-    dropout: UnitInterval = 0.05
+    rank: Annotated[PositiveInt, "of the adapters"] = 8
+    alpha: Annotated[NonNegativeFloat, "numerator of the scale"] = 8.0
+    dropout: Annotated[UnitInterval, "probability of dropping an input of an adapter"] = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
     """Learning-rate schedule, see `calce_jax.training.schedule`."""
 
-    epochs: PositiveInt
-    peak: NonNegativeFloat
-    floor: NonNegativeFloat
-    warmup_from: NonNegativeFloat
-    warmup_steps: Annotated[int, Range(0)]  # micro-steps
+    epochs: Annotated[PositiveInt, "passes over the training split"]
+    peak: Annotated[NonNegativeFloat, "learning rate after the warm-up"]
+    floor: Annotated[NonNegativeFloat, "learning rate towards the end"]
+    warmup_from: Annotated[NonNegativeFloat, "learning rate at the beginning"]
+    warmup_steps: Annotated[NonNegativeInt, "length of the warm-up, micro-steps"]
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW."""
 
-    accumulate: PositiveInt  # micro-steps per optimizer step
-    beta1: UnitInterval
-    beta2: UnitInterval
-    eps: NonNegativeFloat
-    weight_decay: NonNegativeFloat
+    accumulate: Annotated[PositiveInt, "micro-steps per optimizer step"]
+    beta1: Annotated[UnitInterval, "decay of the mean of gradients"]
+    beta2: Annotated[UnitInterval, "decay of the mean of squared gradients"]
+    eps: Annotated[NonNegativeFloat, "added to the denominator"]
+    weight_decay: Annotated[NonNegativeFloat, "times the learning rate"]
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
     """Tokenizers, and the compiled lengths."""
 
-    t5_tokenizer: str  # a directory
-    bert_tokenizer: str  # a directory
-    buckets: tuple[int, ...]  # prompt lengths in tokens, ascending; a batch uses the first that holds it
-    text_tokens: PositiveInt  # T5 tokens of all text of a row: query, captions, times
-    max_text: PositiveInt  # T5 tokens of the query text with its instruction, and of one caption
-    bert_tokens: PositiveInt  # BERT tokens of the query, and of one caption
-    windows: PositiveInt  # at most so many stage-1 windows of a query
-    answer_tokens: PositiveInt  # T5 tokens of the labels
+    t5_tokenizer: Annotated[str, "a directory"]
+    bert_tokenizer: Annotated[str, "a directory"]
+    buckets: Annotated[tuple[int, ...], "prompt lengths in tokens, ascending; a batch uses the first that holds it"]
+    text_tokens: Annotated[PositiveInt, "T5 tokens of all text of a row: query, captions, times"]
+    max_text: Annotated[PositiveInt, "T5 tokens of the query text with its instruction, and of one caption"]
+    bert_tokens: Annotated[PositiveInt, "BERT tokens of the query, and of one caption"]
+    windows: Annotated[PositiveInt, "at most so many stage-1 windows of a query"]
+    answer_tokens: Annotated[PositiveInt, "T5 tokens of the labels"]
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
     """Beam search, and the order of the predicted windows."""
 
-    beams: PositiveInt
-    window_order: Literal["given", "longest", "score"]
+    beams: Annotated[PositiveInt, "width of the beam search"]
+    window_order: Annotated[Literal["given", "longest", "score"], "of the windows of an answer, see docs/ranking.md"]
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightsConfig:
     """Initial weights; an empty string stands for none."""
 
-    base: str  # safetensors file with all weights of the model
-    start: str  # workdir of another run, whose best checkpoint initialises the trainables (stage 2: that of stage 1)
+    base: Annotated[str, "safetensors file with all weights of the model"]
+    start: Annotated[
+        str, "workdir of another run, whose best checkpoint initialises the trainables (stage 2: that of stage 1)"
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
     """Logging and evaluation of the training loop."""
 
-    log_every: PositiveInt  # micro-steps
-    eval_every: PositiveInt  # epochs
-    samples: Annotated[int, Range(0)]  # evaluated queries written as images with frames and windows
+    log_every: Annotated[PositiveInt, "micro-steps between two logged losses"]
+    eval_every: Annotated[PositiveInt, "epochs between two evaluations"]
+    samples: Annotated[NonNegativeInt, "evaluated queries written as images with frames and windows"]
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Config of a training run of one stage."""
 
-    stage: Stage
-    behaviour: Behaviour  # "reference" reproduces the original exactly, including its mistakes
-    seed: Annotated[int, Range(0, 2**32 - 1)]
-    mesh: str
+    stage: Annotated[Stage, "1 finds windows in the whole video, 2 looks closer at the frames in them"]
+    behaviour: Annotated[Behaviour, "reference reproduces the original exactly, including its mistakes"]
+    seed: Annotated[int, Range(0, 2**32 - 1), "of new weights, dropout and the order of training"]
+    mesh: Annotated[str, Choices(tuple(MESHES)), "how devices share parameters and batches"]
     data: DataConfig
     model: ModelConfig
     keyframes: KeyframesConfig
@@ -239,6 +269,42 @@ def field_names(cls: Any = RunConfig, prefix: str = "") -> Iterator[str]:
             yield from field_names(hint, f"{prefix}{name}.")
 
 
+class FieldDescription(NamedTuple):
+    """A field of a config: its full name ("data.frames"), its value, what it means, and what is allowed."""
+
+    name: str
+    value: Any
+    meaning: str
+    allowed: str
+
+
+class GroupDescription(NamedTuple):
+    """A group of fields ("data"; "" for those of no group), and what it is."""
+
+    name: str
+    meaning: str
+    fields: list[FieldDescription]
+
+
+def describe(config: RunConfig) -> list[GroupDescription]:
+    """Return every field of a config, with the texts of its annotations, by group."""
+    groups = {"": config} | {name: group for name, group in vars(config).items() if dataclasses.is_dataclass(group)}
+    return [
+        GroupDescription(
+            group,
+            (type(values).__doc__ or "").splitlines()[0],
+            [
+                FieldDescription(
+                    f"{group}.{name}".lstrip("."), getattr(values, name), _split_hint(hint)[2], _describe_type(hint)
+                )
+                for name, hint in typing.get_type_hints(type(values), include_extras=True).items()
+                if not dataclasses.is_dataclass(hint)
+            ],
+        )
+        for group, values in groups.items()
+    ]
+
+
 def diff(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """List the fields in which two plain configs differ, except `IGNORED_ON_RESUME`, as "seed: 1 there, 2 here".
 
@@ -283,8 +349,6 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _check_consistency(run: RunConfig) -> Iterator[str]:
     """Yield an error for each field that contradicts another one."""
     text, keyframes, schedule = run.text, run.keyframes, run.schedule
-    if run.mesh not in MESHES:
-        yield f"config.mesh: must be one of {', '.join(map(repr, MESHES))}, got {run.mesh!r}"
     if run.data.features and run.data.augment:
         yield (
             f"config.data.augment: must be False with config.data.features={run.data.features}, whose frames are not "
@@ -331,7 +395,7 @@ def _parse_dataclass(cls: Any, values: Any, path: str, errors: list[str]) -> Any
 
 
 def _parse_value(hint: Any, value: Any, name: str, errors: list[str]) -> Any:
-    value_type, bounds = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint, None)
+    value_type, bounds, _ = _split_hint(hint)
     numbers = value if isinstance(value, list | tuple) else [value]
     if any(type(number) is int and abs(number) > MAX_INT for number in numbers):
         errors.append(f"{name}: must fit in 64 bits, got {value!r:.60}")
@@ -345,22 +409,33 @@ def _parse_value(hint: Any, value: Any, name: str, errors: list[str]) -> Any:
         value, is_valid = float(value), True
     else:
         is_valid = isinstance(value_type, type) and type(value) is value_type
-    if not is_valid or (bounds is not None and not bounds.low <= value <= bounds.high):
+    if not is_valid or (bounds is not None and not bounds.allows(value)):
         errors.append(f"{name}: must be {_describe_type(hint)}, got {value!r:.100}")
     return value
 
 
+def _split_hint(hint: Any) -> tuple[Any, Range | Choices | None, str]:
+    """Return the type of a field, its bounds, and its meaning, which may be empty."""
+    if typing.get_origin(hint) is not Annotated:
+        return hint, None, ""
+    value_type, *metadata = typing.get_args(hint)
+    bounds = next((item for item in metadata if isinstance(item, Range | Choices)), None)
+    return value_type, bounds, next((item for item in metadata if isinstance(item, str)), "")
+
+
 def _describe_type(hint: Any) -> str:
-    if typing.get_origin(hint) is Annotated:
-        value_type, bounds = typing.get_args(hint)
+    value_type, bounds, _ = _split_hint(hint)
+    if isinstance(bounds, Choices):
+        return str(bounds)
+    if bounds is not None:
         return f"{_describe_type(value_type)} {bounds}"
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
-    if isinstance(hint, types.GenericAlias):
+    if typing.get_origin(value_type) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(value_type)))
+    if isinstance(value_type, types.GenericAlias):
         return "a tuple of ints"
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(value_type):
         return "a group of fields"
-    return f"{'an' if hint is int else 'a'} {hint.__name__}"
+    return f"{'an' if value_type is int else 'a'} {value_type.__name__}"
 
 
 def _format_value(config: Mapping[str, Any], name: str) -> str:

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import flags
 
-from calce_jax.commands.cli import run_module
+from calce_jax.commands.flags.command import run_module
 from calce_jax.commands.flags.paths import check_folder
-from calce_jax.commands.runner import no_arguments
+from calce_jax.commands.runner import end_abruptly, no_arguments
 from data.shapes import VIDEOS_PER_SPLIT
 
 FLAGS = flags.FlagValues()
@@ -59,4 +59,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_module(sys.modules[__name__], sys.argv[1:], sys.argv[0], "python launch/demo.py --out=runs/demo")
+    with end_abruptly():
+        run_module(sys.modules[__name__], sys.argv[1:], sys.argv[0], "python launch/demo.py --out=runs/demo")

@@ -7,11 +7,13 @@ import tomllib
 from importlib import resources
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
 import calce_jax
 from calce_jax.commands.cli import COMMANDS
+from calce_jax.commands.flags.command import FlagsCommand
 from calce_jax.commands.runner import FAILED, INTERRUPTED, TERMINATED, USAGE
 from tests.helpers.commands import load_command
 from tests.helpers.documented_commands import check_command, page_commands
@@ -113,6 +115,10 @@ def test_the_guide_for_agents_names_required_flags():
     text = (ROOT / "SKILL.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `calce (\w+)` \| (.*)$", text, re.MULTILINE))
     for name in COMMANDS:
-        required = re.findall(r"mark_flags_as_required\((\[.*?\])", inspect.getsource(load_command(name)))
-        for flag in (flag for group in required for flag in ast.literal_eval(group)):
-            assert f"`--{flag}`" in rows[name], (name, flag)
+        command = load_command(name)
+        required = [param.opts[0] for param in command.params if isinstance(param, click.Option) and param.required]
+        if isinstance(command, FlagsCommand):
+            groups = re.findall(r"mark_flags_as_required\((\[.*?\])", inspect.getsource(command.module))
+            required = [f"--{flag}" for group in groups for flag in ast.literal_eval(group)]
+        for flag in required:
+            assert f"`{flag}`" in rows[name], (name, flag)

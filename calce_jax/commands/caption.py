@@ -6,81 +6,93 @@ is 1 only if every video failed. --model is also a size: tiny.en, base, small, m
 --runner=DirectRunner runs an Apache Beam pipeline instead, or another of Beam's runners; its flags follow after --.
 """
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
-from absl import flags
+import click
+from click.core import ParameterSource
 
-from calce_jax.commands.flags.beam import BeamFlags
+from calce_jax.commands.command import FILE, FOLDER, Command, switch
+from calce_jax.commands.flags.beam import beam_module, pipeline_options, runner_option
 from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.runner import warn_deprecated
 from calce_jax.speech.inputs import CaptioningError, find_videos, resolve_whisper_name
 
-FLAGS = flags.FlagValues()
-VIDEOS = flags.DEFINE_string("videos", None, "a video or audio file, or a folder of them", flag_values=FLAGS)
-OUT = flags.DEFINE_string("out", None, "output folder of the .srt files", flag_values=FLAGS)
-MODEL = flags.DEFINE_string(
-    "model", None, "Whisper model: a folder, a name on the Hugging Face hub, or a size", flag_values=FLAGS
-)
-LANGUAGE = flags.DEFINE_string(
-    "language", None, "language code such as en; detected for each video unless given", flag_values=FLAGS
-)
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 16, "batch size of this host, in windows of 30 s", lower_bound=1, flag_values=FLAGS
-)
-DTYPE = flags.DEFINE_enum(
-    "dtype",
-    "float32",
-    ["float32", "bfloat16"],
-    "of weights and activations; bfloat16 is faster on accelerators",
-    flag_values=FLAGS,
-)
-CONDITION = flags.DEFINE_bool(
-    "condition_on_previous_text",
-    False,
-    "give the decoder the text of the previous window as a prompt",
-    flag_values=FLAGS,
-)
-VAD_FILTER = flags.DEFINE_bool(
-    "vad_filter", True, "skip audio in which voice activity detection finds no speech", flag_values=FLAGS
-)
-HOST = flags.DEFINE_integer("host", None, "index of this host, from 0; that of JAX unless given", flag_values=FLAGS)
-HOSTS = flags.DEFINE_integer(
-    "hosts", None, "number of hosts that share the videos; that of JAX unless given", flag_values=FLAGS
-)
-RENAMED_FLAGS = {"quote": "condition_on_previous_text", "only_voices": "vad_filter"}  # names in version 0.1
-for old_name, new_name in RENAMED_FLAGS.items():
-    flags.DEFINE_alias(old_name, new_name, flag_values=FLAGS)
-BEAM = BeamFlags(FLAGS)
-flags.mark_flags_as_required(["videos", "out", "model"], flag_values=FLAGS)
+
+def renamed(old: str, new: str) -> Callable[[Any], Any]:
+    """Return a decorator that adds the hidden switch --OLD, which sets --NEW and says so."""
+
+    def set_new(ctx: click.Context, param: click.Parameter, value: bool | None) -> None:
+        if value is not None:
+            warn_deprecated(f"--{old}", f"--{new}")
+            ctx.params[new] = value
+            ctx.set_parameter_source(new, ParameterSource.COMMANDLINE)  # a later --NEW replaces it
+
+    return click.option(f"--{old}/--no{old}", default=None, hidden=True, expose_value=False, callback=set_new)
 
 
-def main(argv: list[str]) -> None:
+@click.command("caption", cls=Command, help=__doc__)
+@click.option("--videos", type=FILE, required=True, help="a video or audio file, or a folder of them")
+@click.option("--out", type=FOLDER, required=True, help="output folder of the .srt files")
+@click.option(
+    "--model", type=FOLDER, required=True, help="Whisper model: a folder, a name on the Hugging Face hub, or a size"
+)
+@click.option("--language", help="language code such as en; detected for each video unless given")
+@click.option(
+    "--batch_size", type=click.IntRange(min=1), default=16, help="batch size of this host, in windows of 30 s"
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    help="of weights and activations; bfloat16 is faster on accelerators",
+)
+@switch("condition_on_previous_text", help="give the decoder the text of the previous window as a prompt")
+@switch("vad_filter", default=True, help="skip audio in which voice activity detection finds no speech")
+@renamed("quote", "condition_on_previous_text")  # names in version 0.1
+@renamed("only_voices", "vad_filter")
+@click.option("--host", type=int, help="index of this host, from 0; that of JAX unless given")
+@click.option("--hosts", type=int, help="number of hosts that share the videos; that of JAX unless given")
+@runner_option
+def command(
+    *,
+    videos: str,
+    out: str,
+    model: str,
+    language: str | None,
+    batch_size: int,
+    dtype: str,
+    condition_on_previous_text: bool,
+    vad_filter: bool,
+    host: int | None,
+    hosts: int | None,
+    runner: str | None,
+    beam_flags: tuple[str, ...],
+) -> None:
     """Transcribe the videos; print the failures and the videos without speech."""
-    for old_name, new_name in RENAMED_FLAGS.items():
-        if FLAGS[old_name].present:
-            warn_deprecated(f"--{old_name}", f"--{new_name}")
-    pipeline = BEAM.pipeline_options(argv)
-    check_folder("--out=", str(OUT.value))
-    resolve_whisper_name(str(MODEL.value))
-    videos = find_videos(str(VIDEOS.value))
+    pipeline = pipeline_options(runner, beam_flags)
+    check_folder("--out=", out)
+    resolve_whisper_name(model)
+    files = find_videos(videos)
 
     from calce_jax.speech.captioning import caption_videos, lazy_transcriber
     from calce_jax.speech.transcribe import TranscriptionOptions
     from calce_jax.speech.whisper_model import Dtype
 
     options = TranscriptionOptions(
-        language=LANGUAGE.value,
-        batch_size=int(BATCH_SIZE.value or 1),
-        condition_on_previous_text=bool(CONDITION.value),
-        vad_filter=bool(VAD_FILTER.value),
+        language=language,
+        batch_size=batch_size,
+        condition_on_previous_text=condition_on_previous_text,
+        vad_filter=vad_filter,
     )
-    out, model, dtype = str(OUT.value), str(MODEL.value), cast(Dtype, DTYPE.value)
+    model_dtype = cast(Dtype, dtype)
     if pipeline is None:
-        result = caption_videos(
-            videos, out, lazy_transcriber(model, options, dtype), process_index=HOST.value, process_count=HOSTS.value
-        )
+        transcriber = lazy_transcriber(model, options, model_dtype)
+        result = caption_videos(files, out, transcriber, process_index=host, process_count=hosts)
     else:
-        result = BEAM.module().caption_videos(videos, out, model, pipeline, transcribe_options=options, dtype=dtype)
+        result = beam_module(runner).caption_videos(
+            files, out, model, pipeline, transcribe_options=options, dtype=model_dtype
+        )
     for failure in result.failures:
         print(f"{failure.reason}; {failure.remedy}")
     for path in result.no_audio:
@@ -88,7 +100,7 @@ def main(argv: list[str]) -> None:
     for path in result.no_speech:
         print(f"{path}: no speech; its captions are empty")
     print(
-        f"{len(result.written)} files of captions written to {OUT.value}, {len(result.existing)} existed already; "
+        f"{len(result.written)} files of captions written to {out}, {len(result.existing)} existed already; "
         f"{result.seconds / 3600:.2f} hours of audio; {len(result.failures)} videos failed"
     )
     if result.failures and not result.written and not result.existing:

@@ -6,44 +6,44 @@ Prints the metrics as a table, annotated queries without a prediction, and predi
 import json
 from typing import cast
 
-from absl import flags
+import click
 
+from calce_jax.commands.command import FILE, Command
 from calce_jax.commands.flags.paths import check_output_file
-from calce_jax.commands.runner import no_arguments
-
-FLAGS = flags.FlagValues()
-PREDICTIONS = flags.DEFINE_string(
-    "predictions", None, "JSONL of `calce infer` or of QVHighlights, or JSON with stage1_result", flag_values=FLAGS
-)
-ANNOTATIONS = flags.DEFINE_string(
-    "annotations", None, "the queries with their true windows, in any supported format", flag_values=FLAGS
-)
-OUT = flags.DEFINE_string(
-    "out", None, 'output file: {"reference": {...}, "official": {...}}, in percent', flag_values=FLAGS
-)
-RANK = flags.DEFINE_enum(
-    "rank",
-    "given",
-    ["given", "longest", "score"],
-    "order of the windows of a prediction; see docs/ranking.md",
-    flag_values=FLAGS,
-)
-SUBMISSION = flags.DEFINE_string(
-    "submission", None, "also write this zip file for the QVHighlights server", flag_values=FLAGS
-)
-SPLIT = flags.DEFINE_enum(
-    "split", "val", ["val", "test"], "split of the predictions in the submission", flag_values=FLAGS
-)
-flags.mark_flags_as_required(["predictions", "annotations", "out"], flag_values=FLAGS)
 
 
-def main(argv: list[str]) -> None:
+@click.command("evaluate", cls=Command, help=__doc__)
+@click.option(
+    "--predictions",
+    type=FILE,
+    required=True,
+    help="JSONL of `calce infer` or of QVHighlights, or JSON with stage1_result",
+)
+@click.option(
+    "--annotations", type=FILE, required=True, help="the queries with their true windows, in any supported format"
+)
+@click.option(
+    "--out", type=FILE, required=True, help='output file: {"reference": {...}, "official": {...}}, in percent'
+)
+@click.option(
+    "--rank",
+    type=click.Choice(["given", "longest", "score"]),
+    default="given",
+    help="order of the windows of a prediction; see docs/ranking.md",
+)
+@click.option("--submission", type=FILE, help="also write this zip file for the QVHighlights server")
+@click.option(
+    "--split",
+    type=click.Choice(["val", "test"]),
+    default="val",
+    help="split of the predictions in the submission",
+)
+def command(*, predictions: str, annotations: str, out: str, rank: str, submission: str | None, split: str) -> None:
     """Compute the metrics, print and write them."""
-    no_arguments(argv)
-    inputs = {"--predictions": PREDICTIONS.value, "--annotations": ANNOTATIONS.value}
-    check_output_file("--out=", str(OUT.value), inputs)
-    if SUBMISSION.value:
-        check_output_file("--submission=", SUBMISSION.value, inputs | {"--out": OUT.value})
+    inputs = {"--predictions": predictions, "--annotations": annotations}
+    check_output_file("--out=", out, inputs)
+    if submission:
+        check_output_file("--submission=", submission, inputs | {"--out": out})
 
     from calce_jax.moments.metrics import format_table
     from calce_jax.moments.metrics.evaluate import evaluate_files
@@ -51,14 +51,14 @@ def main(argv: list[str]) -> None:
     from calce_jax.moments.windows import WindowOrder
     from calce_jax.storage.atomic_files import write_atomic
 
-    evaluation = evaluate_files(str(PREDICTIONS.value), str(ANNOTATIONS.value), cast(WindowOrder, RANK.value))
+    evaluation = evaluate_files(predictions, annotations, cast(WindowOrder, rank))
     if evaluation.scores:
-        write_atomic(str(OUT.value), json.dumps(evaluation.scores, indent=2, allow_nan=False) + "\n")
+        write_atomic(out, json.dumps(evaluation.scores, indent=2, allow_nan=False) + "\n")
         print(format_table(evaluation.scores))
     else:
-        print(f"{ANNOTATIONS.value} has no true windows: nothing is scored, and {OUT.value} is not written")
+        print(f"{annotations} has no true windows: nothing is scored, and {out} is not written")
     for note in evaluation.warnings():
         print(note)
-    if SUBMISSION.value:
-        write_submission(SUBMISSION.value, evaluation.predictions, cast(SubmissionSplit, SPLIT.value))
-        print(f"wrote {SUBMISSION.value} with the {SPLIT.value} split")
+    if submission:
+        write_submission(submission, evaluation.predictions, cast(SubmissionSplit, split))
+        print(f"wrote {submission} with the {split} split")

@@ -4,32 +4,32 @@ Prints the licence, and instructions for files that cannot be downloaded automat
 continue; checksums of existing files are verified. $HF_ENDPOINT names a mirror of the Hugging Face hub.
 """
 
-from absl import flags
+import click
 
+from calce_jax.commands.command import FOLDER, Command
 from calce_jax.commands.flags.paths import check_folder
-from calce_jax.commands.runner import no_arguments
 from calce_jax.datasets.sources import PUBLICATIONS
 
-FLAGS = flags.FlagValues()
-WHAT = flags.DEFINE_enum(
-    "what", None, list(PUBLICATIONS), "the publication, see calce_jax/datasets/sources.py", flag_values=FLAGS
+
+@click.command("fetch", cls=Command, help=__doc__)
+@click.option(
+    "--what",
+    type=click.Choice(list(PUBLICATIONS)),
+    required=True,
+    help="the publication, see calce_jax/datasets/sources.py",
 )
-OUT = flags.DEFINE_string("out", None, "output folder; nothing is written elsewhere", flag_values=FLAGS)
-flags.mark_flags_as_required(["what", "out"], flag_values=FLAGS)
-
-
-def main(argv: list[str]) -> None:
+@click.option("--out", type=FOLDER, required=True, help="output folder; nothing is written elsewhere")
+def command(what: str, out: str) -> None:
     """Print the licence, download the files, print the next steps."""
-    no_arguments(argv)
-    check_folder("--out=", str(OUT.value))
+    check_folder("--out=", out)
 
     from calce_jax.datasets.download import FetchError, fetch
 
-    publication = PUBLICATIONS[str(WHAT.value)]
+    publication = PUBLICATIONS[what]
     print(f"{publication.description}\nTerms: {publication.licence}", flush=True)
-    files, faults = fetch(publication, str(OUT.value))
+    files, faults = fetch(publication, out)
     if unchecked := [file.file for file in files if not file.checked]:
         print(f"no published checksum for {', '.join(unchecked)}: compare the sha256 with that of another copy")
     if faults:
         raise FetchError("\n".join(map(str, faults)))
-    print(f"{len(files)} files are in {OUT.value}. {publication.next_steps.format(out=OUT.value)}")
+    print(f"{len(files)} files are in {out}. {publication.next_steps.format(out=out)}")

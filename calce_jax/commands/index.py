@@ -9,21 +9,22 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from absl import flags
+import click
 
-from calce_jax.commands.flags.library import LibraryFlag
+from calce_jax.commands.command import FILE, Command
+from calce_jax.commands.flags.library import library_option, library_path
 from calce_jax.errors import UsageError
 from calce_jax.search.paths import SearchError, check_any_exists
 
-FLAGS = flags.FlagValues()
-LIBRARY_FLAG = LibraryFlag(FLAGS)
 
-
-def main(argv: list[str]) -> None:
+@click.command("index", cls=Command, help=__doc__)
+@click.argument("folders", nargs=-1, type=FILE, metavar="FOLDER...")
+@library_option
+def command(folders: tuple[str, ...], library_file: str | None) -> None:
     """Index the folders, print what has changed, and report the videos that could not be read."""
-    if len(argv) == 1:
+    if not folders:
         raise UsageError("no folder; for example: calce index ~/Videos")
-    check_any_exists(argv[1:])
+    check_any_exists(folders)
 
     from tqdm import tqdm
 
@@ -33,10 +34,11 @@ def main(argv: list[str]) -> None:
     def progress(videos: Sequence[Path]) -> Iterable[Path]:
         return tqdm(videos, desc="index", unit="video", smoothing=0.05, dynamic_ncols=True)
 
-    with Library(LIBRARY_FLAG.path(), create=True) as library:
-        result = library.index(argv[1:], progress)
+    path = library_path(library_file)
+    with Library(path, create=True) as library:
+        result = library.index(folders, progress)
         total = len(library.videos())
-    failures = LIBRARY_FLAG.path().with_name("failures.jsonl")
+    failures = path.with_name("failures.jsonl")
     if result.failures:
         write_failures(failures, result.failures)
         print(failure_table(result.failures, str(failures)), file=sys.stderr)
@@ -51,6 +53,6 @@ def main(argv: list[str]) -> None:
         "failed": len(result.failures),
     }
     done = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    print(f"{LIBRARY_FLAG.path()}: {total} videos; {done}")
+    print(f"{path}: {total} videos; {done}")
     if not total:
-        raise SearchError(f"none of {', '.join(argv[1:])} can be indexed", "see the errors above")
+        raise SearchError(f"none of {', '.join(folders)} can be indexed", "see the errors above")

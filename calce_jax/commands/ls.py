@@ -1,28 +1,25 @@
 """List the videos of a library, see `calce index`: `calce ls [--json]`."""
 
-import json
+from json import dumps
 
-from absl import flags
+import click
 
-from calce_jax.commands.flags.library import LibraryFlag
-from calce_jax.commands.runner import no_arguments
-
-FLAGS = flags.FlagValues()
-LIBRARY_FLAG = LibraryFlag(FLAGS)
-JSON = flags.DEFINE_bool("json", False, "print a JSON list", flag_values=FLAGS)
+from calce_jax.commands.command import Command, switch
+from calce_jax.commands.flags.library import library_option, library_path
 
 
-def main(argv: list[str]) -> None:
+@click.command("ls", cls=Command, help=__doc__)
+@library_option
+@switch("json", help="print a JSON list")
+def command(library_file: str | None, json: bool) -> None:
     """Print a line for each video: its length, the number of its captions, its path."""
-    no_arguments(argv)
-
     from calce_jax.moments.player_time import format_time
     from calce_jax.search.library import Library
     from calce_jax.storage.file_names import single_line
 
-    with Library(LIBRARY_FLAG.path()) as library:
+    with Library(library_path(library_file)) as library:
         videos = library.videos()
-    if JSON.value:
+    if json:
         rows = [
             {
                 "path": str(video.path),
@@ -32,7 +29,7 @@ def main(argv: list[str]) -> None:
             }
             for video in videos
         ]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print(dumps(rows, indent=2, ensure_ascii=False))
         return
     print(f"{'length':>9}  captions  file")
     for video in videos:

@@ -3,33 +3,30 @@
 A model is fetched by `calce search --checkpoint=calce-qvh`, or by `calce_jax.load("calce-qvh", yes=True)`.
 """
 
-import json
+from json import dumps
 
-from absl import flags
+import click
 
-from calce_jax.commands.flags.model import define_models_dir
-from calce_jax.commands.runner import no_arguments
-
-FLAGS = flags.FlagValues()
-MODELS_DIR = define_models_dir(FLAGS)
-JSON = flags.DEFINE_bool("json", False, "print a JSON list", flag_values=FLAGS)
-REMOVE = flags.DEFINE_string("remove", None, "delete this model and its downloads", flag_values=FLAGS)
+from calce_jax.commands.command import Command, switch
+from calce_jax.commands.flags.model import models_dir_option
 
 
-def main(argv: list[str]) -> None:
+@click.command("models", cls=Command, help=__doc__)
+@models_dir_option
+@switch("json", help="print a JSON list")
+@click.option("--remove", metavar="NAME", help="delete this model and its downloads")
+def command(models_dir: str | None, json: bool, remove: str | None) -> None:
     """Print each model: its size, its sources, its terms, and whether it is here."""
-    no_arguments(argv)
-
     from calce_jax.datasets.sources import MODELS
     from calce_jax.search.published.store import hub_models, model_paths, remove_model
     from calce_jax.storage.disk_space import format_bytes
 
-    if REMOVE.value:
-        print(f"removed {REMOVE.value}: {format_bytes(remove_model(REMOVE.value, MODELS_DIR.value))}")
+    if remove:
+        print(f"removed {remove}: {format_bytes(remove_model(remove, models_dir))}")
         return
     rows = []
-    for name in [*MODELS, *hub_models(MODELS_DIR.value)]:
-        model, paths = MODELS.get(name), model_paths(name, MODELS_DIR.value)
+    for name in [*MODELS, *hub_models(models_dir)]:
+        model, paths = MODELS.get(name), model_paths(name, models_dir)
         rows.append(
             {
                 "name": name,
@@ -43,8 +40,8 @@ def main(argv: list[str]) -> None:
                 "bytes": paths.size(),
             }
         )
-    if JSON.value:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    if json:
+        print(dumps(rows, indent=2, ensure_ascii=False))
         return
     for row in rows:
         size = format_bytes(row["bytes"])

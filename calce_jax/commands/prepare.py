@@ -12,7 +12,7 @@ from typing import cast
 
 from absl import flags
 
-from calce_jax.commands.flags.beam import BeamFlags
+from calce_jax.commands.flags.beam import beam_module, define_runner, pipeline_options
 from calce_jax.commands.flags.paths import check_folder, check_output_file
 from calce_jax.commands.runner import warn_deprecated
 from calce_jax.presets.runs import DATASETS, SHORT_NAMES, current_name
@@ -55,7 +55,7 @@ WORKERS = flags.DEFINE_integer(
     "workers", None, "number of processes; that of the cores unless given", lower_bound=1, flag_values=FLAGS
 )
 CHECK = flags.DEFINE_bool("check", False, "only validate the dataset; write nothing", flag_values=FLAGS)
-BEAM = BeamFlags(FLAGS)
+RUNNER = define_runner(FLAGS)
 flags.mark_flags_as_required(["dataset", "videos", "annotations"], flag_values=FLAGS)
 flags.register_multi_flags_validator(
     ["out", "check"], lambda values: values["out"] or values["check"], "--out is missing", flag_values=FLAGS
@@ -64,7 +64,7 @@ flags.register_multi_flags_validator(
 
 def main(argv: list[str]) -> None:
     """Decode the videos and build the tables, or validate the dataset; print the failures."""
-    pipeline = BEAM.pipeline_options(argv)
+    pipeline = pipeline_options(RUNNER.value, argv[1:])
     dataset = current_name(str(DATASET.value))
     if dataset != DATASET.value:
         warn_deprecated(f"--dataset={DATASET.value}", f"--dataset={dataset}")
@@ -107,7 +107,9 @@ def main(argv: list[str]) -> None:
         if pipeline is None:
             caption_missing_videos(splits, str(VIDEOS.value), srts, WHISPER.value)
         else:
-            BEAM.module().caption_videos(annotated_videos(splits, str(VIDEOS.value)), srts, WHISPER.value, pipeline)
+            beam_module(RUNNER.value).caption_videos(
+                annotated_videos(splits, str(VIDEOS.value)), srts, WHISPER.value, pipeline
+            )
     result = prepare_dataset(
         dataset,
         splits,
@@ -116,7 +118,7 @@ def main(argv: list[str]) -> None:
         out=str(OUT.value),
         settings=settings,
         workers=WORKERS.value,
-        decode=pipeline and BEAM.module().make_prepare_fn(pipeline, Path(str(OUT.value))),
+        decode=pipeline and beam_module(RUNNER.value).make_prepare_fn(pipeline, Path(str(OUT.value))),
     )
     if result.failures:
         print(failure_table(result.failures))

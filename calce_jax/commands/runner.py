@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from types import FrameType
@@ -20,7 +20,10 @@ from absl import flags, logging
 from calce_jax.errors import LostHostError, UsageError, UserError
 
 TEXT_FLAGS = ("query",)  # in which "~" is no folder
-BOOLEAN_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n")
+TRUE_WORDS, FALSE_WORDS = ("true", "yes", "on", "1", "t", "y"), ("false", "no", "off", "0", "f", "n")
+BOOLEAN_WORDS = TRUE_WORDS + FALSE_WORDS
+DEFAULT_VERBOSITY = -1
+VERBOSITY_HELP = "logging level: -1 warnings, 0 information, 1 debugging, with the traceback of an error"
 USAGE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 Parse = Callable[[flags.FlagValues, list[str]], list[str]]
@@ -40,25 +43,36 @@ def run_main(
     Raises:
       SystemExit: with one of the exit codes above; after success the function returns.
     """
-    # Of transformers only tokenizers are used: no advice to install PyTorch. Read when transformers is imported.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     define_verbosity(flag_values)
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
+    set_up_process()
     sys.argv = argv
     try:
-        argv = [argv[0], *map(_expand_home, argv[1:])]
-        _check_boolean_flags(flag_values, argv)
+        argv = [argv[0], *map(expand_home, argv[1:])]
+        check_switches(argv[1:], {name for name in flag_values if flag_values[name].boolean})
         remaining = parse(flag_values, argv) if parse else flag_values(argv)
     except (flags.Error, UserError) as error:
-        fail(f"{argv[0]}: {_first_cause(error)}; see `{argv[0]} --help`", USAGE)
-    _set_up_logging(int(flag_values["verbosity"].value or 0))
+        fail(f"{argv[0]}: {first_cause(error)}; see `{argv[0]} --help`", USAGE)
+    set_verbosity(int(flag_values["verbosity"].value or 0))
+    with exit_codes(argv[0]):
+        main(remaining)
+
+
+@contextmanager
+def exit_codes(program: str) -> Iterator[None]:
+    """Turn errors and signals into a message and an exit code.
+
+    Args:
+      program: its name, in front of the message of a usage error.
+
+    Raises:
+      SystemExit: with one of the exit codes above; without an error the context ends normally.
+    """
     try:
         with _sigterm_raises():
-            main(remaining)
+            yield
             sys.stdout.flush()
     except UsageError as error:
-        fail(f"{argv[0]}: {error}", USAGE)
+        fail(f"{program}: {error}", USAGE)
     except BrokenPipeError:
         # The program that reads our output has ended, as `head` does. Python must not flush stdout again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,6 +89,19 @@ def run_main(
         )
         print(f"{word}; run the same command again, it continues where it can", file=sys.stderr)
         raise AbruptExit(code) from None
+
+
+@contextmanager
+def end_abruptly() -> Iterator[None]:
+    """End the process at once where an `AbruptExit` leaves the context."""
+    try:
+        yield
+    except AbruptExit as end:
+        # A thread may be compiling, or a library's be writing: taking the interpreter down under it would crash. With a
+        # host lost, JAX would wait for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(str(end.code)))
 
 
 class AbruptExit(SystemExit):
@@ -106,7 +133,15 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _set_up_logging(verbosity: int) -> None:
+def set_up_process() -> None:
+    """Set what all commands need before they parse their options, and before they import a library."""
+    # Of transformers only tokenizers are used: no advice to install PyTorch. Read when transformers is imported.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+
+
+def set_verbosity(verbosity: int) -> None:
     """Write warnings as plain lines; at verbosity 0 and above, time and place are of use."""
     flags.FLAGS.mark_as_parsed()  # those of absl itself, or it says that logging begins before flags are parsed
     logging.set_verbosity(verbosity)
@@ -114,7 +149,7 @@ def _set_up_logging(verbosity: int) -> None:
         logging.get_absl_handler().setFormatter(standard_logging.Formatter("%(levelname)s: %(message)s"))
 
 
-def _expand_home(argument: str) -> str:
+def expand_home(argument: str) -> str:
     """Return an argument with "~" expanded behind "=" and ",", where a shell leaves it; texts are unchanged."""
     name = argument.lstrip("-").partition("=")[0]
     if not argument.startswith("-") or name in TEXT_FLAGS:
@@ -122,30 +157,28 @@ def _expand_home(argument: str) -> str:
     return re.sub(r"(?<=[=,])~(?=[/,]|$)", lambda _: os.path.expanduser("~"), argument)
 
 
-def _check_boolean_flags(flag_values: flags.FlagValues, argv: list[str]) -> None:
-    """Check that no switch is followed by its value, which absl would take for an argument, and switch it on.
+def check_switches(arguments: Sequence[str], switches: Container[str]) -> None:
+    """Check that no switch is followed by its value, which would be taken for an argument, and switch it on.
+
+    Args:
+      arguments: of a command line.
+      switches: the names of boolean flags.
 
     Raises:
-      flags.Error: it is.
+      UsageError: it is.
     """
-    for argument, following in pairwise(argv[1:]):
-        name = argument.lstrip("-")
+    for argument, following in pairwise(arguments):
         if argument == "--":
             return
-        is_switch = argument.startswith("-") and name in flag_values and flag_values[name].boolean
-        if is_switch and following.lower() in BOOLEAN_WORDS:
-            raise flags.Error(f"--{name} {following}: write --{name} or --no{name}, or --{name}={following}")
+        name = argument.lstrip("-")
+        if argument.startswith("-") and name in switches and following.lower() in BOOLEAN_WORDS:
+            raise UsageError(f"--{name} {following}: write --{name} or --no{name}, or --{name}={following}")
 
 
 def define_verbosity(flag_values: flags.FlagValues) -> None:
     """Define --verbosity, which all commands have; absl's own FLAGS have it already."""
     if "verbosity" not in flag_values:
-        flags.DEFINE_integer(
-            "verbosity",
-            -1,
-            "logging level: -1 warnings, 0 information, 1 debugging, with the traceback of an error",
-            flag_values=flag_values,
-        )
+        flags.DEFINE_integer("verbosity", DEFAULT_VERBOSITY, VERBOSITY_HELP, flag_values=flag_values)
 
 
 def warn_deprecated(old: str, new: str) -> None:
@@ -178,7 +211,7 @@ def fail(message: str, code: int) -> NoReturn:
     raise SystemExit(message if code == FAILED else code)
 
 
-def _first_cause(error: Exception) -> str:
+def first_cause(error: Exception) -> str:
     """Return the message of a flag error; ml_collections puts that of a config file at the end of a traceback."""
     text = str(error).strip()
     if "Traceback" in text:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from absl import flags
@@ -31,7 +32,7 @@ def test_commands_parse(page: Path | None, monkeypatch: pytest.MonkeyPatch):
         except ModuleNotFoundError as error:
             if error.name not in OPTIONAL_PACKAGES:
                 errors.append(f"{command}: {error!r}")
-        except (AssertionError, SystemExit, flags.Error, UserError) as error:
+        except (AssertionError, SystemExit, flags.Error, click.ClickException, UserError) as error:
             errors.append(f"{command}: {error!r}")
     assert not errors, "\n".join(errors)
 

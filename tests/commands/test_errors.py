@@ -12,6 +12,7 @@ import time
 import pytest
 from absl import flags
 
+from calce_jax.commands.cli import main
 from calce_jax.commands.runner import run_main
 from tests.helpers.commands import run_script
 
@@ -59,7 +60,11 @@ def run(tmp_path):
         ("train", ["--config", "shape"], "--config=shape: the dataset must be one of qvhighlights, charades_sta"),
         ("train", [CONFIG, "--config.data.augment=maybe"], "--config.data.augment=maybe: must be true or false; see"),
         ("train", [CONFIG, "--config.data=3"], "--config.data=3: --config.data is a group of fields; set one of --con"),
-        ("search", ["{rows}", "--clips=maybe"], "--clips=maybe: must be true or false; see"),
+        (
+            "search",
+            ["{rows}", "--clips=maybe"],
+            "Invalid value for '--clips': must be true or false, got 'maybe'\nUsage: calce search",
+        ),
         ("train", [], "--config is missing; see `calce train --help`"),
         ("train", [CONFIG, "seed=7"], "unknown argument: seed=7; set fields of the config with --config.FIELD=VALUE"),
         (
@@ -74,8 +79,19 @@ def run(tmp_path):
         ("infer", ["--split=dev"], "flag --split=dev: value should be one of <train|val|test>"),
         ("prepare", ["--out="], "--out is missing; see `calce prepare --help`"),
         ("search", [], "no video; give files, or folders of videos"),
+        (
+            "search",
+            ["a.mp4", "--querry=a"],
+            "No such option '--querry'. Did you mean '--query'?\nUsage: calce search",
+        ),
+        ("search", ["a.mp4", "--out"], "Option '--out' requires an argument.\nUsage: calce search"),
+        ("search", ["a.mp4", "--top=few"], "Invalid value for '--top': 'few' is not a valid integer range.\nUsage"),
         ("search", ["a.mp4", "--clips", "false"], "--clips false: write --clips or --noclips, or --clips=false"),
-        ("evaluate", ["more.jsonl"], "unknown argument: more.jsonl"),
+        (
+            "evaluate",
+            ["more.jsonl"],
+            "Got unexpected extra argument (more.jsonl)\nUsage: calce evaluate [OPTIONS]\nExample: calce eval",
+        ),
         ("merge", ["--prediction=x"], "Unknown command line flag 'prediction'. Did you mean: predictions ?"),
         ("convert", ["--dtype=int4"], "flag --dtype=int4: value should be one of"),
         ("convert", ["--run=qvhighlight"], "--run=qvhighlight,size=full: the dataset must be one of"),
@@ -84,12 +100,16 @@ def run(tmp_path):
         ("prepare", ["--frames=0"], "--frames=0: must be from 1 to 10000; choose another number"),
         ("prepare", ["--workers=0"], "--workers=0: must be a positive integer"),
         ("search", ["{rows}", "--query= "], "query 2 is empty; describe in a sentence what to look for"),
-        ("search", ["{rows}", "--piece_seconds=0"], "--piece_seconds=0: must be a number >= 1.0"),
+        (
+            "search",
+            ["{rows}", "--piece_seconds=0"],
+            "Invalid value for '--piece_seconds': 0.0 is not in the range x>=1.\nUsage: calce search",
+        ),
         ("caption", ["--model=huge"], "huge: no such folder, and no size of Whisper; give a folder"),
         ("search", ["{rows}", "--whisper=huge"], "huge: no such folder, and no size of Whisper; give a folder"),
         ("prepare", ["--whisper=huge"], "huge: no such folder, and no size of Whisper; give a folder"),
         ("convert", ["--source=nothing:x"], "--source: must be one of the following, got 'nothing:x'"),
-        ("fetch", ["--what=nothing"], "flag --what=nothing: value should be one of"),
+        ("fetch", ["--what=nothing"], "Invalid value for '--what': 'nothing' is not one of 'blip2', "),
     ],
 )
 def test_a_wrong_command_line_exits_with_2(run, capsys, command, arguments, message):
@@ -98,11 +118,30 @@ def test_a_wrong_command_line_exits_with_2(run, capsys, command, arguments, mess
     assert (code, printed[: len(f"calce {command}: {message}")]) == (2, f"calce {command}: {message}")
 
 
-def test_all_missing_flags_are_named_in_one_line(capsys):
+@pytest.mark.parametrize("command", ["evaluate", "merge"])
+def test_all_missing_flags_are_named_in_one_line(capsys, command):
     with pytest.raises(SystemExit):
-        run_script("evaluate")
-    told = "calce evaluate: --predictions, --annotations and --out are missing; see `calce evaluate --help`\n"
-    assert capsys.readouterr().err == told
+        run_script(command)
+    line = capsys.readouterr().err.splitlines()[0].partition("; see ")[0]
+    assert line == f"calce {command}: --predictions, --annotations and --out are missing"
+
+
+@pytest.mark.parametrize(("command", "message"), [("cut", "expected a video, a start and an end"), ("merge", "--pred")])
+def test_an_error_begins_with_the_name_of_the_command(capsys, command, message):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([command])
+    assert capsys.readouterr().err.startswith(f"calce {command}: {message}")
+
+
+def test_a_wrong_option_shows_the_usage_and_an_example(capsys):
+    with pytest.raises(SystemExit):
+        run_script("cut", "--hanldes=2")
+    assert capsys.readouterr().err.splitlines() == [
+        "calce cut: No such option '--hanldes'. Did you mean '--handles'?",
+        "Usage: calce cut [OPTIONS] VIDEO START END",
+        "Example: calce cut holiday.mp4 1:06 1:17 --copy",
+        "Help: calce cut --help",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -163,19 +202,26 @@ def test_a_signal_ends_a_command_in_one_line_and_cleans_up(number, code, line, c
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_process_while_a_thread_works(number, code):
+@pytest.mark.parametrize(
+    ("number", "code", "command", "patch"),
+    [
+        (signal.SIGINT, 130, "evaluate", "evaluate.command.callback"),
+        (signal.SIGTERM, 143, "evaluate", "evaluate.command.callback"),
+        (signal.SIGTERM, 143, "merge", "merge.main"),
+    ],
+)
+def test_a_signal_ends_the_process_while_a_thread_works(number, code, command, patch):
     """Taking the interpreter down under a thread of native code would crash; a thread that sleeps shows the way out."""
     script = f"""
         import os, signal, threading, time
-        from calce_jax.commands import cli, evaluate
+        from calce_jax.commands import cli, {command}
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        def main(argv):
+        def main(*argv, **options):
             threading.Thread(target=time.sleep, args=(600,)).start()
             os.kill(os.getpid(), {int(number)})
             time.sleep(600)
-        evaluate.main = main
-        cli.main(["evaluate", "--predictions=x", "--annotations=x", "--out=x"])
+        {patch} = main
+        cli.main(["{command}", "--predictions=x", "--annotations=x", "--out=x"])
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
     assert done.returncode == code

@@ -33,10 +33,13 @@ sys.exit(code)
         ([], 0, "calce search holiday.mp4"),
         (["--help"], 0, "calce search holiday.mp4"),
         (["--version"], 0, f"calce_jax {calce_jax.__version__}"),
-        (["serach"], 2, "calce serach: no such command; did you mean search?"),
-        (["search", "--querry=a"], 2, "Unknown command line flag 'querry'. Did you mean: query ?"),
+        (["serach"], 2, "calce: No such command 'serach'. Did you mean 'search'?"),
+        (["search", "--querry=a"], 2, "No such option '--querry'. Did you mean '--query'?"),
         (["train", "--config=qvhighlights,stage=3", "--workdir=x"], 2, "stage must be one of 1, 2, got '3'"),
         (["train", "--config=shapes", "--workdir=x", "--config.data.frame=8"], 2, "did you mean --config.data.frames"),
+        (["config", "shapes"], 0, "key frames of a video; an int >= 2"),
+        (["completion", "zsh"], 0, "#compdef calce"),
+        (["evaluate", "--rank=best"], 2, "'best' is not one of 'given', 'longest', 'score'"),
         (["train", "--config=shapes", "--workdir=x", "--nothing"], 2, "Unknown command line flag 'nothing'"),
         *(([name, "--help"], 0, "--verbosity") for name in COMMANDS),
     ],
@@ -47,6 +50,30 @@ def test_answers_without_heavy_imports(arguments, code, text):
     assert done.returncode == code, done.stderr
     assert text in done.stdout + done.stderr
     assert done.stderr.splitlines()[-1] == "loaded:", done.stderr
+
+
+@pytest.mark.parametrize("arguments", ["", "--help", "--version", "serach", "completing: se"])
+def test_the_list_of_commands_imports_none_of_them(arguments):
+    script = "import sys; from calce_jax.commands.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    script += (
+        f"print('imported:', *[name for name in {list(COMMANDS)} if f'calce_jax.commands.{{name}}' in sys.modules])"
+    )
+    environment, words = dict(os.environ), arguments.split()
+    if arguments.startswith("completing"):
+        environment |= {"_CALCE_COMPLETE": "bash_complete", "COMP_WORDS": f"calce {words[1]}", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.splitlines()[-1] == "imported: completion"
+
+
+def test_completion_of_an_option_imports_nothing_heavy():
+    line = {"_CALCE_COMPLETE": "bash_complete", "COMP_WORDS": "calce search --mode ", "COMP_CWORD": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], capture_output=True, text=True, check=True, env=os.environ | line
+    )
+    assert done.stdout.split() == ["plain,picture", "plain,speech", "plain,both"]
+    assert done.stderr.splitlines()[-1] == "loaded:"
 
 
 def test_a_flag_without_a_default_shows_none(capsys):

@@ -10,9 +10,11 @@ from pathlib import Path
 import av
 import pytest
 
+from calce_jax.commands.flags.search import FORMATS
+from calce_jax.search import modes
 from calce_jax.search.moment_list import EXPORTS
 from calce_jax.text.caption_files import find_captions
-from tests.helpers.commands import load_command, run_script
+from tests.helpers.commands import run_script
 from tests.helpers.video_files import write_clip
 
 SRT = "1\n00:00:01,000 --> 00:00:02,500\nwe look at the river\n\n2\n00:00:12,000 --> 00:00:14,000\nand then a train\n"
@@ -103,6 +105,25 @@ def test_a_search_replaces_no_file_of_somebody_else(folder, name, capsys):
     run_script("search", "one.mp4", "train", "--mode=speech", "--out=own")
 
 
+def test_a_folder_that_cannot_be_used_is_refused_before_the_search(folder, monkeypatch):
+    (folder / "home").mkdir()
+    (folder / "home/index.html").write_text("mine")
+    searched = []
+    monkeypatch.setattr(modes, "search_videos", lambda *_, **__: searched.append(True))
+    with pytest.raises(SystemExit):
+        run_script("search", "one.mp4", "river", "--mode=speech", "--out=home")
+    assert not searched
+
+
+def test_a_library_in_which_nothing_is_said_leaves_no_folder(folder, capsys):
+    run_script("index", "one.mp4", "--library_file=library.sqlite")
+    for name, out in (("whale", "none"), ("river", "some")):
+        run_script("search", name, "--library", "--library-file=library.sqlite", "--mode=speech", f"--out={out}")
+    assert (folder / "some/index.html").is_file()
+    assert not (folder / "none").exists()
+    assert "searched 1 of 1 videos" in capsys.readouterr().out
+
+
 def test_captions_that_end_after_the_video(folder, capsys):
     late = "\n3\n99998:00:00,000 --> 99998:00:01,000\na whale\n\n4\n00:00:14,500 --> 00:09:00,000\na whale again\n"
     (folder / "one.srt").write_text(SRT + late)
@@ -111,7 +132,7 @@ def test_captions_that_end_after_the_video(folder, capsys):
 
 
 def test_the_formats_are_those_of_the_python_interface():
-    assert tuple(EXPORTS) == load_command("search").FORMATS
+    assert tuple(EXPORTS) == FORMATS
 
 
 def test_a_low_score_is_probably_not_there(folder, capsys):
@@ -147,7 +168,7 @@ def test_the_first_moment_is_played(folder, monkeypatch, tmp_path_factory):
         (["one.mp4", "x", "--json", "--clips"], "--clips with --json writes files; say where with --out"),
         (["one.mp4", "x", "--mode=speech", "--checkpoint=runs"], "--mode=speech uses no model; leave --checkpoint"),
         (["one.mp4", "x", "--mode=both", "--srt=none"], "--mode=both searches captions, and --srt=none says"),
-        (["one.mp4", "x", "--min_score=2"], "--min_score=2"),
+        (["one.mp4", "x", "--min_score=2"], "Invalid value for '--min_score': 2.0 is not in the range 0<=x<=1."),
         (["one.mp4", "x", "--handles=nan"], "--handles=nan: must be a number"),
         (
             ["x", "--library", "--mode=speech", "--srt=a.srt"],

@@ -5,10 +5,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import calce_jax
 from calce_jax.commands import search
+from calce_jax.commands.flags.search import FORMATS
 from tests.helpers.page_examples import DOCS, assert_same_output, run_example
 
 PAGE = (DOCS / "search.md").read_text(encoding="utf-8")
@@ -29,8 +31,10 @@ def test_examples_print_what_the_page_shows(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_page_has_every_flag_and_format():
-    options = PAGE.partition("## Options")[2].partition("## ")[0]
-    own = set(search.FLAGS) - FLAGS_OF_ALL_COMMANDS
-    assert own <= set(re.findall(r"`--(\w+)", options))
+    table = PAGE.partition("## Options")[2].partition("## ")[0]
+    options = [param for param in search.command.params if isinstance(param, click.Option) and not param.hidden]
+    own = {option.opts[0].removeprefix("--") for option in options} - FLAGS_OF_ALL_COMMANDS
+    assert "min_score" in own
+    assert own <= set(re.findall(r"`--(\w+)", table))
     formats = PAGE.partition("## For other programs")[2].partition("## ")[0]
-    assert all(f"`{name}`" in formats for name in search.FORMATS)
+    assert all(f"`{name}`" in formats for name in FORMATS)

@@ -6,13 +6,14 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from unittest.mock import patch
 
+import click
 import jax
 from absl import logging
 
-from calce_jax.commands.runner import run_main
+from calce_jax.commands import cli
+from calce_jax.commands.cli import invoke
 from calce_jax.storage.verification import set_verification, verification_enabled
 
 
@@ -27,20 +28,20 @@ def run_script(name: str, *arguments: object) -> None:
     Raises:
       SystemExit: with the exit code; with the message in place of exit code 1.
     """
-    module = load_command(name)
     argv = [f"calce {name}", *map(str, arguments)]
     with unchanged_process(), patch.object(sys, "argv", argv):
-        run_main(module.main, argv, module.FLAGS, getattr(module, "parse", None))
+        invoke(load_command(name), argv[1:], argv[0])
 
 
-def load_command(name: str) -> ModuleType:
-    """Return the module of a command, with flags as if none had been parsed."""
+def load_command(name: str) -> click.Command:
+    """Return a command, with flags of absl as if none had been parsed."""
     module = importlib.import_module(f"calce_jax.commands.{name}")
-    module.FLAGS.unparse_flags()
-    # A config that is parsed defines a flag for each of its fields.
-    for field in [flag for flag in module.FLAGS if flag.startswith("config.")]:
-        delattr(module.FLAGS, field)
-    return module
+    if hasattr(module, "FLAGS"):
+        module.FLAGS.unparse_flags()
+        # A config that is parsed defines a flag for each of its fields.
+        for field in [flag for flag in module.FLAGS if flag.startswith("config.")]:
+            delattr(module.FLAGS, field)
+    return cli.load_command(name)
 
 
 @contextmanager

@@ -16,10 +16,12 @@ from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
+import click
 from absl import flags
 
 from calce_jax.checkpoints.convert.formats import parse_sources, parse_target
 from calce_jax.commands.cli import COMMANDS
+from calce_jax.commands.flags.command import FlagsCommand
 from calce_jax.config import validate
 from calce_jax.presets.runs import get_preset
 from tests.helpers.commands import load_command, unchanged_process
@@ -28,7 +30,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND_PATTERN = re.compile(r"(\S*/bin/)?(calce|python|pip|make|tensorboard|ffmpeg|taskset) |launch/\w+\.py\b")
 EXTERNAL_PROGRAMS = {"tensorboard", "ffmpeg"}  # not checked
-TAKES_FILES = {"search", "index", "cut", "push"}  # commands with arguments that are not flags
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,19 @@ def check_arguments(name: str, arguments: list[str], *, is_complete: bool) -> No
     """Check the arguments of `calce NAME`, also the values of its config."""
     if not arguments or arguments == ["--help"]:
         return
-    module = load_command(name)
+    command = load_command(name)
     placeholders = [word for word in arguments if re.fullmatch(r"(--\w+=)?\.\.\.", word)]
-    assert {word[2:-4] for word in placeholders} <= {"", *module.FLAGS}
-    argv = [f"calce {name}", *(word for word in arguments if word not in placeholders)]
+    assert {word[:-4] for word in placeholders} <= {"", *(name for param in command.params for name in param.opts)}
+    arguments = [word for word in arguments if word not in placeholders]
+    if not isinstance(command, FlagsCommand):
+        try:
+            command.make_context(f"calce {name}", arguments)
+        except click.UsageError as error:
+            is_missing = isinstance(error, click.MissingParameter) or error.message.endswith(" are missing")
+            if is_complete or not is_missing:
+                raise
+        return
+    module, argv = command.module, [f"calce {name}", *arguments]
     with unchanged_process(), patch.object(sys, "argv", argv):
         try:
             parse = getattr(module, "parse", None)
@@ -154,7 +164,7 @@ def check_arguments(name: str, arguments: list[str], *, is_complete: bool) -> No
         values = {flag: module.FLAGS[flag].value for flag in module.FLAGS}
         if values.get("config") is not None:
             validate(values["config"])
-    assert not positional or name in TAKES_FILES or "--" in arguments, f"unknown arguments: {positional}"
+    assert not positional or "--" in arguments, f"unknown arguments: {positional}"
     if name == "convert" and is_complete:
         get_preset(f"{values['run']},size={values['size']}")
         parse_sources(values["source"])

@@ -1,64 +1,73 @@
-"""The flags of commands that take a published model by its name: `--yes --models_dir=DIR --keep_downloads`."""
+"""The options of commands that take a model by its folder or name: `--checkpoint=NAME --yes --models_dir=DIR`."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from absl import flags
+import click
 
-
-class ModelFlags:
-    """--yes, --models_dir and --keep_downloads of a command with --checkpoint."""
-
-    def __init__(self, flag_values: flags.FlagValues) -> None:
-        self._yes = flags.DEFINE_bool(
-            "yes",
-            False,
-            "agree to the download and the terms of a published model without a question",
-            flag_values=flag_values,
-        )
-        self._models_dir = define_models_dir(flag_values)
-        self._keep_downloads = flags.DEFINE_bool(
-            "keep_downloads", False, "keep what a published model is converted from", flag_values=flag_values
-        )
-
-    def find_checkpoint(self, checkpoint: str | None) -> Path | None:
-        """Return the folder of both stages; a published model that is not here is downloaded after a question.
-
-        Args:
-          checkpoint: --checkpoint: a folder, or the name of a published model; None for the tiny model.
-
-        Raises:
-          UserError: as `resolve_model` and `find_stages` raise.
-        """
-        if checkpoint is None:
-            return None
-        from calce_jax.search.paths import find_stages
-        from calce_jax.search.published.store import is_model_name
-
-        folder = Path(checkpoint)
-        if is_model_name(checkpoint):
-            from calce_jax.search.published.install import resolve_model
-
-            can_ask = sys.stdin is not None and sys.stdin.isatty()
-            folder = resolve_model(
-                checkpoint,
-                self._models_dir.value,
-                confirm=(lambda _: True) if self._yes.value else _ask if can_ask else None,
-                keep_downloads=bool(self._keep_downloads.value),
-            )
-        find_stages(folder)
-        return folder
+from calce_jax.commands.command import FOLDER, switch
 
 
-def define_models_dir(flag_values: flags.FlagValues) -> flags.FlagHolder:
-    """Define --models_dir."""
-    return flags.DEFINE_string(
-        "models_dir",
-        None,
-        "folder of published models; $CALCE_MODELS or ~/.local/share/calce/models unless given",
-        flag_values=flag_values,
+class ModelOptions(NamedTuple):
+    """The values of the options, by their names."""
+
+    checkpoint: str | None
+    yes: bool
+    models_dir: str | None
+    keep_downloads: bool
+
+
+def models_dir_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --models_dir to a command."""
+    return click.option(
+        "--models_dir",
+        type=FOLDER,
+        help="folder of published models; $CALCE_MODELS or ~/.local/share/calce/models unless given",
+    )(command)
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a command, as parameters with the names of the fields of `ModelOptions`."""
+    checkpoint = click.option(
+        "--checkpoint",
+        type=FOLDER,
+        help="folder with the workdirs stage1 and stage2, or a published model such as calce-qvh (`calce models`); the "
+        "tiny model unless given",
     )
+    yes = switch("yes", help="agree to the download and the terms of a published model without a question")
+    keep = switch("keep_downloads", help="keep what a published model is converted from")
+    return checkpoint(yes(models_dir_option(keep(command))))
+
+
+def find_checkpoint(options: ModelOptions) -> Path | None:
+    """Return the folder of both stages; a published model that is not here is downloaded after a question.
+
+    Returns:
+      The folder, or None for the tiny model.
+
+    Raises:
+      UserError: as `resolve_model` and `find_stages` raise.
+    """
+    if options.checkpoint is None:
+        return None
+    from calce_jax.search.paths import find_stages
+    from calce_jax.search.published.store import is_model_name
+
+    folder = Path(options.checkpoint)
+    if is_model_name(options.checkpoint):
+        from calce_jax.search.published.install import resolve_model
+
+        can_ask = sys.stdin is not None and sys.stdin.isatty()
+        folder = resolve_model(
+            options.checkpoint,
+            options.models_dir,
+            confirm=(lambda _: True) if options.yes else _ask if can_ask else None,
+            keep_downloads=options.keep_downloads,
+        )
+    find_stages(folder)
+    return folder
 
 
 def _ask(_: Any) -> bool:

@@ -1,0 +1,12 @@
+"""Print the completion script of a shell; the same as `calce completion`."""
+
+import sys
+from pathlib import Path
+
+# The package of this checkout, not another one that is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from calce_jax.commands.cli import launch
+
+if __name__ == "__main__":
+    launch("completion")
