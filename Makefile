@@ -82,7 +82,7 @@ $(VENV)/compilers: $(VENV)/core
 
 $(VENV)/dev: $(VENV)/core $(VENV)/compilers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt \
-		--editable '.[dev,export,oracle,web]'
+		--editable '.[dev,export,oracle,watch,web]'
 	@# Tests make errors of warnings, those of compiling other people's modules too; some of which are made to fail.
 	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
 	touch $@

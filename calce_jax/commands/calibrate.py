@@ -40,12 +40,8 @@ def main(argv: list[str]) -> None:
         check_output_file("--out=", OUT.value, {})
 
     from calce_jax.input_pipeline.dataset import open_dataset
-    from calce_jax.search.calibration import (
-        calibration_path,
-        fit_calibration,
-        measure_scores,
-        write_calibration,
-    )
+    from calce_jax.search.calibration import calibration_path, fit_calibration, write_calibration
+    from calce_jax.search.measure_scores import measure_scores
     from calce_jax.search.searcher import load_searcher
 
     searcher = load_searcher(CHECKPOINT.value)

@@ -81,11 +81,11 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
         error=lambda text: print(f"Error: {text}", file=sys.stderr),
         notice=lambda text: None if options.quiet else print(text, file=sys.stderr),
     )
-    search = plan_index_search(inputs, options) if options.searches_index else plan_search(inputs, options, reporter)
+    search = plan(inputs, options, reporter)
     is_new = inputs.out is not None and not os.path.exists(inputs.out)
     out = ensure_writable(inputs.out) if inputs.out else None  # before the search, not after it
     found = search.run(out)
-    moments = merge_results(found.results, inputs.queries, options.top, options.min_score)
+    moments = merge_results(found.results, inputs.queries, options.top, options.min_score, found.threshold)
     # Printed first: the disk may be full.
     if options.json:
         sys.stdout.write(moments.to_json())
@@ -105,7 +105,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
             truth=truth,
             notice=found.notice,
         )
-        num_searched = search.num_videos if options.searches_index else len(found.results)
+        num_searched = len(found.results) if found.num_searched is None else found.num_searched
         seconds = time.monotonic() - start_time
         report(out, written, f"searched {num_searched} of {search.num_videos} videos in {seconds:.1f} s", options)
     elif out is not None and is_new:  # nothing is said in the library
@@ -178,6 +178,72 @@ class Search(NamedTuple):
     run: Callable[[Path | None], "ModeResult"]
 
 
+def plan(inputs: Inputs, options: Options, reporter: "Reporter") -> Search:
+    """Decide how to search: the index of what is said, the library by its best segments, or video after video."""
+    if options.searches_index:
+        return plan_index_search(inputs, options)
+    if options.library:
+        from calce_jax.search.library import Library
+
+        with Library(library_path(options.library_file)) as library:
+            has_pictures = library.has_pictures()
+        if has_pictures:
+            return plan_library_search(inputs, options, reporter)
+        reporter.notice("every video is searched; after `calce index --picture` only the best of them are")
+    return plan_search(inputs, options, reporter)
+
+
+def plan_library_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Search:
+    """Open the library, of which the best segments are searched.
+
+    Raises:
+      UsageError: an option does not go with it.
+      LibraryError: it is damaged.
+    """
+    from calce_jax.search.library import Library
+    from calce_jax.search.modes import ModeResult
+
+    for flag, is_given in (
+        ("--srt", options.srt != "auto"),
+        ("--whisper", options.whisper),
+        ("--piece_seconds", options.piece_seconds),
+    ):
+        if is_given:
+            raise UsageError(f"{flag} is not for a library; its videos are searched as they were indexed")
+    path = library_path(options.library_file)
+    with Library(path) as library:
+        num_videos = len(library.videos())
+
+    def run(out: Path | None) -> ModeResult:
+        from calce_jax.search.library_search import add_library_words, search_library
+        from calce_jax.search.picture_ranker import require_ranker
+        from calce_jax.search.searcher import enable_compilation_cache, load_searcher
+
+        cache = open_cache(options.cache, options.cache_gb)
+        enable_compilation_cache(cache.folder)
+        stages = find_checkpoint(options.model)
+        searcher = load_searcher(stages, cache=cache)
+        if searcher.notice:
+            reporter.notice(searcher.notice)
+        with Library(path) as library:
+            ranker = require_ranker(searcher, stages)
+            found = search_library(
+                library, searcher, ranker, inputs.queries, top=options.top, candidates=options.candidates
+            )
+            words = library.search(inputs.queries, options.top) if options.mode == "both" else None
+        for failure in found.failures:
+            reporter.error(f"{failure.video}: {failure.reason}; {failure.remedy}".removesuffix("; "))
+        if found.num_unranked:
+            reporter.notice(
+                f"{found.num_unranked} of {num_videos} videos are left out: they have changed, or "
+                "`calce index --picture` has not looked at them"
+            )
+        results = found.results if words is None else add_library_words(found.results, words, inputs.queries)
+        return ModeResult(results, searcher.notice, searcher.threshold, num_searched=found.num_videos)
+
+    return Search(num_videos, run)
+
+
 def plan_index_search(inputs: Inputs, options: Options) -> Search:
     """Open the library, in which what is said in all videos is indexed.
 
@@ -193,7 +259,7 @@ def plan_index_search(inputs: Inputs, options: Options) -> Search:
 
     def run(out: Path | None) -> ModeResult:
         with Library(path) as library:
-            return ModeResult(library.search(inputs.queries, options.top))
+            return ModeResult(library.search(inputs.queries, options.top), num_searched=num_videos)
 
     return Search(num_videos, run)
 

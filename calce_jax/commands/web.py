@@ -10,12 +10,13 @@ from pathlib import Path
 
 import click
 
-from calce_jax.commands.command import Command
+from calce_jax.commands.command import Command, switch
 from calce_jax.commands.flags.cache import cache_options, open_cache
+from calce_jax.commands.flags.library import library_option, library_path
 from calce_jax.commands.flags.model import ModelOptions, find_checkpoint, model_options
 from calce_jax.commands.flags.verify import apply_verify, verify_option
 from calce_jax.errors import UserError
-from calce_jax.search.paths import check_host
+from calce_jax.search.paths import SearchError, check_host
 
 TINY_MODEL_NOTICE = (
     "This is the **tiny model** of the demo. It was trained on videos of four coloured shapes and speech about 24 "
@@ -30,6 +31,8 @@ NON_NEGATIVE = click.FloatRange(min=0)
 
 @click.command("web", cls=Command, help=__doc__)
 @model_options
+@switch("library", help="every visitor may also search the videos of `calce index --picture`, and see them")
+@library_option
 @click.option(
     "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 accepts connections from other machines"
 )
@@ -60,6 +63,8 @@ def command(
     yes: bool,
     models_dir: str | None,
     keep_downloads: bool,
+    library: bool,
+    library_file: str | None,
     host: str,
     port: int,
     max_mb: float,
@@ -77,15 +82,17 @@ def command(
     apply_verify(verify)
     folder_of_stages = find_checkpoint(ModelOptions(checkpoint, yes, models_dir, keep_downloads))
     check_host(host)
+    library_of_videos = check_library(library_path(library_file)) if library else None
     # Read when gradio is imported and when an app is made: no usage statistics, and no look-up of new versions.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import uvicorn
 
-        from calce_jax.search.web.app import check_port, make_app
+        from calce_jax.search.web.app import LibrarySource, check_port, make_app
         from calce_jax.search.web.quota import Limits
     except ImportError as error:
         raise UserError(str(error), "install the extra: pip install 'calce_jax[web]'") from None
+    from calce_jax.search.picture_ranker import require_ranker
     from calce_jax.search.samples import load_samples
     from calce_jax.search.searcher import enable_compilation_cache, load_searcher
 
@@ -93,6 +100,7 @@ def command(
     disk_cache = open_cache(cache, cache_gb)
     enable_compilation_cache(disk_cache.folder)
     searcher = load_searcher(folder_of_stages, cache=disk_cache)
+    ranker = require_ranker(searcher, folder_of_stages) if library else None
     limits = Limits(
         max_megabytes=max_mb,
         max_minutes=max_minutes,
@@ -107,6 +115,24 @@ def command(
         # The name alone: visitors must not see paths of this machine.
         name = folder_of_stages.resolve().name if folder_of_stages else None
         notice = TRAINED_MODEL_NOTICE.format(name) if name else TINY_MODEL_NOTICE
-        web_app = make_app(searcher, Path(folder), load_samples(), notice, limits, host=host, names=list(allow_host))
+        source = LibrarySource(library_of_videos, ranker) if library_of_videos and ranker else None
+        web_app = make_app(
+            searcher, Path(folder), load_samples(), notice, limits, host=host, names=list(allow_host), library=source
+        )
         print(f"open http://{host}:{port}", flush=True)
         uvicorn.run(web_app, host=host, port=port, log_level="warning")
+
+
+def check_library(path: Path) -> Path:
+    """Check that the model has looked at the videos of a library.
+
+    Raises:
+      LibraryError: there is none, or it is damaged.
+      SearchError: it has not.
+    """
+    from calce_jax.search.library import Library
+
+    with Library(path) as library:
+        if not library.has_pictures():
+            raise SearchError(f"{path}: no model has looked at its videos", "run `calce index --picture` first")
+    return path

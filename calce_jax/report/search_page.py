@@ -50,6 +50,7 @@ class QueryResultView:
       captions: the captions in the prompts.
       treatments: of the key frame nearest to each picture of the video.
       truth: the true windows (start, end) in seconds; empty if unknown.
+      absence_score: the best score, if it is too low for the query to happen in the video.
     """
 
     query: str
@@ -57,6 +58,7 @@ class QueryResultView:
     captions: Sequence[BarView]
     treatments: Sequence[Treatment]
     truth: Sequence[tuple[Seconds, Seconds]] = ()
+    absence_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,14 @@ def _rankings(videos: Sequence[VideoView], max_moments: int) -> list[dict[str, A
             for bar in list(video.query_results[number].stages.values())[-1]
         ]
         rows.sort(key=lambda row: -row["bar"].score)
+        absence_scores = [video.query_results[number].absence_score for video in videos]
         rankings.append(
-            {"query": query_result.query, "rows": rows[:max_moments], "more": max(len(rows) - max_moments, 0)}
+            {
+                "query": query_result.query,
+                "rows": rows[:max_moments],
+                "more": max(len(rows) - max_moments, 0),
+                "absence_score": max((score for score in absence_scores if score is not None), default=None),
+            }
         )
     return rankings
 

@@ -374,6 +374,11 @@ class Library:
             for video in videos
         ]
 
+    def has_pictures(self) -> bool:
+        """Return whether a video has vectors of any ranker."""
+        with self._errors():
+            return self._database.execute("SELECT 1 FROM segments LIMIT 1").fetchone() is not None
+
     def num_with_pictures(self, ranker: str) -> int:
         """Return how many of the videos have vectors of a ranker."""
         with self._errors():

@@ -9,7 +9,8 @@ from calce_jax.search.paths import SearchError
 from calce_jax.search.picture_ranker import PictureRanker
 from calce_jax.search.results import break_ties_across_videos, keep_best
 from calce_jax.search.searcher import Searcher
-from calce_jax.search.video_result import VideoResult
+from calce_jax.search.video_result import WORDS_STAGE, QueryResult, VideoResult
+from calce_jax.search.words import add_words
 from calce_jax.storage.failures import Failure
 
 CANDIDATES = 100  # segments that are asked about; docs/benchmarks.md has what fewer cost
@@ -73,4 +74,31 @@ def search_library(
         sum(len(starts) for video in chosen for starts in video.starts),
         num_videos,
         len(library.videos()) - num_videos,
+    )
+
+
+def add_library_words(
+    pictures: Sequence[VideoResult], words: Sequence[VideoResult], queries: Sequence[str]
+) -> list[VideoResult]:
+    """Return the results of the model and those of the words, for the videos that either has found.
+
+    Args:
+      pictures: of `search_library`.
+      words: of `Library.search`.
+      queries: of both.
+    """
+    by_picture, by_word = ({result.video: result for result in results} for results in (pictures, words))
+    stages = list(pictures[0].query_results[0].stages) if pictures else ["stage 2"]
+
+    def or_nothing(found: VideoResult | None, other: VideoResult, stages: Sequence[str]) -> VideoResult:
+        if found is not None:
+            return found
+        nothing = [QueryResult(query.strip(), {name: [] for name in stages}, [], [], []) for query in queries]
+        return VideoResult(other.video, other.duration, nothing)
+
+    videos = dict.fromkeys([*by_picture, *by_word])
+    some = {video: by_picture.get(video) or by_word[video] for video in videos}
+    return add_words(
+        [or_nothing(by_picture.get(video), some[video], stages) for video in videos],
+        [or_nothing(by_word.get(video), some[video], [WORDS_STAGE]) for video in videos],
     )

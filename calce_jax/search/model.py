@@ -8,11 +8,10 @@ from absl import logging
 
 from calce_jax.errors import UserError
 from calce_jax.search.inputs import load_captions
-from calce_jax.search.moment import ranked_moments
+from calce_jax.search.merging import merge_results
 from calce_jax.search.moment_list import MomentList
 from calce_jax.search.paths import SearchError
 from calce_jax.search.published.install import resolve_model
-from calce_jax.search.results import break_ties_across_videos, drop_below
 from calce_jax.search.searcher import MAX_MOMENTS, EncodedVideo, Searcher, load_searcher
 from calce_jax.search.video_result import VideoResult
 from calce_jax.storage.disk_cache import DiskCache
@@ -57,7 +56,8 @@ class Model:
           captions: what is said. "auto": from a file of captions beside the video; None: no captions; a file of
             captions or a folder of them; or a list of `Caption`, for a single video.
           top: maximum number of moments of a sentence.
-          min_score: moments with a lower score are left out.
+          min_score: moments with a lower score are left out. Without one, a sentence whose best moment in a video has
+            less than the threshold of `calce calibrate` has none there; 0 shows them.
 
         Returns:
           The moments of all videos together. A video that cannot be searched is logged and listed in `failures`.
@@ -92,17 +92,10 @@ class Model:
                     logging.warning("%s", error)
         if first_error and not results:
             raise first_error
-        results = break_ties_across_videos(results)
-        if min_score is not None:
-            results = drop_below(results, float(min_score))
-        return MomentList(
-            ranked_moments(results, top),
-            queries=[sentence.strip() for sentence in sentences],
-            results=results,
-            failures=failures,
-            notice=self._searcher.notice,
-            min_score=min_score,
-        )
+        found = merge_results(results, sentences, top, min_score, self._searcher.threshold)
+        found.queries = [sentence.strip() for sentence in sentences]
+        found.failures, found.notice = failures, self._searcher.notice
+        return found
 
 
 def load(

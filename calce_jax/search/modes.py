@@ -18,10 +18,19 @@ Mode = Literal["picture", "speech", "both"]
 
 
 class ModeResult(NamedTuple):
-    """The results of the videos that could be searched, and why those of the model may be meaningless."""
+    """What a search has found.
+
+    Attributes:
+      results: of the videos that could be searched.
+      notice: why those of the model may be meaningless.
+      threshold: of the model, see `calce_jax.search.calibration`.
+      num_searched: videos, if there are more of them than results.
+    """
 
     results: list[VideoResult]
     notice: str = ""
+    threshold: float = 0.0
+    num_searched: int | None = None
 
 
 def search_videos(
@@ -58,7 +67,9 @@ def search_videos(
         if searcher.notice:
             hint = "" if mode == "both" else " Words that are said are found in any video with --mode=speech."
             reporter.notice(searcher.notice + hint)
-        found = ModeResult(_search_pictures(captions, queries, max_moments, searcher, reporter), searcher.notice)
+        found = ModeResult(
+            _search_pictures(captions, queries, max_moments, searcher, reporter), searcher.notice, searcher.threshold
+        )
     if mode == "both" and found.results:
         searched = {result.video: captions[result.video] for result in found.results}
         found = found._replace(

@@ -36,6 +36,7 @@ class MomentList(list[Moment]):
       failures: the videos that could not be searched.
       notice: why the answers may be meaningless, for people.
       min_score: moments with a lower score were left out.
+      threshold: of a query whose best moment in a video had a lower score, all were.
     """
 
     def __init__(
@@ -47,11 +48,12 @@ class MomentList(list[Moment]):
         failures: Sequence[Failure] = (),
         notice: str = "",
         min_score: Seconds | None = None,
+        threshold: float = 0.0,
     ) -> None:
         super().__init__(moments)
         self.queries = list(queries) or list(dict.fromkeys(moment.query for moment in self))
         self.results, self.failures, self.notice = list(results), list(failures), notice
-        self.min_score = min_score
+        self.min_score, self.threshold = min_score, threshold
 
     def __str__(self) -> str:
         return self.to_table()
@@ -62,12 +64,18 @@ class MomentList(list[Moment]):
         environment.filters["clock"] = format_time
         return environment.get_template("moments.html").render(queries=self.queries, rows=rows, absence=self.absence)
 
-    @property
-    def absence(self) -> str:
-        """What is said of a query without a moment."""
-        if self.min_score is None:
+    def absence(self, query: str) -> str:
+        """Return what is said of a query without a moment."""
+        if self.min_score is not None:
+            return f"probably not in these videos: no moment scores {self.min_score:g} or more"
+        found = (result for video in self.results for result in video.query_results if result.query == query)
+        scores = [result.absence_score for result in found if result.absence_score is not None]
+        if not scores:
             return "no moment found"
-        return f"probably not in these videos: no moment scores {self.min_score:g} or more"
+        return (
+            f"probably not in these videos: the best moment scores {max(scores):.3f}, and 95 % of what happens "
+            f"{self.threshold:.3f} or more; a minimum score of 0 shows it"
+        )
 
     def to_table(self, *, seconds: bool = False) -> str:
         """Return a table of the moments of each query.
@@ -85,7 +93,7 @@ class MomentList(list[Moment]):
             found = [row for row in rows if row[4] == query]
             lines += ["", query]
             if not found:
-                lines.append(f"  {self.absence}")
+                lines.append(f"  {self.absence(query)}")
                 continue
             lines.append(_line("file", "start", "end", "score", widths))
             lines += [_line(*row[:4], widths) for row in found]
@@ -101,6 +109,7 @@ class MomentList(list[Moment]):
             failures=self.failures,
             notice=self.notice,
             min_score=self.min_score,
+            threshold=self.threshold,
         )
 
     def to_json(self, path: str | Path | None = None) -> str:

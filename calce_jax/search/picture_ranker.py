@@ -14,6 +14,7 @@ from calce_jax.checkpoints.params_file import load_params
 from calce_jax.config import ASSETS, packaged_path
 from calce_jax.models.calce import CalceConfig
 from calce_jax.models.segment_ranker import SegmentRanker, init_segment_ranker
+from calce_jax.search.paths import SearchError
 from calce_jax.search.searcher import Searcher, encoding_example
 from calce_jax.search.segment_index import SegmentVectors
 from calce_jax.storage.disk_cache import make_cache_key
@@ -83,6 +84,21 @@ def open_ranker(searcher: Searcher, checkpoint: str | Path | None) -> PictureRan
         return None
     config = searcher.predictors[STAGE].model.model_config
     return PictureRanker(searcher, load_params(path, _abstract(config)), file_hash(path))
+
+
+def require_ranker(searcher: Searcher, checkpoint: str | Path | None) -> PictureRanker:
+    """Return the ranker of a checkpoint folder.
+
+    Raises:
+      SearchError: it has none.
+      CheckpointError: see `open_ranker`.
+    """
+    ranker = open_ranker(searcher, checkpoint)
+    if ranker is None:
+        raise SearchError(
+            f"{checkpoint}: there is no {RANKER_FILE}", f"make one with `calce fit_ranker --checkpoint={checkpoint}`"
+        )
+    return ranker
 
 
 def _abstract(config: CalceConfig) -> SegmentRanker:

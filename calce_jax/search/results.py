@@ -22,7 +22,7 @@ from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.annotations import Annotation
 from calce_jax.report.search_page import BarView, PictureView, QueryResultView, VideoView, write_search_page
 from calce_jax.search.ranking import ScoredWindow, break_ties_jointly
-from calce_jax.search.video_result import QueryResult, VideoResult
+from calce_jax.search.video_result import WORDS_STAGE, QueryResult, VideoResult
 from calce_jax.storage.atomic_files import link_or_copy, write_atomic
 from calce_jax.storage.failures import Failure
 from calce_jax.storage.file_names import fit_name
@@ -116,6 +116,22 @@ def drop_below(results: Sequence[VideoResult], min_score: float) -> list[VideoRe
         )
         for result in results
     ]
+
+
+def drop_absent(results: Sequence[VideoResult], threshold: float) -> list[VideoResult]:
+    """Return the results without the moments of queries that probably do not happen in a video.
+
+    Args:
+      results: of the videos.
+      threshold: of the best moment's score, see `calce_jax.search.calibration`. Words that are said have none.
+    """
+
+    def drop(found: QueryResult) -> QueryResult:
+        if list(found.stages)[-1] == WORDS_STAGE or not found.moments or found.moments[0].score >= threshold:
+            return found
+        return replace(_replace_moments(found, []), segments_with_moments=[], absence_score=found.moments[0].score)
+
+    return [replace(result, query_results=[drop(found) for found in result.query_results]) for result in results]
 
 
 def keep_best(results: Sequence[VideoResult], top: int) -> list[VideoResult]:
@@ -275,6 +291,7 @@ def video_view(
                 captions=[BarView(c.start, c.end, c.similarity, text=c.text) for c in query_result.captions],
                 treatments=[_treatment_at(query_result, picture.second) for picture in pictures],
                 truth=[(start, end) for start, end in truth.get((result.video.stem, query_result.query), [])],
+                absence_score=query_result.absence_score,
             )
             for q, query_result in enumerate(result.query_results)
         ],

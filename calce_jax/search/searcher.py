@@ -25,6 +25,7 @@ from calce_jax.input_pipeline.dataset import Example
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.presets.tiny import tiny_config
+from calce_jax.search.calibration import calibration_path, read_calibration
 from calce_jax.search.inputs import check_queries
 from calce_jax.search.paths import find_stages
 from calce_jax.search.ranking import select_moments
@@ -88,6 +89,8 @@ class Searcher:
       cache: holds key frames and features of the segments.
       max_seconds: length of a segment; by default that of the videos the models were trained on (`TRAINED_DURATION`).
       notice: why the answers may be meaningless, for people.
+      threshold: a query whose best moment has a lower score probably does not happen, see
+        `calce_jax.search.calibration`.
 
     Attributes:
       sampling: of segments and their frames.
@@ -97,9 +100,14 @@ class Searcher:
     """
 
     def __init__(
-        self, stages: Sequence[TrainedModel], cache: DiskCache, max_seconds: float | None = None, notice: str = ""
+        self,
+        stages: Sequence[TrainedModel],
+        cache: DiskCache,
+        max_seconds: float | None = None,
+        notice: str = "",
+        threshold: float = 0.0,
     ):
-        self.notice = notice
+        self.notice, self.threshold = notice, threshold
         last = stages[-1].config
         frames = max(trained.config.data.frames for trained in stages)
         self.sampling = SegmentSampling(
@@ -307,9 +315,12 @@ def load_searcher(
 
     Raises:
       SearchError, ConfigError, CheckpointError, TokenizerError: see `open_stages`.
+      UserError: its calibration is damaged.
     """
     notice = TINY_MODEL_NOTICE if checkpoint is None else ""
-    return Searcher(open_stages(checkpoint), cache or DiskCache(default_cache_dir()), max_seconds, notice)
+    calibration = read_calibration(calibration_path(checkpoint))
+    threshold = calibration.threshold if calibration else 0.0
+    return Searcher(open_stages(checkpoint), cache or DiskCache(default_cache_dir()), max_seconds, notice, threshold)
 
 
 def open_stages(checkpoint: str | Path | None = None) -> list[TrainedModel]:

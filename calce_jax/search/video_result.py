@@ -7,6 +7,8 @@ from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.search.ranking import ScoredWindow
 from calce_jax.search.segments import Segment
 
+WORDS_STAGE = "words"  # in `QueryResult.stages`, of a search without a model
+
 
 @dataclass(frozen=True)
 class UsedCaption:
@@ -28,6 +30,7 @@ class QueryResult:
       captions: captions in the prompts of `segments_with_moments`, in order of time.
       frames: (second, treatment in the last stage) of the key frames of all segments, in order of time.
       segments_with_moments: the segments that overlap a moment.
+      absence_score: the best score, if it is too low for the query to happen in this video; there are no moments then.
     """
 
     query: str
@@ -35,6 +38,7 @@ class QueryResult:
     captions: list[UsedCaption]
     frames: list[tuple[float, Treatment]]
     segments_with_moments: list[Segment]
+    absence_score: float | None = None
 
     @property
     def moments(self) -> list[ScoredWindow]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from calce_jax.search.ranking import ScoredWindow
 from calce_jax.search.speech_index import SpeechHit, SpeechIndex
-from calce_jax.search.video_result import QueryResult, UsedCaption, VideoResult
+from calce_jax.search.video_result import WORDS_STAGE, QueryResult, UsedCaption, VideoResult
 from calce_jax.text.caption import Caption
 
 WORDS_SUFFIX = " (in words)"
@@ -73,4 +73,4 @@ def _query_result(query: str, hits: Sequence[SpeechHit], duration: float) -> Que
     hits = [hit for hit in hits if hit.start < duration]
     windows = [ScoredWindow(hit.start, min(hit.end, duration), hit.score) for hit in hits]
     captions = [UsedCaption(hit.start, hit.end, hit.text, round(hit.score, 3)) for hit in hits]
-    return QueryResult(query, {"words": windows}, sorted(captions, key=lambda c: c.start), [], [])
+    return QueryResult(query, {WORDS_STAGE: windows}, sorted(captions, key=lambda c: c.start), [], [])

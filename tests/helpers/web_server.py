@@ -96,7 +96,7 @@ class Stub(Searcher):
     """A searcher that returns the first second of any video, or raises the error that the query names."""
 
     def __init__(self):
-        self.notice = ""
+        self.notice, self.threshold = "", 0.0
 
     def search(self, video, queries, captions=(), *, max_moments=5):
         for query in queries:

@@ -5,8 +5,9 @@ import pytest
 
 from calce_jax.errors import UserError
 from calce_jax.input_pipeline.dataset import Example, MomentDataset
-from calce_jax.search import calibration as module
-from calce_jax.search.calibration import fit_calibration, measure_scores, read_calibration, write_calibration
+from calce_jax.search import measure_scores as module
+from calce_jax.search.calibration import fit_calibration, read_calibration, write_calibration
+from calce_jax.search.measure_scores import measure_scores
 from calce_jax.search.paths import SearchError
 from calce_jax.search.searcher import Searcher
 

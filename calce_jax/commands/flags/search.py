@@ -31,6 +31,7 @@ class Options:
     keep_downloads: bool
     library: bool
     library_file: str | None
+    candidates: int
     mode: "Mode"
     srt: str
     whisper: str | None
@@ -70,6 +71,12 @@ OPTIONS = (
     model_options,
     switch("library", help="search the videos of `calce index` instead of files"),
     library_option,
+    click.option(
+        "--candidates",
+        type=click.IntRange(min=1),
+        default=100,
+        help="of a library that `calce index --picture` has looked at: segments that a sentence asks the model about",
+    ),
     click.option(
         "--mode",
         type=click.Choice(["picture", "speech", "both"]),

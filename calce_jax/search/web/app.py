@@ -22,7 +22,7 @@ from calce_jax.search.library import Library
 from calce_jax.search.library_search import search_library
 from calce_jax.search.paths import SearchError
 from calce_jax.search.picture_ranker import PictureRanker
-from calce_jax.search.results import break_ties_across_videos, write_results
+from calce_jax.search.results import break_ties_across_videos, drop_absent, write_results
 from calce_jax.search.samples import Sample
 from calce_jax.search.searcher import MAX_MOMENTS, Searcher
 from calce_jax.search.segments import searchable_duration
@@ -186,7 +186,8 @@ class SearchHandler:
             else:
                 video, srt_file = self._resolve_inputs(visitor, upload, srt, sample, folder / "source")
                 self._check_limits(video)
-                results = break_ties_across_videos([self.searcher.search(video, queries, _captions(video, srt_file))])
+                results = [self.searcher.search(video, queries, _captions(video, srt_file))]
+            results = break_ties_across_videos(drop_absent(results, self.searcher.threshold))
             for failure in write_results(
                 folder, results, max_moments=MAX_MOMENTS, clips=True, notice=self.searcher.notice
             ):

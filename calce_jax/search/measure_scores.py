@@ -1,0 +1,73 @@
+"""Scores of queries that happen in a video, and of others, for `calce_jax.search.calibration`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from calce_jax.input_pipeline.dataset import Example, MomentDataset
+from calce_jax.search.searcher import EncodedSegment, EncodedVideo, Searcher
+from calce_jax.search.segments import Segment, SegmentFrames
+from calce_jax.text.caption import Caption
+
+
+def measure_scores(
+    searcher: Searcher, dataset: MomentDataset, *, max_queries: int, seed: int
+) -> tuple[list[float], list[float]]:
+    """Return the best scores of queries about their own videos, and of as many about other videos.
+
+    A query about another video shares no item with the queries of that video, and none of its items is said there. It
+    may still happen there, where annotations are incomplete: then fewer seem to be rejected than are.
+
+    Args:
+      searcher: whose scores they are.
+      dataset: with windows.
+      max_queries: of each kind, drawn.
+      seed: of the draws.
+
+    Raises:
+      TablesError: the tables are damaged.
+    """
+    rng = np.random.default_rng(seed)
+    queries = [query for query in dataset.queries() if len(query.windows)]
+    rows = {query.qid: row for row, query in enumerate(dataset.queries())}
+    drawn = [queries[i] for i in rng.permutation(len(queries))[:max_queries]]
+    items_of = {
+        video: {item for q in queries if q.video == video for item in q.items} for video in {q.video for q in drawn}
+    }
+    present, absent = list[float](), list[float]()
+    for query in tqdm(drawn, desc="calibrate", unit="query", dynamic_ncols=True):
+        example = dataset[rows[query.qid]]
+        said = " ".join(text for _, _, text in example.captions).lower()
+        others = [
+            other.query
+            for other in (queries[i] for i in rng.permutation(len(queries))[:50])
+            if other.video != query.video
+            and not items_of[query.video] & set(other.items)
+            and not any(item.lower() in said for item in other.items)
+        ]
+        sentences = [query.query, *others[:1]]
+        captions = [Caption(*caption) for caption in example.captions]
+        scores = _best_scores(searcher, example, sentences, captions)
+        present.append(scores[0])
+        absent += scores[1:]
+    return present, absent
+
+
+def _best_scores(
+    searcher: Searcher, example: Example, queries: Sequence[str], captions: Sequence[Caption]
+) -> list[float]:
+    """Return the score of the best moment of each query in the video of an example; 0 if there is none."""
+    frames = SegmentFrames(
+        Segment(0.0, example.duration),
+        example.keyframes,
+        example.indices,
+        example.times,
+        example.total_frames,
+        example.fps,
+    )
+    features = {name: predictor.encode_video(example) for name, predictor in searcher.predictors.items()}
+    video = EncodedVideo(Path(example.video), example.duration, 1, [EncodedSegment(frames, features)])
+    found = searcher.search(video, queries, captions).query_results
+    return [result.moments[0].score if result.moments else 0.0 for result in found]
