@@ -83,7 +83,7 @@ def main() -> None:
         start = time.monotonic()
         library.index([work / "videos"])
         indexed = time.monotonic()
-        added = library.index_pictures(ranker).added
+        added = library.index_pictures(ranker.key, ranker.embed_videos).added
         done = time.monotonic()
         print(f"words: {indexed - start:.0f} s; pictures of {added} videos: {done - indexed:.0f} s", flush=True)
         queries = draw_queries(scenes, settings.queries)

@@ -3,18 +3,20 @@
 Reads the videos that are new or have changed, with the captions beside them or inside; run it again at any time, also
 after it was interrupted. Then `calce ls` lists them, and `calce search --library --mode=speech "a river"` searches what
 is said in them. --picture also looks at them with the model, so that `calce search --library "a dog catches a ball"`
-answers in seconds. --watch goes on, and indexes what is added or changed.
+answers in seconds. --watch goes on, and indexes what is added or changed. --runner=DirectRunner looks at the videos by
+an Apache Beam pipeline, or another of Beam's runners; its flags follow after --.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from calce_jax.commands.command import FILE, Command, switch
+from calce_jax.commands.flags.beam import HELP, pipeline_options
 from calce_jax.commands.flags.cache import cache_options, open_cache
 from calce_jax.commands.flags.library import library_option, library_path
 from calce_jax.commands.flags.model import ModelOptions, find_checkpoint, model_options
@@ -22,22 +24,27 @@ from calce_jax.errors import UsageError, UserError
 from calce_jax.search.paths import SearchError, check_any_exists
 
 if TYPE_CHECKING:
-    from calce_jax.search.picture_ranker import PictureRanker
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from calce_jax.search.segment_index import SegmentVectors
+    from calce_jax.storage.failures import Failure
 
 
 @click.command("index", cls=Command, help=__doc__)
-@click.argument("folders", nargs=-1, type=FILE, metavar="FOLDER...")
+@click.argument("arguments", nargs=-1, type=FILE, metavar="FOLDER... [-- FLAGS OF BEAM]")
 @library_option
 @switch("picture", help="also look at every video with the model, once")
 @switch("watch", help="index again whenever something changes in the folders, until interrupted")
+@click.option("--runner", help=f"with --picture: {HELP}")
 @model_options
 @cache_options
 def command(
     *,
-    folders: tuple[str, ...],
+    arguments: tuple[str, ...],
     library_file: str | None,
     picture: bool,
     watch: bool,
+    runner: str | None,
     checkpoint: str | None,
     yes: bool,
     models_dir: str | None,
@@ -46,25 +53,38 @@ def command(
     cache_gb: float,
 ) -> None:
     """Index the folders, print what has changed, and report the videos that could not be read."""
+    folders = [argument for argument in arguments if not argument.startswith("-")]
     if not folders:
         raise UsageError("no folder; for example: calce index ~/Videos")
-    if checkpoint is not None and not picture:
-        raise UsageError("--checkpoint names the model of --picture; give both, or neither")
+    for flag, value in (("--checkpoint", checkpoint), ("--runner", runner)):
+        if value is not None and not picture:
+            raise UsageError(f"{flag} is for --picture; give both, or neither")
+    pipeline = pipeline_options(runner, [argument for argument in arguments if argument not in folders])
     check_any_exists(folders)
+    path = library_path(library_file)
     model = ModelOptions(checkpoint, yes, models_dir, keep_downloads)
-    ranker = open_picture_ranker(model, cache, cache_gb) if picture else None
+    looker = make_looker(model, cache, cache_gb, pipeline, path.parent) if picture else None
     if not watch:
-        index(folders, library_path(library_file), ranker)
+        index(folders, path, looker)
         return
     try:
         from calce_jax.search.watch import watch_videos
     except ImportError as error:
         raise UserError(str(error), "install the extra: pip install 'calce_jax[watch]'") from None
-    watch_videos(folders, partial(index, folders, library_path(library_file), ranker))
+    watch_videos(folders, partial(index, folders, path, looker))
 
 
-def open_picture_ranker(model: ModelOptions, cache: str | None, cache_gb: float) -> "PictureRanker":
-    """Load a model and its ranker.
+class Looker(NamedTuple):
+    """What `Library.index_pictures` takes: the hash of a ranker, and a function that embeds videos by it."""
+
+    ranker: str
+    embed: "Callable[[Mapping[Path, str]], Iterator[tuple[Path, list[SegmentVectors] | Failure]]]"
+
+
+def make_looker(
+    model: ModelOptions, cache: str | None, cache_gb: float, pipeline: "PipelineOptions | None", folder: Path
+) -> Looker:
+    """Load a model and its ranker, which look at videos here or by a pipeline.
 
     Raises:
       UserError: there is no ranker, or the model cannot be loaded.
@@ -76,10 +96,16 @@ def open_picture_ranker(model: ModelOptions, cache: str | None, cache_gb: float)
 
     disk_cache = open_cache(cache, cache_gb)
     enable_compilation_cache(disk_cache.folder)
-    return require_ranker(load_searcher(stages, cache=disk_cache), stages)
+    ranker = require_ranker(load_searcher(stages, cache=disk_cache), stages)
+    if pipeline is None:
+        return Looker(ranker.key, partial(ranker.embed_videos, progress=progress("look")))
+
+    from calce_jax.search.beam import make_embed_fn
+
+    return Looker(ranker.key, make_embed_fn(pipeline, stages, disk_cache, folder))
 
 
-def index(folders: Sequence[str], path: Path, ranker: "PictureRanker | None") -> None:
+def index(folders: Sequence[str], path: Path, looker: Looker | None) -> None:
     """Index the folders once.
 
     Raises:
@@ -98,8 +124,8 @@ def index(folders: Sequence[str], path: Path, ranker: "PictureRanker | None") ->
             "removed": result.removed,
         }
         all_failures = result.failures
-        if ranker is not None:
-            looked_at = library.index_pictures(ranker, progress("look"))
+        if looker is not None:
+            looked_at = library.index_pictures(looker.ranker, looker.embed)
             counts["looked at"] = looked_at.added
             all_failures = all_failures + looked_at.failures
         total = len(library.videos())
@@ -116,7 +142,7 @@ def index(folders: Sequence[str], path: Path, ranker: "PictureRanker | None") ->
         raise SearchError(f"none of {', '.join(folders)} can be indexed", "see the errors above")
 
 
-def progress(what: str) -> Callable[[Sequence[Path]], Iterable[Path]]:
+def progress(what: str) -> Callable[[Iterable[Path]], Iterable[Path]]:
     """Return a function that wraps videos in a progress bar."""
     from tqdm import tqdm
 

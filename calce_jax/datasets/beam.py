@@ -59,7 +59,7 @@ def make_prepare_fn(options: PipelineOptions, out: Path) -> Callable[[Sequence[P
     """
 
     def run(jobs: Sequence[PrepareJob]) -> list[Failure]:
-        rows = _run_pipeline(options, out, _make_shards(jobs, JOBS_PER_SHARD), PrepareFn())
+        rows = run_pipeline(options, out, make_shards(jobs, JOBS_PER_SHARD), PrepareFn())
         return [Failure(**row) for row in rows[FAILED_TAG]]
 
     return run
@@ -86,10 +86,10 @@ def caption_videos(
     """
     out = Path(out)
     unique_videos, duplicates = deduplicate_names(videos)
-    rows = _run_pipeline(
+    rows = run_pipeline(
         options,
         out,
-        _make_shards(unique_videos, CAPTION_VIDEOS_PER_SHARD),
+        make_shards(unique_videos, CAPTION_VIDEOS_PER_SHARD),
         CaptionFn(out, whisper, transcribe_options or TranscriptionOptions(), dtype),
     )
     result = CaptioningResult(failures=[*duplicates, *(Failure(**row) for row in rows[FAILED_TAG])])
@@ -111,7 +111,7 @@ class PrepareFn(beam.DoFn):
             pending = [job for job in element if not is_prepared(job)]
             return [failure for failure in prepare_in_processes(pending, workers=1) if failure is not None]
 
-        for failure in _with_retries(attempt):
+        for failure in with_retries(attempt):
             yield beam.pvalue.TaggedOutput(FAILED_TAG, json.dumps(asdict(failure)))
 
 
@@ -126,7 +126,7 @@ class CaptionFn(beam.DoFn):
 
     def process(self, element: Sequence[Path]) -> Iterator[Any]:
         """Yield the `CaptioningResult` as JSON, and its failures to the side output."""
-        result = _with_retries(lambda: caption_missing(element, self._out, self._get_transcriber))
+        result = with_retries(lambda: caption_missing(element, self._out, self._get_transcriber))
         for failure in result.failures:
             yield beam.pvalue.TaggedOutput(FAILED_TAG, json.dumps(asdict(failure)))
         yield json.dumps(asdict(result), default=str)
@@ -137,13 +137,13 @@ class CaptionFn(beam.DoFn):
         return self._transcriber
 
 
-def _make_shards(items: Sequence[Item], max_size: int) -> list[list[Item]]:
+def make_shards(items: Sequence[Item], max_size: int) -> list[list[Item]]:
     """Cut a list into `NUM_SHARDS` shards, or into more if they would exceed `max_size`."""
     size = min(max_size, -(-len(items) // NUM_SHARDS))
     return [list(items[start : start + size]) for start in range(0, len(items), size or 1)]
 
 
-def _with_retries(attempt: Callable[[], Any]) -> Any:
+def with_retries(attempt: Callable[[], Any]) -> Any:
     """Call `attempt`, again after an OSError, such as that of a network file system, `MAX_ATTEMPTS` times at most."""
     for attempt_index in range(MAX_ATTEMPTS - 1):
         try:
@@ -153,7 +153,7 @@ def _with_retries(attempt: Callable[[], Any]) -> Any:
     return attempt()
 
 
-def _run_pipeline(options: PipelineOptions, out: Path, shards: Sequence[Any], do_fn: beam.DoFn) -> dict[str, JsonRows]:
+def run_pipeline(options: PipelineOptions, out: Path, shards: Sequence[Any], do_fn: beam.DoFn) -> dict[str, JsonRows]:
     """Run `do_fn` over all shards, and return the JSON rows of its two outputs by tag."""
     folder = out / "beam.part"
     shutil.rmtree(folder, ignore_errors=True)

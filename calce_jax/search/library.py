@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from absl import logging
@@ -102,17 +101,6 @@ class PictureResult:
 
     added: int = 0
     failures: list[Failure] = field(default_factory=list)
-
-
-@runtime_checkable
-class SegmentEmbedder(Protocol):
-    """Makes the vectors of a video's segments; `key` is a hash of all that they depend on."""
-
-    key: str
-
-    def embed_video(self, video: Path, content: str) -> Iterable[SegmentVectors]:
-        """Yield the vectors of each segment of a video whose hash is `content`."""
-        ...
 
 
 def default_library() -> Path:
@@ -312,13 +300,14 @@ class Library:
             count *= 4
 
     def index_pictures(
-        self, embedder: SegmentEmbedder, progress: Callable[[Sequence[Path]], Iterable[Path]] = iter
+        self, ranker: str, embed: Callable[[Mapping[Path, str]], Iterable[tuple[Path, list[SegmentVectors] | Failure]]]
     ) -> PictureResult:
-        """Add the vectors of the segments of every video that has none of this embedder; each is committed by itself.
+        """Add the vectors of the segments of every video that has none of this ranker; each is committed by itself.
 
         Args:
-          embedder: see `calce_jax.search.picture_ranker.PictureRanker`.
-          progress: wraps the list of videos, for a progress bar.
+          ranker: hash of all that the vectors depend on.
+          embed: takes videos with the hashes of their contents, and yields each with its vectors or why there are none;
+            see `calce_jax.search.picture_ranker.PictureRanker.embed_videos`.
 
         Raises:
           LibraryError: the library cannot be written.
@@ -326,17 +315,15 @@ class Library:
         """
         with FileLock(self.path.with_name(f"{self.path.name}.lock")):
             with self._errors():
-                known = segment_index.contents(self._database, embedder.key)
+                known = segment_index.contents(self._database, ranker)
             missing = {video.path: video.content for video in self._by_content().values() if video.content not in known}
             result = PictureResult()
-            for path in progress(list(missing)):
-                try:
-                    segments = list(embedder.embed_video(path, missing[path]))
-                except (UserError, OSError, ValueError) as error:
-                    result.failures.append(Failure.of(str(path), error))
+            for path, segments in embed(missing):
+                if isinstance(segments, Failure):
+                    result.failures.append(segments)
                     continue
                 with self._errors():
-                    segment_index.add_segments(self._database, missing[path], embedder.key, segments)
+                    segment_index.add_segments(self._database, missing[path], ranker, segments)
                 result.added += 1
         return result
 

@@ -3,7 +3,7 @@
 Dimensions: N sentences, V vectors of a segment, D width of a vector, W width of the Q-Former, E width of T5.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -12,12 +12,14 @@ from jaxtyping import Float
 
 from calce_jax.checkpoints.params_file import load_params
 from calce_jax.config import ASSETS, packaged_path
+from calce_jax.errors import UserError
 from calce_jax.models.calce import CalceConfig
 from calce_jax.models.segment_ranker import SegmentRanker, init_segment_ranker
 from calce_jax.search.paths import SearchError
 from calce_jax.search.searcher import Searcher, encoding_example
 from calce_jax.search.segment_index import SegmentVectors
 from calce_jax.storage.disk_cache import make_cache_key
+from calce_jax.storage.failures import Failure
 from calce_jax.storage.provenance import file_hash
 
 RANKER_FILE = "ranker.safetensors"
@@ -62,6 +64,21 @@ class PictureRanker:
             pooled = self._predictor.pool_features(encoding_example(encoded.frames), encoded.features[STAGE])
             vectors = np.asarray(self._layers.embed_images(pooled)).astype(np.float16)
             yield SegmentVectors(encoded.frames.segment, vectors.reshape(-1, vectors.shape[-1]))
+
+    def embed_videos(
+        self, videos: Mapping[Path, str], progress: Callable[[Iterable[Path]], Iterable[Path]] = iter
+    ) -> Iterator[tuple[Path, list[SegmentVectors] | Failure]]:
+        """Yield each video with the vectors of its segments, or why it has none.
+
+        Args:
+          videos: files, with the hashes of their contents.
+          progress: wraps the files, for a progress bar.
+        """
+        for path in progress(list(videos)):
+            try:
+                yield path, list(self.embed_video(path, videos[path]))
+            except (UserError, OSError, ValueError) as error:
+                yield path, Failure.of(str(path), error)
 
     def embed_queries(self, queries: Sequence[str]) -> Float[np.ndarray, "N D"]:
         """Return the vectors of N sentences, float32."""

@@ -83,7 +83,7 @@ def test_a_library_is_searched_as_it_was_indexed(search, capsys, option):
 def test_a_model_that_is_not_used_is_an_error(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         run_script("index", str(tmp_path), "--checkpoint=runs/none")
-    assert "--checkpoint names the model of --picture; give both" in capsys.readouterr().err
+    assert "--checkpoint is for --picture; give both" in capsys.readouterr().err
 
 
 def test_a_library_without_pictures_is_not_offered_to_visitors(tmp_path, capsys):

@@ -4,8 +4,10 @@ import importlib.util
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -102,8 +104,24 @@ def test_a_share_is_tried_again(monkeypatch):
             raise OSError("the disk does not answer")
         return "done"
 
-    assert beam._with_retries(lambda: attempt(3)) == "done"
+    assert beam.with_retries(lambda: attempt(3)) == "done"
     tries.clear()
     with pytest.raises(OSError, match="does not answer"):
-        beam._with_retries(lambda: attempt(4))
+        beam.with_retries(lambda: attempt(4))
     assert len(tries) == 3
+
+
+def test_a_library_is_looked_at_by_several_processes_as_by_one(films, tmp_path):
+    flags = ("launch/index.py", str(films), "--picture", f"--cache={tmp_path}/cache")
+    run(*flags, f"--library_file={tmp_path}/one/library.sqlite")
+    told = run(*flags, f"--library_file={tmp_path}/many/library.sqlite", *PROCESSES)
+    assert "5 added, 5 looked at, 1 failed" in told
+
+    def segments(folder):
+        with closing(sqlite3.connect(tmp_path / folder / "library.sqlite")) as database:
+            return database.execute("SELECT * FROM segments ORDER BY content, start").fetchall()
+
+    assert len(segments("one")) == 5
+    assert segments("many") == segments("one")
+    assert not (tmp_path / "many/beam.part").exists()
+    assert "5 unchanged" in run(*flags, f"--library_file={tmp_path}/many/library.sqlite", *PROCESSES)

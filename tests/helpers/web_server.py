@@ -88,7 +88,7 @@ def make_library(folder: Path, searcher: Searcher) -> Any:
         write_clip(folder / "indexed" / f"{name}.mp4", frames=frames, rate=5)
     with Library(folder / "library.sqlite", create=True) as library:
         library.index([folder / "indexed"])
-        library.index_pictures(ranker)
+        library.index_pictures(ranker.key, ranker.embed_videos)
     return web.LibrarySource(folder / "library.sqlite", ranker)
 
 

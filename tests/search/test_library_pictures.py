@@ -1,5 +1,6 @@
 """The segments of a library that a model is asked about: vectors on disk, two rankings, batches across videos."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from calce_jax.search.searcher import Searcher
 from calce_jax.search.segment_index import SegmentVectors
 from calce_jax.search.segments import ChosenSegments, Segment
 from calce_jax.storage.disk_cache import DiskCache
+from calce_jax.storage.failures import Failure
 from calce_jax.storage.provenance import file_hash
 from calce_jax.text.caption import Caption
 from calce_jax.video.decode import VideoError
@@ -28,18 +30,22 @@ NAMES = ("one", "two", "three")
 class OneVector:
     """Makes two segments of a video, of which the second shows what its name says: axis 0, 1 or 2."""
 
-    def __init__(self, key="ranker"):
-        self.key, self.embedded = key, []
+    def __init__(self):
+        self.embedded = []
 
-    def embed_video(self, video: Path, content: str):
-        self.embedded.append(video.name)
-        if video.name == "broken.mp4":
-            raise VideoError(video, "no frame of it can be decoded", "fetch it again")
-        noise = np.full((2, 3), 0.1, np.float16)
-        yield SegmentVectors(Segment(0.0, 3.0), noise)
-        shown = noise.copy()
-        shown[1, NAMES.index(video.stem)] = 0.9
-        yield SegmentVectors(Segment(2.0, 5.0), shown)
+    def __call__(self, videos):
+        for video in videos:
+            self.embedded.append(video.name)
+            if video.name == "broken.mp4":
+                yield (
+                    video,
+                    Failure.of(str(video), VideoError(video, "no frame of it can be decoded", "fetch it again")),
+                )
+                continue
+            noise = np.full((2, 3), 0.1, np.float16)
+            shown = noise.copy()
+            shown[1, NAMES.index(video.stem)] = 0.9
+            yield video, [SegmentVectors(Segment(0.0, 3.0), noise), SegmentVectors(Segment(2.0, 5.0), shown)]
 
 
 @pytest.fixture
@@ -66,12 +72,12 @@ def chosen(library, query, axis, count):
 
 def test_only_videos_without_vectors_are_embedded(library, videos):
     embedder = OneVector()
-    assert library.index_pictures(embedder).added == 3
+    assert library.index_pictures("ranker", embedder).added == 3
     (videos / "one.mp4").rename(videos / "renamed.mp4")
     shutil.copy(videos / "two.mp4", videos / "copy.mp4")
     library.index([videos])
     embedder.embedded.clear()
-    assert library.index_pictures(embedder).added == 0
+    assert library.index_pictures("ranker", embedder).added == 0
     assert embedder.embedded == []
     assert library.num_with_pictures("ranker") == 4
     # Another model's vectors are others.
@@ -79,11 +85,11 @@ def test_only_videos_without_vectors_are_embedded(library, videos):
     (videos / "renamed.mp4").rename(videos / "one.mp4")
     (videos / "copy.mp4").unlink()
     library.index([videos])
-    assert library.index_pictures(OneVector("other")).added == 3
+    assert library.index_pictures("other", OneVector()).added == 3
 
 
 def test_the_best_segments_by_picture(library):
-    library.index_pictures(OneVector())
+    library.index_pictures("ranker", OneVector())
     assert chosen(library, "?", 2, 1) == [("three.mp4", [2.0])]
     assert chosen(library, "?", 0, 1) == [("one.mp4", [2.0])]
     assert sum(len(starts) for _, starts in chosen(library, "?", 0, 6)) == 6
@@ -93,7 +99,7 @@ def test_the_best_segments_by_picture(library):
 
 
 def test_words_that_are_said_count_as_much_as_pictures(library):
-    library.index_pictures(OneVector())
+    library.index_pictures("ranker", OneVector())
     # The words are said from 1.0 to 2.5 s: in both segments of two.mp4.
     found = chosen(library, "the river", 0, 4)
     assert ("two.mp4", [0.0, 2.0]) in found
@@ -104,7 +110,7 @@ def test_words_that_are_said_count_as_much_as_pictures(library):
 
 
 def test_what_is_gone_or_changed_is_not_asked(library, videos):
-    library.index_pictures(OneVector())
+    library.index_pictures("ranker", OneVector())
     (videos / "three.mp4").unlink()
     assert chosen(library, "?", 2, 1) == []
     library.index([videos])
@@ -112,28 +118,27 @@ def test_what_is_gone_or_changed_is_not_asked(library, videos):
     write_clip(videos / "one.mp4", frames=70, rate=10)
     library.index([videos])
     assert library.num_with_pictures("ranker") == 1
-    assert library.index_pictures(OneVector()).added == 1
+    assert library.index_pictures("ranker", OneVector()).added == 1
     rows = library._database.execute("SELECT count(DISTINCT content) FROM segments").fetchone()
     assert rows == (2,)
 
 
-def test_a_video_that_fails_is_reported_and_none_of_it_stays(library, videos, tmp_path):
+def test_a_video_that_fails_is_reported_and_an_interruption_loses_nothing(library, videos, tmp_path):
     write_clip(videos / "broken.mp4", frames=30, rate=10)
     library.index([videos])
-    result = library.index_pictures(OneVector())
+    result = library.index_pictures("ranker", OneVector())
     assert result.added == 3
     assert [(Path(f.video).name, f.reason) for f in result.failures] == [
         ("broken.mp4", "no frame of it can be decoded")
     ]
 
-    class Half(OneVector):
-        def embed_video(self, video, content):
-            yield next(super().embed_video(video, content))
-            raise KeyboardInterrupt
+    def interrupted(videos):
+        yield from itertools.islice(OneVector()(videos), 1)
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        library.index_pictures(Half("half"))
-    assert library.num_with_pictures("half") == 0
+        library.index_pictures("half", interrupted)
+    assert library.num_with_pictures("half") == 1
 
 
 def test_blocks_change_nothing(library, monkeypatch):
@@ -153,7 +158,7 @@ def test_blocks_change_nothing(library, monkeypatch):
 
 
 def test_damaged_vectors_are_an_error_of_the_library(library):
-    library.index_pictures(OneVector())
+    library.index_pictures("ranker", OneVector())
     with library._database as database:
         database.execute("UPDATE segments SET vectors = substr(vectors, 1, 7)")
     with pytest.raises(LibraryError, match=r"library.sqlite.*remove the file, and index anew"):
@@ -205,6 +210,18 @@ def test_a_broken_video_does_not_stop_the_others(searcher, clips, tmp_path):
     )
     assert [result.video for result in results] == [clips[0], clips[1]]
     assert [Path(failure.video).name for failure in failures] == ["broken.mp4"]
+
+
+def test_a_video_that_cannot_be_read_has_no_vectors(searcher, clips, tmp_path):
+    config = searcher.predictors["stage 2"].model.model_config
+    layers = init_segment_ranker(config.qformer.width, config.t5.width, jax.random.key(0))
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no video")
+    videos = {path: file_hash(path) for path in (clips[0], broken, clips[1])}
+    found = dict(PictureRanker(searcher, layers, "layers").embed_videos(videos))
+    assert [len(found[clip]) for clip in clips[:2]] == [len(list(searcher.encode(clip).segments)) for clip in clips[:2]]
+    assert isinstance(found[broken], Failure)
+    assert "not a video" in found[broken].reason
 
 
 def test_vectors_of_a_video_are_those_of_its_segments(searcher, clips):
