@@ -4,7 +4,7 @@
     moments = model.search("holiday.mp4", "a dog catches a ball")
     print(moments)
 
-The functions are imported at their first use: `import calce_jax` imports neither jax nor another library, and sets no
+What it offers is imported at its first use: `import calce_jax` imports neither jax nor another library, and sets no
 environment variable.
 """
 
@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calce_jax.moments.metrics.evaluate import evaluate_files as score
+    from calce_jax.search.library import Library
     from calce_jax.search.model import load
     from calce_jax.speech.captioning import transcribe_file as transcribe
 
-__all__ = ["__version__", "load", "score", "transcribe"]
+__all__ = ["Library", "__version__", "load", "score", "transcribe"]
 __version__ = "0.1.0"
 
-_FUNCTIONS = {
+_EXPORTS = {
+    "Library": ("calce_jax.search.library", "Library"),
     "load": ("calce_jax.search.model", "load"),
     "score": ("calce_jax.moments.metrics.evaluate", "evaluate_files"),
     "transcribe": ("calce_jax.speech.captioning", "transcribe_file"),
@@ -27,9 +29,9 @@ _FUNCTIONS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FUNCTIONS:
+    if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, function = _FUNCTIONS[name]
+    module, function = _EXPORTS[name]
     return getattr(importlib.import_module(module), function)
 
 

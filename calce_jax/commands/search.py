@@ -111,6 +111,8 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     elif out is not None and is_new:  # nothing is said in the library
         with suppress(OSError):
             out.rmdir()
+            if options.out is None:
+                out.parent.rmdir()
     if options.play and moments:
         play(moments[0])
 

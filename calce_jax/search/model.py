@@ -8,9 +8,12 @@ from absl import logging
 
 from calce_jax.errors import UserError
 from calce_jax.search.inputs import load_captions
+from calce_jax.search.library import IndexResult, Library, PictureResult
+from calce_jax.search.library_search import CANDIDATES, search_library
 from calce_jax.search.merging import merge_results
 from calce_jax.search.moment_list import MomentList
 from calce_jax.search.paths import SearchError
+from calce_jax.search.picture_ranker import require_ranker
 from calce_jax.search.published.install import resolve_model
 from calce_jax.search.searcher import MAX_MOMENTS, EncodedVideo, Searcher, load_searcher
 from calce_jax.search.video_result import VideoResult
@@ -26,10 +29,11 @@ class Model:
 
     Args:
       searcher: finds the moments in one video.
+      checkpoint: its folder, which may have a ranker of segments; None for the tiny model.
     """
 
-    def __init__(self, searcher: Searcher) -> None:
-        self._searcher = searcher
+    def __init__(self, searcher: Searcher, checkpoint: str | Path | None = None) -> None:
+        self._searcher, self._checkpoint = searcher, checkpoint
 
     def encode(self, video: str | Path) -> EncodedVideo:
         """Return what all queries about a video share; `search` takes it in place of the file.
@@ -97,6 +101,52 @@ class Model:
         found.failures, found.notice = failures, self._searcher.notice
         return found
 
+    def index(self, library: Library, folders: Sequence[str | Path]) -> tuple[IndexResult, PictureResult]:
+        """Bring a library up to date with the videos in some folders, and look at those that are new to this model.
+
+        Args:
+          library: open, see `calce_jax.Library`.
+          folders: folders and files.
+
+        Returns:
+          What has changed, and how many videos were looked at; each lists the videos that failed.
+
+        Raises:
+          SearchError: a folder is missing, there is no video, or the model has no ranker (`calce fit_ranker`).
+          LibraryError, SpeechIndexError, LockError, OSError: the library cannot be written.
+        """
+        ranker = require_ranker(self._searcher, self._checkpoint)
+        return library.index(folders), library.index_pictures(ranker.key, ranker.embed_videos)
+
+    def search_library(
+        self,
+        library: Library,
+        queries: str | Sequence[str],
+        *,
+        top: int = MAX_MOMENTS,
+        min_score: int | float | None = None,
+        candidates: int = CANDIDATES,
+    ) -> MomentList:
+        """Return the moments that sentences describe in all videos of a library; the best segments are asked alone.
+
+        Args:
+          library: that `index` has brought up to date.
+          queries: a sentence or several.
+          top, min_score: as for `search`.
+          candidates: maximum number of segments that a sentence asks the model about.
+
+        Raises:
+          SearchError: a sentence is refused, the library has no video that this model has looked at, or the model has
+            no ranker.
+          LibraryError: the library is damaged.
+        """
+        sentences = [queries] if isinstance(queries, str) else list(queries)
+        ranker = require_ranker(self._searcher, self._checkpoint)
+        found = search_library(library, self._searcher, ranker, sentences, top=top, candidates=candidates)
+        moments = merge_results(found.results, sentences, top, min_score, self._searcher.threshold)
+        moments.failures, moments.notice = found.failures, self._searcher.notice
+        return moments
+
 
 def load(
     checkpoint: str | Path | None = None,
@@ -130,4 +180,4 @@ def load(
         checkpoint = resolve_model(
             checkpoint, models_dir, confirm=(lambda _: True) if yes else None, keep_downloads=keep_downloads
         )
-    return Model(load_searcher(checkpoint, cache=cache, max_seconds=max_seconds))
+    return Model(load_searcher(checkpoint, cache=cache, max_seconds=max_seconds), checkpoint)

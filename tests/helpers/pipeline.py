@@ -40,7 +40,7 @@ class PipelineRun(NamedTuple):
     """The output of the commands.
 
     Attributes:
-      folder: shapes/ (videos), SPLIT.jsonl (annotations), prepared/, runs/stage1 and runs/stage2 (workdirs),
+      folder: shapes/ (videos), SPLIT.jsonl (annotations), prepared/, runs/ (workdirs, ranker and calibration),
         stageN_SPLIT.jsonl (predictions), merged/SPLIT.jsonl, scores.json, search/, cache/.
       printed: stdout by step: "prepare", "train 1", "stage1_val" (infer), "merge val", ..., "evaluate", "search".
     """
@@ -96,7 +96,9 @@ def run_pipeline(out: Path) -> PipelineRun:
     infer(2, "val")
     files = (f"--predictions={out}/stage2_val.jsonl", f"--annotations={out}/val.jsonl")
     step("evaluate", "evaluate", *files, f"--out={out}/scores.json")
+    step("fit_ranker", "fit_ranker", f"--checkpoint={out}/runs", "--steps=2")
+    step("calibrate", "calibrate", f"--checkpoint={out}/runs", "--queries=4")
     video = sorted((shapes / "videos").glob("*val*.mp4"))[0]
     model = (f"--checkpoint={out}/runs", f"--cache={out}/cache")
-    step("search", "search", video, "--query=A red circle.", *model, f"--out={out}/search")
+    step("search", "search", video, "--query=A red circle.", *model, f"--out={out}/search", "--min_score=0")
     return PipelineRun(out, printed)

@@ -243,7 +243,7 @@ class FakeSearcher(Searcher):
     """Finds one moment for each query, with a score by the video's name."""
 
     def __init__(self):
-        self.captions, self.notice = [], "meaningless"
+        self.captions, self.notice, self.threshold = [], "meaningless", 0.0
 
     def search(self, video, queries, captions, *, max_moments):
         self.captions.append(list(captions))

@@ -83,7 +83,7 @@ def make_searcher():
         assert (queries, max_moments, captions) == (["river"], 5, CAPTIONS[video])
         return result(video, 0.5, query="river") if video == ONE else fail(ValueError("it is damaged"))
 
-    return SimpleNamespace(notice="The tiny model.", search=search)
+    return SimpleNamespace(notice="The tiny model.", threshold=0.5, search=search)
 
 
 def test_speech_is_searched_without_the_model(reporter, told):
