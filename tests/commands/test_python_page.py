@@ -35,7 +35,7 @@ def test_examples_print_what_the_page_shows(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", ["python"])
     namespace: dict[str, Any] = {}
     shown = page_examples(PAGE)
-    assert [language for language, _, _ in shown] == ["bash"] + ["python"] * 12
+    assert [language for language, _, _ in shown] == ["bash"] + ["python"] * 11
     for language, code, output in shown:
         printed = run_example(language, code, namespace)
         assert bool(output) == (language == "python"), code
