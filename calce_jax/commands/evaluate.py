@@ -8,7 +8,7 @@ from typing import cast
 
 import click
 
-from calce_jax.commands.command import FILE, Command
+from calce_jax.commands.command import FILE, Command, switch
 from calce_jax.commands.flags.paths import check_output_file
 
 
@@ -31,6 +31,7 @@ from calce_jax.commands.flags.paths import check_output_file
     default="given",
     help="order of the windows of a prediction; see docs/ranking.md",
 )
+@switch("only_predicted", help="leave queries without a prediction out, instead of counting them as misses")
 @click.option("--submission", type=FILE, help="also write this zip file for the QVHighlights server")
 @click.option(
     "--split",
@@ -38,7 +39,16 @@ from calce_jax.commands.flags.paths import check_output_file
     default="val",
     help="split of the predictions in the submission",
 )
-def command(*, predictions: str, annotations: str, out: str, rank: str, submission: str | None, split: str) -> None:
+def command(
+    *,
+    predictions: str,
+    annotations: str,
+    out: str,
+    rank: str,
+    only_predicted: bool,
+    submission: str | None,
+    split: str,
+) -> None:
     """Compute the metrics, print and write them."""
     inputs = {"--predictions": predictions, "--annotations": annotations}
     check_output_file("--out=", out, inputs)
@@ -51,7 +61,7 @@ def command(*, predictions: str, annotations: str, out: str, rank: str, submissi
     from calce_jax.moments.windows import WindowOrder
     from calce_jax.storage.atomic_files import write_atomic
 
-    evaluation = evaluate_files(predictions, annotations, cast(WindowOrder, rank))
+    evaluation = evaluate_files(predictions, annotations, cast(WindowOrder, rank), only_predicted=only_predicted)
     if evaluation.scores:
         write_atomic(out, json.dumps(evaluation.scores, indent=2, allow_nan=False) + "\n")
         print(format_table(evaluation.scores))

@@ -3,6 +3,9 @@
 Prints every query for which stage 1 predicted no window; stage 2 uses the whole video for it.
 """
 
+import json
+from pathlib import Path
+
 from absl import flags
 
 from calce_jax.commands.flags.paths import check_output_file
@@ -30,15 +33,26 @@ def main(argv: list[str]) -> None:
     check_output_file("--out=", str(OUT.value), inputs)
 
     from calce_jax.moments.annotations import read_annotations, write_annotations
+    from calce_jax.moments.json_rows import MAX_NAMED_QIDS, name_queries
     from calce_jax.moments.merge import merge_stage1
     from calce_jax.moments.predictions import read_predictions
+    from calce_jax.storage.atomic_files import write_atomic
 
     annotations = read_annotations(str(ANNOTATIONS.value), durations=DURATIONS.value)
     merged = merge_stage1(annotations, read_predictions(str(PREDICTIONS.value)))
     write_annotations(str(OUT.value), merged.annotations)
-    for qid in merged.missing_stage1:
-        print(f"no window for query {qid}: stage 2 will use the whole video")
-    for qid in merged.unknown_predictions:
-        print(f"result for {qid}, which is not annotated: left out")
+    unmatched = {
+        "queries have no window of stage 1; stage 2 will use the whole video": merged.missing_stage1,
+        "predictions are for queries that are not annotated, and are left out": merged.unknown_predictions,
+    }
+    for note, qids in unmatched.items():
+        if qids:
+            print(name_queries(note, qids))
+    rest = Path(str(OUT.value)).with_suffix(".unmatched.json")
+    if any(len(qids) > MAX_NAMED_QIDS for qids in unmatched.values()):
+        write_atomic(rest, json.dumps(unmatched, indent=2) + "\n")
+        print(f"{rest} lists all of them")
+    else:
+        rest.unlink(missing_ok=True)
     queries = len(merged.annotations)
     print(f"{OUT.value}: {queries} queries, {queries - len(merged.missing_stage1)} with windows of stage 1")

@@ -151,6 +151,36 @@ def test_true_windows_that_cannot_be_met_are_named(tmp_path):
     ]
 
 
+def test_a_part_of_a_benchmark_is_scored_on_request(tmp_path, capsys):
+    predictions = write_lines(tmp_path / "predictions.jsonl", [prediction(1, [[0, 10, 1]])])
+    annotations = write_lines(tmp_path / "annotations.jsonl", [annotation(qid, [[0, 10]]) for qid in (1, 2, 3, 4)])
+    files = [f"--predictions={predictions}", f"--annotations={annotations}", f"--out={tmp_path}/scores.json"]
+    run_script("evaluate", *files)
+    assert json.loads((tmp_path / "scores.json").read_text())["reference"]["R1@0.5"] == 25
+    assert "3 annotated queries have no prediction and count as misses: 2, 3, 4\n" in capsys.readouterr().out
+    run_script("evaluate", *files, "--only_predicted")
+    scores = json.loads((tmp_path / "scores.json").read_text())["reference"]
+    assert (scores["R1@0.5"], scores["unanswered"], scores["left_out"]) == (100, 0, 3)
+    printed = capsys.readouterr().out
+    assert "3 annotated queries have no prediction, and are left out: 2, 3, 4\n" in printed
+    assert "count as misses" not in printed
+
+
+def test_placeholders_in_place_of_the_truth_are_told(tmp_path):
+    def warnings(count, windows):
+        rows = [annotation(qid, windows(qid)) for qid in range(count)]
+        annotations = write_lines(tmp_path / "annotations.jsonl", rows)
+        predictions = write_lines(
+            tmp_path / "predictions.jsonl", [prediction(qid, [[0, 9, 1]]) for qid in range(count)]
+        )
+        return evaluate_files(predictions, annotations).warnings()
+
+    same = "all 10 annotated queries have the same true windows, [[0, 150]]: placeholders?"
+    assert warnings(10, lambda _: [[0, 150]]) == [same]
+    assert warnings(9, lambda _: [[0, 150]]) == []
+    assert warnings(10, lambda qid: [[0, 150 - qid // 9]]) == []
+
+
 def differing(tmp_path, **changes):
     """Return files of three predictions, the second and the third with changes, and of their annotations."""
     return (

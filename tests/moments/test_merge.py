@@ -57,9 +57,9 @@ def test_command_names_every_query_without_result(annotations, tmp_path, capsys)
     write_predictions(tmp_path / "predictions.jsonl", PREDICTIONS)
     run_script("merge", *[f"--{name}={tmp_path / name}.jsonl" for name in ("predictions", "annotations", "out")])
     output = capsys.readouterr().out
-    assert "no window for query 2: stage 2 will use the whole video" in output
-    assert "no window for query 3: stage 2 will use the whole video" in output
-    assert "result for 9, which is not annotated: left out" in output
+    assert "2 queries have no window of stage 1; stage 2 will use the whole video: 2, 3\n" in output
+    assert "1 predictions are for queries that are not annotated, and are left out: 9\n" in output
+    assert "unmatched" not in output
     assert "3 queries, 1 with windows of stage 1" in output
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
 
@@ -69,3 +69,20 @@ def test_command_names_what_is_missing(annotations, tmp_path):
     with pytest.raises(SystemExit, match=r"^Error: .*predictions\.jsonl: no such file of predictions; write one with"):
         run_script("merge", *flags)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_many_queries_without_a_window_are_counted_and_listed_in_a_file(tmp_path, capsys):
+    rows = [{"qid": n, "query": "a cat", "vid": "a", "duration": 30, "relevant_windows": [[0, 5]]} for n in range(8)]
+    annotations, predictions = tmp_path / "annotations.jsonl", tmp_path / "predictions.jsonl"
+    annotations.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predictions.write_text(json.dumps(rows[0] | {"pred_relevant_windows": [[1, 2, 0.5]]}) + "\n")
+    files = [f"--predictions={predictions}", f"--annotations={annotations}", f"--out={tmp_path}/merged.jsonl"]
+    run_script("merge", *files)
+    printed = capsys.readouterr().out
+    assert "7 queries have no window of stage 1; stage 2 will use the whole video: 1, 2, 3, 4, 5, ...\n" in printed
+    assert f"{tmp_path}/merged.unmatched.json lists all of them" in printed
+    (missing, unknown) = json.loads((tmp_path / "merged.unmatched.json").read_text()).values()
+    assert (missing, unknown) == ([1, 2, 3, 4, 5, 6, 7], [])
+    predictions.write_text("".join(json.dumps(row | {"pred_relevant_windows": [[1, 2, 0.5]]}) + "\n" for row in rows))
+    run_script("merge", *files)
+    assert not (tmp_path / "merged.unmatched.json").exists()

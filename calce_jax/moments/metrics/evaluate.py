@@ -19,6 +19,8 @@ from calce_jax.moments.metrics.protocols import evaluate_cases
 from calce_jax.moments.predictions import Prediction, PredictionError, read_predictions, reorder_windows
 from calce_jax.moments.windows import WindowOrder
 
+MIN_PLACEHOLDERS = 10  # queries with the same windows that are too many for chance
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -30,13 +32,15 @@ class Evaluation:
       pairing: which queries were scored.
       predictions: one for every annotated query, in the annotations' order, with ordered windows; no windows where the
         query has no prediction.
-      annotations: as given.
+      annotations: those that were to be answered.
+      left_out: ids of annotated queries that were not, see `only_predicted` of `evaluate_files`.
     """
 
     scores: dict[str, dict[str, Any]]
     pairing: Pairing
     predictions: list[Prediction]
     annotations: Sequence[Annotation]
+    left_out: Sequence[str | int] = ()
 
     def warnings(self) -> list[str]:
         """Return one line for each kind of query that is missing, unknown, unscored or malformed, with ids."""
@@ -58,18 +62,36 @@ class Evaluation:
                 f"annotated queries have a true window that ends more than {DURATION_TOLERANCE_S:g} s after its video",
                 [row.qid for row in beyond],
             ),
+            name_queries("annotated queries have no prediction, and are left out", self.left_out),
+            self._placeholder_warning(),
             name_queries("answers were malformed", [case.qid for case in pairing.cases if case.malformed]),
         ]
         return [message for message in messages if message]
 
+    def _placeholder_warning(self) -> str:
+        """Return a line if all queries have the same windows, as a file without the truth has in its place."""
+        different = {tuple(map(tuple, row.windows)) for row in self.annotations if row.windows}
+        if len(different) != 1 or len(self.annotations) < MIN_PLACEHOLDERS:
+            return ""
+        windows = [list(window) for window in next(iter(different))]
+        return f"all {len(self.annotations)} annotated queries have the same true windows, {windows}: placeholders?"
 
-def evaluate_files(predictions: str | Path, annotations: str | Path, window_order: WindowOrder = "given") -> Evaluation:
+
+def evaluate_files(
+    predictions: str | Path,
+    annotations: str | Path,
+    window_order: WindowOrder = "given",
+    *,
+    only_predicted: bool = False,
+) -> Evaluation:
     """Score a file of predictions against a file of annotations, each in any format its reader knows.
 
     Args:
       predictions: see `calce_jax.moments.predictions.read_predictions`.
       annotations: see `calce_jax.moments.annotations.read_annotations`.
       window_order: the order of each query's windows.
+      only_predicted: leave annotated queries without a prediction out, instead of counting them as misses; for a part
+        of a benchmark whose other videos are not there. Such scores are not those of the benchmark.
 
     Raises:
       UserFileNotFoundError: one of the files is missing.
@@ -80,11 +102,15 @@ def evaluate_files(predictions: str | Path, annotations: str | Path, window_orde
     rows = read_predictions(predictions)
     if not rows:
         raise PredictionError(f"{predictions} has no predictions", "write them with `calce infer`")
-    return evaluate_predictions(rows, read_annotations(annotations), window_order)
+    return evaluate_predictions(rows, read_annotations(annotations), window_order, only_predicted=only_predicted)
 
 
 def evaluate_predictions(
-    predictions: Sequence[Prediction], annotations: Sequence[Annotation], window_order: WindowOrder = "given"
+    predictions: Sequence[Prediction],
+    annotations: Sequence[Annotation],
+    window_order: WindowOrder = "given",
+    *,
+    only_predicted: bool = False,
 ) -> Evaluation:
     """Score predictions against annotations; see `evaluate_files`.
 
@@ -103,6 +129,11 @@ def evaluate_predictions(
             f"predictions have {_example_qid(predictions)}, annotations {_example_qid(annotations)}",
             "give annotations of the same split",
         )
+    left_out: list[str | int] = []
+    if only_predicted:
+        left_out = pairing.missing_predictions
+        annotations = [row for row in annotations if normalise_qid(row.qid) in prediction_by_qid]
+        pairing = pair_predictions(list(prediction_by_qid.values()), annotations)
     ranked_predictions = [
         prediction_by_qid.get(
             normalise_qid(annotation.qid), Prediction(annotation.qid, annotation.query, annotation.video, [])
@@ -113,11 +144,12 @@ def evaluate_predictions(
         "unanswered": len(pairing.missing_predictions),
         "unknown": len(pairing.unknown_predictions),
         "rank": window_order,
+        **({"left_out": len(left_out)} if only_predicted else {}),
     }
     scores = (
         {name: {**result, **counts} for name, result in evaluate_cases(pairing.cases).items()} if pairing.cases else {}
     )
-    return Evaluation(scores, pairing, ranked_predictions, annotations)
+    return Evaluation(scores, pairing, ranked_predictions, annotations, left_out)
 
 
 def _example_qid(rows: Sequence[Prediction] | Sequence[Annotation]) -> str:
