@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
+from calce_jax.commands.interrupts import INTERRUPTED_CODE, INTERRUPTED_LINE, end_interrupted
 from calce_jax.errors import LostHostError, UsageError, UserError
 
 TEXT_FLAGS = ("query",)  # in which "~" is no folder
@@ -24,7 +25,7 @@ TRUE_WORDS, FALSE_WORDS = ("true", "yes", "on", "1", "t", "y"), ("false", "no", 
 BOOLEAN_WORDS = TRUE_WORDS + FALSE_WORDS
 DEFAULT_VERBOSITY = -1
 VERBOSITY_HELP = "logging level: -1 warnings, 0 information, 1 debugging, with the traceback of an error"
-USAGE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
+USAGE, FAILED, INTERRUPTED, TERMINATED = 2, 1, INTERRUPTED_CODE, 128 + signal.SIGTERM
 
 Parse = Callable[[flags.FlagValues, list[str]], list[str]]
 
@@ -68,7 +69,7 @@ def exit_codes(program: str) -> Iterator[None]:
       SystemExit: with one of the exit codes above; without an error the context ends normally.
     """
     try:
-        with _sigterm_raises():
+        with _signals_raise():
             yield
             sys.stdout.flush()
     except UsageError as error:
@@ -87,7 +88,7 @@ def exit_codes(program: str) -> Iterator[None]:
         code, word = (
             (INTERRUPTED, "interrupted") if isinstance(signalled, KeyboardInterrupt) else (TERMINATED, "terminated")
         )
-        print(f"{word}; run the same command again, it continues where it can", file=sys.stderr)
+        print(INTERRUPTED_LINE.replace("interrupted", word), file=sys.stderr)
         raise AbruptExit(code) from None
 
 
@@ -116,21 +117,27 @@ class _TerminatedError(BaseException):
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """While the context lasts, SIGTERM raises in the main thread, as Ctrl-C does."""
+def _signals_raise() -> Iterator[None]:
+    """While the context lasts, SIGTERM and SIGINT (Ctrl-C) raise in the main thread."""
 
     def handle(number: int, frame: FrameType | None) -> NoReturn:
         raise _TerminatedError
 
-    ignored = signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
-    if ignored or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, handle)
+    handlers = {}
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+        handlers[signal.SIGTERM] = handle
+    if signal.getsignal(signal.SIGINT) == end_interrupted:  # not where it is ignored
+        handlers[signal.SIGINT] = signal.default_int_handler
+    previous = {}
     try:
+        previous |= {number: signal.signal(number, handler) for number, handler in handlers.items()}
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def set_up_process() -> None:
