@@ -205,7 +205,7 @@ def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch, bas
     result = f"the best checkpoint is {tmp_path / 'stopped/checkpoints' / str(best)}, R1_avg {score:.2f} on val"
     finished = capsys.readouterr().err
     assert resumed.splitlines()[-1] == finished.splitlines()[-1] == result
-    assert f"{tmp_path / 'stopped'} is finished: all 4 steps are made" in finished
+    assert f"{tmp_path / 'stopped'} is finished at step 4; to go on, raise --config.schedule.epochs=2;" in finished
     assert "compiling" not in finished
     assert checkpoints.read_metadata(4)["start"]["kind"] == "resumed"
     checkpoints.close()
