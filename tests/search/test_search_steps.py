@@ -83,7 +83,7 @@ def make_searcher():
         assert (queries, max_moments, captions) == (["river"], 5, CAPTIONS[video])
         return result(video, 0.5, query="river") if video == ONE else fail(ValueError("it is damaged"))
 
-    return SimpleNamespace(notice="The tiny model.", search=search)
+    return SimpleNamespace(notice="The tiny model.", search=search, threshold=0.0)
 
 
 def test_speech_is_searched_without_the_model(reporter, told):
@@ -117,10 +117,10 @@ def test_a_search_of_no_video_is_an_error(reporter):
 def test_captions_that_cannot_be_read_leave_the_video_out(reporter, told, tmp_path):
     good, bad = tmp_path / "good.srt", tmp_path / "bad.srt"
     good.write_text("1\n00:00:01,000 --> 00:00:02,000\na river\n")
-    captions = read_video_captions([ONE, TWO], "none", reporter, lambda videos: {ONE: good, TWO: bad})
+    captions = read_video_captions({ONE: 10.0, TWO: 10.0}, "none", reporter, lambda videos: {ONE: good, TWO: bad})
     assert {video: [c.text for c in texts] for video, texts in captions.items()} == {ONE: ["a river"]}
     assert [kind for kind, _ in told] == ["error"]
-    assert read_video_captions([ONE, TWO], "none", reporter) == {ONE: [], TWO: []}
+    assert read_video_captions({ONE: 10.0, TWO: 10.0}, "none", reporter) == {ONE: [], TWO: []}
 
 
 def test_videos_that_are_none_are_reported(reporter, told, tmp_path):
