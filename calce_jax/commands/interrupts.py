@@ -9,8 +9,10 @@ import sys
 from types import FrameType
 from typing import Any, NoReturn
 
-INTERRUPTED_CODE = 128 + signal.SIGINT
-INTERRUPTED_LINE = "interrupted; run the same command again, it continues where it can"
+SIGNAL_LINES = {
+    number: f"{word}; run the same command again, it continues where it can"
+    for number, word in ((signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated"))
+}
 
 
 def interrupt_ends_process() -> None:
@@ -32,7 +34,16 @@ def interrupt_ends_process() -> None:
 
 
 def end_interrupted(number: int = signal.SIGINT, frame: FrameType | None = None) -> NoReturn:
-    """Print the line and end the process; a handler of SIGINT. No library can be closed from within a signal."""
-    del number, frame
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{INTERRUPTED_LINE}\n".encode())
-    os._exit(INTERRUPTED_CODE)
+    """Print a line and end the process with 128 + number; a handler of signals."""
+    del frame
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{SIGNAL_LINES[signal.Signals(number)]}\n".encode())
+    os._exit(128 + number)
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Return whether a frame is inside an import, by the frames that have called it."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False

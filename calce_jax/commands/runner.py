@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
-from calce_jax.commands.interrupts import INTERRUPTED_CODE, INTERRUPTED_LINE, end_interrupted
+from calce_jax.commands.interrupts import SIGNAL_LINES, end_interrupted, is_importing
 from calce_jax.errors import LostHostError, UsageError, UserError
 
 TEXT_FLAGS = ("query",)  # in which "~" is no folder
@@ -25,7 +25,7 @@ TRUE_WORDS, FALSE_WORDS = ("true", "yes", "on", "1", "t", "y"), ("false", "no", 
 BOOLEAN_WORDS = TRUE_WORDS + FALSE_WORDS
 DEFAULT_VERBOSITY = -1
 VERBOSITY_HELP = "logging level: -1 warnings, 0 information, 1 debugging, with the traceback of an error"
-USAGE, FAILED, INTERRUPTED, TERMINATED = 2, 1, INTERRUPTED_CODE, 128 + signal.SIGTERM
+USAGE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 Parse = Callable[[flags.FlagValues, list[str]], list[str]]
 
@@ -85,11 +85,9 @@ def exit_codes(program: str) -> Iterator[None]:
         logging.debug("traceback of the error", exc_info=True)
         fail(f"Error: {error}", FAILED)
     except (KeyboardInterrupt, _TerminatedError) as signalled:
-        code, word = (
-            (INTERRUPTED, "interrupted") if isinstance(signalled, KeyboardInterrupt) else (TERMINATED, "terminated")
-        )
-        print(INTERRUPTED_LINE.replace("interrupted", word), file=sys.stderr)
-        raise AbruptExit(code) from None
+        number = signal.SIGINT if isinstance(signalled, KeyboardInterrupt) else signal.SIGTERM
+        print(SIGNAL_LINES[number], file=sys.stderr)
+        raise AbruptExit(128 + number) from None
 
 
 @contextmanager
@@ -121,16 +119,20 @@ def _signals_raise() -> Iterator[None]:
     """While the context lasts, SIGTERM and SIGINT (Ctrl-C) raise in the main thread."""
 
     def handle(number: int, frame: FrameType | None) -> NoReturn:
-        raise _TerminatedError
+        # A library in the middle of its import may crash where an exception passes through native code.
+        if is_own_process and is_importing(frame):
+            end_interrupted(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else _TerminatedError
 
+    is_own_process = signal.getsignal(signal.SIGINT) == end_interrupted  # not where SIGINT is ignored
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     handlers = {}
     if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
         handlers[signal.SIGTERM] = handle
-    if signal.getsignal(signal.SIGINT) == end_interrupted:  # not where it is ignored
-        handlers[signal.SIGINT] = signal.default_int_handler
+    if is_own_process:
+        handlers[signal.SIGINT] = handle
     previous = {}
     try:
         previous |= {number: signal.signal(number, handler) for number, handler in handlers.items()}
