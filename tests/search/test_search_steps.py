@@ -13,6 +13,7 @@ from calce_jax.search.reporter import Reporter
 from calce_jax.search.selection import check_selection, select_videos
 from calce_jax.search.video_captions import read_video_captions
 from calce_jax.search.video_result import QueryResult, VideoResult
+from calce_jax.search.words import add_words
 from calce_jax.text.caption import Caption
 
 ONE, TWO = Path("one.mp4"), Path("two.mp4")
@@ -105,6 +106,18 @@ def test_both_modes_are_one_after_the_other(reporter, told):
     (video,) = found.results
     assert [(q.query, len(q.moments)) for q in video.query_results] == [("river", 1), ("river (in words)", 1)]
     assert told[0] == ("notice", "The tiny model.")
+
+
+def test_a_sentence_that_ends_like_the_words_of_another_is_kept_apart():
+    queries = ["river", "river (in words)"]
+    pictures, words = (
+        VideoResult(ONE, 20.0, [result(ONE, score, query=query).query_results[0] for query in queries])
+        for score in (0.5, 0.6)
+    )
+    (both,) = add_words([pictures], [words])
+    names = [query.query for query in both.query_results]
+    assert names == [*queries, "river (in words, 2)", "river (in words) (in words, 2)"]
+    assert [query.moments[0].score for query in both.query_results] == [0.5, 0.5, 0.6, 0.6]
 
 
 def test_a_search_of_no_video_is_an_error(reporter):
