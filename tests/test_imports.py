@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Rooms of the library from the top; a room imports only rooms after it. "" is calce_jax/__init__.py.
 ROOMS = (
+    "__main__",
     "commands",
     "",
     "search",

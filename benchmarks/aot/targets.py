@@ -73,7 +73,7 @@ def missing_compiler(target: Target) -> str:
     """Return what to install before compiling for a target, or "" if nothing is missing."""
     package = _COMPILERS[target.platform]
     is_installed = importlib.util.find_spec(package.split(".")[0]) and importlib.util.find_spec(package)
-    return "" if is_installed else f"{target.name}: {package} is not installed; pip install 'calce_jax[aot]'"
+    return "" if is_installed else f"{target.name}: {package} is not installed; run `make aot`"
 
 
 def mesh_for(target: Target) -> Mesh:

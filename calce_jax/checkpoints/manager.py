@@ -74,13 +74,24 @@ def resolve_init(workdir: Path, other_run: str = "", base: str = "") -> InitSour
             )
         return InitSource("other_run", Path(other_run))
     if base:
-        if not packaged_path(base).is_file():
-            raise CheckpointError(
-                f"config.weights.base: no file {base}",
-                "put the converted weights there, or leave it out (--config.weights.base=)",
-            )
+        check_base_file(base)
         return InitSource("base", packaged_path(base))
     return InitSource("fresh", None)
+
+
+def check_base_file(base: str) -> None:
+    """Check that the base weights of a config are there.
+
+    Raises:
+      CheckpointError: there is no such file.
+    """
+    if base and not packaged_path(base).is_file():
+        raise CheckpointError(
+            f"config.weights.base: no file {base}",
+            "fetch them (`calce fetch --what=blip2` and `--what=bert`) and convert them (`calce convert`, see "
+            "docs/conversion.md), or train the small model (--config=...,size=tiny), or without them "
+            "(--config.weights.base=)",
+        )
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:

@@ -16,6 +16,7 @@ import calce_jax
 from calce_jax.commands.command import CONTEXT_SETTINGS
 from calce_jax.commands.completion import COMPLETION_VARIABLE, PROGRAM
 from calce_jax.commands.flags.command import FlagsCommand
+from calce_jax.commands.interrupts import interrupt_ends_process
 from calce_jax.commands.runner import USAGE, end_abruptly, exit_codes, fail, set_up_process
 from calce_jax.commands.summaries import COMMANDS
 
@@ -91,6 +92,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def launch(name: str) -> None:
     """Run a command from its script, `launch/NAME.py`."""
+    interrupt_ends_process()
     # Python puts the script's folder first in sys.path, where launch/search.py would hide another module `search`.
     folder = os.path.dirname(os.path.realpath(sys.argv[0]))
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) != folder]
@@ -142,4 +144,5 @@ def invoke(command: click.Command, arguments: list[str], program: str) -> None:
 
 
 if __name__ == "__main__":
+    interrupt_ends_process()
     main()

@@ -22,6 +22,7 @@ from calce_jax.commands.flags.library import library_option, library_path
 from calce_jax.commands.flags.model import ModelOptions, find_checkpoint, model_options
 from calce_jax.errors import UsageError, UserError
 from calce_jax.search.paths import SearchError, check_any_exists
+from calce_jax.storage.extras import extra_remedy
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -70,7 +71,7 @@ def command(
     try:
         from calce_jax.search.watch import watch_videos
     except ImportError as error:
-        raise UserError(str(error), "install the extra: pip install 'calce_jax[watch]'") from None
+        raise UserError(f"{error.name} is not installed", extra_remedy("watch")) from None
     watch_videos(folders, partial(index, folders, path, looker))
 
 

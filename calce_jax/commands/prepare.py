@@ -15,7 +15,8 @@ from absl import flags
 from calce_jax.commands.flags.beam import beam_module, define_runner, pipeline_options
 from calce_jax.commands.flags.paths import check_folder, check_output_file
 from calce_jax.commands.runner import warn_deprecated
-from calce_jax.presets.runs import DATASETS, SHORT_NAMES, current_name
+from calce_jax.presets.runs import DATASETS, SHORT_NAMES, current_name, get_preset
+from calce_jax.presets.sizes import IMAGE_SIZES
 from calce_jax.speech.inputs import resolve_whisper_name
 
 FLAGS = flags.FlagValues()
@@ -40,9 +41,17 @@ ITEMS = flags.DEFINE_string(
     "items", None, "items file of the original CALCE, for annotations without items", flag_values=FLAGS
 )
 FRAMES = flags.DEFINE_integer(
-    "frames", 75, "key frames of a video; that of stage 2, which is larger, serves both stages", flag_values=FLAGS
+    "frames",
+    None,
+    "key frames of a video; those of stage 2 of the dataset's preset unless given, which serve both stages",
+    flag_values=FLAGS,
 )
-IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "height and width of a frame, pixels", flag_values=FLAGS)
+IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size",
+    None,
+    "height and width of a frame, pixels; that of the model of the dataset's preset unless given: 224, for shapes 56",
+    flag_values=FLAGS,
+)
 BEHAVIOUR = flags.DEFINE_enum(
     "behaviour",
     "default",
@@ -92,7 +101,12 @@ def main(argv: list[str]) -> None:
     from calce_jax.datasets.validate import validate_dataset
     from calce_jax.storage.failures import failure_table
 
-    settings = PrepareSettings(FRAMES.value, IMAGE_SIZE.value, behaviour=cast(Behaviour, BEHAVIOUR.value))
+    preset = get_preset(f"{dataset},stage=2")
+    settings = PrepareSettings(
+        preset.data.frames if FRAMES.value is None else FRAMES.value,
+        IMAGE_SIZES[preset.model.size] if IMAGE_SIZE.value is None else IMAGE_SIZE.value,
+        behaviour=cast(Behaviour, BEHAVIOUR.value),
+    )
     if CHECK.value:
         splits, faults = check_splits(ANNOTATIONS.value or [], ITEMS.value)
         report = validate_dataset(splits, str(VIDEOS.value), SRTS.value, faults)

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
+from calce_jax.commands.interrupts import SIGNAL_LINES, end_interrupted, is_importing
 from calce_jax.errors import LostHostError, UsageError, UserError
 
 TEXT_FLAGS = ("query",)  # in which "~" is no folder
@@ -68,7 +69,7 @@ def exit_codes(program: str) -> Iterator[None]:
       SystemExit: with one of the exit codes above; without an error the context ends normally.
     """
     try:
-        with _sigterm_raises():
+        with _signals_raise():
             yield
             sys.stdout.flush()
     except UsageError as error:
@@ -84,11 +85,9 @@ def exit_codes(program: str) -> Iterator[None]:
         logging.debug("traceback of the error", exc_info=True)
         fail(f"Error: {error}", FAILED)
     except (KeyboardInterrupt, _TerminatedError) as signalled:
-        code, word = (
-            (INTERRUPTED, "interrupted") if isinstance(signalled, KeyboardInterrupt) else (TERMINATED, "terminated")
-        )
-        print(f"{word}; run the same command again, it continues where it can", file=sys.stderr)
-        raise AbruptExit(code) from None
+        number = signal.SIGINT if isinstance(signalled, KeyboardInterrupt) else signal.SIGTERM
+        print(SIGNAL_LINES[number], file=sys.stderr)
+        raise AbruptExit(128 + number) from None
 
 
 @contextmanager
@@ -116,21 +115,31 @@ class _TerminatedError(BaseException):
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """While the context lasts, SIGTERM raises in the main thread, as Ctrl-C does."""
+def _signals_raise() -> Iterator[None]:
+    """While the context lasts, SIGTERM and SIGINT (Ctrl-C) raise in the main thread."""
 
     def handle(number: int, frame: FrameType | None) -> NoReturn:
-        raise _TerminatedError
+        # A library in the middle of its import may crash where an exception passes through native code.
+        if is_own_process and is_importing(frame):
+            end_interrupted(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else _TerminatedError
 
-    ignored = signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
-    if ignored or threading.current_thread() is not threading.main_thread():
+    is_own_process = signal.getsignal(signal.SIGINT) == end_interrupted  # not where SIGINT is ignored
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, handle)
+    handlers = {}
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+        handlers[signal.SIGTERM] = handle
+    if is_own_process:
+        handlers[signal.SIGINT] = handle
+    previous = {}
     try:
+        previous |= {number: signal.signal(number, handler) for number, handler in handlers.items()}
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def set_up_process() -> None:

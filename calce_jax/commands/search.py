@@ -123,7 +123,8 @@ def read_inputs(arguments: Sequence[str], options: Options) -> Inputs:
     An argument is a video if there is such a file or folder, or its name ends like that of a video.
 
     Raises:
-      UsageError: there is no video or no sentence.
+      click.UsageError: there is no video, so the usage is shown.
+      UsageError: there is no sentence; or --library is given with a video.
     """
     paths = [text for text in arguments if os.path.exists(text) or is_video_name(Path(text))]
     if options.library and paths:
@@ -131,7 +132,7 @@ def read_inputs(arguments: Sequence[str], options: Options) -> Inputs:
     queries = [text for text in arguments if text not in paths] + list(options.query)
     if not paths and not options.library:
         missing = f" (there is no file {arguments[0]})" if arguments else ""
-        raise UsageError(f"no video{missing}; give files, or folders of videos")
+        raise click.UsageError(f"no video{missing}; give files, or folders of videos")
     if not queries:
         raise UsageError('no sentence; describe the moment in quotes: calce search film.mp4 "a dog catches a ball"')
     out = options.out

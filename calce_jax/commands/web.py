@@ -17,6 +17,7 @@ from calce_jax.commands.flags.model import ModelOptions, find_checkpoint, model_
 from calce_jax.commands.flags.verify import apply_verify, verify_option
 from calce_jax.errors import UserError
 from calce_jax.search.paths import SearchError, check_host
+from calce_jax.storage.extras import extra_remedy
 
 TINY_MODEL_NOTICE = (
     "This is the **tiny model** of the demo. It was trained on videos of four coloured shapes and speech about 24 "
@@ -91,7 +92,7 @@ def command(
         from calce_jax.search.web.app import LibrarySource, check_port, make_app
         from calce_jax.search.web.quota import Limits
     except ImportError as error:
-        raise UserError(str(error), "install the extra: pip install 'calce_jax[web]'") from None
+        raise UserError(f"{error.name} is not installed", extra_remedy("web")) from None
     from calce_jax.search.picture_ranker import require_ranker
     from calce_jax.search.samples import load_samples
     from calce_jax.search.searcher import enable_compilation_cache, load_searcher

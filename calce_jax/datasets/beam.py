@@ -19,6 +19,7 @@ from calce_jax.datasets.prepared_video import PrepareJob, is_prepared
 from calce_jax.speech.captioning import CaptioningResult, caption_missing, deduplicate_names
 from calce_jax.speech.transcribe import Transcriber, TranscriptionOptions
 from calce_jax.speech.whisper_model import Dtype, open_whisper
+from calce_jax.storage.extras import install_command
 from calce_jax.storage.failures import Failure
 
 try:
@@ -28,7 +29,7 @@ except ModuleNotFoundError as error:
     if error.name != "apache_beam":
         raise
     raise ModuleNotFoundError(
-        'Apache Beam is not installed; pip install "calce_jax[beam]" in an environment of its own, or `make beam` in a '
+        f"Apache Beam is not installed; {install_command('beam')} in an environment of its own, or `make beam` in a "
         "checkout",
         name=error.name,
     ) from None

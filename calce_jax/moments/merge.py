@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from calce_jax.moments.annotations import Annotation, AnnotationError
 from calce_jax.moments.json_rows import normalise_qid
-from calce_jax.moments.metrics.pairing import check_same_queries
+from calce_jax.moments.metrics.pairing import check_any_pair, check_same_queries
 from calce_jax.moments.predictions import Prediction
 from calce_jax.moments.windows import Seconds
 
@@ -31,9 +31,11 @@ def merge_stage1(annotations: Sequence[Annotation], predictions: Sequence[Predic
     Whole seconds become ints, because the windows are text of stage 2's prompt and the model writes ints.
 
     Raises:
-      PredictionError: a prediction is about another video or sentence than the annotation with its id.
+      PredictionError: no prediction has the id of an annotation; or one is about another video or
+        sentence than the annotation with its id.
       AnnotationError: a query has neither a window nor a duration, so the whole video cannot replace it.
     """
+    check_any_pair(predictions, annotations)
     check_same_queries(predictions, annotations)
     windows_by_qid = {normalise_qid(prediction.qid): prediction.windows for prediction in predictions}
     merged, missing_stage1, missing_duration = [], [], []

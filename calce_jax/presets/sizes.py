@@ -11,6 +11,8 @@ SIZES: dict[ModelSize, ModelConfig] = {
 LORA: dict[ModelSize, LoraConfig] = {size: LoraConfig(rank=8, alpha=8.0, dropout=0.05) for size in SIZES}
 MESH: dict[ModelSize, str] = {"full": "a100x4", "full_xxl": "a100x4", "small": "single", "tiny": "data"}
 
+# Pixels of a side of a frame, those of the model's ViT.
+IMAGE_SIZES: dict[ModelSize, int] = {"full": 224, "full_xxl": 224, "small": 224, "tiny": 56}
 # Query tokens of a key frame, and of a compressed frame.
 TOKENS_PER_FRAME: dict[ModelSize, tuple[int, int]] = {
     "full": (32, 8),

@@ -137,7 +137,7 @@ class MomentList(list[Moment]):
         return _write(text_formats.to_chapters(self), path)
 
     def to_edl(self, path: str | Path | None = None) -> str:
-        """Return a CMX 3600 edit decision list; needs `pip install "calce_jax[export]"`, as the next two do.
+        """Return a CMX 3600 edit decision list; needs the extra `[export]`, as the next two do.
 
         Raises:
           ExportError: OpenTimelineIO is not installed.

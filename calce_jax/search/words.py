@@ -1,7 +1,8 @@
 """Search by what is said: the captions of some videos, without a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from calce_jax.search.ranking import ScoredWindow
@@ -51,21 +52,26 @@ def words_result(video: Path, duration: float, hits: Mapping[str, Sequence[Speec
 
 
 def add_words(pictures: Sequence[VideoResult], words: Sequence[VideoResult]) -> list[VideoResult]:
-    """Return the results of both, for the same videos; a query of the words has `WORDS_SUFFIX`."""
+    """Return the results of both, for the same videos; a query of the words has `words_suffix` behind it."""
+    queries = {found.query for result in pictures for found in result.query_results}
+    suffix = words_suffix(queries)
     words_by_video = {result.video: result for result in words}
     return [
         replace(
             result,
             query_results=[
                 *result.query_results,
-                *(
-                    replace(found, query=found.query + WORDS_SUFFIX)
-                    for found in words_by_video[result.video].query_results
-                ),
+                *(replace(found, query=found.query + suffix) for found in words_by_video[result.video].query_results),
             ],
         )
         for result in pictures
     ]
+
+
+def words_suffix(queries: Collection[str]) -> str:
+    """Return `WORDS_SUFFIX`, or "(in words, 2)" and so on where a query would then read like another one."""
+    suffixes = (WORDS_SUFFIX if number == 1 else f" (in words, {number})" for number in count(1))
+    return next(suffix for suffix in suffixes if not any(query + suffix in queries for query in queries))
 
 
 def _query_result(query: str, hits: Sequence[SpeechHit], duration: float) -> QueryResult:

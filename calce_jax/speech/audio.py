@@ -17,8 +17,8 @@ from jaxtyping import Float
 
 from calce_jax.video.clock import PlayerClock
 from calce_jax.video.container import (
+    AUDIO_FORMATS,
     REFETCH_REMEDY,
-    VIDEO_FORMATS,
     MediaError,
     check_not_truncated,
     decoder_errors,
@@ -28,7 +28,6 @@ from calce_jax.video.container import (
 
 SAMPLE_RATE = 16_000
 # Video containers, and containers of audio alone.
-AUDIO_FORMATS = f"{VIDEO_FORMATS},wav,w64,flac,mp3,aac,ac3,eac3,dts,aiff,au,caf,amr,ape,wv,tta,opus,matroska,webm"
 # A jump in timestamps of more than this is a gap to pad; less is the rounding of the container.
 MIN_GAP_S = 0.1
 # Two channels of which one is the other with the opposite sign cancel where they are mixed. They are taken for such if

@@ -1,15 +1,28 @@
-"""Output files and folders that exist as a whole or not at all: written under another name, then renamed."""
+"""Output files and folders that exist as a whole or not at all: written under another name, then renamed.
 
+A process that is killed leaves its partial file. The name says whose it is, so the next process that writes into the
+folder removes it.
+"""
+
+import errno
+import hashlib
 import os
+import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from calce_jax.storage.file_names import fit_name
 
 WRITE_ERROR, WRITE_REMEDY = "cannot write ", "make room, or choose another place"
+NOT_ALLOWED_REMEDY = "you may not write there: choose another place"
+# NAME.HOST-PID-RANDOM.part, see `atomic_write`.
+_PARTIAL_NAME = re.compile(r"\.([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{8}\.part$")
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -35,9 +48,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     # A name of its own: two processes may write the same entry of a cache, or the captions of the same video.
     path = Path(path)
-    partial_path = path.with_name(fit_name(path.name, f".{uuid.uuid4().hex[:8]}.part"))
+    partial_path = path.with_name(fit_name(path.name, f".{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent.resolve())
         yield partial_path
         os.replace(partial_path, path)
     except OSError as error:
@@ -47,6 +61,40 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     except BaseException:
         partial_path.unlink(missing_ok=True)
         raise
+
+
+@cache
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the partial files that processes of this host, which were killed, have left in a folder.
+
+    Once in a process: to list a folder of ten thousand videos for each of its files would take minutes.
+    """
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            match = _PARTIAL_NAME.search(name)
+            if match and match[1] == _host() and _has_ended(int(match[2])):
+                with suppress(OSError):
+                    (folder / name).unlink()
+
+
+@cache
+def _host() -> str:
+    """Return a hash of this host's name and of its process ids' namespace, of which a container has its own."""
+    namespace = ""
+    with suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
+
+
+def _has_ended(pid: int) -> bool:
+    """Return whether a process of this host has ended; an id that was given again counts as running."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it runs, as another user; or this is no process id
+        return False
+    return False
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -112,4 +160,5 @@ def write_error(path: str | Path, error: OSError) -> OSError:
     """Return an error with the same number that names the file or folder and the remedy; the innermost one is kept."""
     if (error.strerror or "").startswith(WRITE_ERROR):
         return OSError(error.errno, error.strerror)
-    return OSError(error.errno, f"{WRITE_ERROR}{path} ({error.strerror or error}); {WRITE_REMEDY}")
+    remedy = NOT_ALLOWED_REMEDY if error.errno in _NOT_ALLOWED else WRITE_REMEDY
+    return OSError(error.errno, f"{WRITE_ERROR}{path} ({error.strerror or error}); {remedy}")

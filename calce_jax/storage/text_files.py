@@ -26,7 +26,7 @@ def read_text(
 
     Raises:
       UserFileNotFoundError: there is no such file.
-      UserError: `error_type`, it is a folder, or not UTF-8.
+      UserError: `error_type`, it is a folder, may not be read, or is not UTF-8.
     """
     path = Path(path)
     if path.is_dir():
@@ -35,6 +35,8 @@ def read_text(
         raise UserFileNotFoundError(f"{path}: no such file of {description}", remedy)
     try:
         text = path.read_bytes().decode("utf-8")
+    except PermissionError:
+        raise error_type(f"{path}: you may not read it", "change its permissions") from None
     except UnicodeDecodeError as error:
         raise error_type(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
     return text if keep_byte_order_mark else text.removeprefix(BYTE_ORDER_MARK)

@@ -109,7 +109,8 @@ def _check_vocabulary_files(source: str | Path, files: tuple[str, ...]) -> None:
     if not is_hub_name and not any((folder / file).is_file() for file in files):
         raise TokenizerError(
             f"{source}: no {' and no '.join(files)} in this folder",
-            "copy the tokenizer's files there, or give the name of a model on the Hugging Face hub",
+            "copy the tokenizer's files there (`calce fetch --what=blip2` and `--what=bert` fetch them), or give the "
+            "name of a model on the Hugging Face hub",
         )
 
 

@@ -54,8 +54,8 @@ def schedule_lines(
     """
     if is_finished:
         return [
-            f"{workdir} is finished: all {schedule.total_steps} steps are made; to train longer or otherwise, choose "
-            "another --workdir"
+            f"{workdir} is finished at step {schedule.total_steps}; to go on, raise "
+            f"--config.schedule.epochs={schedule.epochs}; to train otherwise, choose another --workdir"
         ]
     return [
         f"{schedule.epochs} epochs of {schedule.steps_per_epoch} steps, {schedule.total_steps} in all, with "

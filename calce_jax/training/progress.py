@@ -19,7 +19,7 @@ class TrainProgress:
     def __init__(self, total_steps: int, step: int):
         self._total_steps = total_steps
         self._is_silent = jax.process_index() > 0
-        self._has_bar = not self._is_silent and sys.stderr.isatty()
+        self._has_bar = not self._is_silent and sys.stderr.isatty() and step < total_steps  # nothing to show at the end
         self._bar = tqdm(
             total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=not self._has_bar, file=sys.stderr
         )

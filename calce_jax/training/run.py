@@ -58,7 +58,7 @@ def train_run(config: RunConfig, workdir: Path, run_data: RunData, *, stop_on_si
 
 def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_signals: bool) -> TrainState:
     # 1. The workdir, and where the weights come from.
-    init_workdir(workdir, config)
+    init_workdir(workdir, config, run_data.steps_per_epoch)
     init_source = resolve_init(workdir, config.weights.start, config.weights.base)
     mesh = make_mesh(config.mesh)
     checkpoints = Checkpoints(workdir)
@@ -147,25 +147,39 @@ def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sign
             checkpoints.close()
 
 
-def init_workdir(workdir: Path, config: RunConfig) -> None:
+def init_workdir(workdir: Path, config: RunConfig, steps_per_epoch: int = 0) -> None:
     """Write config.json; a workdir with checkpoints must have the same config, except for `IGNORED_ON_RESUME`.
+
+    A run that is finished goes on if `schedule.epochs` is raised: the learning rate follows the longer schedule.
 
     A workdir without a checkpoint holds only what a start that failed has left, and takes any config.
 
     A config.json that an earlier version wrote is compared, and rewritten, under today's names.
 
+    Args:
+      workdir: of the run.
+      config: of the run.
+      steps_per_epoch: micro-steps, from which it follows whether the run is finished; 0 if that is unknown.
+
     Raises:
       ConfigError: lists the fields that differ; or config.json is damaged.
     """
     path = Path(workdir) / "config.json"
-    has_run = path.exists() and bool(checkpoint_steps(Path(workdir)))
-    if has_run and (mismatches := diff(read_config_json(workdir), to_dict(config))):
+    steps = checkpoint_steps(Path(workdir)) if path.exists() else []
+    current = to_dict(config)
+    if steps:
+        saved = read_config_json(workdir)
+        epochs = saved.get("schedule", {}).get("epochs", config.schedule.epochs)
+        if steps_per_epoch and steps[-1] >= epochs * steps_per_epoch and config.schedule.epochs > epochs:
+            saved["schedule"]["epochs"] = config.schedule.epochs
+            print_lines([f"{workdir} was finished after {epochs} epochs and goes on to {config.schedule.epochs}"])
+    if steps and (mismatches := diff(saved, current)):
         raise ConfigError(
             f"the workdir {workdir} belongs to another config",
             "choose another --workdir, or the values it was made with:\n  " + "\n  ".join(mismatches),
         )
     if is_primary():
-        write_atomic(path, json.dumps(to_dict(config), indent=2) + "\n")
+        write_atomic(path, json.dumps(current, indent=2) + "\n")
 
 
 def check_tables(metadata: Mapping[str, Any], tables: Mapping[str, Fingerprint], folder: str) -> None:

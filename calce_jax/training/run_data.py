@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch
+from calce_jax.checkpoints.manager import check_base_file
 from calce_jax.checkpoints.restore import calce_config
 from calce_jax.config import RunConfig
 from calce_jax.distributed.multihost import process_info
@@ -56,12 +57,14 @@ def open_run_data(config: RunConfig) -> RunData:
     """Open the tokenizers and both splits of a config.
 
     Raises:
+      CheckpointError: there is no file of base weights; told first, since it takes longest to get.
       TablesError: there is no such prepared folder or split; or stage 2 is to be trained on tables that have no windows
         of stage 1.
       TokenizerError: a tokenizer is missing.
       InputError: a split has fewer queries than a batch.
       FeaturesError: `config.data.features` holds features of another model, or not of all videos.
     """
+    check_base_file(config.weights.base)
     tokenizers = open_tokenizers(config)
     model_config = calce_config(config, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert))
     train_dataset = open_dataset(config.data.directory, config.data.train_split)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,9 @@ VIDEO_FORMATS = (
 MAX_MISSING_SECONDS = 1.0
 _TAG = re.compile(r"([0-9]{1,6}):([0-9]{1,2}):([0-9]{1,2}(?:\.[0-9]{1,12})?)")
 REFETCH_REMEDY = "fetch the file again, or re-encode it with ffmpeg"
+NOT_ALLOWED = ("you may not read it", "change its permissions, or those of its folder")
+# Containers of audio alone.
+AUDIO_FORMATS = f"{VIDEO_FORMATS},wav,w64,flac,mp3,aac,ac3,eac3,dts,aiff,au,caf,amr,ape,wv,tta,opus"
 
 
 class MediaError(UserError):
@@ -57,13 +61,21 @@ def open_container(
       unreadable: its reason where the file is in none of `formats`, such as "it is not a video".
 
     Raises:
-      MediaError: of type `error_type`; the file is missing, empty, or in none of `formats`.
+      MediaError: of type `error_type`; the file is missing, empty, may not be read, or is in none of `formats`.
     """
-    if not Path(path).is_file():
+    try:
+        is_file = stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError:  # of a folder above it
+        raise error_type(path, *NOT_ALLOWED) from None
+    except (OSError, ValueError):
+        is_file = False
+    if not is_file:
         raise error_type(path, "there is no such file", "put it there, or correct the name")
     try:
         # An absolute path cannot be mistaken for a URL.
         container = av.open(os.path.abspath(path), options={"protocol_whitelist": "file", "format_whitelist": formats})
+    except PermissionError:
+        raise error_type(path, *NOT_ALLOWED) from None
     except (FFmpegError, OSError) as error:
         reason = f"{unreadable} ({error.strerror})" if os.path.getsize(path) else "it is empty"
         raise error_type(path, reason, REFETCH_REMEDY) from error

@@ -8,7 +8,7 @@ exact whatever the container says; one full-size frame is in memory at a time.
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from math import inf
@@ -27,6 +27,7 @@ from jaxtyping import Float, Int, UInt8
 from calce_jax.config import Behaviour
 from calce_jax.video.clock import MIN_LATE_START_S, PlayerClock, clock_origin
 from calce_jax.video.container import (
+    AUDIO_FORMATS,
     REFETCH_REMEDY,
     VIDEO_FORMATS,
     MediaError,
@@ -38,6 +39,7 @@ from calce_jax.video.container import (
 
 # Seconds by which two times that mean the same may differ.
 TIME_TOLERANCE = 1e-3
+SOUND_ALONE = ("it holds sound and no picture", "`calce caption` writes down what is said in it")
 
 
 class VideoError(MediaError):
@@ -250,18 +252,45 @@ def decode_jpeg(content: bytes, out: UInt8[np.ndarray, "H W 3"] | None = None) -
 
 
 @contextmanager
+def _open_if_video(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
+    """Open a file in one of `VIDEO_FORMATS`, and close it afterwards.
+
+    Raises:
+      VideoError: as for `open_container`; a file of sound alone is told from one that is damaged.
+    """
+    with ExitStack() as stack:
+        try:
+            container = stack.enter_context(open_container(path, VIDEO_FORMATS, VideoError, "it is not a video"))
+        except VideoError as error:
+            if error.__cause__ is not None and _holds_sound(path):
+                raise VideoError(path, *SOUND_ALONE) from error.__cause__
+            raise
+        yield container
+
+
+def _holds_sound(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file that is no video has an audio stream."""
+    try:
+        with open_container(path, AUDIO_FORMATS, VideoError, "it is no audio") as container:
+            return bool(container.streams.audio)
+    except VideoError:
+        return False
+
+
+@contextmanager
 def open_video(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a video, and close it afterwards; yields the file and its best stream that is no cover picture.
 
     Raises:
       VideoError: the file is missing, is not a video, or FFmpeg has no decoder for it.
     """
-    with open_container(path, VIDEO_FORMATS, VideoError, "it is not a video") as container:
+    with _open_if_video(path) as container:
         # The cover picture of an audio file is stored as a video stream of one frame.
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
-            reason = "it has no video stream, only audio, text or a cover picture"
-            raise VideoError(path, reason, "choose another file")
+            if container.streams.audio:
+                raise VideoError(path, *SOUND_ALONE)
+            raise VideoError(path, "it has no video stream, only text or a cover picture", "choose another file")
         best = container.streams.best("video")
         stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
         try:

@@ -14,6 +14,7 @@ from absl import flags
 
 from calce_jax.commands.cli import main
 from calce_jax.commands.runner import run_main
+from calce_jax.storage.extras import install_command
 from tests.helpers.commands import run_script
 
 FEW_FIELDS = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n"
@@ -169,7 +170,7 @@ def test_other_errors_exit_with_1(run, command, arguments, message):
 @pytest.mark.skipif(importlib.util.find_spec("apache_beam") is not None, reason="Apache Beam is installed here")
 @pytest.mark.parametrize("command", ["prepare", "caption"])
 def test_a_runner_without_apache_beam_names_its_extra(run, command):
-    missing = 'Apache Beam is not installed; pip install "calce_jax[beam]" in an environment of its own'
+    missing = f"Apache Beam is not installed; {install_command('beam')} in an environment of its own"
     code, _ = run(command, ["--runner=DirectRunner"], "")
     assert str(code).startswith(f"Error: --runner=DirectRunner: {missing}")
     with pytest.raises(ModuleNotFoundError, match=re.escape(missing)) as error:

@@ -293,7 +293,7 @@ def test_no_network(server, monkeypatch):
 def test_without_pytorch_nothing_is_asked(server, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "torch" else find(name, *more))
-    with pytest.raises(InstallError, match=r"needs PyTorch; pip install 'calce_jax\[convert\]'") as told:
+    with pytest.raises(InstallError, match=r"needs PyTorch; install the extra: pip install .*\[convert\]") as told:
         install()
     one_line(told.value)
     assert server.requests == []

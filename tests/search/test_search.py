@@ -382,7 +382,7 @@ def test_a_broken_video_is_reported_in_a_line_and_the_others_are_searched(search
     errors = [line for line in printed.err.splitlines() if "Error" in line]
     assert len(errors) == 3
     assert errors[0].startswith(f"Error: {tmp_path}/videos/a.mp4: it is not a video")
-    assert "c.mp4: it has no video stream" in errors[1]
+    assert "c.mp4: it holds sound and no picture" in errors[1]
     assert "d.mp4: it lasts 10.0 hours" in errors[2]
     assert "b.mp4" in printed.out
     (entry,) = json.loads((tmp_path / "out/moments.json").read_text())

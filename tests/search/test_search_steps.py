@@ -13,6 +13,7 @@ from calce_jax.search.reporter import Reporter
 from calce_jax.search.selection import check_selection, select_videos
 from calce_jax.search.video_captions import read_video_captions
 from calce_jax.search.video_result import QueryResult, VideoResult
+from calce_jax.search.words import add_words
 from calce_jax.text.caption import Caption
 
 ONE, TWO = Path("one.mp4"), Path("two.mp4")
@@ -107,6 +108,18 @@ def test_both_modes_are_one_after_the_other(reporter, told):
     assert told[0] == ("notice", "The tiny model.")
 
 
+def test_a_sentence_that_ends_like_the_words_of_another_is_kept_apart():
+    queries = ["river", "river (in words)"]
+    pictures, words = (
+        VideoResult(ONE, 20.0, [result(ONE, score, query=query).query_results[0] for query in queries])
+        for score in (0.5, 0.6)
+    )
+    (both,) = add_words([pictures], [words])
+    names = [query.query for query in both.query_results]
+    assert names == [*queries, "river (in words, 2)", "river (in words) (in words, 2)"]
+    assert [query.moments[0].score for query in both.query_results] == [0.5, 0.5, 0.6, 0.6]
+
+
 def test_a_search_of_no_video_is_an_error(reporter):
     with pytest.raises(SearchError, match="no video could be searched"):
         search(reporter, "speech", captions={})
@@ -117,10 +130,10 @@ def test_a_search_of_no_video_is_an_error(reporter):
 def test_captions_that_cannot_be_read_leave_the_video_out(reporter, told, tmp_path):
     good, bad = tmp_path / "good.srt", tmp_path / "bad.srt"
     good.write_text("1\n00:00:01,000 --> 00:00:02,000\na river\n")
-    captions = read_video_captions([ONE, TWO], "none", reporter, lambda videos: {ONE: good, TWO: bad})
+    captions = read_video_captions({ONE: 10.0, TWO: 10.0}, "none", reporter, lambda videos: {ONE: good, TWO: bad})
     assert {video: [c.text for c in texts] for video, texts in captions.items()} == {ONE: ["a river"]}
     assert [kind for kind, _ in told] == ["error"]
-    assert read_video_captions([ONE, TWO], "none", reporter) == {ONE: [], TWO: []}
+    assert read_video_captions({ONE: 10.0, TWO: 10.0}, "none", reporter) == {ONE: [], TWO: []}
 
 
 def test_videos_that_are_none_are_reported(reporter, told, tmp_path):

@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -153,3 +155,36 @@ def test_weights_that_cannot_be_written_leave_what_was_there(tmp_path, monkeypat
         save_params(tmp_path / "base.safetensors", {"a": np.ones(2, np.float32)})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "file"]
     assert (tmp_path / "base.safetensors").read_bytes() == before
+
+
+def killed_while_writing(path: Path) -> None:
+    """Write a file in another process, which is killed before it is renamed."""
+    program = (
+        "import os, signal, sys; from calce_jax.storage.atomic_files import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as partial:\n"
+        "    partial.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = str(Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", program, str(path)], check=False, env=os.environ | {"PYTHONPATH": root})
+
+
+def test_the_next_process_removes_what_a_killed_one_has_left(tmp_path):
+    killed_while_writing(tmp_path / "film.mp4")
+    (leftover,) = tmp_path.iterdir()
+    assert leftover.name.endswith(".part")
+    mine = [tmp_path / "film.part", tmp_path / "film.mp4.0123abcd-1-0123abcd.part"]
+    for path in mine:  # of somebody, and of another host
+        path.touch()
+    with atomic_write(tmp_path / "film.mp4") as partial_path:
+        partial_path.write_text("whole")
+        write_atomic(tmp_path / "other", "of the same process, while the first is being written")
+    assert sorted(tmp_path.iterdir()) == sorted([*mine, tmp_path / "film.mp4", tmp_path / "other"])
+
+
+def test_what_a_running_process_writes_stays(tmp_path):
+    killed_while_writing(tmp_path / "film.mp4")
+    (leftover,) = tmp_path.iterdir()
+    host, _, random = leftover.name.removeprefix("film.mp4.").split("-")
+    running = leftover.rename(leftover.with_name(f"film.mp4.{host}-{os.getppid()}-{random}"))
+    write_atomic(tmp_path / "film.mp4", "whole")
+    assert running.exists()

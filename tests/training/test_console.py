@@ -34,7 +34,8 @@ def test_length_of_a_run(step, made):
 
 def test_a_finished_run():
     assert schedule_lines(CONFIG, Path("runs/a"), SCHEDULE, 15, is_finished=True) == [
-        "runs/a is finished: all 15 steps are made; to train longer or otherwise, choose another --workdir"
+        "runs/a is finished at step 15; to go on, raise --config.schedule.epochs=3; to train otherwise, choose another "
+        "--workdir"
     ]
 
 

@@ -3,6 +3,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import signal
 
 import grain
@@ -205,8 +206,18 @@ def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch, bas
     result = f"the best checkpoint is {tmp_path / 'stopped/checkpoints' / str(best)}, R1_avg {score:.2f} on val"
     finished = capsys.readouterr().err
     assert resumed.splitlines()[-1] == finished.splitlines()[-1] == result
-    assert f"{tmp_path / 'stopped'} is finished: all 4 steps are made" in finished
+    assert f"{tmp_path / 'stopped'} is finished at step 4; to go on, raise --config.schedule.epochs=2;" in finished
     assert "compiling" not in finished
+    longer = tiny_config(data={"group": 2}, weights={"base": str(base[0])}, schedule={"epochs": 3})
+    with pytest.raises(ConfigError, match="another config"):
+        init_workdir(tmp_path / "stopped", longer, steps_per_epoch=3)  # so it would not be finished
+    shutil.copytree(tmp_path / "stopped", tmp_path / "longer")
+    assert int(train_run(longer, tmp_path / "longer", make_run_data()).step) == 6
+    assert steps == [3, 4, 5, 6]
+    assert "was finished after 2 epochs and goes on to 3" in capsys.readouterr().err
+    assert read_config(tmp_path / "longer").schedule.epochs == 3
+    with pytest.raises(ConfigError, match=r"schedule.epochs: 3 there, 2 here"):
+        train_run(config, tmp_path / "longer", make_run_data())
     assert checkpoints.read_metadata(4)["start"]["kind"] == "resumed"
     checkpoints.close()
     loaded = named_leaves(load_trainable(tmp_path / "stopped", state.trainable))

@@ -13,6 +13,7 @@ from calce_jax.checkpoints.convert.state_dict import LazyArray, lazy_state_dict
 from calce_jax.checkpoints.convert.weights import FLOAT32, Weights, as_lazy
 from calce_jax.checkpoints.convert.writer import cast_floating, check_free_space
 from calce_jax.storage.atomic_files import atomic_write
+from calce_jax.storage.extras import extra_remedy
 
 
 def checkpoint_state_dict(weights: Weights) -> dict[str, LazyArray]:
@@ -48,7 +49,7 @@ def write_checkpoint(path: Path, weights: Weights) -> None:
     try:
         import torch  # noqa: PLC0415  (only for this target, and only if installed)
     except ImportError as error:
-        raise WeightsFileError("writing a .pth needs PyTorch", "pip install 'calce_jax[convert]'") from error
+        raise WeightsFileError("writing a .pth needs PyTorch", extra_remedy("convert")) from error
     torch_tensors: dict[
         int, Any
     ] = {}  # by the id of the lazy array: tied names share one tensor, as in the original's files

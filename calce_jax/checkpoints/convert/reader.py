@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from calce_jax.checkpoints.checksums import check_tensor, checksums_of_header
 from calce_jax.checkpoints.convert.state_dict import LazyArray
 from calce_jax.errors import UserError
+from calce_jax.storage.extras import extra_remedy
 from calce_jax.storage.text_files import read_text
 from calce_jax.storage.verification import verification_enabled
 
@@ -235,7 +236,7 @@ def _import_torch() -> Any:
     try:
         import torch  # noqa: PLC0415  (only for these files, and only if installed)
     except ImportError as error:
-        raise WeightsFileError("reading PyTorch's files needs PyTorch", "pip install 'calce_jax[convert]'") from error
+        raise WeightsFileError("reading PyTorch's files needs PyTorch", extra_remedy("convert")) from error
     return torch
 
 

@@ -16,7 +16,8 @@ def check_output_file(flag: str, path: str, inputs: Mapping[str, str | Path | No
       inputs: what else the command reads or writes, as {flag: file or folder}; without a value it is not compared.
 
     Raises:
-      UsageError: the path is empty or a folder, lies below a file, or is an input or an existing file in one.
+      UsageError: the path is empty or a folder, lies below a file or where one may not write, or is an input or an
+        existing file in one.
     """
     if not path:
         raise UsageError(f"{flag.rstrip('=')} is empty", "give a file")
@@ -43,7 +44,8 @@ def check_folder(flag: str, path: str, inputs: Mapping[str, str | Path | None] |
       inputs: what the command reads, and what would be replaced, as for `check_output_file`.
 
     Raises:
-      UsageError: the path is empty or a file, lies below a file, or is an input or holds one.
+      UsageError: the path is empty or a file, lies below a file or where one may not write, or is an input or holds
+        one.
     """
     if not path:
         raise UsageError(f"{flag.rstrip('=')} is empty", "give a folder")
@@ -58,10 +60,12 @@ def check_folder(flag: str, path: str, inputs: Mapping[str, str | Path | None] |
 
 
 def _check_parents(flag: str, path: str) -> None:
-    for parent in Path(path).absolute().parents:
+    for parent in (Path(path).absolute(), *Path(path).absolute().parents):
         if os.path.isdir(parent):
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise UsageError(f"{flag}{path}: you may not write there", "choose another")
             return
-        if os.path.lexists(parent):
+        if os.path.lexists(parent) and parent != Path(path).absolute():
             raise UsageError(f"{flag}{path}: {parent} is a file, not a folder", "choose another path")
 
 

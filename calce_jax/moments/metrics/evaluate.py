@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from calce_jax.errors import UserError
 from calce_jax.moments.annotations import (
     DURATION_TOLERANCE_S,
     Annotation,
@@ -14,7 +13,7 @@ from calce_jax.moments.annotations import (
     windows_without_length,
 )
 from calce_jax.moments.json_rows import name_queries, normalise_qid
-from calce_jax.moments.metrics.pairing import Pairing, check_same_queries, pair_predictions
+from calce_jax.moments.metrics.pairing import Pairing, check_any_pair, check_same_queries, pair_predictions
 from calce_jax.moments.metrics.protocols import evaluate_cases
 from calce_jax.moments.predictions import Prediction, PredictionError, read_predictions, reorder_windows
 from calce_jax.moments.windows import WindowOrder
@@ -97,7 +96,6 @@ def evaluate_files(
       UserFileNotFoundError: one of the files is missing.
       PredictionError: predictions that cannot be used.
       AnnotationError: annotations that cannot be used.
-      UserError: no prediction is for an annotated query.
     """
     rows = read_predictions(predictions)
     if not rows:
@@ -115,20 +113,15 @@ def evaluate_predictions(
     """Score predictions against annotations; see `evaluate_files`.
 
     Raises:
-      PredictionError: a prediction is about another video or sentence than the annotation with its id.
-      UserError: no prediction is for an annotated query.
+      PredictionError: no prediction is for an annotated query, or one is about another video or
+        sentence than the annotation with its id.
     """
+    check_any_pair(predictions, annotations)
     check_same_queries(predictions, annotations)
     prediction_by_qid = {
         normalise_qid(prediction.qid): reorder_windows(prediction, window_order) for prediction in predictions
     }
     pairing = pair_predictions(list(prediction_by_qid.values()), annotations)
-    if len(pairing.missing_predictions) == len(annotations):
-        raise UserError(
-            f"none of the {len(predictions)} predictions is for one of the {len(annotations)} annotated queries: "
-            f"predictions have {_example_qid(predictions)}, annotations {_example_qid(annotations)}",
-            "give annotations of the same split",
-        )
     left_out: list[str | int] = []
     if only_predicted:
         left_out = pairing.missing_predictions
@@ -150,7 +143,3 @@ def evaluate_predictions(
         {name: {**result, **counts} for name, result in evaluate_cases(pairing.cases).items()} if pairing.cases else {}
     )
     return Evaluation(scores, pairing, ranked_predictions, annotations, left_out)
-
-
-def _example_qid(rows: Sequence[Prediction] | Sequence[Annotation]) -> str:
-    return f"qid {rows[0].qid!r}" if rows else "none"

@@ -66,6 +66,25 @@ def pair_predictions(predictions: Sequence[Prediction], annotations: Sequence[An
     return Pairing(cases, missing_predictions, unknown_predictions, missing_truth)
 
 
+def check_any_pair(predictions: Sequence[Prediction], annotations: Sequence[Annotation]) -> None:
+    """Check that some prediction has the id of an annotation: otherwise they are of different splits.
+
+    Raises:
+      PredictionError: none has; names an id of each.
+    """
+    annotated_qids = {normalise_qid(annotation.qid) for annotation in annotations}
+    if not any(normalise_qid(prediction.qid) in annotated_qids for prediction in predictions):
+        raise PredictionError(
+            f"none of the {len(predictions)} predictions is for one of the {len(annotations)} annotated queries: "
+            f"predictions have {_example_qid(predictions)}, annotations {_example_qid(annotations)}",
+            "give annotations of the same split",
+        )
+
+
+def _example_qid(rows: Sequence[Prediction] | Sequence[Annotation]) -> str:
+    return f"qid {rows[0].qid!r}" if rows else "none"
+
+
 def check_same_queries(predictions: Sequence[Prediction], annotations: Sequence[Annotation]) -> None:
     """Check that predictions are about the videos and sentences of the annotations with the same ids.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from calce_jax.search.exports.text_formats import ExportError, plain
 from calce_jax.search.moment import Moment
+from calce_jax.storage.extras import extra_remedy
 from calce_jax.video.clips import DEFAULT_RATE
 from calce_jax.video.decode import open_video
 
@@ -94,4 +95,4 @@ def _opentimelineio() -> ModuleType:
     try:
         return importlib.import_module("opentimelineio")
     except ImportError:
-        raise ExportError("OpenTimelineIO is not installed", 'pip install "calce_jax[export]"') from None
+        raise ExportError("OpenTimelineIO is not installed", extra_remedy("export")) from None

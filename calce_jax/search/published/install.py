@@ -25,8 +25,8 @@ from calce_jax.search.published.store import (
     is_model_name,
     model_paths,
 )
-from calce_jax.storage.atomic_files import WRITE_REMEDY
 from calce_jax.storage.disk_space import format_bytes, free_bytes
+from calce_jax.storage.extras import extra_remedy
 from calce_jax.storage.locks import FileLock
 
 # What is fetched of a model on the hub: the layout of `calce_jax.checkpoints.model_folder`, and no other file.
@@ -138,7 +138,7 @@ def resolve_model(
     except UserError:
         raise
     except OSError as error:
-        reason = str(error.strerror or error).removesuffix(f"; {WRITE_REMEDY}")
+        reason = str(error.strerror or error).partition("; ")[0]
         raise InstallError(
             f"{name}: {reason}",
             "make room there, or choose another folder with $CALCE_MODELS, and run the same again to continue",
@@ -183,9 +183,7 @@ def _check_can_install(offer: Offer) -> None:
       InstallError: PyTorch is missing, or the disk lacks room.
     """
     if offer.name in MODELS and importlib.util.find_spec("torch") is None:
-        raise InstallError(
-            f"{offer.name}: reading the original's checkpoints needs PyTorch", "pip install 'calce_jax[convert]'"
-        )
+        raise InstallError(f"{offer.name}: reading the original's checkpoints needs PyTorch", extra_remedy("convert"))
     free = free_bytes(offer.folder)
     if free < offer.disk_bytes:
         raise InstallError(

@@ -12,7 +12,7 @@ from calce_jax.datasets.download import hub_errors
 from calce_jax.errors import UserError
 from calce_jax.search.paths import find_stages
 from calce_jax.search.published.card import model_card
-from calce_jax.storage.atomic_files import WRITE_REMEDY, write_atomic
+from calce_jax.storage.atomic_files import write_atomic
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -61,7 +61,7 @@ def push_to_hub(
     except UserError:
         raise
     except OSError as error:
-        reason = str(error.strerror or error).removesuffix(f"; {WRITE_REMEDY}")
+        reason = str(error.strerror or error).partition("; ")[0]
         raise PushError(
             f"{source}: {reason}", "make room beside it, or copy it to where there is room and you may write"
         ) from error

@@ -1,0 +1,66 @@
+"""Ctrl-C at any moment of a command's start and work ends it with one line and exit code 130."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.video_files import write_clip
+
+ROOT = str(Path(__file__).parents[2])
+# What comes before is Python's own start, which no program can change.
+PROGRAM = "import os, calce_jax.__main__ as program; os.write(1, b'x'); program.main()"
+
+IGNORE = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+
+
+def interrupt(folder: Path, seconds: float, *arguments: str, ignored: bool = False) -> tuple[int, str]:
+    """Send SIGINT to a command so many seconds after its start; return its exit code and what it wrote on stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", (IGNORE if ignored else "") + PROGRAM, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": ROOT, "CALCE_CACHE": str(folder / "cache")},
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, written = process.communicate(timeout=120)
+    return process.returncode, written.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "length"),
+    [
+        (["train", "--config=shapes,stage=1", "--config.data.directory=none", "--workdir=run"], 2.0),
+        (["search", "film.mp4", "a red circle", "--json"], 3.0),
+        (["cut", "film.mp4", "0", "600", "--out=cut.mp4"], 0.5),
+    ],
+)
+def test_an_interrupt_at_any_moment_is_one_line(tmp_path, arguments, length):
+    write_clip(tmp_path / "film.mp4", frames=30, rate=10)
+    moments = [0.005 + length * number / 20 for number in range(20)]
+    ends = {}
+    for seconds in moments:
+        code, written = interrupt(tmp_path, seconds, *arguments)
+        if code == 130:
+            lines = [line for line in written.splitlines() if not line.startswith("The tiny model")]
+            ends[seconds] = lines[-1:], "Traceback" in written
+        else:  # it was done before; at its very end Python lets SIGINT end it without a word
+            assert (code in (0, 1, -signal.SIGINT), "Traceback" in written) == (True, False), (code, written)
+    assert ends[moments[0]], "the first moment is before the end of any command"
+    line = "interrupted; run the same command again, it continues where it can"
+    assert all(end == ([line], False) for end in ends.values()), ends
+
+
+@pytest.mark.slow
+def test_an_interrupt_that_the_shell_lets_be_ignored_stays_ignored(tmp_path):
+    code, written = interrupt(tmp_path, 0.02, "--version", ignored=True)
+    assert (code, written) == (0, "")
