@@ -20,7 +20,8 @@ from calce_jax.speech.captioning import (
     lazy_transcriber,
 )
 from calce_jax.speech.inputs import CaptioningError, find_videos
-from calce_jax.speech.transcribe import Transcriber, Transcript, TranscriptionOptions
+from calce_jax.speech.options import TranscriptionOptions
+from calce_jax.speech.transcribe import Transcriber, Transcript
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.text.caption import Caption
 from calce_jax.text.captions import read_srt
