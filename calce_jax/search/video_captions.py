@@ -11,7 +11,11 @@ Transcribe = Callable[[Sequence[Path]], dict[Path, Path]]  # files of captions, 
 
 
 def read_video_captions(
-    videos: Iterable[Path], srt: str, reporter: Reporter, transcribe: Transcribe | None = None
+    videos: Iterable[Path],
+    srt: str,
+    reporter: Reporter,
+    transcribe: Transcribe | None = None,
+    language: str | None = None,
 ) -> dict[Path, list[Caption]]:
     """Return the captions of each video; those that cannot be read are reported, and their videos left out.
 
@@ -20,12 +24,13 @@ def read_video_captions(
       srt: see `calce_jax.search.inputs.load_captions`.
       reporter: gets an error for each video that is left out.
       transcribe: such as `calce_jax.search.captions.caption_with_cache`; its files come before `srt`.
+      language: see `calce_jax.search.inputs.load_captions`.
     """
     videos = list(videos)
     transcripts = transcribe(videos) if transcribe else {}
     captions = {}
     for video in videos:
-        found = reporter.attempt(load_captions, video, transcripts.get(video, srt))
+        found = reporter.attempt(load_captions, video, transcripts.get(video, srt), language)
         if found is not None:
             captions[video] = found
     return captions
