@@ -35,7 +35,9 @@ def check_language(written: str) -> None:
     base, _, region = written.strip().lower().replace("_", "-").partition("-")
     is_code = len(base) in (2, 3) and base.isascii() and base.isalpha()
     if not (is_code or base in _CODES) or (region and not region.replace("-", "").isalnum()):
-        raise UsageError(f"--language={written}: no language", "give a code, such as de or pt-BR, or a name: German")
+        raise UsageError(
+            f"language: {written!r} is none", "give a code, such as de or pt-BR, or an English name: German"
+        )
 
 
 def is_language(written: str, asked: str) -> bool:

@@ -244,7 +244,10 @@ def test_language_chooses_among_several_captions(folder, capsys, caplog):
     assert "two.de.srt, two.en.srt; choose with --language" in caplog.text
     with pytest.raises(SystemExit):
         run_script("search", "two.mp4", "Fluss", "--mode=speech", "--language=klingonish")
-    assert "--language=klingonish: no language; give a code, such as de or pt-BR, or a name" in capsys.readouterr().err
+    assert (
+        "language: 'klingonish' is none; give a code, such as de or pt-BR, or an English name"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

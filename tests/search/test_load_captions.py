@@ -5,9 +5,11 @@ import sys
 
 import pytest
 
-from calce_jax.errors import UsageError
+from calce_jax.errors import UsageError, UserError
 from calce_jax.search.captions import caption_with_cache
 from calce_jax.search.inputs import load_captions
+from calce_jax.search.model import Model
+from calce_jax.search.searcher import Searcher
 from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.text.languages import check_language
 from tests.helpers.video_files import SubtitleStreamSpec, write_clip, write_subtitled_clip
@@ -141,5 +143,20 @@ def test_what_can_be_a_language():
     for written in ("de", "ger", "pt-BR", "zh_Hans", "German", "tlh"):
         check_language(written)
     for written in ("", "klingonish", "d", "d3", "de-!"):
-        with pytest.raises(UsageError, match=r"^--language=.*: no language; give a code, such as de or pt-BR"):
+        with pytest.raises(UsageError, match=r"^language: .* is none; give a code, such as de or pt-BR"):
             check_language(written)
+
+
+def test_a_model_reads_captions_in_the_language(film):
+    class Stub(Searcher):
+        def __init__(self):
+            pass
+
+        def search(self, video, queries, captions, *, max_moments):
+            raise UserError(" ".join(caption.text for caption in captions))
+
+    for language, text in (("German", "ger"), ("en", "eng")):
+        with pytest.raises(UserError, match=text):
+            Model(Stub()).search(film, "a dog", language=language)
+    with pytest.raises(UsageError, match="language: 'klingonish' is none"):
+        Model(Stub()).search(film, "a dog", language="klingonish")

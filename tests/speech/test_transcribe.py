@@ -105,7 +105,7 @@ def test_unknown_size():
 def test_invalid_options(tiny):
     with pytest.raises(OptionsError, match=r"language: .* is English-only, got 'de'"):
         Transcriber(tiny, TranscriptionOptions(language="de"))
-    for name in ("en", "English", "ENGLISH"):
+    for name in ("en", "English", "ENGLISH", "eng", "en-GB"):
         Transcriber(tiny, TranscriptionOptions(language=name))
     with pytest.raises(OptionsError, match="batch_size: must be an int >= 1, got 0"):
         TranscriptionOptions(batch_size=0)

@@ -367,9 +367,10 @@ def test_hotwords_are_previous_text_of_every_window(tiny):
 
 
 def test_line_options():
-    for field in ("max_line_width", "max_line_count"):
-        with pytest.raises(OptionsError, match=f"{field}: must be an int >= 1, got 0"):
-            TranscriptionOptions(**{field: 0})
+    with pytest.raises(OptionsError, match="max_line_width: must be an int >= 1, got 0"):
+        TranscriptionOptions(max_line_width=0)
+    with pytest.raises(OptionsError, match="max_line_count: must be an int >= 1, got 0"):
+        TranscriptionOptions(max_line_width=42, max_line_count=0)
     with pytest.raises(OptionsError, match="max_line_count: does nothing without max_line_width"):
         TranscriptionOptions(max_line_count=2)
 
@@ -379,11 +380,21 @@ def test_words_lines_and_hotwords_of_a_recording(shared):
     path, weights = shared / "media" / "speech" / "jfk.flac", shared / "weights" / "whisper-tiny.en"
     plain = transcribe_file(path, weights)
     assert not any(caption.words or "\n" in caption.text for caption in plain.captions)
-    fields = {"word_timestamps": True, "max_line_width": 20, "hotwords": "my fellow Martians"}
-    transcript = transcribe_file(path, weights, TranscriptionOptions(batch_size=1), **fields)
+    options = TranscriptionOptions(batch_size=1, hotwords="my fellow Martians")
+    transcript = transcribe_file(path, weights, options, word_timestamps=True, max_line_width=20)
     assert all(len(line) <= 20 for caption in transcript.captions for line in caption.text.split("\n"))
     assert len(transcript.captions) > len(plain.captions)
     for caption in transcript.captions:
         assert (caption.start, caption.end) == (caption.words[0].start, caption.words[-1].end)
         assert "".join(word.word for word in caption.words).split() == caption.text.split()
     assert transcript.seconds == pytest.approx(176000 / SAMPLE_RATE, abs=0.01)
+
+
+@pytest.mark.release
+def test_hotwords_change_what_is_written(shared, tiny):
+    def text(hotwords):
+        transcript = transcribe(tiny, shared, SPEECH[1:], hotwords=hotwords)["speech_long.wav"]
+        return " ".join(caption.text for caption in transcript.captions)
+
+    assert "the web space telescope" in text(None)
+    assert "the Webb Space Telescope" in text("James Webb Space Telescope")
