@@ -42,7 +42,8 @@ TranscribeFn = Callable[[list[np.ndarray]], list[str]]
 def open_calce_jax(batch_size: int) -> TranscribeFn:
     """Return the transcription of calce_jax."""
     from calce_jax.speech.mel import log_mel_spectrogram  # noqa: PLC0415
-    from calce_jax.speech.transcribe import AudioFeatures, Transcriber, TranscriptionOptions  # noqa: PLC0415
+    from calce_jax.speech.options import TranscriptionOptions  # noqa: PLC0415
+    from calce_jax.speech.transcribe import AudioFeatures, Transcriber  # noqa: PLC0415
     from calce_jax.speech.whisper_model import open_whisper  # noqa: PLC0415
 
     model = open_whisper(MODEL.value)

@@ -17,6 +17,7 @@ from calce_jax.commands.flags.beam import beam_module, pipeline_options, runner_
 from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.runner import warn_deprecated
 from calce_jax.speech.inputs import CaptioningError, find_videos, resolve_whisper_name
+from calce_jax.speech.options import TranscriptionOptions
 
 
 def renamed(old: str, new: str) -> Callable[[Any], Any]:
@@ -37,7 +38,18 @@ def renamed(old: str, new: str) -> Callable[[Any], Any]:
 @click.option(
     "--model", type=FOLDER, required=True, help="Whisper model: a folder, a name on the Hugging Face hub, or a size"
 )
-@click.option("--language", help="language code such as en; detected for each video unless given")
+@click.option("--language", help="language, such as de or German; detected for each video unless given")
+@switch(
+    "word_timestamps",
+    help="also write DIR/<stem>.json with the time of every word, by which captions then begin and end",
+)
+@click.option("--hotwords", help='words that are likely to be said, such as names: "Jezero, Ingenuity"')
+@click.option("--max_line_width", type=click.IntRange(min=1), help="break captions into lines of so many columns")
+@click.option(
+    "--max_line_count",
+    type=click.IntRange(min=1),
+    help="lines of a caption, with --max_line_width; longer ones become several captions  [default: 2]",
+)
 @click.option(
     "--batch_size", type=click.IntRange(min=1), default=16, help="batch size of this host, in windows of 30 s"
 )
@@ -60,6 +72,10 @@ def command(
     out: str,
     model: str,
     language: str | None,
+    word_timestamps: bool,
+    hotwords: str | None,
+    max_line_width: int | None,
+    max_line_count: int | None,
     batch_size: int,
     dtype: str,
     condition_on_previous_text: bool,
@@ -73,32 +89,37 @@ def command(
     pipeline = pipeline_options(runner, beam_flags)
     check_folder("--out=", out)
     resolve_whisper_name(model)
-    files = find_videos(videos)
-
-    from calce_jax.speech.captioning import caption_videos, lazy_transcriber
-    from calce_jax.speech.transcribe import TranscriptionOptions
-    from calce_jax.speech.whisper_model import Dtype
-
     options = TranscriptionOptions(
         language=language,
         batch_size=batch_size,
         condition_on_previous_text=condition_on_previous_text,
         vad_filter=vad_filter,
+        word_timestamps=word_timestamps,
+        hotwords=hotwords,
+        max_line_width=max_line_width,
+        max_line_count=max_line_count,
     )
+    files = find_videos(videos)
+
+    from calce_jax.speech.captioning import caption_videos, lazy_transcriber
+    from calce_jax.speech.whisper_model import Dtype
+
     model_dtype = cast(Dtype, dtype)
     if pipeline is None:
         transcriber = lazy_transcriber(model, options, model_dtype)
-        result = caption_videos(files, out, transcriber, process_index=host, process_count=hosts)
+        result = caption_videos(
+            files, out, transcriber, word_timestamps=word_timestamps, process_index=host, process_count=hosts
+        )
     else:
         result = beam_module(runner).caption_videos(
             files, out, model, pipeline, transcribe_options=options, dtype=model_dtype
         )
     for failure in result.failures:
         print(f"{failure.reason}; {failure.remedy}")
-    for path in result.no_audio:
-        print(f"{path}: no audio; its captions are empty")
-    for path in result.no_speech:
-        print(f"{path}: no speech; its captions are empty")
+    for line in result.silent_lines():
+        print(line)
+    for path in result.without_words:
+        print(f"{path}: existed already, so --word_timestamps does nothing; remove it to get a .json")
     print(
         f"{len(result.written)} files of captions written to {out}, {len(result.existing)} existed already; "
         f"{result.seconds / 3600:.2f} hours of audio; {len(result.failures)} videos failed"

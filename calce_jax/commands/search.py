@@ -30,6 +30,8 @@ from calce_jax.errors import UsageError
 from calce_jax.search.paths import SearchError, check_any_exists
 from calce_jax.search.player import find_player, play
 from calce_jax.speech.inputs import resolve_whisper_name
+from calce_jax.speech.options import TranscriptionOptions
+from calce_jax.text.languages import check_language
 from calce_jax.video.files import is_video_name
 
 if TYPE_CHECKING:
@@ -81,6 +83,8 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
         error=lambda text: print(f"Error: {text}", file=sys.stderr),
         notice=lambda text: None if options.quiet else print(text, file=sys.stderr),
     )
+    for line in idle_options(options):
+        reporter.notice(line)
     search = plan(inputs, options, reporter)
     is_new = inputs.out is not None and not os.path.exists(inputs.out)
     out = ensure_writable(inputs.out) if inputs.out else None  # before the search, not after it
@@ -146,8 +150,8 @@ def check_inputs(inputs: Inputs, options: Options) -> None:
     """Check the command line before jax is imported.
 
     Raises:
-      UserError: --out is a file; a Whisper model, a checkpoint, a player or every video is missing; there is no such
-        format; or flags exclude each other.
+      UserError: --out is a file; hotwords are empty; there is no such language or format; a Whisper model, a
+        checkpoint, a player or every video is missing; or flags exclude each other.
     """
     if inputs.out is not None:
         check_folder("--out=", inputs.out)
@@ -162,6 +166,9 @@ def check_inputs(inputs: Inputs, options: Options) -> None:
         raise UsageError(f"--mode={options.mode} searches captions, and --srt=none says that there are none")
     if options.searches_index and (options.srt != "auto" or options.whisper):
         raise UsageError("--library --mode=speech searches captions that are indexed; leave --srt and --whisper out")
+    if options.language is not None:
+        check_language(options.language)
+    TranscriptionOptions(hotwords=options.hotwords)
     for flag, value in (("handles", options.handles), ("min_score", options.min_score)):
         if value is not None and not isfinite(value):
             raise UsageError(f"--{flag}={value}: must be a number")
@@ -172,6 +179,20 @@ def check_inputs(inputs: Inputs, options: Options) -> None:
     if not options.library:
         check_any_exists(inputs.paths)
     find_checkpoint(options.model)
+
+
+def idle_options(options: Options) -> list[str]:
+    """Return a line for each option that is given and does nothing beside the others."""
+    lines = []
+    if options.whisper and options.srt != "auto":
+        lines.append(f"--whisper does nothing with --srt={options.srt}")
+    if options.hotwords and not (options.whisper and options.srt == "auto"):
+        lines.append("--hotwords does nothing without --whisper")
+    if options.language and options.searches_index:
+        lines.append("--language does nothing with --library --mode=speech, which searches captions that are indexed")
+    elif options.language and options.srt != "auto" and not os.path.isdir(options.srt):
+        lines.append(f"--language does nothing with --srt={options.srt}")
+    return lines
 
 
 class Search(NamedTuple):
@@ -279,8 +300,6 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Searc
     from calce_jax.search.selection import check_selection, select_videos
     from calce_jax.search.video_captions import read_video_captions
 
-    if options.whisper and options.srt != "auto":
-        print(f"--whisper does nothing with --srt={options.srt}", file=sys.stderr)
     videos = select_videos(inputs.paths, inputs.out, library_path(options.library_file) if options.library else None)
     if Path(options.srt).is_file() and len(videos) > 1:
         raise UsageError(f"--srt={options.srt} is one file for {len(videos)} videos; give a folder, auto or none")
@@ -292,7 +311,15 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Searc
     def transcribe(videos: Sequence[Path], folder: Path, whisper: str) -> dict[Path, Path]:
         from calce_jax.search.captions import caption_with_cache
 
-        return caption_with_cache(videos, folder, whisper, cache)
+        return caption_with_cache(
+            videos,
+            folder,
+            whisper,
+            cache,
+            language=options.language,
+            hotwords=options.hotwords,
+            notice=reporter.notice,
+        )
 
     def open_searcher() -> "Searcher":
         from calce_jax.search.searcher import enable_compilation_cache, load_searcher
@@ -307,6 +334,7 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Searc
             options.srt,
             reporter,
             partial(transcribe, folder=out / "captions", whisper=whisper) if whisper and out else None,
+            options.language,
         )
         return search_videos(
             captions,

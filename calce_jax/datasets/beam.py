@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from calce_jax.datasets.prepare import prepare_in_processes
 from calce_jax.datasets.prepared_video import PrepareJob, is_prepared
 from calce_jax.speech.captioning import CaptioningResult, caption_missing, deduplicate_names
-from calce_jax.speech.transcribe import Transcriber, TranscriptionOptions
+from calce_jax.speech.options import TranscriptionOptions
+from calce_jax.speech.transcribe import Transcriber
 from calce_jax.speech.whisper_model import Dtype, open_whisper
 from calce_jax.storage.extras import install_command
 from calce_jax.storage.failures import Failure
@@ -40,7 +41,7 @@ NUM_SHARDS = 64
 # Attempts at a shard, and the delay before the second, which doubles.
 MAX_ATTEMPTS, RETRY_DELAY_S = 3, 2.0
 DONE_TAG, FAILED_TAG = "done", "failed"
-CAPTION_FILE_LISTS = ("written", "existing", "no_audio", "no_speech")  # fields of `CaptioningResult`
+CAPTION_FILE_LISTS = ("written", "existing", "without_words", "no_audio", "no_speech")  # fields of `CaptioningResult`
 
 Item = TypeVar("Item")
 JsonRows = list[dict[str, Any]]
@@ -127,7 +128,10 @@ class CaptionFn(beam.DoFn):
 
     def process(self, element: Sequence[Path]) -> Iterator[Any]:
         """Yield the `CaptioningResult` as JSON, and its failures to the side output."""
-        result = with_retries(lambda: caption_missing(element, self._out, self._get_transcriber))
+        word_timestamps = self._transcribe_options.word_timestamps
+        result = with_retries(
+            lambda: caption_missing(element, self._out, self._get_transcriber, word_timestamps=word_timestamps)
+        )
         for failure in result.failures:
             yield beam.pvalue.TaggedOutput(FAILED_TAG, json.dumps(asdict(failure)))
         yield json.dumps(asdict(result), default=str)

@@ -67,6 +67,18 @@ def cached_attention(
     mask: Bool[Array, "#B #Q L"] | None = None,
 ) -> Float[Array, "B Q N H"]:
     """Compute the same as `attention`, without dropout, for the few queries of a decoding step."""
-    scores = jnp.einsum("bqnh,bnhl->bnql", query, cache.key, preferred_element_type=jnp.float32) * scale
-    weights = attention_weights(scores, bias, mask).astype(cache.value.dtype)
+    weights = cached_attention_weights(cache, query, scale=scale, bias=bias, mask=mask).astype(cache.value.dtype)
     return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, cache.value), 1, 2)
+
+
+def cached_attention_weights(
+    cache: KVCache,
+    query: Float[Array, "B Q N H"],
+    *,
+    scale: float = 1.0,
+    bias: Float[Array, "#B #N #Q L"] | None = None,
+    mask: Bool[Array, "#B #Q L"] | None = None,
+) -> Float[Array, "B N Q L"]:
+    """Return the float32 weights with which `cached_attention` averages the values."""
+    scores = jnp.einsum("bqnh,bnhl->bnql", query, cache.key, preferred_element_type=jnp.float32) * scale
+    return attention_weights(scores, bias, mask)

@@ -3,7 +3,7 @@
 Source: Radford et al. 2022, in all published sizes; numbers equal those of `transformers`' implementation.
 
 Dimensions: B batch, F mel frames (3000 in 30 s), C mel bands, S encoder positions (F / 2), A tokens at a time, M cache
-length, D width, N heads, H head width, V vocabulary.
+length, D width, N heads, H head width, V vocabulary, K heads whose attention is returned.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.models.attention import attention, join_heads, split_heads
-from calce_jax.models.kv_cache import KVCache, LayerCache, cached_attention
+from calce_jax.models.kv_cache import KVCache, LayerCache, cached_attention, cached_attention_weights
 from calce_jax.models.layers import Key, LayerNorm, Linear, gelu, scan_blocks, stack_blocks, unstack_blocks
 from calce_jax.models.whisper_sizes import ENGLISH_SIZES, WHISPER_SIZES
 
@@ -127,6 +128,10 @@ class WhisperAttention(nnx.Module):
         query = split_heads(self.q(x), self.heads)
         return self.o(join_heads(cached_attention(cache, query, scale=self.scale, mask=mask)))
 
+    def cached_weights(self, x: Float[Array, "B A D"], cache: KVCache) -> Float[Array, "B N A L"]:
+        """Return the float32 attention weights of `attend_cached` without a mask."""
+        return cached_attention_weights(cache, split_heads(self.q(x), self.heads), scale=self.scale)
+
     def self_attend(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """Attend from every position to all, in blocks of query positions."""
         batch, length, _ = x.shape
@@ -184,11 +189,23 @@ class DecoderBlock(nnx.Module):
         self, x: Float[Array, "B A D"], cache: LayerCache, cache_index: Int[Array, ""], mask: Bool[Array, "B A M"]
     ) -> tuple[Float[Array, "B A D"], LayerCache]:
         """Decode tokens `cache_index` .. `cache_index` + A; also return the cache with their keys and values."""
-        normed = self.self_norm(x)
-        cache = cache.update_self(*self.self_attention.project_keys_values(normed), cache_index)
-        x = x + self.self_attention.attend_cached(normed, cache.self_attention, mask=mask)
+        x, cache = self._attend_tokens(x, cache, cache_index, mask)
         x = x + self.cross_attention.attend_cached(self.cross_norm(x), cache.cross_attention)
         return x + self.mlp(self.mlp_norm(x)), cache
+
+    def cross_attention_weights(
+        self, x: Float[Array, "B A D"], cache: LayerCache, cache_index: Int[Array, ""], mask: Bool[Array, "B A M"]
+    ) -> Float[Array, "B N A S"]:
+        """Return the attention to the encoder in `decode_step`, whose other work is compiled once for both."""
+        x, cache = self._attend_tokens(x, cache, cache_index, mask)
+        return self.cross_attention.cached_weights(self.cross_norm(x), cache.cross_attention)
+
+    def _attend_tokens(
+        self, x: Float[Array, "B A D"], cache: LayerCache, cache_index: Int[Array, ""], mask: Bool[Array, "B A M"]
+    ) -> tuple[Float[Array, "B A D"], LayerCache]:
+        normed = self.self_norm(x)
+        cache = cache.update_self(*self.self_attention.project_keys_values(normed), cache_index)
+        return x + self.self_attention.attend_cached(normed, cache.self_attention, mask=mask), cache
 
 
 class Encoder(nnx.Module):
@@ -281,6 +298,45 @@ class Whisper(nnx.Module):
         Returns:
           The hidden states after each token, the input of `logits`; and the cache with these tokens.
         """
+        x, mask = self._embed_tokens(ids, cache, cache_index, text_start)
+        caches = []
+        for block, layer in zip(blocks, cache, strict=True):
+            x, layer = block.decode_step(x, layer, cache_index, mask)  # noqa: PLW2901
+            caches.append(layer)
+        return self.decoder.final_norm(x), tuple(caches)
+
+    def decode_with_attention(
+        self, ids: Int[Array, "B A"], memory: Float[Array, "B S D"], heads: Sequence[tuple[int, int]]
+    ) -> tuple[Float[Array, "B A D"], Float[Array, "B K A S"]]:
+        """Decode whole texts at once, and return some heads' attention to the encoder.
+
+        Args:
+          ids: the tokens, padded on the right with any token.
+          memory: from `encode`.
+          heads: K pairs (index of the decoder's block, index of the head in it).
+
+        Returns:
+          The hidden states after each token; and the float32 attention weights, which are in order of the blocks.
+        """
+        blocks = self.decoder_blocks()
+        cache = self.init_cache(blocks, memory, ids.shape[1])
+        start = jnp.zeros((), jnp.int32)
+        x, mask = self._embed_tokens(ids, cache, start, jnp.zeros(ids.shape[:1], jnp.int32))
+        weights = []
+        for index, (block, layer) in enumerate(zip(blocks, cache, strict=True)):
+            if selected := sorted(head for block_index, head in heads if block_index == index):
+                weights.append(block.cross_attention_weights(x, layer, start, mask)[:, np.array(selected)])
+            x, _ = block.decode_step(x, layer, start, mask)
+        return self.decoder.final_norm(x), jnp.concatenate(weights, axis=1)
+
+    def _embed_tokens(
+        self,
+        ids: Int[Array, "B A"],
+        cache: tuple[LayerCache, ...],
+        cache_index: Int[Array, ""],
+        text_start: Int[Array, " B"],
+    ) -> tuple[Float[Array, "B A D"], Bool[Array, "B A M"]]:
+        """Return the embedded tokens, and which cache positions each of them attends to."""
         dtype, length = cache[0].self_attention.key.dtype, cache[0].self_attention.key.shape[3]
         cache_positions = cache_index + jnp.arange(ids.shape[1])
         position_ids = jnp.maximum(cache_positions[None] - text_start[:, None], 0)
@@ -290,11 +346,7 @@ class Whisper(nnx.Module):
         mask = (key_positions[None, None] <= cache_positions[None, :, None]) & (
             key_positions[None, None] >= text_start[:, None, None]
         )
-        caches = []
-        for block, layer in zip(blocks, cache, strict=True):
-            x, layer = block.decode_step(x, layer, cache_index, mask)  # noqa: PLW2901
-            caches.append(layer)
-        return self.decoder.final_norm(x), tuple(caches)
+        return x, mask
 
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Return the float32 logits of the next token."""

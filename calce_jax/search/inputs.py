@@ -101,13 +101,16 @@ def load_captions(video: str | Path, srt: str | Path, language: str | None = Non
     languages = caption_languages(folder, video.stem)
     if languages and language is None:
         logging.warning(
-            "%s: no captions are used, since there are some in several languages: %s; give one with --srt=FILE",
+            "%s: no captions are used, since there are some in several languages: %s; choose with --language",
             video,
             ", ".join(path.name for path in languages.values()),
         )
         return []
     if srt == "auto":
-        return _load_embedded_captions(video, language)
+        captions = _load_embedded_captions(video, language)
+        if language is not None and not captions:
+            logging.warning("%s: it has no captions that say that they are in %r", video, language)
+        return captions
     suffix = SRT_SUFFIX if language is None else f".{language}{SRT_SUFFIX}"
     return read_captions(folder / f"{video.stem}{suffix}")
 

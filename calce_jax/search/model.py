@@ -20,6 +20,7 @@ from calce_jax.search.video_result import VideoResult
 from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.storage.failures import Failure
 from calce_jax.text.caption import Caption
+from calce_jax.text.languages import check_language
 
 Captions = Literal["auto"] | str | Path | Sequence[Caption] | None
 
@@ -51,6 +52,7 @@ class Model:
         *,
         top: int = MAX_MOMENTS,
         min_score: int | float | None = None,
+        language: str | None = None,
     ) -> MomentList:
         """Return the moments that sentences describe, those of each sentence best first.
 
@@ -62,6 +64,8 @@ class Model:
           top: maximum number of moments of a sentence.
           min_score: moments with a lower score are left out. Without one, a sentence whose best moment in a video has
             less than the threshold of `calce calibrate` has none there; 0 shows them.
+          language: a code or an English name: only captions that say that they are in it are read, of "auto" and of a
+            folder.
 
         Returns:
           The moments of all videos together. A video that cannot be searched is logged and listed in `failures`.
@@ -69,12 +73,15 @@ class Model:
         Raises:
           SearchError: a sentence is refused (`calce_jax.search.inputs.check_queries`), there is no video, or a list of
             captions is given for several.
+          UsageError: there is no such language.
           UserError: a single video, or every one of several, cannot be searched; of several it is the first's error.
         """
         sources = [videos] if isinstance(videos, (str, Path, EncodedVideo)) else list(videos)
         sentences = [queries] if isinstance(queries, str) else list(queries)
         if not sources:
             raise SearchError("no video", "give a file, or a list of files")
+        if language is not None:
+            check_language(language)
         source = "none" if captions is None else captions
         is_for_one = not isinstance(source, (str, Path)) or (source not in ("auto", "none") and Path(source).is_file())
         if is_for_one and len(sources) > 1:
@@ -85,7 +92,7 @@ class Model:
         for video in sources:
             path = video.video if isinstance(video, EncodedVideo) else Path(video)
             try:
-                spoken = load_captions(path, source) if isinstance(source, (str, Path)) else source
+                spoken = load_captions(path, source, language) if isinstance(source, (str, Path)) else source
                 results.append(self._searcher.search(video, sentences, spoken, max_moments=top))
             except SearchError:
                 raise

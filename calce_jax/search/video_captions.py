@@ -14,7 +14,11 @@ Transcribe = Callable[[Sequence[Path]], dict[Path, Path]]  # files of captions, 
 
 
 def read_video_captions(
-    durations: Mapping[Path, float], srt: str, reporter: Reporter, transcribe: Transcribe | None = None
+    durations: Mapping[Path, float],
+    srt: str,
+    reporter: Reporter,
+    transcribe: Transcribe | None = None,
+    language: str | None = None,
 ) -> dict[Path, list[Caption]]:
     """Return the captions of each video; those that cannot be read are reported, and their videos left out.
 
@@ -25,13 +29,14 @@ def read_video_captions(
       srt: see `calce_jax.search.inputs.load_captions`.
       reporter: gets an error for each video that is left out, and a notice if all captions are after its end.
       transcribe: such as `calce_jax.search.captions.caption_with_cache`; its files come before `srt`.
+      language: see `calce_jax.search.inputs.load_captions`.
     """
     transcripts = transcribe(list(durations)) if transcribe else {}
     captions = {}
 
     def load(video: Path) -> list[Caption]:
         try:
-            return load_captions(video, transcripts.get(video, srt))
+            return load_captions(video, transcripts.get(video, srt), language)
         except UserFileNotFoundError as error:
             if not Path(srt).is_dir():
                 raise

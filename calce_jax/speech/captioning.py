@@ -1,13 +1,15 @@
 """Captioning folders of videos to .srt files; resumable, and a broken file does not stop the others."""
 
+import json
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import jax
 import srt
@@ -15,7 +17,8 @@ from absl import logging
 from tqdm import tqdm
 
 from calce_jax.speech.audio import AudioError, NoAudioError
-from calce_jax.speech.transcribe import AudioFeatures, Transcriber, Transcript, TranscriptionOptions
+from calce_jax.speech.options import TranscriptionOptions
+from calce_jax.speech.transcribe import AudioFeatures, Transcriber, Transcript
 from calce_jax.speech.whisper_model import Dtype, open_whisper
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.failures import Failure, write_failures
@@ -34,6 +37,7 @@ class CaptioningResult:
     Attributes:
       written: new .srt files, those of `no_audio` and `no_speech` included.
       existing: .srt files from before.
+      without_words: those of `existing` with no .json of words beside it, where words were asked for.
       no_audio: videos without audio; their .srt is empty.
       no_speech: videos with audio but without speech; their .srt is empty.
       failures: videos that could not be captioned.
@@ -42,10 +46,19 @@ class CaptioningResult:
 
     written: list[Path] = field(default_factory=list)
     existing: list[Path] = field(default_factory=list)
+    without_words: list[Path] = field(default_factory=list)
     no_audio: list[Path] = field(default_factory=list)
     no_speech: list[Path] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
+
+    def silent_lines(self) -> list[str]:
+        """Return a line for each video without sound or speech."""
+        return [
+            f"{path}: {reason}; its captions are empty"
+            for reason, paths in (("no audio", self.no_audio), ("no speech", self.no_speech))
+            for path in paths
+        ]
 
     def write_failures(self, path: Path) -> None:
         """Write one JSON line per failure; without failures, remove an earlier file."""
@@ -60,15 +73,17 @@ def caption_videos(
     out: str | Path,
     transcriber: Callable[[], Transcriber],
     *,
+    word_timestamps: bool = False,
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> CaptioningResult:
-    """Write `<stem>.srt` for every video that has none in `out` yet.
+    """Write `<stem>.srt` for every video that has none in `out` yet; `<stem>.json` too if the transcriber times words.
 
     Args:
       videos: the files. Of those with the same stem, only the first is captioned.
       out: folder of the .srt files, and of `failures.jsonl` if there are failures.
       transcriber: loads the model; not called if no .srt is missing.
+      word_timestamps: whether the transcriber times words: then existing .srt files without a .json are listed.
       process_index: number of this host; it captions every `process_count`-th video. By default JAX's.
       process_count: number of hosts that share the videos. By default JAX's.
 
@@ -81,7 +96,9 @@ def caption_videos(
         jax.process_count() if process_count is None else process_count,
     )
     unique_videos, duplicate_failures = deduplicate_names(videos)
-    result = caption_missing(unique_videos[process_index::process_count], out, transcriber)
+    result = caption_missing(
+        unique_videos[process_index::process_count], out, transcriber, word_timestamps=word_timestamps
+    )
     result.failures = duplicate_failures + result.failures
     result.write_failures(
         out / ("failures.jsonl" if process_count == 1 else f"failures-{process_index + 1}-of-{process_count}.jsonl")
@@ -100,10 +117,16 @@ def deduplicate_names(videos: Sequence[Path]) -> tuple[list[Path], list[Failure]
     return list(first_by_stem.values()), failures
 
 
-def caption_missing(videos: Sequence[Path], out: Path, transcriber: Callable[[], Transcriber]) -> CaptioningResult:
+def caption_missing(
+    videos: Sequence[Path], out: Path, transcriber: Callable[[], Transcriber], *, word_timestamps: bool = False
+) -> CaptioningResult:
     """Write `<stem>.srt` for the videos that have none in `out`; like `caption_videos`, on one host."""
     existing = {video: find_captions(out, video.stem) for video in videos}
     result = CaptioningResult(existing=[path for path in existing.values() if path is not None])
+    if word_timestamps:
+        result.without_words = [
+            path for video, path in existing.items() if path is not None and not _words_path(out, video).is_file()
+        ]
     pending = [video for video in videos if existing[video] is None]
     if pending:
         _caption_all(pending, out, transcriber(), result)
@@ -117,19 +140,30 @@ def lazy_transcriber(
     return lambda: Transcriber(open_whisper(whisper, dtype), options or TranscriptionOptions())
 
 
-def caption_without_srt(videos: Sequence[Path], folder: str | Path, whisper: str | Path) -> dict[Path, Path]:
+def caption_without_srt(
+    videos: Sequence[Path],
+    folder: str | Path,
+    whisper: str | Path,
+    options: TranscriptionOptions | None = None,
+    notice: Callable[[str], None] = logging.info,
+) -> dict[Path, Path]:
     """Caption the videos that have no .srt beside them; log a warning for each that cannot be captioned.
 
     Args:
       videos: the files.
       folder: of the .srt files; existing ones are kept.
       whisper: as for `open_whisper`.
+      options: of the transcription; with a language, an .srt counts only if its name has it.
+      notice: called with a line for each video without sound or speech, whose .srt is empty.
 
     Returns:
       The .srt in `folder` of each video that has none beside it and could be captioned.
     """
-    uncaptioned = [video for video in videos if find_captions(video.parent, video.stem) is None]
-    result = caption_videos(uncaptioned, folder, lazy_transcriber(whisper), process_index=0, process_count=1)
+    language = options.language if options else None
+    uncaptioned = [video for video in videos if find_captions(video.parent, video.stem, language) is None]
+    result = caption_videos(uncaptioned, folder, lazy_transcriber(whisper, options), process_index=0, process_count=1)
+    for line in result.silent_lines():
+        notice(line)
     for failure in result.failures:
         logging.warning("not captioned: %s; %s", failure.reason, failure.remedy)
     failed = {failure.video for failure in result.failures}
@@ -152,12 +186,48 @@ def format_srt(captions: Iterable[Caption], seconds: float) -> str:
     return srt.compose(entries)
 
 
+def format_json(transcript: Transcript) -> str:
+    """Return the JSON that openai-whisper writes, without its decoding statistics; captions end with the audio.
+
+    {"text", "segments": [{"id", "start", "end", "text", "words": [{"word", "start", "end", "probability"}]}],
+    "language"}; times are in seconds.
+    """
+    captions = [caption for caption in transcript.captions if caption.start < transcript.seconds]
+    segments = [
+        {
+            "id": number,
+            "start": round(float(caption.start), 3),
+            "end": round(min(float(caption.end), transcript.seconds), 3),
+            "text": caption.text,
+            "words": [
+                {
+                    "word": word.word,
+                    "start": round(min(word.start, transcript.seconds), 3),
+                    "end": round(min(word.end, transcript.seconds), 3),
+                    "probability": round(word.probability, 4),
+                }
+                for word in caption.words
+            ],
+        }
+        for number, caption in enumerate(captions)
+    ]
+    content = {
+        "text": " ".join(caption.text for caption in captions),
+        "segments": segments,
+        "language": transcript.language,
+    }
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
 def _caption_all(videos: Sequence[Path], out: Path, transcriber: Transcriber, result: CaptioningResult) -> None:
     with tqdm(desc="caption", total=len(videos), unit="video", smoothing=0.05) as progress:
         start_time = time.monotonic()
 
-        def finish(video: Path, content: str) -> None:
-            write_atomic(_srt_path(out, video), content)
+        def finish(video: Path, transcript: Transcript) -> None:
+            # The .srt last: where it is, the video is done.
+            if transcriber.options.word_timestamps:
+                write_atomic(_words_path(out, video), format_json(transcript))
+            write_atomic(_srt_path(out, video), format_srt(transcript.captions, transcript.seconds))
             result.written.append(_srt_path(out, video))
             progress.update()
             minutes = (time.monotonic() - start_time) / 60
@@ -171,7 +241,7 @@ def _caption_all(videos: Sequence[Path], out: Path, transcriber: Transcriber, re
                     audio = future.result()
                 except NoAudioError:
                     result.no_audio.append(video)
-                    finish(video, "")
+                    finish(video, Transcript([], None, 0.0))
                 except AudioError as error:
                     result.failures.append(Failure(str(video), f"{error.path}: {error.reason}", error.remedy))
                     progress.update()
@@ -180,10 +250,9 @@ def _caption_all(videos: Sequence[Path], out: Path, transcriber: Transcriber, re
 
         for video, transcript in transcriber.transcribe(load_all()):
             result.seconds += transcript.seconds
-            content = format_srt(transcript.captions, transcript.seconds)
-            if not content:
+            if not format_srt(transcript.captions, transcript.seconds):
                 result.no_speech.append(video)
-            finish(video, content)
+            finish(video, transcript)
 
 
 def _prefetch(
@@ -211,8 +280,16 @@ def _srt_path(out: Path, video: Path) -> Path:
     return out / fit_name(video.stem, ".srt")
 
 
+def _words_path(out: Path, video: Path) -> Path:
+    return out / fit_name(video.stem, ".json")
+
+
 def transcribe_file(
-    path: str | Path, whisper: str | Path, options: TranscriptionOptions | None = None, dtype: Dtype = "float32"
+    path: str | Path,
+    whisper: str | Path,
+    options: TranscriptionOptions | None = None,
+    dtype: Dtype = "float32",
+    **fields: Any,
 ) -> Transcript:
     """Transcribe one video or audio file.
 
@@ -221,15 +298,17 @@ def transcribe_file(
       whisper: folder, hub name or size, see `calce_jax.speech.whisper_model.open_whisper`.
       options: of the transcription.
       dtype: of weights and activations.
+      fields: of `TranscriptionOptions`, in place of those of `options`, such as `word_timestamps=True`.
 
     Returns:
       The captions in seconds, the language, and the duration in seconds.
 
     Raises:
       SpeechModelError: the model cannot be opened.
-      OptionsError: the model does not know the language.
+      OptionsError: an option is invalid, or the model does not know the language.
+      TypeError: there is no such field.
       AudioError: the file has no audio, or cannot be decoded.
     """
-    transcriber = lazy_transcriber(whisper, options, dtype)()
+    transcriber = lazy_transcriber(whisper, replace(options or TranscriptionOptions(), **fields), dtype)()
     [(_, transcript)] = transcriber.transcribe([(path, transcriber.load_audio(path))])
     return transcript

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from calce_jax.speech.mel import FRAMES_PER_SECOND
 from calce_jax.speech.special_tokens import TIME_STEP_S
+from calce_jax.text.caption import Word
 
 # Mel frames per timestamp token.
 FRAMES_PER_STEP = round(TIME_STEP_S * FRAMES_PER_SECOND)
@@ -14,11 +15,12 @@ FRAMES_PER_STEP = round(TIME_STEP_S * FRAMES_PER_SECOND)
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens, timestamps included, with their start and end in seconds of the file."""
+    """Tokens, timestamps included, with their start and end in seconds of the file; words, once they are aligned."""
 
     start: float
     end: float
     tokens: tuple[int, ...]
+    words: tuple[Word, ...] = ()
 
 
 def split_segments(

@@ -20,15 +20,19 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from calce_jax.errors import UserError
 from calce_jax.models.whisper import Whisper
+from calce_jax.speech.alignment import AlignOutputs, align_batch, first_positions, pack_texts
 from calce_jax.speech.audio import read_audio
 from calce_jax.speech.decode import DecodeInputs, DecodeOutputs, detect_language, transcribe_batch
 from calce_jax.speech.mel import FRAMES_PER_SECOND, log_mel_spectrogram
+from calce_jax.speech.options import OptionsError, TranscriptionOptions
 from calce_jax.speech.segments import Segment, compression_ratio, split_segments
 from calce_jax.speech.vad import VoiceActivityDetector
 from calce_jax.speech.whisper_model import SpeechModel
+from calce_jax.speech.words import add_words, split_words, time_words
 from calce_jax.text.caption import Caption
+from calce_jax.text.caption_lines import DEFAULT_LINE_COUNT, break_captions
+from calce_jax.text.languages import language_code
 
 # A silence at a window's start is skipped if it is longer than this; a window's first timestamp is at most 1 s.
 MIN_SKIPPED_SILENCE_S = 2.5
@@ -36,45 +40,6 @@ MIN_SKIPPED_SILENCE_S = 2.5
 PROMPT_RESET_TEMPERATURE = 0.5
 
 Name = TypeVar("Name")
-
-
-class OptionsError(UserError):
-    """Options that are invalid, or that the model does not support; the message names the field and the remedy."""
-
-
-@dataclass(frozen=True)
-class TranscriptionOptions:
-    """Options of the transcription, with OpenAI's names and defaults.
-
-    Attributes:
-      language: a code such as "en"; None detects it in each file's first window.
-      batch_size: windows per batch, over all devices of this host.
-      temperatures: tried in order while a text fails `logprob_threshold` or `compression_ratio_threshold`; the text of
-        the last one is taken as it is.
-      logprob_threshold: a text fails if the mean log-probability of its tokens is below this.
-      compression_ratio_threshold: a text fails if its bytes over its compressed bytes exceed this (it is repetitive).
-      no_speech_threshold: a text that fails `logprob_threshold` is dropped if its no-speech probability exceeds this.
-      condition_on_previous_text: whether the text so far is the prompt of the next window. The text is more consistent,
-        but mistakes are repeated.
-      vad_filter: whether a voice activity detector skips silent windows and drops segments without speech.
-      seed: of the sampling at temperatures above 0.
-    """
-
-    language: str | None = None
-    batch_size: int = 16
-    temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    logprob_threshold: float = -1.0
-    compression_ratio_threshold: float = 2.4
-    no_speech_threshold: float = 0.6
-    condition_on_previous_text: bool = False
-    vad_filter: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise OptionsError(f"batch_size: must be an int >= 1, got {self.batch_size}")
-        if not self.temperatures or min(self.temperatures) < 0:
-            raise OptionsError(f"temperatures: must be one or more numbers >= 0, got {self.temperatures}")
 
 
 @dataclass(frozen=True)
@@ -128,8 +93,13 @@ class Transcriber:
         config, special_tokens = model.whisper.config, model.special_tokens
         self._mel_frames = config.mel_frames
         sot_length = len(special_tokens.prompt(self._language or next(iter(special_tokens.languages), None)))
-        self._max_previous_tokens = config.text_positions // 2 - 1 if options.condition_on_previous_text else 0
-        self._prompt_width = sot_length + (self._max_previous_tokens + 1 if options.condition_on_previous_text else 0)
+        max_previous_tokens = config.text_positions // 2 - 1  # of them and hot words together
+        self._hotwords = self._encode_hotwords()[:max_previous_tokens]
+        self._max_previous_tokens = (
+            max_previous_tokens - len(self._hotwords) if options.condition_on_previous_text else 0
+        )
+        max_prompt_tokens = len(self._hotwords) + self._max_previous_tokens
+        self._prompt_width = sot_length + (max_prompt_tokens + 1 if max_prompt_tokens else 0)
 
         self._decode = self._compile(
             graph,
@@ -142,6 +112,10 @@ class Transcriber:
         )
         self._detect_language = self._compile(
             graph, partial(detect_language, special_tokens=special_tokens, dtype=model.dtype)
+        )
+        self._align = self._compile(
+            graph,
+            partial(align_batch, heads=model.alignment_heads, num_text_tokens=special_tokens.eot, dtype=model.dtype),
         )
 
     def _compile(self, graph: Any, function: Callable[[Whisper, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -179,25 +153,28 @@ class Transcriber:
                 if file.advance_to_speech():
                     queue.append(file)
                 else:
-                    yield file.name, file.transcript(self.model)
+                    yield file.name, self._finish(file)
             if not queue:
                 return
             batch = [queue.popleft() for _ in range(min(len(queue), self.options.batch_size))]
-            for file, output in zip(batch, self._decode_windows(batch), strict=True):
+            windows = [
                 self._accept_or_retry(file, *output)
+                for file, output in zip(batch, self._decode_windows(batch), strict=True)
+            ]
+            if self.options.word_timestamps:
+                self._add_words([(file, window) for file, window in zip(batch, windows, strict=True) if window])
+            for file, window in zip(batch, windows, strict=True):
+                if window is not None:
+                    file.append(window)
                 if file.advance_to_speech():
                     queue.append(file)
                 else:
-                    yield file.name, file.transcript(self.model)
+                    yield file.name, self._finish(file)
 
     def _decode_windows(self, files: Sequence["_FileState"]) -> list[tuple[list[int], float, float]]:
         """Return (tokens, mean log-probability, no-speech probability) of each file's current window."""
         special_tokens, num_rows = self.model.special_tokens, self.padded_batch_size(len(files))
-        mel = np.zeros((num_rows, self._mel_frames, self.model.whisper.config.mel_bins), np.float32)
-        for row, file in enumerate(files):
-            mel_window = file.audio.mel[file.seek : file.seek + self._mel_frames]
-            mel[row, : len(mel_window)] = mel_window
-        mel = jax.device_put(mel, self._batch_sharding)
+        mel = jax.device_put(self._mel_windows(files, num_rows), self._batch_sharding)
         if special_tokens.languages and any(file.language is None for file in files):
             language_by_token = {token: code for code, token in special_tokens.languages.items()}
             for file, token in zip(files, np.asarray(self._detect_language(self._params, mel)), strict=False):
@@ -221,34 +198,96 @@ class Transcriber:
         results = zip(token_lists, outputs.avg_logprob.tolist(), outputs.no_speech_prob.tolist(), strict=True)
         return list(results)[: len(files)]
 
+    def _mel_windows(self, files: Sequence["_FileState"], num_rows: int) -> Float[np.ndarray, "B F C"]:
+        """Return the current windows, with zeros after the end of a file and in further rows."""
+        mel = np.zeros((num_rows, self._mel_frames, self.model.whisper.config.mel_bins), np.float32)
+        for row, file in enumerate(files):
+            mel_window = file.audio.mel[file.seek : file.seek + self._mel_frames]
+            mel[row, : len(mel_window)] = mel_window
+        return mel
+
     def _accept_or_retry(
         self, file: "_FileState", tokens: list[int], avg_logprob: float, no_speech_prob: float
-    ) -> None:
-        """Append a window's text to its file, or drop it, or set the file to the next temperature."""
+    ) -> "_Window | None":
+        """Return a window with its text, or without if it is dropped; or set the file to the next temperature."""
         options = self.options
-        frames = min(self._mel_frames, len(file.audio.mel) - file.seek)
+        frames = self._num_frames(file)
         is_improbable = avg_logprob < options.logprob_threshold
         is_repetitive = compression_ratio(self.model.decode_text(tokens).strip()) > options.compression_ratio_threshold
         if is_improbable and no_speech_prob > options.no_speech_threshold:
-            file.append([], frames, use_as_prompt=True)
-        elif (is_improbable or is_repetitive) and file.temperature_index + 1 < len(options.temperatures):
+            return _Window([], frames, use_as_prompt=True)
+        if (is_improbable or is_repetitive) and file.temperature_index + 1 < len(options.temperatures):
             file.temperature_index += 1
-        else:
-            segments, step = split_segments(
-                tokens, timestamp_begin=self.model.special_tokens.timestamp_begin, seek=file.seek, num_frames=frames
+            return None
+        segments, step = split_segments(
+            tokens, timestamp_begin=self.model.special_tokens.timestamp_begin, seek=file.seek, num_frames=frames
+        )
+        is_cool = options.temperatures[file.temperature_index] < PROMPT_RESET_TEMPERATURE
+        return _Window(segments, step, use_as_prompt=is_cool)
+
+    def _num_frames(self, file: "_FileState") -> int:
+        """Return the mel frames of the current window that lie in the file."""
+        return min(self._mel_frames, len(file.audio.mel) - file.seek)
+
+    def _add_words(self, windows: "Sequence[tuple[_FileState, _Window]]") -> None:
+        """Align the windows that have text, in one batch, and give words to their segments."""
+        special_tokens, max_tokens = self.model.special_tokens, self.model.whisper.config.text_positions
+        windows = [(file, window) for file, window in windows if window.text_tokens(special_tokens.eot)]
+        if not windows:
+            return
+        prompts = [[*special_tokens.prompt(file.language), special_tokens.no_timestamps] for file, _ in windows]
+        # A text that fills the context has no room for two tokens more; its last words get no times.
+        texts = [
+            window.text_tokens(special_tokens.eot)[: max_tokens - len(prompt) - 1]
+            for prompt, (_, window) in zip(prompts, windows, strict=True)
+        ]
+        files = [file for file, _ in windows]
+        inputs = pack_texts(
+            self._mel_windows(files, self.padded_batch_size(len(files))),
+            [self._num_frames(file) for file in files],
+            prompts,
+            texts,
+            eot=special_tokens.eot,
+            max_tokens=max_tokens,
+        )
+        outputs: AlignOutputs = jax.device_get(self._align(self._params, jax.device_put(inputs, self._batch_sharding)))
+        for row, (file, window) in enumerate(windows):
+            # From the token before the text, which predicts its first one, to its last, which predicts the end.
+            rows = slice(len(prompts[row]) - 1, len(prompts[row]) + len(texts[row]))
+            words = split_words(texts[row], self.model.decode_text, file.language)
+            positions = first_positions(outputs.likelihood[row, rows, : inputs.num_positions[row]])
+            median = time_words(words, positions, outputs.probability[row, rows])
+            window.segments = add_words(
+                window.segments,
+                words,
+                median,
+                offset=file.seek / FRAMES_PER_SECOND,
+                last_speech_end=file.last_speech_end,
+                eot=special_tokens.eot,
             )
-            file.append(
-                segments, step, use_as_prompt=options.temperatures[file.temperature_index] < PROMPT_RESET_TEMPERATURE
-            )
+            spoken = [word for segment in window.segments for word in segment.words]
+            file.last_speech_end = spoken[-1].end if spoken else file.last_speech_end
+
+    def _finish(self, file: "_FileState[Name]") -> Transcript:
+        """Return the segments as captions, without empty ones, in lines."""
+        texts = [(segment, self.model.decode_text(list(segment.tokens)).strip()) for segment in file.segments]
+        captions = [Caption(segment.start, segment.end, text, segment.words) for segment, text in texts if text]
+        if self.options.max_line_width is not None:
+            max_line_count = self.options.max_line_count or DEFAULT_LINE_COUNT
+            captions = break_captions(captions, self.options.max_line_width, max_line_count)
+        return Transcript(captions, file.language, file.audio.seconds)
+
+    def _encode_hotwords(self) -> list[int]:
+        text = f" {self.options.hotwords.strip()}" if self.options.hotwords else ""
+        return [int(token) for token in self.model.tokenizer.encode(text, add_special_tokens=False)]
 
     def _prompt(self, file: "_FileState") -> list[int]:
         special_tokens = self.model.special_tokens
         previous_tokens = [token for segment in file.segments for token in segment.tokens] if file.use_as_prompt else []
-        previous_prompt = (
-            [special_tokens.sot_prev, *previous_tokens[-self._max_previous_tokens :]]
-            if self._max_previous_tokens and previous_tokens
-            else []
-        )
+        previous_tokens = previous_tokens[-self._max_previous_tokens :] if self._max_previous_tokens else []
+        previous_prompt = [*self._hotwords, *previous_tokens]
+        if previous_prompt:
+            previous_prompt = [special_tokens.sot_prev, *previous_prompt]
         return [*previous_prompt, *special_tokens.prompt(file.language)]
 
     def _left_pad(self, prompts: Sequence[Sequence[int]]) -> Int[np.ndarray, "B P"]:
@@ -274,6 +313,19 @@ class Transcriber:
 
 
 @dataclass
+class _Window:
+    """A window that is done: its segments, by how many mel frames the next one begins later; whether it may prompt."""
+
+    segments: list[Segment]
+    num_frames: int
+    use_as_prompt: bool
+
+    def text_tokens(self, eot: int) -> list[int]:
+        """Return the tokens of all segments without timestamps."""
+        return [token for segment in self.segments for token in segment.tokens if token < eot]
+
+
+@dataclass
 class _FileState(Generic[Name]):
     """Progress of one file."""
 
@@ -284,6 +336,7 @@ class _FileState(Generic[Name]):
     temperature_index: int = 0
     use_as_prompt: bool = True  # whether `segments` may be the next prompt
     segments: list[Segment] = field(default_factory=list)
+    last_speech_end: float = 0.0  # second at which the last word ends, where words have times
 
     def advance_to_speech(self) -> bool:
         """Skip silence before the current window; return False at the end of the file."""
@@ -296,17 +349,11 @@ class _FileState(Generic[Name]):
                 self.seek = int(next_speech * FRAMES_PER_SECOND)
         return self.seek < len(self.audio.mel)
 
-    def append(self, segments: Sequence[Segment], num_frames: int, *, use_as_prompt: bool) -> None:
-        """Append the segments that contain speech, and move the window by `num_frames` mel frames."""
-        self.segments += [segment for segment in segments if self._has_speech(segment)]
-        self.seek += num_frames
-        self.temperature_index, self.use_as_prompt = 0, use_as_prompt
-
-    def transcript(self, model: SpeechModel) -> Transcript:
-        """Return the segments as captions, without empty ones."""
-        texts = [(segment, model.decode_text(list(segment.tokens)).strip()) for segment in self.segments]
-        captions = [Caption(segment.start, segment.end, text) for segment, text in texts if text]
-        return Transcript(captions, self.language, self.audio.seconds)
+    def append(self, window: _Window) -> None:
+        """Append the segments of the current window that contain speech, and move on to the next one."""
+        self.segments += [segment for segment in window.segments if self._has_speech(segment)]
+        self.seek += window.num_frames
+        self.temperature_index, self.use_as_prompt = 0, window.use_as_prompt
 
     def _has_speech(self, segment: Segment) -> bool:
         if segment.end <= segment.start:
@@ -316,10 +363,12 @@ class _FileState(Generic[Name]):
 
 
 def _check_language(language: str | None, model: SpeechModel) -> str | None:
-    """Return the code of a language, given by its code or its English name in any case."""
+    """Return the code of a language, given by a code or its English name in any case."""
     languages = model.special_tokens.languages
     if language is not None:
-        language = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
+        # Also "ger", "deu" and "pt-BR", as files of captions are named.
+        base_code = language_code(language).partition("-")[0]
+        language = TO_LANGUAGE_CODE.get(language.strip().lower(), base_code)
     if not languages:
         if language not in (None, "en"):
             raise OptionsError(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -50,6 +51,7 @@ class SpeechModel:
       tokenizer: decodes text tokens.
       dtype: of the weights and activations.
       source: the folder or name it was loaded from, for messages.
+      alignment_heads: (decoder block, head) of those whose attention says when a token is spoken.
     """
 
     whisper: Whisper
@@ -57,6 +59,7 @@ class SpeechModel:
     tokenizer: PreTrainedTokenizerBase
     dtype: Dtype
     source: str
+    alignment_heads: tuple[tuple[int, int], ...]
 
     def decode_text(self, tokens: list[int]) -> str:
         """Decode token ids to text, leaving out special and timestamp tokens."""
@@ -78,6 +81,7 @@ def open_whisper(source: str | Path, dtype: Dtype = "float32") -> SpeechModel:
     folder = _resolve_folder(source)
     config = _read_json(folder / CONFIG_FILE, WhisperConfig.from_hugging_face)
     special_tokens = _read_json(folder / GENERATION_CONFIG_FILE, SpecialTokens.from_hugging_face)
+    heads = _read_json(folder / GENERATION_CONFIG_FILE, partial(read_alignment_heads, config))
     whisper = nnx.eval_shape(lambda: Whisper(config, rngs=nnx.Rngs(0)))
     weights = folder / INDEX_FILE if (folder / INDEX_FILE).is_file() else folder / WEIGHTS_FILE
     try:
@@ -87,7 +91,30 @@ def open_whisper(source: str | Path, dtype: Dtype = "float32") -> SpeechModel:
     except ConversionError as error:
         raise SpeechModelError(f"{weights}: {error}", "fetch the whole model again") from error
     nnx.update(whisper, jax.tree.map(lambda weight: jnp.asarray(weight, dtype), arrays))
-    return SpeechModel(whisper, special_tokens, _open_tokenizer(folder, special_tokens, config), dtype, str(source))
+    tokenizer = _open_tokenizer(folder, special_tokens, config)
+    return SpeechModel(whisper, special_tokens, tokenizer, dtype, str(source), heads)
+
+
+def read_alignment_heads(config: WhisperConfig, generation_config: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+    """Return the `alignment_heads` of a `generation_config.json`: (decoder block, head).
+
+    Where it has none, as after a fine-tuning, all heads of the upper half of the decoder, as in openai-whisper.
+
+    Raises:
+      ValueError: the model has no such block or head.
+    """
+    heads = generation_config.get("alignment_heads") or [
+        (block, head)
+        for block in range(config.decoder_depth // 2, config.decoder_depth)
+        for head in range(config.decoder_heads)
+    ]
+    for block, head in heads:
+        if not (0 <= block < config.decoder_depth and 0 <= head < config.decoder_heads):
+            raise ValueError(
+                f"alignment_heads: the model has no block {block} with a head {head}; take this file from the model "
+                "from which it was fine-tuned"
+            )
+    return tuple((int(block), int(head)) for block, head in heads)
 
 
 def _resolve_folder(source: str | Path) -> Path:

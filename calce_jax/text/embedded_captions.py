@@ -16,7 +16,7 @@ PREFERRED_LANGUAGE = "en"  # of captions in the prompt only English ones are kep
 def read_embedded_captions(video: str | Path, language: str | None = None) -> list[Caption]:
     """Return the captions of a text subtitle stream of a video, in a player's seconds; none if it has no such stream.
 
-    Of several streams a warning says which one is taken; see `choose_track`.
+    Of several streams a warning says which one is taken, unless a language is given; see `choose_track`.
 
     Args:
       video: the video file, which is read to its end if it has subtitles.
@@ -29,21 +29,23 @@ def read_embedded_captions(video: str | Path, language: str | None = None) -> li
     track = choose_track(tracks, language)
     if track is None:
         return []
-    if len(tracks) > 1:
+    if len(tracks) > 1 and language is None:
         others = ", ".join(other.describe() for other in tracks if other != track)
-        logging.warning("%s: of its subtitles %s is used, not %s", video, track.describe(), others)
+        logging.warning(
+            "%s: of its subtitles %s is used, not %s; choose with --language", video, track.describe(), others
+        )
     subtitles = read_subtitles(video, track)
     entries = [Entry(subtitle.start, subtitle.end, plain_lines(subtitle.text)) for subtitle in subtitles]
     return to_captions(entry for entry in entries if entry.lines)
 
 
-def has_embedded_captions(video: str | Path) -> bool:
-    """Whether a video has text subtitles; only its header is read.
+def has_embedded_captions(video: str | Path, language: str | None = None) -> bool:
+    """Whether a video has text subtitles, in a language if one is given; only its header is read.
 
     Raises:
       SubtitleError: the file cannot be read.
     """
-    return bool(list_subtitle_tracks(video))
+    return choose_track(list_subtitle_tracks(video), language) is not None
 
 
 def choose_track(tracks: list[SubtitleTrack], language: str | None = None) -> SubtitleTrack | None:

@@ -1,5 +1,7 @@
 """Languages as file names and subtitle streams write them: `de`, `ger`, `deu`, `German`, `de-AT`."""
 
+from calce_jax.errors import UsageError
+
 # ISO 639-1, both codes of ISO 639-2, English name; other codes and names are equal only to themselves.
 _TABLE = """
     ar ara ara arabic       bg bul bul bulgarian    bn ben ben bengali      ca cat cat catalan      cs cze ces czech
@@ -22,6 +24,20 @@ def language_code(written: str) -> str:
     base, _, region = written.strip().lower().replace("_", "-").partition("-")
     code = _CODES.get(base, base)
     return f"{code}-{region}" if region else code
+
+
+def check_language(written: str) -> None:
+    """Check that a text can be a language: a code of two or three letters, also with a region, or an English name.
+
+    Raises:
+      UsageError: it is neither. Codes are not looked up, as the table has only some of them.
+    """
+    base, _, region = written.strip().lower().replace("_", "-").partition("-")
+    is_code = len(base) in (2, 3) and base.isascii() and base.isalpha()
+    if not (is_code or base in _CODES) or (region and not region.replace("-", "").isalnum()):
+        raise UsageError(
+            f"language: {written!r} is none", "give a code, such as de or pt-BR, or an English name: German"
+        )
 
 
 def is_language(written: str, asked: str) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from calce_jax.commands.flags.search import FORMATS
 from calce_jax.search import modes
 from calce_jax.search.moment_list import EXPORTS
+from calce_jax.speech.captioning import CaptioningResult
 from calce_jax.text.caption_files import find_captions
 from tests.helpers.commands import run_script
 from tests.helpers.video_files import write_clip
@@ -230,3 +231,55 @@ def test_a_wrong_cut(folder, capsys, arguments, code, message):
     assert message in told
     assert (error.value.code == 2) is (code == 2)
     assert sorted(folder.iterdir()) == before
+
+
+def test_language_chooses_among_several_captions(folder, capsys, caplog):
+    for language, text in (("en", "the river"), ("de", "der Fluss")):
+        (folder / f"two.{language}.srt").write_text(f"1\n00:00:01,000 --> 00:00:02,000\n{text}\n")
+    for language in ("de", "German"):
+        run_script("search", "two.mp4", "Fluss", "--mode=speech", "--json", f"--language={language}")
+        (moment,) = json.loads(capsys.readouterr().out)
+        assert (moment["start"], moment["end"]) == (1.0, 2.0)
+    run_script("search", "two.mp4", "Fluss", "--mode=speech", "--json")
+    assert "two.de.srt, two.en.srt; choose with --language" in caplog.text
+    with pytest.raises(SystemExit):
+        run_script("search", "two.mp4", "Fluss", "--mode=speech", "--language=klingonish")
+    assert (
+        "language: 'klingonish' is none; give a code, such as de or pt-BR, or an English name"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--hotwords=Jezero"], "--hotwords does nothing without --whisper"),
+        (["--hotwords=Jezero", "--whisper=tiny", "--srt=one.srt"], "--whisper does nothing with --srt=one.srt"),
+        (["--hotwords=Jezero", "--whisper=tiny", "--srt=one.srt"], "--hotwords does nothing without --whisper"),
+        (["--language=de", "--srt=one.srt"], "--language does nothing with --srt=one.srt"),
+        (["--whisper=tiny"], "one.mp4: --whisper does nothing, since there are captions beside it or in it"),
+    ],
+)
+def test_an_option_that_does_nothing_says_so_once(folder, capsys, arguments, line):
+    run_script("search", "one.mp4", "river", "--mode=speech", "--out=out", *arguments)
+    assert capsys.readouterr().err.splitlines().count(line) == 1
+    run_script("search", "one.mp4", "river", "--mode=speech", "--out=out", "--quiet", *arguments)
+    assert "does nothing" not in capsys.readouterr().err
+
+
+def test_a_silent_film_says_so(folder, capsys, monkeypatch):
+    def caption(videos, out, transcriber, **_):
+        out.mkdir(exist_ok=True)
+        paths = [out / f"{video.stem}.srt" for video in videos]
+        for path in paths:
+            path.touch()
+        return CaptioningResult(written=paths, no_audio=[v for v in videos if v.stem == "two"])
+
+    monkeypatch.setattr("calce_jax.speech.captioning.caption_videos", caption)
+    arguments = ("two.mp4", "river", "--mode=speech", "--out=out", "--whisper=tiny")
+    run_script("search", *arguments, "--cache=cache")
+    assert "two.mp4: no audio; its captions are empty" in capsys.readouterr().err.splitlines()
+    run_script("search", *arguments, "--cache=cache")
+    assert "two.mp4: no audio or no speech, as an earlier search found" in capsys.readouterr().err
+    run_script("search", *arguments, "--cache=other", "--quiet")
+    assert "no audio" not in capsys.readouterr().err

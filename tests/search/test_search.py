@@ -329,7 +329,7 @@ def test_whisper_says_where_it_does_nothing(tmp_path, caplog):
 def test_captions_are_cached_by_content_and_not_by_name(tmp_path, monkeypatch):
     asked = []
 
-    def caption(videos, folder, whisper):
+    def caption(videos, folder, whisper, options, notice):
         found = {video: Path(folder) / f"{video.stem}.srt" for video in videos}
         for video, srt in found.items():
             if not srt.exists():

@@ -20,7 +20,8 @@ from calce_jax.speech.captioning import (
     lazy_transcriber,
 )
 from calce_jax.speech.inputs import CaptioningError, find_videos
-from calce_jax.speech.transcribe import Transcriber, Transcript, TranscriptionOptions
+from calce_jax.speech.options import TranscriptionOptions
+from calce_jax.speech.transcribe import Transcriber, Transcript
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.text.caption import Caption
 from calce_jax.text.captions import read_srt
@@ -163,6 +164,46 @@ def test_renamed_flags(tmp_path, monkeypatch, capsys, arguments, notices):
     (option,) = options
     assert (option.condition_on_previous_text, option.vad_filter) == (True, False)
     assert capsys.readouterr().err.splitlines() == notices
+
+
+def test_words_are_written_beside_the_srt(tmp_path):
+    videos, out = videos_of(tmp_path / "films", "a.mp4", "b.mp4"), tmp_path / "out"
+    out.mkdir()
+    (out / "b.srt").write_text("mine")
+    transcriber = FakeTranscriber()
+    transcriber.options = TranscriptionOptions(batch_size=2, word_timestamps=True)
+    result = caption_videos(videos, out, transcriber, word_timestamps=True)
+    assert json.loads((out / "a.json").read_text())["segments"][0]["text"] == "a"
+    assert not (out / "b.json").exists()
+    assert result.without_words == [out / "b.srt"]
+    again = caption_videos(videos, out, transcriber, word_timestamps=True)
+    assert (again.written, again.without_words) == ([], [out / "b.srt"])
+    assert caption_videos(videos, out, transcriber).without_words == []
+
+
+def test_options_of_the_transcription(tmp_path, monkeypatch, capsys):
+    options = []
+    monkeypatch.setattr(captioning, "lazy_transcriber", lambda model, opts, dtype: options.append(opts))
+    monkeypatch.setattr(
+        captioning,
+        "caption_videos",
+        lambda *args, word_timestamps, **kwargs: captioning.CaptioningResult(without_words=[Path("a.srt")]),
+    )
+    videos_of(tmp_path / "films", "a.mp4")
+    arguments = ["caption", f"--videos={tmp_path}/films", f"--out={tmp_path}/out", "--model=tiny"]
+    given = ["--word_timestamps", "--hotwords=Jezero, Ingenuity", "--max-line-width=42", "--language=German"]
+    run_script(*arguments, *given)
+    expected = TranscriptionOptions(
+        word_timestamps=True, hotwords="Jezero, Ingenuity", max_line_width=42, language="German"
+    )
+    assert options == [expected]
+    assert "a.srt: existed already, so --word_timestamps does nothing; remove it" in capsys.readouterr().out
+    for flag, message in (
+        ("--max_line_count=2", "max_line_count: does nothing without max_line_width"),
+        ("--hotwords= ", "hotwords: empty"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run_script(*arguments, flag)
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ from safetensors.numpy import load_file, save_file
 
 from calce_jax.speech.audio import SAMPLE_RATE, read_audio
 from calce_jax.speech.inputs import SpeechModelError
+from calce_jax.speech.options import OptionsError, TranscriptionOptions
 from calce_jax.speech.segments import Segment, compression_ratio, split_segments
-from calce_jax.speech.transcribe import AudioFeatures, OptionsError, Transcriber, TranscriptionOptions
+from calce_jax.speech.transcribe import AudioFeatures, Transcriber
 from calce_jax.speech.whisper_model import open_whisper
 from calce_jax.text.caption import Caption
 from tests.helpers.oracle import oracle
@@ -104,7 +105,7 @@ def test_unknown_size():
 def test_invalid_options(tiny):
     with pytest.raises(OptionsError, match=r"language: .* is English-only, got 'de'"):
         Transcriber(tiny, TranscriptionOptions(language="de"))
-    for name in ("en", "English", "ENGLISH"):
+    for name in ("en", "English", "ENGLISH", "eng", "en-GB"):
         Transcriber(tiny, TranscriptionOptions(language=name))
     with pytest.raises(OptionsError, match="batch_size: must be an int >= 1, got 0"):
         TranscriptionOptions(batch_size=0)

@@ -275,7 +275,7 @@ def test_captions_that_cannot_be_read_are_heard_again(tmp_path, monkeypatch, cap
     srt = "1\n00:00:01,000 --> 00:00:02,000\nhello\n"
     asked = []
 
-    def caption(videos, folder, _):
+    def caption(videos, folder, *_):
         for video in videos:
             target = folder / f"{video.stem}.srt"
             if not target.exists():

@@ -34,7 +34,9 @@ class Options:
     candidates: int
     mode: "Mode"
     srt: str
+    language: str | None
     whisper: str | None
+    hotwords: str | None
     top: int
     min_score: float | None
     annotations: str | None
@@ -90,11 +92,13 @@ OPTIONS = (
         default="auto",
         help="captions: auto (an .srt or .vtt beside a video, else inside it), none, a file, or a folder of them",
     ),
+    click.option("--language", help="of several captions of a video those in this language: de, pt-BR, German"),
     click.option(
         "--whisper",
         type=FOLDER,
         help="folder, hub name or size of a Whisper model: transcribes videos without captions, to OUT/captions",
     ),
+    click.option("--hotwords", help='for --whisper: words that are likely to be said, such as "Jezero, Ingenuity"'),
     click.option(
         "--top",
         type=click.IntRange(min=1),
