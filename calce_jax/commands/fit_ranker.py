@@ -13,7 +13,7 @@ from calce_jax.commands.flags.paths import check_output_file
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 from calce_jax.errors import UsageError
-from calce_jax.search.paths import find_stages
+from calce_jax.search.paths import find_stages, ranker_path
 
 FLAGS = flags.FlagValues()
 CHECKPOINT = flags.DEFINE_string(
@@ -44,7 +44,6 @@ def main(argv: list[str]) -> None:
     from calce_jax.inference.trained_run import load_base_model, load_trained_model
     from calce_jax.input_pipeline.dataset import open_dataset
     from calce_jax.presets.tiny import tiny_config
-    from calce_jax.search.picture_ranker import ranker_path
     from calce_jax.search.searcher import TRAINED_DURATION
     from calce_jax.training.fit_ranker import fit_ranker, read_ranker_data, recall_of_own_video
 

@@ -21,7 +21,7 @@ from calce_jax.commands.flags.cache import cache_options, open_cache
 from calce_jax.commands.flags.library import library_option, library_path
 from calce_jax.commands.flags.model import ModelOptions, find_checkpoint, model_options
 from calce_jax.errors import UsageError, UserError
-from calce_jax.search.paths import SearchError, check_any_exists
+from calce_jax.search.paths import SearchError, check_any_exists, check_ranker
 from calce_jax.storage.extras import extra_remedy
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.argument("arguments", nargs=-1, type=FILE, metavar="FOLDER... [-- FLAGS OF BEAM]")
 @library_option
 @switch("picture", help="also look at every video with the model, once")
+@switch("forget", help="remove the videos of the folders from the library instead, also of folders that are gone")
 @switch("watch", help="index again whenever something changes in the folders, until interrupted")
 @click.option("--runner", help=f"with --picture: {HELP}")
 @model_options
@@ -44,6 +45,7 @@ def command(
     arguments: tuple[str, ...],
     library_file: str | None,
     picture: bool,
+    forget: bool,
     watch: bool,
     runner: str | None,
     checkpoint: str | None,
@@ -55,14 +57,23 @@ def command(
 ) -> None:
     """Index the folders, print what has changed, and report the videos that could not be read."""
     folders = [argument for argument in arguments if not argument.startswith("-")]
+    if not folders and arguments and runner is None:
+        raise UsageError(f"no folder; write ./{arguments[0]} for a name that begins with -")
     if not folders:
         raise UsageError("no folder; for example: calce index ~/Videos")
+    path = library_path(library_file)
+    if forget:
+        from calce_jax.search.library import Library
+
+        with Library(path) as library:
+            print(f"{path}: {library.forget(folders)} videos forgotten, {len(library.videos())} left")
+        return
     for flag, value in (("--checkpoint", checkpoint), ("--runner", runner)):
         if value is not None and not picture:
             raise UsageError(f"{flag} is for --picture; give both, or neither")
     pipeline = pipeline_options(runner, [argument for argument in arguments if argument not in folders])
-    check_any_exists(folders)
-    path = library_path(library_file)
+    if not path.is_file():  # a library knows more about a folder that is gone
+        check_any_exists(folders)
     model = ModelOptions(checkpoint, yes, models_dir, keep_downloads)
     looker = make_looker(model, cache, cache_gb, pipeline, path.parent) if picture else None
     if not watch:
@@ -91,6 +102,7 @@ def make_looker(
       UserError: there is no ranker, or the model cannot be loaded.
     """
     stages = find_checkpoint(model)
+    check_ranker(stages)
 
     from calce_jax.search.picture_ranker import require_ranker
     from calce_jax.search.searcher import enable_compilation_cache, load_searcher
@@ -115,8 +127,14 @@ def index(folders: Sequence[str], path: Path, looker: Looker | None) -> None:
     from calce_jax.search.library import Library
     from calce_jax.storage.failures import failure_table, write_failures
 
+    is_new = not path.exists()
     with Library(path, create=True) as library:
-        result = library.index(folders, progress("index"))
+        try:
+            result = library.index(folders, progress("index"))
+        except SearchError:
+            if is_new:  # an empty library would answer every search with nothing
+                path.unlink()
+            raise
         counts = {
             "added": result.added,
             "changed": result.changed,

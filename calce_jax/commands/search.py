@@ -27,7 +27,7 @@ from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.flags.search import FORMATS, Options, search_options
 from calce_jax.commands.flags.verify import apply_verify
 from calce_jax.errors import UsageError
-from calce_jax.search.paths import SearchError, check_any_exists
+from calce_jax.search.paths import SearchError, check_any_exists, check_ranker
 from calce_jax.search.player import find_player, play
 from calce_jax.speech.inputs import resolve_whisper_name
 from calce_jax.speech.options import TranscriptionOptions
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from calce_jax.search.searcher import Searcher
 
 DEFAULT_OUT = "found"
+FIRST_SEARCH = "the first search compiles its programs, which takes up to a minute; later ones read them"
 MAX_SLUG_LENGTH = 40
 
 
@@ -192,6 +193,8 @@ def idle_options(options: Options) -> list[str]:
         lines.append("--language does nothing with --library --mode=speech, which searches captions that are indexed")
     elif options.language and options.srt != "auto" and not os.path.isdir(options.srt):
         lines.append(f"--language does nothing with --srt={options.srt}")
+    if options.library_file and not options.library:
+        lines.append("--library_file does nothing without --library")
     return lines
 
 
@@ -237,6 +240,7 @@ def plan_library_search(inputs: Inputs, options: Options, reporter: "Reporter") 
     path = library_path(options.library_file)
     with Library(path) as library:
         num_videos = len(library.videos())
+    check_ranker(find_checkpoint(options.model))
 
     def run(out: Path | None) -> ModeResult:
         from calce_jax.search.library_search import add_library_words, search_library
@@ -244,7 +248,8 @@ def plan_library_search(inputs: Inputs, options: Options, reporter: "Reporter") 
         from calce_jax.search.searcher import enable_compilation_cache, load_searcher
 
         cache = open_cache(options.cache, options.cache_gb)
-        enable_compilation_cache(cache.folder)
+        if not enable_compilation_cache(cache.folder):
+            reporter.notice(FIRST_SEARCH)
         stages = find_checkpoint(options.model)
         searcher = load_searcher(stages, cache=cache)
         if searcher.notice:
@@ -324,7 +329,8 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Searc
     def open_searcher() -> "Searcher":
         from calce_jax.search.searcher import enable_compilation_cache, load_searcher
 
-        enable_compilation_cache(cache.folder)
+        if not enable_compilation_cache(cache.folder):
+            reporter.notice(FIRST_SEARCH)
         return load_searcher(find_checkpoint(options.model), cache=cache, max_seconds=options.piece_seconds)
 
     def run(out: Path | None) -> "ModeResult":

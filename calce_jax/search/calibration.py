@@ -4,6 +4,7 @@ The model was never asked about something that does not happen, and always answe
 threshold that 5 % of the queries that do happen fall below rejects a share of those that do not, which is measured too.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -84,9 +85,11 @@ def read_calibration(path: Path) -> Calibration | None:
         return None
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        calibration = Calibration(**fields)
-        if not 0 <= calibration.threshold <= 1:
-            raise ValueError(f"threshold {calibration.threshold}")
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{path}: no calibration ({error})", "remove it, or run `calce calibrate` again") from error
-    return calibration
+        names = [field.name for field in dataclasses.fields(Calibration)]
+        if not isinstance(fields, dict) or sorted(fields) != sorted(names):
+            raise ValueError(f"it must have {', '.join(names)}")
+        if not all(isinstance(value, (int, float)) for value in fields.values()) or not 0 <= fields["threshold"] <= 1:
+            raise ValueError("its values must be numbers, and the threshold from 0 to 1")
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: no calibration: {error}", "remove it, or run `calce calibrate` again") from error
+    return Calibration(**fields)

@@ -170,11 +170,16 @@ class Library:
           LockError: another process is writing it.
         """
         with FileLock(self.path.with_name(f"{self.path.name}.lock")):
-            for folder in folders:
-                if not os.path.exists(folder):  # perhaps a disk that is not connected: its videos must not be removed
-                    raise SearchError(f"{folder}: there is no such folder", "connect its disk, or correct the name")
-            found = list(dict.fromkeys(video.resolve() for video in list_videos(folders)))
             known = {video.path: video for video in self.videos()}
+            # A folder that is gone or empty may be a disk that is not connected: its videos must not be removed.
+            for folder in folders:
+                if not os.path.exists(folder):
+                    raise SearchError(f"{folder}: there is no such folder", self._absent_remedy(known, [folder]))
+            try:
+                listed = list_videos(folders)
+            except SearchError as error:
+                raise SearchError(error.reason, self._absent_remedy(known, folders) or error.remedy) from None
+            found = list(dict.fromkeys(video.resolve() for video in listed))
             result = IndexResult()
             for video in progress(found):
                 try:
@@ -188,6 +193,26 @@ class Library:
             self._remove_missing([Path(folder).resolve() for folder in folders], set(found), result)
             self._remove_unlisted()
         return result
+
+    def forget(self, folders: Sequence[str | Path]) -> int:
+        """Remove the videos below some folders, which may be gone, and return how many there were.
+
+        Raises:
+          LibraryError, SpeechIndexError: the library cannot be written.
+          LockError: another process is writing it.
+        """
+        with FileLock(self.path.with_name(f"{self.path.name}.lock")):
+            videos = [video for video in self.videos() if _is_below(video.path, folders)]
+            for video in videos:
+                self._remove(video)
+            self._remove_unlisted()
+        return len(videos)
+
+    def _absent_remedy(self, known: Mapping[Path, LibraryVideo], folders: Sequence[str | Path]) -> str:
+        count = sum(_is_below(path, folders) for path in known)
+        if not count:
+            return "connect its disk, or correct the name" if not os.path.exists(folders[0]) else ""
+        return f"connect its disk; or `calce index --forget` removes its {count} videos from the library"
 
     def _index_one(self, path: Path, known: dict[Path, LibraryVideo], result: IndexResult) -> None:
         status, state, old = path.stat(), _captions_state(path), known.get(path)
@@ -229,8 +254,7 @@ class Library:
 
     def _remove_missing(self, folders: Sequence[Path], found: set[Path], result: IndexResult) -> None:
         for video in self.videos():
-            is_below = any(folder == video.path or folder in video.path.parents for folder in folders)
-            if is_below and video.path not in found and not video.path.exists():
+            if _is_below(video.path, folders) and video.path not in found and not video.path.exists():
                 self._remove(video)
                 result.removed += 1
 
@@ -257,19 +281,24 @@ class Library:
         with self._errors(), self._database as database:
             database.execute("DELETE FROM segments WHERE content NOT IN (SELECT content FROM files)")
 
-    def search(self, queries: Sequence[str], top: int) -> list[VideoResult]:
+    def search(self, queries: str | Sequence[str], top: int = 5) -> list[VideoResult]:
         """Return where words of the queries are said, in the form of `calce_jax.search.words.search_words`.
 
         Args:
-          queries: words; those in double quotes must be said one after the other.
+          queries: words, of one query or of several; those in double quotes must be said one after the other.
           top: maximum number of moments of a query in the whole library.
 
         Returns:
           The videos with a moment. Files that have moved or changed since they were indexed are left out, and a warning
           says how many there are.
+
+        Raises:
+          SearchError: there is no video to search.
         """
+        queries = [queries] if isinstance(queries, str) else queries
         videos = self.videos()
         by_name = {video.index_name: video for video in videos if video.is_unchanged()}
+        self.check_any_unchanged(videos)
         if changed := [video for video in videos if video.index_name not in by_name]:
             logging.warning(
                 "%s: %d of %d videos have moved or changed since; run `calce index` on their folders",
@@ -288,6 +317,20 @@ class Library:
             )
             for name in names
         ]
+
+    def check_any_unchanged(self, videos: Sequence[LibraryVideo]) -> None:
+        """Check that there is something to search.
+
+        Raises:
+          SearchError: the library has no video, or none that is there as it was indexed.
+        """
+        if not videos:
+            raise SearchError(f"{self.path}: the library has no video", "index some with `calce index FOLDER`")
+        if not any(video.is_unchanged() for video in videos):
+            raise SearchError(
+                f"{self.path}: none of its {len(videos)} videos is there as it was indexed, such as {videos[0].path}",
+                "connect their disk, or run `calce index` on the folders that have them",
+            )
 
     def _search_one(self, query: str, top: int, by_name: Mapping[str, LibraryVideo]) -> list[SpeechHit]:
         """Return the best hits in some of the videos."""
@@ -367,10 +410,10 @@ class Library:
             return self._database.execute("SELECT 1 FROM segments LIMIT 1").fetchone() is not None
 
     def num_with_pictures(self, ranker: str) -> int:
-        """Return how many of the videos have vectors of a ranker."""
+        """Return how many of the videos that are there as indexed have vectors of a ranker."""
         with self._errors():
             known = segment_index.contents(self._database, ranker)
-        return sum(video.content in known for video in self.videos())
+        return sum(video.content in known for video in self.videos() if video.is_unchanged())
 
     def _by_content(self) -> dict[str, LibraryVideo]:
         """Return a file of each content, of those that have not changed since they were indexed."""
@@ -401,3 +444,8 @@ def _captions_state(video: Path) -> str:
         return ""
     status = captions.stat()
     return f"{captions.name} {status.st_size} {status.st_mtime_ns}"
+
+
+def _is_below(video: Path, folders: Sequence[str | Path]) -> bool:
+    resolved = [Path(folder).resolve() for folder in folders]
+    return any(folder == video or folder in video.parents for folder in resolved)

@@ -59,10 +59,12 @@ def search_library(
       LibraryError: the library is damaged.
     """
     check_queries(queries)
+    library.check_any_unchanged(library.videos())
     num_videos = library.num_with_pictures(ranker.key)
     if not num_videos:
         raise SearchError(
-            f"{library.path}: no video has been ranked by this model", "run `calce index --picture` with its folders"
+            f"{library.path}: this model has not looked at its videos",
+            "run `calce index --picture` on their folders, with the same --checkpoint",
         )
     chosen = library.choose_segments(queries, ranker.embed_queries(queries), ranker.key, candidates)
     found, failures = searcher.search_segments(chosen, queries, max_moments=top)

@@ -3,9 +3,15 @@
 import os
 import socket
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
+from calce_jax.config import ASSETS, packaged_path
+from calce_jax.datasets.sources import MODELS
 from calce_jax.errors import UsageError, UserError
+
+RANKER_FILE = "ranker.safetensors"
+TINY_RANKER = f"{ASSETS}tiny/{RANKER_FILE}"
 
 
 class SearchError(UserError):
@@ -33,6 +39,15 @@ def find_stages(checkpoint: str | Path) -> list[Path]:
     """
     folders = [Path(checkpoint) / f"stage{stage}" for stage in (1, 2)]
     missing = [str(folder) for folder in folders if not os.path.isfile(folder / "config.json")]
+    if missing and not os.path.isdir(checkpoint):
+        near = get_close_matches(str(checkpoint), MODELS, n=1)
+        if str(checkpoint) in MODELS or str(checkpoint).startswith("hf:"):
+            raise SearchError(
+                f"{checkpoint} is the name of a published model, and a folder is needed here",
+                "`calce models` shows the folder of one that is here",
+            )
+        if near:
+            raise SearchError(f"{checkpoint}: there is no such folder or published model", f"did you mean {near[0]}?")
     if missing:
         raise SearchError(
             f"{checkpoint}: no trained run in {' and '.join(missing)}",
@@ -40,6 +55,23 @@ def find_stages(checkpoint: str | Path) -> list[Path]:
             "published model (`calce models`), or leave --checkpoint out for the tiny model",
         )
     return folders
+
+
+def ranker_path(checkpoint: str | Path | None) -> Path:
+    """Return the file of the ranker of a checkpoint folder, or that of the tiny model; there may be none."""
+    return packaged_path(TINY_RANKER) if checkpoint is None else Path(checkpoint) / RANKER_FILE
+
+
+def check_ranker(checkpoint: str | Path | None) -> None:
+    """Check that a checkpoint folder has a ranker.
+
+    Raises:
+      SearchError: it has none.
+    """
+    if not ranker_path(checkpoint).is_file():
+        raise SearchError(
+            f"{checkpoint}: there is no {RANKER_FILE}", f"make one with `calce fit_ranker --checkpoint={checkpoint}`"
+        )
 
 
 def check_host(host: str) -> None:

@@ -11,19 +11,16 @@ import numpy as np
 from jaxtyping import Float
 
 from calce_jax.checkpoints.params_file import load_params
-from calce_jax.config import ASSETS, packaged_path
 from calce_jax.errors import UserError
 from calce_jax.models.calce import CalceConfig
 from calce_jax.models.segment_ranker import SegmentRanker, init_segment_ranker
-from calce_jax.search.paths import SearchError
+from calce_jax.search.paths import check_ranker, ranker_path
 from calce_jax.search.searcher import Searcher, encoding_example
 from calce_jax.search.segment_index import SegmentVectors
 from calce_jax.storage.disk_cache import make_cache_key
 from calce_jax.storage.failures import Failure
 from calce_jax.storage.provenance import file_hash
 
-RANKER_FILE = "ranker.safetensors"
-TINY_RANKER = f"{ASSETS}tiny/{RANKER_FILE}"
 STAGE = "stage 2"  # has more frames, of which `pooled_frames` uses at most 20
 
 
@@ -85,11 +82,6 @@ class PictureRanker:
         return np.asarray(self._layers.embed_texts(self._predictor.mean_word_embeddings(queries)))
 
 
-def ranker_path(checkpoint: str | Path | None) -> Path:
-    """Return the file of the ranker of a checkpoint folder, or that of the tiny model; there may be none."""
-    return packaged_path(TINY_RANKER) if checkpoint is None else Path(checkpoint) / RANKER_FILE
-
-
 def open_ranker(searcher: Searcher, checkpoint: str | Path | None) -> PictureRanker | None:
     """Return the ranker of a checkpoint folder, or None if it has none.
 
@@ -110,11 +102,9 @@ def require_ranker(searcher: Searcher, checkpoint: str | Path | None) -> Picture
       SearchError: it has none.
       CheckpointError: see `open_ranker`.
     """
+    check_ranker(checkpoint)
     ranker = open_ranker(searcher, checkpoint)
-    if ranker is None:
-        raise SearchError(
-            f"{checkpoint}: there is no {RANKER_FILE}", f"make one with `calce fit_ranker --checkpoint={checkpoint}`"
-        )
+    assert ranker is not None
     return ranker
 
 

@@ -344,10 +344,13 @@ def open_stages(checkpoint: str | Path | None = None) -> list[TrainedModel]:
     return [first, second]
 
 
-def enable_compilation_cache(folder: str | Path, max_bytes: int = 10**9) -> None:
+def enable_compilation_cache(folder: str | Path, max_bytes: int = 10**9) -> bool:
     """Let JAX cache compiled programs in `folder`/programs; above `max_bytes` the least recently used are deleted.
 
     A program that cannot be read or written is compiled again, without a warning for each.
+
+    Returns:
+      Whether programs are there, of an earlier process.
     """
     programs = Path(folder).absolute() / "programs"
     # JAX writes a program, then its time of use. Where a full disk or a kill came in between, it would read the cut
@@ -359,6 +362,7 @@ def enable_compilation_cache(folder: str | Path, max_bytes: int = 10**9) -> None
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_compilation_cache_max_size", max_bytes)
+    return any(programs.glob("*-cache"))
 
 
 def _weights_key(trained: TrainedModel) -> str:

@@ -15,9 +15,12 @@ def list_library(library_file: Path) -> list[Path]:
 
     Raises:
       LibraryError: there is no library, or it is damaged.
+      SearchError: none of its videos is there.
     """
     with Library(library_file) as library:
-        return [video.path for video in library.videos() if video.path.is_file()]
+        videos = library.videos()
+        library.check_any_unchanged(videos)
+        return [video.path for video in videos if video.path.is_file()]
 
 
 def select_videos(paths: Sequence[str], out: str | None, library_file: Path | None = None) -> list[Path]:

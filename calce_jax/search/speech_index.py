@@ -166,9 +166,13 @@ class SpeechIndex:
         if version == 0 and num_tables == 0:
             self._database.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         elif version != VERSION:
-            raise SpeechIndexError(
-                f"{self._path}: not an index of speech of version {VERSION}", "give another file, or remove this one"
-            )
+            tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master")}
+            if {"videos", "captions", "captions_text"} <= tables:
+                raise SpeechIndexError(
+                    f"{self._path}: made by another version of calce_jax",
+                    "use that version, or index anew into another file",
+                )
+            raise SpeechIndexError(f"{self._path}: the database of another program", "give another file")
         self._database.execute(_TEMPORARY_SCHEMA)
 
     def close(self) -> None:
@@ -329,6 +333,8 @@ def database_remedy(reason: str) -> str:
         "full": "make room, and run the same command again",
         "readonly": "make the file and its folder writable",
         "locked": "wait until the other program is done",
+        "not a database": "give another file; or, if it was a library, remove it and index anew",
+        "unable to open": "give a file in a folder that can be written",
     }
     return next((remedy for word, remedy in remedies.items() if word in reason), "remove the file, and index anew")
 

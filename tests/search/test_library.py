@@ -1,5 +1,6 @@
 """A library of videos: only what is new is read, a moved video costs nothing, what is said is found at once."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from calce_jax.errors import UserError
 from calce_jax.search import library as library_module
 from calce_jax.search.library import Library, LibraryError, default_library
 from calce_jax.search.paths import SearchError
@@ -206,7 +208,7 @@ def test_two_writers_and_files_that_are_no_library(videos, library, tmp_path):
     sqlite3.connect(other).execute("CREATE TABLE mine (x)").connection.close()
     for content in (other.read_bytes(), b"nonsense" * 1000):
         other.write_bytes(content)
-        with pytest.raises(ValueError, match=r"other\.sqlite: .*(remove|index anew)"):
+        with pytest.raises(ValueError, match=r"other\.sqlite: the database of another program; give another file"):
             Library(other)
 
 
@@ -246,3 +248,79 @@ def test_the_commands(videos, tmp_path, monkeypatch, capsys):
     run_script("search", "--library", "--mode=speech", "elephant", "--quiet")
     assert "no moment found" in capsys.readouterr().out
     assert not (tmp_path / "found").exists()
+
+
+def test_a_library_without_videos_is_not_searched(videos, library):
+    with pytest.raises(SearchError, match="the library has no video; index some with `calce index FOLDER`"):
+        library.search("river")
+    library.index([videos])
+    assert found(library, "river") == [("one.mp4", [(1.0, 2.5)])]
+    assert [result.video.name for result in library.search("river")] == ["one.mp4"]
+    for video in videos.rglob("*.mp4"):
+        video.unlink()
+    with pytest.raises(SearchError, match="none of its 3 videos is there as it was indexed"):
+        library.search("river")
+
+
+def test_videos_of_a_folder_that_is_gone_or_empty_stay_until_they_are_to_be_forgotten(videos, library):
+    library.index([videos])
+    other = videos.parent / "other"
+    other.mkdir()
+    write_clip(other / "four.mp4", frames=30, rate=10)
+    library.index([other])
+    shutil.rmtree(videos)
+    remedy = "`calce index --forget` removes its 3 videos from the library"
+    with pytest.raises(SearchError, match=f"there is no such folder; connect its disk; or {remedy}"):
+        library.index([videos])
+    videos.mkdir()
+    with pytest.raises(SearchError, match=f"no video among .*; connect its disk; or {remedy}"):
+        library.index([videos])
+    assert len(library.videos()) == 4
+    assert library.forget([videos]) == 3
+    assert [video.path.name for video in library.videos()] == ["four.mp4"]
+    assert library._index.names() == [library.videos()[0].index_name]
+    with pytest.raises(SearchError, match="file names of videos end in"):
+        library.index([videos])
+
+
+def test_a_first_index_that_fails_leaves_no_library(tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    library_file = tmp_path / "library.sqlite"
+    with pytest.raises(SystemExit, match="no video among"):
+        run_script("index", tmp_path / "empty", f"--library_file={library_file}")
+    assert not library_file.exists()
+    write_clip(tmp_path / "videos/one.mp4", frames=20, rate=10)
+    run_script("index", tmp_path / "videos", f"--library_file={library_file}")
+    with pytest.raises(SystemExit, match="no video among"):
+        run_script("index", tmp_path / "empty", f"--library_file={library_file}")
+    shutil.rmtree(tmp_path / "videos")
+    run_script("index", "--forget", tmp_path / "videos", f"--library_file={library_file}")
+    assert "1 videos forgotten, 0 left" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="the library has no video"):
+        run_script("search", "--library", "river", "--mode=speech", f"--library_file={library_file}")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b"a video, not a library" * 99), "give another file; or, if it was a library"),
+        (lambda path: execute(path, "CREATE TABLE notes (text TEXT)"), "the database of another program; give another"),
+    ],
+)
+def test_a_file_that_is_no_library_is_not_to_be_removed(tmp_path, make, message):
+    path = tmp_path / "film.mp4"
+    make(path)
+    with pytest.raises(UserError, match=message):
+        Library(path)
+
+
+def test_a_library_of_another_version_is_named_so(library):
+    library.close()
+    execute(library.path, "PRAGMA user_version = 99")
+    with pytest.raises(SpeechIndexError, match="made by another version of calce_jax; use that version, or index anew"):
+        Library(library.path)
+
+
+def execute(path, statement):
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(statement)
