@@ -208,7 +208,7 @@ def test_two_writers_and_files_that_are_no_library(videos, library, tmp_path):
     sqlite3.connect(other).execute("CREATE TABLE mine (x)").connection.close()
     for content in (other.read_bytes(), b"nonsense" * 1000):
         other.write_bytes(content)
-        with pytest.raises(ValueError, match=r"other\.sqlite: the database of another program; give another file"):
+        with pytest.raises(ValueError, match=r"other\.sqlite: .*give another file"):
             Library(other)
 
 
