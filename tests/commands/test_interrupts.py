@@ -36,6 +36,7 @@ def interrupt(folder: Path, seconds: float, *arguments: str, ignored: bool = Fal
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.release)])
 @pytest.mark.parametrize(
     ("arguments", "length"),
     [
@@ -44,9 +45,9 @@ def interrupt(folder: Path, seconds: float, *arguments: str, ignored: bool = Fal
         (["cut", "film.mp4", "0", "600", "--out=cut.mp4"], 0.5),
     ],
 )
-def test_an_interrupt_at_any_moment_is_one_line(tmp_path, arguments, length):
+def test_an_interrupt_at_any_moment_is_one_line(tmp_path, arguments, length, count):
     write_clip(tmp_path / "film.mp4", frames=30, rate=10)
-    moments = [0.005 + length * number / 20 for number in range(20)]
+    moments = [0.005 + length * number / count for number in range(count)]
     ends = {}
     for seconds in moments:
         code, written = interrupt(tmp_path, seconds, *arguments)

@@ -181,7 +181,9 @@ def test_a_video_whose_captions_fail_keeps_those_it_has():
 
 def test_files_that_are_no_index_are_named(tmp_path):
     (tmp_path / "text").write_text("no database of any kind" * 100)
-    with pytest.raises(SpeechIndexError, match=r"text: file is not a database; give another file; or, if it was a library, remove it"):
+    with pytest.raises(
+        SpeechIndexError, match=r"text: file is not a database; give another file; or, if it was a library"
+    ):
         SpeechIndex(tmp_path / "text")
     with sqlite3.connect(tmp_path / "other") as database:
         database.execute("CREATE TABLE a (b)")
