@@ -112,7 +112,10 @@ class Command(click.Command):
         given = {argument.partition("=")[0] for argument in arguments}
         try:
             return super().parse_args(ctx, arguments)
-        except click.NoSuchOption as error:  # click would also name every --no... that is a little like it
+        except click.NoSuchOption as error:
+            if " " in error.option_name:
+                raise click.UsageError("a sentence that begins with - goes after -- and all options", ctx) from None
+            # click would also name every --no... that is a little like it
             names = [name for option in self._options() if not option.hidden for name in option.opts]
             nearest = get_close_matches(error.option_name, names, n=1)
             raise click.NoSuchOption(error.option_name, possibilities=nearest, ctx=ctx) from None

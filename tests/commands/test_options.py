@@ -131,6 +131,7 @@ def test_old_names_of_switches(parse, capsys, arguments, values, told):
         ),
         ("search", ["--verify=maybe"], "Invalid value for '--verify': 'maybe' is not one of 'on', 'off'."),
         ("search", ["--noclips=true"], "Option '--noclips' does not take a value."),
+        ("search", ["film.mp4", "-a dog"], "a sentence that begins with - goes after -- and all options"),
         ("caption", ["--batch_size=0"], "Invalid value for '--batch_size': 0 is not in the range x>=1."),
         ("web", ["--port=70000"], "Invalid value for '--port': 70000 is not in the range 1<=x<=65535."),
         ("web", ["--visitor_uploads=0"], "Invalid value for '--visitor_uploads': 0 is not in the range x>=1."),
