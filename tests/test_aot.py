@@ -63,7 +63,7 @@ def test_batches_are_shared_by_the_chips_there_are():
 
 def test_a_target_whose_compiler_is_missing_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingCompilerError, match=r"v5e-2x2: libtpu is not installed; pip install 'calce_jax\[aot\]'"):
+    with pytest.raises(MissingCompilerError, match=r"v5e-2x2: libtpu is not installed; run `make aot`"):
         mesh_for(TARGETS["v5e-2x2"])
     assert missing_compiler(Target("any", "cuda", "1x1x1", GIB)).startswith("any: jax_plugins.xla_cuda12")
 

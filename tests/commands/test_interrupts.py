@@ -45,7 +45,7 @@ def interrupt(folder: Path, seconds: float, *arguments: str, ignored: bool = Fal
         (["cut", "film.mp4", "0", "600", "--out=cut.mp4"], 0.5),
     ],
 )
-def test_an_interrupt_at_any_moment_is_one_line(tmp_path, arguments, length, count):
+def test_an_interrupt_at_any_moment_is_one_line(tmp_path, signals_heard, arguments, length, count):
     write_clip(tmp_path / "film.mp4", frames=30, rate=10)
     moments = [0.005 + length * number / count for number in range(count)]
     ends = {}

@@ -93,7 +93,7 @@ def test_a_library_without_pictures_is_not_offered_to_visitors(tmp_path, capsys)
         run_script("web", "--library", f"--library_file={tmp_path}/library.sqlite")
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_watched_folder_is_indexed_until_it_is_interrupted(tmp_path, signals_heard):
     pytest.importorskip("watchfiles", reason="watchfiles is absent: pip install 'calce_jax[watch]'")
     folder = tmp_path / "videos"

@@ -43,7 +43,7 @@ def test_it_is_linked():
         assert "moments.ipynb)" in page.read_text(encoding="utf-8"), page
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_its_cells_show_what_they_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CALCE_CACHE", str(tmp_path / "cache"))

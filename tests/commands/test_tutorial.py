@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.page_examples import DOCS, assert_same_output, page_examples, run_example
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 
 PAGE = (DOCS / "tutorial.md").read_text(encoding="utf-8")
 

@@ -330,7 +330,7 @@ def test_names(server, tmp_path, monkeypatch):
 PAPER_RUNS = {"calce-qvh": ("qvhighlights", 75, 150), "calce-charades": ("charades_sta", 60, 120)}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("name", PAPER_RUNS)
 def test_the_runs_of_a_model_are_those_of_the_paper(server, publication, tmp_path, monkeypatch, name):
     """At the size of the fetched BLIP-2, which is the tiny one here."""

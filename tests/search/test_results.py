@@ -123,6 +123,6 @@ def test_captions_in_several_languages_are_told(tmp_path, caplog):
     for language in ("en", "de"):
         (tmp_path / f"film.{language}.srt").write_text(SRT.format(language))
     assert load_captions(tmp_path / "film.mp4", "auto") == []
-    assert "film.de.srt, film.en.srt; give one with --srt=FILE" in caplog.text
+    assert "film.de.srt, film.en.srt; choose with --language" in caplog.text
     (tmp_path / "film.srt").write_text(SRT.format("mine"))
     assert load_captions(tmp_path / "film.mp4", "auto") == [Caption(1.0, 2.0, "mine")]

@@ -375,7 +375,7 @@ def test_line_options():
         TranscriptionOptions(max_line_count=2)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_words_lines_and_hotwords_of_a_recording(shared):
     path, weights = shared / "media" / "speech" / "jfk.flac", shared / "weights" / "whisper-tiny.en"
     plain = transcribe_file(path, weights)

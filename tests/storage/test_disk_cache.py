@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +84,8 @@ def test_arrays_of_a_device_of_no_name_and_of_another_byte_order(tmp_path):
 
 
 def test_every_dtype_that_a_config_allows_is_kept():
-    fields = ModelConfig.__annotations__
-    allowed = {*fields["frozen_dtype"].__args__, *fields["compute_dtype"].__args__}
+    fields = get_type_hints(ModelConfig)
+    allowed = {*get_args(fields["frozen_dtype"]), *get_args(fields["compute_dtype"])}
     assert allowed == {"float32", "bfloat16"}
     assert allowed <= DTYPES.keys()
 

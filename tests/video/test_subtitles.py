@@ -100,7 +100,7 @@ def test_the_stream_that_is_taken(tmp_path, caplog, streams, language, text):
     path = write_subtitled_clip(tmp_path / "a.mkv", streams)
     captions = read_embedded_captions(path, language)
     assert [caption.text for caption in captions] == ([text] if text else [])
-    assert ("of its subtitles stream" in caplog.text) == (len(streams) > 1)
+    assert ("of its subtitles stream" in caplog.text) == (len(streams) > 1 and language is None)
 
 
 def test_the_warning_names_the_streams(tmp_path, caplog):
