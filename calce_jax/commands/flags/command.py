@@ -22,7 +22,8 @@ class FlagsCommand(click.Command):
 
     def __init__(self, name: str, module: ModuleType) -> None:
         define_verbosity(module.FLAGS)
-        options = [_option(module.FLAGS[flag]) for flag in sorted(module.FLAGS)]
+        # A config that was parsed has defined a flag for each of its fields, such as config.seed.
+        options = [_option(module.FLAGS[flag]) for flag in sorted(module.FLAGS) if "." not in flag]
         super().__init__(name, params=list(options), add_help_option=False)
         self.module = module
 
