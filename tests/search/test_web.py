@@ -84,7 +84,8 @@ def opened(browser, address):
 def ask(page, query, video=None):
     if video is not None:
         page.locator("#upload input[type=file]").set_input_files(str(video))
-        page.get_by_text(video.name[:4]).first.wait_for()
+        # Its name is shown already while it is being sent.
+        page.locator("#upload .file-preview", has_text=video.name[:4]).first.wait_for()
     page.locator("#query textarea").fill(query)
     page.locator("#search").click()
 
