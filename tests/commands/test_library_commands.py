@@ -53,7 +53,7 @@ def test_a_library_is_searched_by_its_best_segments(indexed, search, capsys):
     assert len({moment["video"] for moment in search("A white circle appears.", "--candidates=1")}) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_what_does_not_happen_is_not_found_unless_it_is_asked_for(indexed, search, capsys):
     assert search("a purple elephant") == []
     assert search("a purple elephant", "--min_score=0")
@@ -63,7 +63,7 @@ def test_what_does_not_happen_is_not_found_unless_it_is_asked_for(indexed, searc
     assert "Probably not here: the best moment scores 0." in (out / "index.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_words_and_pictures_of_a_library(search):
     moments = search("tell me about the train", "--mode=both")
     queries = {moment["query"] for moment in moments}

@@ -43,9 +43,16 @@ def test_commands_lead_to_scores_and_moments(pipeline_run):
     assert "searched 1 of 1 videos in" in printed["search"]
     assert "fitted to 4 queries about" in printed["fit_ranker"]
     assert (out / "runs/ranker.safetensors").is_file()
-    assert "of the queries about their own video" in printed["calibrate"]
-    assert json.loads((out / "runs/calibration.json").read_text())["num_queries"] == 8
     assert "<!doctype html>" in (out / "search/index.html").read_text()
+
+
+@pytest.mark.release
+def test_a_trained_run_is_calibrated(pipeline_run, tmp_path, capsys):
+    out, _ = pipeline_run
+    written = tmp_path / "calibration.json"
+    run_script("calibrate", f"--checkpoint={out}/runs", "--queries=4", f"--out={written}")
+    assert "of the queries about their own video" in capsys.readouterr().out
+    assert json.loads(written.read_text())["num_queries"] == 8
 
 
 @pytest.mark.release

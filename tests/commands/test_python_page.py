@@ -28,7 +28,7 @@ NAMES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_examples_print_what_the_page_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CALCE_CACHE", str(tmp_path / "cache"))

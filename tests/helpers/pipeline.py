@@ -40,7 +40,7 @@ class PipelineRun(NamedTuple):
     """The output of the commands.
 
     Attributes:
-      folder: shapes/ (videos), SPLIT.jsonl (annotations), prepared/, runs/ (workdirs, ranker and calibration),
+      folder: shapes/ (videos), SPLIT.jsonl (annotations), prepared/, runs/ (workdirs and ranker),
         stageN_SPLIT.jsonl (predictions), merged/SPLIT.jsonl, scores.json, search/, cache/.
       printed: stdout by step: "prepare", "train 1", "stage1_val" (infer), "merge val", ..., "evaluate", "search".
     """
@@ -97,7 +97,6 @@ def run_pipeline(out: Path) -> PipelineRun:
     files = (f"--predictions={out}/stage2_val.jsonl", f"--annotations={out}/val.jsonl")
     step("evaluate", "evaluate", *files, f"--out={out}/scores.json")
     step("fit_ranker", "fit_ranker", f"--checkpoint={out}/runs", "--steps=2")
-    step("calibrate", "calibrate", f"--checkpoint={out}/runs", "--queries=4")
     video = sorted((shapes / "videos").glob("*val*.mp4"))[0]
     model = (f"--checkpoint={out}/runs", f"--cache={out}/cache")
     step("search", "search", video, "--query=A red circle.", *model, f"--out={out}/search", "--min_score=0")

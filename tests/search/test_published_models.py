@@ -87,7 +87,7 @@ def moments_of(model, sample):
     return [(moment.start, moment.end, round(moment.score, 5)) for moment in model.search(sample.video, QUERY)]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_model_by_name_is_fetched_converted_published_and_opened(server, tmp_path, monkeypatch):
     """One download and conversion; then without a network; then pushed, and fetched again from the hub."""
     cache, sample = DiskCache(tmp_path / "cache"), load_samples()[0]
