@@ -60,7 +60,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-# What `calce train` says before anything goes wrong, and an error.
+# What commands say before anything goes wrong, and an error.
+SEARCH_LINE = r"Error: |the first search compiles "
 TRAIN_LINE = r"Error: |stage \d of |[\d,]+ parameters |\d+ epochs of |compiling |step \d+/|epoch \d+/"
 
 
@@ -133,7 +134,8 @@ def test_a_full_disk(name: str, free: int, pipeline_run: PipelineRun, disk: Disk
     assert "Traceback" not in "\n".join(told)
     assert told[-1].startswith("Error: ")
     assert any(str(disk.folder) in line and ("No space left" in line or "free" in line) for line in told), told
-    assert not [line for line in told if not re.match(TRAIN_LINE if name == "train" else "Error: ", line)], told
+    expected = {"train": TRAIN_LINE, "search": SEARCH_LINE}.get(name, "Error: ")
+    assert not [line for line in told if not re.match(expected, line)], told
     assert disk.files()["mine.txt"] == b"what was there"
     if name == "search" and free:
         assert "moments.json" in printed
