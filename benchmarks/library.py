@@ -77,8 +77,6 @@ def main() -> None:
     enable_compilation_cache(work / "cache")
     searcher = load_searcher(settings.checkpoint, cache=DiskCache(work / "cache", 20 * GB))
     ranker = open_ranker(searcher, settings.checkpoint)
-    if ranker is None:
-        raise SystemExit(f"{settings.checkpoint}: there is no ranker; make one with `calce fit_ranker`")
     with Library(work / "library.sqlite", create=True) as library:
         start = time.monotonic()
         library.index([work / "videos"])

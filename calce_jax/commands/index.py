@@ -104,12 +104,12 @@ def make_looker(
     stages = find_checkpoint(model)
     check_ranker(stages)
 
-    from calce_jax.search.picture_ranker import require_ranker
+    from calce_jax.search.picture_ranker import open_ranker
     from calce_jax.search.searcher import enable_compilation_cache, load_searcher
 
     disk_cache = open_cache(cache, cache_gb)
     enable_compilation_cache(disk_cache.folder)
-    ranker = require_ranker(load_searcher(stages, cache=disk_cache), stages)
+    ranker = open_ranker(load_searcher(stages, cache=disk_cache), stages)
     if pipeline is None:
         return Looker(ranker.key, partial(ranker.embed_videos, progress=progress("look")))
 

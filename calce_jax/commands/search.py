@@ -244,7 +244,7 @@ def plan_library_search(inputs: Inputs, options: Options, reporter: "Reporter") 
 
     def run(out: Path | None) -> ModeResult:
         from calce_jax.search.library_search import add_library_words, search_library
-        from calce_jax.search.picture_ranker import require_ranker
+        from calce_jax.search.picture_ranker import open_ranker
         from calce_jax.search.searcher import enable_compilation_cache, load_searcher
 
         cache = open_cache(options.cache, options.cache_gb)
@@ -255,7 +255,7 @@ def plan_library_search(inputs: Inputs, options: Options, reporter: "Reporter") 
         if searcher.notice:
             reporter.notice(searcher.notice)
         with Library(path) as library:
-            ranker = require_ranker(searcher, stages)
+            ranker = open_ranker(searcher, stages)
             found = search_library(
                 library, searcher, ranker, inputs.queries, top=options.top, candidates=options.candidates
             )

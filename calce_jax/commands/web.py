@@ -93,7 +93,7 @@ def command(
         from calce_jax.search.web.quota import Limits
     except ImportError as error:
         raise UserError(f"{error.name} is not installed", extra_remedy("web")) from None
-    from calce_jax.search.picture_ranker import require_ranker
+    from calce_jax.search.picture_ranker import open_ranker
     from calce_jax.search.samples import load_samples
     from calce_jax.search.searcher import enable_compilation_cache, load_searcher
 
@@ -101,7 +101,7 @@ def command(
     disk_cache = open_cache(cache, cache_gb)
     enable_compilation_cache(disk_cache.folder)
     searcher = load_searcher(folder_of_stages, cache=disk_cache)
-    ranker = require_ranker(searcher, folder_of_stages) if library else None
+    ranker = open_ranker(searcher, folder_of_stages) if library else None
     limits = Limits(
         max_megabytes=max_mb,
         max_minutes=max_minutes,

@@ -15,7 +15,7 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from calce_jax.datasets.beam import DONE_TAG, FAILED_TAG, make_shards, run_pipeline, with_retries
-from calce_jax.search.picture_ranker import PictureRanker, require_ranker
+from calce_jax.search.picture_ranker import PictureRanker, open_ranker
 from calce_jax.search.searcher import load_searcher
 from calce_jax.search.segment_index import VECTOR_DTYPE, SegmentVectors
 from calce_jax.search.segments import Segment
@@ -68,7 +68,7 @@ class EmbedFn(beam.DoFn):
     def _get_ranker(self) -> PictureRanker:
         if self._ranker is None:
             searcher = load_searcher(self._checkpoint, cache=DiskCache(self._cache_folder, self._cache_bytes))
-            self._ranker = require_ranker(searcher, self._checkpoint)
+            self._ranker = open_ranker(searcher, self._checkpoint)
         return self._ranker
 
 

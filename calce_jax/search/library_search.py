@@ -23,14 +23,12 @@ class LibraryResult:
     Attributes:
       results: the videos with one of the best moments of a query; their scores are distinct.
       failures: videos that could not be read.
-      num_segments: segments that the model was asked about, for all queries together.
       num_videos: videos that have been ranked.
       num_unranked: videos of the library without vectors of this model.
     """
 
     results: list[VideoResult]
     failures: list[Failure]
-    num_segments: int
     num_videos: int
     num_unranked: int
 
@@ -73,7 +71,6 @@ def search_library(
     return LibraryResult(
         keep_best(break_ties_across_videos(found), top) if found else [],
         failures,
-        sum(len(starts) for video in chosen for starts in video.starts),
         num_videos,
         len(library.videos()) - num_videos,
     )

@@ -13,7 +13,7 @@ from calce_jax.search.library_search import CANDIDATES, search_library
 from calce_jax.search.merging import merge_results
 from calce_jax.search.moment_list import MomentList
 from calce_jax.search.paths import SearchError
-from calce_jax.search.picture_ranker import require_ranker
+from calce_jax.search.picture_ranker import open_ranker
 from calce_jax.search.published.install import resolve_model
 from calce_jax.search.searcher import MAX_MOMENTS, EncodedVideo, Searcher, load_searcher
 from calce_jax.search.video_result import VideoResult
@@ -122,7 +122,7 @@ class Model:
           SearchError: a folder is missing, there is no video, or the model has no ranker (`calce fit_ranker`).
           LibraryError, SpeechIndexError, LockError, OSError: the library cannot be written.
         """
-        ranker = require_ranker(self._searcher, self._checkpoint)
+        ranker = open_ranker(self._searcher, self._checkpoint)
         return library.index(folders), library.index_pictures(ranker.key, ranker.embed_videos)
 
     def search_library(
@@ -148,7 +148,7 @@ class Model:
           LibraryError: the library is damaged.
         """
         sentences = [queries] if isinstance(queries, str) else list(queries)
-        ranker = require_ranker(self._searcher, self._checkpoint)
+        ranker = open_ranker(self._searcher, self._checkpoint)
         found = search_library(library, self._searcher, ranker, sentences, top=top, candidates=candidates)
         moments = merge_results(found.results, sentences, top, min_score, self._searcher.threshold)
         moments.failures, moments.notice = found.failures, self._searcher.notice

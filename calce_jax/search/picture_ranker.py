@@ -82,30 +82,16 @@ class PictureRanker:
         return np.asarray(self._layers.embed_texts(self._predictor.mean_word_embeddings(queries)))
 
 
-def open_ranker(searcher: Searcher, checkpoint: str | Path | None) -> PictureRanker | None:
-    """Return the ranker of a checkpoint folder, or None if it has none.
-
-    Raises:
-      CheckpointError: the file is damaged, or of a model of another size.
-    """
-    path = ranker_path(checkpoint)
-    if not path.is_file():
-        return None
-    config = searcher.predictors[STAGE].model.model_config
-    return PictureRanker(searcher, load_params(path, _abstract(config)), file_hash(path))
-
-
-def require_ranker(searcher: Searcher, checkpoint: str | Path | None) -> PictureRanker:
+def open_ranker(searcher: Searcher, checkpoint: str | Path | None) -> PictureRanker:
     """Return the ranker of a checkpoint folder.
 
     Raises:
       SearchError: it has none.
-      CheckpointError: see `open_ranker`.
+      CheckpointError: the file is damaged, or of a model of another size.
     """
     check_ranker(checkpoint)
-    ranker = open_ranker(searcher, checkpoint)
-    assert ranker is not None
-    return ranker
+    path, config = ranker_path(checkpoint), searcher.predictors[STAGE].model.model_config
+    return PictureRanker(searcher, load_params(path, _abstract(config)), file_hash(path))
 
 
 def _abstract(config: CalceConfig) -> SegmentRanker:

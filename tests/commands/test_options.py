@@ -7,7 +7,7 @@ from calce_jax.commands.cli import invoke, load_command
 from calce_jax.commands.flags.search import Options
 from tests.helpers.commands import run_script, unchanged_process
 
-HOME = "/home/someone"
+HOME = "/folder of someone"
 COMMANDS_FOR_PEOPLE = ("search", "index", "ls", "cut", "caption", "web", "fetch", "evaluate", "config", "completion")
 
 

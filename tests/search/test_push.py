@@ -40,7 +40,7 @@ def runs(tmp_path_factory) -> Path:
     for stage in (1, 2):
         weights = replace(trained_weights(stage), file=packaged_path(TINY_BASE))
         config = tiny_config(stage)
-        data = replace(config.data, directory="/home/me/data")
+        data = replace(config.data, directory="/private/data")
         write_run(folder / f"stage{stage}", weights, replace(config, data=data))
     return folder
 
@@ -118,7 +118,7 @@ def test_push(server, runs, tmp_path, capsys):
     assert files.keys() == names | {"README.md", "base.safetensors", "t5/spiece.model", "bert/vocab.txt"}
     for name, content in files.items():
         assert str(tmp_path.parent).encode() not in content, name
-        assert b"/home/me" not in content, name
+        assert b"/private" not in content, name
         assert b"hf_secret" not in content, name
     assert not list(runs.parent.glob(".calce_push*"))
     _, header, body = files["README.md"].decode().split("---\n", 2)
