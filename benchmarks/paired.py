@@ -210,7 +210,7 @@ def report(settings: BenchmarkSettings, subject: str, rows: Sequence[ComparisonR
     content = {
         "subject": subject,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{_processor()}, {settings.threads} of {os.cpu_count()} cores",
+        "machine": f"{processor_name()}, {settings.threads} of {os.cpu_count()} cores",
         "device": jax.devices()[0].device_kind,
         "load": round(load, 2),
         "python": platform.python_version(),
@@ -256,6 +256,7 @@ def _version(package: str) -> str:
         return ""
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """Return the name of the processor."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

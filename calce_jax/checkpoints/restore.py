@@ -156,7 +156,7 @@ def check_files(checkpoint: Path, metadata: Mapping[str, Any], config: RunConfig
 
 
 def check_config(checkpoint: Path, metadata: Mapping[str, Any], config: RunConfig) -> None:
-    """Check that config.json of a workdir is the config that its checkpoint records, except for paths.
+    """Check that config.json of a workdir is the config that its checkpoint records, except for paths and added epochs.
 
     Args:
       checkpoint: folder or file of the checkpoint, for the message.
@@ -168,7 +168,12 @@ def check_config(checkpoint: Path, metadata: Mapping[str, Any], config: RunConfi
     """
     if "config" not in metadata or not verification_enabled():
         return
-    differences = diff(upgrade_config(metadata["config"]), to_dict(config))
+    recorded, current = upgrade_config(metadata["config"]), to_dict(config)
+    schedule = recorded.get("schedule", {})
+    # A run that was finished may go on with more epochs; its best checkpoint may be from before.
+    if schedule.get("epochs", 0) < config.schedule.epochs:
+        recorded = {**recorded, "schedule": {**schedule, "epochs": config.schedule.epochs}}
+    differences = diff(recorded, current)
     if mismatches := [line for line in differences if not line.startswith(PATH_FIELDS)]:
         is_file = checkpoint.name == TRAINED_FILE
         workdir, record = (

@@ -209,6 +209,10 @@ def test_a_config_that_is_not_that_of_the_checkpoint_is_refused():
     config = tiny_config(1)
     moved = replace(config, mesh="single", weights=replace(config.weights, base="elsewhere/base.safetensors"))
     check_config(Path("run/checkpoints/3"), {"config": to_dict(config)}, moved)
+    longer = replace(config, schedule=replace(config.schedule, epochs=config.schedule.epochs + 1))
+    check_config(Path("run/checkpoints/3"), {"config": to_dict(config)}, longer)
+    with pytest.raises(ConfigError, match=r"schedule\.epochs"):
+        check_config(Path("run/checkpoints/3"), {"config": to_dict(longer)}, config)
     with pytest.raises(ConfigError, match=r"^run/config.json is not the config of run/checkpoints/3; restore") as error:
         check_config(Path("run/checkpoints/3"), {"config": to_dict(config)}, replace(config, seed=config.seed + 1))
     assert f"\n  seed: {config.seed} there, {config.seed + 1} here" in str(error.value)

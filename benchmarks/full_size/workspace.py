@@ -1,0 +1,158 @@
+"""The folder of a run of `benchmarks.full_size`: its files, and the presets that its commands use."""
+
+import argparse
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any, Literal
+
+from calce_jax.checkpoints.convert.convert import model_config_of
+from calce_jax.config import ModelSize, RunConfig, to_dict, validate
+from calce_jax.models.calce import CalceConfig
+from calce_jax.presets.runs import get_preset
+
+DATASET = "qvhighlights"
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Names of the files of a run.
+
+    Attributes:
+      root: the folder of everything that is written.
+      size: of the model; the smaller ones rehearse.
+      tokenizers: folder with `t5/` and `bert/`; None takes those of the preset.
+      source_videos: the two videos, each with an .srt of its name beside it, or without captions.
+    """
+
+    root: Path
+    size: ModelSize
+    tokenizers: Path | None
+    source_videos: tuple[Path, ...]
+
+    @staticmethod
+    def of(args: argparse.Namespace) -> "Workspace":
+        """Return the workspace of the command line, see `add_arguments`."""
+        return Workspace(args.out.absolute(), args.size, args.tokenizers, tuple(args.videos))
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Add the options that describe a workspace."""
+        parser.add_argument("--out", type=Path, default=Path("runs/full_size"), help="folder of all files and results")
+        parser.add_argument(
+            "--size", choices=("full", "small", "tiny"), default="full", help="the smaller ones rehearse"
+        )
+        parser.add_argument("--tokenizers", type=Path, help="folder with t5/ and bert/, of Flan-T5 and BERT")
+        parser.add_argument("--videos", type=Path, nargs=2, required=True, help="two videos of at most 150 s")
+
+    def arguments(self) -> list[str]:
+        """Return the options that give the same workspace again."""
+        tokenizers = [] if self.tokenizers is None else [f"--tokenizers={self.tokenizers}"]
+        return [f"--out={self.root}", f"--size={self.size}", *tokenizers, "--videos", *map(str, self.source_videos)]
+
+    @property
+    def blip2(self) -> Path:
+        """BLIP-2 in the layout of the Hugging Face hub."""
+        return self.root / "published/blip2"
+
+    @property
+    def bert(self) -> Path:
+        """BERT in the layout of the Hugging Face hub."""
+        return self.root / "published/bert"
+
+    def checkpoint(self, stage: int) -> Path:
+        """A checkpoint in the layout of the original."""
+        return self.root / f"published/stage{stage}.pth"
+
+    @property
+    def base(self) -> Path:
+        """The converted base weights."""
+        return self.root / "weights/base.safetensors"
+
+    @property
+    def videos(self) -> Path:
+        """The folder of both videos."""
+        return self.root / "videos"
+
+    def annotations(self, split: str) -> Path:
+        """Two queries, one about each video."""
+        return self.root / f"{split}.jsonl"
+
+    def merged(self, split: str) -> Path:
+        """The annotations with the windows of stage 1."""
+        return self.root / f"merged_{split}.jsonl"
+
+    def predictions(self, stage: int, split: str) -> Path:
+        """What a stage predicted."""
+        return self.root / f"predictions_stage{stage}_{split}.jsonl"
+
+    @property
+    def prepared(self) -> Path:
+        """The prepared tables."""
+        return self.root / "prepared"
+
+    @property
+    def features(self) -> Path:
+        """The stored output of the vision tower for every frame."""
+        return self.root / "features"
+
+    @property
+    def back(self) -> Path:
+        """BLIP-2, converted in and out again."""
+        return self.root / "back/blip2"
+
+    @property
+    def original(self) -> Path:
+        """A workdir with the weights of the original's checkpoint of stage 1."""
+        return self.root / "original_stage1"
+
+    @property
+    def checkpoint_back(self) -> Path:
+        """The original's checkpoint, converted in and out again."""
+        return self.root / "back/stage1.pth"
+
+    def workdir(self, stage: int) -> Path:
+        """The workdir of a stage."""
+        return self.root / f"stage{stage}"
+
+    def overrides(self) -> dict[str, Any]:
+        """Return the fields of the config, by name, that differ from the preset: where files are, one row at a time."""
+        fields: dict[str, Any] = {
+            "weights.base": str(self.base),
+            "data.directory": str(self.prepared),
+            "data.batch": 1,
+            "data.eval_batch": 1,
+            "data.workers": 0,
+            "data.group": 1,
+            "mesh": "single",
+            "optimizer.accumulate": 1,
+            "loop.log_every": 1,
+            "loop.samples": 0,
+        }
+        if self.tokenizers is not None:
+            fields |= {f"text.{name}_tokenizer": str(self.tokenizers / name) for name in ("t5", "bert")}
+        return fields
+
+    def config_flags(self, stage: int) -> list[str]:
+        """Return the flags of a command that trains or encodes."""
+        return [
+            f"--config={self.preset(stage)}",
+            *(f"--config.{name}={value}" for name, value in self.overrides().items()),
+        ]
+
+    def preset(self, stage: int) -> str:
+        """Return the name of a stage's preset."""
+        return f"{DATASET},stage={stage},size={self.size}"
+
+    def run_config(self, stage: int) -> RunConfig:
+        """Return the config that `config_flags` give."""
+        values = to_dict(get_preset(self.preset(stage)))
+        for name, value in self.overrides().items():
+            *groups, field = name.split(".")
+            reduce(lambda group, key: group[key], groups, values)[field] = value
+        return validate(values)
+
+    def model_config(self, dtype: Dtype = "bfloat16") -> CalceConfig:
+        """Return the sizes of the model."""
+        return replace(model_config_of(self.run_config(1)), dtype=dtype)
