@@ -12,6 +12,7 @@ from calce_jax.models.calce import CalceConfig
 from calce_jax.presets.runs import get_preset
 
 DATASET = "qvhighlights"
+SAMPLE_VIDEOS = sorted(SAMPLES_DIR.glob("*.mp4"))[:2]
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -44,7 +45,7 @@ class Workspace:
             "--size", choices=("full", "small", "tiny"), default="full", help="the smaller ones rehearse"
         )
         parser.add_argument("--tokenizers", type=Path, help="folder with t5/ and bert/, of Flan-T5 and BERT")
-        parser.add_argument("--videos", type=Path, nargs=2, required=True, help="two videos of at most 150 s")
+        parser.add_argument("--videos", type=Path, nargs=2, default=SAMPLE_VIDEOS, help="two videos, of at most 150 s")
 
     def arguments(self) -> list[str]:
         """Return the options that give the same workspace again."""
