@@ -10,9 +10,10 @@ from calce_jax.checkpoints.convert.convert import model_config_of
 from calce_jax.config import ModelSize, RunConfig, to_dict, validate
 from calce_jax.models.calce import CalceConfig
 from calce_jax.presets.runs import get_preset
+from calce_jax.search.samples import load_samples
 
 DATASET = "qvhighlights"
-SAMPLE_VIDEOS = sorted(SAMPLES_DIR.glob("*.mp4"))[:2]
+SAMPLE_VIDEOS = [sample.video for sample in load_samples()][:2]
 Dtype = Literal["float32", "bfloat16"]
 
 
