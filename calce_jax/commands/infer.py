@@ -37,6 +37,20 @@ CAPTIONS = flags.DEFINE_bool(
     "--nocaptions leaves captions out of the prompt; as in the run's config unless given",
     flag_values=FLAGS,
 )
+BATCH = flags.DEFINE_integer(
+    "batch",
+    None,
+    "queries of a batch; that of the run's config unless given. Lower it where memory is short",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+GROUP = flags.DEFINE_integer(
+    "group",
+    None,
+    "batches that are sorted by prompt length, whose frames stay on the device; that of the run's config unless given",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
 HOST_FLAGS = HostFlags(FLAGS)
 VERIFY_FLAG = VerifyFlag(FLAGS)
 flags.mark_flags_as_required(["workdir", "split", "out"], flag_values=FLAGS)
@@ -71,6 +85,8 @@ def main(argv: list[str]) -> None:
             mesh=MESH.value,
             use_captions=CAPTIONS.value,
             features=FEATURES.value,
+            batch=BATCH.value,
+            group=GROUP.value,
         )
         predictions = predict_split(trained, str(SPLIT.value), str(OUT.value))
         if not is_primary():

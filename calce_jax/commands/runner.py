@@ -27,6 +27,15 @@ DEFAULT_VERBOSITY = -1
 VERBOSITY_HELP = "logging level: -1 warnings, 0 information, 1 debugging, with the traceback of an error"
 USAGE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
 
+# By the name of the command: what decides its memory.
+MEMORY_REMEDIES = {
+    "train": "lower config.data.batch, config.data.eval_batch and config.data.group, or set config.model.remat=full",
+    "infer": "lower --batch and --group",
+    "cache_features": "lower config.data.eval_batch",
+    "search": "lower --batch",
+    "web": "lower --batch",
+}
+
 Parse = Callable[[flags.FlagValues, list[str]], list[str]]
 
 
@@ -84,10 +93,31 @@ def exit_codes(program: str) -> Iterator[None]:
     except (UserError, OSError, ValueError) as error:
         logging.debug("traceback of the error", exc_info=True)
         fail(f"Error: {error}", FAILED)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        logging.debug("traceback of the error", exc_info=True)
+        fail(
+            f"Error: the device has too little memory ({str(error).splitlines()[0]:.200}); {memory_remedy(program)}",
+            FAILED,
+        )
     except (KeyboardInterrupt, _TerminatedError) as signalled:
         number = signal.SIGINT if isinstance(signalled, KeyboardInterrupt) else signal.SIGTERM
         print(SIGNAL_LINES[number], file=sys.stderr)
         raise AbruptExit(128 + number) from None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether the device, or the host, could not give a program its memory."""
+    # By its name: commands that never import jax end here too.
+    return isinstance(error, MemoryError) or (
+        type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error)
+    )
+
+
+def memory_remedy(program: str) -> str:
+    """Return what to lower for a command that ran out of memory."""
+    return MEMORY_REMEDIES.get(re.split(r"[ /]", program.removesuffix(".py"))[-1], "close other programs")
 
 
 @contextmanager

@@ -251,7 +251,7 @@ def plan_library_search(inputs: Inputs, options: Options, reporter: "Reporter") 
         if not enable_compilation_cache(cache.folder):
             reporter.notice(FIRST_SEARCH)
         stages = find_checkpoint(options.model)
-        searcher = load_searcher(stages, cache=cache)
+        searcher = load_searcher(stages, cache=cache, batch=options.batch)
         if searcher.notice:
             reporter.notice(searcher.notice)
         with Library(path) as library:
@@ -331,7 +331,9 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Searc
 
         if not enable_compilation_cache(cache.folder):
             reporter.notice(FIRST_SEARCH)
-        return load_searcher(find_checkpoint(options.model), cache=cache, max_seconds=options.piece_seconds)
+        return load_searcher(
+            find_checkpoint(options.model), cache=cache, max_seconds=options.piece_seconds, batch=options.batch
+        )
 
     def run(out: Path | None) -> "ModeResult":
         whisper = options.whisper if options.srt == "auto" and out is not None else None

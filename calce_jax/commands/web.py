@@ -13,7 +13,7 @@ import click
 from calce_jax.commands.command import Command, switch
 from calce_jax.commands.flags.cache import cache_options, open_cache
 from calce_jax.commands.flags.library import library_option, library_path
-from calce_jax.commands.flags.model import ModelOptions, find_checkpoint, model_options
+from calce_jax.commands.flags.model import ModelOptions, batch_option, find_checkpoint, model_options
 from calce_jax.commands.flags.verify import apply_verify, verify_option
 from calce_jax.errors import UserError
 from calce_jax.search.paths import SearchError, check_host
@@ -32,6 +32,7 @@ NON_NEGATIVE = click.FloatRange(min=0)
 
 @click.command("web", cls=Command, help=__doc__)
 @model_options
+@batch_option
 @switch("library", help="every visitor may also search the videos of `calce index --picture`, and see them")
 @library_option
 @click.option(
@@ -64,6 +65,7 @@ def command(
     yes: bool,
     models_dir: str | None,
     keep_downloads: bool,
+    batch: int | None,
     library: bool,
     library_file: str | None,
     host: str,
@@ -100,7 +102,7 @@ def command(
     check_port(host, port)
     disk_cache = open_cache(cache, cache_gb)
     enable_compilation_cache(disk_cache.folder)
-    searcher = load_searcher(folder_of_stages, cache=disk_cache)
+    searcher = load_searcher(folder_of_stages, cache=disk_cache, batch=batch)
     ranker = open_ranker(searcher, folder_of_stages) if library else None
     limits = Limits(
         max_megabytes=max_mb,

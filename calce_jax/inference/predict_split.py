@@ -175,7 +175,7 @@ def prediction_inputs(model: TrainedModel, dataset_split: DatasetSplit) -> dict[
     fields = {
         f"config.{name}": value
         for name, value in flatten(to_dict(config))
-        if name not in PATH_FIELDS and not is_ignored_on_resume(name)
+        if name not in (*PATH_FIELDS, "data.group") and not is_ignored_on_resume(name)
     }
     queries = [
         (query.qid, query.video, query.query, query.items, query.duration, _to_list(query.stage1_windows))

@@ -82,14 +82,17 @@ def load_trained_model(
     mesh: str | None = None,
     use_captions: bool | None = None,
     features: str | None = None,
+    batch: int | None = None,
+    group: int | None = None,
 ) -> TrainedModel:
     """Load the model of a workdir.
 
     Args:
       workdir: what `calce train --workdir` wrote.
       checkpoint: "best" by R1_avg, or "latest".
-      data_dir, mesh, use_captions, features: replace `config.data.directory`, `config.mesh`,
-        `config.data.use_captions` and `config.data.features`, unless None.
+      data_dir, mesh, use_captions, features, batch, group: replace `config.data.directory`, `config.mesh`,
+        `config.data.use_captions`, `config.data.features`, `config.data.eval_batch` and `config.data.group`, unless
+        None. No prediction depends on the last two, memory and time do.
 
     Raises:
       ConfigError: the workdir has no config, a damaged one, or another than its checkpoint records.
@@ -102,13 +105,20 @@ def load_trained_model(
         directory=config.data.directory if data_dir is None else data_dir,
         use_captions=config.data.use_captions if use_captions is None else use_captions,
         features=config.data.features if features is None else features,
+        group=config.data.group if group is None else group,
     )
-    model = _load(replace(config, data=data, mesh=config.mesh if mesh is None else mesh), with_trainables=False)
+    changed = replace(config, data=data, mesh=config.mesh if mesh is None else mesh)
+    model = _load(with_eval_batch(changed, batch), with_trainables=False)
     with jax.set_mesh(model.mesh):
         trainable, folder, metadata = restore_trainables(Path(workdir), model.trainable, checkpoint)
     check_config(folder, metadata, config)
     check_files(folder, metadata, config)
     return replace(model, trainable=trainable, checkpoint=folder)
+
+
+def with_eval_batch(config: RunConfig, batch: int | None) -> RunConfig:
+    """Return a config with another number of queries of a batch of predictions, unless it is None."""
+    return config if batch is None else replace(config, data=replace(config.data, eval_batch=batch))
 
 
 def load_base_model(config: RunConfig) -> TrainedModel:

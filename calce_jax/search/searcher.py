@@ -20,7 +20,12 @@ from calce_jax.config import DatasetName, packaged_path
 from calce_jax.errors import UserError
 from calce_jax.inference.answers import Answer
 from calce_jax.inference.predictor import Predictor
-from calce_jax.inference.trained_run import TrainedModel, load_base_model, load_trained_model
+from calce_jax.inference.trained_run import (
+    TrainedModel,
+    load_base_model,
+    load_trained_model,
+    with_eval_batch,
+)
 from calce_jax.input_pipeline.dataset import Example
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.models.vision_features import QFormerFeatures
@@ -304,12 +309,16 @@ class Searcher:
 
 
 def load_searcher(
-    checkpoint: str | Path | None = None, *, cache: DiskCache | None = None, max_seconds: float | None = None
+    checkpoint: str | Path | None = None,
+    *,
+    cache: DiskCache | None = None,
+    max_seconds: float | None = None,
+    batch: int | None = None,
 ) -> Searcher:
     """Load the models of both stages for searching videos.
 
     Args:
-      checkpoint: see `open_stages`.
+      checkpoint, batch: see `open_stages`.
       cache: of key frames and features; by default of 10 GB at `default_cache_dir()`.
       max_seconds: see `Searcher`.
 
@@ -320,24 +329,26 @@ def load_searcher(
     notice = TINY_MODEL_NOTICE if checkpoint is None else ""
     calibration = read_calibration(calibration_path(checkpoint))
     threshold = calibration.threshold if calibration else 0.0
-    return Searcher(open_stages(checkpoint), cache or DiskCache(default_cache_dir()), max_seconds, notice, threshold)
+    stages, cache = open_stages(checkpoint, batch), cache or DiskCache(default_cache_dir())
+    return Searcher(stages, cache, max_seconds, notice, threshold)
 
 
-def open_stages(checkpoint: str | Path | None = None) -> list[TrainedModel]:
+def open_stages(checkpoint: str | Path | None = None, batch: int | None = None) -> list[TrainedModel]:
     """Load the models of both stages on one device; they share one copy of equal frozen weights.
 
     Args:
       checkpoint: a folder with the workdirs `stage1` and `stage2`; by default the tiny model of the package, which was
         trained on the shapes dataset alone.
+      batch: queries of a batch; by default `config.data.eval_batch` of each stage.
 
     Raises:
       SearchError: the folder has no such workdirs.
       ConfigError, CheckpointError, TokenizerError: a run cannot be loaded.
     """
     if checkpoint is None:
-        stages = [load_base_model(tiny_config(stage)) for stage in (1, 2)]
+        stages = [load_base_model(with_eval_batch(tiny_config(stage), batch)) for stage in (1, 2)]
     else:
-        stages = [load_trained_model(folder, mesh="single") for folder in find_stages(checkpoint)]
+        stages = [load_trained_model(folder, mesh="single", batch=batch) for folder in find_stages(checkpoint)]
     first, second = stages
     if (first.config.model, first.config.weights.base) == (second.config.model, second.config.weights.base):
         second = replace(second, frozen=first.frozen)

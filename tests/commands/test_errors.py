@@ -1,6 +1,7 @@
 """Errors of the user: "calce NAME: ..." and exit code 2 for the command line, "Error: ..." and 1 for the rest."""
 
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -9,11 +10,15 @@ import sys
 import textwrap
 import time
 
+import jax
 import pytest
 from absl import flags
 
 from calce_jax.commands.cli import main
-from calce_jax.commands.runner import run_main
+from calce_jax.commands.runner import exit_codes, run_main
+from calce_jax.config import to_dict
+from calce_jax.errors import UserError
+from calce_jax.presets.runs import get_preset
 from calce_jax.storage.extras import install_command
 from tests.helpers.commands import run_script
 
@@ -317,3 +322,37 @@ def test_an_old_name_is_accepted_and_the_new_one_is_told(run, capsys, command, a
     code, _ = run(command, [*arguments, *(["--config.data.directory=/nowhere"] if command == "train" else [])], "")
     assert code != 2
     assert capsys.readouterr().err.splitlines()[0] == line
+
+
+@pytest.mark.parametrize(
+    ("program", "error", "remedy"),
+    [
+        ("calce train", jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes\nat"), "lower config.data.batch, "),
+        ("launch/infer.py", jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes"), "lower --batch and --group"),
+        ("calce search", MemoryError("9 bytes"), "lower --batch"),
+        ("calce merge", MemoryError("9 bytes"), "close other programs"),
+    ],
+)
+def test_a_program_that_exhausts_memory_says_what_to_lower(program, error, remedy):
+    message = rf"^Error: the device has too little memory \(.*9 bytes\); {remedy}"
+    with pytest.raises(SystemExit, match=message), exit_codes(program):
+        raise error
+
+
+def test_other_errors_of_jax_keep_their_traceback():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), exit_codes("calce train"):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+
+def test_the_memory_of_infer_can_be_limited(monkeypatch, tmp_path):
+    given = {}
+
+    def load(workdir, **options):
+        given.update(options)
+        raise UserError("loaded", "stop here")
+
+    monkeypatch.setattr("calce_jax.inference.trained_run.load_trained_model", load)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(get_preset("shapes,stage=1"))))
+    with pytest.raises(SystemExit, match="loaded"):
+        main(["infer", f"--workdir={tmp_path}", "--split=val", f"--out={tmp_path}/x.jsonl", "--batch=1", "--group=2"])
+    assert (given["batch"], given["group"]) == (1, 2)

@@ -64,7 +64,8 @@ def test_a_model_folder_has_the_weights_of_its_runs_and_can_be_moved(runs, tmp_p
     for stage in ("stage1", "stage2"):
         for mine, theirs in zip(trainables(moved / stage), trainables(runs / stage), strict=True):
             np.testing.assert_array_equal(mine, theirs)
-    first, second = open_stages(moved)
+    first, second = open_stages(moved, batch=3)
+    assert [stage.config.data.eval_batch for stage in (first, second)] == [3, 3]
     assert first.frozen is second.frozen  # one copy for both
     assert first.checkpoint == moved / "stage1/trained.safetensors"
     # It is a run like any other: a source of a conversion, and a start for training.

@@ -102,9 +102,10 @@ def test_an_interrupted_inference_goes_on_with_the_first_incomplete_batch(road, 
 @pytest.mark.release
 def test_some_queries_are_answered_as_with_the_whole_split(road):
     out, _ = road
-    answers = predict_examples(load_trained_model(out / "stage2"), "test", [4, 0])
     predictions = read_predictions(out / "predictions/stage2_test.jsonl")
-    assert [answer.moments.windows for answer in answers] == [predictions[row].windows for row in (4, 0)]
+    for memory in ({}, {"batch": 1, "group": 1}, {"batch": 2, "group": 2}):
+        answers = predict_examples(load_trained_model(out / "stage2", **memory), "test", [4, 0])
+        assert [answer.moments.windows for answer in answers] == [predictions[row].windows for row in (4, 0)]
 
 
 @pytest.mark.release

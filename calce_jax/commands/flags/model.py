@@ -41,6 +41,16 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return checkpoint(yes(models_dir_option(keep(command))))
 
 
+def batch_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --batch to a command."""
+    return click.option(
+        "--batch",
+        type=click.IntRange(min=1),
+        help="sentences, or pieces of a long video, that the model answers at once; that of its training's evaluation "
+        "unless given. Lower it where memory is short",
+    )(command)
+
+
 def find_checkpoint(options: ModelOptions) -> Path | None:
     """Return the folder of both stages; a published model that is not here is downloaded after a question.
 

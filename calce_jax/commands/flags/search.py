@@ -10,7 +10,7 @@ import click
 from calce_jax.commands.command import FILE, FOLDER, CommaSeparated, switch
 from calce_jax.commands.flags.cache import cache_options
 from calce_jax.commands.flags.library import library_option
-from calce_jax.commands.flags.model import ModelOptions, model_options
+from calce_jax.commands.flags.model import ModelOptions, batch_option, model_options
 from calce_jax.commands.flags.verify import verify_option
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Options:
     yes: bool
     models_dir: str | None
     keep_downloads: bool
+    batch: int | None
     library: bool
     library_file: str | None
     candidates: int
@@ -71,6 +72,7 @@ OPTIONS = (
         help="output folder: index.html, moments.json, videos; found/<first sentence> unless given",
     ),
     model_options,
+    batch_option,
     switch("library", help="search the videos of `calce index` instead of files"),
     library_option,
     click.option(
