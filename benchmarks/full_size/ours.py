@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.full_size.material import first_batch, load_arrays, save_arrays
+from benchmarks.full_size.material import first_batch, first_frames, load_arrays, save_arrays
 from benchmarks.full_size.workspace import Dtype, Workspace
 from benchmarks.models import MINIMAL_QFORMER, MINIMAL_T5, MINIMAL_VIT
 from benchmarks.stage1 import prompt_layout
@@ -41,7 +41,7 @@ def compute_vision(workspace: Workspace, dtype: Dtype) -> None:
         tokens = model.encode_frames(frames)
         return tokens, model.frame_queries(tokens)
 
-    tokens, queries = encode(params, batch.frames)
+    tokens, queries = encode(params, first_frames(workspace, dtype)[None])
     arrays = {"tokens": _host(tokens[0]), "queries": _host(queries[0])}
     if dtype == "float32":
         arrays |= _prompt(workspace, model, batch, tokens)

@@ -32,7 +32,7 @@ def compute_vision(workspace: Workspace, dtype: Dtype) -> None:
     tower = _build(
         workspace.blip2, lambda: transformers.Blip2VisionModel(config.vision_config), "vision_model.", torch_dtype
     )
-    pixels = torch.from_numpy(first_frames(workspace)).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.from_numpy(first_frames(workspace, dtype)).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     hidden = tower.embeddings(((pixels - mean) / std).to(torch_dtype))
     tokens = tower.encoder(hidden).last_hidden_state

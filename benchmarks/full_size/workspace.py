@@ -118,8 +118,11 @@ class Workspace:
         """The workdir of a stage."""
         return self.root / f"stage{stage}"
 
-    def overrides(self) -> dict[str, Any]:
-        """Return the fields of the config, by name, that differ from the preset: where files are, one row at a time."""
+    def overrides(self, stage: int) -> dict[str, Any]:
+        """Return the fields of the config, by name, that differ from the preset: where files are, one row at a time.
+
+        A rehearsal compiles one prompt length.
+        """
         fields: dict[str, Any] = {
             "weights.base": str(self.base),
             "data.directory": str(self.prepared),
@@ -132,6 +135,8 @@ class Workspace:
             "loop.log_every": 1,
             "loop.samples": 0,
         }
+        if self.size != "full":
+            fields["text.buckets"] = get_preset(self.preset(stage)).text.buckets[-1:]
         if self.tokenizers is not None:
             fields |= {f"text.{name}_tokenizer": str(self.tokenizers / name) for name in ("t5", "bert")}
         return fields
@@ -140,7 +145,7 @@ class Workspace:
         """Return the flags of a command that trains or encodes."""
         return [
             f"--config={self.preset(stage)}",
-            *(f"--config.{name}={value}" for name, value in self.overrides().items()),
+            *(f"--config.{name}={value}" for name, value in self.overrides(stage).items()),
         ]
 
     def preset(self, stage: int) -> str:
@@ -150,7 +155,7 @@ class Workspace:
     def run_config(self, stage: int) -> RunConfig:
         """Return the config that `config_flags` give."""
         values = to_dict(get_preset(self.preset(stage)))
-        for name, value in self.overrides().items():
+        for name, value in self.overrides(stage).items():
             *groups, field = name.split(".")
             reduce(lambda group, key: group[key], groups, values)[field] = value
         return validate(values)

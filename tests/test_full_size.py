@@ -1,0 +1,107 @@
+"""`make full-size`: steps are recorded and not repeated, checks find differences, and it runs at the tiny size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.full_size.agreement import compare_sides
+from benchmarks.full_size.material import save_arrays
+from benchmarks.full_size.steps import Check, read_result, run_process
+from benchmarks.full_size.table import result_table
+from benchmarks.full_size.workspace import SAMPLE_VIDEOS, Workspace
+
+STEP = """
+from benchmarks.full_size.steps import Check, report_checks
+report_checks([Check("answers", 3, 4), Check("tokens", 5)])
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(tmp_path, "tiny", None, tuple(SAMPLE_VIDEOS))
+
+
+def test_a_step_leaves_its_time_memory_and_checks(tmp_path):
+    result = run_process(tmp_path, "step", ["-c", STEP])
+    assert result.checks == [Check("answers", 3, 4), Check("tokens", 5)]
+    assert result.ok
+    assert 0.005 < result.peak_gb < 5
+    assert read_result(tmp_path, "step") == result
+    assert read_result(tmp_path, "another") is None
+
+
+def test_a_step_that_fails_says_how_it_ended(tmp_path):
+    result = run_process(tmp_path, "step", ["-c", "print('before'); raise SystemExit('no room')"])
+    assert not result.ok
+    assert result.error == "exit status 1\nbefore\nno room"
+    assert read_result(tmp_path, "step") == result
+
+
+def sides(workspace, changes):
+    """Write arrays that agree, except for `changes`: {(file, array): added}."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "vision": {"tokens": (4, 5, 6), "queries": (4, 3, 6), "embeddings": (9, 8)},
+        "gradients": {"states": (9, 8), "loss": (), "gradient:q.lora_A.default.weight": (2, 8)},
+        "beams": {"tokens": (5, 7), "log_probability": (5,)},
+    }
+    for part, arrays in shapes.items():
+        exact = {name: rng.normal(size=shape) for name, shape in arrays.items()}
+        for dtype, error in (("float32", 0.0), ("bfloat16", 0.01)):
+            for side in ("ours", "theirs"):
+                file = f"{side}_{part}_{dtype}"
+                found = {name: array + error + changes.get((file, name), 0.0) for name, array in exact.items()}
+                save_arrays(workspace, file, found)
+
+
+def test_sides_that_agree_pass(workspace):
+    sides(workspace, {})
+    checks = compare_sides(workspace)
+    assert all(check.ok for check in checks)
+    assert sum(check.limit is not None for check in checks) == 13
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "added"),
+    [
+        ("ours_vision_float32", "tokens", 1e-3),
+        ("ours_vision_float32", "queries", 1e-3),
+        ("theirs_vision_float32", "embeddings", 1e-3),
+        ("ours_gradients_float32", "states", 1e-3),
+        ("ours_gradients_float32", "loss", 1e-3),
+        ("ours_gradients_float32", "gradient:q.lora_A.default.weight", 1e-3),
+        ("ours_beams_float32", "tokens", 1),
+        ("ours_beams_float32", "log_probability", 0.01),
+        ("ours_vision_bfloat16", "tokens", 0.01),
+        ("ours_gradients_bfloat16", "states", 0.01),
+        ("ours_gradients_bfloat16", "gradient:q.lora_A.default.weight", 0.01),
+    ],
+)
+def test_a_side_that_differs_fails(workspace, file, array, added):
+    sides(workspace, {(file, array): added})
+    assert any(not check.ok for check in compare_sides(workspace))
+
+
+def test_the_table_shows_what_is_not_ok(workspace, tmp_path):
+    good, bad = (
+        run_process(tmp_path, name, ["-c", STEP.replace("4)", limit)])
+        for name, limit in zip("ab", ("4)", "2)"), strict=True)
+    )
+    table = result_table(workspace, [good, bad])
+    assert "| answers | 3 | 4 | ok |" in table
+    assert "| answers | 3 | 2 | NOT OK |" in table
+    assert "| tokens | 5 |  |  |" in table
+
+
+@pytest.mark.release
+def test_all_of_it_runs_at_the_tiny_size(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.full_size", "--size=tiny", f"--out={tmp_path}"]
+    root = Path(__file__).parents[1]
+    run = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-3000:]
+    again = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, check=False)
+    assert "..." not in again.stdout  # every step has passed already
