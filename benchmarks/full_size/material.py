@@ -9,8 +9,7 @@ from calce_jax.batch import Batch
 from calce_jax.input_pipeline.batches import input_config, make_iterator
 from calce_jax.text.tokenizers import open_tokenizers
 
-
-# Of the frames in bfloat16, whose distance from float32 is an average; torch is slow where a CPU lacks the instructions.
+# In bfloat16, whose distance from float32 is an average; torch is slow on a CPU without the instructions.
 BFLOAT16_FRAMES = 8
 
 
