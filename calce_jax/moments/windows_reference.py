@@ -53,8 +53,8 @@ def repair_windows(text: str, duration: Seconds | None) -> list[list[Seconds]]:
             windows.append([start, end])
     if pending is not None and duration:
         windows.append([pending, duration])
-    # Sorted before the ends are clipped, and again after: windows past the video then start at its end, all of them, and
-    # stay in the order of the starts in the text.
+    # Sorted before the ends are clipped, and again after: windows past the video then all start at its end, and stay
+    # in the order of the starts in the text.
     windows.sort(key=_start)
     if duration is None:
         return windows
