@@ -42,15 +42,11 @@ def decoded_by_faster_whisper(path):
     return np.concatenate(pieces).astype(np.float32) / np.float32(2**15)
 
 
-@pytest.mark.parametrize(("rate", "layout"), [(8000, "mono"), (16000, "stereo"), (44100, "mono")])
+@pytest.mark.parametrize(("rate", "layout"), [(8000, "mono"), (16000, "stereo"), (44100, "stereo")])
 def test_samples_have_16_bits_like_those_of_other_programs(tmp_path, rate, layout):
     """At 8 kHz the upper mel bands are empty, but for the rounding."""
-    quiet = (
-        np.random.default_rng(0)
-        .normal(scale=0.1 if rate == 44100 else 2e-3, size=(len(layout) // 3, rate))
-        .astype(np.float32)
-    )
-    path = write_audio(tmp_path / "a.wav", quiet, rate=rate, layout=layout)
+    channels = np.random.default_rng(0).normal(scale=2e-3, size=(len(layout) // 3, rate)).astype(np.float32)
+    path = write_audio(tmp_path / "a.wav", channels, rate=rate, layout=layout)
     expected = decoded_by_faster_whisper(path)
     np.testing.assert_array_equal(samples(path), expected)
     bands = [log_mel_spectrogram([sound], 80) for sound in (samples(path), expected)]
