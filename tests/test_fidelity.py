@@ -9,7 +9,7 @@ import pytest
 from tests.fidelity import __main__ as fidelity
 from tests.fidelity import vision
 from tests.fidelity.folder import RecordingFolder
-from tests.fidelity.report import END, START, Group, ReportRow, as_text, write_page
+from tests.fidelity.report import END, START, Group, ReportRow, as_markdown, as_text, write_page
 from tests.helpers.recordings import BEAM_SEARCHES, VIT_CONFIG, make_recordings, write_json
 
 ONLY = "01|02|03|08|09|10_metrics_synthetic|12"
@@ -50,7 +50,8 @@ def test_other_recordings_are_equal_in_every_group(recordings, tmp_path, capsys)
     assert status == 0, capsys.readouterr().out
     assert set(rows["01_vit/blocks"]) == set(ReportRow.__dataclass_fields__)
     assert all(row["ok"] and row["cases"] == row["equal"] > 0 for row in rows.values())
-    assert all(row["worst_rel"] <= row["tolerance"] for row in rows.values())
+    for row in rows.values():
+        assert row["worst_abs" if row["is_absolute"] else "worst_rel"] <= row["tolerance"], row
     cases = {name: row["cases"] for name, row in rows.items()}
     assert cases["01_vit/blocks"] == 1 + VIT_CONFIG.depth
     assert cases["01_vit/final"] == 3
@@ -107,7 +108,10 @@ def test_missing_and_damaged_recordings_fail(copy):
     assert "01_vit.npz holds no 'block0_out'" in rows["01_vit/blocks"].note
     assert rows["01_vit/final"].ok, "the other groups are still compared"
     assert (rows["02_qformer"].cases, rows["02_qformer"].ok) == (0, False)
-    assert "09_postprocess.json: no such file" in rows["09_postprocess"].note
+    assert (rows["09_postprocess"].ok, rows["09_postprocess"].is_absent) == (True, True)
+    assert rows["09_postprocess"].note == "absent: the folder has no " + " or ".join(
+        f"09_postprocess{end}" for end in (".npz", ".json", "_meta.json")
+    )
     assert rows["08_subtitles/files"].ok
     assert not rows["08_subtitles/choice"].ok
     assert "08_subtitles.npz: no such file" in rows["08_subtitles"].note
@@ -133,10 +137,12 @@ def test_unknown_recordings_are_reported(copy, monkeypatch):
     assert "no comparison" in rows["77_new.npz"].note
 
 
-def test_an_empty_folder_fails_in_every_group(tmp_path):
+def test_every_group_of_an_empty_folder_is_absent(tmp_path, capsys):
     rows = rows_of(tmp_path, "")
-    assert fidelity.COMPARISONS.keys() <= rows.keys()
-    assert not any(row.ok for row in rows.values())
+    assert fidelity.COMPARISONS.keys() == rows.keys()
+    assert all(row.is_absent for row in rows.values())
+    assert fidelity.main([f"--golden={tmp_path}"]) == 1, "nothing was compared"
+    assert f"0 rows, all ok; {len(rows)} absent" in capsys.readouterr().out
     with pytest.raises(NotADirectoryError, match="no such folder of recordings"):
         RecordingFolder(tmp_path / "none")
 
@@ -164,10 +170,22 @@ def test_deviations_are_relative_to_the_largest_number():
     assert "shape: has the shape (1,)" in row.note.replace("shape:  has", "shape: has")
 
 
+def test_scores_deviate_absolutely():
+    """A score near 0, of an answer that is almost certain, deviates by as much as others."""
+    group = Group("x", 1e-4, is_absolute=True)
+    for score in (-1e-4 - 3e-5, -2e-4 - 3e-5):
+        with group.case(str(score)) as case:
+            case.close(score, -1e-4)
+    row = group.row()
+    assert (row.cases, row.equal, row.worst_rel) == (2, 1, pytest.approx(1.3))
+    assert "deviates by 1.3e-04" in row.note
+    assert "| 0.0001 abs |" in as_markdown([row])
+
+
 def test_page_keeps_the_text_around_the_table(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    rows = [ReportRow("a/b", 2, 2, 0.0, 1e-6, 1e-5, True, "a | b")]
+    rows = [ReportRow("a/b", 2, 2, 0.0, 1e-6, 1e-5, is_absolute=False, ok=True, is_absent=False, note="a | b")]
     write_page(page, rows)
     text = page.read_text()
     assert text.startswith(f"before\n{START}\n| group |")

@@ -9,24 +9,26 @@ import re
 Seconds = int | float
 
 _ANSWER_PATTERN = re.compile(r"\[\[.*\],*\]")
+_END_OF_ANSWER = "</s>"
 _INVALID_SECOND = -1
 
 
 def looks_like_windows(text: str) -> bool:
-    """Whether the first line of the text begins with "[[" and has a later "]"."""
-    return _ANSWER_PATTERN.match(text) is not None
+    """Whether the first line of the text, up to "</s>", begins with "[[" and has a later "]"."""
+    return _ANSWER_PATTERN.match(_until_end(text)) is not None
 
 
 def repair_windows(text: str, duration: Seconds | None) -> list[list[Seconds]]:
     """Return the windows of an answer in order of their starts, repaired as the original does.
 
-    The text is split at every "[" that follows a space; each part gives its first two integers. A part with a single
-    integer is completed by the next such part, or by a window that starts later (the end is one second before that
-    start), or by the end of the video. Starts are never clipped to the video.
+    The text ends at its first "</s>". It is split at every "[" that follows a space; each part gives its first two
+    integers. A part with a single integer is completed by the next such part, or by a window that starts later (the end
+    is one second before that start), or by the end of the video. Starts are never clipped to the video.
 
     Args:
       text: the answer.
-      duration: seconds; `None` leaves ends unclipped and drops a single integer that is still incomplete at the end.
+      duration: seconds; `None` leaves ends unclipped. `None` and 0 drop a single integer that is still incomplete at
+        the end.
 
     Raises:
       ValueError: an end is the duration's digits repeated, such as 150150: removing them leaves no digits.
@@ -35,7 +37,7 @@ def repair_windows(text: str, duration: Seconds | None) -> list[list[Seconds]]:
         return [[_INVALID_SECOND, _INVALID_SECOND]] if duration is None else [[0, duration]]
     windows: list[list[Seconds]] = []
     pending: int | None = None
-    for part in re.split(r"\s+\[", text):
+    for part in re.split(r"\s+\[", _until_end(text)):
         numbers = [int(digits) for digits in re.findall(r"\d+", part)]
         if len(numbers) == 1:
             if pending is None:
@@ -49,11 +51,22 @@ def repair_windows(text: str, duration: Seconds | None) -> list[list[Seconds]]:
                 windows.append([pending, start - 1])
                 pending = None
             windows.append([start, end])
-    if duration is None:
-        return sorted(windows, key=lambda window: window[0])
-    if pending is not None:
+    if pending is not None and duration:
         windows.append([pending, duration])
-    return sorted((sorted([start, _clip_end(end, duration)]) for start, end in windows), key=lambda window: window[0])
+    # Sorted before the ends are clipped, and again after: windows past the video then all start at its end, and stay
+    # in the order of the starts in the text.
+    windows.sort(key=_start)
+    if duration is None:
+        return windows
+    return sorted((sorted([start, _clip_end(end, duration)]) for start, end in windows), key=_start)
+
+
+def _until_end(text: str) -> str:
+    return text.partition(_END_OF_ANSWER)[0]
+
+
+def _start(window: list[Seconds]) -> Seconds:
+    return window[0]
 
 
 def _clip_end(end: Seconds, duration: Seconds) -> Seconds:

@@ -1,6 +1,8 @@
 """Decoding the audio of a file for Whisper: 16 kHz, mono, in chunks, aligned with the video.
 
-FFmpeg resamples any rate and mixes down any number of channels. An audio stream that starts late, or has gaps, is
+FFmpeg resamples any rate and mixes down any number of channels. Samples are rounded to 16 bits, as openai-whisper and
+faster-whisper do: speech at 8 kHz has next to nothing above 4 kHz, so there the rounding is most of what the upper mel
+bands hold, and without it one token of hundreds differs from theirs. An audio stream that starts late, or has gaps, is
 padded with zeros, so that sample i is at i / 16,000 seconds on a player's clock (`calce_jax.video.clock`).
 """
 
@@ -27,6 +29,7 @@ from calce_jax.video.container import (
 )
 
 SAMPLE_RATE = 16_000
+FULL_SCALE = np.float32(2**15)  # of 16 bits
 # Video containers, and containers of audio alone.
 # A jump in timestamps of more than this is a gap to pad; less is the rounding of the container.
 MIN_GAP_S = 0.1
@@ -45,6 +48,8 @@ class NoAudioError(AudioError):
 
 def read_audio(path: str | os.PathLike[str]) -> Iterator[Float[np.ndarray, "_"]]:
     """Yield the samples of a file's best audio stream as float32 mono at 16 kHz, in chunks of any length.
+
+    They are multiples of 2**-15, from -1 to 1 - 2**-15.
 
     Args:
       path: a file in one of `AUDIO_FORMATS`, of any codec that FFmpeg reads, with any sample rate and channels.
@@ -94,6 +99,7 @@ class _MonoResampler:
         self._layout = "mono"
         self._resampler = av.AudioResampler("fltp", self._layout, SAMPLE_RATE)
         self._input_format: tuple[str, str, int] | None = None
+        self._has_16_bits = False  # and needs no resampling
 
     def resample(self, frame: av.AudioFrame) -> Iterator[Float[np.ndarray, "_"]]:
         """Yield the samples of a frame; the resampler may hold some back until the next."""
@@ -102,6 +108,7 @@ class _MonoResampler:
             # Some broadcasts change from stereo to 5.1 and back; a resampler takes one input format.
             yield from self.flush()
             self._input_format = input_format
+            self._has_16_bits = frame.format.name in ("s16", "s16p") and frame.sample_rate == SAMPLE_RATE
             self._layout = "stereo" if frame.layout.nb_channels == 2 else "mono"
             self._resampler = av.AudioResampler("fltp", self._layout, SAMPLE_RATE)
         frame.pts = None  # gaps are padded by `pad_until`
@@ -129,7 +136,8 @@ class _MonoResampler:
             if resampled is not None and resampled.samples:
                 self.num_samples += resampled.samples
                 # Float formats may hold NaN and infinities.
-                yield _mix(np.nan_to_num(resampled.to_ndarray(), nan=0.0, posinf=0.0, neginf=0.0))
+                mixed = _mix(np.nan_to_num(resampled.to_ndarray(), nan=0.0, posinf=0.0, neginf=0.0))
+                yield _round_to_16_bits(mixed, halves_up=self._has_16_bits)
 
 
 def _mix(channels: Float[np.ndarray, "channels _"]) -> Float[np.ndarray, "_"]:
@@ -142,6 +150,13 @@ def _mix(channels: Float[np.ndarray, "channels _"]) -> Float[np.ndarray, "_"]:
     if float(np.square(mixed, dtype=np.float64).sum()) < MIN_MIXED_ENERGY * energy:
         return (first - second) * np.float32(0.5)
     return mixed
+
+
+def _round_to_16_bits(samples: Float[np.ndarray, "_"], *, halves_up: bool) -> Float[np.ndarray, "_"]:
+    """Round as FFmpeg does: halves to the even number, but up in the means of two channels that have 16 bits."""
+    scaled = samples * FULL_SCALE
+    rounded = np.floor(scaled + np.float32(0.5)) if halves_up else np.round(scaled)
+    return np.clip(rounded, -FULL_SCALE, FULL_SCALE - 1) / FULL_SCALE
 
 
 @contextmanager

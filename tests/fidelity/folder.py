@@ -1,7 +1,9 @@
 """Reading a folder of recordings: arrays, JSON, settings, and the shared files beside it."""
 
+import itertools
 import json
 import os
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import numpy as np
 
 MAX_NAMED = 6  # unread arrays that a note lists
+# Folders, beside the recordings, of files that recordings name.
+ANNOTATION_DIRS = ("", "annotations", "annotations/calce", "annotations/qvhighlights")
 
 
 class RecordedArrays(dict[str, np.ndarray]):
@@ -89,6 +93,16 @@ class RecordingFolder:
             raise KeyError(f"config.json has no {group!r}")
         return self.config[group]
 
+    def optional_settings(self, group: str) -> dict[str, Any]:
+        """Return the settings of one group that can do without, or {}; the name in config.json may be shorter: "14"."""
+        if not (self.path / "config.json").is_file():
+            return {}
+        return next((settings for name, settings in self.config.items() if name and group.startswith(name)), {})
+
+    def has_any(self, patterns: Sequence[str]) -> bool:
+        """Return whether a file of the folder matches one of the glob patterns."""
+        return any(any(self.path.glob(pattern)) for pattern in patterns)
+
     def find_shared(self, *parts: str) -> Path:
         """Return the path of a shared file or folder, such as ("tokenizers", "t5").
 
@@ -101,6 +115,33 @@ class RecordingFolder:
         relative = os.path.join(*parts)
         raise FileNotFoundError(f"{relative}: in none of {', '.join(map(str, self.search_paths))}; give --beside=DIR")
 
+    def find_named(self, name: str) -> Path:
+        """Return the path of a file that a recording names, such as "qvh/val_stage2.json".
+
+        It may lie in the folder of recordings or beside it, in any of `ANNOTATION_DIRS`. The name may begin with
+        folders of the machine on which it was recorded.
+
+        Raises:
+          FileNotFoundError: it is in none of the searched folders.
+        """
+        for path in self._named_paths(name):
+            if path.parent == self.path:
+                self.opened.add(path.name)
+            return path
+        raise FileNotFoundError(f"{name}: in none of {', '.join(map(str, self.search_paths))}; give --beside=DIR")
+
+    def has_named(self, name: str) -> bool:
+        """Return whether `find_named` finds a file."""
+        return any(True for _ in self._named_paths(name))
+
+    def rows(self, named: str | list[Any]) -> list[Any]:
+        """Return the rows of a JSON or JSON lines file that a recording names, or those that it holds itself."""
+        if not isinstance(named, str):
+            return named
+        path = self.find_named(named)
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.split("\n") if line] if path.suffix == ".jsonl" else json.loads(text)
+
     def not_compared(self, group: str) -> str:
         """Return a note on the unread arrays of a group's files, or ""."""
         files = [arrays for name, arrays in self._arrays.items() if name.startswith(group)]
@@ -112,6 +153,13 @@ class RecordingFolder:
         """Return the names of the recordings (files that start with a digit) that were not opened."""
         names = {path.name for path in self.path.iterdir() if path.is_file() and path.name[:1].isdigit()}
         return sorted(names - self.opened)
+
+    def _named_paths(self, name: str) -> Iterator[Path]:
+        parts = [part for part in Path(name).parts if part != os.sep]
+        # The longest remainder of the name first: "val.json" alone may be of another dataset.
+        for start, search_path, directory in itertools.product(range(len(parts)), self.search_paths, ANNOTATION_DIRS):
+            if (path := search_path.joinpath(directory, *parts[start:])).is_file():
+                yield path
 
     def _existing_path(self, name: str) -> Path:
         path = self.path / name

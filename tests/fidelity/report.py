@@ -26,8 +26,10 @@ class ReportRow:
       equal: number of cases that are equal within the tolerance.
       worst_abs: largest absolute deviation; None if it is not finite.
       worst_rel: largest deviation relative to the largest value of its array; None if it is not finite.
-      tolerance: largest `worst_rel` that counts as equal; 0 requires identity.
-      ok: there are cases, and all are equal.
+      tolerance: largest deviation that counts as equal; 0 requires identity.
+      is_absolute: the tolerance is of `worst_abs` instead of `worst_rel`.
+      ok: no case differs, and there is one, unless the row is absent.
+      is_absent: the folder has no recording of this group, so that nothing is compared and nothing has failed.
       note: failures with their reasons, cases decided by ties, and recordings that are not compared.
     """
 
@@ -37,15 +39,17 @@ class ReportRow:
     worst_abs: float | None
     worst_rel: float | None
     tolerance: float
+    is_absolute: bool
     ok: bool
+    is_absent: bool
     note: str
 
 
 class Case:
     """One case of a group; equal if it has no differences."""
 
-    def __init__(self, tolerance: float):
-        self.tolerance = tolerance
+    def __init__(self, tolerance: float, *, is_absolute: bool = False):
+        self.tolerance, self.is_absolute = tolerance, is_absolute
         self.worst_abs = self.worst_rel = 0.0
         self.differences: list[str] = []
 
@@ -54,7 +58,9 @@ class Case:
         self.differences.append(what)
 
     def close(self, ours: Any, recorded: Any, what: str = "", *, scale: float | None = None) -> None:
-        """Compare numbers: the largest deviation, relative to the largest recorded value, is at most the tolerance.
+        """Compare numbers: the largest deviation is at most the tolerance.
+
+        It is relative to the largest recorded value, unless the group's tolerance is absolute.
 
         Args:
           ours, recorded: arrays or numbers of the same shape.
@@ -72,8 +78,8 @@ class Case:
         # NaN, or infinity where none was recorded, counts as an infinite deviation.
         absolute, relative = (x if math.isfinite(x) else math.inf for x in (absolute, relative))
         self.worst_abs, self.worst_rel = max(self.worst_abs, absolute), max(self.worst_rel, relative)
-        if relative > self.tolerance:
-            self.fail(f"{what} deviates by {relative:.1e}".strip())
+        if (judged := absolute if self.is_absolute else relative) > self.tolerance:
+            self.fail(f"{what} deviates by {judged:.1e}".strip())
 
     def same(self, ours: Any, recorded: Any, what: str = "") -> None:
         """Compare values that must be identical: strings, indices, masks, tokens, or nested lists of them."""
@@ -88,8 +94,8 @@ class Case:
 class Group:
     """Collects the cases of one row."""
 
-    def __init__(self, name: str, tolerance: float = EXACT):
-        self.name, self.tolerance = name, tolerance
+    def __init__(self, name: str, tolerance: float = EXACT, *, is_absolute: bool = False):
+        self.name, self.tolerance, self.is_absolute = name, tolerance, is_absolute
         self.cases: list[tuple[str, Case]] = []
         self.tied: list[tuple[str, Case]] = []
         self.extra_notes: list[str] = []
@@ -102,7 +108,7 @@ class Group:
           name: of the case, for the note if it fails.
           tied: the recorded result depends on how ties are broken, so it is counted apart.
         """
-        case = Case(self.tolerance)
+        case = Case(self.tolerance, is_absolute=self.is_absolute)
         try:
             yield case
         except Exception as error:
@@ -116,7 +122,7 @@ class Group:
     def row(self) -> ReportRow:
         """Return the row of the collected cases."""
         failed = [f"{name}: {'; '.join(case.differences)}" for name, case in self.cases if case.differences]
-        notes = [] if self.cases else ["no case found"]
+        notes = [] if self.cases or self.tied else ["no case found"]
         notes += failed[:MAX_NAMED] + ([f"and {len(failed) - MAX_NAMED} more"] if len(failed) > MAX_NAMED else [])
         if self.tied:
             equal = sum(not case.differences for _, case in self.tied)
@@ -132,14 +138,28 @@ class Group:
             worst_abs=absolute,
             worst_rel=relative,
             tolerance=self.tolerance,
-            ok=bool(self.cases) and not failed,
+            is_absolute=self.is_absolute,
+            ok=bool(self.cases or self.tied) and not failed,
+            is_absent=False,
             note=". ".join([*notes, *self.extra_notes]),
         )
 
 
 def failed(group: str, error: Exception | str) -> ReportRow:
     """Return a failed row without cases, with the error as its note."""
-    return ReportRow(group, 0, 0, None, None, EXACT, False, error if isinstance(error, str) else _describe_error(error))
+    note = error if isinstance(error, str) else _describe_error(error)
+    return ReportRow(group, 0, 0, None, None, EXACT, is_absolute=False, ok=False, is_absent=False, note=note)
+
+
+def absent(group: str, files: Sequence[str]) -> ReportRow:
+    """Return the row of a group that has none of its files in the folder."""
+    note = f"absent: the folder has no {' or '.join(files)}"
+    return ReportRow(group, 0, 0, None, None, EXACT, is_absolute=False, ok=True, is_absent=True, note=note)
+
+
+def all_equal(rows: Sequence[ReportRow]) -> bool:
+    """Return whether anything was compared, and nothing differs."""
+    return any(row.cases for row in rows) and all(row.ok for row in rows)
 
 
 def as_text(rows: Sequence[ReportRow]) -> str:
@@ -148,8 +168,9 @@ def as_text(rows: Sequence[ReportRow]) -> str:
     widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     notes = [f"{row.group}: {row.note}" for row in rows if row.note]
-    wrong = sum(not row.ok for row in rows)
-    verdict = f"{len(rows)} rows, " + (f"{wrong} not ok" if wrong else "all ok")
+    wrong, num_absent = sum(not row.ok for row in rows), sum(row.is_absent for row in rows)
+    verdict = f"{len(rows) - num_absent} rows, " + (f"{wrong} not ok" if wrong else "all ok")
+    verdict += f"; {num_absent} absent" if num_absent else ""
     return "\n".join([*lines, "", *notes, *([""] if notes else []), verdict])
 
 
@@ -184,8 +205,9 @@ _COLUMNS = ("group", "cases", "equal", "worst abs", "worst rel", "tolerance", "o
 
 def _cells(row: ReportRow) -> tuple[str, ...]:
     deviations = ("-" if x is None else f"{x:.1e}" if x else "0" for x in (row.worst_abs, row.worst_rel))
-    tolerance = f"{row.tolerance:g}" if row.tolerance else "exact"
-    return (row.group, str(row.cases), str(row.equal), *deviations, tolerance, "yes" if row.ok else "NO")
+    tolerance = f"{row.tolerance:g}{' abs' * row.is_absolute}" if row.tolerance else "exact"
+    verdict = "absent" if row.is_absent else "yes" if row.ok else "NO"
+    return (row.group, str(row.cases), str(row.equal), *deviations, tolerance, verdict)
 
 
 def _describe_error(error: Exception) -> str:

@@ -1,11 +1,13 @@
-"""Sizes of models from the shapes of recorded weights; only head counts and epsilons come from settings."""
+"""Sizes of models from the shapes of recorded weights, and from settings what shapes do not tell."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from calce_jax.models.calce import CalceConfig
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.qformer import QFormerConfig
 from calce_jax.models.t5 import T5Config
@@ -79,6 +81,68 @@ def lora(tensors: Tensors, scaling: float = 1.0) -> LoraConfig:
         raise ValueError(f"adapters must have one rank, got {sorted(ranks)}")
     (rank,) = ranks
     return LoraConfig(rank=rank, alpha=rank * scaling)
+
+
+# The names of sizes in config.json, and ours.
+_VIT_FIELDS = {
+    "img": "image_size",
+    "patch": "patch_size",
+    "dim": "width",
+    "depth": "depth",
+    "heads": "heads",
+    "mlp_hidden": "mlp_width",
+}
+_QFORMER_FIELDS = {
+    "hidden": "width",
+    "layers": "depth",
+    "heads": "heads",
+    "ffn": "mlp_width",
+    "queries": "query_tokens",
+    "encoder_width": "image_width",
+    "cross_attention_freq": "cross_attention_frequency",
+    "vocab": "vocab",
+    "max_positions": "max_positions",
+}
+_T5_FIELDS = {
+    "d_model": "width",
+    "heads": "heads",
+    "d_kv": "head_width",
+    "d_ff": "mlp_width",
+    "enc": "encoder_depth",
+    "dec": "decoder_depth",
+    "vocab": "vocab",
+}
+_LORA_FIELDS = {"r": "rank", "rank": "rank", "alpha": "alpha"}
+
+
+def calce(settings: Mapping[str, Any]) -> CalceConfig:
+    """Return the sizes of the whole model from settings alone, where there are no weights to take them from.
+
+    Args:
+      settings: by sub-model, "vit", "qformer", "t5" and "lora", sizes under the names of config.json, such as
+        `{"vit": {"dim": 1408}}`, or of our configs. Those that are missing are of the published model.
+
+    Raises:
+      KeyError: a sub-model has a size that is not known, for then the counts would be of another model.
+    """
+    full = CalceConfig.full()
+    assert full.lora is not None
+    vit = _replace(full.vit, settings, "vit", _VIT_FIELDS)
+    qformer = _replace(full.qformer, settings, "qformer", _QFORMER_FIELDS)
+    if "encoder_width" not in settings.get("qformer", {}):
+        qformer = dataclasses.replace(qformer, image_width=vit.width)
+    compressed = qformer.query_tokens // 4  # as the original has it
+    t5_config = _replace(full.t5, settings, "t5", _T5_FIELDS)
+    lora_config = _replace(full.lora, settings, "lora", _LORA_FIELDS)
+    return CalceConfig(vit, qformer, t5_config, lora_config, compressed_query_tokens=compressed)
+
+
+def _replace(config: Any, settings: Mapping[str, Any], part: str, fields: Mapping[str, str]) -> Any:
+    given = settings.get(part, {})
+    known = {**fields} | {name: name for name in fields.values()}
+    if unknown := sorted(set(given) - set(known)):
+        raise KeyError(f"config.json: {part} has no size {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    return dataclasses.replace(config, **{known[name]: value for name, value in given.items()})
 
 
 def count_layers(tensors: Tensors, prefix: str) -> int:

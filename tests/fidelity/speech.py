@@ -1,5 +1,6 @@
 """15: Whisper with its published weights: encoder, first logits, and greedily decoded tokens."""
 
+import re
 from collections.abc import Iterator
 
 import jax
@@ -18,10 +19,14 @@ ENCODER_TOLERANCE, LOGITS_TOLERANCE = 2e-5, 1e-4
 
 
 def whisper(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare every recorded Whisper; `15_whisper_tiny_en.npz` belongs to `weights/whisper-tiny.en`."""
+    """Compare every recorded Whisper.
+
+    `15_whisper_tiny_en.npz` belongs to `weights/whisper-tiny.en`, unless config.json names other "weights" for it.
+    """
     for file in folder.files("15_whisper_*.npz"):
-        size = file.removeprefix("15_whisper_").replace("_en", ".en").replace("_", "-")
-        model = open_whisper(folder.find_shared("weights", f"whisper-{size}"))
+        size = re.sub(r"_en$", ".en", file.removeprefix("15_whisper_")).replace("_", "-")
+        weights = folder.optional_settings(file).get("weights", f"whisper-{size}")
+        model = open_whisper(folder.find_shared("weights", weights))
         yield from _compare(file, folder.arrays(file), model)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,17 @@ class Stage:
     def recorded(self, name: str) -> np.ndarray:
         """Return a recorded array of this stage."""
         return self.arrays[f"s{self.number}_{name}"]
+
+    def recorded_like(self, pattern: str) -> np.ndarray:
+        """Return the recorded array of this stage whose name, in which there is a size, matches a regular expression.
+
+        Raises:
+          KeyError: none matches.
+        """
+        for name in self.arrays:
+            if re.fullmatch(rf"s{self.number}_{pattern}", name):
+                return self.arrays[name]
+        raise KeyError(f"{self.arrays.path.name} holds no s{self.number}_{pattern}")
 
     def names(self, kind: str) -> list[str]:
         """Return the parameters with a recorded array of a kind, such as "grad"."""

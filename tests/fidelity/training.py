@@ -32,7 +32,8 @@ def rates_and_groups(folder: RecordingFolder) -> Iterator[Group]:
     rates = Group("12_lr_optim/rates", RATE_TOLERANCE)
     yield rates
     for name, expected in recorded["lr"].items():
-        run, per_epoch = expected["run"], expected["iters_per_epoch_4gpu"]
+        run, per_epoch = expected["run"], _value_like(expected, r"iters_per_epoch_\d+gpu")
+        sampled = _value_like(expected, r"sampled_first\d+epochs?")
         schedule = {
             "steps_per_epoch": per_epoch,
             "epochs": run["max_epoch"],
@@ -43,8 +44,8 @@ def rates_and_groups(folder: RecordingFolder) -> Iterator[Group]:
             "behaviour": "reference",
         }
         with rates.case(name) as case:
-            steps = [epoch * per_epoch + within for epoch, within, _ in expected["sampled_first3epochs"]]
-            theirs = [rate for *_, rate in expected["sampled_first3epochs"]]
+            steps = [epoch * per_epoch + within for epoch, within, _ in sampled]
+            theirs = [rate for *_, rate in sampled]
             for epoch, pair in enumerate(zip(expected["epoch_first_lr"], expected["epoch_last_lr"], strict=True)):
                 steps += [epoch * per_epoch, (epoch + 1) * per_epoch - 1]
                 theirs += pair
@@ -65,6 +66,14 @@ def rates_and_groups(folder: RecordingFolder) -> Iterator[Group]:
             _compare_groups(case, expected, all_groups=task == CALCE_TASK)
     if others := [task for task in recorded["optim"] if task != CALCE_TASK]:
         groups.add_note(f"of {', '.join(others)}, which train other parameters, only weight decay is compared")
+
+
+def _value_like(recorded: Mapping[str, Any], pattern: str) -> Any:
+    """Return the value whose name, in which there is a number, matches a regular expression."""
+    for name, value in recorded.items():
+        if re.fullmatch(pattern, name):
+            return value
+    raise KeyError(f"no {pattern} is recorded")
 
 
 def _compare_rates(case: Case, ours: np.ndarray, theirs: list[float]) -> None:
@@ -126,11 +135,11 @@ def _trained_paths(names: list[str]) -> dict[str, tuple[str, ...]]:
 
 
 def counts(folder: RecordingFolder) -> Iterator[Group]:
-    """Compare the parameter counts of the sub-models at full size."""
+    """Compare the parameter counts of the sub-models, at the sizes of the settings or else of the published model."""
     group = Group("14_param_counts")
     yield group
     recorded = folder.json("14_param_counts")
-    config = CalceConfig.full()
+    config = sizes.calce(folder.optional_settings("14_param_counts"))
     leaves = named_leaves(nnx.state(nnx.eval_shape(lambda: Calce(config, rngs=nnx.Rngs(0)))))
     numbers = {name: int(np.prod(leaf.shape)) for name, leaf in leaves.items()}
 

@@ -38,6 +38,24 @@ def test_repair_windows_equals_the_original(recorded, duration):
 
 
 @pytest.mark.parametrize(
+    ("text", "duration", "expected"),
+    [
+        ("[[0, 1</s>]]", 150, [[0, 150]]),
+        ("[[0, 1], [2</s>, 3]]", None, [[-1, -1]]),
+        ("[[0, 1]]</s> [[2, 3]]", 150, [[0, 1]]),
+        ("[[5]]", 0, []),
+        ("[[0, 0], [5]]", 0, [[0, 0]]),
+        ("[[50, 60], [40, 45]]", 15, [[15, 40], [15, 50]]),
+        ("[[9, 12], [50, 60], [40]]", 15, [[9, 12], [15, 40], [15, 50]]),
+        ("[[30, 40], [30, 35]]", 150, [[30, 40], [30, 35]]),
+        ("[[10, 20], [30, 15005]]", 150, [[5, 30], [10, 20]]),
+    ],
+)
+def test_repairs_that_no_recorded_answer_needs(text, duration, expected):
+    assert windows_reference.repair_windows(text, duration) == expected
+
+
+@pytest.mark.parametrize(
     ("text", "expected", "status"),
     [
         ("[[82, 150]]", [[82, 150]], "exact"),
@@ -76,6 +94,7 @@ def test_answers_by_default(text, expected, status):
         ("[[160, 170]]", [[150, 160]], "repaired"),
         ("[[0, 10], [20, 3", [[0, 150]], "whole_video"),
         ("[[]]", [], "empty"),
+        ("[[0, 1</s>]]", [[0, 150]], "whole_video"),
     ],
 )
 def test_answers_under_reference(text, expected, status):

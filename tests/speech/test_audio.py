@@ -1,5 +1,6 @@
 """Audio decoding, mel spectrograms, and voice activity detection."""
 
+import av
 import numpy as np
 import pytest
 
@@ -30,6 +31,33 @@ def test_samples_at_16_khz_are_unchanged(tmp_path):
     sound = tone(1, SAMPLE_RATE)
     decoded = samples(write_audio(tmp_path / "a.wav", sound, rate=SAMPLE_RATE))
     np.testing.assert_allclose(decoded, sound, atol=2**-15)
+
+
+def decoded_by_faster_whisper(path):
+    """Decode as faster-whisper 1.2.1 does: FFmpeg resamples to 16 bits, mono."""
+    resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
+    with av.open(path) as container:
+        frames = [*container.decode(audio=0), None]
+        pieces = [piece.to_ndarray()[0] for frame in frames for piece in resampler.resample(frame)]
+    return np.concatenate(pieces).astype(np.float32) / np.float32(2**15)
+
+
+@pytest.mark.parametrize(("rate", "layout"), [(8000, "mono"), (16000, "stereo"), (44100, "stereo")])
+def test_samples_have_16_bits_like_those_of_other_programs(tmp_path, rate, layout):
+    """At 8 kHz the upper mel bands are empty, but for the rounding."""
+    channels = np.random.default_rng(0).normal(scale=2e-3, size=(len(layout) // 3, rate)).astype(np.float32)
+    path = write_audio(tmp_path / "a.wav", channels, rate=rate, layout=layout)
+    expected = decoded_by_faster_whisper(path)
+    np.testing.assert_array_equal(samples(path), expected)
+    bands = [log_mel_spectrogram([sound], 80) for sound in (samples(path), expected)]
+    np.testing.assert_array_equal(*bands)
+
+
+def test_sound_too_loud_for_16_bits_is_clipped(tmp_path):
+    decoded = samples(
+        write_audio(tmp_path / "a.mkv", tone(1, SAMPLE_RATE, loudness=1.5), rate=SAMPLE_RATE, codec="pcm_f32le")
+    )
+    assert (decoded.min(), decoded.max()) == (-1, 1 - 2**-15)
 
 
 def test_centre_channel_of_5_1(tmp_path):
