@@ -18,7 +18,7 @@ from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, compile
 from benchmarks.t5 import T5_CONFIGS
 from benchmarks.towers import held_bytes
 from calce_jax.models.beam_search import BeamSearchOutput, beam_search
-from calce_jax.models.t5 import T5
+from calce_jax.models.t5 import EOS_ID, T5
 
 
 def main() -> None:
@@ -133,7 +133,10 @@ def check_scores(settings: BenchmarkSettings, ours: BeamSearchOutput, writer: An
     with torch.no_grad():
         logits = writer(**inputs, labels=tokens).logits.float()
     token_scores = logits.log_softmax(dim=-1).gather(-1, tokens[:, :, None])[:, :, 0]
-    their_scores = np.asarray((token_scores * (tokens != 0)).sum(dim=1).cpu())
+    # Up to the end token, not to the first 0: random weights also write the padding token.
+    is_end = tokens == EOS_ID
+    is_answer = is_end.cumsum(dim=1) - is_end.long() == 0
+    their_scores = np.asarray((token_scores * is_answer).sum(dim=1).cpu())
     our_scores = np.asarray(ours.log_probability[:, 0])
     distance = float(np.abs(our_scores / their_scores - 1).max())
     if not distance <= (1e-3 if settings.dtype == "float32" else 0.05):
