@@ -5,6 +5,7 @@
 Both search for answers of exactly `answer` tokens to one encoded prompt, so that both take the same number of steps.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,9 +14,11 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.models import make_jax_model, make_torch_model, minimal_config, random_weights
-from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, compile_program, parse_args, report
+from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, compile_counted, parse_args, report
 from benchmarks.t5 import T5_CONFIGS
-from calce_jax.models.beam_search import beam_search
+from benchmarks.towers import held_bytes
+from calce_jax.models.beam_search import BeamSearchOutput, beam_search
+from calce_jax.models.t5 import EOS_ID, T5
 
 
 def main() -> None:
@@ -35,21 +38,31 @@ def compare_generation(
     settings: BenchmarkSettings, size: str, length: int, answer_length: int, beams: int
 ) -> ComparisonRow:
     """Compare the search only; the prompt is already encoded."""
+    weights = random_weights(minimal_config(t5=T5_CONFIGS[size]()))
+    name = f"search of {beams} beams, T5 size {size}, {length} tokens, answers of {answer_length}"
+    t5, writer = make_jax_model(weights, settings).t5, make_torch_model(weights, settings).language_model
+    return compare_search(settings, name, t5, writer, length=length, answer_length=answer_length, beams=beams)
+
+
+def compare_search(
+    settings: BenchmarkSettings, name: str, t5: T5, writer: Any, *, length: int, answer_length: int, beams: int
+) -> ComparisonRow:
+    """Compare the search of two models with the same weights, for one random encoded prompt.
+
+    The bandwidth counts the weights of decoder and head, which each token reads once; keys and values come on top.
+    """
     import torch  # noqa: PLC0415
     from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415
 
-    model_config = minimal_config(t5=T5_CONFIGS[size]())
-    weights = random_weights(model_config)
-    encoded = np.random.default_rng(0).standard_normal((1, length, model_config.t5.width), np.float32)
-    graph, params = nnx.split(make_jax_model(weights, settings).t5)
+    encoded = np.random.default_rng(0).standard_normal((1, length, t5.config.width), np.float32)
+    graph, params = nnx.split(t5)
     memory, mask = jnp.asarray(encoded, settings.dtype), jnp.ones((1, length), bool)
 
-    def search(params: nnx.State, memory: jax.Array, mask: jax.Array) -> jax.Array:
+    def search(params: nnx.State, memory: jax.Array, mask: jax.Array) -> BeamSearchOutput:
         t5 = nnx.merge(graph, params)
-        return beam_search(t5, memory, mask, num_beams=beams, max_length=answer_length, min_length=answer_length).tokens
+        return beam_search(t5, memory, mask, num_beams=beams, max_length=answer_length, min_length=answer_length)
 
-    program, seconds = compile_program(search, params, memory, mask)
-    writer = make_torch_model(weights, settings).language_model
+    program = compile_counted(search, params, memory, mask, while_trip_count=answer_length)
     states = torch.from_numpy(encoded).to(settings.torch_device, writer.dtype)
     attention_mask = torch.ones((1, length), device=settings.torch_device).long()
 
@@ -65,25 +78,70 @@ def compare_generation(
             max_new_tokens=answer_length,
         )
 
+    def agreement(ours: BeamSearchOutput, theirs: Any) -> str:
+        encoder_outputs = BaseModelOutput(last_hidden_state=states)
+        inputs = {"encoder_outputs": encoder_outputs, "attention_mask": attention_mask}
+        return f"{count_equal_answers(ours.tokens, theirs)}; {check_scores(settings, ours, writer, inputs)}"
+
+    read_bytes = sum(leaf.nbytes for part in (t5.decoder, t5.lm_head) for leaf in jax.tree.leaves(nnx.state(part)))
     return compare(
         settings,
-        f"search of {beams} beams, T5 size {size}, {length} tokens, answers of {answer_length}, {settings.dtype}",
-        lambda: program(params, memory, mask),
+        f"{name}, {settings.dtype}",
+        lambda: program.run(params, memory, mask),
         theirs,
         other="transformers.generate",
-        agreement=count_equal_answers,
-        compile_s=seconds,
-        program=program,
+        agreement=agreement,
+        compile_s=program.compile_s,
+        program=program.run,
+        tflop=program.tflop,
+        gigabytes=answer_length * read_bytes / 1e9,
+        their_bytes=held_bytes(writer),
     )
 
 
 def count_equal_answers(ours: Any, theirs: Any) -> str:
-    """Return the number of equal answers and the length of the longest of each side, in words."""
-    ours, theirs = np.asarray(ours)[0], theirs.cpu().numpy()[:, 1:]
+    """Return the number of equal answers and the length of the longest of each side, in words.
+
+    Args:
+      ours: tokens (B, K, M), 0 after the end.
+      theirs: tokens (B K, up to M + 1) of torch, the start token first.
+    """
+    ours, theirs = np.asarray(ours).reshape(-1, ours.shape[-1]), theirs.cpu().numpy()[:, 1:]
     our_length = int((ours != 0).sum(axis=1).max())
     theirs = np.pad(theirs, ((0, 0), (0, ours.shape[1] - theirs.shape[1])))
     num_equal, their_length = int((ours == theirs).all(axis=1).sum()), int((theirs != 0).sum(axis=1).max())
     return f"{num_equal} of {len(ours)} answers the same; the longest has {their_length} tokens, of ours {our_length}"
+
+
+def check_scores(settings: BenchmarkSettings, ours: BeamSearchOutput, writer: Any, inputs: Mapping[str, Any]) -> str:
+    """Compare the log-probability of our best answers with that which torch gives them, and return both in words.
+
+    Unlike the answers, of which rounding may choose others, it must agree in any dtype.
+
+    Args:
+      settings: dtype.
+      ours: answers of every row.
+      writer: torch's T5.
+      inputs: its encoder's, or what its encoder returned.
+
+    Raises:
+      ValueError: they differ by more than 0.1 % in float32, or 5 % in bfloat16: the computations are not the same.
+    """
+    import torch  # noqa: PLC0415
+
+    tokens = torch.from_numpy(np.array(ours.tokens[:, 0])).long().to(settings.torch_device)
+    with torch.no_grad():
+        logits = writer(**inputs, labels=tokens).logits.float()
+    token_scores = logits.log_softmax(dim=-1).gather(-1, tokens[:, :, None])[:, :, 0]
+    # Up to the end token, not to the first 0: random weights also write the padding token.
+    is_end = tokens == EOS_ID
+    is_answer = is_end.cumsum(dim=1) - is_end.long() == 0
+    their_scores = np.asarray((token_scores * is_answer).sum(dim=1).cpu())
+    our_scores = np.asarray(ours.log_probability[:, 0])
+    distance = float(np.abs(our_scores / their_scores - 1).max())
+    if not distance <= (1e-3 if settings.dtype == "float32" else 0.05):
+        raise ValueError(f"log-probabilities are {our_scores} and {their_scores}: not the same computation")
+    return f"log-probabilities of the best differ by {distance:.0e}"
 
 
 if __name__ == "__main__":

@@ -81,19 +81,28 @@ def make_torch_model(weights: Weights, settings: BenchmarkSettings) -> Any:
         path = Path(folder) / "blip2"
         write_blip2(path, weights.cast_frozen(np.dtype(jnp.dtype(settings.dtype))))
         model = transformers.Blip2ForConditionalGeneration.from_pretrained(path, dtype=getattr(torch, settings.dtype))
-    model = model.to(settings.torch_device).eval()
-    model.vision_model.post_layernorm.eps = 1e-5
-    return model
+    return as_calce(model.to(settings.torch_device))
 
 
-def _draw(name: str, shape: tuple[int, ...], model_config: CalceConfig, seed: np.random.SeedSequence) -> np.ndarray:
+def as_calce(blip2: Any) -> Any:
+    """Return BLIP-2 in eval mode and with CALCE's epsilon of `ln_vision`, which its config cannot say."""
+    blip2.vision_model.post_layernorm.eps = 1e-5
+    return blip2.eval()
+
+
+def weight_scale(name: str, shape: tuple[int, ...], model_config: CalceConfig) -> float:
+    """Return the standard deviation of a random weight; 0 for the scale of a norm, which is 1 everywhere."""
     if name.endswith("/scale"):
-        return np.ones(shape, np.float32)
+        return 0.0
     scale = shape[-2] ** -0.5 if name.endswith(("kernel", "/a", "/b")) else 0.02
     if name.startswith("t5/") and name.endswith("/q/kernel"):
         scale *= model_config.t5.head_width**-0.5  # T5 does not divide attention scores by sqrt(head width)
     if name.endswith("/b"):
         scale *= 0.1  # small adapters
-    if name.endswith("embedding"):
-        scale = 0.5
+    return 0.5 if name.endswith("embedding") else scale
+
+
+def _draw(name: str, shape: tuple[int, ...], model_config: CalceConfig, seed: np.random.SeedSequence) -> np.ndarray:
+    if not (scale := weight_scale(name, shape, model_config)):
+        return np.ones(shape, np.float32)
     return scale * np.random.default_rng(seed).standard_normal(shape, np.float32)

@@ -12,16 +12,17 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
+from benchmarks.aot.flops import count_flops
 from calce_jax.storage.atomic_files import write_atomic
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "peft", "simplejpeg", "pillow", "av", "decord")
@@ -39,6 +40,7 @@ class BenchmarkSettings:
       rounds: number of timed rounds.
       out: folder of the results.
       peak: of the device, TFLOP/s in `dtype`; 0 if unknown.
+      bandwidth: of the device's memory, GB/s; 0 if unknown.
     """
 
     device: Literal["cpu", "gpu"]
@@ -47,6 +49,7 @@ class BenchmarkSettings:
     rounds: int
     out: Path
     peak: float
+    bandwidth: float = 0.0
 
     @property
     def torch_device(self) -> str:
@@ -126,6 +129,29 @@ def compile_program(function: Callable[..., Any], *inputs: Any, **options: Any) 
     return program, time.perf_counter() - start
 
 
+class Program(NamedTuple):
+    """A compiled program.
+
+    Fields:
+      run: the program.
+      compile_s: seconds of tracing and compiling.
+      tflop: 10^12 floating-point operations of its matrix products.
+    """
+
+    run: Any
+    compile_s: float
+    tflop: float
+
+
+def compile_counted(function: Any, *inputs: Any, while_trip_count: int = 1) -> Program:
+    """Compile a function, jitted or not, for these inputs; see `benchmarks.aot.flops` for `while_trip_count`."""
+    start = time.perf_counter()
+    traced = (function if hasattr(function, "trace") else jax.jit(function)).trace(*inputs)
+    program = traced.lower().compile()
+    seconds = time.perf_counter() - start
+    return Program(program, seconds, count_flops(traced.jaxpr, while_trip_count) / 1e12)
+
+
 def compare(
     settings: BenchmarkSettings,
     name: str,
@@ -137,7 +163,9 @@ def compare(
     compile_s: float = 0.0,
     program: Any = None,
     tflop: float = 0.0,
+    gigabytes: float = 0.0,
     frames: int = 0,
+    their_bytes: int | None = None,
     notes: dict[str, float] | None = None,
 ) -> ComparisonRow:
     """Time two implementations alternately, and print the row.
@@ -148,7 +176,10 @@ def compare(
       ours, theirs: run once and return the result, which may still be computed asynchronously.
       agreement: describes the difference of the two results; raises if they are too different.
       program: ours, compiled, to report its memory; that of torch is reported on a GPU only.
+      gigabytes: 10^9 bytes that the work must read and write, to report them per second.
       frames: number of frames of the work, to report frames per second.
+      their_bytes: of what torch holds for this work, such as weights. By default all that it holds counts, which is too
+        much if the process holds other models.
     """
     sides = {"ours": ours, "theirs": theirs}
     # Two untimed runs: the first may allocate buffers that only the second fills.
@@ -161,7 +192,7 @@ def compare(
     for run in sides.values():
         _time_once(run, settings)
     if program is not None and settings.device == "gpu":
-        notes["their GiB"] = _peak_torch_bytes(theirs, settings) / 2**30
+        notes["their GiB"] = _peak_torch_bytes(theirs, settings, their_bytes) / 2**30
     times: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(settings.rounds):
         for side in list(sides) if number % 2 else reversed(list(sides)):
@@ -172,6 +203,10 @@ def compare(
         notes |= {"TFLOP/s": tflop / seconds, "their TFLOP/s": tflop / other_seconds}
         if settings.peak:
             notes["share of peak"] = tflop / seconds / settings.peak
+    if gigabytes:
+        notes |= {"GB/s": gigabytes / seconds, "their GB/s": gigabytes / other_seconds}
+        if settings.bandwidth:
+            notes["share of bandwidth"] = gigabytes / seconds / settings.bandwidth
     if frames:
         notes |= {"frames a second": frames / seconds, "their frames a second": frames / other_seconds}
     row = ComparisonRow(
@@ -205,22 +240,27 @@ def check_close(ours: Any, theirs: Any, *, max_difference: float) -> str:
 
 
 def report(settings: BenchmarkSettings, subject: str, rows: Sequence[ComparisonRow]) -> None:
-    """Write the rows and the machine, versions and settings to `out`/`subject`.json."""
-    load = os.getloadavg()[0]
+    """Write the rows and the machine, versions and settings to `out`/`subject`.json, and print where."""
+    content = write_rows(settings, subject, [dataclasses.asdict(row) for row in rows])
+    print(f"load {content['load']}, {content['machine']}, {content['device']}; {settings.out / subject}.json")
+
+
+def write_rows(settings: BenchmarkSettings, subject: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Write and return what `report` writes, for rows as JSON values."""
     content = {
         "subject": subject,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{processor_name()}, {settings.threads} of {os.cpu_count()} cores",
         "device": jax.devices()[0].device_kind,
-        "load": round(load, 2),
+        "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "packages": {name: package_version for name in PACKAGES if (package_version := _version(name))},
         "setting": {**dataclasses.asdict(settings), "out": str(settings.out)},
-        "rows": [dataclasses.asdict(row) for row in rows],
+        "rows": list(rows),
     }
     settings.out.mkdir(parents=True, exist_ok=True)
     write_atomic(settings.out / f"{subject}.json", json.dumps(content, indent=1) + "\n")
-    print(f"load {load:.1f}, {content['machine']}, {content['device']}; {settings.out / subject}.json")
+    return content
 
 
 def program_bytes(program: Any) -> int:
@@ -230,13 +270,15 @@ def program_bytes(program: Any) -> int:
     return argument_bytes + memory.temp_size_in_bytes
 
 
-def _peak_torch_bytes(run: BenchmarkFn, settings: BenchmarkSettings) -> int:
-    """Return the peak bytes of torch on the GPU during a run, weights included."""
+def _peak_torch_bytes(run: BenchmarkFn, settings: BenchmarkSettings, held: int | None) -> int:
+    """Return the peak bytes of torch on the GPU during a run, weights included; see `their_bytes` of `compare`."""
     import torch  # noqa: PLC0415
 
     torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     _time_once(run, settings)
-    return torch.cuda.max_memory_allocated()
+    peak = torch.cuda.max_memory_allocated()
+    return peak if held is None else peak - before + held
 
 
 def _time_once(run: BenchmarkFn, settings: BenchmarkSettings) -> tuple[float, Any]:

@@ -4,25 +4,16 @@ By default 8 frames on a CPU and the 75 of a video on a GPU, each of 257 tokens 
 """
 
 from dataclasses import replace
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from benchmarks.aot.flops import count_flops
 from benchmarks.models import MINIMAL_VIT, make_jax_model, make_torch_model, minimal_config, random_weights
-from benchmarks.paired import (
-    BenchmarkSettings,
-    ComparisonRow,
-    check_close,
-    compare,
-    compile_program,
-    parse_args,
-    report,
-)
+from benchmarks.paired import BenchmarkSettings, ComparisonRow, parse_args, report
+from benchmarks.towers import compare_tower
 from calce_jax.models.attention import AttentionImplementation
-from calce_jax.models.qformer import QFormerConfig
+from calce_jax.models.qformer import QFormer, QFormerConfig
 from calce_jax.models.vit import VitConfig
 
 
@@ -37,41 +28,39 @@ def main() -> None:
 
 def compare_qformer(settings: BenchmarkSettings, count: int, attention: AttentionImplementation) -> ComparisonRow:
     """Compare the query tokens of `count` frames."""
-    import torch  # noqa: PLC0415
-
     vit_config = VitConfig.eva_g()
     minimal_vit = replace(MINIMAL_VIT, width=vit_config.width, heads=vit_config.heads)
     model_config = minimal_config(vit=minimal_vit, qformer=replace(QFormerConfig.bert_base(), vocab=32)).with_attention(
         attention
     )
     weights = random_weights(model_config)
-    frames = np.random.default_rng(0).standard_normal((count, vit_config.num_tokens, vit_config.width), np.float32)
+    name = f"Q-Former of BLIP-2, {count} frames, attention {attention}"
+    ours, theirs = make_jax_model(weights, settings).qformer, make_torch_model(weights, settings)
+    return compare_query_tokens(settings, name, ours, theirs, (count, vit_config.num_tokens))
 
-    graph, params = nnx.split(make_jax_model(weights, settings).qformer)
-    image_tokens = jnp.asarray(frames, settings.dtype)
 
-    def encode(params: nnx.State, frames: jax.Array) -> jax.Array:
-        return nnx.merge(graph, params).encode_images(frames)
+def compare_query_tokens(
+    settings: BenchmarkSettings, name: str, ours: QFormer, blip2: Any, shape: tuple[int, int]
+) -> ComparisonRow:
+    """Compare two Q-Formers with the same weights on random tokens of frames; `shape` is frames and tokens of each."""
+    import torch  # noqa: PLC0415
 
-    program, seconds = compile_program(encode, params, image_tokens)
-    model = make_torch_model(weights, settings)
-    qformer, queries = model.qformer, model.query_tokens.expand(count, -1, -1)
+    frames = np.random.default_rng(0).standard_normal((*shape, ours.config.image_width), np.float32)
+    qformer, queries = blip2.qformer, blip2.query_tokens.expand(shape[0], -1, -1)
     image = torch.from_numpy(frames).to(settings.torch_device, queries.dtype)
 
     @torch.no_grad()
     def theirs() -> torch.Tensor:
         return qformer(query_embeds=queries, encoder_hidden_states=image).last_hidden_state
 
-    return compare(
+    return compare_tower(
         settings,
-        f"Q-Former of BLIP-2, {count} frames, {settings.dtype}, attention {attention}",
-        lambda: program(params, image_tokens),
-        theirs,
-        other=f"transformers ({qformer.config._attn_implementation})",
-        agreement=lambda a, b: check_close(a, b, max_difference=1e-4 if settings.dtype == "float32" else 0.1),
-        compile_s=seconds,
-        program=program,
-        tflop=count_flops(jax.make_jaxpr(encode)(params, image_tokens)) / 1e12,
+        name,
+        ours,
+        lambda qformer, x: qformer.encode_images(x),
+        inputs=jnp.asarray(frames, settings.dtype),
+        theirs=theirs,
+        their_tower=qformer,
     )
 
 

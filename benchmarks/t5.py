@@ -28,12 +28,13 @@ from benchmarks.paired import (
     parse_args,
     report,
 )
+from benchmarks.towers import compare_tower
 from calce_jax.checkpoints.convert.huggingface import write_adapter
 from calce_jax.checkpoints.convert.weights import Weights
 from calce_jax.models.attention import AttentionImplementation
 from calce_jax.models.calce import CalceConfig, answer_loss, shift_right
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.t5 import T5Config
+from calce_jax.models.t5 import T5, T5Config
 
 T5_CONFIGS = {"small": T5Config.flan_small, "full": T5Config.flan_xl}
 LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY = 1e-4, (0.9, 0.999), 1e-8, 0.05
@@ -60,37 +61,32 @@ def compare_encoder(
     settings: BenchmarkSettings, size: str, length: int, attention: AttentionImplementation
 ) -> ComparisonRow:
     """Compare the encoder on one prompt of `length` tokens."""
-    import torch  # noqa: PLC0415
-
     model_config = minimal_config(t5=T5_CONFIGS[size]()).with_attention(attention)
     weights = random_weights(model_config)
-    prompt = _prompt(model_config, length)
-    graph, params = nnx.split(make_jax_model(weights, settings).t5)
-    prompt_embeddings = jnp.asarray(prompt, settings.dtype)
+    name = f"T5 encoder, size {size}, {length} tokens, attention {attention}"
+    t5, encoder = make_jax_model(weights, settings).t5, make_torch_model(weights, settings).language_model.encoder
+    return compare_t5_encoder(settings, name, t5, encoder, length=length)
 
-    def encode(params: nnx.State, x: jax.Array) -> jax.Array:
-        return nnx.merge(graph, params).encode(x, jnp.ones(x.shape[:2], bool))
 
-    program, seconds = compile_program(encode, params, prompt_embeddings)
-    tower = make_torch_model(weights, settings).language_model.encoder
-    embeddings = torch.from_numpy(prompt).to(settings.torch_device, tower.dtype)
+def compare_t5_encoder(
+    settings: BenchmarkSettings, name: str, t5: T5, encoder: Any, *, length: int, counted: T5 | None = None
+) -> ComparisonRow:
+    """Compare two encoders with the same weights on one random prompt; see `compare_tower`."""
+    import torch  # noqa: PLC0415
+
+    prompt = np.random.default_rng(0).standard_normal((1, length, t5.config.width), np.float32)
+    embeddings = torch.from_numpy(prompt).to(settings.torch_device, getattr(torch, settings.dtype))
     mask = torch.ones(prompt.shape[:2], device=settings.torch_device).long()
 
     @torch.no_grad()
     def theirs() -> torch.Tensor:
-        return tower(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+        return encoder(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
 
-    return compare(
-        settings,
-        f"T5 encoder, size {size}, {length} tokens, {settings.dtype}, attention {attention}",
-        lambda: program(params, prompt_embeddings),
-        theirs,
-        other=f"transformers ({tower.config._attn_implementation})",
-        agreement=lambda a, b: check_close(a, b, max_difference=1e-4 if settings.dtype == "float32" else 0.1),
-        compile_s=seconds,
-        program=program,
-        tflop=count_flops(jax.make_jaxpr(encode)(params, prompt_embeddings)) / 1e12,
-    )
+    def encode(t5: T5, x: jax.Array) -> jax.Array:
+        return t5.encode(x, jnp.ones(x.shape[:2], bool))
+
+    inputs = jnp.asarray(prompt, settings.dtype)
+    return compare_tower(settings, name, t5, encode, inputs=inputs, theirs=theirs, their_tower=encoder, counted=counted)
 
 
 def compare_train_step(

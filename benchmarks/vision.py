@@ -4,25 +4,16 @@ By default four blocks and four frames on a CPU, all 39 blocks and the 75 frames
 """
 
 from dataclasses import replace
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from benchmarks.aot.flops import count_flops
 from benchmarks.models import make_jax_model, make_torch_model, minimal_config, random_weights
-from benchmarks.paired import (
-    BenchmarkSettings,
-    ComparisonRow,
-    check_close,
-    compare,
-    compile_program,
-    parse_args,
-    report,
-)
+from benchmarks.paired import BenchmarkSettings, ComparisonRow, parse_args, report
+from benchmarks.towers import compare_tower
 from calce_jax.models.attention import AttentionImplementation
-from calce_jax.models.vit import VitConfig
+from calce_jax.models.vit import Vit, VitConfig
 
 
 def main() -> None:
@@ -42,37 +33,37 @@ def compare_vision(
     settings: BenchmarkSettings, blocks: int, count: int, attention: AttentionImplementation
 ) -> ComparisonRow:
     """Compare `blocks` blocks on `count` frames, from pixels to tokens."""
-    import torch  # noqa: PLC0415
-
     model_config = minimal_config(vit=replace(VitConfig.eva_g(), depth=blocks)).with_attention(attention)
     weights = random_weights(model_config)
-    side = model_config.vit.image_size
+    name = f"{blocks} blocks of ViT-g, {count} frames, attention {attention}"
+    vit, tower = make_jax_model(weights, settings).vit, make_torch_model(weights, settings).vision_model
+    return compare_vit(settings, name, vit, tower, count=count)
+
+
+def compare_vit(
+    settings: BenchmarkSettings, name: str, vit: Vit, tower: Any, *, count: int, counted: Vit | None = None
+) -> ComparisonRow:
+    """Compare two towers with the same weights on `count` random frames; see `compare_tower`."""
+    import torch  # noqa: PLC0415
+
+    side = vit.config.image_size
     frames = np.random.default_rng(0).standard_normal((count, side, side, 3), np.float32)
-
-    graph, params = nnx.split(make_jax_model(weights, settings).vit)
-    images = jnp.asarray(frames, settings.dtype)
-
-    def encode(params: nnx.State, frames: jax.Array) -> jax.Array:
-        return nnx.merge(graph, params)(frames)
-
-    program, seconds = compile_program(encode, params, images)
-    tower = make_torch_model(weights, settings).vision_model
-    pixels = torch.from_numpy(frames.transpose(0, 3, 1, 2).copy()).to(settings.torch_device, tower.dtype)
+    pixels = torch.from_numpy(frames.transpose(0, 3, 1, 2).copy())
+    pixels = pixels.to(settings.torch_device, getattr(torch, settings.dtype))
 
     @torch.no_grad()
     def theirs() -> torch.Tensor:
         return tower.encoder(tower.embeddings(pixels)).last_hidden_state
 
-    return compare(
+    return compare_tower(
         settings,
-        f"{blocks} blocks of ViT-g, {count} frames, {settings.dtype}, attention {attention}",
-        lambda: program(params, images),
-        theirs,
-        other=f"transformers ({tower.config._attn_implementation})",
-        agreement=lambda a, b: check_close(a, b, max_difference=1e-4 if settings.dtype == "float32" else 0.1),
-        compile_s=seconds,
-        program=program,
-        tflop=count_flops(jax.make_jaxpr(encode)(params, images)) / 1e12,
+        name,
+        vit,
+        lambda vit, x: vit(x),
+        inputs=jnp.asarray(frames, settings.dtype),
+        theirs=theirs,
+        their_tower=tower,
+        counted=counted,
     )
 
 

@@ -12,6 +12,7 @@ from absl import flags
 
 from calce_jax.commands.flags.hosts import HostFlags
 from calce_jax.commands.flags.paths import check_folder, check_output_file
+from calce_jax.commands.flags.profile import define_profile
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 from calce_jax.distributed.meshes import MESHES
@@ -51,6 +52,7 @@ GROUP = flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
+PROFILE = define_profile(FLAGS)
 HOST_FLAGS = HostFlags(FLAGS)
 VERIFY_FLAG = VerifyFlag(FLAGS)
 flags.mark_flags_as_required(["workdir", "split", "out"], flag_values=FLAGS)
@@ -73,6 +75,7 @@ def main(argv: list[str]) -> None:
     check_output_file("--out=", str(OUT.value), inputs)
     with HOST_FLAGS.joined():
         from calce_jax.distributed.multihost import is_primary
+        from calce_jax.distributed.profiling import StepProfiler
         from calce_jax.inference.predict_split import predict_split
         from calce_jax.inference.trained_run import load_trained_model
         from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
@@ -88,7 +91,8 @@ def main(argv: list[str]) -> None:
             batch=BATCH.value,
             group=GROUP.value,
         )
-        predictions = predict_split(trained, str(SPLIT.value), str(OUT.value))
+        profiler = StepProfiler(workdir / "profile", int(PROFILE.value), "infer")
+        predictions = predict_split(trained, str(SPLIT.value), str(OUT.value), profiler)
         if not is_primary():
             return
         malformed = sum(prediction.malformed for prediction in predictions)

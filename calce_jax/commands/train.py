@@ -12,12 +12,14 @@ from absl import flags
 from calce_jax.commands.flags.config import define_config, parse_config, validate_config
 from calce_jax.commands.flags.hosts import HostFlags
 from calce_jax.commands.flags.paths import check_folder
+from calce_jax.commands.flags.profile import define_profile
 from calce_jax.commands.flags.verify import VerifyFlag
 from calce_jax.commands.runner import no_arguments
 
 FLAGS = flags.FlagValues()
 CONFIG = define_config(FLAGS)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, metrics and the config", flag_values=FLAGS)
+PROFILE = define_profile(FLAGS)
 HOST_FLAGS = HostFlags(FLAGS)
 VERIFY_FLAG = VerifyFlag(FLAGS)
 flags.mark_flags_as_required(["config", "workdir"], flag_values=FLAGS)
@@ -39,5 +41,6 @@ def main(argv: list[str]) -> None:
 
         retain_freed_memory()
         workdir = Path(str(WORKDIR.value))
-        train_run(config, workdir, open_run_data(config), stop_on_signals=True)
+        profile_steps = int(PROFILE.value)
+        train_run(config, workdir, open_run_data(config), stop_on_signals=True, profile_steps=profile_steps)
         print_lines(next_lines(config, workdir))

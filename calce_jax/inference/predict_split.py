@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from calce_jax.batch import Batch
 from calce_jax.config import PATH_FIELDS, RunConfig, flatten, is_ignored_on_resume, packaged_path, to_dict
 from calce_jax.distributed.multihost import barrier, broadcast_int, is_primary, one_writer, process_info
+from calce_jax.distributed.profiling import StepProfiler
 from calce_jax.inference.answers import Answer, decode_answers
 from calce_jax.inference.partial_predictions import PartialPredictions
 from calce_jax.inference.predict_step import BatchPrediction
@@ -92,7 +93,9 @@ def make_case(query: Query, answer: Answer) -> EvalCase:
     )
 
 
-def predict_split(model: TrainedModel, split: str, out: str | Path) -> list[Prediction]:
+def predict_split(
+    model: TrainedModel, split: str, out: str | Path, profiler: StepProfiler | None = None
+) -> list[Prediction]:
     """Predict every query of a split, and write a JSONL file with one line per query, in their order.
 
     Lines are appended to `OUT.part` batch by batch, and the file is renamed when it is complete. After an interruption
@@ -103,6 +106,7 @@ def predict_split(model: TrainedModel, split: str, out: str | Path) -> list[Pred
       model: from `load_trained_model`.
       split: a split of `config.data.directory`.
       out: the JSONL file.
+      profiler: traces batches.
 
     Returns:
       The predictions, in the order of the queries.
@@ -123,7 +127,13 @@ def predict_split(model: TrainedModel, split: str, out: str | Path) -> list[Pred
             num_done = partial.resume(prediction_inputs(model, dataset_split), batch_size)
         num_done = broadcast_int(num_done)
         if num_done < total:
-            predict = model.compile_predictor(_max_answer_tokens(model, dataset_split.queries))
+            predict_batches = model.compile_predictor(_max_answer_tokens(model, dataset_split.queries))
+            profile = profiler or StepProfiler(out.parent, 0, "infer")
+
+            def predict(batches: Iterable[Batch]) -> Iterator[BatchPrediction]:
+                with profile:
+                    yield from profile.watch(predict_batches(batches))
+
             answers = predict_answers(
                 config, dataset_split, model.tokenizers.t5, predict, first_batch=num_done // batch_size
             )

@@ -25,6 +25,7 @@ from calce_jax.training.metric_log import MetricLog, TrainingError
 from calce_jax.training.metric_writer import MetricWriter
 from calce_jax.training.progress import TrainProgress
 from calce_jax.training.state import TrainState
+from calce_jax.training.utilization import Utilization
 
 
 class _EvaluationInterrupted(BaseException):
@@ -91,11 +92,13 @@ class RunOutputs:
       checkpoints: of the workdir. If the metadata of the latest has "evaluation_due", the loop evaluates first.
       metadata: saved with each checkpoint, JSON values.
       writer: of metrics, images and texts.
+      utilization: see `calce_jax.training.metric_log.MetricLog`.
     """
 
     checkpoints: Checkpoints
     metadata: Mapping[str, Any]
     writer: MetricWriter
+    utilization: Utilization | None = None
 
 
 def train(
@@ -129,7 +132,7 @@ def train(
     """
     step = int(state.step)
     checkpoints, writer = outputs.checkpoints, outputs.writer
-    log = MetricLog(writer, functions.query_ids, checkpoints)
+    log = MetricLog(writer, functions.query_ids, checkpoints, outputs.utilization)
     eval_due = step == checkpoints.latest_step and bool(checkpoints.read_metadata(step).get("evaluation_due"))
 
     def save(metrics: Mapping[str, float] | None, *, evaluation_due: bool = False) -> None:

@@ -15,6 +15,7 @@ from calce_jax.errors import UserError
 from calce_jax.inference.length_grouping import RowInfo
 from calce_jax.input_pipeline.row_flags import RowFlagCounter
 from calce_jax.training.metric_writer import MetricWriter
+from calce_jax.training.utilization import Utilization
 
 # The metrics of the last steps stay on the device when a log is written, so that fetching the others does not wait.
 METRICS_LAG_STEPS = 2
@@ -33,10 +34,18 @@ class MetricLog:
       writer: of scalars.
       query_ids: turns rows of the queries table into query ids, for messages.
       checkpoints: of the run, for messages.
+      utilization: relates steps to the peak of the devices; None if that is not known.
     """
 
-    def __init__(self, writer: MetricWriter, query_ids: Callable[[np.ndarray], list[str]], checkpoints: Checkpoints):
+    def __init__(
+        self,
+        writer: MetricWriter,
+        query_ids: Callable[[np.ndarray], list[str]],
+        checkpoints: Checkpoints,
+        utilization: Utilization | None = None,
+    ):
         self._writer, self._query_ids, self._checkpoints = writer, query_ids, checkpoints
+        self._utilization = utilization
         self._pending: deque[tuple[int, np.ndarray, Mapping[str, jax.Array]]] = deque()
         self._fetched: list[dict[str, float]] = []
         self._skipped: list[tuple[int, list[str]]] = []  # the latest steps and their query ids, if all were skipped
@@ -71,7 +80,7 @@ class MetricLog:
         """Write the means since the last call, except of the last `METRICS_LAG_STEPS` steps.
 
         Returns:
-          Loss and learning rate for the console; {} if no step was fetched.
+          Loss, learning rate and, if known, MFU for the console; {} if no step was fetched.
 
         Raises:
           TrainingError: `MAX_SKIPPED` steps in a row were skipped.
@@ -98,6 +107,12 @@ class MetricLog:
             "speed/tokens_per_second": mean["tokens"] * self._num_steps / seconds,
             "memory/host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         }
+        console = {}
+        if self._utilization is not None:
+            mfu = self._utilization.mfu(
+                frames=self._num_frames / self._num_steps, tokens=mean["tokens"], step_seconds=seconds / self._num_steps
+            )
+            scalars["speed/mfu"], console["mfu"] = mfu, f"{mfu:.1%}"
         if device := jax.local_devices()[0].memory_stats():
             scalars["memory/device_gb"] = device["peak_bytes_in_use"] / 1e9
         self._writer.write_scalars(step, scalars)
@@ -105,7 +120,7 @@ class MetricLog:
         self._fetched.clear()
         self._num_rows, self._num_flagged_rows = 0, 0
         self.reset_timer()
-        return {"loss": f"{self._written_loss:.3f}", "lr": f"{scalars['train/learning_rate']:.2e}"}
+        return {"loss": f"{self._written_loss:.3f}", "lr": f"{scalars['train/learning_rate']:.2e}"} | console
 
     def report_row_flags(self) -> None:
         """Log the queries with row flags, by flag, if there are more than at the last call."""

@@ -16,6 +16,7 @@ from calce_jax.checkpoints.manager import Checkpoints, InitSource, checkpoint_st
 from calce_jax.checkpoints.restore import build_model, check_files, check_ln_vision_frozen, load_trainable
 from calce_jax.config import ConfigError, RunConfig, diff, flatten, packaged_path, read_config_json, to_dict
 from calce_jax.distributed.multihost import is_primary, one_writer, process_info
+from calce_jax.distributed.profiling import StepProfiler
 from calce_jax.distributed.sharding import make_mesh, param_shardings
 from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
 from calce_jax.inference.predict_step import compile_predict, make_predict, step_config
@@ -33,9 +34,12 @@ from calce_jax.training.run_data import RunData
 from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import TrainState, create_train_state
 from calce_jax.training.train_step import compile_train_step, make_train_step
+from calce_jax.training.utilization import measure_utilization
 
 
-def train_run(config: RunConfig, workdir: Path, run_data: RunData, *, stop_on_signals: bool = False) -> TrainState:
+def train_run(
+    config: RunConfig, workdir: Path, run_data: RunData, *, stop_on_signals: bool = False, profile_steps: int = 0
+) -> TrainState:
     """Train to the end of the schedule; a workdir with checkpoints is resumed.
 
     Args:
@@ -43,6 +47,7 @@ def train_run(config: RunConfig, workdir: Path, run_data: RunData, *, stop_on_si
       workdir: gets the config, checkpoints and metrics.
       run_data: from `calce_jax.training.run_data.open_run_data`.
       stop_on_signals: see `calce_jax.training.loop.train`; for commands alone.
+      profile_steps: number of steps that are traced to `profile/` in the workdir.
 
     Raises:
       LockError: another process trains in this workdir (`train.lock` there).
@@ -53,10 +58,13 @@ def train_run(config: RunConfig, workdir: Path, run_data: RunData, *, stop_on_si
       SystemExit: after SIGTERM or SIGINT and a checkpoint, see `train`.
     """
     with one_writer(Path(workdir) / "train.lock"):
-        return _train_run(config, workdir, run_data, stop_on_signals)
+        profiler = StepProfiler(Path(workdir) / "profile", profile_steps, "train")
+        return _train_run(config, workdir, run_data, profiler, stop_on_signals=stop_on_signals)
 
 
-def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_signals: bool) -> TrainState:
+def _train_run(
+    config: RunConfig, workdir: Path, run_data: RunData, profiler: StepProfiler, *, stop_on_signals: bool
+) -> TrainState:
     # 1. The workdir, and where the weights come from.
     init_workdir(workdir, config, run_data.steps_per_epoch)
     init_source = resolve_init(workdir, config.weights.start, config.weights.base)
@@ -129,18 +137,24 @@ def _train_run(config: RunConfig, workdir: Path, run_data: RunData, stop_on_sign
         is_finished = int(state.step) >= schedule.total_steps and not eval_due
         print_lines(schedule_lines(config, workdir, schedule, int(state.step), is_finished=is_finished))
         try:
-            state = train(
-                state,
-                feed,
-                schedule,
-                TrainFunctions(
-                    train_step=lambda state, batch: train_step(state, frozen, batch, key),
-                    evaluate=lambda state: run_data.evaluate(partial(predict, state.trainable, frozen)),
-                    query_ids=run_data.query_ids,
-                ),
-                RunOutputs(checkpoints, checkpoint_metadata(config, init_source, run_data.tables), writer),
-                stop_on_signals=stop_on_signals,
-            )
+            with profiler:
+                state = train(
+                    state,
+                    feed,
+                    schedule,
+                    TrainFunctions(
+                        train_step=profiler.wrap(lambda state, batch: train_step(state, frozen, batch, key)),
+                        evaluate=lambda state: run_data.evaluate(partial(predict, state.trainable, frozen)),
+                        query_ids=run_data.query_ids,
+                    ),
+                    RunOutputs(
+                        checkpoints,
+                        checkpoint_metadata(config, init_source, run_data.tables),
+                        writer,
+                        measure_utilization(config, run_data.model_config, mesh.devices.flat),
+                    ),
+                    stop_on_signals=stop_on_signals,
+                )
             print_lines(result_lines(config, checkpoints))
             return state
         finally:

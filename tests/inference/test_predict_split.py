@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calce_jax.batch import Batch
 from calce_jax.datasets.tables import VideoRecord, build_tables, rebuild_queries
+from calce_jax.distributed.profiling import StepProfiler
 from calce_jax.inference import predict_split as predict_split_module
 from calce_jax.inference.answers import Answer
 from calce_jax.inference.predict_split import DatasetSplit, open_split, predict_examples, predict_split
@@ -23,6 +25,7 @@ from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.text.prompt import max_answer_tokens
 from calce_jax.video.decode import encode_jpeg
 from tests.helpers.search_stages import make_stages
+from tests.helpers.traces import traced_steps
 
 BATCH, TOTAL = 4, 10
 
@@ -348,3 +351,18 @@ def test_some_queries_are_asked_as_the_whole_split_is(trained, monkeypatch):
         assert getattr(batch, field).shape == getattr(batches[0], field).shape
     longest = max(query.duration for query in whole.queries)
     assert limits == [max_answer_tokens(trained.tokenizers.t5, longest, "default")]
+
+
+def test_batches_are_traced(trained, tmp_path, monkeypatch):
+    sizes = ("frames", "image_size", "captions", "bert_tokens", "text_tokens", "windows", "answer_tokens")
+    batches = [Batch.zeros(1, **dict.fromkeys(sizes, 0))] * 6
+
+    def predict_answers(config, split, t5, predict, first_batch=0):
+        assert list(predict(batches)) == batches
+        for row in range(len(split.queries)):
+            yield Answer(row, QueryMoments([[0.0, float(row), 0.5]], f"[[0, {row}]]", "exact"), [], [], [])
+
+    monkeypatch.setattr(predict_split_module, "predict_answers", predict_answers)
+    monkeypatch.setattr(TrainedModel, "compile_predictor", lambda *_: iter)
+    predict_split(trained, "val", tmp_path / "out.jsonl", StepProfiler(tmp_path / "profile", 2, "infer"))
+    assert traced_steps(tmp_path / "profile", "infer") == [4, 5]

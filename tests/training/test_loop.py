@@ -16,6 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints, checkpoint_steps
 from calce_jax.config import OptimizerConfig
 from calce_jax.inference.length_grouping import RowInfo
+from calce_jax.models.calce import CalceConfig
+from calce_jax.presets.runs import get_preset
 from calce_jax.text.text_row import RowFlag
 from calce_jax.training.feed import Feed
 from calce_jax.training.loop import EvalResult, RunOutputs, TrainFunctions, TrainSchedule, train
@@ -24,8 +26,20 @@ from calce_jax.training.metric_writer import open_metric_writer
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.progress import TrainProgress
 from calce_jax.training.state import apply_gradients, create_train_state, is_finite
+from calce_jax.training.utilization import Utilization
 
 SCHEDULE = TrainSchedule(steps_per_epoch=5, epochs=3, log_every=2, eval_every=1)
+
+
+class HalfOfThePeak(Utilization):
+    """A utilization that is 0.5 for the frames and tokens of the batches here, whatever the time."""
+
+    def mfu(self, *, frames, tokens, step_seconds):
+        assert step_seconds > 0
+        return frames * tokens / 960  # 12 frames, 40 tokens
+
+
+HALF = HalfOfThePeak(get_preset("shapes,stage=1"), CalceConfig.tiny(64, 64), peak=1.0)
 OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05))
 
 
@@ -102,7 +116,7 @@ def run(workdir, step_fn=toy_step, evaluate=score, iterator=None, stop_on_signal
                 Feed(iterator, lambda state: ((batch := next(iterator)).row_info, jax.tree.map(jnp.asarray, batch))),
                 SCHEDULE,
                 TrainFunctions(step_fn, evaluate, lambda rows: [f"q{row}" for row in rows]),
-                RunOutputs(checkpoints, {"seed": 42}, writer),
+                RunOutputs(checkpoints, {"seed": 42}, writer, HALF),
                 stop_on_signals=stop_on_signals,
             )
     finally:
@@ -167,6 +181,7 @@ def test_a_whole_run_keeps_latest_and_best_and_is_logged(uninterrupted):
     # TensorBoard shows groups in this order, in which capitals are first.
     assert min(EventAccumulator(str(workdir)).Reload().Tags()["scalars"]) == "Loss/train"
     assert all(rate > 0 for rate in scalars(workdir, "speed/frames_per_second").values())
+    assert set(scalars(workdir, "speed/mfu").values()) == {0.5}
     assert EventAccumulator(str(workdir)).Reload().Tags()["images"] == ["samples/q1"]
 
 
@@ -177,9 +192,9 @@ def test_losses_and_scores_are_lines_where_stderr_is_no_terminal(tmp_path, capsy
     assert printed.out == ""
     lines = printed.err.splitlines()
     assert [re.sub(r"[\d.]+e-\d+|\d+\.\d+", "#", line) for line in lines[:3]] == [
-        "step 4/15  loss #  lr #",
+        "step 4/15  loss #  lr #  mfu #%",
         "epoch 1/3  loss #  R1_avg #",
-        "step 6/15  loss #  lr #",
+        "step 6/15  loss #  lr #  mfu #%",
     ]
     logged = scalars(tmp_path, "Loss/train")
     losses = {int(line.split("/")[0].removeprefix("step ")): line.split()[3] for line in lines if "step" in line}

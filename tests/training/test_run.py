@@ -17,6 +17,7 @@ from calce_jax.checkpoints.manager import Checkpoints, checkpoint_steps, resolve
 from calce_jax.checkpoints.params_file import CheckpointError, save_params
 from calce_jax.checkpoints.restore import build_model, load_trainable
 from calce_jax.config import ConfigError, read_config, validate
+from calce_jax.distributed import profiling
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.distributed.sharding import make_mesh
 from calce_jax.inference.predict_step import step_config
@@ -29,6 +30,7 @@ from calce_jax.training.run import checkpoint_metadata, init_workdir, train_run
 from calce_jax.training.run_data import RunData
 from configs.calce import get_config
 from tests.helpers.tiny_model import make_model
+from tests.helpers.traces import traced_steps
 
 B, T, C, WORDS, ANSWER, VOCAB = 4, 6, 2, 5, 8, 64
 SIZES = CalceConfig.tiny(VOCAB, VOCAB)
@@ -170,9 +172,12 @@ def test_base_weights_fill_all_but_the_adapters(base):
 
 @pytest.mark.slow
 def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch, base, capsys):
+    monkeypatch.setattr(profiling, "SKIPPED_STEPS", 1)
     config = tiny_config(data={"group": 2}, weights={"base": str(base[0])})
+    run_data = make_run_data(sigterm_after_evaluation=True)
     with pytest.raises(SystemExit):
-        train_run(config, tmp_path / "stopped", make_run_data(sigterm_after_evaluation=True), stop_on_signals=True)
+        train_run(config, tmp_path / "stopped", run_data, stop_on_signals=True, profile_steps=1)
+    assert traced_steps(tmp_path / "stopped/profile", "train") == [2]
     assert checkpoint_steps(tmp_path / "stopped") == [2]
     started = capsys.readouterr()
     assert started.out == ""
@@ -230,7 +235,7 @@ def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch, bas
 
     def no_training(state, feed, schedule, functions, outputs, **options):
         saved.append(outputs.metadata["start"])
-        dropout_keys.append(inspect.getclosurevars(functions.train_step).nonlocals["key"])
+        dropout_keys.append(inspect.getclosurevars(inspect.unwrap(functions.train_step)).nonlocals["key"])
         return state
 
     monkeypatch.setattr(run, "train", no_training)

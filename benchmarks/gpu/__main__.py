@@ -1,0 +1,64 @@
+"""Measure everything that docs/benchmarks.md wants from a GPU: `python -m benchmarks.gpu --out=runs/bench`.
+
+Needs jax with CUDA, flax, optax, numpy, torch with CUDA, transformers and jaxtyping; reading videos, which needs more,
+is skipped without it. Weights are random and made on the device. Each row is printed, and written to OUT/gpu.json, as
+soon as it is measured; at the end all are printed as a table. The most wanted come first, so that a run that ends early
+has them. `--rehearse` does the same at tiny sizes on a CPU.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+START = time.monotonic()
+# Before jax is imported: torch uses the same GPU.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax  # noqa: E402
+import torch  # noqa: E402
+
+from benchmarks.gpu.plan import Plan, Sizes  # noqa: E402
+from benchmarks.gpu.sections import GRACE_SECONDS, RowLog, end_at, markdown_table, run_sections  # noqa: E402
+from benchmarks.paired import BenchmarkSettings  # noqa: E402
+
+
+def main(arguments: list[str] | None = None, start: float = START) -> int:
+    """Run the sections and return the exit code: 1 if any failed.
+
+    Args:
+      arguments: of the command line.
+      start: when the budget began, in seconds of `time.monotonic`.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of gpu.json")
+    parser.add_argument("--budget", type=float, default=480.0, help="seconds in all")
+    parser.add_argument("--rounds", type=int, default=5, help="number of timed rounds")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on a CPU")
+    parser.add_argument("--only", action="append", default=[], metavar="SECTION", help="only this; may be repeated")
+    args = parser.parse_args(arguments)
+    watchdog = end_at(start + args.budget - time.monotonic() + GRACE_SECONDS)
+    device = "cpu" if args.rehearse else "gpu"
+    jax.config.update("jax_platforms", "cpu" if args.rehearse else "cuda")
+    threads = 1 if args.rehearse else os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    if args.rehearse:
+        jax.config.update("jax_optimization_level", "O0")  # compiles in less time
+    settings = BenchmarkSettings(device, args.dtype, threads, args.rounds, args.out, peak=0.0)
+    sections = Plan(settings, Sizes.rehearsal() if args.rehearse else Sizes.full()).sections()
+    names = [section.name for section in sections]
+    if unknown := [name for name in args.only if name not in names]:
+        parser.error(f"--only={unknown[0]}: there is no such section; choose of {', '.join(names)}")
+    log = RowLog(settings)
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, torch {torch.__version__}", flush=True)
+    chosen = [section for section in sections if not args.only or section.name in args.only]
+    run_sections(chosen, log, start + args.budget)
+    watchdog.cancel()
+    print("\n" + markdown_table(log.rows))
+    print(f"\n{time.monotonic() - start:.0f} s; {args.out / 'gpu.json'}")
+    return int(any(row["status"] == "failed" for row in log.rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
