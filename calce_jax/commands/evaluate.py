@@ -32,7 +32,7 @@ from calce_jax.commands.flags.paths import check_output_file
     help="order of the windows of a prediction; see docs/ranking.md",
 )
 @switch("only_predicted", help="leave queries without a prediction out, instead of counting them as misses")
-@click.option("--submission", type=FILE, help="also write this zip file for the QVHighlights server")
+@click.option("--submission", type=FILE, help="also write this zip file, a QVHighlights submission")
 @click.option(
     "--split",
     type=click.Choice(["val", "test"]),
@@ -57,6 +57,7 @@ def command(
 
     from calce_jax.moments.metrics import format_table
     from calce_jax.moments.metrics.evaluate import evaluate_files
+    from calce_jax.moments.metrics.highlights import format_highlights
     from calce_jax.moments.predictions import SubmissionSplit, write_submission
     from calce_jax.moments.windows import WindowOrder
     from calce_jax.storage.atomic_files import write_atomic
@@ -65,6 +66,8 @@ def command(
     if evaluation.scores:
         write_atomic(out, json.dumps(evaluation.scores, indent=2, allow_nan=False) + "\n")
         print(format_table(evaluation.scores))
+        if highlights := evaluation.scores["official"].get("highlights"):
+            print(format_highlights(highlights))
     else:
         print(f"{annotations} has no true windows: nothing is scored, and {out} is not written")
     for note in evaluation.warnings():

@@ -38,8 +38,9 @@ from calce_jax.storage.text_files import read_text
 
 STAGE1_WINDOW_FIELDS = ("stage1_windows", "stage1_result")
 _FIELDS = ("qid", "query", "vid", "video", "duration", "items", "kind", "relevant_windows", *STAGE1_WINDOW_FIELDS)
-# Of QVHighlights, not read; any other field may be there too, unless it looks like one of `_FIELDS` that the row lacks.
-_UNREAD_FIELDS = ("relevant_clip_ids", "saliency_scores", "pred_relevant_windows", "pred_saliency_scores")
+_SALIENCY_FIELDS = ("relevant_clip_ids", "saliency_scores")
+# Of predictions, not read; any other field may be there too, unless it looks like one of `_FIELDS` that the row lacks.
+_UNREAD_FIELDS = ("pred_relevant_windows", "pred_saliency_scores")
 _SHORT_FORMS = {"id": "qid", "video_id": "vid", "sentence": "query", "window": "relevant_windows"}
 _SHORT_FORMS |= {"windows": "relevant_windows", "timestamps": "relevant_windows", "moments": "relevant_windows"}
 _MIN_SIMILARITY = 0.8  # difflib's ratio: "relevent_windows" has 0.94, "clip_windows" 0.71
@@ -67,6 +68,8 @@ class Annotation:
         video. Empty where they are not published, as in a test split.
       stage1_windows: windows predicted by stage 1, in seconds; `None` before stage 1 has run.
       kind: what answering needs, e.g. "visual"; `None` where it is not known.
+      clip_ratings: of QVHighlights, the ratings of clips of two seconds by three annotators, by the clip's number
+        ("relevant_clip_ids" and "saliency_scores" in files); `None` where the file has none.
       location: where it was read, "val.jsonl, line 3", for messages; "" for one that was not. Not compared.
     """
 
@@ -78,6 +81,7 @@ class Annotation:
     windows: list[list[Seconds]]
     stage1_windows: list[list[Seconds]] | None = None
     kind: str | None = None
+    clip_ratings: dict[int, list[int | float]] | None = None
     location: str = dataclasses.field(default="", compare=False, repr=False)
 
     @property
@@ -191,6 +195,8 @@ def _annotation_to_json(annotation: Annotation) -> dict[str, Any]:
         "kind": annotation.kind,
         "relevant_windows": annotation.windows or None,
         "stage1_windows": annotation.stage1_windows,
+        "relevant_clip_ids": None if annotation.clip_ratings is None else list(annotation.clip_ratings),
+        "saliency_scores": None if annotation.clip_ratings is None else list(annotation.clip_ratings.values()),
     }
     return {field: value for field, value in row.items() if value is not None or field == "duration"}
 
@@ -238,6 +244,7 @@ def _find_row_faults(row: Any) -> Iterable[str]:
         duration = None
     yield from _find_window_faults(row, "relevant_windows", duration)
     yield from _find_window_faults(row, _field_name(row, *STAGE1_WINDOW_FIELDS), None)
+    yield from _find_saliency_faults(row)
 
 
 def _find_misspelt_fields(row: dict[str, Any]) -> Iterable[str]:
@@ -245,7 +252,7 @@ def _find_misspelt_fields(row: dict[str, Any]) -> Iterable[str]:
     absent = {name for name in _FIELDS if name not in row}
     for aliases in (("vid", "video"), STAGE1_WINDOW_FIELDS):
         absent -= set() if absent.issuperset(aliases) else set(aliases)
-    for field in [name for name in row if name not in (*_FIELDS, *_UNREAD_FIELDS)]:
+    for field in [name for name in row if name not in (*_FIELDS, *_SALIENCY_FIELDS, *_UNREAD_FIELDS)]:
         name = re.sub(r"[\s-]+", "_", field.strip().lower())
         close = difflib.get_close_matches(name, sorted(absent), n=1, cutoff=_MIN_SIMILARITY)
         meant = close[0] if close else _SHORT_FORMS.get(name)
@@ -269,6 +276,23 @@ def _find_window_faults(row: dict[str, Any], field: str, duration: Seconds | Non
             yield f"{field}: {window} is outside the video, which lasts {duration} s; fix the window or the duration"
 
 
+def _find_saliency_faults(row: dict[str, Any]) -> Iterable[str]:
+    clips, ratings = (row.get(field) for field in _SALIENCY_FIELDS)
+    if clips is None or ratings is None:
+        return
+    if not isinstance(clips, list) or not all(isinstance(clip, int) and not isinstance(clip, bool) for clip in clips):
+        yield f"relevant_clip_ids: expected the numbers of clips, {_describe_value(row, 'relevant_clip_ids')}"
+    elif len(set(clips)) != len(clips):
+        yield "relevant_clip_ids: a clip repeats; keep one"
+    elif (
+        not isinstance(ratings, list)
+        or len(ratings) != len(clips)
+        or not all(isinstance(rating, list) and rating and all(map(is_finite_number, rating)) for rating in ratings)
+        or len({len(rating) for rating in ratings}) > 1
+    ):
+        yield f"saliency_scores: expected a list of ratings for each of {len(clips)} clips; fix it"
+
+
 def _describe_value(row: Mapping[str, Any], field: str) -> str:
     return f"got {row[field]!r:.60}; fix it" if field in row else "which is missing; add the field"
 
@@ -290,8 +314,14 @@ def _annotation_from_json(row: dict[str, Any], durations: Mapping[str, Seconds],
         windows=[list(window) for window in row.get("relevant_windows") or []],
         stage1_windows=None if stage1_windows is None else [list(window) for window in stage1_windows],
         kind=row.get("kind"),
+        clip_ratings=_clip_ratings(row),
         location=location,
     )
+
+
+def _clip_ratings(row: dict[str, Any]) -> dict[int, list[int | float]] | None:
+    clips, ratings = (row.get(field) for field in _SALIENCY_FIELDS)
+    return None if clips is None or ratings is None else dict(zip(clips, ratings, strict=True))
 
 
 def _read_durations(path: str | Path) -> dict[str, Seconds]:

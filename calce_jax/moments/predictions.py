@@ -36,6 +36,7 @@ class Prediction:
       text: the model's answer, from which the windows were parsed ("raw" in files).
       status: how well the answer could be parsed.
       duration: of the video, in seconds.
+      saliency: of each clip of two seconds, any scale ("pred_saliency_scores" in files); `None` if not predicted.
     """
 
     qid: str | int
@@ -45,6 +46,7 @@ class Prediction:
     text: str | None = None
     status: ParseStatus | None = None
     duration: Seconds | None = None
+    saliency: list[int | float] | None = None
 
     @property
     def malformed(self) -> bool:
@@ -83,6 +85,7 @@ def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
         "raw": prediction.text,
         "status": prediction.status,
         "duration": prediction.duration,
+        "pred_saliency_scores": prediction.saliency,
     }
     return {field: value for field, value in row.items() if value is not None}
 
@@ -131,6 +134,9 @@ def _find_row_faults(row: Any) -> Iterable[str]:
         yield f"raw: expected the answer's text, got {row['raw']!r:.60}; leave the field out if there is none"
     if row.get("status") not in (None, *get_args(ParseStatus)):
         yield f"status: expected one of {', '.join(get_args(ParseStatus))}, got {row['status']!r:.60}"
+    saliency = row.get("pred_saliency_scores")
+    if saliency is not None and not (isinstance(saliency, list) and saliency and all(map(is_finite_number, saliency))):
+        yield f"pred_saliency_scores: expected a number for each clip, got {saliency!r:.60}; leave the field out"
     duration = row.get("duration")
     if duration is not None and not (is_finite_number(duration) and duration > 0):
         yield f"duration: expected positive seconds, got {duration!r:.60}; leave the field out if it is not known"
@@ -159,16 +165,23 @@ def _prediction_from_json(row: dict[str, Any]) -> Prediction:
     windows = row[next(name for name in _WINDOW_FIELD_NAMES if name in row)]
     windows = [[*window, 1.0][:3] for window in windows]
     return Prediction(
-        row["qid"], row["query"], _video_id(row), windows, row.get("raw"), row.get("status"), row.get("duration")
+        row["qid"],
+        row["query"],
+        _video_id(row),
+        windows,
+        row.get("raw"),
+        row.get("status"),
+        row.get("duration"),
+        row.get("pred_saliency_scores"),
     )
 
 
 def write_submission(path: str | Path, predictions: Sequence[Prediction], split: SubmissionSplit) -> None:
-    """Write the zip for the QVHighlights server, of `hl_val_submission.jsonl` and `hl_test_submission.jsonl`.
+    """Write a QVHighlights submission, a zip of `hl_val_submission.jsonl` and `hl_test_submission.jsonl`.
 
-    The server needs both splits in one file: an existing zip keeps its other split. Ids become the release's integers;
-    a query without a window gets [0, 0, 0], since the server needs one a query; saliency scores, which are optional,
-    are left out.
+    A submission holds both splits: an existing zip keeps its other split. Ids become the release's integers;
+    a query without a window gets [0, 0, 0], since every query needs one; saliency scores, which are optional,
+    are those of the predictions that have them.
 
     Args:
       path: the zip; replaced atomically.
@@ -197,6 +210,7 @@ def write_submission(path: str | Path, predictions: Sequence[Prediction], split:
                 "vid": prediction.video,
                 "pred_relevant_windows": [[float(number) for number in window] for window in prediction.windows]
                 or [[0.0, 0.0, 0.0]],
+                **({} if prediction.saliency is None else {"pred_saliency_scores": prediction.saliency}),
             }
         )
         + "\n"

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from calce_jax.moments.annotations import (
     DURATION_TOLERANCE_S,
     Annotation,
@@ -13,6 +15,7 @@ from calce_jax.moments.annotations import (
     windows_without_length,
 )
 from calce_jax.moments.json_rows import name_queries, normalise_qid
+from calce_jax.moments.metrics.highlights import HighlightCase, SaliencyError, highlight_scores, rate_clips
 from calce_jax.moments.metrics.pairing import Pairing, check_any_pair, check_same_queries, pair_predictions
 from calce_jax.moments.metrics.protocols import evaluate_cases
 from calce_jax.moments.predictions import Prediction, PredictionError, read_predictions, reorder_windows
@@ -26,8 +29,8 @@ class Evaluation:
     """Result of `evaluate_files`.
 
     Attributes:
-      scores: {"reference": {...}, "official": {...}}, percent; empty where no annotated query has true windows, as in
-        the QVHighlights test release.
+      scores: {"reference": {...}, "official": {...}}, percent; empty where no annotated query has true windows. The
+        official ones have "highlights" where clips are rated and predictions have saliency scores.
       pairing: which queries were scored.
       predictions: one for every annotated query, in the annotations' order, with ordered windows; no windows where the
         query has no prediction.
@@ -115,6 +118,7 @@ def evaluate_predictions(
     Raises:
       PredictionError: no prediction is for an annotated query, or one is about another video or
         sentence than the annotation with its id.
+      SaliencyError: some predictions have saliency scores and some have none, or their number is wrong.
     """
     check_any_pair(predictions, annotations)
     check_same_queries(predictions, annotations)
@@ -142,4 +146,41 @@ def evaluate_predictions(
     scores = (
         {name: {**result, **counts} for name, result in evaluate_cases(pairing.cases).items()} if pairing.cases else {}
     )
+    if scores and (cases := _highlight_cases(ranked_predictions, annotations, pairing)):
+        scores["official"]["highlights"] = highlight_scores(cases)
     return Evaluation(scores, pairing, ranked_predictions, annotations, left_out)
+
+
+def _highlight_cases(
+    predictions: Sequence[Prediction], annotations: Sequence[Annotation], pairing: Pairing
+) -> list[HighlightCase]:
+    """Return the clips of every query that has ratings; none if no prediction has saliency scores.
+
+    Args:
+      predictions: one for every annotation, in their order.
+      annotations: the queries.
+      pairing: says which queries have no prediction, and are misses.
+    """
+    rated = [
+        (prediction, row)
+        for prediction, row in zip(predictions, annotations, strict=True)
+        if row.clip_ratings is not None and row.duration is not None
+    ]
+    missing = {normalise_qid(qid) for qid in pairing.missing_predictions}
+    predicted = [prediction for prediction, row in rated if normalise_qid(row.qid) not in missing]
+    without = [prediction for prediction in predicted if prediction.saliency is None]
+    if len(without) == len(predicted):
+        return []
+    if without:
+        raise SaliencyError(
+            f"pred_saliency_scores: {len(without)} of {len(predicted)} predictions have none, such as that of query "
+            f"{without[0].qid}",
+            "give them for all queries, or for none",
+        )
+    return [
+        HighlightCase(
+            row.qid, np.array(prediction.saliency or [], np.float64), rate_clips(row.duration, row.clip_ratings)
+        )
+        for prediction, row in rated
+        if row.duration is not None and row.clip_ratings is not None
+    ]
