@@ -19,7 +19,7 @@ from calce_jax.moments.predictions import Prediction, PredictionError, read_pred
 ROW = {"qid": 1, "query": "A cat.", "vid": "a", "duration": 8, "relevant_windows": [[0, 4]]}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_sample_predictions_score_as_released(shared):
     folder = shared / "annotations/qvhighlights"
     released = json.loads((folder / "sample_val_preds_metrics_raw.json").read_text())
