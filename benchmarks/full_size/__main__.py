@@ -119,7 +119,7 @@ def _remove_partial(workspace: Workspace, name: str) -> None:
 def _line(result: StepResult) -> str:
     compiled = f", {result.compile_seconds:.0f} s of them compiling" if result.compile_seconds else ""
     lines = [f"{result.name}: {result.seconds:.0f} s{compiled}, {result.peak_gb:.1f} GB"]
-    lines += [f"  {'ok' if check.ok else 'NOT OK'}: {check.what}: {check.value:.3g}" for check in result.checks]
+    lines += [f"  {'ok' if check.ok else 'NOT OK'}: {check.what}: {check.value:.4g}" for check in result.checks]
     return "\n".join([*lines, *([result.error] if result.error else [])])
 
 

@@ -21,9 +21,9 @@ def result_table(workspace: Workspace, results: Sequence[StepResult]) -> str:
         "|---|---|---|---|",
     ]
     for check in (check for result in results for check in result.checks):
-        limit = "" if check.limit is None else f"{check.limit:.3g}"
+        limit = "" if check.limit is None else f"{check.limit:.4g}"
         lines.append(
-            f"| {check.what} | {check.value:.3g} | {limit} | {'' if not limit else 'ok' if check.ok else 'NOT OK'} |"
+            f"| {check.what} | {check.value:.4g} | {limit} | {'' if not limit else 'ok' if check.ok else 'NOT OK'} |"
         )
     lines += ["", "| step | wall time, s | of it compiling, s | peak memory, GB | |", "|---|---|---|---|---|"]
     for result in results:
