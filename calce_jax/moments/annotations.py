@@ -3,6 +3,8 @@
     official    QVHighlights' release: one JSON object a line, with qid, query, vid, duration, relevant_windows
     lines       Charades-STA's release: "AO8RW 0.0 6.9##a person is putting a book on a shelf."
     original    the original's JSON list: as official, with items and, for stage 2, stage1_result
+    separated   lines of TimeLens-Bench: "v_abc>>>a man runs>>>[0.0, 6.9]", or several windows [[0.0, 6.9], ...]
+    by video    one JSON object: ActivityNet Captions, TimeLens-Bench, TACoS; see `moments.annotations_by_video`
     own         one JSON object a line: as official, with items, kind and, for stage 2, stage1_windows
 
 The format is recognised by the content. One error names all rows that cannot be used.
@@ -23,6 +25,7 @@ from typing import Any
 from absl import logging
 
 from calce_jax.errors import UserError
+from calce_jax.moments.annotations_by_video import read_videos, rows_by_video
 from calce_jax.moments.json_rows import (
     check_characters,
     is_finite_number,
@@ -36,6 +39,7 @@ from calce_jax.moments.windows import Seconds
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.text_files import read_text
 
+SEPARATOR = ">>>"
 STAGE1_WINDOW_FIELDS = ("stage1_windows", "stage1_result")
 _FIELDS = ("qid", "query", "vid", "video", "duration", "items", "kind", "relevant_windows", *STAGE1_WINDOW_FIELDS)
 _SALIENCY_FIELDS = ("relevant_clip_ids", "saliency_scores")
@@ -141,7 +145,13 @@ def parse_annotations(
     duration_by_video = durations if isinstance(durations, Mapping) else _read_durations(durations) if durations else {}
     faults: list[str] = []
     annotations: list[Annotation] = []
-    for location, row in read_rows(text, faults, lambda number, line: _parse_line(line, f"{path.stem}_{number}")):
+    videos = read_videos(text)
+    rows = (
+        read_rows(text, faults, lambda number, line: _parse_line(line, f"{path.stem}_{number}"))
+        if videos is None
+        else rows_by_video(videos, path.stem, faults)
+    )
+    for location, row in rows:
         row_faults = list(_find_row_faults(row))
         faults += [f"{location}, {fault}" for fault in row_faults]
         if not row_faults:
@@ -202,7 +212,27 @@ def _annotation_to_json(annotation: Annotation) -> dict[str, Any]:
 
 
 def _parse_line(line: str, qid: str) -> Any:
-    return parse_json_line(line) if line.lstrip().startswith("{") else _parse_charades_line(line, qid)
+    if line.lstrip().startswith("{"):
+        return parse_json_line(line)
+    return _parse_separated_line(line, qid) if SEPARATOR in line else _parse_charades_line(line, qid)
+
+
+def _parse_separated_line(line: str, qid: str) -> dict[str, Any]:
+    video, *middle, span = line.split(SEPARATOR)
+    try:
+        windows = json.loads(span)
+    except (ValueError, RecursionError):
+        windows = None
+    if not middle or not isinstance(windows, list):
+        raise ValueError(f'expected "VIDEO>>>sentence>>>[START, END]", got {line!r:.60}; fix or drop the line')
+    is_nested = bool(windows) and isinstance(windows[0], list)
+    return {
+        "qid": qid,
+        "video": video.strip(),
+        "query": SEPARATOR.join(middle).strip(),
+        "duration": None,
+        "relevant_windows": windows if is_nested else [windows],
+    }
 
 
 def _parse_charades_line(line: str, qid: str) -> dict[str, Any]:
