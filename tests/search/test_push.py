@@ -22,7 +22,8 @@ from calce_jax.datasets.download import FetchError, NoNetworkError
 from calce_jax.inference.trained_run import load_trained_model
 from calce_jax.presets.datasets import TINY_BASE
 from calce_jax.presets.tiny import tiny_config
-from calce_jax.search.paths import SearchError
+from calce_jax.search.calibration import calibration_path
+from calce_jax.search.paths import SearchError, ranker_path
 from calce_jax.search.published.card import model_card
 from calce_jax.search.published.install import resolve_model
 from calce_jax.search.published.push import PushError, push_to_hub
@@ -138,6 +139,20 @@ def test_push(server, runs, tmp_path, capsys):
         resolve_model("hf:someone/tiny", tmp_path, confirm=lambda offer: bool(asked.append(offer)))
     assert asked[0].licence == "mit, by its model card"
     assert asked[0].download_bytes == sum(map(len, files.values()))
+
+
+def test_what_a_search_of_a_library_needs_goes_along(server, runs, tmp_path):
+    made = {ranker_path(runs): ranker_path(None), calibration_path(runs): calibration_path(None)}
+    try:
+        for target, tiny in made.items():
+            shutil.copyfile(tiny, target)
+        push_to_hub(runs, "someone/tiny", log=lambda _: None)
+    finally:
+        for target in made:
+            target.unlink()
+    folder = resolve_model("hf:someone/tiny", tmp_path, confirm=lambda _: True, log=lambda _: None)
+    for path, tiny in ((ranker_path(folder), ranker_path(None)), (calibration_path(folder), calibration_path(None))):
+        assert path.read_bytes() == tiny.read_bytes()
 
 
 def test_a_pickle_or_a_path_of_a_published_model_is_not_taken(server, runs, tmp_path):

@@ -17,6 +17,8 @@ from huggingface_hub import get_token
 from calce_jax.datasets.download import describe_repo, fetch
 from calce_jax.datasets.sources import MODELS, HubRepo, Publication
 from calce_jax.errors import UserError
+from calce_jax.search.calibration import CALIBRATION_FILE
+from calce_jax.search.paths import RANKER_FILE
 from calce_jax.search.published.store import (
     HUB_PREFIX,
     ModelPaths,
@@ -35,7 +37,12 @@ _HUB_REQUIRED = (
     *(f"stage{stage}/{name}" for stage in (1, 2) for name in ("config.json", "trained.safetensors")),
 )
 _TOKENIZER_NAMES = ("tokenizer.json", "spiece.model", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
-_HUB_OPTIONAL = ("README.md", *(f"{folder}/{name}" for folder in ("t5", "bert") for name in _TOKENIZER_NAMES))
+_HUB_OPTIONAL = (
+    "README.md",
+    RANKER_FILE,
+    CALIBRATION_FILE,
+    *(f"{folder}/{name}" for folder in ("t5", "bert") for name in _TOKENIZER_NAMES),
+)
 
 
 class ModelNotHereError(UserError):

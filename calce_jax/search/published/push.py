@@ -10,9 +10,10 @@ from huggingface_hub import HfApi, get_token
 from calce_jax.checkpoints.model_folder import export_model
 from calce_jax.datasets.download import hub_errors
 from calce_jax.errors import UserError
-from calce_jax.search.paths import find_stages
+from calce_jax.search.calibration import calibration_path
+from calce_jax.search.paths import find_stages, ranker_path
 from calce_jax.search.published.card import model_card
-from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.storage.atomic_files import link_or_copy, write_atomic
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -35,7 +36,8 @@ def push_to_hub(
     earlier upload that have other content now are replaced in one commit.
 
     Args:
-      source: a folder with the workdirs `stage1` and `stage2`; the best checkpoint of each is taken.
+      source: a folder with the workdirs `stage1` and `stage2`; the best checkpoint of each is taken, and the files of
+        `calce fit_ranker` and `calce calibrate`, where it has them.
       repo: "owner/name".
       private: create the repository as a private one; one that exists stays as it is.
       licence: identifier of the licence for the card, such as "mit"; the card says if there is none.
@@ -74,6 +76,9 @@ def _push(
     # Beside the source, where the base weights need no room of their own: a hard link.
     with tempfile.TemporaryDirectory(prefix=".calce_push_", dir=source.absolute().parent) as folder:
         stages = export_model(source, Path(folder))
+        for extra in (ranker_path(source), calibration_path(source)):
+            if extra.is_file():
+                link_or_copy(extra, Path(folder) / extra.name)
         write_atomic(Path(folder) / "README.md", model_card(repo, stages, licence))
         log(f"uploading to {page}")
         with hub_errors(page, "check that the token may write there, and the name"):
