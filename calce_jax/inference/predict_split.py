@@ -240,7 +240,16 @@ def to_prediction(query: Query, answer: Answer) -> Prediction:
     """Return the line of the predictions file for an answer."""
     duration = int(query.duration) if float(query.duration).is_integer() else query.duration
     moments = answer.moments
-    return Prediction(query.qid, query.query, query.video, moments.windows, moments.text, moments.status, duration)
+    return Prediction(
+        query.qid,
+        query.query,
+        query.video,
+        moments.windows,
+        moments.text,
+        moments.status,
+        duration,
+        moments.support,
+    )
 
 
 def _with_progress(answers: Iterator[Answer], split: str, num_done: int, total: int) -> Iterator[Answer]:
