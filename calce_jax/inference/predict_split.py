@@ -115,6 +115,7 @@ def predict_split(model: TrainedModel, split: str, out: str | Path) -> list[Pred
     """
     config, out = model.config, Path(out)
     dataset_split = open_split(config, split, model.tokenizers, model.model_config)
+    warn_unseen_items(model, dataset_split)
     partial = PartialPredictions(out, dataset_split.queries)
     total, batch_size = len(dataset_split.queries), config.data.eval_batch
     with one_writer(out.with_name(out.name + ".lock")):
@@ -136,6 +137,17 @@ def predict_split(model: TrainedModel, split: str, out: str | Path) -> list[Pred
             partial.finish()
         barrier("predictions written")
         return read_predictions(out)
+
+
+def warn_unseen_items(model: TrainedModel, split: DatasetSplit) -> None:
+    """Log a warning if the queries of a split have items, and those that a run was trained on had none."""
+    if not model.trained_with_items and (count := sum(bool(query.items) for query in split.queries)):
+        logging.warning(
+            "%s: %d queries have items in their prompts, and the run was trained on queries without; "
+            "its answers may be worse than on tables without items (`calce prepare --behaviour=reference`)",
+            split.dataset.split,
+            count,
+        )
 
 
 def predict_examples(model: TrainedModel, split: str, rows: Sequence[int]) -> list[Answer]:
