@@ -260,7 +260,7 @@ def to_prediction(query: Query, answer: Answer) -> Prediction:
         moments.text,
         moments.status,
         duration,
-        moments.support,
+        moments.support or None,
     )
 
 

@@ -37,7 +37,7 @@ class Prediction:
       status: how well the answer could be parsed.
       duration: of the video, in seconds.
       support: of each window, see `calce_jax.moments.scoring.QueryMoments`; by it windows are ordered by score. None
-        in files of other programs, where the scores in `windows` serve.
+        without windows, and in files of other programs, where the scores in `windows` serve.
     """
 
     qid: str | int
