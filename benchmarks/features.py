@@ -59,14 +59,15 @@ def describe_costs(config: RunConfig, source: FeatureSource) -> str:
     """Return the size of the features of a video and the TFLOP of a step with and without them, as a line of text."""
     config = replace(
         config,
-        data=replace(config.data, batch=1),
+        data=replace(config.data, batch=1, group=1),
         model=replace(config.model, ln_vision=LN_VISION_BY_SOURCE[source]),
         weights=replace(config.weights, base=""),
     )
     mesh = make_mesh("single")
     with jax.set_mesh(mesh):
         abstract_run = AbstractRun(config, mesh)
-        program, (state, frozen, batch, key) = train_step(abstract_run)
+        step = train_step(abstract_run)
+        program, (state, frozen, batch, key) = step.function, step.arguments
         frames, metadata = (
             config.data.frames,
             make_feature_metadata(config, abstract_run.model_config, "bfloat16", source),

@@ -19,9 +19,11 @@ class ReportRow:
 
     Fields:
       target, program: `CompileCase.target` and `CompileCase.name`.
-      bytes_per_chip: peak memory of a chip: arguments, outputs that do not alias them, and temporaries.
+      bytes_per_chip: peak memory of a chip: arguments, outputs that do not alias them, temporaries, and what a run has
+        there beside them.
       budget: of `bytes_per_chip`.
       temp_bytes: the temporaries.
+      resident_bytes: the window of encoded batches that a grouped batch is of, see `benchmarks.aot.programs.Program`.
       flops: of matrix products, over all chips; of generation, with the longest answer.
       compile_seconds: without tracing and lowering.
       ok: it was compiled and is within the budget.
@@ -33,6 +35,7 @@ class ReportRow:
     bytes_per_chip: int | None
     budget: int
     temp_bytes: int | None
+    resident_bytes: int | None
     flops: int | None
     compile_seconds: float | None
     ok: bool
@@ -45,14 +48,15 @@ class ReportRow:
             return f"{head} FAILED  {self.error}"
         return (
             f"{head} {self.bytes_per_chip / 2**30:6.2f} of {self.budget / 2**30:3.0f} GiB a chip "
-            f"({self.temp_bytes / 2**30:6.2f} temporary)  {self.flops / 1e12:8.1f} TFLOP  "
+            f"({self.temp_bytes / 2**30:6.2f} temporary, {(self.resident_bytes or 0) / 2**30:.2f} of a window)  "
+            f"{self.flops / 1e12:8.1f} TFLOP  "
             f"{self.compile_seconds:6.1f} s  {'ok' if self.ok else 'OVER BUDGET'}"
         )
 
 
 def failed_row(case: CompileCase, error: str) -> ReportRow:
     """Return the row of a case that was not compiled."""
-    return ReportRow(case.target, case.name, None, case.budget, None, None, None, ok=False, error=error)
+    return ReportRow(case.target, case.name, None, case.budget, None, None, None, None, ok=False, error=error)
 
 
 def measure(case: CompileCase, config: RunConfig) -> ReportRow:
@@ -69,22 +73,23 @@ def measure(case: CompileCase, config: RunConfig) -> ReportRow:
     mesh = mesh_for(target)
     with jax.set_mesh(mesh):
         abstract_run = AbstractRun(scale_batch_to_chips(config, target.chips), mesh)
-        program, arguments = PROGRAMS[case.program](abstract_run)
-        traced = program.trace(*arguments)
+        program = PROGRAMS[case.program](abstract_run)
+        traced = program.function.trace(*program.arguments)
         lowered = traced.lower()
         start = time.perf_counter()
         compiled = lowered.compile(compiler_options=dict(target.options))
         seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     argument_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    total = argument_bytes + memory.temp_size_in_bytes
+    total = argument_bytes + memory.temp_size_in_bytes + program.resident_bytes
     return ReportRow(
         case.target,
         case.name,
         total,
         case.budget,
         memory.temp_size_in_bytes,
-        count_flops(traced.jaxpr, while_trip_count=config.text.answer_tokens),
+        program.resident_bytes,
+        count_flops(traced.jaxpr, while_trip_count=program.decoding_steps),
         round(seconds, 1),
         ok=total <= case.budget,
     )

@@ -143,6 +143,7 @@ def export_model(source: Path, target: Path) -> list[StageRecord]:
             "git": stage.metadata.get("git") or git_revision(),
             "jax": stage.metadata.get("jax") or jax.__version__,
             "scores": dict(stage.scores),
+            "trained_with_items": bool(stage.metadata.get("trained_with_items", True)),
         }
         write_stage(target / name, weights, stage.config, more)
     return stages

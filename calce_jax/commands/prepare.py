@@ -139,6 +139,8 @@ def main(argv: list[str]) -> None:
         print(f"{len(result.failures)} failures, listed in {OUT.value}/failures.jsonl")
     for split in splits:
         print(f"{split}: {result.queries.get(split, 0)} of {len(splits[split])} queries are in {OUT.value}/tables")
+        if result.extracted_items.get(split):
+            print(f"{split}: items of {result.extracted_items[split]} queries are not annotated; they are its nouns")
     print(f"{result.num_ready} videos are ready, {result.num_decoded} of them decoded now")
     if not result.queries:
         raise PrepareError("no query has a usable video", "see the table above")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from calce_jax.datasets.items import fill_items
 from calce_jax.datasets.prepared_video import (
     PrepareJob,
     PrepareSettings,
@@ -55,12 +56,14 @@ class PrepareResult:
       num_ready: number of prepared videos.
       num_decoded: number of those that were decoded now; the others were prepared before.
       queries: number of queries in the tables, by split.
+      extracted_items: number of those whose items are not annotated but nouns of the sentence, by split.
       failures: skipped videos and queries with the reasons, ordered by video id.
     """
 
     num_ready: int
     num_decoded: int
     queries: dict[str, int]
+    extracted_items: dict[str, int]
     failures: list[Failure]
 
 
@@ -171,6 +174,8 @@ def prepare_dataset(
 ) -> PrepareResult:
     """Prepare every annotated video once, and build the tables; only `queries` if `videos` is up to date.
 
+    Queries without items get the nouns of the sentence, as a search gives a new one; under "reference" they get none.
+
     Args:
       dataset: "qvhighlights", "charades_sta" or "shapes".
       splits: annotated queries by split.
@@ -237,6 +242,10 @@ def _prepare(
     ready = {job.video for job in jobs} - {failure.video for failure in decode_failures}
     durations = {video: load_duration(folder, video) for video in sorted(ready)}
     usable, window_failures = _usable_queries(splits, durations)
+    extracted_items = dict.fromkeys(usable, 0)
+    if settings.behaviour == "default":
+        for split, rows in usable.items():
+            usable[split], extracted_items[split] = fill_items(rows, dataset)
     failures += decode_failures + window_failures
     _write_failures(out, failures)
     queries = {split: len(rows) for split, rows in usable.items()}
@@ -254,7 +263,7 @@ def _prepare(
         queries[row.split] -= 1
         ready.discard(row.video)
     failures.sort(key=lambda failure: failure.video)
-    return PrepareResult(len(ready), len(pending) - len(decode_failures), queries, failures)
+    return PrepareResult(len(ready), len(pending) - len(decode_failures), queries, extracted_items, failures)
 
 
 def _write_failures(out: Path, failures: Sequence[Failure]) -> None:

@@ -57,7 +57,8 @@ class ValidationReport:
         lines = [
             *(f"{split}: {count} queries" for split, count in self.queries.items()),
             f"{self.num_videos} videos, {self.hours:.2f} hours; the longest is {self.max_duration:.1f} s",
-            f"{self.num_windows} windows; {self.without_windows} queries have none, {self.without_items} have no items",
+            f"{self.num_windows} windows; {self.without_windows} queries have none, "
+            f"{self.without_items} have no items, and get the nouns of their sentence",
             name_queries("queries have a window of no length, which no answer can meet", self.without_length),
             f"{self.num_faults} faults",
         ]

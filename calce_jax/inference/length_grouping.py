@@ -80,6 +80,9 @@ class LengthGrouper:
       graph: the model's structure, from `calce_jax.models.calce.split_params`.
       config: selection of key frames and captions.
       mesh: of the batches.
+
+    Attributes:
+      encode_batch, stack_batches, gather_rows: the compiled functions, on arrays that are on the devices.
     """
 
     def __init__(self, graph: Any, config: StepConfig, mesh: Mesh):
@@ -103,26 +106,29 @@ class LengthGrouper:
 
         batch_sharding, replicated = (NamedSharding(mesh, spec) for spec in (P(BATCH_AXES), P()))
         self._mesh = mesh
-        self._encode = jax.jit(encode, out_shardings=(batch_sharding, replicated))
-        self._stack = jax.jit(stack, out_shardings=NamedSharding(mesh, P(None, BATCH_AXES)))
-        self._take_rows = jax.jit(take_rows, out_shardings=batch_sharding)
+        self.encode_batch = jax.jit(encode, out_shardings=(batch_sharding, replicated))
+        self.stack_batches = jax.jit(stack, out_shardings=NamedSharding(mesh, P(None, BATCH_AXES)))
+        self.gather_rows = jax.jit(take_rows, out_shardings=batch_sharding)
 
     def encode_window(self, trainable: nnx.State, frozen: nnx.State, batches: Iterable[Batch]) -> BatchWindow:
         """Encode this host's parts of V batches; waits for the devices."""
         block_on_simulated_cpu(trainable)
         outputs = [
-            block_on_simulated_cpu(self._encode(trainable, frozen, put_batch(batch, self._mesh))) for batch in batches
+            block_on_simulated_cpu(self.encode_batch(trainable, frozen, put_batch(batch, self._mesh)))
+            for batch in batches
         ]
         encoded_batches, row_info = zip(*outputs, strict=True)
         row_info = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(row_info))
         return BatchWindow(
-            block_on_simulated_cpu(self._stack(encoded_batches)), jax.tree.structure(encoded_batches[0]), row_info
+            block_on_simulated_cpu(self.stack_batches(encoded_batches)),
+            jax.tree.structure(encoded_batches[0]),
+            row_info,
         )
 
     def take_rows(self, window: BatchWindow, rows: Int[np.ndarray, " B"]) -> Batch:
         """Return a batch of the given rows (0 to V B - 1) of a window."""
         return jax.tree.unflatten(
-            window.treedef, block_on_simulated_cpu(self._take_rows(window.leaves, rows.astype(np.int32)))
+            window.treedef, block_on_simulated_cpu(self.gather_rows(window.leaves, rows.astype(np.int32)))
         )
 
 

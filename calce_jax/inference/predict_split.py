@@ -119,6 +119,7 @@ def predict_split(
     """
     config, out = model.config, Path(out)
     dataset_split = open_split(config, split, model.tokenizers, model.model_config)
+    warn_unseen_items(model, dataset_split)
     partial = PartialPredictions(out, dataset_split.queries)
     total, batch_size = len(dataset_split.queries), config.data.eval_batch
     with one_writer(out.with_name(out.name + ".lock")):
@@ -146,6 +147,17 @@ def predict_split(
             partial.finish()
         barrier("predictions written")
         return read_predictions(out)
+
+
+def warn_unseen_items(model: TrainedModel, split: DatasetSplit) -> None:
+    """Log a warning if the queries of a split have items, and those that a run was trained on had none."""
+    if not model.trained_with_items and (count := sum(bool(query.items) for query in split.queries)):
+        logging.warning(
+            "%s: %d queries have items in their prompts, and the run was trained on queries without; "
+            "its answers may be worse than on tables without items (`calce prepare --behaviour=reference`)",
+            split.dataset.split,
+            count,
+        )
 
 
 def predict_examples(model: TrainedModel, split: str, rows: Sequence[int]) -> list[Answer]:
@@ -250,7 +262,16 @@ def to_prediction(query: Query, answer: Answer) -> Prediction:
     """Return the line of the predictions file for an answer."""
     duration = int(query.duration) if float(query.duration).is_integer() else query.duration
     moments = answer.moments
-    return Prediction(query.qid, query.query, query.video, moments.windows, moments.text, moments.status, duration)
+    return Prediction(
+        query.qid,
+        query.query,
+        query.video,
+        moments.windows,
+        moments.text,
+        moments.status,
+        duration,
+        moments.support or None,
+    )
 
 
 def _with_progress(answers: Iterator[Answer], split: str, num_done: int, total: int) -> Iterator[Answer]:

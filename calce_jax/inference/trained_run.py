@@ -36,6 +36,7 @@ class TrainedModel:
       mesh: of the weights.
       graph, trainable, frozen: the model, see `calce_jax.models.calce.split_params`.
       checkpoint: folder of the checkpoint of the trainables; None for base weights.
+      trained_with_items: whether its training queries had items; if not, the line of the prompt stays empty.
     """
 
     config: RunConfig
@@ -46,6 +47,7 @@ class TrainedModel:
     trainable: nnx.State
     frozen: nnx.State
     checkpoint: Path | None = None
+    trained_with_items: bool = True
 
     def compile_predictor(self, max_answer_tokens: int) -> Callable[[Iterable[Batch]], Iterator[BatchPrediction]]:
         """Return a function that predicts batch after batch, compiled on its first call.
@@ -113,7 +115,8 @@ def load_trained_model(
         trainable, folder, metadata = restore_trainables(Path(workdir), model.trainable, checkpoint)
     check_config(folder, metadata, config)
     check_files(folder, metadata, config)
-    return replace(model, trainable=trainable, checkpoint=folder)
+    with_items = bool(metadata.get("trained_with_items", True))  # earlier versions did not record it
+    return replace(model, trainable=trainable, checkpoint=folder, trained_with_items=with_items)
 
 
 def with_eval_batch(config: RunConfig, batch: int | None) -> RunConfig:

@@ -25,6 +25,7 @@ def table_fingerprint(queries: Sequence[Query], stage: Stage) -> Fingerprint:
     return {
         "queries": len(rows),
         "videos": len({query.video for query in queries}),
+        "without_items": sum(not query.items for query in queries),
         "sha256": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
     }
 
@@ -37,6 +38,14 @@ def table_changes(before: Fingerprint, now: Fingerprint) -> str:
     if not counts and before["sha256"] != now["sha256"]:
         return "other sentences, items, durations, windows, or another order"
     return ", ".join(counts)
+
+
+def has_items(fingerprint: Fingerprint) -> bool:
+    """Return whether any query of a split has items; True where that is not known.
+
+    Tables of earlier versions, and those that were prepared under "reference", may have none.
+    """
+    return fingerprint.get("without_items", 0) < fingerprint.get("queries", 1)
 
 
 def _stage1_windows(query: Query) -> list[list[float]] | None:

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from calce_jax.distributed.sharding import BATCH_AXES
-from calce_jax.models.layers import Key, dropout
+from calce_jax.models.layers import Key, dropout, matmul_precision
 
 AttentionImplementation = Literal["xla", "dpa", "flash"]
 
@@ -58,9 +58,10 @@ def attention(
         return _flash_attention(query, key, value, scale=scale, bias=bias, mask=mask)
     # Heads before positions: the layout with a fast batched product on every backend.
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    scores = jnp.einsum("bnqh,bnlh->bnql", query, key, preferred_element_type=jnp.float32) * scale
+    precision = matmul_precision(query.dtype)
+    scores = jnp.einsum("bnqh,bnlh->bnql", query, key, precision=precision, preferred_element_type=jnp.float32) * scale
     weights = dropout(attention_weights(scores, bias, mask), dropout_rate, dropout_key).astype(value.dtype)
-    return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, value), 1, 2)
+    return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, value, precision=precision), 1, 2)
 
 
 def attention_weights(
@@ -117,9 +118,11 @@ def _dot_product_attention(
         bias = jnp.broadcast_to(bias, (*bias.shape[:2], *score_shape))
     if mask is not None:
         mask = jnp.broadcast_to(mask, (mask.shape[0], *score_shape))[:, None]
-    return jax.nn.dot_product_attention(
-        query, key, value, bias, mask, scale=scale, implementation="cudnn" if use_cudnn else "xla"
-    )
+    # It takes no precision; the context gives its products, and those of their gradient, the one of `attention`.
+    with jax.default_matmul_precision("highest" if query.dtype == jnp.float32 else "default"):
+        return jax.nn.dot_product_attention(
+            query, key, value, bias, mask, scale=scale, implementation="cudnn" if use_cudnn else "xla"
+        )
 
 
 def _flash_attention(

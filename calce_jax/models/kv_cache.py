@@ -14,6 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.models.attention import attention_weights
+from calce_jax.models.layers import matmul_precision
 
 
 @struct.dataclass
@@ -68,7 +69,8 @@ def cached_attention(
 ) -> Float[Array, "B Q N H"]:
     """Compute the same as `attention`, without dropout, for the few queries of a decoding step."""
     weights = cached_attention_weights(cache, query, scale=scale, bias=bias, mask=mask).astype(cache.value.dtype)
-    return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, cache.value), 1, 2)
+    precision = matmul_precision(cache.value.dtype)
+    return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, cache.value, precision=precision), 1, 2)
 
 
 def cached_attention_weights(
@@ -80,5 +82,11 @@ def cached_attention_weights(
     mask: Bool[Array, "#B #Q L"] | None = None,
 ) -> Float[Array, "B N Q L"]:
     """Return the float32 weights with which `cached_attention` averages the values."""
-    scores = jnp.einsum("bqnh,bnhl->bnql", query, cache.key, preferred_element_type=jnp.float32) * scale
-    return attention_weights(scores, bias, mask)
+    scores = jnp.einsum(
+        "bqnh,bnhl->bnql",
+        query,
+        cache.key,
+        precision=matmul_precision(query.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return attention_weights(scores * scale, bias, mask)

@@ -2,7 +2,7 @@
 
 Weights are cast to the dtype of the activations, so the dtype of a tower's input is the dtype it computes in (bfloat16
 on accelerators, float32 in tests), and frozen weights may be stored in bfloat16 while trained ones stay float32. Norms
-and softmax always compute in float32.
+and softmax always compute in float32. Products of float32 are float32 on every device (`matmul_precision`).
 
 Randomness is explicit: a layer with dropout takes a PRNG `key`; without one it does not drop.
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from calce_jax.distributed.sharding import constrain_batch
 
@@ -34,7 +34,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "... D"], *, key: Key = None) -> Float[Array, "... E"]:
         """Apply to the last axis. `key` is unused here: LoRA layers, which have dropout, replace this layer."""
         # Two axes: with more the gradient of a gated MLP took XLA two to three times as long on a CPU.
-        y = (x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
+        y = matmul(x.reshape(-1, x.shape[-1]), self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + expand_dims_to(self.bias[...].astype(x.dtype), y.ndim)
 
 
@@ -88,6 +88,20 @@ class KeyStream:
             self._keys = iter(keys)
             key = next(self._keys)
         return key
+
+
+def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
+    """Return the precision of products of `dtype`: HIGHEST for float32, the device's own for narrower ones.
+
+    By default GPUs round the factors of a float32 product to TF32 (11 bits) and TPUs to bfloat16 (8 bits), so that a
+    config that says float32 would not get it. Factors of 8 bits are exact in any case, and sums are float32.
+    """
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def matmul(a: Float[Array, "... D"], b: Float[Array, "D E"]) -> Float[Array, "... E"]:
+    """Return `a @ b` with the precision of its dtype, see `matmul_precision`."""
+    return jnp.matmul(a, b, precision=matmul_precision(a.dtype))
 
 
 def expand_dims_to(vector: Array, ndim: int) -> Array:

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from calce_jax.config import LoraConfig
-from calce_jax.models.layers import Key, Linear, dropout
+from calce_jax.models.layers import Key, Linear, dropout, matmul
 
 LayerT = TypeVar("LayerT", bound=nnx.Module)
 
@@ -34,13 +34,13 @@ class LoraLinear(nnx.Module):
     def __call__(self, x: Float[Array, "... D"], *, key: Key = None) -> Float[Array, "... E"]:
         """Return base(x) + scale dropout(x) A B."""
         # Products of two axes, as in `Linear`.
-        low = dropout(x, self.dropout_rate, key).reshape(-1, x.shape[-1]) @ self.a[...].astype(x.dtype)
+        low = matmul(dropout(x, self.dropout_rate, key).reshape(-1, x.shape[-1]), self.a[...].astype(x.dtype))
         return self.base(x) + (_lora_up(low, self.b[...].astype(x.dtype)) * self.scale).reshape(*x.shape[:-1], -1)
 
     def merge(self) -> Linear:
         """Add scale A B to the kernel of the base layer, in float32; return the base layer."""
         kernel = self.base.kernel[...]
-        delta = self.a[...] @ self.b[...] * self.scale
+        delta = jnp.matmul(self.a[...], self.b[...], precision=jax.lax.Precision.HIGHEST) * self.scale
         self.base.kernel[...] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
         return self.base
 
@@ -52,18 +52,18 @@ def _lora_up(low: Float[Array, "L R"], b: Float[Array, "R E"]) -> Float[Array, "
     In jax's gradient of `b` the cotangent is the first factor, and XLA transposes the first factor on a CPU, which
     copies a wide array. Here `low` is the first factor.
     """
-    return low @ b
+    return matmul(low, b)
 
 
 def _lora_up_forward(
     low: Float[Array, "L R"], b: Float[Array, "R E"]
 ) -> tuple[Float[Array, "L E"], tuple[Array, Array]]:
-    return low @ b, (low, b)
+    return matmul(low, b), (low, b)
 
 
 def _lora_up_backward(residuals: tuple[Array, Array], cotangent: Float[Array, "L E"]) -> tuple[Array, Array]:
     low, b = residuals
-    return cotangent @ b.T, low.T @ cotangent
+    return matmul(cotangent, b.T), matmul(low.T, cotangent)
 
 
 _lora_up.defvjp(_lora_up_forward, _lora_up_backward)

@@ -51,7 +51,7 @@ def select_captions(
 
     They are ordered by similarity, as in the original; ties keep the order of time.
     """
-    similarity = jnp.einsum("bd,bcd->bc", _unit(query), _unit(captions))
+    similarity = jnp.einsum("bd,bcd->bc", _unit(query), _unit(captions), precision=jax.lax.Precision.HIGHEST)
     masked_similarity = jnp.where(caption_mask, similarity, -jnp.inf)
     caption_index = jnp.argsort(-masked_similarity, axis=1)[:, :max_captions].astype(jnp.int32)
     return CaptionSelection(

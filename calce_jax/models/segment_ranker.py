@@ -15,7 +15,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from calce_jax.batch import AnyArray
-from calce_jax.models.layers import expand_dims_to
+from calce_jax.models.layers import expand_dims_to, matmul
 
 MAX_FRAMES, MAX_GROUPS, VECTOR_WIDTH = 20, 4, 64
 EPSILON = 1e-6
@@ -33,11 +33,12 @@ class SegmentRanker:
     def embed_images(self, pooled: Float[AnyArray, "... W"]) -> Float[Array, "... D"]:
         """Return vectors of length 1 of what `pool_queries` returned."""
         bias = expand_dims_to(self.image_bias, pooled.ndim)
-        return _normalise(jnp.asarray(pooled, jnp.float32) @ self.image_kernel + bias)
+        return _normalise(matmul(jnp.asarray(pooled, jnp.float32), jnp.asarray(self.image_kernel)) + bias)
 
     def embed_texts(self, word_means: Float[AnyArray, "N E"]) -> Float[Array, "N D"]:
         """Return vectors of length 1 of sentences, each the mean of the embeddings of its words."""
-        return _normalise(jnp.asarray(word_means, jnp.float32) @ self.text_kernel + expand_dims_to(self.text_bias, 2))
+        projected = matmul(jnp.asarray(word_means, jnp.float32), jnp.asarray(self.text_kernel))
+        return _normalise(projected + expand_dims_to(self.text_bias, 2))
 
 
 def init_segment_ranker(image_width: int, text_width: int, key: jax.Array) -> SegmentRanker:

@@ -7,6 +7,7 @@ Dimensions: B batch, L encoder positions, A answer positions, K beams, M longest
 D width, N heads, H head width, F feed-forward width, V vocabulary, R relative-position buckets.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -384,10 +385,21 @@ def relative_position_bucket(relative_position: Int[Array, "Q L"], *, bidirectio
     )
     distance_away = jnp.abs(relative_position) if bidirectional else jnp.maximum(-relative_position, 0)
     max_exact = num_buckets // 2
-    log_offset = (
-        jnp.log(jnp.maximum(distance_away, 1).astype(jnp.float32) / max_exact)
-        / jnp.log(RELATIVE_MAX_DISTANCE / max_exact)
-        * (num_buckets - max_exact)
-    )
-    far_bucket = jnp.minimum(max_exact + log_offset.astype(jnp.int32), num_buckets - 1)
+    far_bucket = jnp.full_like(distance_away, max_exact)
+    for first_distance in _first_distances(num_buckets - max_exact, max_exact):
+        far_bucket += (distance_away >= first_distance).astype(far_bucket.dtype)
     return direction_offset + jnp.where(distance_away < max_exact, distance_away, far_bucket)
+
+
+def _first_distances(num_far_buckets: int, max_exact: int) -> list[int]:
+    """Return the smallest distance of each logarithmic bucket after the first.
+
+    In integers: distance E (M/E)^(k/K) begins bucket k of K, for E `max_exact` and M the largest distance. A logarithm
+    on the device may put 16, 32 and 64, which are such beginnings in the encoder, into the bucket before.
+    """
+
+    def begins(bucket: int) -> int:
+        power = max_exact ** (num_far_buckets - bucket) * RELATIVE_MAX_DISTANCE**bucket
+        return next(distance for distance in itertools.count(max_exact) if distance**num_far_buckets >= power)
+
+    return [begins(bucket) for bucket in range(1, num_far_buckets)]

@@ -18,7 +18,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.models.attention import attention, join_heads, split_heads
 from calce_jax.models.kv_cache import KVCache, LayerCache, cached_attention, cached_attention_weights
-from calce_jax.models.layers import Key, LayerNorm, Linear, gelu, scan_blocks, stack_blocks, unstack_blocks
+from calce_jax.models.layers import (
+    Key,
+    LayerNorm,
+    Linear,
+    gelu,
+    matmul_precision,
+    scan_blocks,
+    stack_blocks,
+    unstack_blocks,
+)
 from calce_jax.models.whisper_sizes import ENGLISH_SIZES, WHISPER_SIZES
 
 # Query positions per attention product: a few hundred, so that their scores fit a CPU's cache.
@@ -351,7 +360,8 @@ class Whisper(nnx.Module):
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Return the float32 logits of the next token."""
         tokens = self.decoder.tokens[...].astype(x.dtype)
-        return jnp.einsum("...d,vd->...v", x, tokens, preferred_element_type=jnp.float32)
+        precision = matmul_precision(x.dtype)
+        return jnp.einsum("...d,vd->...v", x, tokens, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _unfold_frames(x: Float[Array, "B F C"], *, stride: int) -> Float[Array, "B G E"]:

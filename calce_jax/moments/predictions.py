@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from calce_jax.errors import UserError
 from calce_jax.moments.json_rows import is_finite_number, normalise_qid, raise_faults, read_rows
-from calce_jax.moments.windows import ParseStatus, Seconds, WindowOrder, order_windows
+from calce_jax.moments.windows import ParseStatus, Seconds, WindowOrder, falling_scores, order_windows
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.text_files import read_text
 
@@ -36,6 +36,8 @@ class Prediction:
       text: the model's answer, from which the windows were parsed ("raw" in files).
       status: how well the answer could be parsed.
       duration: of the video, in seconds.
+      support: of each window, see `calce_jax.moments.scoring.QueryMoments`; by it windows are ordered by score. None
+        without windows, and in files of other programs, where the scores in `windows` serve.
       saliency: of each clip of two seconds, any scale ("pred_saliency_scores" in files); `None` if not predicted.
     """
 
@@ -46,6 +48,7 @@ class Prediction:
     text: str | None = None
     status: ParseStatus | None = None
     duration: Seconds | None = None
+    support: list[Seconds] | None = None
     saliency: list[int | float] | None = None
 
     @property
@@ -57,13 +60,21 @@ class Prediction:
 def reorder_windows(prediction: Prediction, window_order: WindowOrder) -> Prediction:
     """Return the prediction with its windows in another order.
 
-    "longest" replaces the scores by ones that fall from 1, because some protocols sort by score.
+    Another order than the given one replaces the scores, because some protocols sort by score: by ones that fall from 1
+    for "longest", and by the support, where there is one, for "score".
     """
-    scores = [window[2] for window in prediction.windows]
-    windows = [prediction.windows[i] for i in order_windows(prediction.windows, scores, window_order)]
+    if window_order == "given":
+        return prediction
+    scores = prediction.support or [window[2] for window in prediction.windows]
+    order = order_windows(prediction.windows, scores, window_order)
+    scores = [scores[i] for i in order]
+    support = prediction.support and scores
     if window_order == "longest":
-        windows = [[start, end, 1 - place / len(windows)] for place, (start, end, _) in enumerate(windows)]
-    return dataclasses.replace(prediction, windows=windows)
+        scores = [1 - place / len(order) for place in range(len(order))]
+    elif support:
+        scores = falling_scores(support)
+    windows = [[*prediction.windows[i][:2], score] for i, score in zip(order, scores, strict=True)]
+    return dataclasses.replace(prediction, windows=windows, support=support)
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
@@ -85,6 +96,7 @@ def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
         "raw": prediction.text,
         "status": prediction.status,
         "duration": prediction.duration,
+        "support": prediction.support,
         "pred_saliency_scores": prediction.saliency,
     }
     return {field: value for field, value in row.items() if value is not None}
@@ -140,6 +152,14 @@ def _find_row_faults(row: Any) -> Iterable[str]:
     duration = row.get("duration")
     if duration is not None and not (is_finite_number(duration) and duration > 0):
         yield f"duration: expected positive seconds, got {duration!r:.60}; leave the field out if it is not known"
+    support, windows = row.get("support"), next((row[name] for name in _WINDOW_FIELD_NAMES if name in row), None)
+    if support is not None and not (
+        isinstance(support, list)
+        and all(map(is_finite_number, support))
+        and isinstance(windows, list)
+        and len(support) == len(windows)
+    ):
+        yield f"support: expected a number for each window, got {support!r:.60}; leave the field out if there is none"
 
 
 def _find_window_faults(row: dict[str, Any]) -> Iterable[str]:
@@ -172,6 +192,7 @@ def _prediction_from_json(row: dict[str, Any]) -> Prediction:
         row.get("raw"),
         row.get("status"),
         row.get("duration"),
+        row.get("support"),
         row.get("pred_saliency_scores"),
     )
 

@@ -13,6 +13,7 @@ from calce_jax.moments.windows import (
     Seconds,
     Window,
     WindowOrder,
+    falling_scores,
     iou_matrix,
     order_windows,
     parse_windows,
@@ -32,16 +33,19 @@ class QueryMoments:
     """The predicted windows of one query.
 
     Attributes:
-      windows: [start, end, score], best first; seconds of the video, scores in [0, 1].
+      windows: [start, end, score], best first; seconds of the video, scores in [0, 1] that fall along the list.
       text: the answer from which the windows were parsed.
       status: how well it could be parsed.
       hypotheses: all beams, most probable first.
+      support: expected IoU of each window, in [0, 1], in the order of `windows`; where it does not rise along the list
+        it is the score.
     """
 
     windows: list[list[float]]
     text: str
     status: ParseStatus
     hypotheses: list[BeamHypothesis] = dataclasses.field(default_factory=list)
+    support: list[float] = dataclasses.field(default_factory=list)
 
 
 def score_moments(
@@ -54,8 +58,9 @@ def score_moments(
 ) -> QueryMoments:
     """Parse the best answer, score its windows by all answers, and order them.
 
-    A window's score is its expected IoU: the mean over the beams, weighted by probability, of its largest IoU with a
-    window of the beam. It is 1 where every beam has this window.
+    A window's support is its expected IoU: the mean over the beams, weighted by probability, of its largest IoU with a
+    window of the beam. It is 1 where every beam has this window. Its score is the same, but less than that of the
+    window before it: a protocol that sorts by score must not undo the order.
 
     Args:
       texts: the answers, best first, at least one.
@@ -78,9 +83,11 @@ def score_moments(
         for answer, probability in zip(parsed, _normalise_probabilities(log_probabilities), strict=True)
     ]
     expected_ious = expected_iou(np.array(windows, np.float64).reshape(-1, 2), hypotheses)
-    scores = [round(score, 4) for score in expected_ious.tolist()]
-    order = order_windows(windows, scores, window_order="given" if behaviour == "reference" else window_order)
-    return QueryMoments([[*map(float, windows[i]), scores[i]] for i in order], text, status, hypotheses)
+    support = [round(score, 4) for score in expected_ious.tolist()]
+    order = order_windows(windows, support, window_order="given" if behaviour == "reference" else window_order)
+    support = [support[i] for i in order]
+    ranked = [[*map(float, windows[i]), score] for i, score in zip(order, falling_scores(support), strict=True)]
+    return QueryMoments(ranked, text, status, hypotheses, support)
 
 
 def expected_iou(windows: Float[np.ndarray, "N 2"], hypotheses: Sequence[BeamHypothesis]) -> Float[np.ndarray, " N"]:

@@ -23,6 +23,7 @@ WindowOrder = Literal["given", "longest", "score"]
 
 # Longest first beats the order in time on every published set that has more than one window: docs/ranking.md.
 RECOMMENDED_WINDOW_ORDER: WindowOrder = "longest"
+SCORE_STEPS = 10_000  # scores that are written have 4 decimals
 
 _PAIR = r"\[\s*(-?[0-9]+(?:\.[0-9]+)?)\s*,\s*(-?[0-9]+(?:\.[0-9]+)?)\s*\]"
 _WINDOW_PATTERN = re.compile(_PAIR)
@@ -141,3 +142,16 @@ def order_windows(
     if scores is None or len(scores) != len(windows):
         raise ValueError(f"scores: ordering {len(windows)} windows by score needs as many scores, got {scores!r}")
     return sorted(range(len(windows)), key=lambda i: -scores[i])
+
+
+def falling_scores(scores: Sequence[Seconds]) -> list[float]:
+    """Return scores in [0, 1] of 4 decimals that fall strictly along the list, each at or just below the given one.
+
+    Protocols that sort by score, stably or not, then keep the order of the list. A score that is not below the one
+    before it becomes the next smaller number; the last of very small ones are raised to stay at least 0.
+    """
+    falling: list[int] = []  # ten-thousandths, in which steps are exact
+    for place, score in enumerate(scores):
+        below_previous = falling[-1] - 1 if falling else SCORE_STEPS
+        falling.append(max(min(round(score * SCORE_STEPS), below_previous), len(scores) - 1 - place))
+    return [steps / SCORE_STEPS for steps in falling]

@@ -48,7 +48,7 @@ from calce_jax.storage.failures import Failure
 from calce_jax.storage.provenance import file_hash
 from calce_jax.text.caption import Caption
 from calce_jax.text.captions import clean_captions
-from calce_jax.text.nouns import extract_items
+from calce_jax.text.nouns import PHRASE_DATASETS, extract_items
 
 # Seconds. The longest video of QVHighlights and of shapes; 99 % of Charades-STA's videos are shorter than 60 s.
 TRAINED_DURATION: dict[DatasetName, float] = {"qvhighlights": 150.0, "charades_sta": 60.0, "shapes": 40.0}
@@ -120,9 +120,7 @@ class Searcher:
         )
         self.cache = cache
         self._t5 = stages[0].tokenizers.t5
-        self._noun_phrases = (
-            last.data.dataset == "shapes"
-        )  # its training queries have phrases as items, not single nouns
+        self._noun_phrases = last.data.dataset in PHRASE_DATASETS
         self.predictors = {f"stage {run.config.stage}": Predictor(run, self.sampling.max_seconds) for run in stages}
         self.max_batch_size = min(predictor.max_batch_size for predictor in self.predictors.values())
         self.weight_keys = {name: _weights_key(predictor.model) for name, predictor in self.predictors.items()}
@@ -265,7 +263,8 @@ class Searcher:
         ]
         answers: dict[str, list[Answer]] = {}
         for name, predictor in self.predictors.items():
-            answers[name] = predictor.predict(examples, [encoded.features[name] for encoded, _, _ in pairs])
+            asked = examples if predictor.model.trained_with_items else [replace(row, items=[]) for row in examples]
+            answers[name] = predictor.predict(asked, [encoded.features[name] for encoded, _, _ in pairs])
             examples = [
                 replace(example, stage1_windows=_stage1_windows(answer))
                 for example, answer in zip(examples, answers[name], strict=True)

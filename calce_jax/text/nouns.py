@@ -1,4 +1,4 @@
-"""Items of a query: the nouns or noun phrases in it. Annotated queries have items; those of a search need extraction.
+"""Items of a query: the nouns or noun phrases in it, for the queries of a search and annotated ones without items.
 
 Parts of speech come from the Hanover Tagger (Wartena 2019), whose English model is in its package.
 `benchmarks/items.py` compares the result with annotated items.
@@ -20,6 +20,8 @@ _EXCLUDED_NOUNS = """
     talks turn walk walks washing
 """
 EXCLUDED_NOUNS = frozenset(_EXCLUDED_NOUNS.split())
+# Datasets whose annotated items are phrases, and not single nouns.
+PHRASE_DATASETS = frozenset({"shapes"})
 MAX_LETTERS = 64  # letters of a word that are tagged; the time is quadratic: 2000 letters took 17 s
 _WORD = re.compile(r"[\w'-]+|[^\w\s]")
 

@@ -168,7 +168,9 @@ def contrastive_loss(params: _Scaled, batch: PairBatch) -> Float[Array, ""]:
     gradient for each. Other queries' rows of the same video are no others.
     """
     images, texts = params.ranker.embed_images(batch.pooled), params.ranker.embed_texts(batch.word_means)
-    cosines = jnp.exp(params.log_scale) * jnp.einsum("bfgd,qd->qbfg", images, texts)
+    cosines = jnp.exp(params.log_scale) * jnp.einsum(
+        "bfgd,qd->qbfg", images, texts, precision=jax.lax.Precision.HIGHEST
+    )
     groups = cosines.shape[3]
 
     def soft_maximum(scores: Array, mask: Array) -> Array:

@@ -20,7 +20,7 @@ from calce_jax.distributed.profiling import StepProfiler
 from calce_jax.distributed.sharding import make_mesh, param_shardings
 from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
 from calce_jax.inference.predict_step import compile_predict, make_predict, step_config
-from calce_jax.input_pipeline.table_fingerprint import Fingerprint, table_changes
+from calce_jax.input_pipeline.table_fingerprint import Fingerprint, has_items, table_changes
 from calce_jax.models.calce import count_params
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.provenance import file_hash, git_revision
@@ -229,6 +229,7 @@ def checkpoint_metadata(
         "tokenizers": tokenizer_hashes(config),
         "start": {"kind": init_source.kind, "path": str(init_source.path)},
         "tables": dict(tables),
+        "trained_with_items": has_items(tables.get(config.data.train_split, {})),
         "git": git_revision(),
         "jax": jax.__version__,
     }

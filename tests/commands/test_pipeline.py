@@ -7,9 +7,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import calce_jax
+from calce_jax.config import packaged_path
+from calce_jax.distributed.param_names import named_leaves
+from calce_jax.inference.trained_run import load_trained_model
 from calce_jax.moments.annotations import read_annotations
 from calce_jax.search.results import to_json
 from calce_jax.storage.disk_cache import DiskCache
@@ -44,6 +51,38 @@ def test_commands_lead_to_scores_and_moments(pipeline_run):
     assert "fitted to 4 queries about" in printed["fit_ranker"]
     assert (out / "runs/ranker.safetensors").is_file()
     assert "<!doctype html>" in (out / "search/index.html").read_text()
+
+
+@pytest.mark.slow
+def test_runs_in_bfloat16_are_trained_in_float32_and_converted(pipeline_run, tmp_path):
+    run = load_trained_model(pipeline_run.folder / "runs/stage2")
+    assert {leaf.dtype for leaf in jax.tree.leaves(run.trainable)} == {jnp.dtype(jnp.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(run.frozen)} == {jnp.dtype(jnp.bfloat16)}
+    learnt = {name: np.asarray(leaf) for name, leaf in named_leaves(run.trainable).items()}
+    assert all(np.isfinite(leaf).all() for leaf in learnt.values())
+    assert all(leaf.any() for name, leaf in learnt.items() if name.endswith("/b"))  # adapters begin with 0
+
+    source = f"orbax:{pipeline_run.folder}/runs/stage2"
+    for target in ("calce:trained.pth", "hf:hf", "peft:peft"):
+        form, _, name = target.partition(":")
+        run_script("convert", f"--source={source}", f"--target={form}:{tmp_path}/{name}", "--dtype=bfloat16")
+    base = f"base:{packaged_path(run.config.weights.base)}"
+    preset = ("--run=shapes,stage=2", "--size=tiny")
+    run_script("convert", f"--source={base},calce:{tmp_path}/trained.pth", f"--target=orbax:{tmp_path}/back", *preset)
+    back = named_leaves(load_trained_model(tmp_path / "back").trainable)
+    assert {name: (leaf == learnt[name]).all() for name, leaf in back.items()} == dict.fromkeys(learnt, True)
+    file = tmp_path / "merged.safetensors"
+    run_script("convert", f"--source={source},hf:{tmp_path}/hf", f"--target=base:{file}")
+    merged = load_file(file)["t5/lm_head/kernel"].astype(np.float32)
+    base_kernel = np.asarray(named_leaves(run.frozen)["t5/lm_head/base/kernel"], np.float32)
+    low, up = (learnt[f"t5/lm_head/{factor}"] for factor in "ab")
+    # Rounded to 8 bits once; the scale of the adapter is 1.
+    np.testing.assert_allclose(merged, base_kernel + low @ up, rtol=2**-8, atol=1e-6)
+    assert not np.array_equal(merged, base_kernel)
+    adapter = load_file(tmp_path / "peft/adapter_model.safetensors")
+    assert sum(array.size for array in adapter.values()) == sum(
+        leaf.size for name, leaf in learnt.items() if name.startswith("t5/") and name.endswith(("/a", "/b"))
+    )
 
 
 @pytest.mark.release

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from calce_jax.datasets import prepare as module
+from calce_jax.datasets.items import fill_items
 from calce_jax.datasets.prepare import PrepareError, prepare_dataset, read_splits
 from calce_jax.datasets.prepared_video import MAX_ID_BYTES, PrepareSettings, UnusableVideoError, load_video, make_job
 from calce_jax.errors import UsageError
@@ -78,6 +79,18 @@ def test_a_video_of_many_queries_is_kept_once(run, films, tmp_path, monkeypatch)
     np.testing.assert_allclose(greys[:, 0], GREY * example.indices, atol=GREY / 2)
     assert examples[0].windows.tolist() == [[0.5, 2]]
     assert sorted(path.name for path in (tmp_path / "out/videos").iterdir()) == ["a.npz", "b.npz"]
+
+
+def test_items_that_are_not_annotated_are_the_nouns(run, tmp_path):
+    bare = replace(annotation("a", 1), query="A red circle.", items=[])
+    done = run([bare, annotation("a", 2), replace(bare, qid=3, query="Slowly.")])
+    assert done.extracted_items == {"train": 1}
+    assert [query.items for query in open_dataset(tmp_path / "out", "train")] == [["circle"], ["A red circle"], []]
+    # As the tables of the original, whose preparation leaves them out.
+    done = run([bare], settings=replace(SETTINGS, behaviour="reference"))
+    assert done.extracted_items == {"train": 0}
+    assert [query.items for query in open_dataset(tmp_path / "out", "train")] == [[]]
+    assert fill_items([bare], "shapes")[0][0].items == ["red circle"]
 
 
 def contents(folder):
@@ -422,7 +435,7 @@ def test_command(command, capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "there is no" in printed
     assert "1 failures" in printed
-    assert f"val: 1 of 2 queries are in {tmp_path / 'out'}/tables" in printed
+    assert f"val: 1 of 2 queries are in {tmp_path / 'out'}/tables\nval: items of 1 queries are not annotated" in printed
     assert len(open_dataset(tmp_path / "out", "val")) == 1
 
 

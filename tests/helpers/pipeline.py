@@ -1,4 +1,4 @@
-"""All commands from videos to moments, run once at the tiny size."""
+"""All commands from videos to moments, run once at the tiny size, in bfloat16 as at the full one."""
 
 import io
 from contextlib import redirect_stdout
@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 FRAMES = {1: 8, 2: 16}
 # Every part of training runs; nothing is learned.
 SHORT_FIELDS: dict[str, Any] = {
+    "model.frozen_dtype": "bfloat16",
+    "model.compute_dtype": "bfloat16",
     "mesh": "single",
     "data.batch": 2,
     "data.eval_batch": 2,

@@ -155,6 +155,17 @@ def test_a_job_goes_on_with_the_first_incomplete_batch(job, caplog):
     job.check_finished()
 
 
+def test_items_that_the_run_never_saw_are_warned_of(trained, caplog):
+    split = open_split(trained.config, "val", trained.tokenizers, trained.model_config)
+    known = replace(split, queries=[replace(query, items=["circle"]) for query in split.queries[:2]])
+    bare = replace(trained, trained_with_items=False)
+    for model, asked in ((trained, known), (bare, split)):
+        predict_split_module.warn_unseen_items(model, asked)
+    assert caplog.text == ""
+    predict_split_module.warn_unseen_items(bare, known)
+    assert "val: 2 queries have items in their prompts, and the run was trained on queries without" in caplog.text
+
+
 def test_where_all_lines_are_there_nothing_is_asked(job):
     job.part.write_bytes(job.expected)
     assert len(job.run()) == TOTAL

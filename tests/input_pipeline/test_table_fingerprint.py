@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from calce_jax.input_pipeline.dataset import Query
-from calce_jax.input_pipeline.table_fingerprint import table_changes, table_fingerprint
+from calce_jax.input_pipeline.table_fingerprint import has_items, table_changes, table_fingerprint
 
 QUERIES = [
     Query(
@@ -53,6 +53,15 @@ def test_fewer_queries_and_another_order_are_named():
     before = table_fingerprint(QUERIES, 1)
     assert table_changes(before, table_fingerprint(QUERIES[:2], 1)) == "4 queries then, 2 now, 2 videos then, 1 now"
     assert "another order" in table_changes(before, table_fingerprint(QUERIES[::-1], 1))
+
+
+def test_a_split_without_any_item_is_known():
+    bare = [replace(query, items=[]) for query in QUERIES]
+    assert has_items(table_fingerprint([*bare, *QUERIES[:1]], 1))
+    assert not has_items(table_fingerprint(bare, 1))
+    # Earlier versions did not count them: runs of theirs, and converted ones, were trained with items.
+    assert has_items({"queries": 4, "videos": 2, "sha256": "ab"})
+    assert has_items({})
 
 
 def test_windows_of_stage_1_count_in_stage_2_alone():

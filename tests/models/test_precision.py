@@ -1,6 +1,11 @@
-"""What must be computed in float32 while activations are bfloat16; compared with float64 of the same rounded inputs."""
+"""What must be computed in float32 while activations are bfloat16; compared with float64 of the same rounded inputs.
+
+And that a product of float32 is one on devices that would round its factors to TF32 or bfloat16.
+"""
 
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +13,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from calce_jax.inference.predict_step import make_predict
 from calce_jax.models.attention import attention
 from calce_jax.models.calce import Calce, answer_loss
-from calce_jax.models.layers import LayerNorm, RMSNorm
+from calce_jax.models.kv_cache import KVCache, cached_attention
+from calce_jax.models.layers import LayerNorm, Linear, RMSNorm
+from calce_jax.models.lora import LoraConfig, LoraLinear
+from calce_jax.models.segment_ranker import init_segment_ranker
 from calce_jax.models.vit import CLIP_MEAN, CLIP_STD, normalise_frames
-from tests.helpers.tiny_model import IMAGE_SIZE, SIZES
+from calce_jax.models.whisper import Whisper
+from tests.helpers.equations import equations
+from tests.helpers.tiny_model import BUCKETS, IMAGE_SIZE, SIZES, STEPS, abstract_model, make_batch
 
 # A result is rounded to bfloat16 once: half a unit in the last of 8 bits.
 ONE_ROUNDING = 2.0**-8
@@ -80,3 +91,55 @@ def test_towers_compute_in_the_dtype_of_the_config(dtype):
 
     tokens, features = jax.eval_shape(run)
     assert (tokens.dtype, features.queries.dtype, features.means.dtype) == (dtype, dtype, "float32")
+
+
+HIGHEST = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
+
+
+def precisions(program, *arguments):
+    """Return the precisions of a program's products by the dtype of their factors, without a default precision."""
+    found = {}
+    with jax.default_matmul_precision(None):
+        for equation in equations(jax.make_jaxpr(program)(*arguments)):
+            if equation.primitive.name == "dot_general":
+                dtype = str(equation.invars[0].aval.dtype)
+                found.setdefault(dtype, set()).add(equation.params["precision"])
+    return found
+
+
+@pytest.mark.slow
+def test_products_of_a_float32_prediction_are_float32():
+    """From pixels to beams, with adapters, key frames and captions."""
+    graph, weights = abstract_model(SIZES)
+    program = make_predict(graph, replace(STEPS[2], buckets=BUCKETS[:1]))
+    assert precisions(program, *weights, make_batch((8, 8))) == {"float32": {HIGHEST}}
+
+
+def test_captions_are_compared_in_float32_by_a_bfloat16_model():
+    graph, weights = abstract_model(replace(SIZES, dtype="bfloat16"))
+
+    def compare(trainable, frozen, batch):
+        return nnx.merge(graph, trainable, frozen).select_captions(batch, STEPS[2].selection)
+
+    assert precisions(compare, *weights, make_batch((8, 8))) == {"float32": {HIGHEST}}
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", HIGHEST), ("bfloat16", None)])
+def test_products_of_layers_and_their_gradients(dtype, precision):
+    linear = LoraLinear(Linear(4, 4, rngs=nnx.Rngs(0)), LoraConfig(rank=2), rngs=nnx.Rngs(0))
+    graph, params = nnx.split(linear)
+    x = jnp.ones((2, 4), dtype)
+    gradient = jax.grad(lambda params, x: nnx.merge(graph, params)(x).astype(jnp.float32).sum(), argnums=(0, 1))
+    assert precisions(gradient, params, x) == {dtype: {precision}}
+    assert precisions(lambda params: nnx.merge(graph, params).merge().kernel[...], params) == {"float32": {HIGHEST}}
+    whisper = SimpleNamespace(decoder=SimpleNamespace(tokens=jnp.ones((5, 4))))
+    assert precisions(lambda: Whisper.logits(whisper, x)) == {dtype: {precision}}
+    heads = jnp.ones((1, 2, 1, 4), dtype)
+    cache = KVCache.from_projections(heads, heads)
+    assert precisions(lambda: cached_attention(cache, heads)) == {dtype: {precision}}
+    assert precisions(attention, heads, heads, heads) == {dtype: {precision}}
+    if dtype == "float32":  # in bfloat16 the function asks for an algorithm by name
+        fused = partial(attention, implementation="dpa")
+        assert precisions(fused, heads, heads, heads) == {dtype: {precision}}
+    ranker = init_segment_ranker(4, 4, jax.random.key(0))
+    assert precisions(lambda: (ranker.embed_images(x), ranker.embed_texts(x))) == {"float32": {HIGHEST}}

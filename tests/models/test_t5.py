@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from calce_jax.models.layers import KeyStream, gelu
 from calce_jax.models.lora import LoraConfig
 from calce_jax.models.t5 import T5, T5Attention, T5Config, relative_position_bucket
 from tests.helpers import recordings_io as golden
+from tests.helpers.equations import equations
 from tests.helpers.oracle import oracle
 
 # float32 sums in another order, through three layers.
@@ -136,6 +138,17 @@ def test_relative_buckets_as_recorded(recorded):
     for name, both_ways in (("bidirectional", True), ("unidirectional", False)):
         buckets = relative_position_bucket(distance, bidirectional=both_ways)
         np.testing.assert_array_equal(buckets[0], recorded[f"rel_bucket_{name}"])
+
+
+def test_relative_buckets_begin_exactly_at_powers_of_two():
+    """Without a logarithm, which may fall just below a whole number on a device."""
+    distance = jnp.array([[-15, -16, -31, -32, -63, -64, 15, 16, 31, 32, 63, 64]])
+    buckets = relative_position_bucket(distance, bidirectional=True)[0].tolist()
+    assert buckets == [9, 10, 11, 12, 13, 14, 25, 26, 27, 28, 29, 30]
+    for both_ways in (True, False):
+        traced = jax.make_jaxpr(partial(relative_position_bucket, bidirectional=both_ways))(distance)
+        dtypes = {str(value.aval.dtype) for equation in equations(traced) for value in equation.outvars}
+        assert dtypes == {"int32", "bool"}
 
 
 def test_relative_buckets_are_exact_near_and_one_far_away():

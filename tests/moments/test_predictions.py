@@ -137,6 +137,27 @@ def test_ranked_longest_scores_the_order():
     assert reorder_windows(SECOND, "longest") == SECOND
 
 
+def test_ranked_by_score_goes_by_the_support(tmp_path):
+    written = Prediction(1, "q", "v", [[10, 30, 0.4], [0, 4, 0.3999], [6, 8, 0.1]], support=[0.4, 0.9, 0.1])
+    write_predictions(tmp_path / "p.jsonl", [written])
+    (prediction,) = read_predictions(tmp_path / "p.jsonl")
+    by_score = reorder_windows(prediction, "score")
+    assert (by_score.windows, by_score.support) == ([[0, 4, 0.9], [10, 30, 0.4], [6, 8, 0.1]], [0.9, 0.4, 0.1])
+    back = reorder_windows(by_score, "longest")
+    assert [window[:2] for window in back.windows] == [[10, 30], [0, 4], [6, 8]]
+    assert [window[2] for window in back.windows] == pytest.approx([1, 2 / 3, 1 / 3])
+    assert back.support == [0.4, 0.9, 0.1]
+    assert reorder_windows(prediction, "given") == written
+
+
+@pytest.mark.parametrize("support", [[0.5], "high", [0.5, None]])
+def test_support_is_a_number_for_each_window(tmp_path, support):
+    row = {"qid": 1, "query": "q", "vid": "v", "pred_relevant_windows": [[0, 1], [2, 3]], "support": support}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    with pytest.raises(PredictionError, match="support: expected a number for each window"):
+        read_predictions(tmp_path / "p.jsonl")
+
+
 def test_submission_holds_both_splits(tmp_path):
     path = tmp_path / "submission.zip"
     write_submission(path, [FIRST, SECOND], "val")

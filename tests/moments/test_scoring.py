@@ -5,7 +5,10 @@ import math
 import numpy as np
 import pytest
 
+from calce_jax.moments.metrics.pairing import EvalCase
+from calce_jax.moments.metrics.protocols import official_scores, reference_scores
 from calce_jax.moments.scoring import BeamHypothesis, expected_iou, score_moments
+from calce_jax.moments.windows import falling_scores
 
 
 def test_a_window_that_every_answer_has_scores_one():
@@ -33,6 +36,39 @@ def test_order_of_windows():
         for order in ("given", "longest", "score")
     }
     assert starts == {"given": [0, 10], "longest": [10, 0], "score": [0, 10]}
+
+
+def test_scores_fall_along_the_order_and_support_is_kept():
+    """The longest window is only in the first answer, and would be second by its support."""
+    texts, probabilities = ["[[0, 4], [10, 20], [30, 34]]", "[[0, 4], [30, 34]]"], [math.log(0.6), math.log(0.4)]
+    moments = score_moments(texts, probabilities, 40, window_order="longest")
+    assert moments.windows == [[10, 20, 0.6], [0, 4, 0.5999], [30, 34, 0.5998]]
+    assert moments.support == [0.6, 1.0, 1.0]
+    best_first = score_moments(texts, probabilities, 40, window_order="score")
+    assert best_first.windows == [[0, 4, 1.0], [30, 34, 0.9999], [10, 20, 0.6]]
+    given = score_moments(texts, probabilities, 40, window_order="longest", behaviour="reference")
+    assert given.windows == [[0, 4, 1.0], [10, 20, 0.6], [30, 34, 0.5999]]
+
+
+def test_both_protocols_rank_alike():
+    """The first window is right, the second has more support."""
+    moments = score_moments(["[[0, 4], [10, 20]]", "[[0, 4]]"], [-0.5, -0.6], 40, window_order="longest")
+    case = EvalCase(1, moments.windows, [[10, 20]])
+    assert reference_scores([case])["mAP"] == official_scores([case])["mAP"] == 100
+
+
+@pytest.mark.parametrize(
+    ("scores", "falling"),
+    [
+        ([0.9, 0.5, 0.5, 0.7], [0.9, 0.5, 0.4999, 0.4998]),
+        ([1.0, 1.0], [1.0, 0.9999]),
+        ([0.00004, 0.3, 0.0], [0.0002, 0.0001, 0.0]),
+        ([0.12345], [0.1234]),
+        ([], []),
+    ],
+)
+def test_falling_scores(scores, falling):
+    assert falling_scores(scores) == falling
 
 
 def test_an_unreadable_best_answer_gives_way_to_the_next_and_is_counted():

@@ -243,8 +243,8 @@ NAMED = (
     ),
     Mutant(
         "calce_jax/models/attention.py",
-        "query, key, preferred_element_type=jnp.float32) * scale",
-        "query, key).astype(jnp.float32) * scale",
+        "query, key, precision=precision, preferred_element_type=jnp.float32) * scale",
+        "query, key, precision=precision).astype(jnp.float32) * scale",
         "attention scores in bfloat16",
         noticed_by=("tests/models/test_precision.py",),
     ),
@@ -261,5 +261,19 @@ NAMED = (
         "        x_float32 = x\n        normed = x_float32 *",
         "T5's norm in bfloat16",
         noticed_by=("tests/models/test_precision.py",),
+    ),
+    Mutant(
+        "calce_jax/models/prompt_packing.py",
+        "_unit(captions), precision=jax.lax.Precision.HIGHEST)",
+        "_unit(captions))",
+        "captions compared in the device's precision",
+        noticed_by=("tests/models/test_precision.py",),
+    ),
+    Mutant(
+        "calce_jax/moments/scoring.py",
+        "zip(order, falling_scores(support), strict=True)",
+        "zip(order, support, strict=True)",
+        "scores that rise along the list",
+        noticed_by=("tests/moments/test_scoring.py",),
     ),
 )

@@ -190,7 +190,11 @@ def test_scores_are_those_that_were_recorded(runs, tmp_path):
     assert "Its publisher states no licence." in card
 
 
-def test_the_score_of_the_best_checkpoint_is_published(runs, tmp_path, monkeypatch):
+def test_the_score_of_the_best_checkpoint_is_published_and_that_it_knows_no_items(runs, tmp_path, monkeypatch):
+    metadata = model_folder.Checkpoints.read_metadata
+    monkeypatch.setattr(
+        model_folder.Checkpoints, "read_metadata", lambda *given: {**metadata(*given), "trained_with_items": False}
+    )
     monkeypatch.setattr(model_folder.Checkpoints, "best_step_and_metric", property(lambda _: (0, SCORE)))
     stages = export_model(runs, tmp_path)
     assert stages[1].scores == {"R1_avg": SCORE}
@@ -198,6 +202,8 @@ def test_the_score_of_the_best_checkpoint_is_published(runs, tmp_path, monkeypat
     # Also when the model folder itself is pushed.
     monkeypatch.undo()
     assert read_stage(tmp_path / "stage2").scores == {"R1_avg": SCORE}
+    trained = [load_trained_model(folder / "stage2", mesh="single") for folder in (tmp_path, runs)]
+    assert [model.trained_with_items for model in trained] == [False, True]
 
 
 def test_what_cannot_be_pushed(server, runs, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import av
 import numpy as np
 import pytest
 
+from calce_jax.inference.answers import Answer
 from calce_jax.inference.predictor import Predictor
+from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.moments.annotations import Annotation
-from calce_jax.moments.scoring import BeamHypothesis
+from calce_jax.moments.scoring import BeamHypothesis, QueryMoments
 from calce_jax.search import searcher as searching
 from calce_jax.search.captions import caption_with_cache
 from calce_jax.search.inputs import check_queries, list_videos, load_captions
@@ -24,9 +27,10 @@ from calce_jax.search.results import (
     rank_moments,
     write_results,
 )
-from calce_jax.search.searcher import Searcher
+from calce_jax.search.searcher import EncodedSegment, Searcher
 from calce_jax.search.segments import (
     Segment,
+    SegmentFrames,
     SegmentSampling,
     read_segments,
     searchable_duration,
@@ -177,6 +181,22 @@ def test_equal_scores_are_told_apart_across_videos():
 def compiled():
     """One searcher for all tests, so that its programs are compiled once."""
     return Searcher(make_stages(), DiskCache(""), MAX_SEGMENT_SECONDS)
+
+
+def test_a_stage_that_was_trained_without_items_is_asked_without(compiled, monkeypatch):
+    asked = []
+
+    def predict(predictor, examples, features):
+        asked.append([example.items for example in examples])
+        return [Answer(example.qid, QueryMoments([], "", "empty"), [], [], []) for example in examples]
+
+    monkeypatch.setattr(Predictor, "predict", predict)
+    first = compiled.predictors["stage 1"]
+    monkeypatch.setattr(first, "model", replace(first.model, trained_with_items=False))
+    frames = SegmentFrames(Segment(0.0, 8.0), [b""], np.zeros(1, np.int32), np.zeros(1, np.float32), 1, 1.0)
+    seen = QFormerFeatures(np.zeros((1, 1, 2), np.float32), np.zeros((1, 1, 2, 2), np.float32))
+    compiled._predict([(EncodedSegment(frames, dict.fromkeys(compiled.predictors, seen)), QUERY, [])])
+    assert asked == [[[]], [["red circle"]]]
 
 
 @pytest.fixture

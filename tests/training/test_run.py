@@ -33,7 +33,7 @@ from tests.helpers.tiny_model import make_model
 from tests.helpers.traces import traced_steps
 
 B, T, C, WORDS, ANSWER, VOCAB = 4, 6, 2, 5, 8, 64
-SIZES = CalceConfig.tiny(VOCAB, VOCAB)
+SIZES = dataclasses.replace(CalceConfig.tiny(VOCAB, VOCAB), dtype="bfloat16")
 
 
 def tiny_config(**changes):
@@ -41,6 +41,8 @@ def tiny_config(**changes):
     config.update(
         {
             "mesh": "single",
+            # As at full size; the rest of the suite trains in float32.
+            "model": {"frozen_dtype": "bfloat16", "compute_dtype": "bfloat16"},
             "data": {"frames": T, "captions": C, "batch": B},
             "keyframes": {"clusters": 3},
             "schedule": {"epochs": 2, "warmup_steps": 2},
@@ -132,6 +134,9 @@ def test_the_record_names_the_base_weights_and_the_code(tmp_path):
     assert len(record["base"]["sha256"]) == 64
     assert record["lora"] == {"rank": 8, "alpha": 8.0}
     assert record["start"] == {"kind": "base", "path": str(base)}
+    assert record["trained_with_items"] is True
+    bare = {"train": {"queries": 8, "videos": 8, "without_items": 8, "sha256": "ab"}}
+    assert checkpoint_metadata(config, resolve_init(tmp_path), bare)["trained_with_items"] is False
     assert validate(record["config"]) == config
 
 
@@ -157,7 +162,7 @@ def base(tmp_path_factory):
 @pytest.mark.slow
 def test_base_weights_fill_all_but_the_adapters(base):
     file, base = base
-    config = tiny_config(weights={"base": str(file)})
+    config = tiny_config(weights={"base": str(file)}, model={"frozen_dtype": "float32"})
     _, trainable, frozen = build_model(SIZES, config, make_mesh("a100x4"))
     built, base_leaves = named_leaves(trainable) | named_leaves(frozen), named_leaves(base)
     adapters = {name for name in built if name.split("/")[-1] in ("a", "b")}
