@@ -22,7 +22,8 @@ from calce_jax.batch import Batch
 from calce_jax.checkpoints.convert.weights import Weights
 from calce_jax.config import RunConfig, validate
 from calce_jax.inference.predict_step import BatchPrediction, make_predict, step_config
-from calce_jax.input_pipeline.batches import input_config, make_iterator
+from calce_jax.input_pipeline.batches import make_iterator
+from calce_jax.input_pipeline.input_config import input_config
 from calce_jax.models.attention import AttentionImplementation
 from calce_jax.models.calce import Calce, CalceConfig, split_params
 from calce_jax.models.vit import CLIP_MEAN, CLIP_STD

@@ -13,7 +13,7 @@ from calce_jax.checkpoints.restore import calce_config
 from calce_jax.config import RunConfig
 from calce_jax.distributed.sharding import BATCH_AXES, abstract_like, param_shardings
 from calce_jax.inference.predict_step import compile_predict, make_predict, step_config
-from calce_jax.input_pipeline.batches import abstract_batch, input_config
+from calce_jax.input_pipeline.input_config import abstract_batch, input_config
 from calce_jax.models.calce import Calce, split_params
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate

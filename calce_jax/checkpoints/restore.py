@@ -11,8 +11,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from calce_jax.checkpoints.manager import TRAINED_FILE, CheckpointError, Checkpoints, checkpoint_steps
-from calce_jax.checkpoints.params_file import load_params, read_record
+from calce_jax.checkpoints.params_file import CheckpointError, load_params, read_record
+from calce_jax.checkpoints.workdir import TRAINED_FILE, checkpoint_steps
 from calce_jax.config import PATH_FIELDS, ConfigError, RunConfig, diff, flatten, packaged_path, to_dict
 from calce_jax.config_compat import SAME_WEIGHTS, upgrade_config
 from calce_jax.distributed.param_names import named_leaves, with_leaves
@@ -110,6 +110,9 @@ def restore_trainables(
     trained_file = workdir / TRAINED_FILE
     if trained_file.is_file() and not checkpoint_steps(workdir):
         return load_params(trained_file, template), trained_file, read_record(trained_file)
+    # Orbax takes long to import; model folders and base weights do without.
+    from calce_jax.checkpoints.manager import Checkpoints  # noqa: PLC0415
+
     checkpoints = Checkpoints(workdir, read_only=True)
     best = checkpoints.best_step_and_metric
     step = best[0] if best and checkpoint == "best" else checkpoints.latest_step

@@ -20,9 +20,11 @@ from calce_jax.inference.answers import Answer, decode_answers
 from calce_jax.inference.partial_predictions import PartialPredictions
 from calce_jax.inference.predict_step import BatchPrediction
 from calce_jax.inference.trained_run import TrainedModel
-from calce_jax.input_pipeline.batches import input_config, make_iterator
-from calce_jax.input_pipeline.dataset import MomentDataset, Query, open_dataset, table_dir
+from calce_jax.input_pipeline.batches import make_iterator
+from calce_jax.input_pipeline.dataset import MomentDataset, open_dataset, table_dir
+from calce_jax.input_pipeline.example import Query
 from calce_jax.input_pipeline.feature_fingerprint import check_features, check_videos
+from calce_jax.input_pipeline.input_config import input_config
 from calce_jax.input_pipeline.row_flags import RowFlagCounter
 from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import EvalCase

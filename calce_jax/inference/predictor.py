@@ -18,8 +18,8 @@ from calce_jax.distributed.sharding import put_batch
 from calce_jax.inference.answers import Answer, decode_answers
 from calce_jax.inference.predict_step import BatchPrediction, make_encode_video, make_predict_from_features, step_config
 from calce_jax.inference.trained_run import TrainedModel
-from calce_jax.input_pipeline.batches import input_config, text_sizes
-from calce_jax.input_pipeline.dataset import Example
+from calce_jax.input_pipeline.example import Example
+from calce_jax.input_pipeline.input_config import input_config, text_sizes
 from calce_jax.input_pipeline.rows import Row, RowMaker, stack_rows, stored_frame_positions
 from calce_jax.models.segment_ranker import pool_queries
 from calce_jax.models.vision_features import QFormerFeatures

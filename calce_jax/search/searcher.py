@@ -26,7 +26,7 @@ from calce_jax.inference.trained_run import (
     load_trained_model,
     with_eval_batch,
 )
-from calce_jax.input_pipeline.dataset import Example
+from calce_jax.input_pipeline.example import Example
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.presets.tiny import tiny_config

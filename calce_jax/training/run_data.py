@@ -10,14 +10,16 @@ from jaxtyping import UInt8
 from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch
-from calce_jax.checkpoints.manager import check_base_file
 from calce_jax.checkpoints.restore import calce_config
+from calce_jax.checkpoints.workdir import check_base_file
 from calce_jax.config import RunConfig
 from calce_jax.distributed.multihost import process_info
 from calce_jax.inference.predict_split import DatasetSplit, PredictFn, make_case, open_split, predict_answers
-from calce_jax.input_pipeline.batches import batches_per_epoch, input_config, make_iterator
-from calce_jax.input_pipeline.dataset import Query, TablesError, open_dataset
+from calce_jax.input_pipeline.batches import make_iterator
+from calce_jax.input_pipeline.dataset import TablesError, open_dataset
+from calce_jax.input_pipeline.example import Query
 from calce_jax.input_pipeline.feature_fingerprint import check_videos
+from calce_jax.input_pipeline.input_config import batches_per_epoch, input_config
 from calce_jax.input_pipeline.table_fingerprint import Fingerprint, table_fingerprint
 from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import evaluate_cases
