@@ -11,7 +11,6 @@ from typing import Any, TextIO
 import numpy as np
 from absl import logging
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch
 from calce_jax.config import PATH_FIELDS, RunConfig, flatten, is_ignored_on_resume, packaged_path, to_dict
@@ -31,6 +30,7 @@ from calce_jax.moments.metrics import EvalCase
 from calce_jax.moments.predictions import Prediction, prediction_to_json, read_predictions
 from calce_jax.storage.provenance import file_hash
 from calce_jax.text.prompt import max_answer_tokens
+from calce_jax.text.text_tokenizer import TextTokenizer
 from calce_jax.text.tokenizers import Tokenizers
 
 # Yields the predictions of batches, in input order.
@@ -74,7 +74,7 @@ def open_split(config: RunConfig, split: str, tokenizers: Tokenizers, model_conf
 
 
 def predict_answers(
-    config: RunConfig, split: DatasetSplit, t5: PreTrainedTokenizerBase, predict: PredictFn, first_batch: int = 0
+    config: RunConfig, split: DatasetSplit, t5: TextTokenizer, predict: PredictFn, first_batch: int = 0
 ) -> Iterator[Answer]:
     """Predict the queries of a split, from batch `first_batch` on; log the queries with row flags at the end."""
     flag_counter = RowFlagCounter()

@@ -139,7 +139,7 @@ def load_base_model(config: RunConfig, programs: ProgramCache | None = None) -> 
 
 
 def _load(config: RunConfig, *, with_trainables: bool, programs: ProgramCache | None) -> TrainedModel:
-    tokenizers = open_tokenizers(config)
+    tokenizers = open_tokenizers(config, programs)
     model_config = calce_config(config, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert))
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):

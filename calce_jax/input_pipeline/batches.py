@@ -12,7 +12,6 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
-from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch, Features
 from calce_jax.input_pipeline.buffer_pool import BufferPool, retain_freed_memory
@@ -22,6 +21,7 @@ from calce_jax.input_pipeline.feature_store import FeatureStore
 from calce_jax.input_pipeline.input_config import InputConfig, batches_per_epoch, text_sizes
 from calce_jax.input_pipeline.rows import InputError, RowMaker, stack_rows
 from calce_jax.text.prompt import PromptWriter
+from calce_jax.text.text_tokenizer import TextTokenizer
 
 # Batches that each process reads ahead. At full size a batch takes 30 MB per video, with features 54 to 109 MB.
 PREFETCH_BATCHES = 2
@@ -29,8 +29,8 @@ PREFETCH_BATCHES = 2
 
 def make_iterator(
     config: InputConfig,
-    t5: PreTrainedTokenizerBase,
-    bert: PreTrainedTokenizerBase,
+    t5: TextTokenizer,
+    bert: TextTokenizer,
     *,
     examples: Sequence[Example] | None = None,
     first_batch: int = 0,
@@ -143,8 +143,8 @@ class _BatchLoader:
     def __init__(
         self,
         config: InputConfig,
-        t5: PreTrainedTokenizerBase,
-        bert: PreTrainedTokenizerBase,
+        t5: TextTokenizer,
+        bert: TextTokenizer,
         examples: Sequence[Example],
         host_rows: slice,
     ):

@@ -7,7 +7,6 @@ from functools import partial
 import grain
 import numpy as np
 from jaxtyping import UInt8
-from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch
 from calce_jax.checkpoints.restore import calce_config
@@ -25,6 +24,7 @@ from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import evaluate_cases
 from calce_jax.report.timeline import draw_timeline
 from calce_jax.text.prompt import max_answer_tokens
+from calce_jax.text.text_tokenizer import TextTokenizer
 from calce_jax.text.tokenizers import open_tokenizers
 from calce_jax.training.loop import EvalResult
 from calce_jax.video.decode import decode_jpeg
@@ -108,9 +108,7 @@ def check_stage1_windows(config: RunConfig, split: str, queries: Sequence[Query]
         )
 
 
-def evaluate_split(
-    config: RunConfig, split: DatasetSplit, t5: PreTrainedTokenizerBase, predict: PredictFn
-) -> EvalResult:
+def evaluate_split(config: RunConfig, split: DatasetSplit, t5: TextTokenizer, predict: PredictFn) -> EvalResult:
     """Predict every query of a split, score by the original's protocol, and draw `config.loop.samples` predictions."""
     answers = list(predict_answers(config, split, t5, predict))
     scores = evaluate_cases([make_case(split.queries[answer.row], answer) for answer in answers])["reference"]
