@@ -70,6 +70,7 @@ def test_other_settings_shapes_and_dtypes_are_other_programs(folder):
         with jax.numpy_dtype_promotion("standard"):
             assert program(x).means[1] == 3
         assert program.traces == 1
+    assert len(entries(folder)) == 4, "none has taken the place of another"
 
 
 @pytest.mark.parametrize("name", ["code_hash", "processor"])
