@@ -21,8 +21,9 @@ from calce_jax.checkpoints.restore import build_model, calce_config
 from calce_jax.config import RunConfig, validate
 from calce_jax.distributed.sharding import make_mesh
 from calce_jax.inference.predict_step import step_config
-from calce_jax.input_pipeline.batches import input_config, make_iterator
+from calce_jax.input_pipeline.batches import make_iterator
 from calce_jax.input_pipeline.feature_fingerprint import make_feature_metadata
+from calce_jax.input_pipeline.input_config import input_config
 from calce_jax.models.calce import Calce, CalceConfig
 from calce_jax.models.feature_codec import FeatureSource, StorageDtype, quantize
 from calce_jax.text.tokenizers import Tokenizers

@@ -7,7 +7,7 @@ import av
 import numpy as np
 
 from calce_jax.config import packaged_path
-from calce_jax.input_pipeline.dataset import Example
+from calce_jax.input_pipeline.example import Example
 from calce_jax.storage.atomic_files import atomic_write
 from calce_jax.text.tokenizers import Tokenizers, load_bert, load_t5
 from calce_jax.video.decode import encode_jpeg

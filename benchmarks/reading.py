@@ -15,9 +15,11 @@ import simplejpeg
 from benchmarks.material import QUERY, make_example, tiny_tokenizers
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, parse_args, report
 from calce_jax.datasets.tables import VideoRecord, build_tables
-from calce_jax.input_pipeline.batches import InputConfig, make_iterator
+from calce_jax.input_pipeline.batches import make_iterator
 from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
-from calce_jax.input_pipeline.dataset import Example, open_dataset
+from calce_jax.input_pipeline.dataset import open_dataset
+from calce_jax.input_pipeline.example import Example
+from calce_jax.input_pipeline.input_config import InputConfig
 from calce_jax.moments.annotations import Annotation
 
 FRAMES, SIZE, CAPTIONS = 75, 224, 16

@@ -12,7 +12,8 @@ from benchmarks.paired import BenchmarkSettings, ComparisonRow, parse_args, repo
 from benchmarks.prediction import compare_prediction, make_selector
 from calce_jax.batch import Batch
 from calce_jax.config import RunConfig, validate
-from calce_jax.input_pipeline.batches import input_config, make_iterator
+from calce_jax.input_pipeline.batches import make_iterator
+from calce_jax.input_pipeline.input_config import input_config
 from calce_jax.models.attention import AttentionImplementation
 from calce_jax.models.calce import CalceConfig
 from configs.calce import get_config

@@ -29,7 +29,7 @@ from calce_jax.inference.predict_step import (
     make_predict_from_features,
     step_config,
 )
-from calce_jax.input_pipeline.batches import abstract_batch, input_config
+from calce_jax.input_pipeline.input_config import abstract_batch, input_config
 from calce_jax.models.calce import Calce, split_params
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate

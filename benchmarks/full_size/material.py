@@ -6,7 +6,8 @@ import numpy as np
 
 from benchmarks.full_size.workspace import Dtype, Workspace
 from calce_jax.batch import Batch
-from calce_jax.input_pipeline.batches import input_config, make_iterator
+from calce_jax.input_pipeline.batches import make_iterator
+from calce_jax.input_pipeline.input_config import input_config
 from calce_jax.text.tokenizers import open_tokenizers
 
 # In bfloat16, whose distance from float32 is an average; torch is slow on a CPU without the instructions.

@@ -22,9 +22,10 @@ from calce_jax.checkpoints.convert.convert import model_config_of
 from calce_jax.checkpoints.convert.sources import base_weights_path, open_sources
 from calce_jax.checkpoints.convert.weights import Weights
 from calce_jax.checkpoints.convert.writer import check_free_space, write_safetensors
-from calce_jax.checkpoints.manager import BEST_METRIC, TRAINED_FILE, CheckpointError, Checkpoints, checkpoint_steps
+from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
 from calce_jax.checkpoints.params_file import RECORD_KEY, read_record
 from calce_jax.checkpoints.restore import check_files
+from calce_jax.checkpoints.workdir import BEST_METRIC, TRAINED_FILE, checkpoint_steps
 from calce_jax.config import WORKDIR, RunConfig, WeightsConfig, packaged_path, read_config, to_dict
 from calce_jax.storage.atomic_files import link_or_copy, write_atomic
 from calce_jax.storage.provenance import file_hash, git_revision

@@ -2,22 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from calce_jax.checkpoints.manager import TRAINED_FILE, CheckpointError, Checkpoints, checkpoint_steps
-from calce_jax.checkpoints.params_file import load_params, read_record
+from calce_jax.checkpoints.params_file import CheckpointError, load_params, read_record
+from calce_jax.checkpoints.workdir import TRAINED_FILE, checkpoint_steps
 from calce_jax.config import PATH_FIELDS, ConfigError, RunConfig, diff, flatten, packaged_path, to_dict
 from calce_jax.config_compat import SAME_WEIGHTS, upgrade_config
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.distributed.sharding import abstract_like, param_shardings
 from calce_jax.models.calce import Calce, CalceConfig, split_params
+from calce_jax.storage.program_cache import ProgramCache
 from calce_jax.storage.provenance import file_hash
 from calce_jax.storage.verification import verification_enabled
 from calce_jax.text.tokenizers import tokenizer_hashes
@@ -37,17 +40,26 @@ def calce_config(config: RunConfig, *, t5_vocab: int, bert_vocab: int) -> CalceC
 
 
 def build_model(
-    model_config: CalceConfig, config: RunConfig, mesh: Mesh, *, with_trainables: bool = True
+    model_config: CalceConfig,
+    config: RunConfig,
+    mesh: Mesh,
+    *,
+    with_trainables: bool = True,
+    adapters: Literal["random", "zero"] = "random",
+    programs: ProgramCache | None = None,
 ) -> tuple[Any, nnx.State, nnx.State]:
     """Build the model on a mesh.
 
-    With base weights only the adapters are initialised at random; the file holds the model without adapters.
+    With base weights only the adapters are initialised; the file holds the model without adapters.
 
     Args:
       model_config: sizes of the model.
       config: of the run.
       mesh: from `make_mesh`.
       with_trainables: False returns the shapes of trainables with their shardings, to be restored from a checkpoint.
+      adapters: "zero" beside base weights saves compiling a program that draws them; they cannot be trained. The output
+        of the model is the same: one factor of a new adapter is zero in any case.
+      programs: has the structure of the model, so that it is not traced.
 
     Returns:
       The graph definition, the trainables (float32) and the frozen weights (`config.model.frozen_dtype`).
@@ -63,8 +75,15 @@ def build_model(
 
     # An argument of the compiled program, not a constant in it: runs with other seeds find it in the compilation cache.
     key = jax.random.key(config.seed)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Calce(model_config, rngs=nnx.Rngs(0))))
-    abstract = jax.eval_shape(init, key)
+    graph, abstract = (
+        programs.recall(
+            "model",
+            (model_config, config.model.frozen_dtype),
+            lambda: trace_model(model_config, config.model.frozen_dtype),
+        )
+        if programs
+        else trace_model(model_config, config.model.frozen_dtype)
+    )
     shardings = param_shardings(abstract, mesh)
     trainable, frozen = abstract_like(abstract, shardings)
     if not config.weights.base:
@@ -79,9 +98,32 @@ def build_model(
     )
     weights = {name: loaded[base] for name, base in base_names.items()}
     if with_trainables:
-        initialized = jax.jit(lambda key: init(key)[0], out_shardings=shardings[0])(key)
-        trainable = with_leaves(trainable, named_leaves(initialized) | _under("0/", weights))
+        if adapters == "zero":
+            missing = {name: leaf for name, leaf in named_leaves(trainable).items() if f"0/{name}" not in weights}
+            initialized = {
+                name: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding) for name, leaf in missing.items()
+            }
+        else:
+            initialized = named_leaves(jax.jit(lambda key: init(key)[0], out_shardings=shardings[0])(key))
+        trainable = with_leaves(trainable, initialized | _under("0/", weights))
     return graph, trainable, with_leaves(frozen, _under("1/", weights))
+
+
+@lru_cache(maxsize=4)
+def trace_model(model_config: CalceConfig, frozen_dtype: str) -> tuple[Any, tuple[nnx.State, nnx.State]]:
+    """Return the graph definition of a model, and the shapes of its trainables and of its frozen weights.
+
+    Both stages of a search have the same; a trace takes 0.2 s at the tiny size.
+    """
+    graphs: list[Any] = []
+
+    def split() -> tuple[nnx.State, nnx.State]:
+        graph, trainable, frozen = split_params(Calce(model_config, rngs=nnx.Rngs(0)), frozen_dtype)
+        graphs.append(graph)
+        return trainable, frozen
+
+    abstract = jax.eval_shape(split)
+    return graphs[0], abstract
 
 
 def _under(prefix: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,6 +152,9 @@ def restore_trainables(
     trained_file = workdir / TRAINED_FILE
     if trained_file.is_file() and not checkpoint_steps(workdir):
         return load_params(trained_file, template), trained_file, read_record(trained_file)
+    # Orbax takes long to import; model folders and base weights do without.
+    from calce_jax.checkpoints.manager import Checkpoints  # noqa: PLC0415
+
     checkpoints = Checkpoints(workdir, read_only=True)
     best = checkpoints.best_step_and_metric
     step = best[0] if best and checkpoint == "best" else checkpoints.latest_step

@@ -109,7 +109,7 @@ def make_looker(
 
     disk_cache = open_cache(cache, cache_gb)
     enable_compilation_cache(disk_cache.folder)
-    ranker = open_ranker(load_searcher(stages, cache=disk_cache), stages)
+    ranker = open_ranker(load_searcher(stages, cache=disk_cache, keep_programs=True), stages)
     if pipeline is None:
         return Looker(ranker.key, partial(ranker.embed_videos, progress=progress("look")))
 

@@ -251,7 +251,7 @@ def plan_library_search(inputs: Inputs, options: Options, reporter: "Reporter") 
         if not enable_compilation_cache(cache.folder):
             reporter.notice(FIRST_SEARCH)
         stages = find_checkpoint(options.model)
-        searcher = load_searcher(stages, cache=cache, batch=options.batch)
+        searcher = load_searcher(stages, cache=cache, batch=options.batch, keep_programs=True)
         if searcher.notice:
             reporter.notice(searcher.notice)
         with Library(path) as library:
@@ -332,7 +332,11 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Searc
         if not enable_compilation_cache(cache.folder):
             reporter.notice(FIRST_SEARCH)
         return load_searcher(
-            find_checkpoint(options.model), cache=cache, max_seconds=options.piece_seconds, batch=options.batch
+            find_checkpoint(options.model),
+            cache=cache,
+            max_seconds=options.piece_seconds,
+            batch=options.batch,
+            keep_programs=True,
         )
 
     def run(out: Path | None) -> "ModeResult":

@@ -102,7 +102,7 @@ def command(
     check_port(host, port)
     disk_cache = open_cache(cache, cache_gb)
     enable_compilation_cache(disk_cache.folder)
-    searcher = load_searcher(folder_of_stages, cache=disk_cache, batch=batch)
+    searcher = load_searcher(folder_of_stages, cache=disk_cache, batch=batch, keep_programs=True)
     ranker = open_ranker(searcher, folder_of_stages) if library else None
     limits = Limits(
         max_megabytes=max_mb,

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
-from transformers import PreTrainedTokenizerBase
 
 from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
@@ -17,6 +16,7 @@ from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.scoring import QueryMoments, score_moments
 from calce_jax.moments.windows import WindowOrder
 from calce_jax.text.prompt import decode_answer
+from calce_jax.text.text_tokenizer import TextTokenizer
 
 
 class InferenceError(UserError):
@@ -44,7 +44,7 @@ class Answer:
 
 def decode_answers(
     prediction: BatchPrediction,
-    t5: PreTrainedTokenizerBase,
+    t5: TextTokenizer,
     *,
     window_order: WindowOrder,
     behaviour: Behaviour = "default",

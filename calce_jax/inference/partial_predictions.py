@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from calce_jax.input_pipeline.dataset import Query
+from calce_jax.input_pipeline.example import Query
 from calce_jax.moments.predictions import PredictionError
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.file_names import fit_name

@@ -11,7 +11,6 @@ from typing import Any, TextIO
 import numpy as np
 from absl import logging
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch
 from calce_jax.config import PATH_FIELDS, RunConfig, flatten, is_ignored_on_resume, packaged_path, to_dict
@@ -21,15 +20,18 @@ from calce_jax.inference.answers import Answer, decode_answers
 from calce_jax.inference.partial_predictions import PartialPredictions
 from calce_jax.inference.predict_step import BatchPrediction
 from calce_jax.inference.trained_run import TrainedModel
-from calce_jax.input_pipeline.batches import input_config, make_iterator
-from calce_jax.input_pipeline.dataset import MomentDataset, Query, open_dataset, table_dir
+from calce_jax.input_pipeline.batches import make_iterator
+from calce_jax.input_pipeline.dataset import MomentDataset, open_dataset, table_dir
+from calce_jax.input_pipeline.example import Query
 from calce_jax.input_pipeline.feature_fingerprint import check_features, check_videos
+from calce_jax.input_pipeline.input_config import input_config
 from calce_jax.input_pipeline.row_flags import RowFlagCounter
 from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import EvalCase
 from calce_jax.moments.predictions import Prediction, prediction_to_json, read_predictions
 from calce_jax.storage.provenance import file_hash
 from calce_jax.text.prompt import max_answer_tokens
+from calce_jax.text.text_tokenizer import TextTokenizer
 from calce_jax.text.tokenizers import Tokenizers
 
 # Yields the predictions of batches, in input order.
@@ -73,7 +75,7 @@ def open_split(config: RunConfig, split: str, tokenizers: Tokenizers, model_conf
 
 
 def predict_answers(
-    config: RunConfig, split: DatasetSplit, t5: PreTrainedTokenizerBase, predict: PredictFn, first_batch: int = 0
+    config: RunConfig, split: DatasetSplit, t5: TextTokenizer, predict: PredictFn, first_batch: int = 0
 ) -> Iterator[Answer]:
     """Predict the queries of a split, from batch `first_batch` on; log the queries with row flags at the end."""
     flag_counter = RowFlagCounter()

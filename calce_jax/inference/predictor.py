@@ -18,11 +18,12 @@ from calce_jax.distributed.sharding import put_batch
 from calce_jax.inference.answers import Answer, decode_answers
 from calce_jax.inference.predict_step import BatchPrediction, make_encode_video, make_predict_from_features, step_config
 from calce_jax.inference.trained_run import TrainedModel
-from calce_jax.input_pipeline.batches import input_config, text_sizes
-from calce_jax.input_pipeline.dataset import Example
+from calce_jax.input_pipeline.example import Example
+from calce_jax.input_pipeline.input_config import input_config, text_sizes
 from calce_jax.input_pipeline.rows import Row, RowMaker, stack_rows, stored_frame_positions
 from calce_jax.models.segment_ranker import pool_queries
 from calce_jax.models.vision_features import QFormerFeatures
+from calce_jax.storage.program_cache import ProgramCache
 from calce_jax.text.prompt import PromptWriter, answer_token_limit
 
 
@@ -32,6 +33,7 @@ class Predictor:
     Args:
       model: config and weights.
       max_duration: of the longest video, in seconds; it limits the length of answers.
+      programs: has the compiled programs, if they ran in an earlier process.
 
     Attributes:
       model: as given.
@@ -39,13 +41,13 @@ class Predictor:
       max_batch_size: queries of a batch.
     """
 
-    def __init__(self, model: TrainedModel, max_duration: float):
+    def __init__(self, model: TrainedModel, max_duration: float, programs: ProgramCache | None = None):
         config, tokenizers = model.config, model.tokenizers
         inputs = input_config(config, config.data.eval_split, model.model_config, training=False)
         writer = PromptWriter(
             tokenizers.t5, tokenizers.bert, text_sizes(inputs), stage=config.stage, behaviour=config.behaviour
         )
-        self.model, self.num_frames = model, config.data.frames
+        self.model, self.num_frames, self._programs = model, config.data.frames, programs
         self._make_pixel_row, self._make_row = (
             RowMaker(
                 writer,
@@ -132,10 +134,13 @@ class Predictor:
 
     @cached_property
     def _encode_video(self) -> Callable[..., QFormerFeatures]:
-        return jax.jit(make_encode_video(self.model.graph))
+        return self._compile(make_encode_video(self.model.graph), self.model.model_config)
 
     @cached_property
     def _predict(self) -> Callable[..., BatchPrediction]:
-        return jax.jit(
-            make_predict_from_features(self.model.graph, step_config(self.model.config, self._max_answer_tokens))
-        )
+        program_config = step_config(self.model.config, self._max_answer_tokens)
+        predict = make_predict_from_features(self.model.graph, program_config)
+        return self._compile(predict, (self.model.model_config, program_config))
+
+    def _compile(self, function: Callable[..., Any], settings: object) -> Callable[..., Any]:
+        return self._programs.keep(function, settings, self.model.mesh) if self._programs else jax.jit(function)

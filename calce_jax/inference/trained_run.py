@@ -22,6 +22,7 @@ from calce_jax.distributed.sharding import make_mesh
 from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
 from calce_jax.inference.predict_step import BatchPrediction, compile_predict, make_predict, step_config
 from calce_jax.models.calce import CalceConfig
+from calce_jax.storage.program_cache import ProgramCache
 from calce_jax.text.tokenizers import Tokenizers, open_tokenizers
 
 
@@ -86,6 +87,7 @@ def load_trained_model(
     features: str | None = None,
     batch: int | None = None,
     group: int | None = None,
+    programs: ProgramCache | None = None,
 ) -> TrainedModel:
     """Load the model of a workdir.
 
@@ -95,6 +97,7 @@ def load_trained_model(
       data_dir, mesh, use_captions, features, batch, group: replace `config.data.directory`, `config.mesh`,
         `config.data.use_captions`, `config.data.features`, `config.data.eval_batch` and `config.data.group`, unless
         None. No prediction depends on the last two, memory and time do.
+      programs: has the structure of the model, if it was opened before.
 
     Raises:
       ConfigError: the workdir has no config, a damaged one, or another than its checkpoint records.
@@ -110,7 +113,7 @@ def load_trained_model(
         group=config.data.group if group is None else group,
     )
     changed = replace(config, data=data, mesh=config.mesh if mesh is None else mesh)
-    model = _load(with_eval_batch(changed, batch), with_trainables=False)
+    model = _load(with_eval_batch(changed, batch), with_trainables=False, programs=programs)
     with jax.set_mesh(model.mesh):
         trainable, folder, metadata = restore_trainables(Path(workdir), model.trainable, checkpoint)
     check_config(folder, metadata, config)
@@ -124,20 +127,26 @@ def with_eval_batch(config: RunConfig, batch: int | None) -> RunConfig:
     return config if batch is None else replace(config, data=replace(config.data, eval_batch=batch))
 
 
-def load_base_model(config: RunConfig) -> TrainedModel:
+def load_base_model(config: RunConfig, programs: ProgramCache | None = None) -> TrainedModel:
     """Load the base weights of a config, before any training; new adapters do not change the model's output.
+
+    Args:
+      config: of a run; base weights are random if it names none.
+      programs: has the structure of the model, if it was opened before.
 
     Raises:
       CheckpointError: the base weights cannot be read.
       TokenizerError: a tokenizer is missing.
     """
-    return _load(config, with_trainables=True)
+    return _load(config, with_trainables=True, programs=programs)
 
 
-def _load(config: RunConfig, *, with_trainables: bool) -> TrainedModel:
-    tokenizers = open_tokenizers(config)
+def _load(config: RunConfig, *, with_trainables: bool, programs: ProgramCache | None) -> TrainedModel:
+    tokenizers = open_tokenizers(config, programs)
     model_config = calce_config(config, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert))
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        graph, trainable, frozen = build_model(model_config, config, mesh, with_trainables=with_trainables)
+        graph, trainable, frozen = build_model(
+            model_config, config, mesh, with_trainables=with_trainables, adapters="zero", programs=programs
+        )
     return TrainedModel(config, model_config, tokenizers, mesh, graph, trainable, frozen)

@@ -7,15 +7,15 @@ Frames stay JPEG.
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from calce_jax.errors import UserError
+from calce_jax.input_pipeline.example import Example, Query
 from calce_jax.storage.atomic_files import find_dir
 from calce_jax.storage.provenance import installed_version
 
@@ -25,54 +25,6 @@ VERSION = "1.0.0"
 
 class TablesError(UserError):
     """Tables cannot be built or read; the message names the folder or split and the remedy."""
-
-
-@dataclass(frozen=True)
-class Query:
-    """A query without its video.
-
-    Fields:
-      qid: id, a number or a string as annotated.
-      video: id of the video.
-      video_row: row of the video in the videos table of the split.
-      query: the sentence.
-      items: noun phrases of the sentence.
-      duration: of the video in seconds, as annotated, or else that of the file.
-      windows: annotated windows, float64 (n, 2) in seconds; (0, 2) if not annotated.
-      stage1_windows: float64 (n, 2) in seconds; None before stage-1 predictions are merged.
-      kind: of the query, if annotated.
-    """
-
-    qid: str | int
-    video: str
-    video_row: int
-    query: str
-    items: list[str]
-    duration: float
-    windows: np.ndarray
-    stage1_windows: np.ndarray | None
-    kind: str | None
-
-
-@dataclass(frozen=True)
-class Example(Query):
-    """A query and its video.
-
-    Fields beside those of `Query`:
-      keyframes: the stored frames, T JPEG images.
-      indices: of the stored frames in the file, int32 (T,).
-      times: of the stored frames in seconds, float32 (T,).
-      total_frames: frames in the file.
-      fps: frames per second of the file.
-      captions: (start, end, text), start and end in seconds.
-    """
-
-    keyframes: list[bytes]
-    indices: np.ndarray
-    times: np.ndarray
-    total_frames: int
-    fps: float
-    captions: list[tuple[float, float, str]]
 
 
 class MomentDataset(Sequence[Example]):

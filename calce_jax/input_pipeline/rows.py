@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
 from calce_jax.input_pipeline.augment import crop_and_resize, sample_crop
-from calce_jax.input_pipeline.dataset import Example
+from calce_jax.input_pipeline.example import Example
 from calce_jax.input_pipeline.feature_store import FeatureStore, FrameKeys, checksums
 from calce_jax.input_pipeline.speech_mask import mark_speech_frames
 from calce_jax.text.caption import Caption

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from calce_jax.config import Stage
-from calce_jax.input_pipeline.dataset import Query
+from calce_jax.input_pipeline.example import Query
 
 Fingerprint = dict[str, Any]
 

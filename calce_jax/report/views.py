@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from calce_jax.inference.answers import Answer
-from calce_jax.input_pipeline.dataset import Example
+from calce_jax.input_pipeline.example import Example
 from calce_jax.report.page import CaptionView, FrameView, MomentView, QueryView, StageView
 from calce_jax.text.caption import Caption
 from calce_jax.text.captions import clean_captions

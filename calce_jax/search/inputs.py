@@ -22,19 +22,19 @@ MAX_QUERY_CHARACTERS = 1000  # bounds the time of tagging and tokenizing, since 
 RESULT_FILES = ("moments.json", "index.html")
 RESULT_FOLDERS = ("videos", "clips")
 
-# Sentencepiece's mark, as in `calce_jax.text.prompt`, which imports transformers: a search of speech has no model.
+# Sentencepiece's mark, as in `calce_jax.text.prompt`, which imports jax: a search of speech has no model.
 _WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What `check_queries` calls of a tokenizer of transformers."""
+    """What `check_queries` calls of a `calce_jax.text.text_tokenizer.TextTokenizer`."""
 
     def __call__(self, text: str, /, *, add_special_tokens: bool) -> Any:
         """Return the ids of a text, as "input_ids"."""
         ...
 
-    def convert_ids_to_tokens(self, ids: int, /) -> Any:
+    def token(self, token_id: int, /) -> Any:
         """Return the token of an id."""
         ...
 
@@ -72,7 +72,7 @@ def check_queries(queries: Sequence[str], t5: Tokenizer | None = None) -> None:
 def _known_tokens(text: str, t5: Any) -> list[str]:
     """Return the tokens of a text without the unknown ones."""
     ids = [int(i) for i in t5(text, add_special_tokens=False)["input_ids"]]
-    return [str(t5.convert_ids_to_tokens(i)) for i in ids if i != t5.unk_token_id]
+    return [str(t5.token(i)) for i in ids if i != t5.unk_token_id]
 
 
 def load_captions(video: str | Path, srt: str | Path, language: str | None = None) -> list[Caption]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from calce_jax.input_pipeline.dataset import Example, MomentDataset
+from calce_jax.input_pipeline.dataset import MomentDataset
+from calce_jax.input_pipeline.example import Example
 from calce_jax.search.searcher import EncodedSegment, EncodedVideo, Searcher
 from calce_jax.search.segments import Segment, SegmentFrames
 from calce_jax.text.caption import Caption

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import jax
 from absl import logging
 
 from calce_jax.errors import UserError
@@ -175,7 +176,8 @@ def load(
       models_dir: where published models are kept; by default `$CALCE_MODELS`, or `calce/models` in `$XDG_DATA_HOME` or
         in ~/.local/share.
       keep_downloads: keep what a published model was converted from.
-      cache: of key frames and features; by default of 10 GB at `calce_jax.storage.disk_cache.default_cache_dir()`.
+      cache: of key frames, features and compiled programs; by default of 10 GB at
+        `calce_jax.storage.disk_cache.default_cache_dir()`.
       max_seconds: length of the segments that longer videos are split into; by default that of the training videos.
 
     Raises:
@@ -187,4 +189,7 @@ def load(
         checkpoint = resolve_model(
             checkpoint, models_dir, confirm=(lambda _: True) if yes else None, keep_downloads=keep_downloads
         )
-    return Model(load_searcher(checkpoint, cache=cache, max_seconds=max_seconds), checkpoint)
+    # JAX's own cache is enough where somebody has set it; it cannot keep the same programs.
+    keep_programs = not jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    searcher = load_searcher(checkpoint, cache=cache, max_seconds=max_seconds, keep_programs=keep_programs)
+    return Model(searcher, checkpoint)

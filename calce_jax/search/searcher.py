@@ -26,7 +26,7 @@ from calce_jax.inference.trained_run import (
     load_trained_model,
     with_eval_batch,
 )
-from calce_jax.input_pipeline.dataset import Example
+from calce_jax.input_pipeline.example import Example
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.presets.tiny import tiny_config
@@ -45,6 +45,7 @@ from calce_jax.search.segments import (
 from calce_jax.search.video_result import QueryResult, UsedCaption, VideoResult
 from calce_jax.storage.disk_cache import DiskCache, default_cache_dir, make_cache_key
 from calce_jax.storage.failures import Failure
+from calce_jax.storage.program_cache import ProgramCache
 from calce_jax.storage.provenance import file_hash
 from calce_jax.text.caption import Caption
 from calce_jax.text.captions import clean_captions
@@ -96,6 +97,7 @@ class Searcher:
       notice: why the answers may be meaningless, for people.
       threshold: a query whose best moment has a lower score probably does not happen, see
         `calce_jax.search.calibration`.
+      programs: has the compiled programs, if they ran in an earlier process.
 
     Attributes:
       sampling: of segments and their frames.
@@ -111,6 +113,8 @@ class Searcher:
         max_seconds: float | None = None,
         notice: str = "",
         threshold: float = 0.0,
+        *,
+        programs: ProgramCache | None = None,
     ):
         self.notice, self.threshold = notice, threshold
         last = stages[-1].config
@@ -121,7 +125,9 @@ class Searcher:
         self.cache = cache
         self._t5 = stages[0].tokenizers.t5
         self._noun_phrases = last.data.dataset in PHRASE_DATASETS
-        self.predictors = {f"stage {run.config.stage}": Predictor(run, self.sampling.max_seconds) for run in stages}
+        self.predictors = {
+            f"stage {run.config.stage}": Predictor(run, self.sampling.max_seconds, programs) for run in stages
+        }
         self.max_batch_size = min(predictor.max_batch_size for predictor in self.predictors.values())
         self.weight_keys = {name: _weights_key(predictor.model) for name, predictor in self.predictors.items()}
 
@@ -313,6 +319,7 @@ def load_searcher(
     cache: DiskCache | None = None,
     max_seconds: float | None = None,
     batch: int | None = None,
+    keep_programs: bool = False,
 ) -> Searcher:
     """Load the models of both stages for searching videos.
 
@@ -320,6 +327,7 @@ def load_searcher(
       checkpoint, batch: see `open_stages`.
       cache: of key frames and features; by default of 10 GB at `default_cache_dir()`.
       max_seconds: see `Searcher`.
+      keep_programs: also keep the compiled programs in the cache, for later processes.
 
     Raises:
       SearchError, ConfigError, CheckpointError, TokenizerError: see `open_stages`.
@@ -328,26 +336,33 @@ def load_searcher(
     notice = TINY_MODEL_NOTICE if checkpoint is None else ""
     calibration = read_calibration(calibration_path(checkpoint))
     threshold = calibration.threshold if calibration else 0.0
-    stages, cache = open_stages(checkpoint, batch), cache or DiskCache(default_cache_dir())
-    return Searcher(stages, cache, max_seconds, notice, threshold)
+    cache = cache or DiskCache(default_cache_dir())
+    programs = ProgramCache(cache) if keep_programs else None
+    return Searcher(open_stages(checkpoint, batch, programs), cache, max_seconds, notice, threshold, programs=programs)
 
 
-def open_stages(checkpoint: str | Path | None = None, batch: int | None = None) -> list[TrainedModel]:
+def open_stages(
+    checkpoint: str | Path | None = None, batch: int | None = None, programs: ProgramCache | None = None
+) -> list[TrainedModel]:
     """Load the models of both stages on one device; they share one copy of equal frozen weights.
 
     Args:
       checkpoint: a folder with the workdirs `stage1` and `stage2`; by default the tiny model of the package, which was
         trained on the shapes dataset alone.
       batch: queries of a batch; by default `config.data.eval_batch` of each stage.
+      programs: has the structure of the model, if it was opened before.
 
     Raises:
       SearchError: the folder has no such workdirs.
       ConfigError, CheckpointError, TokenizerError: a run cannot be loaded.
     """
     if checkpoint is None:
-        stages = [load_base_model(with_eval_batch(tiny_config(stage), batch)) for stage in (1, 2)]
+        stages = [load_base_model(with_eval_batch(tiny_config(stage), batch), programs) for stage in (1, 2)]
     else:
-        stages = [load_trained_model(folder, mesh="single", batch=batch) for folder in find_stages(checkpoint)]
+        stages = [
+            load_trained_model(folder, mesh="single", batch=batch, programs=programs)
+            for folder in find_stages(checkpoint)
+        ]
     first, second = stages
     if (first.config.model, first.config.weights.base) == (second.config.model, second.config.weights.base):
         second = replace(second, frozen=first.frozen)
@@ -357,10 +372,11 @@ def open_stages(checkpoint: str | Path | None = None, batch: int | None = None) 
 def enable_compilation_cache(folder: str | Path, max_bytes: int = 10**9) -> bool:
     """Let JAX cache compiled programs in `folder`/programs; above `max_bytes` the least recently used are deleted.
 
-    A program that cannot be read or written is compiled again, without a warning for each.
+    A program that cannot be read or written is compiled again, without a warning for each. The programs that
+    `calce_jax.storage.program_cache` keeps are not among them.
 
     Returns:
-      Whether programs are there, of an earlier process.
+      Whether programs of either kind are there, of an earlier process.
     """
     programs = Path(folder).absolute() / "programs"
     # JAX writes a program, then its time of use. Where a full disk or a kill came in between, it would read the cut
@@ -372,7 +388,7 @@ def enable_compilation_cache(folder: str | Path, max_bytes: int = 10**9) -> bool
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_compilation_cache_max_size", max_bytes)
-    return any(programs.glob("*-cache"))
+    return any(programs.glob("*-cache")) or any(Path(folder).glob("executables/*"))
 
 
 def _weights_key(trained: TrainedModel) -> str:

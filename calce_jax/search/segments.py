@@ -52,7 +52,7 @@ class SegmentSampling:
 
 @dataclass(frozen=True)
 class SegmentFrames:
-    """The key frames of a segment, with the fields of `calce_jax.input_pipeline.dataset.Example`.
+    """The key frames of a segment, with the fields of `calce_jax.input_pipeline.example.Example`.
 
     Attributes:
       segment: the part of the video.

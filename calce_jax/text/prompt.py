@@ -34,13 +34,12 @@ from typing import Literal
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from calce_jax.config import Behaviour
 from calce_jax.text.caption import Caption, Number
 from calce_jax.text.prompt_windows import check_windows, to_lists, whole_seconds
 from calce_jax.text.text_row import RowFlag, TextRow, TextSizes, Windows
-from calce_jax.text.tokenizers import unwrap_fast_tokenizer
+from calce_jax.text.text_tokenizer import TextTokenizer
 
 TASK_PROMPT = "Given the video and the subtitle and the query, find the query relevant windows.\nRelevant windows: "
 NO_CAPTION = "*None*"
@@ -91,7 +90,7 @@ def stage1_windows(
     return [[0, float(duration)]], RowFlag.NO_STAGE1_WINDOWS
 
 
-def find_number_replacements(t5: PreTrainedTokenizerBase, limit: int = SINGLE_TOKEN_LIMIT) -> dict[int, int]:
+def find_number_replacements(t5: TextTokenizer, limit: int = SINGLE_TOKEN_LIMIT) -> dict[int, int]:
     """Return the nearest unsplit number for each number below `limit` that T5 splits; of two, the greater.
 
     A number is split if it has several tokens and the first is not the lone word boundary, which is dropped.
@@ -103,16 +102,16 @@ def find_number_replacements(t5: PreTrainedTokenizerBase, limit: int = SINGLE_TO
     return {n: min(single_token, key=lambda w: (abs(w - n), -w)) for n in sorted(set(range(limit)) - set(single_token))}
 
 
-def decode_answer(t5: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -> str:
+def decode_answer(t5: TextTokenizer, ids: Sequence[int] | np.ndarray) -> str:
     """Return the text of an answer, without padding, end and sentinel tokens.
 
     Ids beyond the tokenizer's vocabulary, which T5's padded embedding has, are dropped.
     """
     vocabulary_ids = [int(i) for i in ids if i < len(t5)]
-    return str(t5.decode(vocabulary_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True))
+    return t5.decode(vocabulary_ids, skip_special_tokens=True)
 
 
-def answer_token_limit(t5: PreTrainedTokenizerBase, duration: Number, min_window: int = 2) -> int:
+def answer_token_limit(t5: TextTokenizer, duration: Number, min_window: int = 2) -> int:
     """Return the length in tokens, with the end token, of the longest answer about a video of `duration` seconds.
 
     Args:
@@ -127,7 +126,7 @@ def answer_token_limit(t5: PreTrainedTokenizerBase, duration: Number, min_window
     return len(t5(str(windows), add_special_tokens=False)["input_ids"]) + 1
 
 
-def max_answer_tokens(t5: PreTrainedTokenizerBase, max_duration: float, behaviour: Behaviour = "default") -> int:
+def max_answer_tokens(t5: TextTokenizer, max_duration: float, behaviour: Behaviour = "default") -> int:
     """Return the limit on the tokens of a generated answer.
 
     Args:
@@ -150,8 +149,8 @@ class PromptWriter:
 
     def __init__(
         self,
-        t5: PreTrainedTokenizerBase,
-        bert: PreTrainedTokenizerBase,
+        t5: TextTokenizer,
+        bert: TextTokenizer,
         sizes: TextSizes,
         *,
         stage: Literal[1, 2],
@@ -159,7 +158,7 @@ class PromptWriter:
     ):
         self.sizes, self.stage = sizes, stage
         self.behaviour: Behaviour = behaviour
-        self._t5, self._bert = unwrap_fast_tokenizer(t5), unwrap_fast_tokenizer(bert)
+        self._t5, self._bert = t5.backend, bert.backend
         self._replacements = find_number_replacements(t5)
         self._boundary_id, self._eos_id = _token_id(t5, WORD_BOUNDARY), _token_id(t5, EOS_TOKEN)
         self._second_ids: dict[int, list[int]] = {}  # token ids by second, a cache
@@ -367,10 +366,8 @@ def _encode_batch(tokenizer: Tokenizer, texts: list[str], *, special_tokens: boo
     return [encoded.ids for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=special_tokens)]
 
 
-def _token_id(t5: PreTrainedTokenizerBase, piece: str) -> int:
-    token_id = t5.convert_tokens_to_ids(piece)
-    assert isinstance(token_id, int), "one piece has one id"
-    return token_id
+def _token_id(t5: TextTokenizer, piece: str) -> int:
+    return t5.token_id(piece)
 
 
 def _rounded_times(caption: Caption) -> tuple[int, int]:

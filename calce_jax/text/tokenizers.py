@@ -5,67 +5,91 @@ first, and a loaded tokenizer is tried.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
-from transformers import BertTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
 from calce_jax.config import RunConfig, packaged_path
 from calce_jax.errors import UserError
+from calce_jax.storage.program_cache import ProgramCache
 from calce_jax.storage.provenance import file_hash
+from calce_jax.text.text_tokenizer import TextTokenizer
 
 T5_FILES = ("tokenizer.json", "spiece.model")
 BERT_FILES = ("tokenizer.json", "vocab.txt")
+# What transformers reads of a folder, beside a vocabulary.
+SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 NUM_T5_SENTINELS = 100
-
-TokenizerT = TypeVar("TokenizerT", bound=PreTrainedTokenizerBase)
 
 
 class TokenizerError(UserError):
     """A folder without a usable tokenizer; the message names it and the remedy."""
 
 
-def load_t5(source: str | Path) -> T5Tokenizer:
+def load_t5(source: str | Path, programs: ProgramCache | None = None) -> TextTokenizer:
     """Load a T5 tokenizer: id 0 is padding, 1 end, 2 unknown, 3 the lone word boundary; "<extra_id_0>" is the last id.
 
     Args:
       source: a folder that holds `spiece.model` or `tokenizer.json`, or the name of a model on the Hugging Face hub.
+      programs: has the tokenizer, if it was made from the same files before; transformers is not imported then.
 
     Raises:
       TokenizerError: the folder has neither file, or its vocabulary is not T5's.
     """
     _check_vocabulary_files(source, T5_FILES)
     # As in the original: decodes "[[12, 30]]" also where the model wrote a word boundary before the comma.
-    with _load_errors(source):
-        tokenizer = T5Tokenizer.from_pretrained(str(source), clean_up_tokenization_spaces=True)
-    sentinels = tokenizer.convert_tokens_to_ids(["<extra_id_0>", f"<extra_id_{NUM_T5_SENTINELS - 1}>"])
+    tokenizer = _load("t5", source, programs, cleans_up=True)
+    sentinels = [tokenizer.token_id(token) for token in ("<extra_id_0>", f"<extra_id_{NUM_T5_SENTINELS - 1}>")]
     expected = [len(tokenizer) - 1, len(tokenizer) - NUM_T5_SENTINELS]
-    if tokenizer.convert_tokens_to_ids(["<pad>", "</s>", "<unk>", "▁"]) != [0, 1, 2, 3] or sentinels != expected:
+    first = [tokenizer.token_id(token) for token in ("<pad>", "</s>", "<unk>", "▁")]
+    if first != [0, 1, 2, 3] or sentinels != expected:
         raise TokenizerError(
             f"{source}: the special tokens do not have the ids of T5's", "give the folder or name of a T5 tokenizer"
         )
     return _check_tokenizer(tokenizer, source)
 
 
-def load_bert(source: str | Path) -> BertTokenizer:
+def load_bert(source: str | Path, programs: ProgramCache | None = None) -> TextTokenizer:
     """Load an uncased BERT tokenizer.
 
     Args:
       source: a folder that holds `vocab.txt` or `tokenizer.json`, or the name of a model on the Hugging Face hub.
+      programs: has the tokenizer, if it was made from the same files before; transformers is not imported then.
 
     Raises:
       TokenizerError: the folder has neither file, or its vocabulary is not BERT's.
     """
     _check_vocabulary_files(source, BERT_FILES)
-    with _load_errors(source):
-        tokenizer = BertTokenizer.from_pretrained(str(source))
+    tokenizer = _load("bert", source, programs)
     if tokenizer.pad_token_id != 0:
         raise TokenizerError(f"{source}: [PAD] is not id 0", "give the folder or name of an uncased BERT tokenizer")
     return _check_tokenizer(tokenizer, source)
+
+
+def _load(
+    kind: Literal["t5", "bert"], source: str | Path, programs: ProgramCache | None, *, cleans_up: bool = False
+) -> TextTokenizer:
+    def convert() -> tuple[str, int, int]:
+        """Return the tokenizer that transformers makes of the files, as JSON, and two of its ids."""
+        # Takes longer to import than the rest of a search takes.
+        from transformers import BertTokenizer, T5Tokenizer  # noqa: PLC0415
+
+        loaded: Any = {"t5": T5Tokenizer, "bert": BertTokenizer}[kind].from_pretrained(str(source))
+        loaded.backend_tokenizer.no_padding()
+        loaded.backend_tokenizer.no_truncation()
+        return loaded.backend_tokenizer.to_str(), loaded.unk_token_id, loaded.pad_token_id
+
+    vocabulary = vocabulary_hash(source, SETTINGS_FILES)
+    with _load_errors(source):
+        settings = (kind, vocabulary, version("transformers"))
+        kept = programs.recall("tokenizer", settings, convert) if programs and vocabulary else convert()
+        content, unknown, padding = kept
+        return TextTokenizer(Tokenizer.from_str(content), unknown, padding, cleans_up)
 
 
 @contextmanager
@@ -80,26 +104,14 @@ def _load_errors(source: str | Path) -> Iterator[None]:
         ) from error
 
 
-def vocabulary_hash(source: str | Path) -> str | None:
-    """Return the SHA-256 of the vocabulary files of a tokenizer's folder; None for a name on the hub."""
-    files = [file for name in dict.fromkeys(T5_FILES + BERT_FILES) if (file := Path(source) / name).is_file()]
+def vocabulary_hash(source: str | Path, others: Sequence[str] = ()) -> str | None:
+    """Return the SHA-256 of the vocabulary files of a tokenizer's folder, and of others; None for a name on the hub."""
+    names = dict.fromkeys((*T5_FILES, *BERT_FILES, *others))
+    files = [file for name in names if (file := Path(source) / name).is_file()]
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name} {file_hash(file)}\n".encode())
     return digest.hexdigest() if files else None
-
-
-def unwrap_fast_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Return the Rust tokenizer inside, without padding and truncation.
-
-    The call of transformers returns the same ids, but takes 1.5 times as long because it also returns offsets.
-    """
-    wrapper: Any = tokenizer
-    backend = wrapper.backend_tokenizer
-    assert isinstance(backend, Tokenizer), "T5's and BERT's tokenizers have a Rust backend"
-    backend.no_padding()
-    backend.no_truncation()
-    return backend
 
 
 def _check_vocabulary_files(source: str | Path, files: tuple[str, ...]) -> None:
@@ -114,7 +126,7 @@ def _check_vocabulary_files(source: str | Path, files: tuple[str, ...]) -> None:
         )
 
 
-def _check_tokenizer(tokenizer: TokenizerT, source: str | Path) -> TokenizerT:
+def _check_tokenizer(tokenizer: TextTokenizer, source: str | Path) -> TextTokenizer:
     ids = tokenizer.encode("a moment in a video", add_special_tokens=False)
     if all(piece == tokenizer.unk_token_id for piece in ids):
         raise TokenizerError(f"{source}: every word is an unknown token", "copy its vocabulary file again")
@@ -125,8 +137,8 @@ def _check_tokenizer(tokenizer: TokenizerT, source: str | Path) -> TokenizerT:
 class Tokenizers:
     """The tokenizers of T5 and BERT."""
 
-    t5: PreTrainedTokenizerBase
-    bert: PreTrainedTokenizerBase
+    t5: TextTokenizer
+    bert: TextTokenizer
 
 
 def tokenizer_hashes(config: RunConfig) -> dict[str, str | None]:
@@ -135,8 +147,9 @@ def tokenizer_hashes(config: RunConfig) -> dict[str, str | None]:
     return {field: vocabulary_hash(packaged_path(path)) for field, path in fields.items()}
 
 
-def open_tokenizers(config: RunConfig) -> Tokenizers:
-    """Load the tokenizers that a config names."""
+def open_tokenizers(config: RunConfig, programs: ProgramCache | None = None) -> Tokenizers:
+    """Load the tokenizers that a config names, see `load_t5`."""
     return Tokenizers(
-        load_t5(packaged_path(config.text.t5_tokenizer)), load_bert(packaged_path(config.text.bert_tokenizer))
+        load_t5(packaged_path(config.text.t5_tokenizer), programs),
+        load_bert(packaged_path(config.text.bert_tokenizer), programs),
     )

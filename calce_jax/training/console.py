@@ -10,7 +10,8 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from calce_jax.checkpoints.manager import BEST_METRIC, Checkpoints
+from calce_jax.checkpoints.manager import Checkpoints
+from calce_jax.checkpoints.workdir import BEST_METRIC
 from calce_jax.config import RunConfig
 from calce_jax.distributed.multihost import is_primary
 from calce_jax.training.loop import TrainSchedule

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from calce_jax.batch import AnyArray
 from calce_jax.errors import UserError
 from calce_jax.inference.predictor import Predictor
-from calce_jax.input_pipeline.dataset import Example, MomentDataset
+from calce_jax.input_pipeline.dataset import MomentDataset
+from calce_jax.input_pipeline.example import Example
 from calce_jax.input_pipeline.rows import stored_frame_positions
 from calce_jax.models.segment_ranker import (
     MAX_FRAMES,

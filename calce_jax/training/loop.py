@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from calce_jax.batch import Batch
-from calce_jax.checkpoints.manager import BEST_METRIC, Checkpoints
+from calce_jax.checkpoints.manager import Checkpoints
+from calce_jax.checkpoints.workdir import BEST_METRIC
 from calce_jax.distributed.multihost import preemption_requested
 from calce_jax.training.feed import Feed
 from calce_jax.training.metric_log import MetricLog, TrainingError

@@ -12,8 +12,9 @@ from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 
-from calce_jax.checkpoints.manager import Checkpoints, InitSource, checkpoint_steps, resolve_init
+from calce_jax.checkpoints.manager import Checkpoints
 from calce_jax.checkpoints.restore import build_model, check_files, check_ln_vision_frozen, load_trainable
+from calce_jax.checkpoints.workdir import InitSource, checkpoint_steps, resolve_init
 from calce_jax.config import ConfigError, RunConfig, diff, flatten, packaged_path, read_config_json, to_dict
 from calce_jax.distributed.multihost import is_primary, one_writer, process_info
 from calce_jax.distributed.profiling import StepProfiler

@@ -7,22 +7,24 @@ from functools import partial
 import grain
 import numpy as np
 from jaxtyping import UInt8
-from transformers import PreTrainedTokenizerBase
 
 from calce_jax.batch import Batch
-from calce_jax.checkpoints.manager import check_base_file
 from calce_jax.checkpoints.restore import calce_config
+from calce_jax.checkpoints.workdir import check_base_file
 from calce_jax.config import RunConfig
 from calce_jax.distributed.multihost import process_info
 from calce_jax.inference.predict_split import DatasetSplit, PredictFn, make_case, open_split, predict_answers
-from calce_jax.input_pipeline.batches import batches_per_epoch, input_config, make_iterator
-from calce_jax.input_pipeline.dataset import Query, TablesError, open_dataset
+from calce_jax.input_pipeline.batches import make_iterator
+from calce_jax.input_pipeline.dataset import TablesError, open_dataset
+from calce_jax.input_pipeline.example import Query
 from calce_jax.input_pipeline.feature_fingerprint import check_videos
+from calce_jax.input_pipeline.input_config import batches_per_epoch, input_config
 from calce_jax.input_pipeline.table_fingerprint import Fingerprint, table_fingerprint
 from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import evaluate_cases
 from calce_jax.report.timeline import draw_timeline
 from calce_jax.text.prompt import max_answer_tokens
+from calce_jax.text.text_tokenizer import TextTokenizer
 from calce_jax.text.tokenizers import open_tokenizers
 from calce_jax.training.loop import EvalResult
 from calce_jax.video.decode import decode_jpeg
@@ -106,9 +108,7 @@ def check_stage1_windows(config: RunConfig, split: str, queries: Sequence[Query]
         )
 
 
-def evaluate_split(
-    config: RunConfig, split: DatasetSplit, t5: PreTrainedTokenizerBase, predict: PredictFn
-) -> EvalResult:
+def evaluate_split(config: RunConfig, split: DatasetSplit, t5: TextTokenizer, predict: PredictFn) -> EvalResult:
     """Predict every query of a split, score by the original's protocol, and draw `config.loop.samples` predictions."""
     answers = list(predict_answers(config, split, t5, predict))
     scores = evaluate_cases([make_case(split.queries[answer.row], answer) for answer in answers])["reference"]

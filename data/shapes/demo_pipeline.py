@@ -22,7 +22,8 @@ from calce_jax.inference.answers import Answer
 from calce_jax.inference.extract_features import VideoDataset, extract_features
 from calce_jax.inference.predict_split import predict_examples, predict_split
 from calce_jax.inference.trained_run import TrainedModel, load_base_model, load_trained_model
-from calce_jax.input_pipeline.dataset import Example, open_dataset
+from calce_jax.input_pipeline.dataset import open_dataset
+from calce_jax.input_pipeline.example import Example
 from calce_jax.moments.annotations import Annotation, write_annotations
 from calce_jax.moments.merge import merge_stage1
 from calce_jax.moments.metrics import EvalCase, evaluate_cases, format_table

@@ -11,15 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 from calce_jax.checkpoints import manager
 from calce_jax.checkpoints.convert.sources import run_trained_weights
-from calce_jax.checkpoints.manager import (
-    CheckpointError,
-    Checkpoints,
-    InitSource,
-    checkpoint_steps,
-    resolve_init,
-)
+from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
 from calce_jax.checkpoints.params_file import load_params, save_params
 from calce_jax.checkpoints.restore import restore_trainables
+from calce_jax.checkpoints.workdir import InitSource, checkpoint_steps, resolve_init
 from calce_jax.distributed.sharding import abstract_like, make_mesh, param_shardings
 from calce_jax.storage.provenance import file_hash
 from calce_jax.training.state import TrainState

@@ -24,9 +24,9 @@ from calce_jax.checkpoints.convert.state_dict import ConversionError, lazy_state
 from calce_jax.checkpoints.convert.targets import EXPORTERS, write_base, write_run
 from calce_jax.checkpoints.convert.weights import Weights, as_lazy, base_param_shapes, trainable_param_shapes
 from calce_jax.checkpoints.convert.writer import cast_floating, write_safetensors, write_shards
-from calce_jax.checkpoints.manager import resolve_init
 from calce_jax.checkpoints.params_file import load_params
 from calce_jax.checkpoints.restore import load_trainable
+from calce_jax.checkpoints.workdir import resolve_init
 from calce_jax.config import WeightsConfig, to_dict
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.calce import Calce, CalceConfig, param_label

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from calce_jax.checkpoints.manager import checkpoint_steps
+from calce_jax.checkpoints.workdir import checkpoint_steps
 from calce_jax.moments.annotations import read_annotations
 from data.shapes.write import write_shapes
 from tests.helpers.commands import run_script

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from calce_jax.checkpoints.manager import checkpoint_steps
+from calce_jax.checkpoints.workdir import checkpoint_steps
 from calce_jax.datasets.tables import VideoRecord, build_tables
 from calce_jax.distributed.multihost import (
     HEARTBEAT_TIMEOUT_S,

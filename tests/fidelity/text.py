@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from calce_jax.models.keyframes.plan import FramePlan
 from calce_jax.models.prompt_packing import CaptionSelection, build_prompt_layout, count_prompt_tokens, select_captions
@@ -28,6 +27,7 @@ from calce_jax.text.prompt import (
     decode_answer,
     find_number_replacements,
 )
+from calce_jax.text.text_tokenizer import TextTokenizer
 from calce_jax.text.tokenizers import load_bert, load_t5
 from tests.fidelity.folder import RecordingFolder
 from tests.fidelity.language import load_qformer
@@ -35,7 +35,7 @@ from tests.fidelity.report import Case, Group
 
 # Cosines of float32 hidden states after all layers.
 COSINES = 1e-5
-Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
+Tokenizers = tuple[TextTokenizer, TextTokenizer]
 ExpectedPairs = Iterator[tuple[Any, Any]]
 POSITION_FIELDS = ("attention_mask", "kind", "token_id", "frame_idx", "key_frame_idx")
 BERT_TOKENS, ANSWER_TOKENS = 64, 256  # enough: the original has 200 for either
@@ -195,7 +195,7 @@ class _Numbers:
         yield [self._plain(number) for number in range(last + 1)], expected
 
     def bordered(self, expected: list[int]) -> ExpectedPairs:
-        border = self.t5.convert_tokens_to_ids(WORD_BOUNDARY)
+        border = self.t5.token_id(WORD_BOUNDARY)
         yield [number for number in range(len(self.single)) if self._plain(number)[0] == border], expected
 
     def minus(self, expected: list[int]) -> ExpectedPairs:

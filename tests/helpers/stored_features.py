@@ -10,8 +10,9 @@ from flax import nnx
 from calce_jax.datasets.tables import VideoRecord
 from calce_jax.inference.extract_features import VideoDataset, extract_features
 from calce_jax.inference.predict_step import step_config
-from calce_jax.input_pipeline.batches import input_config, make_iterator
+from calce_jax.input_pipeline.batches import make_iterator
 from calce_jax.input_pipeline.feature_store import FrameKeys, checksums
+from calce_jax.input_pipeline.input_config import input_config
 from calce_jax.models.feature_codec import load_or_encode
 from calce_jax.moments.annotations import Annotation
 from calce_jax.video.decode import encode_jpeg

@@ -15,9 +15,10 @@ from calce_jax.checkpoints.params_file import save_params
 from calce_jax.config import ConfigError, diff, to_dict, validate
 from calce_jax.inference.predict_split import open_split
 from calce_jax.inference.predict_step import make_predict, step_config
-from calce_jax.input_pipeline.batches import InputError, abstract_batch, input_config, make_iterator
+from calce_jax.input_pipeline.batches import InputError, make_iterator
 from calce_jax.input_pipeline.feature_fingerprint import check_features, weights_hash
 from calce_jax.input_pipeline.feature_store import FeaturesError, FeatureStore
+from calce_jax.input_pipeline.input_config import abstract_batch, input_config
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import make_train_step

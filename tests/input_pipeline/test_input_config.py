@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from calce_jax.input_pipeline.batches import input_config
+from calce_jax.input_pipeline.input_config import input_config
 from calce_jax.models.calce import CalceConfig
 from calce_jax.presets.runs import get_preset
 

@@ -11,8 +11,9 @@ import pytest
 from calce_jax.config import packaged_path
 from calce_jax.datasets.tables import VideoRecord, build_tables
 from calce_jax.input_pipeline.augment import Crop, bicubic_resize, bicubic_weights, crop_and_resize, sample_crop
-from calce_jax.input_pipeline.batches import InputConfig, InputError, abstract_batch, batches_per_epoch, make_iterator
-from calce_jax.input_pipeline.dataset import Example
+from calce_jax.input_pipeline.batches import InputError, make_iterator
+from calce_jax.input_pipeline.example import Example
+from calce_jax.input_pipeline.input_config import InputConfig, abstract_batch, batches_per_epoch
 from calce_jax.input_pipeline.row_flags import RowFlagCounter
 from calce_jax.moments.annotations import Annotation
 from calce_jax.text.prompt import decode_answer

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calce_jax.input_pipeline.dataset import Query
+from calce_jax.input_pipeline.example import Query
 from calce_jax.input_pipeline.table_fingerprint import has_items, table_changes, table_fingerprint
 
 QUERIES = [

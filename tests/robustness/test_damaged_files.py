@@ -31,7 +31,8 @@ from calce_jax.datasets.tables import VideoRecord, build_tables
 from calce_jax.errors import UserError
 from calce_jax.inference.extract_features import VideoDataset
 from calce_jax.inference.partial_predictions import PartialPredictions
-from calce_jax.input_pipeline.dataset import MomentDataset, Query
+from calce_jax.input_pipeline.dataset import MomentDataset
+from calce_jax.input_pipeline.example import Query
 from calce_jax.input_pipeline.feature_store import (
     FeatureMetadata,
     FeatureStore,

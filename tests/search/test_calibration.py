@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from calce_jax.errors import UserError
-from calce_jax.input_pipeline.dataset import Example, MomentDataset
+from calce_jax.input_pipeline.dataset import MomentDataset
+from calce_jax.input_pipeline.example import Example
 from calce_jax.search import measure_scores as module
 from calce_jax.search.calibration import fit_calibration, read_calibration, write_calibration
 from calce_jax.search.measure_scores import measure_scores

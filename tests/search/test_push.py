@@ -14,9 +14,10 @@ import yaml
 from calce_jax.checkpoints import model_folder
 from calce_jax.checkpoints.convert.convert import convert
 from calce_jax.checkpoints.convert.targets import write_run
-from calce_jax.checkpoints.manager import CheckpointError, resolve_init
+from calce_jax.checkpoints.manager import CheckpointError
 from calce_jax.checkpoints.model_folder import check_self_contained, export_model, is_model_folder, read_stage
 from calce_jax.checkpoints.params_file import read_record
+from calce_jax.checkpoints.workdir import resolve_init
 from calce_jax.config import ConfigError, packaged_path
 from calce_jax.datasets.download import FetchError, NoNetworkError
 from calce_jax.inference.trained_run import load_trained_model

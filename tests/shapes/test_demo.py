@@ -14,7 +14,8 @@ from calce_jax.inference import predict_split as answering
 from calce_jax.inference.answers import frame_treatments
 from calce_jax.inference.predict_split import predict_examples, predict_split
 from calce_jax.inference.trained_run import load_trained_model
-from calce_jax.input_pipeline.dataset import Query, open_dataset
+from calce_jax.input_pipeline.dataset import open_dataset
+from calce_jax.input_pipeline.example import Query
 from calce_jax.moments.predictions import Prediction, read_predictions
 from calce_jax.search.inputs import load_captions
 from calce_jax.search.paths import SearchError

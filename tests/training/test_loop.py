@@ -13,7 +13,8 @@ import pytest
 from flax import struct
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from calce_jax.checkpoints.manager import CheckpointError, Checkpoints, checkpoint_steps
+from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
+from calce_jax.checkpoints.workdir import checkpoint_steps
 from calce_jax.config import OptimizerConfig
 from calce_jax.inference.length_grouping import RowInfo
 from calce_jax.models.calce import CalceConfig

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from calce_jax.checkpoints.manager import Checkpoints, checkpoint_steps
+from calce_jax.checkpoints.manager import Checkpoints
 from calce_jax.checkpoints.restore import load_trainable
+from calce_jax.checkpoints.workdir import checkpoint_steps
 from calce_jax.config import ConfigError, read_config, validate
 from calce_jax.config_compat import upgrade_config
 from calce_jax.distributed.param_names import named_leaves

@@ -13,9 +13,10 @@ import pytest
 from flax import nnx
 
 from calce_jax.batch import NUM_FIXED_SPANS, Batch
-from calce_jax.checkpoints.manager import Checkpoints, checkpoint_steps, resolve_init
+from calce_jax.checkpoints.manager import Checkpoints
 from calce_jax.checkpoints.params_file import CheckpointError, save_params
 from calce_jax.checkpoints.restore import build_model, load_trainable
+from calce_jax.checkpoints.workdir import checkpoint_steps, resolve_init
 from calce_jax.config import ConfigError, read_config, validate
 from calce_jax.distributed import profiling
 from calce_jax.distributed.param_names import named_leaves

@@ -22,7 +22,8 @@ from calce_jax.checkpoints.convert.state_dict import (
     matches_any,
 )
 from calce_jax.checkpoints.convert.weights import Weights, as_lazy, base_param_shapes, trainable_param_shapes
-from calce_jax.checkpoints.manager import TRAINED_FILE, CheckpointError, Checkpoints
+from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
+from calce_jax.checkpoints.workdir import TRAINED_FILE
 from calce_jax.config import packaged_path, read_config
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.errors import UserFileNotFoundError

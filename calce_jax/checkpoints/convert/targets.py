@@ -16,7 +16,8 @@ from calce_jax.checkpoints.convert.calce_pth import write_checkpoint
 from calce_jax.checkpoints.convert.huggingface import write_adapter, write_blip2
 from calce_jax.checkpoints.convert.weights import Weights
 from calce_jax.checkpoints.convert.writer import atomic_new_dir, write_safetensors
-from calce_jax.checkpoints.manager import CHECKPOINT_DIR, TRAINABLE_PREFIX
+from calce_jax.checkpoints.manager import TRAINABLE_PREFIX
+from calce_jax.checkpoints.workdir import CHECKPOINT_DIR
 from calce_jax.config import RunConfig, WeightsConfig, to_dict
 from calce_jax.storage.provenance import file_hash, git_revision
 from calce_jax.text.tokenizers import tokenizer_hashes

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 from jaxtyping import Array, UInt8
-from transformers import PreTrainedTokenizerBase
 
 from calce_jax.models.beam_search import beam_search
 from calce_jax.models.calce import Calce, PromptSelection, SelectionConfig, normalise_queries
 from calce_jax.moments.windows import iou, parse_windows
 from calce_jax.text.prompt import decode_answer
+from calce_jax.text.text_tokenizer import TextTokenizer
 from data.shapes.batches import QueryExample, SceneDataset
 from data.shapes.pretrain.pointing_loss import Task
 from data.shapes.pretrain.text_stage import make_labels
@@ -81,7 +81,7 @@ def make_task(
 
 def evaluate_model(
     model: Calce,
-    t5: PreTrainedTokenizerBase,
+    t5: TextTokenizer,
     dataset: SceneDataset,
     encoded: EncodedScenes,
     *,

@@ -13,10 +13,10 @@ from typing import Any
 
 from absl import logging
 from flax import nnx
-from transformers import PreTrainedTokenizerBase
 
 from calce_jax.models.calce import Calce, CalceConfig, SelectionConfig
 from calce_jax.text.prompt import PromptWriter, TextSizes
+from calce_jax.text.text_tokenizer import TextTokenizer
 from data.shapes.batches import SceneDataset
 from data.shapes.pretrain.evaluate import encode_scenes, evaluate_model
 from data.shapes.pretrain.pointing_loss import PointingHead
@@ -70,7 +70,7 @@ SELECTIONS = {
 
 
 def pretrain_base_model(
-    config: CalceConfig, t5: PreTrainedTokenizerBase, bert: PreTrainedTokenizerBase, pretrain_config: PretrainConfig
+    config: CalceConfig, t5: TextTokenizer, bert: TextTokenizer, pretrain_config: PretrainConfig
 ) -> tuple[Calce, dict[str, dict[str, float]]]:
     """Return the pretrained model and its held-out scores, {"stage 1": {metric: percent}, "stage 2": ...}."""
     model = Calce(config, rngs=nnx.Rngs(pretrain_config.seed))
@@ -119,7 +119,7 @@ def pretrain_base_model(
     }
 
 
-def word_token_ids(t5: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def word_token_ids(t5: TextTokenizer) -> tuple[int, ...]:
     """Return the T5 ids of the unknown token, the colours and the shapes, indexed by `data.shapes.batches.frame_words`.
 
     Raises:

@@ -1,0 +1,193 @@
+"""Compiled programs on disk, found without tracing them.
+
+JAX's own compilation cache is asked with the text of a program, so every process traces and lowers it first, which
+takes longer than a search at the tiny size. Here a program is found by what its text depends on: its settings, the
+shapes of its arguments, the code of this package, versions, settings of JAX, and the machine.
+
+Entries are pickles with machine code: whoever can write the cache's folder can run code, as with JAX's own cache. They
+are only read from there, never from a file that was downloaded.
+"""
+
+import hashlib
+import os
+import pickle
+import platform
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import flax
+import jax
+import jaxlib
+import numpy as np
+from absl import logging
+from jax.experimental import serialize_executable
+from jax.sharding import Mesh
+
+from calce_jax.storage.disk_cache import DiskCache, make_cache_key
+
+Result = TypeVar("Result")
+
+PACKAGE = Path(__file__).parents[1]
+LIBRARIES = (jax, jaxlib, flax, np)
+
+
+class ProgramCache:
+    """Programs, and what tracing has found out about a model, kept in a `DiskCache`.
+
+    An entry that cannot be read, of another machine or of other code, is made anew without an error.
+
+    Args:
+      cache: where entries are kept.
+    """
+
+    def __init__(self, cache: DiskCache):
+        self._cache = cache
+
+    def recall(self, name: str, settings: object, make: Callable[[], Result]) -> Result:
+        """Return what `make` returned, in this or in an earlier process.
+
+        Args:
+          name: of what is made, for people.
+          settings: `make` depends on their `repr`, and on nothing else but code and versions.
+          make: its result can be pickled.
+        """
+        key = make_cache_key(name=name, settings=repr(settings), environment=environment())
+        entry = self._cache.read("executables", key)
+        if entry is not None:
+            try:
+                return pickle.loads(entry)
+            except Exception as error:  # pickle has no error of its own for what a damaged entry raises
+                self._cache.refuse("executables", key, error)
+        result = make()
+        self._cache.write("executables", key, pickle.dumps(result))
+        return result
+
+    def keep(self, function: Callable[..., Any], settings: object, mesh: Mesh) -> Callable[..., Any]:
+        """Return `jax.jit(function)`, which is traced and compiled only if the cache does not have it.
+
+        Args:
+          function: of pytrees of arrays; not its text but its name and the settings say which it is.
+          settings: the program depends on their `repr`, beside the shapes of its arguments.
+          mesh: the devices of all arguments.
+        """
+        programs: dict[str, Callable[..., Any]] = {}
+
+        def run(*arguments: Any) -> Any:
+            description = describe(arguments)
+            if description in programs:
+                return programs[description](*arguments)
+            key = make_cache_key(
+                name=function.__name__,
+                settings=repr(settings),
+                arguments=description,
+                environment=environment(),
+                devices=describe_devices(mesh),
+            )
+            programs[description], results = self._first_run(function, key, mesh, arguments)
+            return results
+
+        return run
+
+    def _first_run(
+        self, function: Callable[..., Any], key: str, mesh: Mesh, arguments: tuple[Any, ...]
+    ) -> tuple[Callable[..., Any], Any]:
+        """Return a program and its results: that of the cache, or else a new one, which is kept."""
+        entry = self._cache.read("executables", key)
+        if entry is not None:
+            try:
+                return load_and_run(entry, mesh, arguments)
+            except Exception as error:  # damaged machine code is found in many ways, some of them when it runs
+                self._cache.refuse("executables", key, f"{type(error).__name__}: {error}"[:200])
+        compiled = compile_anew(function, arguments)
+        try:
+            entry = serialize(compiled)
+            # A program that XLA itself read from a cache is written without some of its code, and fails when it runs.
+            loaded = load_and_run(entry, mesh, arguments)
+        except Exception as error:  # a backend may not be able to write programs
+            logging.info("%s is not kept: %s", function.__name__, error)
+            return compiled, compiled(*arguments)
+        self._cache.write("executables", key, entry)
+        return loaded
+
+
+def compile_anew(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Compile a function for arguments; JAX's own cache does not get what is kept here."""
+
+    def kept(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    # Another name than the function's: what JAX's cache may have of it from elsewhere cannot be written again.
+    kept.__name__ = f"kept_{function.__name__}"
+    lowered = jax.jit(kept).lower(*arguments)
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
+    try:
+        return lowered.compile()
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+
+
+def serialize(compiled: Any) -> bytes:
+    """Return a compiled program, and the structure of its results, as bytes."""
+    program, _, results = serialize_executable.serialize(compiled)
+    return pickle.dumps((program, results))
+
+
+def load_and_run(entry: bytes, mesh: Mesh, arguments: tuple[Any, ...]) -> tuple[Callable[..., Any], Any]:
+    """Return the program of an entry and its results, for which it waits: some damage shows only then."""
+    program, results = pickle.loads(entry)
+    structure = jax.tree.structure((arguments, {}))
+    compiled = serialize_executable.deserialize_and_load(
+        program, structure, results, execution_devices=list(mesh.devices.flat)
+    )
+    return compiled, jax.block_until_ready(compiled(*arguments))
+
+
+def describe(arguments: Any) -> str:
+    """Return the names, shapes, dtypes and shardings of the leaves of a pytree, and its structure."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(arguments)
+    return "\n".join(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype} {leaf.sharding}" for path, leaf in leaves)
+
+
+def describe_devices(mesh: Mesh) -> list[Any]:
+    """Return what a compiled program depends on of the devices of a mesh."""
+    devices = list(mesh.devices.flat)
+    client = devices[0].client
+    return [
+        [client.platform, client.platform_version, jax.device_count(), jax.process_count()],
+        [[device.id, device.device_kind] for device in devices],
+        processor(),
+    ]
+
+
+@cache
+def processor() -> str:
+    """Return model and instructions of this machine's processor; code for others may not run."""
+    info = [platform.machine(), platform.processor()]
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            first = file.read(1 << 16).split("\n\n")[0]
+    except OSError:
+        return " ".join(info)
+    kept = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    return " ".join([*info, *(line for line in first.splitlines() if line.startswith(kept))])
+
+
+def environment() -> list[Any]:
+    """Return what the text of a program, and how it is compiled, depend on: code, versions, settings of JAX and XLA."""
+    settings = {name: repr(value) for name, value in jax.config.values.items() if "cache" not in name}  # pyright: ignore
+    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    return [code_hash(), [library.__version__ for library in LIBRARIES], platform.python_version(), settings, flags]
+
+
+@cache
+def code_hash() -> str:
+    """Return a hash of the source files of this package; takes 10 ms."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(PACKAGE)} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()

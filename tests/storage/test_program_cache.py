@@ -1,0 +1,143 @@
+"""Programs that later processes find without tracing; what is damaged, or of other code, is made anew."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from calce_jax.distributed.sharding import build_mesh, put_batch
+from calce_jax.storage import program_cache
+from calce_jax.storage.disk_cache import DiskCache
+from calce_jax.storage.program_cache import ProgramCache
+
+
+@struct.dataclass
+class Result:
+    """What the function returns."""
+
+    means: Any
+    sums: Any
+
+
+class Program:
+    """A function that counts how often it is traced."""
+
+    def __init__(self, folder: Path, settings: object = 3):
+        self.mesh, self.traces = build_mesh((1, 1, 1), jax.devices()[1:2]), 0
+
+        def scale(weights, x):
+            self.traces += 1
+            return Result(means=x * weights["w"], sums=jnp.cumsum(x))
+
+        self._run = ProgramCache(DiskCache(folder)).keep(scale, settings, self.mesh)
+
+    def __call__(self, x) -> Result:
+        return jax.device_get(self._run(*(put_batch(part, self.mesh) for part in ({"w": np.float32([3])}, x))))
+
+
+X = np.arange(4, dtype=np.float32)
+
+
+def entries(folder: Path) -> list[Path]:
+    return list(folder.glob("executables/*"))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    first = Program(tmp_path)
+    assert first(X).means.tolist() == first(X).means.tolist() == [0, 3, 6, 9]
+    assert first.traces == 1
+    assert len(entries(tmp_path)) == 1
+    return tmp_path
+
+
+def test_a_later_process_finds_the_program_without_tracing_it(folder):
+    program = Program(folder)
+    result = program(X)
+    assert program.traces == 0
+    assert isinstance(result, Result)
+    assert (result.means.tolist(), result.sums.tolist()) == ([0, 3, 6, 9], [0, 1, 3, 6])
+    assert program(X + 1).means.tolist() == [3, 6, 9, 12]
+
+
+def test_other_settings_shapes_and_dtypes_are_other_programs(folder):
+    for program, x in ((Program(folder, settings=4), X), (Program(folder), X[:2]), (Program(folder), X.astype("f2"))):
+        with jax.numpy_dtype_promotion("standard"):
+            assert program(x).means[1] == 3
+        assert program.traces == 1
+    assert len(entries(folder)) == 4, "none has taken the place of another"
+
+
+@pytest.mark.parametrize("name", ["code_hash", "processor"])
+def test_other_code_and_other_processors_are_other_programs(folder, monkeypatch, name):
+    monkeypatch.setattr(program_cache, name, lambda: "another")
+    program = Program(folder)
+    assert program(X).means.tolist() == [0, 3, 6, 9]
+    assert program.traces == 1
+
+
+def test_another_jax_and_other_settings_of_it_are_other_programs(folder, monkeypatch):
+    before = program_cache.environment()
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert program_cache.environment() != before
+    monkeypatch.undo()
+    monkeypatch.setattr(jax, "__version__", "0.0")
+    assert program_cache.environment() != before
+    monkeypatch.undo()
+    jax.config.update("jax_default_matmul_precision", "bfloat16")
+    try:
+        assert program_cache.environment() != before
+    finally:
+        jax.config.update("jax_default_matmul_precision", "float32")
+    assert program_cache.environment() == before
+
+
+@pytest.mark.parametrize("damage", ["noise", "pickle", "cut", "code"])
+def test_a_damaged_program_is_made_anew(folder, damage):
+    (path,) = entries(folder)
+    content = DiskCache(folder).read("executables", path.name)
+    assert content is not None
+    program, results = pickle.loads(content)
+    damaged = {
+        "noise": b"noise",
+        "pickle": pickle.dumps("no program"),
+        "cut": content[: len(content) // 2],
+        "code": pickle.dumps((program[: len(program) // 3], results)),
+    }[damage]
+    DiskCache(folder).write("executables", path.name, damaged)
+    anew = Program(folder)
+    assert anew(X).means.tolist() == [0, 3, 6, 9]
+    assert anew.traces == 1
+    assert Program(folder)(X).means.tolist() == [0, 3, 6, 9]
+    mended = Program(folder)
+    mended(X)
+    assert mended.traces == 0
+
+
+def test_a_program_that_cannot_be_written_still_runs(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert Program(tmp_path / "file")(X).means.tolist() == [0, 3, 6, 9]
+    monkeypatch.setattr(program_cache, "serialize", lambda _: 1 / 0)
+    program = Program(tmp_path / "cache")
+    assert program(X).means.tolist() == [0, 3, 6, 9]
+    assert program.traces == 1
+    assert not entries(tmp_path / "cache")
+
+
+def test_what_was_made_is_recalled(tmp_path):
+    made = []
+
+    def recall(settings):
+        return ProgramCache(DiskCache(tmp_path)).recall("model", settings, lambda: made.append(1) or settings * 2)
+
+    assert [recall(2), recall(2), recall(3)] == [4, 4, 6]
+    assert len(made) == 2
+    for path in entries(tmp_path):
+        DiskCache(tmp_path).write("executables", path.name, b"noise")
+    assert recall(2) == 4
+    assert len(made) == 3
