@@ -95,7 +95,7 @@ def compare_reading(settings: BenchmarkSettings, folder: Path) -> Iterator[Compa
         partial(read, augment=False),
         codec,
         other="simplejpeg alone",
-        agreement=lambda a, b: f"equal pixels: {(a.frames[-1, -1] == b).all()}",
+        agreement=lambda a, b: f"equal pixels: {(a.frames[a.row_mask][-1, -1] == b).all()}",
         frames=len(jpegs),
         notes=notes,
     )
