@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 ROWS, B, EPOCH, WINDOW = 20, 4, 5, 3
 WHOLE = make_batch([3 + row * 7 % 6 for row in range(ROWS)])
-# The left half of each video, and what the grouper must not see.
+# Crops: the left half of each video.
 HALF = IMAGE_SIZE // 2
 TABLE = replace(WHOLE, crop=np.tile(np.array([0, 0, IMAGE_SIZE, HALF], np.int32), (ROWS, 1)))
 GRAPH = abstract_model(SIZES)[0]

@@ -57,7 +57,7 @@ def test_pixels_are_those_of_the_host(behaviour):
 
 
 def test_weights_are_those_of_float64():
-    """At full size too, the positions are computed in integers."""
+    """At full size too: the positions are computed in integers."""
     lengths = np.array([1, 2, 113, 158, 167, 203, 223, 224], np.int32)
     starts = (224 - lengths) // 2
     ours = np.asarray(bicubic_weights(jnp.asarray(starts), jnp.asarray(lengths), 224, 224))
