@@ -26,10 +26,11 @@ from tqdm import tqdm
 from calce_jax.config import RunConfig, validate
 from calce_jax.inference.predict_step import make_encode_video
 from calce_jax.inference.trained_run import load_base_model
-from calce_jax.input_pipeline.augment import crop_and_resize, sample_crop
+from calce_jax.input_pipeline.augment import sample_crop
 from calce_jax.input_pipeline.speech_mask import mark_speech_frames
 from calce_jax.models import prompt_packing as packing
 from calce_jax.models.calce import normalise_queries
+from calce_jax.models.crops import crop_and_resize
 from calce_jax.models.keyframes.coarse import select_coarse
 from calce_jax.models.keyframes.fine import select_fine
 from calce_jax.moments.annotations import Annotation, read_annotations
@@ -98,15 +99,16 @@ def encode_videos(out: Path, videos: int) -> EncodedVideos:
         write_shapes(out / "shapes", {"train": videos}, 0)
         base_model = load_base_model(replace(stage_config(out, 1), mesh="single"))
         encode_video, size = jax.jit(make_encode_video(base_model.graph)), base_model.model_config.vit.image_size
+        crop_video = jax.jit(partial(crop_and_resize, size=size))
         rng = np.random.default_rng(0)
         means, queries, has_speech = [], [], []
         for path in tqdm(sorted((out / "shapes" / "videos").iterdir())[:videos], desc="encode", unit="video"):
             video = read_frames(path, FRAMES_PER_VIDEO, size)
-            cropped = crop_and_resize(video.frames, sample_crop(rng, size, size), size)
+            crop = np.array([sample_crop(rng, size, size)], np.int32)
             with jax.set_mesh(base_model.mesh):
                 clip_features = [
-                    jax.device_get(encode_video(base_model.trainable, base_model.frozen, clip[None]))
-                    for clip in (video.frames, cropped)
+                    jax.device_get(encode_video(base_model.trainable, base_model.frozen, clip))
+                    for clip in (video.frames[None], crop_video(video.frames[None], crop))
                 ]
             means.append([clip.means[0] for clip in clip_features])
             queries.append([np.asarray(normalise_queries(jnp.asarray(clip.queries)))[0] for clip in clip_features])

@@ -69,6 +69,9 @@ class Batch:
     example_index: Int[AnyArray, " B"]  # row of the queries table; -1 for padding
     row_flags: Int[AnyArray, " B"]  # bits of `calce_jax.text.text_row.RowFlag`
     features: Features | None = None  # replaces `frames`
+    # Top, left, height and width in pixels of the rectangle that replaces each clip (`calce_jax.models.crops`); None
+    # leaves frames whole, and programs without crops.
+    crop: Int[AnyArray, "B 4"] | None = None
 
     @classmethod
     def zeros(
@@ -115,5 +118,5 @@ class Batch:
         )
 
     def without_frames(self) -> "Batch":
-        """Return the batch without pixels and features, which are nearly all of its bytes."""
-        return replace(self, frames=self.frames[:, :, :0, :0], features=None)
+        """Return the batch without pixels, crops of them, and features: nearly all of its bytes."""
+        return replace(self, frames=self.frames[:, :, :0, :0], features=None, crop=None)

@@ -202,12 +202,11 @@ class Plan:
         yield from compare_whisper(self.settings, name, self.sizes.whispers[name], batch_size=4)
 
     def reading(self) -> Iterator[ComparisonRow]:
-        """Measure the pipeline that feeds the device, on the host, whole and cropped."""
+        """Measure the pipeline that feeds the device, on the host, without and with augmentation."""
         # Needs simplejpeg, PyAV, TFDS and grain, which no other section does.
         from benchmarks.reading import compare_reading, write_tables  # noqa: PLC0415
 
         settings = replace(self.settings, device="cpu")
-        for videos, augment in ((self.sizes.videos, False), (-(-self.sizes.videos // 8), True)):
-            with TemporaryDirectory() as folder:
-                write_tables(Path(folder), videos)
-                yield compare_reading(settings, Path(folder), augment=augment)
+        with TemporaryDirectory() as folder:
+            write_tables(Path(folder), self.sizes.videos)
+            yield from compare_reading(settings, Path(folder))

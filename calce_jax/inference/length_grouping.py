@@ -88,7 +88,7 @@ class LengthGrouper:
     def __init__(self, graph: Any, config: StepConfig, mesh: Mesh):
         def encode(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Batch, RowInfo]:
             model: Calce = nnx.merge(graph, trainable, frozen)
-            vision_features = load_or_encode(model, batch)
+            vision_features = load_or_encode(model, batch, config.behaviour)
             row_info = RowInfo.of(batch, model.select(vision_features, batch, config.selection).prompt_lengths)
             # Stored features may have a narrower dtype than the encoded ones: those stay as they are.
             features = batch.features

@@ -26,7 +26,7 @@ class InputConfig:
       max_captions, bert_tokens, text_tokens, max_windows, answer_tokens: C, U, M, W and A. Rows that exceed them are
         truncated, and `row_flags` says so.
       max_text_tokens: at most so many T5 tokens of the query text, and of a caption.
-      augment: one random crop per clip.
+      augment: one random crop per clip, `Batch.crop`; frames are whole.
       shuffle: a new order for each epoch; False keeps the order of the table.
       remainder: if an epoch is not a multiple of B: "drop" leaves the last queries of its order out (training; each
         epoch has another order), "fill" adds rows with `row_mask` False (evaluation).
@@ -34,8 +34,7 @@ class InputConfig:
       seed: of the order and of the crops.
       num_workers: reading processes; 0 reads in threads of this process.
       use_captions: False leaves out captions and the speech mask, as for Charades-STA, which has no speech.
-      behaviour: "reference" reproduces the original, see `calce_jax.text.prompt` and
-        `calce_jax.input_pipeline.augment`.
+      behaviour: "reference" reproduces the original, see `calce_jax.text.prompt`.
       features: folder of stored features, read in place of frames (`calce_jax.input_pipeline.feature_store`); "" reads
         frames. Stored features have no crops, so `augment` must be False.
     """
@@ -99,6 +98,8 @@ def abstract_batch(config: InputConfig) -> Batch:
         answer_tokens=config.answer_tokens,
     )
     abstract = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), batch)
+    if config.augment:
+        abstract = replace(abstract, crop=jax.ShapeDtypeStruct((config.batch_size, 4), np.int32))
     if not config.features:
         return abstract
 

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
-from calce_jax.input_pipeline.augment import crop_and_resize, sample_crop
+from calce_jax.input_pipeline.augment import sample_crop
 from calce_jax.input_pipeline.example import Example
 from calce_jax.input_pipeline.feature_store import FeatureStore, FrameKeys, checksums
 from calce_jax.input_pipeline.speech_mask import mark_speech_frames
@@ -69,7 +69,7 @@ class RowMaker:
         Args:
           example: read from the tables.
           index: its row in the queries table.
-          rng: draws the crop; without one frames are not cropped.
+          rng: draws the field `crop`; without one a row has no such field.
           out: array for the frames, such as a slice of a batch's; by default a new one.
 
         Raises:
@@ -94,7 +94,7 @@ class RowMaker:
         if behaviour == "reference" and writer.stage == 2:
             times = np.round(times, 2)
         jpegs = [example.keyframes[i] for i in frame_positions]
-        frames = self._decode_frames(jpegs, rng, out)
+        frames = self._decode_frames(jpegs, out)
 
         raw_captions = [Caption(*caption) for caption in example.captions] if self.use_captions else []
         speech_mask = mark_speech_frames(
@@ -134,6 +134,8 @@ class RowMaker:
             "example_index": np.int32(index),
             "row_flags": np.int32(text_row.row_flags | window_flags),
         }
+        if rng is not None:
+            fields["crop"] = np.array(sample_crop(rng, self.image_size, self.image_size), np.int32)
         if self.feature_store is None:
             return fields
         frame_keys = FrameKeys(example.video, [int(example.indices[i]) for i in frame_positions], checksums(jpegs))
@@ -144,9 +146,7 @@ class RowMaker:
             }
         }
 
-    def _decode_frames(
-        self, jpegs: Sequence[bytes], rng: np.random.Generator | None, out: np.ndarray | None
-    ) -> UInt8[np.ndarray, "T Y X 3"]:
+    def _decode_frames(self, jpegs: Sequence[bytes], out: np.ndarray | None) -> UInt8[np.ndarray, "T Y X 3"]:
         frames, size = self.writer.sizes.frames, self.image_size
         if not self.decode_pixels:
             return np.zeros((frames, 0, 0, 3), np.uint8)
@@ -155,8 +155,6 @@ class RowMaker:
         clip, padding = out[: len(jpegs)], out[len(jpegs) :]
         decode_frames_into(jpegs, clip)
         padding[...] = 0
-        if rng is not None:
-            clip[...] = crop_and_resize(clip, sample_crop(rng, size, size), size, self.writer.behaviour)
         return out
 
 

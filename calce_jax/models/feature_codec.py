@@ -18,7 +18,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from calce_jax.batch import Batch, Features
+from calce_jax.config import Behaviour
 from calce_jax.models.calce import Calce
+from calce_jax.models.crops import crop_and_resize
 from calce_jax.models.vision_features import QFormerFeatures, VisionFeatures
 
 StorageDtype = Literal["float32", "bfloat16", "int8"]
@@ -59,13 +61,21 @@ def dequantize(features: Features, dtype: DTypeLike) -> VisionFeatures:
     return tokens if features.means is None else QFormerFeatures(means=features.means, queries=tokens)
 
 
-def load_or_encode(model: Calce, batch: Batch) -> VisionFeatures:
+def load_or_encode(model: Calce, batch: Batch, behaviour: Behaviour = "default") -> VisionFeatures:
     """Return the vision features of a batch: its stored features, or else those of its frames; no gradient.
 
     Where `ln_vision` is frozen, tokens of the vision tower are encoded by the Q-Former at once.
+
+    Args:
+      model: encodes.
+      batch: with frames, to be cropped where it has crops, or with features.
+      behaviour: of crops, see `crop_and_resize`.
     """
     if batch.features is None:
-        vision_features = model.encode_frames(batch.frames)
+        frames = batch.frames
+        if batch.crop is not None:
+            frames = crop_and_resize(frames, batch.crop, frames.shape[2], behaviour)
+        vision_features = model.encode_frames(frames)
     else:
         vision_features = jax.lax.stop_gradient(dequantize(batch.features, model.config.dtype))
     if isinstance(vision_features, QFormerFeatures) or model.config.ln_vision == "trained":

@@ -43,7 +43,7 @@ def make_train_step(
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         keys = KeyStream(jax.random.fold_in(key, state.step))
         model: Calce = nnx.merge(graph, state.trainable, frozen)
-        vision_features = load_or_encode(model, batch)
+        vision_features = load_or_encode(model, batch, config.behaviour)
         drop_key, loss_key = keys(), keys()
         prompt_selection = model.select(
             vision_features,

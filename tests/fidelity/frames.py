@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from calce_jax.input_pipeline.augment import Crop, bicubic_resize, crop_and_resize, sample_crop
+from calce_jax.input_pipeline.augment import sample_crop
+from calce_jax.models.crops import crop_and_resize, resize, resize_weights
 from calce_jax.models.vit import CLIP_MEAN, CLIP_STD, normalise_frames
 from calce_jax.video.decode import head_indices
 from tests.fidelity.folder import RecordingFolder
@@ -55,12 +56,16 @@ def frames(folder: RecordingFolder) -> Iterator[Group]:
         label = f"crop {number}"
         size = arrays[f"train_resized_float_{number}"].shape[-1]
         values, wrapped = (_thwc(arrays[f"train_{what}_{number}"]) for what in ("resized_float", "uint8"))
+        # A clip of one crop, and its frames as a batch that all have it.
+        box = jnp.asarray([crop], jnp.int32)
         with resized.case(label) as case:
-            case.close(bicubic_resize(clip, Crop(*crop), size), values)
+            weights = resize_weights(box.repeat(len(clip), axis=0), *clip.shape[1:3], size)
+            case.close(resize(jnp.asarray(clip), *weights), values)
         with cast.case(label) as case:
             is_unambiguous = np.abs(values - np.round(values)) >= NEAR_WHOLE
             num_near_whole += int((~is_unambiguous).sum())
-            case.same(crop_and_resize(clip, Crop(*crop), size, "reference")[is_unambiguous], wrapped[is_unambiguous])
+            ours = np.asarray(crop_and_resize(jnp.asarray(clip[None]), box, size, "reference"))[0]
+            case.same(ours[is_unambiguous], wrapped[is_unambiguous])
         with pixels.case(label) as case:
             case.close(normalise_frames(jnp.asarray(wrapped)), _thwc(arrays[f"train_out_{number}"]))
     cast.add_note(

@@ -13,12 +13,15 @@ from calce_jax.distributed.sharding import build_mesh
 from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
 from calce_jax.inference.predict_step import compile_predict, make_predict
 from calce_jax.training.feed import LengthGroupedIterator
-from tests.helpers.tiny_model import SIZES, STEPS, abstract_model, make_batch, make_model
+from tests.helpers.tiny_model import IMAGE_SIZE, SIZES, STEPS, abstract_model, make_batch, make_model
 
 pytestmark = pytest.mark.slow
 
 ROWS, B, EPOCH, WINDOW = 20, 4, 5, 3
-TABLE = make_batch([3 + row * 7 % 6 for row in range(ROWS)])
+WHOLE = make_batch([3 + row * 7 % 6 for row in range(ROWS)])
+# Crops: the left half of each video.
+HALF = IMAGE_SIZE // 2
+TABLE = replace(WHOLE, crop=np.tile(np.array([0, 0, IMAGE_SIZE, HALF], np.int32), (ROWS, 1)))
 GRAPH = abstract_model(SIZES)[0]
 MESH = build_mesh((2, 2, 1), jax.devices())
 
@@ -29,12 +32,11 @@ def weights():
     return make_model()[1:]
 
 
-def batch_of(number):
-    rows = slice(number * B, (number + 1) * B)
-    return jax.tree.map(lambda leaf: leaf[rows], TABLE)
+def in_order(epochs=None, table=TABLE):
+    def batch_of(number):
+        rows = slice(number * B, (number + 1) * B)
+        return jax.tree.map(lambda leaf: leaf[rows], table)
 
-
-def in_order(epochs=None):
     return iter(grain.MapDataset.range(EPOCH).map(batch_of).repeat(epochs).to_iter_dataset())
 
 
@@ -43,9 +45,9 @@ def grouper():
     return LengthGrouper(GRAPH, STEPS[1], MESH)
 
 
-def grouped(grouper, state=None, **changes):
+def grouped(grouper, state=None, table=TABLE, **changes):
     batches = LengthGroupedIterator(
-        in_order(),
+        in_order(table=table),
         grouper,
         weights()[1],
         **{"batches_per_window": WINDOW, "batches_per_epoch": EPOCH, "seed": 0, **changes},
@@ -96,6 +98,14 @@ def test_resumes_in_the_middle_of_a_window(grouper):
         assert again.get_state() == states[at]
         for expected in taken[at : at + 2]:
             assert_same(next(again), expected)
+
+
+def test_features_are_of_cropped_frames(grouper):
+    frames = TABLE.frames.copy()
+    frames[:, :, :, HALF:] = 0
+    batch, same = (next(grouped(grouper, table=table))[1] for table in (TABLE, replace(TABLE, frames=frames)))
+    assert batch.crop is None
+    assert_same(batch, same)
 
 
 def test_the_order_of_batches_depends_on_the_seed(grouper):

@@ -9,12 +9,18 @@ import pytest
 
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.distributed.sharding import make_mesh, param_shardings, put_batch
+from calce_jax.inference.length_grouping import LengthGrouper
+from calce_jax.input_pipeline.augment import sample_crop
+from calce_jax.models import feature_codec
 from calce_jax.training.state import create_train_state
+from calce_jax.training.train_step import make_train_step
 from tests.helpers import tiny_model
-from tests.helpers.tiny_model import BUCKETS, OPTIMIZER, RATE, compile_tiny_train_step
+from tests.helpers.host_crops import crop_and_resize
+from tests.helpers.tiny_model import BUCKETS, IMAGE_SIZE, OPTIMIZER, RATE, TRAIN_STEPS, compile_tiny_train_step
 
 pytestmark = pytest.mark.slow
 
+REFERENCE_STEPS = replace(TRAIN_STEPS, selection=replace(TRAIN_STEPS.selection, behaviour="reference"))
 BATCH = tiny_model.make_batch((8, 5, 3, 6))
 
 
@@ -107,3 +113,42 @@ def test_a_step_whose_loss_is_not_finite_changes_the_step_counter_alone(model, s
     assert np.isnan(metrics["loss"])
     assert metrics["skipped"] == 1
     assert changed(before, after) == {"step"}
+
+
+@pytest.mark.release
+def test_a_step_on_crops_is_that_on_clips_that_the_host_cropped(model):
+    """As the original crops: its bytes wrap, so a step that forgets the behaviour has other pixels."""
+    step = jax.jit(make_train_step(model[0], REFERENCE_STEPS, OPTIMIZER, RATE))
+    crops = [sample_crop(np.random.default_rng(row), IMAGE_SIZE, IMAGE_SIZE) for row in range(len(BATCH.frames))]
+    clips = [
+        crop_and_resize(clip, crop, IMAGE_SIZE, "reference") for clip, crop in zip(BATCH.frames, crops, strict=True)
+    ]
+    batches = replace(BATCH, crop=np.array(crops, np.int32)), replace(BATCH, frames=np.stack(clips)), BATCH
+    state = create_train_state(model[1], OPTIMIZER)
+    ours, expected, whole = (jax.device_get(step(state, model[2], batch, jax.random.key(3))[1]) for batch in batches)
+    assert abs(whole["loss"] - expected["loss"]) > 1e-4
+    np.testing.assert_allclose(ours["loss"], expected["loss"], rtol=1e-6)
+    np.testing.assert_allclose(ours["gradient_norm"], expected["gradient_norm"], rtol=1e-3)
+    assert ours["key_frames"] == expected["key_frames"]
+
+
+class Cropped(Exception):
+    """Ends a trace where frames are cropped."""
+
+
+def test_the_step_and_the_feed_crop_as_the_run_behaves(model, monkeypatch):
+    def stop(frames, crop, size, behaviour):
+        raise Cropped(behaviour, frames.shape, crop.shape, size)
+
+    monkeypatch.setattr(feature_codec, "crop_and_resize", stop)
+    graph, trainable, frozen = model
+    batch = replace(BATCH, crop=np.zeros((len(BATCH.frames), 4), np.int32))
+    step, state = make_train_step(graph, REFERENCE_STEPS, OPTIMIZER, RATE), create_train_state(trainable, OPTIMIZER)
+    feed = LengthGrouper(graph, REFERENCE_STEPS, make_mesh("single"))
+    for run in (
+        lambda: jax.eval_shape(step, state, frozen, batch, jax.random.key(3)),
+        lambda: feed.encode_window(trainable, frozen, [batch]),
+    ):
+        with pytest.raises(Cropped) as stopped:
+            run()
+        assert stopped.value.args == ("reference", batch.frames.shape, batch.crop.shape, IMAGE_SIZE)
