@@ -70,6 +70,7 @@ def test_defaults_of_a_search(parse):
         checkpoint=None,
         yes=False,
         models_dir=None,
+        batch=None,
         keep_downloads=False,
         library=False,
         library_file=None,

@@ -5,7 +5,7 @@ from tests.mutants.mutant import Mutant
 STEP, RUN = "calce_jax/training/train_step.py", "calce_jax/training/run.py"
 CALCE, T5, FINE = "calce_jax/models/calce.py", "calce_jax/models/t5.py", "calce_jax/models/keyframes/fine.py"
 BEAMS, LAYERS = "calce_jax/models/beam_search.py", "calce_jax/models/layers.py"
-BATCHES, RESTORE = "calce_jax/input_pipeline/batches.py", "calce_jax/checkpoints/restore.py"
+BATCHES, RESTORE = "calce_jax/input_pipeline/input_config.py", "calce_jax/checkpoints/restore.py"
 PROTOCOLS, PRESETS = "calce_jax/moments/metrics/protocols.py", "calce_jax/presets/datasets.py"
 
 NAMED = (
