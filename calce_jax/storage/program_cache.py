@@ -77,7 +77,7 @@ class ProgramCache:
         def run(*arguments: Any) -> Any:
             description = describe(arguments)
             if description in programs:
-                return programs[description](*arguments)
+                return programs[description](*jax.tree.leaves(arguments))
             key = make_cache_key(
                 name=function.__name__,
                 settings=repr(settings),
@@ -93,7 +93,7 @@ class ProgramCache:
     def _first_run(
         self, function: Callable[..., Any], key: str, mesh: Mesh, arguments: tuple[Any, ...]
     ) -> tuple[Callable[..., Any], Any]:
-        """Return a program and its results: that of the cache, or else a new one, which is kept."""
+        """Return a program of the arguments' leaves and its results: that of the cache, or a new one that is kept."""
         entry = self._cache.read("executables", key)
         if entry is not None:
             try:
@@ -107,20 +107,24 @@ class ProgramCache:
             loaded = load_and_run(entry, mesh, arguments)
         except Exception as error:  # a backend may not be able to write programs
             logging.info("%s is not kept: %s", function.__name__, error)
-            return compiled, compiled(*arguments)
+            return compiled, compiled(*jax.tree.leaves(arguments))
         self._cache.write("executables", key, entry)
         return loaded
 
 
 def compile_anew(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Compile a function for arguments; JAX's own cache does not get what is kept here."""
+    """Compile a function for the leaves of its arguments; JAX's own cache does not get what is kept here.
 
-    def kept(*arguments: Any) -> Any:
-        return function(*arguments)
+    A program of leaves can be written without the classes of the arguments.
+    """
+    structure = jax.tree.structure(arguments)
+
+    def kept(*leaves: Any) -> Any:
+        return function(*jax.tree.unflatten(structure, leaves))
 
     # Another name than the function's: what JAX's cache may have of it from elsewhere cannot be written again.
     kept.__name__ = f"kept_{function.__name__}"
-    lowered = jax.jit(kept).lower(*arguments)
+    lowered = jax.jit(kept).lower(*jax.tree.leaves(arguments))
     seconds = jax.config.jax_persistent_cache_min_compile_time_secs  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
     try:
@@ -138,11 +142,11 @@ def serialize(compiled: Any) -> bytes:
 def load_and_run(entry: bytes, mesh: Mesh, arguments: tuple[Any, ...]) -> tuple[Callable[..., Any], Any]:
     """Return the program of an entry and its results, for which it waits: some damage shows only then."""
     program, results = pickle.loads(entry)
-    structure = jax.tree.structure((arguments, {}))
+    structure = jax.tree.structure((tuple(jax.tree.leaves(arguments)), {}))
     compiled = serialize_executable.deserialize_and_load(
         program, structure, results, execution_devices=list(mesh.devices.flat)
     )
-    return compiled, jax.block_until_ready(compiled(*arguments))
+    return compiled, jax.block_until_ready(compiled(*jax.tree.leaves(arguments)))
 
 
 def describe(arguments: Any) -> str:
