@@ -36,6 +36,7 @@ def section(name, seconds, rows):
     return Section(name, seconds, lambda: iter(rows()))
 
 
+@pytest.mark.release
 def test_a_failed_section_is_a_row_and_the_next_goes_on(settings, capsys):
     written = []
 
@@ -79,6 +80,7 @@ def test_a_section_that_takes_too_long_is_left(settings):
     assert log.rows[0]["reason"] == "took longer than its share, 0 s"
 
 
+@pytest.mark.release
 def test_what_a_section_leaves_is_shared(settings):
     now, limits = [0.0], []
 

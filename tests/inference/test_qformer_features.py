@@ -98,6 +98,7 @@ def loss_and_gradients(graph, config, trainable, frozen, batch):
     return jax.value_and_grad(loss)(trainable)
 
 
+@pytest.mark.release
 def test_ln_vision_alone_has_no_gradient(frozen_parts):
     _, gradients = loss_and_gradients(frozen_parts[0], STEPS[1], *frozen_parts[1:], BATCH)
     without = {name for name, gradient in named_leaves(gradients).items() if not np.any(gradient)}
@@ -162,6 +163,7 @@ def test_a_window_holds_qformer_tokens_in_place_of_frames(frozen_parts):
 
 # As for the tower's tokens.
 @pytest.mark.parametrize(("store", "off"), [("float32", 1e-6), ("bfloat16", 4e-3), ("int8", 1e-2)])
+@pytest.mark.release
 def test_loss_and_gradients_from_qformer_features_are_those_from_frames(base, extracted, store, off):
     true, found = (
         loss_gradient_vector(base, config) for config in (base.config, with_features(base, extracted[store][0]))

@@ -220,6 +220,7 @@ def test_only_a_key_enables_dropout(method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("remat", "drops"), [pytest.param("dots", False, marks=pytest.mark.release), ("full", True)])
+@pytest.mark.release
 def test_remat_changes_no_gradient(remat, drops):
     # Depth 3: a scan over whole groups and a shorter last group. With dropout the recomputed draws must repeat.
     small, _ = deterministic_qformer(MINUTE)

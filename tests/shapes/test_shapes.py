@@ -200,6 +200,7 @@ def test_place_that_cannot_be_written_is_named(silent_scene, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_command_draws_all_splits_in_parallel_and_names_what_is_wrong(tmp_path):
     def run(*arguments):
         command = [sys.executable, "-m", "data.shapes.write", f"--out={tmp_path}", *arguments]

@@ -28,6 +28,7 @@ def make_data(seed: int, count: int = 96) -> RankerData:
     return RankerData(pooled, mask, codes[1, things], np.arange(count), windows)
 
 
+@pytest.mark.release
 def test_what_is_seen_in_the_window_of_a_query_is_found_in_other_videos():
     ranker = fit_ranker(make_data(1), seed=0, steps=300)
     held_out = make_data(2, THINGS)
