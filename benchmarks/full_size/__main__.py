@@ -46,7 +46,7 @@ def main() -> int:
     results = []
     for name, arguments in _steps(workspace):
         result = read_result(workspace.root, name)
-        if result is None or result.error:
+        if result is None or not result.ok:
             print(f"{name} ...", flush=True)
             _remove_partial(workspace, name)
             result = run_process(workspace.root, name, arguments)

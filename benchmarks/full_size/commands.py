@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.full_size.workspace import DATASET, Workspace
@@ -164,18 +163,4 @@ def results(workspace: Workspace) -> list[Command]:
                 f"--cache={workspace.root / 'cache'}",
             ],
         ),
-    ]
-
-
-def all_commands(workspace: Workspace) -> Sequence[Command]:
-    """Return every command in its order; comparisons are made between them, see `benchmarks.full_size.__main__`."""
-    return [
-        *conversions_in(workspace),
-        prepare(workspace, merged=False),
-        cache_features(workspace),
-        *stage(workspace, 1),
-        *merges(workspace),
-        prepare(workspace, merged=True),
-        *stage(workspace, 2),
-        *results(workspace),
     ]

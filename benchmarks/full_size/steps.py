@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -133,6 +133,3 @@ def compile_seconds() -> float:
 def _last_lines(log: Path, status: int) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-6:]
     return "\n".join([f"exit status {status}", *lines])
-
-
-StepFunction = Callable[[], Sequence[Check]]
