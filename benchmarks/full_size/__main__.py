@@ -79,11 +79,6 @@ def _steps(workspace: Workspace) -> Iterator[tuple[str, list[str]]]:
     yield command(calce_back)
     yield function("compare_checkpoint", "round_trip:compare_checkpoint")
     yield command(commands.prepare(workspace, merged=False))
-    for dtype in DTYPES:
-        for part in PARTS:
-            for side in ("ours", "theirs"):
-                yield function(f"{side}_{part}_{dtype}", f"{side}:compute_{part}:{dtype}")
-    yield function("agreement", "agreement:compare_sides")
     yield command(commands.cache_features(workspace))
     for step in commands.stage(workspace, 1):
         yield command(step)
@@ -92,6 +87,11 @@ def _steps(workspace: Workspace) -> Iterator[tuple[str, list[str]]]:
     yield command(commands.prepare(workspace, merged=True))
     for step in [*commands.stage(workspace, 2), *commands.results(workspace)]:
         yield command(step)
+    for dtype in DTYPES:
+        for part in PARTS:
+            for side in ("ours", "theirs"):
+                yield function(f"{side}_{part}_{dtype}", f"{side}:compute_{part}:{dtype}")
+    yield function("agreement", "agreement:compare_sides")
 
 
 def _run_here(workspace: Workspace, path: str) -> None:
