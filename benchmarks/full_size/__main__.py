@@ -1,7 +1,7 @@
 """The whole program at full size on a CPU: `python -m benchmarks.full_size --videos A.mp4 B.mp4 --tokenizers=DIR`.
 
 From 4.04 billion random weights in the published layouts: converts them in and out, compares every part with
-`transformers` and `peft` in float32 and bfloat16, and runs the commands of both stages on two videos and four queries.
+`transformers` and `peft` in float32 and bfloat16, and runs the commands of both stages on two videos.
 Takes an hour or two on two cores, 24 GB of memory and 60 GB of disk. A run that was stopped goes on with the step it
 was in. The table of all steps is printed at the end, and written to OUT/results.md; the exit status is 1 if a check
 failed. `--size=tiny` or `small` rehearses all of it.

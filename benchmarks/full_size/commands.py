@@ -16,13 +16,13 @@ class Command:
     arguments: list[str]
 
 
-# Two queries about each video; windows are on the grid of two seconds that QVHighlights has.
+# One query to train on, about the second video, and one to evaluate, about the first; windows are on the grid of two
+# seconds that QVHighlights has.
 QUERIES = (
-    ("train", 0, "The camera shows a telescope in a large white room.", [0, 4]),
     ("train", 1, "A man in a hat falls down.", [2, 6]),
     ("val", 0, "A person talks about a space telescope.", [2, 8]),
-    ("val", 1, "Two men walk along the street.", [0, 6]),
 )
+SEARCHED = ("The camera shows a telescope in a large white room.", "A person points at a mirror.")
 
 
 def write_material(workspace: Workspace) -> None:
@@ -97,7 +97,10 @@ def cache_features(workspace: Workspace) -> Command:
 
 
 def stage(workspace: Workspace, number: int) -> list[Command]:
-    """Return training of a stage for two steps, its continuation by two, and prediction of both splits."""
+    """Return training of a stage for two steps, its continuation by one, and prediction.
+
+    Stage 1 predicts both splits, for stage 2. An epoch is one step, and evaluations are the longest part of a short run.
+    """
     train = [
         "train",
         *workspace.config_flags(number),
@@ -105,12 +108,13 @@ def stage(workspace: Workspace, number: int) -> list[Command]:
         f"--config.data.features={workspace.features}",
         "--config.data.augment=False",
         "--config.schedule.warmup_steps=1",
+        "--config.loop.eval_every=2",
     ]
     if number == 2:
         train.append(f"--config.weights.start={workspace.workdir(1)}")
     steps = [
-        Command(f"train_stage{number}", [*train, "--config.schedule.epochs=1"]),
-        Command(f"resume_stage{number}", [*train, "--config.schedule.epochs=2"]),
+        Command(f"train_stage{number}", [*train, "--config.schedule.epochs=2"]),
+        Command(f"resume_stage{number}", [*train, "--config.schedule.epochs=3"]),
     ]
     for split in ("train", "val") if number == 1 else ("val",):
         out = workspace.predictions(number, split)
@@ -157,7 +161,7 @@ def results(workspace: Workspace) -> list[Command]:
             [
                 "search",
                 str(workspace.videos / workspace.source_videos[0].name),
-                QUERIES[2][2],
+                *SEARCHED,
                 f"--checkpoint={workspace.root}",
                 f"--out={out / 'found'}",
                 f"--cache={workspace.root / 'cache'}",

@@ -78,7 +78,7 @@ class Workspace:
         return self.root / "videos"
 
     def annotations(self, split: str) -> Path:
-        """Two queries, one about each video."""
+        """The query of a split."""
         return self.root / f"{split}.jsonl"
 
     def merged(self, split: str) -> Path:
