@@ -99,7 +99,7 @@ def cache_features(workspace: Workspace) -> Command:
 def stage(workspace: Workspace, number: int) -> list[Command]:
     """Return training of a stage for two steps, its continuation by one, and prediction.
 
-    Stage 1 predicts both splits, for stage 2. An epoch is one step, and evaluations are the longest part of a short run.
+    Stage 1 predicts both splits, for stage 2. An epoch is one step; an evaluation takes about as long.
     """
     train = [
         "train",
