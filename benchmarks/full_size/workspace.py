@@ -26,17 +26,19 @@ class Workspace:
       size: of the model; the smaller ones rehearse.
       tokenizers: folder with `t5/` and `bert/`; None takes those of the preset.
       source_videos: the two videos, each with an .srt of its name beside it, or without captions.
+      frames: of a video in stage 1, and half of those in stage 2; None takes the preset's.
     """
 
     root: Path
     size: ModelSize
     tokenizers: Path | None
     source_videos: tuple[Path, ...]
+    frames: int | None = None
 
     @staticmethod
     def of(args: argparse.Namespace) -> "Workspace":
         """Return the workspace of the command line, see `add_arguments`."""
-        return Workspace(args.out.absolute(), args.size, args.tokenizers, tuple(args.videos))
+        return Workspace(args.out.absolute(), args.size, args.tokenizers, tuple(args.videos), args.frames)
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +49,14 @@ class Workspace:
         )
         parser.add_argument("--tokenizers", type=Path, help="folder with t5/ and bert/, of Flan-T5 and BERT")
         parser.add_argument("--videos", type=Path, nargs=2, default=SAMPLE_VIDEOS, help="two videos, of at most 150 s")
+        parser.add_argument("--frames", type=int, help="of a video in stage 1, and half of those in stage 2")
 
     def arguments(self) -> list[str]:
         """Return the options that give the same workspace again."""
         tokenizers = [] if self.tokenizers is None else [f"--tokenizers={self.tokenizers}"]
-        return [f"--out={self.root}", f"--size={self.size}", *tokenizers, "--videos", *map(str, self.source_videos)]
+        frames = [] if self.frames is None else [f"--frames={self.frames}"]
+        videos = ["--videos", *map(str, self.source_videos)]
+        return [f"--out={self.root}", f"--size={self.size}", *tokenizers, *frames, *videos]
 
     @property
     def blip2(self) -> Path:
@@ -137,6 +142,8 @@ class Workspace:
         }
         if self.size != "full":
             fields["text.buckets"] = get_preset(self.preset(stage)).text.buckets[-1:]
+        if self.frames is not None:
+            fields["data.frames"] = self.frames * stage
         if self.tokenizers is not None:
             fields |= {f"text.{name}_tokenizer": str(self.tokenizers / name) for name in ("t5", "bert")}
         return fields
