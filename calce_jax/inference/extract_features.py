@@ -332,7 +332,7 @@ def _extract_frames(
 
     The host runs `MAX_BATCHES_IN_FLIGHT` batches ahead of the device.
     """
-    extract = jax.jit(make_extract_fn(model.graph, *feature_kind))
+    extract = jax.jit(make_extract_fn(model.graph, *feature_kind), compiler_options=model.compiler_options)
     size = model.config.data.eval_batch * model.config.data.frames
     frames = ((frame_keys, frame) for frame_keys, video_frames in videos for frame in video_frames)
     in_flight: deque[tuple[list[FrameKeys], Any]] = deque()

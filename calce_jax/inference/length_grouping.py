@@ -85,7 +85,7 @@ class LengthGrouper:
       encode_batch, stack_batches, gather_rows: the compiled functions, on arrays that are on the devices.
     """
 
-    def __init__(self, graph: Any, config: StepConfig, mesh: Mesh):
+    def __init__(self, graph: Any, config: StepConfig, mesh: Mesh, options: dict[str, str] | None = None):
         def encode(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Batch, RowInfo]:
             model: Calce = nnx.merge(graph, trainable, frozen)
             vision_features = load_or_encode(model, batch, config.behaviour)
@@ -106,7 +106,7 @@ class LengthGrouper:
 
         batch_sharding, replicated = (NamedSharding(mesh, spec) for spec in (P(BATCH_AXES), P()))
         self._mesh = mesh
-        self.encode_batch = jax.jit(encode, out_shardings=(batch_sharding, replicated))
+        self.encode_batch = jax.jit(encode, out_shardings=(batch_sharding, replicated), compiler_options=options)
         self.stack_batches = jax.jit(stack, out_shardings=NamedSharding(mesh, P(None, BATCH_AXES)))
         self.gather_rows = jax.jit(take_rows, out_shardings=batch_sharding)
 

@@ -127,9 +127,17 @@ def predict_from_features(
     return BatchPrediction(answers=answers, prompt_selection=prompt_selection, batch=batch.without_frames())
 
 
-def compile_predict(predict: Callable[..., BatchPrediction], mesh: Mesh) -> Callable[..., BatchPrediction]:
-    """Jit a function from `make_predict` with replicated outputs: every host gets the predictions of all rows."""
-    return jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()))
+def compile_predict(
+    predict: Callable[..., BatchPrediction], mesh: Mesh, options: dict[str, str] | None = None
+) -> Callable[..., BatchPrediction]:
+    """Jit a function from `make_predict` with replicated outputs: every host gets the predictions of all rows.
+
+    Args:
+      predict: the function.
+      mesh: the devices of its arguments.
+      options: from `calce_jax.distributed.compiler_options`.
+    """
+    return jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=options)
 
 
 def step_config(config: RunConfig, max_answer_tokens: int) -> StepConfig:

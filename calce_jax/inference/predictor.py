@@ -143,4 +143,7 @@ class Predictor:
         return self._compile(predict, (self.model.model_config, program_config))
 
     def _compile(self, function: Callable[..., Any], settings: object) -> Callable[..., Any]:
-        return self._programs.keep(function, settings, self.model.mesh) if self._programs else jax.jit(function)
+        options = self.model.compiler_options
+        if self._programs is None:
+            return jax.jit(function, compiler_options=options)
+        return self._programs.keep(function, settings, self.model.mesh, options)

@@ -18,6 +18,7 @@ from calce_jax.checkpoints.restore import (
     restore_trainables,
 )
 from calce_jax.config import RunConfig, read_config
+from calce_jax.distributed.compiler_options import compiler_options
 from calce_jax.distributed.sharding import make_mesh
 from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
 from calce_jax.inference.predict_step import BatchPrediction, compile_predict, make_predict, step_config
@@ -50,6 +51,11 @@ class TrainedModel:
     checkpoint: Path | None = None
     trained_with_items: bool = True
 
+    @property
+    def compiler_options(self) -> dict[str, str] | None:
+        """`compiler_options` of `jax.jit` for the programs of the model."""
+        return compiler_options(self.mesh, self.config.model.frozen_dtype)
+
     def compile_predictor(self, max_answer_tokens: int) -> Callable[[Iterable[Batch]], Iterator[BatchPrediction]]:
         """Return a function that predicts batch after batch, compiled on its first call.
 
@@ -61,8 +67,9 @@ class TrainedModel:
           arrays, in input order.
         """
         program_config, batches_per_window = step_config(self.config, max_answer_tokens), self.config.data.group
-        grouper = LengthGrouper(self.graph, program_config, self.mesh) if batches_per_window > 1 else None
-        predict = compile_predict(make_predict(self.graph, program_config), self.mesh)
+        options = self.compiler_options
+        grouper = LengthGrouper(self.graph, program_config, self.mesh, options) if batches_per_window > 1 else None
+        predict = compile_predict(make_predict(self.graph, program_config), self.mesh, options)
         predict_batches = make_batch_predictor(predict, self.mesh, grouper, batches_per_window)
 
         def run(batches: Iterable[Batch]) -> Iterator[BatchPrediction]:

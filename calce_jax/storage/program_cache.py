@@ -64,13 +64,16 @@ class ProgramCache:
         self._cache.write("executables", key, pickle.dumps(result))
         return result
 
-    def keep(self, function: Callable[..., Any], settings: object, mesh: Mesh) -> Callable[..., Any]:
+    def keep(
+        self, function: Callable[..., Any], settings: object, mesh: Mesh, options: dict[str, str] | None = None
+    ) -> Callable[..., Any]:
         """Return `jax.jit(function)`, which is traced and compiled only if the cache does not have it.
 
         Args:
           function: of pytrees of arrays; not its text but its name and the settings say which it is.
           settings: the program depends on their `repr`, beside the shapes of its arguments.
           mesh: the devices of all arguments.
+          options: of the compiler, as `jax.jit` takes them.
         """
         programs: dict[str, Callable[..., Any]] = {}
 
@@ -80,18 +83,23 @@ class ProgramCache:
                 return programs[description](*jax.tree.leaves(arguments))
             key = make_cache_key(
                 name=function.__name__,
-                settings=repr(settings),
+                settings=repr((settings, options)),
                 arguments=description,
                 environment=environment(),
                 devices=describe_devices(mesh),
             )
-            programs[description], results = self._first_run(function, key, mesh, arguments)
+            programs[description], results = self._first_run(function, key, mesh, arguments, options)
             return results
 
         return run
 
     def _first_run(
-        self, function: Callable[..., Any], key: str, mesh: Mesh, arguments: tuple[Any, ...]
+        self,
+        function: Callable[..., Any],
+        key: str,
+        mesh: Mesh,
+        arguments: tuple[Any, ...],
+        options: dict[str, str] | None,
     ) -> tuple[Callable[..., Any], Any]:
         """Return a program of the arguments' leaves and its results: that of the cache, or a new one that is kept."""
         entry = self._cache.read("executables", key)
@@ -100,7 +108,7 @@ class ProgramCache:
                 return load_and_run(entry, mesh, arguments)
             except Exception as error:  # damaged machine code is found in many ways, some of them when it runs
                 self._cache.refuse("executables", key, f"{type(error).__name__}: {error}"[:200])
-        compiled = compile_anew(function, arguments)
+        compiled = compile_anew(function, arguments, options)
         try:
             entry = serialize(compiled)
             # A program that XLA itself read from a cache is written without some of its code, and fails when it runs.
@@ -112,7 +120,9 @@ class ProgramCache:
         return loaded
 
 
-def compile_anew(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def compile_anew(
+    function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, str] | None = None
+) -> Any:
     """Compile a function for the leaves of its arguments; JAX's own cache does not get what is kept here.
 
     A program of leaves can be written without the classes of the arguments.
@@ -124,7 +134,7 @@ def compile_anew(function: Callable[..., Any], arguments: tuple[Any, ...]) -> An
 
     # Another name than the function's: what JAX's cache may have of it from elsewhere cannot be written again.
     kept.__name__ = f"kept_{function.__name__}"
-    lowered = jax.jit(kept).lower(*jax.tree.leaves(arguments))
+    lowered = jax.jit(kept, compiler_options=options).lower(*jax.tree.leaves(arguments))
     seconds = jax.config.jax_persistent_cache_min_compile_time_secs  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
     try:

@@ -16,6 +16,7 @@ from calce_jax.checkpoints.manager import Checkpoints
 from calce_jax.checkpoints.restore import build_model, check_files, check_ln_vision_frozen, load_trainable
 from calce_jax.checkpoints.workdir import InitSource, checkpoint_steps, resolve_init
 from calce_jax.config import ConfigError, RunConfig, diff, flatten, packaged_path, read_config_json, to_dict
+from calce_jax.distributed.compiler_options import compiler_options
 from calce_jax.distributed.multihost import is_primary, one_writer, process_info
 from calce_jax.distributed.profiling import StepProfiler
 from calce_jax.distributed.sharding import make_mesh, param_shardings
@@ -85,7 +86,8 @@ def _train_run(
 
         # 3. The data, the optimizer and its state; a resumed run restores all of them from its checkpoint.
         steps_per_epoch, program_config = run_data.steps_per_epoch, step_config(config, run_data.max_answer_tokens)
-        grouper = LengthGrouper(graph, program_config, mesh) if config.data.group > 1 else None
+        options = compiler_options(mesh, config.model.frozen_dtype)
+        grouper = LengthGrouper(graph, program_config, mesh, options) if config.data.group > 1 else None
         feed = sequential_feed(run_data.train_iterator, mesh)
         if grouper is not None:
             feed = length_grouped_feed(
@@ -126,9 +128,10 @@ def _train_run(
             behaviour=config.behaviour,
             first_step=int(state.step),
         )
-        train_step = compile_train_step(make_train_step(graph, program_config, optimizer, learning_rate_fn), state)
+        step_function = make_train_step(graph, program_config, optimizer, learning_rate_fn)
+        train_step = compile_train_step(step_function, state, options)
         predict = make_batch_predictor(
-            compile_predict(make_predict(graph, program_config), mesh), mesh, grouper, config.data.group
+            compile_predict(make_predict(graph, program_config), mesh, options), mesh, grouper, config.data.group
         )
         key = jax.random.key(config.seed)
 

@@ -95,14 +95,17 @@ def make_train_step(
 
 
 def compile_train_step(
-    step: Callable[..., tuple[TrainState, dict[str, Float[Array, ""]]]], state: TrainState
+    step: Callable[..., tuple[TrainState, dict[str, Float[Array, ""]]]],
+    state: TrainState,
+    options: dict[str, str] | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """Jit a step from `make_train_step`; `state` is donated, and the new state has the same shardings.
 
     Args:
       step: from `make_train_step`.
       state: gives the shardings; arrays, or `jax.ShapeDtypeStruct`s with shardings.
+      options: from `calce_jax.distributed.compiler_options`.
     """
     # Without out_shardings XLA chooses others for the new state, and the second step is compiled again.
     shardings = jax.tree.map(lambda a: a.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
