@@ -10,6 +10,7 @@ from flax import nnx
 
 from calce_jax.batch import Batch
 from calce_jax.config import packaged_path
+from calce_jax.distributed.sharding import make_mesh, put_batch
 from calce_jax.models.calce import SelectionConfig
 from calce_jax.models.prompt_packing import map_caption_blocks
 from calce_jax.text.caption import Caption
@@ -65,7 +66,12 @@ def select():
     def run(states, batch):
         return nnx.merge(graph, *states).select_captions(batch, selection)
 
-    return lambda *rows: jax.device_get(run(states, jax.tree.map(jnp.asarray, batch_of(*rows))))
+    def select(*rows, mesh="single"):
+        mesh = make_mesh(mesh)
+        with jax.set_mesh(mesh):
+            return jax.device_get(run(states, put_batch(batch_of(*rows), mesh)))
+
+    return select
 
 
 @pytest.mark.parametrize("count", [65, 200])
@@ -96,6 +102,14 @@ def test_up_to_one_block_everything_is_bit_for_bit_as_without_blocks(select):
     np.testing.assert_array_equal(choice.is_used, expected.is_used)
     assert expected.similarity[0, 10:].all(), "absent captions of a block that is used are computed"
     assert not choice.similarity[:, BLOCK:].any(), "blocks without any caption are not"
+
+
+def test_devices_agree_on_the_blocks_that_they_compute(select):
+    """One of four devices has the only row of several blocks."""
+    rows = [write(captions_of(count, last=QUERY), BLOCKS) for count in (3, 1, 130, 2)]
+    alone, together = select(*rows), select(*rows, mesh="a100x4")
+    assert together.caption_index[:, 0].tolist() == [2, 0, 129, 1]
+    np.testing.assert_allclose(together.similarity, alone.similarity, rtol=1e-6, atol=1e-6)
 
 
 def test_more_captions_than_all_blocks_hold_are_dropped_by_their_words():

@@ -206,13 +206,13 @@ def test_captions_that_do_not_fit_are_named(compiled, monkeypatch):
 
     def predict(predictor, examples, features):
         flags = [RowFlag.CAPTIONS_DROPPED if len(example.captions) > 24 else RowFlag(0) for example in examples]
-        return [Answer(n, QueryMoments([], "", "empty"), [], {}, [], flag) for n, flag in enumerate(flags)]
+        return [Answer(n, QueryMoments([], "", "empty"), ["full"], {}, [], flag) for n, flag in enumerate(flags)]
 
     monkeypatch.setattr(Predictor, "predict", predict)
     seen = QFormerFeatures(np.zeros((1, 1, 2), np.float32), np.zeros((1, 1, 2, 2), np.float32))
     segments = [
         EncodedSegment(
-            SegmentFrames(Segment(start, start + 8.0), [b""], np.zeros(1, np.int32), np.zeros(0, np.float32), 1, 1.0),
+            SegmentFrames(Segment(start, start + 8.0), [b""], np.zeros(1, np.int32), np.zeros(1, np.float32), 1, 1.0),
             dict.fromkeys(compiled.predictors, seen),
         )
         for start in (0.0, 60.0)
