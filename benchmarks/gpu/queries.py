@@ -6,7 +6,6 @@ import numpy as np
 
 from calce_jax.batch import Batch
 from calce_jax.config import RunConfig
-from calce_jax.input_pipeline.input_config import input_config
 from calce_jax.models.calce import CalceConfig
 
 # Tokens of a caption, of the text with query and task, and of an answer; as in QVHighlights.
@@ -17,20 +16,21 @@ DURATION_S = 150.0
 def random_batch(run: RunConfig, model_config: CalceConfig, batch_size: int, *, captions: int = 16) -> Batch:
     """Return a host batch; every row has all frames, `captions` captions, an answer, and in stage 2 a window."""
     rng, frames = np.random.default_rng(0), run.data.frames
-    inputs = input_config(run, run.data.eval_split, model_config, training=False)
+    blocks = run.data.caption_blocks if run.data.use_captions else 1
+    max_captions = run.data.captions * blocks
     batch = Batch.zeros(
         batch_size,
         frames=frames,
         image_size=model_config.vit.image_size,
-        captions=inputs.max_captions,
+        captions=max_captions,
         bert_tokens=run.text.bert_tokens,
-        text_tokens=inputs.text_tokens,
+        text_tokens=run.text.text_tokens * blocks,
         windows=run.text.windows,
         answer_tokens=run.text.answer_tokens,
     )
-    captions = min(captions, inputs.max_captions)
+    captions = min(captions, max_captions)
     # Times of frames; the end of the video part; captions; what stands for none; the end of their part; the text.
-    absent = [0] * (inputs.max_captions - captions)
+    absent = [0] * (max_captions - captions)
     lengths = np.array([1] * frames + [3] + [CAPTION_TOKENS] * captions + absent + [3, 1, TEXT_TOKENS])
     starts = np.cumsum(lengths) - lengths
 
