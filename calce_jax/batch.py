@@ -60,6 +60,7 @@ class Batch:
     spans: Int[AnyArray, "B I 2"]  # start and length in `tokens`; length 0 for an absent piece
     query_bert_tokens: Int[AnyArray, "B U"]  # BERT ids of the query, 0 where padded
     caption_bert_tokens: Int[AnyArray, "B C U"]  # BERT ids of each caption; all 0 for an absent one
+    caption_positions: Int[AnyArray, "B C"]  # of each among the cleaned captions of its video; -1 for an absent one
     is_speech_query: Bool[AnyArray, " B"]  # the query is about speech, and the video has captions
     has_speech: Bool[AnyArray, "B T"]  # a caption overlaps the frame
     stage1_windows: Float[AnyArray, "B W 2"]  # seconds; input of stage 2
@@ -107,6 +108,7 @@ class Batch:
             spans=zeros(np.int32, frames + captions + NUM_FIXED_SPANS, 2),
             query_bert_tokens=zeros(np.int32, bert_tokens),
             caption_bert_tokens=zeros(np.int32, captions, bert_tokens),
+            caption_positions=np.full((batch_size, captions), -1, np.int32),
             is_speech_query=zeros(bool),
             has_speech=zeros(bool, frames),
             stage1_windows=zeros(np.float32, windows, 2),

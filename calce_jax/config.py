@@ -75,7 +75,7 @@ class DataConfig:
     train_split: Annotated[str, "split that is trained on"]
     eval_split: Annotated[str, "split that is evaluated while training"]
     frames: Annotated[int, Range(2), "key frames of a video"]
-    captions: Annotated[PositiveInt, "at most so many captions of a video are in a batch"]
+    captions: Annotated[PositiveInt, "captions of a video that are compared with the query at once: a block"]
     batch: Annotated[PositiveInt, "videos in a micro-step, over all devices"]
     eval_batch: Annotated[PositiveInt, "videos in a step of the evaluation, over all devices"]
     workers: Annotated[NonNegativeInt, "reading processes; 0 reads in threads of this one"]
@@ -85,6 +85,7 @@ class DataConfig:
     features: Annotated[str, "what `calce cache_features --out` wrote, read in place of frames; empty reads frames"] = (
         ""
     )
+    caption_blocks: Annotated[PositiveInt, "at most so many blocks of captions of a video"] = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +156,9 @@ class TextConfig:
     t5_tokenizer: Annotated[str, "a directory"]
     bert_tokenizer: Annotated[str, "a directory"]
     buckets: Annotated[tuple[int, ...], "prompt lengths in tokens, ascending; a batch uses the first that holds it"]
-    text_tokens: Annotated[PositiveInt, "T5 tokens of all text of a row: query, captions, times"]
+    text_tokens: Annotated[
+        PositiveInt, "T5 tokens of all text of a row: query, captions, times; so many for each block of captions"
+    ]
     max_text: Annotated[PositiveInt, "T5 tokens of the query text with its instruction, and of one caption"]
     bert_tokens: Annotated[PositiveInt, "BERT tokens of the query, and of one caption"]
     windows: Annotated[PositiveInt, "at most so many stage-1 windows of a query"]

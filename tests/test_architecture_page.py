@@ -70,7 +70,7 @@ def expected_column(name: str) -> list[str]:
         str(sizes.vit.num_tokens),
         f"{sizes.qformer.query_tokens}, {sizes.compressed_query_tokens}",
         f"{sizes.vit.width}, {sizes.qformer.width}, {sizes.t5.width}",
-        f"{first.data.captions}, {second.data.captions}",
+        ", ".join(str(run.data.captions * run.data.caption_blocks) for run in (first, second)),
         *(", ".join(map(str, run.text.buckets)) for run in (first, second)),
     ]
 

@@ -1,10 +1,10 @@
 """Answers: the tokens of a batch prediction, decoded to windows in seconds.
 
-Dimensions: B batch, T frames, S slots of a frame plan, C captions, K beams.
+Dimensions: B batch, T frames, S slots of a frame plan, K beams.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -16,6 +16,7 @@ from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.scoring import QueryMoments, score_moments
 from calce_jax.moments.windows import WindowOrder
 from calce_jax.text.prompt import decode_answer
+from calce_jax.text.text_row import RowFlag
 from calce_jax.text.text_tokenizer import TextTokenizer
 
 
@@ -31,15 +32,18 @@ class Answer:
       row: of the query in the queries table.
       moments: windows in seconds, scored and ranked, and the generated text.
       treatments: of each frame ("full", "compressed" or "dropped"), in order of time.
-      caption_similarity: cosine similarity of each caption of the batch row to the query, in [-1, 1].
-      used_captions: indices of the captions in the prompt, most similar first.
+      caption_similarity: cosine similarity to the query, in [-1, 1], of each caption that was compared with it: by its
+        position among the cleaned captions of the video.
+      used_captions: positions of the captions in the prompt, most similar first.
+      row_flags: what was truncated, dropped or replaced in the row.
     """
 
     row: int
     moments: QueryMoments
     treatments: Sequence[Treatment]
-    caption_similarity: Sequence[float]
+    caption_similarity: Mapping[int, float]
     used_captions: Sequence[int]
+    row_flags: RowFlag
 
 
 def decode_answers(
@@ -63,7 +67,7 @@ def decode_answers(
     answers, batch, selection = prediction.answers, prediction.batch, prediction.prompt_selection
     plan, captions = selection.frame_plan, selection.caption_selection
     for i in np.flatnonzero(batch.row_mask):
-        duration = float(batch.duration[i])
+        duration, positions = float(batch.duration[i]), batch.caption_positions[i]
         if plan.reference_error[i]:
             raise InferenceError(
                 f"query in row {int(batch.example_index[i])}: the original fails on it, because a stage-1 window lies "
@@ -83,8 +87,13 @@ def decode_answers(
             treatments=frame_treatments(
                 plan.frame_index[i], plan.slot_mask[i], plan.is_keyframe[i], int(batch.frame_mask[i].sum())
             ),
-            caption_similarity=[float(value) for value in captions.similarity[i]],
-            used_captions=captions.caption_index[i][captions.is_used[i]].tolist(),
+            caption_similarity={
+                position: float(value)
+                for position, value in zip(positions.tolist(), captions.similarity[i], strict=True)
+                if position >= 0
+            },
+            used_captions=positions[captions.caption_index[i][captions.is_used[i]]].tolist(),
+            row_flags=RowFlag(int(batch.row_flags[i])),
         )
 
 

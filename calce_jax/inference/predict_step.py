@@ -154,6 +154,7 @@ def step_config(config: RunConfig, max_answer_tokens: int) -> StepConfig:
             clusters=config.keyframes.clusters,
             dilation=config.keyframes.dilation,
             filter_dilation=config.keyframes.filter_dilation,
+            caption_block=config.data.captions,
             behaviour=config.behaviour,
         ),
         buckets=config.text.buckets,

@@ -122,6 +122,8 @@ def input_config(config: RunConfig, split: str, model_config: CalceConfig, *, tr
       model_config: sizes of the model.
       training: shuffled, repeated, augmented batches; False reads every query once, in order.
     """
+    # Without captions one block, of captions that are all absent, stands in the batch.
+    blocks = config.data.caption_blocks if config.data.use_captions else 1
     return InputConfig(
         folder=config.data.directory,
         split=split,
@@ -129,9 +131,9 @@ def input_config(config: RunConfig, split: str, model_config: CalceConfig, *, tr
         frames=config.data.frames,
         image_size=model_config.vit.image_size,
         batch_size=config.data.batch if training else config.data.eval_batch,
-        max_captions=config.data.captions,
+        max_captions=config.data.captions * blocks,
         bert_tokens=config.text.bert_tokens,
-        text_tokens=config.text.text_tokens,
+        text_tokens=config.text.text_tokens * blocks,
         max_windows=config.text.windows,
         answer_tokens=config.text.answer_tokens,
         max_text_tokens=config.text.max_text,

@@ -83,8 +83,10 @@ class RowMaker:
             raise InputError(f"query {example.qid} of video {example.video}: {reason}", remedy) from error
 
     def padding_row(self, like: Row) -> Row:
-        """Return a row of zeros in the shapes of another, with `row_mask` False and `example_index` -1."""
-        return {**jax.tree.map(np.zeros_like, dict(like)), "example_index": np.int32(-1)}
+        """Return a row of zeros in the shapes of another, with `row_mask` False, `example_index` -1 and no captions."""
+        positions = np.full_like(like["caption_positions"], -1)
+        zeros = jax.tree.map(np.zeros_like, dict(like))
+        return {**zeros, "example_index": np.int32(-1), "caption_positions": positions}
 
     def _row(self, example: Example, index: int, rng: np.random.Generator | None, out: np.ndarray | None) -> Row:
         writer, sizes = self.writer, self.writer.sizes
@@ -125,6 +127,7 @@ class RowMaker:
             "spans": text_row.spans,
             "query_bert_tokens": text_row.query_bert_tokens,
             "caption_bert_tokens": text_row.caption_bert_tokens,
+            "caption_positions": text_row.caption_positions,
             "is_speech_query": np.bool_(bool(raw_captions) and mentions_speech(example.query, behaviour)),
             "has_speech": _pad_first_axis(speech_mask, sizes.frames),
             "stage1_windows": _pad_first_axis(np.asarray(windows, np.float32).reshape(-1, 2), self.max_windows),

@@ -105,6 +105,7 @@ class SelectionConfig:
     dilation: int = 1  # frames by which key frames are dilated on either side
     filter_dilation: int = 1  # stage 2: frames by which the selected frames are dilated on either side
     max_captions: int = 5
+    caption_block: int = 64  # captions of a row that are embedded at once; C is at most this, or a multiple of it
     min_similarity: float = 0.9  # a caption is used if its cosine with the query is greater
     behaviour: Behaviour = "default"
 
@@ -234,12 +235,16 @@ class Calce(nnx.Module):
 
     def select_captions(self, batch: Batch, selection: SelectionConfig, *, key: Key = None) -> CaptionSelection:
         """Select captions by the cosine of their [CLS] state with the query's, from the Q-Former's BERT."""
-        keys, (b, c, u) = KeyStream(key), batch.caption_bert_tokens.shape
-        query = self.qformer.embed_sentences(batch.query_bert_tokens, key=keys())
-        captions = self.qformer.embed_sentences(batch.caption_bert_tokens.reshape(b * c, u), key=keys())
+        keys = KeyStream(key)
+        query = self.qformer.embed_sentences(batch.query_bert_tokens, key=keys()).astype(jnp.float32)
+
+        def similarity(caption_bert_tokens: Int[Array, "B C U"], key: Key) -> Float[Array, "B C"]:
+            b, c, u = caption_bert_tokens.shape
+            captions = self.qformer.embed_sentences(caption_bert_tokens.reshape(b * c, u), key=key)
+            return packing.caption_similarity(query, captions.reshape(b, c, -1).astype(jnp.float32))
+
         return packing.select_captions(
-            query.astype(jnp.float32),
-            captions.reshape(b, c, -1).astype(jnp.float32),
+            packing.map_caption_blocks(similarity, batch.caption_bert_tokens, selection.caption_block, keys()),
             (batch.caption_bert_tokens != 0).any(axis=-1),
             min_similarity=selection.min_similarity,
             max_captions=selection.max_captions,

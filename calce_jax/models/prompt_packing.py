@@ -5,9 +5,11 @@ selected captions (or their replacement), the end of the caption part, the text.
 span of text; an absent item has length 0. The start of each item is the cumulative sum of the lengths before it, and
 the item of a position is found by binary search. Prompts are padded on the right.
 
-Dimensions: B batch, T frames, S slots of the plan, C captions, K most captions in a prompt, I spans, J items, M text
-tokens, L positions, D width of an embedding.
+Dimensions: B batch, T frames, S slots of the plan, C captions, K captions of a block or most captions in a prompt, U
+BERT tokens, I spans, J items, M text tokens, L positions, D width of an embedding.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.batch import NUM_FIXED_SPANS, AnyArray
 from calce_jax.models.keyframes.plan import FramePlan
+from calce_jax.models.layers import Key
 
 
 @struct.dataclass
@@ -39,9 +42,46 @@ class PromptLayout:
     mask: Bool[Array, "*B L"]  # False where padded
 
 
+def caption_similarity(query: Float[Array, "B D"], captions: Float[Array, "B C D"]) -> Float[Array, "B C"]:
+    """Return the cosine of each caption with the query; 0 for a vector of zeros."""
+    return jnp.einsum("bd,bcd->bc", _unit(query), _unit(captions), precision=jax.lax.Precision.HIGHEST)
+
+
+def map_caption_blocks(
+    similarity: Callable[[Int[Array, "B K U"], Key], Float[Array, "B K"]],
+    caption_bert_tokens: Int[Array, "B C U"],
+    block_size: int,
+    key: Key = None,
+) -> Float[Array, "B C"]:
+    """Return the similarity of all captions, computed for blocks of K = `block_size` captions, one after the other.
+
+    A block that is empty in every row of the batch is skipped; its similarities are 0. Up to one block is computed as a
+    whole, without a loop, so a program for few captions has none.
+
+    Args:
+      similarity: of a block.
+      caption_bert_tokens: see `calce_jax.batch`; C is at most K, or a multiple of K.
+      block_size: K.
+      key: of dropout; the first block gets this one, the others are folded from it.
+    """
+    b, c, u = caption_bert_tokens.shape
+    if c <= block_size:
+        return similarity(caption_bert_tokens, key)
+    num_blocks = c // block_size
+    blocks = jnp.moveaxis(caption_bert_tokens.reshape(b, num_blocks, block_size, u), 1, 0)
+    keys = None
+    if key is not None:
+        keys = jnp.stack([key, *(jax.random.fold_in(key, number) for number in range(1, num_blocks))])
+
+    def block_similarity(block: tuple[Int[Array, "B K U"], Key]) -> Float[Array, "B K"]:
+        tokens, key = block
+        return jax.lax.cond((tokens != 0).any(), similarity, lambda tokens, _: jnp.zeros(tokens.shape[:2]), tokens, key)
+
+    return jnp.moveaxis(jax.lax.map(block_similarity, (blocks, keys)), 0, 1).reshape(b, c)
+
+
 def select_captions(
-    query: Float[Array, "B D"],
-    captions: Float[Array, "B C D"],
+    similarity: Float[Array, "B C"],
     caption_mask: Bool[Array, "B C"],
     *,
     min_similarity: float,
@@ -50,8 +90,12 @@ def select_captions(
     """Select the `max_captions` captions of largest cosine with the query, if it exceeds `min_similarity`.
 
     They are ordered by similarity, as in the original; ties keep the order of time.
+
+    Args:
+      similarity: from `caption_similarity`.
+      caption_mask: False for absent captions.
+      min_similarity, max_captions: see `calce_jax.models.calce.SelectionConfig`.
     """
-    similarity = jnp.einsum("bd,bcd->bc", _unit(query), _unit(captions), precision=jax.lax.Precision.HIGHEST)
     masked_similarity = jnp.where(caption_mask, similarity, -jnp.inf)
     caption_index = jnp.argsort(-masked_similarity, axis=1)[:, :max_captions].astype(jnp.int32)
     return CaptionSelection(

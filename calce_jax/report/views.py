@@ -37,9 +37,7 @@ def query_view(
             raw_text=answer.moments.text,
         )
     last_answer = list(answers.values())[-1]
-    captions = clean_captions([Caption(*caption) for caption in example.captions])[
-        : len(last_answer.caption_similarity)
-    ]
+    captions = clean_captions([Caption(*caption) for caption in example.captions])
     return QueryView(
         qid=example.qid,
         video=example.video,
@@ -57,6 +55,7 @@ def query_view(
                 n in last_answer.used_captions,
             )
             for n, caption in enumerate(captions)
+            if n in last_answer.caption_similarity
         ],
         video_src=video_src,
     )

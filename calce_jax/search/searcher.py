@@ -10,10 +10,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 import jax
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from calce_jax.config import DatasetName, packaged_path
@@ -29,6 +31,7 @@ from calce_jax.inference.trained_run import (
 from calce_jax.input_pipeline.example import Example
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.models.vision_features import QFormerFeatures
+from calce_jax.moments.player_time import format_time
 from calce_jax.presets.tiny import tiny_config
 from calce_jax.search.calibration import calibration_path, read_calibration
 from calce_jax.search.inputs import check_queries
@@ -50,6 +53,7 @@ from calce_jax.storage.provenance import file_hash
 from calce_jax.text.caption import Caption
 from calce_jax.text.captions import clean_captions
 from calce_jax.text.nouns import PHRASE_DATASETS, extract_items
+from calce_jax.text.text_row import RowFlag
 
 # Seconds. The longest video of QVHighlights and of shapes; 99 % of Charades-STA's videos are shorter than 60 s.
 TRAINED_DURATION: dict[DatasetName, float] = {"qvhighlights": 150.0, "charades_sta": 60.0, "shapes": 40.0}
@@ -162,6 +166,7 @@ class Searcher:
             while batch := list(islice(segments, group_size)):
                 answers += self._predict([(encoded, query, captions) for encoded in batch for query in queries])
                 progress.update(len(batch))
+        _warn_of_dropped_captions(source.video, answers)
         results = [
             self._merge(query, answers[number :: len(queries)], max_moments) for number, query in enumerate(queries)
         ]
@@ -210,6 +215,9 @@ class Searcher:
                 )
                 for (number, query, _), answer in zip(batch, predicted, strict=True):
                     answers.setdefault((number, query), []).append(answer)
+        for number, source in sources.items():
+            of_video = [answer for (video, _), asked in answers.items() if video == number for answer in asked]
+            _warn_of_dropped_captions(source.video, of_video)
         results = [
             VideoResult(
                 source.video,
@@ -444,6 +452,24 @@ class _SegmentAnswer:
     times: np.ndarray  # (T,), of its key frames, in seconds from its start
     captions: list[Caption]
     answers: dict[str, Answer]
+
+
+def _warn_of_dropped_captions(video: Path, segment_answers: Sequence[_SegmentAnswer]) -> None:
+    """Warn if a segment of a video has more captions than the model compares with a query."""
+    dropped = [
+        (len(segment_answer.captions), segment_answer.segment)
+        for segment_answer in segment_answers
+        if any(RowFlag.CAPTIONS_DROPPED in answer.row_flags for answer in segment_answer.answers.values())
+    ]
+    if dropped:
+        count, segment = max(dropped, key=itemgetter(0))
+        logging.warning(
+            "%s: of its %d captions from %s to %s those that share least with the query were left out, as too many",
+            video,
+            count,
+            format_time(segment.start),
+            format_time(segment.end),
+        )
 
 
 def _merge_answers(query: str, segment_answers: Sequence[_SegmentAnswer], max_moments: int) -> QueryResult:

@@ -37,6 +37,7 @@ from tokenizers import Tokenizer
 
 from calce_jax.config import Behaviour
 from calce_jax.text.caption import Caption, Number
+from calce_jax.text.caption_choice import choose_captions, fit_captions
 from calce_jax.text.prompt_windows import check_windows, to_lists, whole_seconds
 from calce_jax.text.text_row import RowFlag, TextRow, TextSizes, Windows
 from calce_jax.text.text_tokenizer import TextTokenizer
@@ -202,7 +203,12 @@ class PromptWriter:
                 f"{len(times)} frames, but rows hold {sizes.frames}; prepare the videos with --frames={sizes.frames}"
             )
         frame_seconds = self._frame_seconds(times)
-        caption_seconds = chain.from_iterable(map(_rounded_times, captions[: sizes.captions]))
+        # One call for all: the overhead of a call exceeds the time of a caption.
+        query_bert_tokens, *caption_bert_tokens = _encode_batch(
+            self._bert, [query, *(caption.text for caption in captions)], special_tokens=True
+        )
+        candidates = choose_captions(query_bert_tokens, caption_bert_tokens, sizes.captions)
+        caption_seconds = chain.from_iterable(_rounded_times(captions[position]) for position in candidates)
         self._encode_seconds([*frame_seconds, round(float(duration)), *caption_seconds])
         leading_spans = [self._second_ids[second] for second in frame_seconds]
         leading_spans += [[]] * (sizes.frames - len(leading_spans))
@@ -211,26 +217,22 @@ class PromptWriter:
         row_flags |= truncated_flags
         trailing_spans = [self._no_caption, self._captions_end, text_ids]
 
-        # One call for all: the overhead of a call exceeds the time of a caption.
-        texts = [caption.text for caption in captions[: sizes.captions]]
-        query_bert_tokens, *caption_bert_tokens = _encode_batch(self._bert, [query, *texts], special_tokens=True)
-        caption_spans, truncated = [], []
         tokens_left = sizes.text_tokens - sum(map(len, [*leading_spans, *trailing_spans]))
         if tokens_left < 0:
             raise ValueError(
                 f"text_tokens: must be at least {sizes.text_tokens - tokens_left} for a prompt without captions, "
                 f"got {sizes.text_tokens}; raise it"
             )
-        caption_ids = _encode_batch(self._t5, texts)
-        for caption, ids in zip(captions, caption_ids, strict=False):
-            span, is_truncated = self._caption_ids(caption, ids)
-            tokens_left -= len(span)
-            if tokens_left < 0:
-                break
-            caption_spans.append(span)
-            truncated.append(is_truncated)
-        row_flags |= RowFlag.CAPTIONS_DROPPED if len(caption_spans) < len(captions) else RowFlag(0)
-        caption_bert_tokens = caption_bert_tokens[: len(caption_spans)]
+        caption_ids = _encode_batch(self._t5, [captions[position].text for position in candidates])
+        pieces = {
+            position: self._caption_ids(captions[position], ids)
+            for position, ids in zip(candidates, caption_ids, strict=True)
+        }
+        token_counts = [len(pieces[position][0]) for position in candidates]
+        positions = fit_captions(query_bert_tokens, caption_bert_tokens, candidates, token_counts, tokens_left)
+        row_flags |= RowFlag.CAPTIONS_DROPPED if len(positions) < len(captions) else RowFlag(0)
+        caption_spans, truncated = [pieces[n][0] for n in positions], [pieces[n][1] for n in positions]
+        caption_bert_tokens = [caption_bert_tokens[n] for n in positions]
         row_flags |= RowFlag.QUERY_TRUNCATED if len(query_bert_tokens) > sizes.bert_tokens else RowFlag(0)
         row_flags |= (
             RowFlag.CAPTION_TRUNCATED
@@ -239,16 +241,16 @@ class PromptWriter:
         )
 
         labels, truncated_flags = self._label_ids(true_windows, duration)
-        tokens, spans = _concatenate(
-            [*leading_spans, *caption_spans, *([[]] * (sizes.captions - len(caption_spans))), *trailing_spans]
-        )
+        num_absent = sizes.captions - len(positions)
+        tokens, spans = _concatenate([*leading_spans, *caption_spans, *[[]] * num_absent, *trailing_spans])
         caption_rows = [self._pad_bert_tokens(token_ids) for token_ids in caption_bert_tokens]
-        caption_rows += [np.zeros(sizes.bert_tokens, np.int32)] * (sizes.captions - len(caption_rows))
+        caption_rows += [np.zeros(sizes.bert_tokens, np.int32)] * num_absent
         return TextRow(
             tokens=_pad(tokens, sizes.text_tokens),
             spans=spans,
             query_bert_tokens=self._pad_bert_tokens(query_bert_tokens),
             caption_bert_tokens=np.stack(caption_rows),
+            caption_positions=np.array([*positions, *[-1] * num_absent], np.int32),
             labels=_pad(labels, sizes.answer_tokens),
             row_flags=row_flags | truncated_flags,
         )

@@ -18,7 +18,7 @@ class RowFlag(IntFlag):
 
     QUERY_TRUNCATED = 1  # the text exceeded `TextSizes.max_text` tokens, or the query `TextSizes.bert_tokens`
     CAPTION_TRUNCATED = 2  # a caption exceeded the same limits
-    CAPTIONS_DROPPED = 4  # captions exceeded C or M; the last ones were dropped
+    CAPTIONS_DROPPED = 4  # captions exceeded C or M; those that share least with the query were dropped
     ANSWER_TRUNCATED = 8  # the answer exceeded A tokens
     STAGE1_WINDOWS_DROPPED = 16  # stage-1 windows exceeded W; the last ones were dropped
     NO_STAGE1_WINDOWS = 32  # no stage-1 windows; the whole video replaces them
@@ -54,5 +54,6 @@ class TextRow:
     spans: Int32[np.ndarray, "I 2"]
     query_bert_tokens: Int32[np.ndarray, " U"]
     caption_bert_tokens: Int32[np.ndarray, "C U"]
+    caption_positions: Int32[np.ndarray, " C"]
     labels: Int32[np.ndarray, " A"]
     row_flags: RowFlag

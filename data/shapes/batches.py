@@ -140,9 +140,8 @@ class SceneDataset:
             is_target_caption = [
                 query.kind == "caption" and query.items[0] in caption.text.split() for caption in captions
             ]
-            max_captions = stage1_text.caption_bert_tokens.shape[0]
-            is_target_caption += [False] * (max_captions - len(is_target_caption))
-            target_mask = tuple(is_target_caption[:max_captions])
+            positions = stage1_text.caption_positions.tolist()
+            target_mask = tuple(position >= 0 and is_target_caption[position] for position in positions)
             rows.append(QueryExample(number, query, stage1_text, stage2_text, windows, target_mask))
         return rows
 
@@ -182,6 +181,7 @@ class SceneDataset:
             spans=np.stack([text.spans for text in texts]),
             query_bert_tokens=np.stack([text.query_bert_tokens for text in texts]),
             caption_bert_tokens=np.stack([text.caption_bert_tokens for text in texts]),
+            caption_positions=np.stack([text.caption_positions for text in texts]),
             is_speech_query=np.array([mentions_speech(row.query.query) for row in rows]),
             has_speech=np.stack(speech_mask),
             stage1_windows=windows,

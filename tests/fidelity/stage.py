@@ -128,6 +128,7 @@ def load_batch(
                 "spans": text.spans,
                 "query_bert_tokens": text.query_bert_tokens,
                 "caption_bert_tokens": text.caption_bert_tokens,
+                "caption_positions": text.caption_positions,
                 "is_speech_query": np.bool_(bool(intervals) and mentions_speech(query, "reference")),
                 "has_speech": mark_speech_frames(intervals, duration, frames),
                 "stage1_windows": np.asarray(windows[i] + [[0, 0]] * (max_windows - len(windows[i])), np.float32),

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from calce_jax.models.keyframes.plan import FramePlan
-from calce_jax.models.prompt_packing import CaptionSelection, build_prompt_layout, count_prompt_tokens, select_captions
+from calce_jax.models.prompt_packing import (
+    CaptionSelection,
+    build_prompt_layout,
+    caption_similarity,
+    count_prompt_tokens,
+    select_captions,
+)
 from calce_jax.moments import windows_reference
 from calce_jax.text.captions import CaptionError, clean_captions, clean_text, read_srt, speech_intervals
 from calce_jax.text.prompt import (
@@ -312,7 +318,10 @@ def subtitles(folder: RecordingFolder) -> Iterator[Group]:
             states = state(jnp.asarray(ids))
             used = jnp.arange(max_sentences - 1)[None] < len(captions)
             ours = select_captions(
-                states[:1], states[None, 1:], used, min_similarity=expected["threshold"], max_captions=expected["topk"]
+                caption_similarity(states[:1], states[None, 1:]),
+                used,
+                min_similarity=expected["threshold"],
+                max_captions=expected["topk"],
             )
             selected = [captions[c] for c in np.asarray(ours.caption_index)[0, np.asarray(ours.is_used)[0]]]
             case.same(selected or [{"start": -1, "end": -1, "text": NO_CAPTION}], expected["selected"])

@@ -23,6 +23,7 @@ from calce_jax.moments.predictions import PredictionError
 from calce_jax.moments.scoring import QueryMoments
 from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.text.prompt import max_answer_tokens
+from calce_jax.text.text_row import RowFlag
 from calce_jax.video.decode import encode_jpeg
 from tests.helpers.search_stages import make_stages
 from tests.helpers.traces import traced_steps
@@ -77,7 +78,7 @@ def predicted_rows(monkeypatch):
     def predict_answers(config, split: DatasetSplit, t5, predict, first_batch=0):
         for row in range(first_batch * config.data.eval_batch, len(split.queries)):
             predicted_rows.append(row)
-            yield Answer(row, QueryMoments([[0.0, float(row), 0.5]], f"[[0, {row}]]", "exact"), [], [], [])
+            yield Answer(row, QueryMoments([[0.0, float(row), 0.5]], f"[[0, {row}]]", "exact"), [], {}, [], RowFlag(0))
 
     monkeypatch.setattr(predict_split_module, "predict_answers", predict_answers)
     monkeypatch.setattr(TrainedModel, "compile_predictor", lambda *_: None)
@@ -371,7 +372,7 @@ def test_batches_are_traced(trained, tmp_path, monkeypatch):
     def predict_answers(config, split, t5, predict, first_batch=0):
         assert list(predict(batches)) == batches
         for row in range(len(split.queries)):
-            yield Answer(row, QueryMoments([[0.0, float(row), 0.5]], f"[[0, {row}]]", "exact"), [], [], [])
+            yield Answer(row, QueryMoments([[0.0, float(row), 0.5]], f"[[0, {row}]]", "exact"), [], {}, [], RowFlag(0))
 
     monkeypatch.setattr(predict_split_module, "predict_answers", predict_answers)
     monkeypatch.setattr(TrainedModel, "compile_predictor", lambda *_: iter)

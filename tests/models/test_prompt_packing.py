@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from calce_jax.models.keyframes.plan import FramePlan
-from calce_jax.models.prompt_packing import CaptionSelection, build_prompt_layout, count_prompt_tokens, select_captions
+from calce_jax.models.prompt_packing import (
+    CaptionSelection,
+    build_prompt_layout,
+    caption_similarity,
+    count_prompt_tokens,
+    select_captions,
+)
 from calce_jax.text.caption import Caption
 from calce_jax.text.prompt import NO_CAPTION, PromptWriter
 from calce_jax.text.text_row import TextSizes
@@ -205,13 +211,12 @@ def test_captions_are_used_in_the_order_of_similarity():
     captions = jnp.array([[[0.6, 0.8], [2.0, 0.0], [0.95, 0.3122499], [5.0, 0.0], [1.0, 0.0]]])
     valid = jnp.array([[True, True, True, True, False]])
     query = jnp.array([[3.0, 0.0]])
-    choice = select_captions(query, captions, valid, min_similarity=0.9, max_captions=4)
+    similarity = caption_similarity(query, captions)
+    choice = select_captions(similarity, valid, min_similarity=0.9, max_captions=4)
     assert choice.caption_index[0, :3].tolist() == [1, 3, 2]
     assert choice.is_used[0].tolist() == [True, True, True, False]
     np.testing.assert_allclose(choice.similarity[0, :4], [0.6, 1.0, 0.95, 1.0], rtol=1e-6)
-    assert select_captions(query, captions, valid, min_similarity=0.9, max_captions=2).caption_index.tolist() == [
-        [1, 3]
-    ]
+    assert select_captions(similarity, valid, min_similarity=0.9, max_captions=2).caption_index.tolist() == [[1, 3]]
 
 
 @pytest.mark.slow
@@ -224,8 +229,7 @@ def test_the_captions_the_original_chooses(shared):
         cosine = np.array(case["sims"], np.float64)
         captions = jnp.asarray(np.stack([cosine, np.sqrt(1 - cosine**2)], -1)[None], jnp.float32)
         choice = select_captions(
-            jnp.array([[1.0, 0.0]]),
-            captions,
+            caption_similarity(jnp.array([[1.0, 0.0]]), captions),
             jnp.ones((1, len(cosine)), bool),
             min_similarity=case["threshold"],
             max_captions=case["topk"],
@@ -236,14 +240,14 @@ def test_the_captions_the_original_chooses(shared):
 
 def test_a_caption_must_exceed_the_threshold():
     query = jnp.array([[1.0, 0.0]])
-    choice = select_captions(query, query[:, None], jnp.ones((1, 1), bool), min_similarity=1.0, max_captions=5)
+    similarity = caption_similarity(query, query[:, None])
+    choice = select_captions(similarity, jnp.ones((1, 1), bool), min_similarity=1.0, max_captions=5)
     assert not choice.is_used.any()
     assert choice.caption_index.shape == (1, 1), "no more places than captions"
 
 
 def test_a_caption_without_features_resembles_nothing():
-    choice = select_captions(
-        jnp.ones((1, 2)), jnp.zeros((1, 2, 2)), jnp.ones((1, 2), bool), min_similarity=0.0, max_captions=5
-    )
+    similarity = caption_similarity(jnp.ones((1, 2)), jnp.zeros((1, 2, 2)))
+    choice = select_captions(similarity, jnp.ones((1, 2), bool), min_similarity=0.0, max_captions=5)
     assert np.isfinite(choice.similarity).all()
     assert not choice.is_used.any()

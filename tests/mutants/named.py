@@ -171,6 +171,13 @@ NAMED = (
         noticed_by=("tests/input_pipeline/test_input_pipeline.py",),
     ),
     Mutant(
+        "calce_jax/text/caption_choice.py",
+        "key=lambda position: -score[position]",
+        "key=lambda position: score[position]",
+        "captions that share least with the query stay",
+        noticed_by=("tests/text/test_caption_choice.py",),
+    ),
+    Mutant(
         "calce_jax/text/prompt.py",
         "SINGLE_TOKEN_LIMIT = 200",
         "SINGLE_TOKEN_LIMIT = 150",

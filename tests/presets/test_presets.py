@@ -49,6 +49,7 @@ def test_published_runs(name):
         filter_dilation=filter_dilation,
         max_captions=5,
         min_similarity=0.9,
+        caption_block=captions,
         behaviour="default",
     )
 

@@ -27,7 +27,7 @@ from calce_jax.search.results import (
     rank_moments,
     write_results,
 )
-from calce_jax.search.searcher import EncodedSegment, Searcher
+from calce_jax.search.searcher import EncodedSegment, EncodedVideo, Searcher
 from calce_jax.search.segments import (
     Segment,
     SegmentFrames,
@@ -40,6 +40,7 @@ from calce_jax.search.segments import (
 from calce_jax.storage.disk_cache import OVERHEAD, DiskCache, make_cache_key
 from calce_jax.storage.provenance import file_hash
 from calce_jax.text.caption import Caption
+from calce_jax.text.text_row import RowFlag
 from calce_jax.text.tokenizers import load_t5
 from calce_jax.video.clips import cut_clip, thumbnails_at
 from calce_jax.video.decode import VideoError, decode_jpeg, frames_at, read_frames, video_duration
@@ -188,7 +189,7 @@ def test_a_stage_that_was_trained_without_items_is_asked_without(compiled, monke
 
     def predict(predictor, examples, features):
         asked.append([example.items for example in examples])
-        return [Answer(example.qid, QueryMoments([], "", "empty"), [], [], []) for example in examples]
+        return [Answer(example.qid, QueryMoments([], "", "empty"), [], {}, [], RowFlag(0)) for example in examples]
 
     monkeypatch.setattr(Predictor, "predict", predict)
     first = compiled.predictors["stage 1"]
@@ -197,6 +198,34 @@ def test_a_stage_that_was_trained_without_items_is_asked_without(compiled, monke
     seen = QFormerFeatures(np.zeros((1, 1, 2), np.float32), np.zeros((1, 1, 2, 2), np.float32))
     compiled._predict([(EncodedSegment(frames, dict.fromkeys(compiled.predictors, seen)), QUERY, [])])
     assert asked == [[[]], [["red circle"]]]
+
+
+def test_captions_that_do_not_fit_are_named(compiled, monkeypatch):
+    warnings, video = [], Path("talk.mp4")
+    monkeypatch.setattr(searching.logging, "warning", lambda text, *values: warnings.append(text % values))
+
+    def predict(predictor, examples, features):
+        flags = [RowFlag.CAPTIONS_DROPPED if len(example.captions) > 24 else RowFlag(0) for example in examples]
+        return [Answer(n, QueryMoments([], "", "empty"), ["full"], {}, [], flag) for n, flag in enumerate(flags)]
+
+    monkeypatch.setattr(Predictor, "predict", predict)
+    seen = QFormerFeatures(np.zeros((1, 1, 2), np.float32), np.zeros((1, 1, 2, 2), np.float32))
+    segments = [
+        EncodedSegment(
+            SegmentFrames(Segment(start, start + 8.0), [b""], np.zeros(1, np.int32), np.zeros(1, np.float32), 1, 1.0),
+            dict.fromkeys(compiled.predictors, seen),
+        )
+        for start in (0.0, 60.0)
+    ]
+    captions = [Caption(60 + n / 5, 60.1 + n / 5, f"this is the old bridge of {n} towns") for n in range(30)]
+    encoded = EncodedVideo(video, 68.0, 2, segments)
+    compiled.search(encoded, [QUERY], captions[:24])
+    assert warnings == []
+    compiled.search(encoded, [QUERY], captions)
+    assert warnings == [
+        "talk.mp4: of its 30 captions from 01:00.0 to 01:08.0 those that share least with the query were left out, as "
+        "too many"
+    ]
 
 
 @pytest.fixture

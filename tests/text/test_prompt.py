@@ -239,6 +239,21 @@ def test_captions_beyond_the_limits_are_dropped(tiny):
     assert pieces(row)[-1] == pieces(one_caption)[-1]
 
 
+def test_captions_like_the_query_are_dropped_last(tiny):
+    captions = [*(Caption(i, i + 1, "hello") for i in range(4)), Caption(4, 5, "the red circle")]
+    row = write(tiny, captions=captions)
+    assert row.row_flags == RowFlag.CAPTIONS_DROPPED
+    assert row.caption_positions.tolist() == [0, 1, 4]
+    assert decode_answer(tiny[0], pieces(row)[7]) == "[4 the red circle5]"
+    all_fit = write(tiny, captions=captions[2:])
+    assert (all_fit.row_flags, all_fit.caption_positions.tolist()) == (RowFlag(0), [0, 1, 2])
+    one_caption = write(tiny, captions=captions[4:])
+    row = write(tiny, captions=captions, sizes=TextSizes(4, 5, 16, int(one_caption.spans[:, 1].sum()), 24))
+    assert row.row_flags == RowFlag.CAPTIONS_DROPPED
+    assert row.caption_positions.tolist() == [4, -1, -1, -1, -1]
+    assert pieces(row)[5] == pieces(one_caption)[5]
+
+
 def test_long_captions_and_queries_keep_their_bert_end(tiny):
     row = write(tiny, query="red " * 30, captions=[Caption(0, 1, "red " * 30)])
     assert row.row_flags == RowFlag.QUERY_TRUNCATED | RowFlag.CAPTION_TRUNCATED
