@@ -164,10 +164,17 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
-    """Beam search, and the order of the predicted windows."""
+    """Beam search, and the predicted windows.
+
+    Fields with a default are newer than the first release; configs without them stay valid.
+    """
 
     beams: Annotated[PositiveInt, "width of the beam search"]
     window_order: Annotated[Literal["given", "longest", "score"], "of the windows of an answer, see docs/ranking.md"]
+    window_source: Annotated[
+        Literal["best_beam", "all_beams"],
+        "windows in a prediction: of the answer, or also, after them, of the other beams; reference has best_beam",
+    ] = "best_beam"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from calce_jax.errors import UserError
 from calce_jax.inference.predict_step import BatchPrediction
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.scoring import QueryMoments, score_moments
-from calce_jax.moments.windows import WindowOrder
+from calce_jax.moments.windows import WindowOrder, WindowSource
 from calce_jax.text.prompt import decode_answer
 from calce_jax.text.text_tokenizer import TextTokenizer
 
@@ -47,6 +47,7 @@ def decode_answers(
     t5: TextTokenizer,
     *,
     window_order: WindowOrder,
+    window_source: WindowSource = "best_beam",
     behaviour: Behaviour = "default",
 ) -> Iterator[Answer]:
     """Decode the predictions of the rows with `row_mask`.
@@ -55,6 +56,7 @@ def decode_answers(
       prediction: numpy arrays on the host.
       t5: tokenizer of the answers.
       window_order: order of the windows of an answer.
+      window_source: whether the windows of the other beams are listed too.
       behaviour: see `calce_jax.moments.scoring`.
 
     Raises:
@@ -75,6 +77,7 @@ def decode_answers(
             [float(value) for value in answers.log_probability[i]],
             int(duration) if duration.is_integer() else duration,
             window_order=window_order,
+            window_source=window_source,
             behaviour=behaviour,
         )
         yield Answer(

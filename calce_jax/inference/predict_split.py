@@ -82,17 +82,21 @@ def predict_answers(
     for prediction in predict(split.make_batches(first_batch)):
         flag_counter.add(np.asarray(prediction.batch.example_index), np.asarray(prediction.batch.row_flags))
         yield from decode_answers(
-            prediction, t5, window_order=config.generation.window_order, behaviour=config.behaviour
+            prediction,
+            t5,
+            window_order=config.generation.window_order,
+            window_source=config.generation.window_source,
+            behaviour=config.behaviour,
         )
     for line in flag_counter.summary_lines(lambda rows: [str(split.queries[int(row)].qid) for row in rows]):
         logging.warning("%s: %s", split.dataset.split, line)
 
 
 def make_case(query: Query, answer: Answer) -> EvalCase:
-    """Return the windows of an answer and those annotated, for the metrics."""
-    return EvalCase(
-        query.qid, answer.moments.windows, query.windows.tolist(), malformed=answer.moments.status != "exact"
-    )
+    """Return the predicted windows and those annotated, for the metrics."""
+    moments = answer.moments
+    predicted = [*moments.windows, *moments.other_windows]
+    return EvalCase(query.qid, predicted, query.windows.tolist(), malformed=moments.status != "exact")
 
 
 def predict_split(
@@ -268,11 +272,12 @@ def to_prediction(query: Query, answer: Answer) -> Prediction:
         query.qid,
         query.query,
         query.video,
-        moments.windows,
+        [*moments.windows, *moments.other_windows],
         moments.text,
         moments.status,
         duration,
-        moments.support or None,
+        [*moments.support, *moments.other_support] or None,
+        answer_windows=len(moments.windows) if moments.other_windows else None,
     )
 
 

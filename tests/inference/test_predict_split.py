@@ -219,6 +219,11 @@ def saved_anew(trained):
     return trained
 
 
+def all_beams(trained):
+    generation = replace(trained.config.generation, window_source="all_beams")
+    return replace(trained, config=replace(trained.config, generation=generation))
+
+
 def merged_anew(trained):
     splits = {"train": rows(3), "val": rows(stage1_windows=[[0, 1]]), "test": rows()}
     rebuild_queries(trained.config.data.directory, "shapes", splits)
@@ -248,6 +253,7 @@ def other_base(trained):
         ),
         (lambda trained: with_data(trained, use_captions=False), "config.data.use_captions: true there, false here"),
         (lambda trained: replace(trained, config=replace(trained.config, seed=7)), "config.seed: 42 there, 7 here"),
+        (all_beams, 'config.generation.window_source: "best_beam" there, "all_beams" here'),
         (merged_anew, 'queries.sha256: "[0-9a-f]+... there, "[0-9a-f]+... here'),
         (prepared_anew, 'videos.files: "[0-9a-f]+... there, "[0-9a-f]+... here'),
         (other_base, r"base: null there, \[7, [0-9]+\] here"),

@@ -271,9 +271,16 @@ NAMED = (
     ),
     Mutant(
         "calce_jax/moments/scoring.py",
-        "zip(order, falling_scores(support), strict=True)",
-        "zip(order, support, strict=True)",
+        "scores = falling_scores(support)",
+        "scores = support",
         "scores that rise along the list",
         noticed_by=("tests/moments/test_scoring.py",),
+    ),
+    Mutant(
+        "calce_jax/moments/merge.py",
+        "prediction.windows[: prediction.answer_windows]",
+        "prediction.windows",
+        "stage 2 gets the windows of all beams",
+        noticed_by=("tests/moments/test_merge.py",),
     ),
 )
