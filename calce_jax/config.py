@@ -85,6 +85,7 @@ class DataConfig:
     features: Annotated[str, "what `calce cache_features --out` wrote, read in place of frames; empty reads frames"] = (
         ""
     )
+    window_grid: Annotated[PositiveInt, "seconds; annotated windows begin and end at its multiples"] = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +176,9 @@ class GenerationConfig:
         Literal["best_beam", "all_beams"],
         "windows in a prediction: of the answer, or also, after them, of the other beams; reference has best_beam",
     ] = "best_beam"
+    constrain: Annotated[
+        bool, "exclude answers that are no windows of the video, on data.window_grid; reference excludes nothing"
+    ] = False
 
 
 @dataclasses.dataclass(frozen=True)

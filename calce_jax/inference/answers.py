@@ -15,6 +15,7 @@ from calce_jax.inference.predict_step import BatchPrediction
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.scoring import QueryMoments, score_moments
 from calce_jax.moments.windows import WindowOrder, WindowSource
+from calce_jax.text.answer_grammar import find_meant_seconds
 from calce_jax.text.prompt import decode_answer
 from calce_jax.text.text_tokenizer import TextTokenizer
 
@@ -48,6 +49,7 @@ def decode_answers(
     *,
     window_order: WindowOrder,
     window_source: WindowSource = "best_beam",
+    window_grid: int = 1,
     behaviour: Behaviour = "default",
 ) -> Iterator[Answer]:
     """Decode the predictions of the rows with `row_mask`.
@@ -57,11 +59,13 @@ def decode_answers(
       t5: tokenizer of the answers.
       window_order: order of the windows of an answer.
       window_source: whether the windows of the other beams are listed too.
+      window_grid: seconds, at whose multiples windows begin and end.
       behaviour: see `calce_jax.moments.scoring`.
 
     Raises:
       InferenceError: under "reference", for a query on which the original raises an error.
     """
+    meant_seconds = find_meant_seconds(t5, window_grid)
     answers, batch, selection = prediction.answers, prediction.batch, prediction.prompt_selection
     plan, captions = selection.frame_plan, selection.caption_selection
     for i in np.flatnonzero(batch.row_mask):
@@ -78,6 +82,7 @@ def decode_answers(
             int(duration) if duration.is_integer() else duration,
             window_order=window_order,
             window_source=window_source,
+            meant_seconds=meant_seconds,
             behaviour=behaviour,
         )
         yield Answer(

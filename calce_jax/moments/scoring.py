@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -61,6 +61,7 @@ def score_moments(
     *,
     window_order: WindowOrder,
     window_source: WindowSource = "best_beam",
+    meant_seconds: Mapping[int, int] | None = None,
     behaviour: Behaviour = "default",
 ) -> QueryMoments:
     """Parse the best answer, score its windows by all answers, and order them.
@@ -75,10 +76,11 @@ def score_moments(
       duration: of the video, in seconds.
       window_order: the order of the windows of the answer.
       window_source: "all_beams" lists the windows of the other beams after those of the answer.
+      meant_seconds: see `parse_windows`.
       behaviour: by default the first answer with a window is used, and its status is "repaired" if it is not the best;
         "reference" always uses the best answer alone, and orders its windows by time.
     """
-    parsed = [parse_windows(text, duration) for text in texts]
+    parsed = [parse_windows(text, duration, meant_seconds=meant_seconds) for text in texts]
     best = next((i for i, answer in enumerate(parsed) if answer.windows), 0)
     text, windows, status = texts[best], parsed[best].windows, parsed[best].status
     if behaviour == "reference":

@@ -22,7 +22,6 @@ from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.predictions import PredictionError
 from calce_jax.moments.scoring import QueryMoments
 from calce_jax.storage.locks import FileLock, LockError
-from calce_jax.text.prompt import max_answer_tokens
 from calce_jax.video.decode import encode_jpeg
 from tests.helpers.search_stages import make_stages
 from tests.helpers.traces import traced_steps
@@ -351,8 +350,8 @@ def test_some_queries_are_asked_as_the_whole_split_is(trained, monkeypatch):
     """The same batch size and length of answers, so that the program of the whole split serves."""
     asked, limits = [], []
 
-    def compile_predictor(model, max_answer_tokens):
-        limits.append(max_answer_tokens)
+    def compile_predictor(model, max_duration):
+        limits.append(max_duration)
         return lambda batches: asked.extend(batches) or iter(())
 
     monkeypatch.setattr(TrainedModel, "compile_predictor", compile_predictor)
@@ -366,8 +365,7 @@ def test_some_queries_are_asked_as_the_whole_split_is(trained, monkeypatch):
         expected = np.concatenate([getattr(each, field) for each in batches])
         np.testing.assert_array_equal(getattr(batch, field)[:2], expected[[7, 2]])
         assert getattr(batch, field).shape == getattr(batches[0], field).shape
-    longest = max(query.duration for query in whole.queries)
-    assert limits == [max_answer_tokens(trained.tokenizers.t5, longest, "default")]
+    assert limits == [max(query.duration for query in whole.queries)]
 
 
 def test_batches_are_traced(trained, tmp_path, monkeypatch):

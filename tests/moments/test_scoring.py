@@ -115,6 +115,16 @@ def test_falling_scores(scores, falling):
     assert falling_scores(scores) == falling
 
 
+def test_numbers_that_replace_others_are_read_back():
+    texts = ["[[100, 113]]", "[[113, 129], [2, 5]]"]
+    moments = score_moments(
+        texts, [-0.1, -0.1], 150, window_order="given", window_source="all_beams", meant_seconds={113: 112, 129: 128}
+    )
+    assert [window[:2] for window in moments.windows] == [[100, 112]]
+    assert sorted(window[:2] for window in moments.other_windows) == [[2, 5], [112, 128]]
+    assert moments.status == "exact"
+
+
 def test_an_unreadable_best_answer_gives_way_to_the_next_and_is_counted():
     moments = score_moments(["no idea", "[[3, 9]]"], [-0.1, -0.9], 40, window_order="score")
     assert [w[:2] for w in moments.windows] == [[3, 9]]
