@@ -154,6 +154,20 @@ def test_a_job_goes_on_with_the_first_incomplete_batch(job, caplog):
     job.check_finished()
 
 
+def test_a_line_and_a_score_are_of_the_windows_of_all_beams(trained):
+    (query, *_) = open_split(trained.config, "val", trained.tokenizers, trained.model_config).queries
+    moments = QueryMoments(
+        [[0.0, 4.0, 0.9]], "[[0, 4]]", "exact", [], [0.9], [[1.0, 2.0, 0.4], [0.0, 1.0, 0.1]], [0.4, 0.1]
+    )
+    answer = Answer(0, moments, [], [], [])
+    line = predict_split_module.to_prediction(query, answer)
+    assert (line.windows, line.support) == ([[0, 4, 0.9], [1, 2, 0.4], [0, 1, 0.1]], [0.9, 0.4, 0.1])
+    assert line.answer_windows == 1
+    assert predict_split_module.make_case(query, answer).predicted_windows == line.windows
+    alone = replace(answer, moments=replace(moments, other_windows=[], other_support=[]))
+    assert predict_split_module.to_prediction(query, alone).answer_windows is None
+
+
 def test_items_that_the_run_never_saw_are_warned_of(trained, caplog):
     split = open_split(trained.config, "val", trained.tokenizers, trained.model_config)
     known = replace(split, queries=[replace(query, items=["circle"]) for query in split.queries[:2]])
@@ -218,8 +232,8 @@ def saved_anew(trained):
     return trained
 
 
-def all_beams(trained):
-    generation = replace(trained.config.generation, window_source="all_beams")
+def best_beam(trained):
+    generation = replace(trained.config.generation, window_source="best_beam")
     return replace(trained, config=replace(trained.config, generation=generation))
 
 
@@ -252,7 +266,7 @@ def other_base(trained):
         ),
         (lambda trained: with_data(trained, use_captions=False), "config.data.use_captions: true there, false here"),
         (lambda trained: replace(trained, config=replace(trained.config, seed=7)), "config.seed: 42 there, 7 here"),
-        (all_beams, 'config.generation.window_source: "best_beam" there, "all_beams" here'),
+        (best_beam, 'config.generation.window_source: "all_beams" there, "best_beam" here'),
         (merged_anew, 'queries.sha256: "[0-9a-f]+... there, "[0-9a-f]+... here'),
         (prepared_anew, 'videos.files: "[0-9a-f]+... there, "[0-9a-f]+... here'),
         (other_base, r"base: null there, \[7, [0-9]+\] here"),
