@@ -88,7 +88,10 @@ def parse_windows(
         )
     if meant_seconds:
         written_windows = [
-            [second if second == round(duration) else meant_seconds.get(second, second) for second in window]
+            [
+                second if isinstance(second, float) or second == round(duration) else meant_seconds.get(second, second)
+                for second in window
+            ]
             for window in written_windows
         ]
     windows: list[Window] = []
