@@ -86,6 +86,7 @@ class DataConfig:
         ""
     )
     caption_blocks: Annotated[PositiveInt, "at most so many blocks of captions of a video"] = 8
+    window_grid: Annotated[PositiveInt, "seconds; annotated windows begin and end at its multiples"] = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,10 +168,20 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
-    """Beam search, and the order of the predicted windows."""
+    """Beam search, and the predicted windows.
+
+    Fields with a default are newer than the first release; configs without them stay valid.
+    """
 
     beams: Annotated[PositiveInt, "width of the beam search"]
     window_order: Annotated[Literal["given", "longest", "score"], "of the windows of an answer, see docs/ranking.md"]
+    window_source: Annotated[
+        Literal["best_beam", "all_beams"],
+        "windows in a prediction: of the answer, or also, after them, of the other beams; reference has best_beam",
+    ] = "best_beam"
+    constrain: Annotated[
+        bool, "exclude answers that are no windows of the video, on data.window_grid; reference excludes nothing"
+    ] = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,14 @@ import pytest
 from benchmarks.aot.budgets import RUNS, CompileCase, cases
 from benchmarks.aot.flops import count_flops
 from benchmarks.aot.measure import scale_batch_to_chips
-from benchmarks.aot.programs import ANSWER_TOKENS, PROGRAMS, SEARCH_ANSWER_TOKENS, AbstractRun, program_names
+from benchmarks.aot.programs import (
+    ANSWER_TOKENS,
+    LONGEST_VIDEO,
+    PROGRAMS,
+    SEARCH_ANSWER_TOKENS,
+    AbstractRun,
+    program_names,
+)
 from benchmarks.aot.run import compile_cases
 from benchmarks.aot.targets import GIB, TARGETS, MissingCompilerError, Target, mesh_for, missing_compiler
 from calce_jax.config import ConfigError, validate
@@ -121,14 +128,24 @@ def test_every_program_is_traced_at_the_tiny_size(group):
             assert (flops > 0) == (name not in ("infer_stack", "infer_gather"))
 
 
+def test_a_run_with_a_grammar_decodes_with_it():
+    run = grouped(group=1)
+    constrained = replace(run, generation=replace(run.generation, constrain=True))
+    mesh = make_mesh("single")
+    with jax.set_mesh(mesh):
+        assert AbstractRun(run, mesh).program_config.grammar is None
+        grammar = AbstractRun(constrained, mesh).program_config.grammar
+    assert grammar is not None
+    assert grammar.max_second == 40
+
+
 def zeros(abstract):
     return np.zeros(abstract.shape, abstract.dtype)
 
 
 def test_answers_are_as_long_as_the_longest_video_needs(shared):
     t5 = load_t5(shared / "tokenizers/t5")
-    longest = {"qvhighlights": 150.0, "charades_sta": 194.0, "shapes": TRAINED_DURATION["shapes"]}
-    assert {name: max_answer_tokens(t5, seconds) for name, seconds in longest.items()} == ANSWER_TOKENS
+    assert {name: max_answer_tokens(t5, seconds) for name, seconds in LONGEST_VIDEO.items()} == ANSWER_TOKENS
     assert {name: answer_token_limit(t5, seconds) for name, seconds in TRAINED_DURATION.items()} == SEARCH_ANSWER_TOKENS
 
 

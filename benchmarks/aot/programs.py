@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from calce_jax.batch import Batch
 from calce_jax.checkpoints.restore import calce_config
-from calce_jax.config import RunConfig
+from calce_jax.config import RunConfig, packaged_path
 from calce_jax.distributed.sharding import BATCH_AXES, abstract_like, param_shardings
 from calce_jax.inference.length_grouping import LengthGrouper
 from calce_jax.inference.predict_step import (
@@ -30,7 +30,11 @@ from calce_jax.inference.predict_step import (
     step_config,
 )
 from calce_jax.input_pipeline.input_config import abstract_batch, input_config
+from calce_jax.models.answer_grammar import AnswerGrammar
 from calce_jax.models.calce import Calce, split_params
+from calce_jax.search.searcher import TRAINED_DURATION
+from calce_jax.text.answer_grammar import answer_grammar
+from calce_jax.text.tokenizers import load_t5
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import create_train_state
@@ -42,6 +46,7 @@ T5_VOCAB, BERT_VOCAB = 32128, 30522
 # `calce infer` takes it, and of the longest segment of a search.
 ANSWER_TOKENS = {"qvhighlights": 210, "charades_sta": 276, "shapes": 51}
 SEARCH_ANSWER_TOKENS = {"qvhighlights": 210, "charades_sta": 77, "shapes": 51}
+LONGEST_VIDEO = {"qvhighlights": 150.0, "charades_sta": 194.0, "shapes": 40.0}  # of any split, in seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +88,16 @@ class AbstractRun:
         self.state = self._with_shardings(
             jax.eval_shape(partial(create_train_state, optimizer=self.optimizer), self.trainable)
         )
-        self.program_config = step_config(config, ANSWER_TOKENS[config.data.dataset])
+        dataset = config.data.dataset
+        self.program_config = step_config(config, ANSWER_TOKENS[dataset], self.grammar(LONGEST_VIDEO[dataset]))
         self.grouper = LengthGrouper(self.graph, self.program_config, mesh)
+
+    def grammar(self, max_duration: float) -> AnswerGrammar | None:
+        """Return a grammar of the run's answers, if it has one: over the packaged tokenizer, since T5's is not here.
+
+        Flan-T5's has twice as many tokens that occur in answers, of tables that take a few hundred kilobytes.
+        """
+        return answer_grammar(self.config, load_t5(packaged_path("calce_jax/assets/tiny/t5")), max_duration)
 
     @property
     def is_grouped(self) -> bool:
@@ -193,7 +206,7 @@ def search_encode(run: AbstractRun) -> Program:
 def search_predict(run: AbstractRun) -> Program:
     """Return the answers of `calce search` to a batch of queries about encoded segments."""
     limit = SEARCH_ANSWER_TOKENS[run.config.data.dataset]
-    config = step_config(run.config, limit)
+    config = step_config(run.config, limit, run.grammar(TRAINED_DURATION[run.config.data.dataset]))
     frames = run.prediction_batch.frames
     features = jax.eval_shape(make_encode_video(run.graph), run.trainable, run.frozen, frames)
     features = run.on_batch_axes(features)

@@ -14,7 +14,8 @@ from calce_jax.errors import UserError
 from calce_jax.inference.predict_step import BatchPrediction
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.scoring import QueryMoments, score_moments
-from calce_jax.moments.windows import WindowOrder
+from calce_jax.moments.windows import WindowOrder, WindowSource
+from calce_jax.text.answer_grammar import find_meant_seconds
 from calce_jax.text.prompt import decode_answer
 from calce_jax.text.text_row import RowFlag
 from calce_jax.text.text_tokenizer import TextTokenizer
@@ -51,6 +52,8 @@ def decode_answers(
     t5: TextTokenizer,
     *,
     window_order: WindowOrder,
+    window_source: WindowSource = "best_beam",
+    window_grid: int = 1,
     behaviour: Behaviour = "default",
 ) -> Iterator[Answer]:
     """Decode the predictions of the rows with `row_mask`.
@@ -59,11 +62,14 @@ def decode_answers(
       prediction: numpy arrays on the host.
       t5: tokenizer of the answers.
       window_order: order of the windows of an answer.
+      window_source: whether the windows of the other beams are listed too.
+      window_grid: seconds, at whose multiples windows begin and end.
       behaviour: see `calce_jax.moments.scoring`.
 
     Raises:
       InferenceError: under "reference", for a query on which the original raises an error.
     """
+    meant_seconds = find_meant_seconds(t5, window_grid)
     answers, batch, selection = prediction.answers, prediction.batch, prediction.prompt_selection
     plan, captions = selection.frame_plan, selection.caption_selection
     for i in np.flatnonzero(batch.row_mask):
@@ -79,6 +85,8 @@ def decode_answers(
             [float(value) for value in answers.log_probability[i]],
             int(duration) if duration.is_integer() else duration,
             window_order=window_order,
+            window_source=window_source,
+            meant_seconds=meant_seconds,
             behaviour=behaviour,
         )
         yield Answer(

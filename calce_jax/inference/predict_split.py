@@ -30,7 +30,6 @@ from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import EvalCase
 from calce_jax.moments.predictions import Prediction, prediction_to_json, read_predictions
 from calce_jax.storage.provenance import file_hash
-from calce_jax.text.prompt import max_answer_tokens
 from calce_jax.text.text_tokenizer import TextTokenizer
 from calce_jax.text.tokenizers import Tokenizers
 
@@ -82,17 +81,22 @@ def predict_answers(
     for prediction in predict(split.make_batches(first_batch)):
         flag_counter.add(np.asarray(prediction.batch.example_index), np.asarray(prediction.batch.row_flags))
         yield from decode_answers(
-            prediction, t5, window_order=config.generation.window_order, behaviour=config.behaviour
+            prediction,
+            t5,
+            window_order=config.generation.window_order,
+            window_source=config.generation.window_source,
+            window_grid=config.data.window_grid,
+            behaviour=config.behaviour,
         )
     for line in flag_counter.summary_lines(lambda rows: [str(split.queries[int(row)].qid) for row in rows]):
         logging.warning("%s: %s", split.dataset.split, line)
 
 
 def make_case(query: Query, answer: Answer) -> EvalCase:
-    """Return the windows of an answer and those annotated, for the metrics."""
-    return EvalCase(
-        query.qid, answer.moments.windows, query.windows.tolist(), malformed=answer.moments.status != "exact"
-    )
+    """Return the predicted windows and those annotated, for the metrics."""
+    moments = answer.moments
+    predicted = [*moments.windows, *moments.other_windows]
+    return EvalCase(query.qid, predicted, query.windows.tolist(), malformed=moments.status != "exact")
 
 
 def predict_split(
@@ -130,7 +134,7 @@ def predict_split(
             num_done = partial.resume(prediction_inputs(model, dataset_split), batch_size)
         num_done = broadcast_int(num_done)
         if num_done < total:
-            predict_batches = model.compile_predictor(_max_answer_tokens(model, dataset_split.queries))
+            predict_batches = model.compile_predictor(_max_duration(dataset_split.queries))
             profile = profiler or StepProfiler(out.parent, 0, "infer")
 
             def predict(batches: Iterable[Batch]) -> Iterator[BatchPrediction]:
@@ -181,7 +185,7 @@ def predict_examples(model: TrainedModel, split: str, rows: Sequence[int]) -> li
     inputs = input_config(config, split, model.model_config, training=False)
     examples = [whole.dataset[row] for row in rows]
     batches = make_iterator(inputs, tokenizers.t5, tokenizers.bert, examples=examples, **process_info())
-    predict = model.compile_predictor(_max_answer_tokens(model, whole.queries))
+    predict = model.compile_predictor(_max_duration(whole.queries))
     selected = replace(whole, queries=[whole.queries[row] for row in rows], make_batches=lambda _: batches)
     return list(predict_answers(config, selected, tokenizers.t5, predict))
 
@@ -221,10 +225,8 @@ def prediction_inputs(model: TrainedModel, dataset_split: DatasetSplit) -> dict[
     }
 
 
-def _max_answer_tokens(model: TrainedModel, queries: Sequence[Query]) -> int:
-    """Return the length limit of answers to the queries of a split, in T5 tokens."""
-    max_duration = max(query.duration for query in queries)
-    return max_answer_tokens(model.tokenizers.t5, max_duration, model.config.behaviour)
+def _max_duration(queries: Sequence[Query]) -> float:
+    return max(query.duration for query in queries)
 
 
 def _to_list(windows: Any) -> list[list[float]] | None:
@@ -268,11 +270,12 @@ def to_prediction(query: Query, answer: Answer) -> Prediction:
         query.qid,
         query.query,
         query.video,
-        moments.windows,
+        [*moments.windows, *moments.other_windows],
         moments.text,
         moments.status,
         duration,
-        moments.support or None,
+        [*moments.support, *moments.other_support] or None,
+        answer_windows=len(moments.windows) if moments.other_windows else None,
     )
 
 

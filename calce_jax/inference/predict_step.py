@@ -19,6 +19,7 @@ from jaxtyping import Array, Int, UInt8
 
 from calce_jax.batch import Batch
 from calce_jax.config import Behaviour, RunConfig
+from calce_jax.models.answer_grammar import AnswerGrammar
 from calce_jax.models.beam_search import BeamSearchOutput, beam_search
 from calce_jax.models.calce import Calce, PromptSelection, SelectionConfig
 from calce_jax.models.feature_codec import load_or_encode
@@ -37,6 +38,7 @@ class StepConfig:
         counted in the metric "truncated".
       remat: what the backward pass recomputes.
       num_beams, max_answer_length: of the beam search; the length in tokens includes the end token.
+      grammar: of the answers that the beam search may give; None allows any text.
     """
 
     selection: SelectionConfig
@@ -44,6 +46,7 @@ class StepConfig:
     remat: RematPolicy = "none"
     num_beams: int = 5
     max_answer_length: int = 70
+    grammar: AnswerGrammar | None = None
 
     @property
     def behaviour(self) -> Behaviour:
@@ -121,6 +124,8 @@ def predict_from_features(
             num_beams=config.num_beams,
             max_length=config.max_answer_length,
             behaviour=config.behaviour,
+            grammar=config.grammar,
+            duration=batch.duration,
         )
 
     answers, _ = switch_bucket(config.buckets, prompt_selection.prompt_lengths, run)
@@ -140,12 +145,13 @@ def compile_predict(
     return jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=options)
 
 
-def step_config(config: RunConfig, max_answer_tokens: int) -> StepConfig:
+def step_config(config: RunConfig, max_answer_tokens: int, grammar: AnswerGrammar | None = None) -> StepConfig:
     """Return the settings of a run's training step and prediction.
 
     Args:
       config: of the run.
       max_answer_tokens: length limit of answers in T5 tokens, the end token included.
+      grammar: from `calce_jax.text.answer_grammar.answer_grammar`.
     """
     return StepConfig(
         selection=SelectionConfig(
@@ -161,6 +167,7 @@ def step_config(config: RunConfig, max_answer_tokens: int) -> StepConfig:
         remat=config.model.remat,
         num_beams=config.generation.beams,
         max_answer_length=max_answer_tokens,
+        grammar=grammar,
     )
 
 

@@ -24,6 +24,7 @@ from calce_jax.input_pipeline.rows import Row, RowMaker, stack_rows, stored_fram
 from calce_jax.models.segment_ranker import pool_queries
 from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.storage.program_cache import ProgramCache
+from calce_jax.text.answer_grammar import answer_grammar
 from calce_jax.text.prompt import PromptWriter, answer_token_limit
 
 
@@ -58,7 +59,9 @@ class Predictor:
             )
             for pixels in (True, False)
         )
-        self._max_answer_tokens = answer_token_limit(tokenizers.t5, max_duration)
+        self._program_config = step_config(
+            config, answer_token_limit(tokenizers.t5, max_duration), answer_grammar(config, tokenizers.t5, max_duration)
+        )
         self._num_devices = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
         self.max_batch_size = inputs.batch_size
 
@@ -107,6 +110,7 @@ class Predictor:
                 prediction,
                 self.model.tokenizers.t5,
                 window_order=config.generation.window_order,
+                window_grid=config.data.window_grid,
                 behaviour=config.behaviour,
             )
         return answers
@@ -138,9 +142,8 @@ class Predictor:
 
     @cached_property
     def _predict(self) -> Callable[..., BatchPrediction]:
-        program_config = step_config(self.model.config, self._max_answer_tokens)
-        predict = make_predict_from_features(self.model.graph, program_config)
-        return self._compile(predict, (self.model.model_config, program_config))
+        predict = make_predict_from_features(self.model.graph, self._program_config)
+        return self._compile(predict, (self.model.model_config, self._program_config))
 
     def _compile(self, function: Callable[..., Any], settings: object) -> Callable[..., Any]:
         options = self.model.compiler_options

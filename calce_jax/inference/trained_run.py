@@ -24,6 +24,8 @@ from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predic
 from calce_jax.inference.predict_step import BatchPrediction, compile_predict, make_predict, step_config
 from calce_jax.models.calce import CalceConfig
 from calce_jax.storage.program_cache import ProgramCache
+from calce_jax.text.answer_grammar import answer_grammar
+from calce_jax.text.prompt import max_answer_tokens
 from calce_jax.text.tokenizers import Tokenizers, open_tokenizers
 
 
@@ -56,18 +58,20 @@ class TrainedModel:
         """`compiler_options` of `jax.jit` for the programs of the model."""
         return compiler_options(self.mesh, self.config.model.frozen_dtype)
 
-    def compile_predictor(self, max_answer_tokens: int) -> Callable[[Iterable[Batch]], Iterator[BatchPrediction]]:
+    def compile_predictor(self, max_duration: float) -> Callable[[Iterable[Batch]], Iterator[BatchPrediction]]:
         """Return a function that predicts batch after batch, compiled on its first call.
 
         Args:
-          max_answer_tokens: length limit of answers in T5 tokens.
+          max_duration: of all videos, in seconds; it limits the length of answers.
 
         Returns:
           `run(batches)`, which takes this host's parts of batches, and yields the predictions of all hosts as numpy
           arrays, in input order.
         """
-        program_config, batches_per_window = step_config(self.config, max_answer_tokens), self.config.data.group
-        options = self.compiler_options
+        config, t5 = self.config, self.tokenizers.t5
+        max_tokens = max_answer_tokens(t5, max_duration, config.behaviour)
+        program_config = step_config(config, max_tokens, answer_grammar(config, t5, max_duration))
+        batches_per_window, options = config.data.group, self.compiler_options
         grouper = LengthGrouper(self.graph, program_config, self.mesh, options) if batches_per_window > 1 else None
         predict = compile_predict(make_predict(self.graph, program_config), self.mesh, options)
         predict_batches = make_batch_predictor(predict, self.mesh, grouper, batches_per_window)

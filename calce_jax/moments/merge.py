@@ -28,6 +28,7 @@ class MergeResult:
 def merge_stage1(annotations: Sequence[Annotation], predictions: Sequence[Prediction]) -> MergeResult:
     """Put the windows of stage-1 predictions into the annotations: in order of time, without scores, in seconds.
 
+    Of a prediction with the windows of all beams, those of the answer count, as in a prediction without the others.
     Whole seconds become ints, because the windows are text of stage 2's prompt and the model writes ints.
 
     Raises:
@@ -37,7 +38,9 @@ def merge_stage1(annotations: Sequence[Annotation], predictions: Sequence[Predic
     """
     check_any_pair(predictions, annotations)
     check_same_queries(predictions, annotations)
-    windows_by_qid = {normalise_qid(prediction.qid): prediction.windows for prediction in predictions}
+    windows_by_qid = {
+        normalise_qid(prediction.qid): prediction.windows[: prediction.answer_windows] for prediction in predictions
+    }
     merged, missing_stage1, missing_duration = [], [], []
     for annotation in annotations:
         windows = sorted(window[:2] for window in windows_by_qid.pop(normalise_qid(annotation.qid), []))

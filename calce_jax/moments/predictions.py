@@ -38,6 +38,8 @@ class Prediction:
       duration: of the video, in seconds.
       support: of each window, see `calce_jax.moments.scoring.QueryMoments`; by it windows are ordered by score. None
         without windows, and in files of other programs, where the scores in `windows` serve.
+      answer_windows: how many of `windows`, from the first, are of the answer; the others are of other beams. None if
+        all are.
       saliency: of each clip of two seconds, any scale ("pred_saliency_scores" in files); `None` if not predicted.
     """
 
@@ -50,6 +52,7 @@ class Prediction:
     duration: Seconds | None = None
     support: list[Seconds] | None = None
     saliency: list[int | float] | None = None
+    answer_windows: int | None = None
 
     @property
     def malformed(self) -> bool:
@@ -60,13 +63,16 @@ class Prediction:
 def reorder_windows(prediction: Prediction, window_order: WindowOrder) -> Prediction:
     """Return the prediction with its windows in another order.
 
-    Another order than the given one replaces the scores, because some protocols sort by score: by ones that fall from 1
-    for "longest", and by the support, where there is one, for "score".
+    Windows of other beams than the answer's stay behind those of the answer, and are ordered among themselves by
+    support. Another order than the given one replaces the scores, because some protocols sort by score: by ones that
+    fall from 1 for "longest", and by the support, where there is one, for "score".
     """
     if window_order == "given":
         return prediction
     scores = prediction.support or [window[2] for window in prediction.windows]
-    order = order_windows(prediction.windows, scores, window_order)
+    count = len(scores) if prediction.answer_windows is None else prediction.answer_windows
+    order = order_windows(prediction.windows[:count], scores[:count], window_order)
+    order += [count + i for i in order_windows(prediction.windows[count:], scores[count:], "score")]
     scores = [scores[i] for i in order]
     support = prediction.support and scores
     if window_order == "longest":
@@ -97,6 +103,7 @@ def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
         "status": prediction.status,
         "duration": prediction.duration,
         "support": prediction.support,
+        "answer_windows": prediction.answer_windows,
         "pred_saliency_scores": prediction.saliency,
     }
     return {field: value for field, value in row.items() if value is not None}
@@ -160,6 +167,9 @@ def _find_row_faults(row: Any) -> Iterable[str]:
         and len(support) == len(windows)
     ):
         yield f"support: expected a number for each window, got {support!r:.60}; leave the field out if there is none"
+    count = row.get("answer_windows")
+    if count is not None and not (type(count) is int and isinstance(windows, list) and 0 <= count <= len(windows)):
+        yield f"answer_windows: expected how many windows are of the answer, got {count!r:.60}; leave the field out"
 
 
 def _find_window_faults(row: dict[str, Any]) -> Iterable[str]:
@@ -194,6 +204,7 @@ def _prediction_from_json(row: dict[str, Any]) -> Prediction:
         row.get("duration"),
         row.get("support"),
         row.get("pred_saliency_scores"),
+        row.get("answer_windows"),
     )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from calce_jax.moments.windows import (
     Seconds,
     Window,
     WindowOrder,
+    WindowSource,
     falling_scores,
     iou_matrix,
     order_windows,
@@ -39,6 +40,9 @@ class QueryMoments:
       hypotheses: all beams, most probable first.
       support: expected IoU of each window, in [0, 1], in the order of `windows`; where it does not rise along the list
         it is the score.
+      other_windows: [start, end, score] of the windows that only other beams have, by support, which is their score;
+        the list goes on from `windows`, with scores below. Empty unless asked for.
+      other_support: expected IoU of each of these.
     """
 
     windows: list[list[float]]
@@ -46,6 +50,8 @@ class QueryMoments:
     status: ParseStatus
     hypotheses: list[BeamHypothesis] = dataclasses.field(default_factory=list)
     support: list[float] = dataclasses.field(default_factory=list)
+    other_windows: list[list[float]] = dataclasses.field(default_factory=list)
+    other_support: list[float] = dataclasses.field(default_factory=list)
 
 
 def score_moments(
@@ -54,6 +60,8 @@ def score_moments(
     duration: Seconds,
     *,
     window_order: WindowOrder,
+    window_source: WindowSource = "best_beam",
+    meant_seconds: Mapping[int, int] | None = None,
     behaviour: Behaviour = "default",
 ) -> QueryMoments:
     """Parse the best answer, score its windows by all answers, and order them.
@@ -66,11 +74,13 @@ def score_moments(
       texts: the answers, best first, at least one.
       log_probabilities: of each answer, natural logarithm.
       duration: of the video, in seconds.
-      window_order: the order of the windows.
+      window_order: the order of the windows of the answer.
+      window_source: "all_beams" lists the windows of the other beams after those of the answer.
+      meant_seconds: see `parse_windows`.
       behaviour: by default the first answer with a window is used, and its status is "repaired" if it is not the best;
-        "reference" always uses the best answer, and orders its windows by time.
+        "reference" always uses the best answer alone, and orders its windows by time.
     """
-    parsed = [parse_windows(text, duration) for text in texts]
+    parsed = [parse_windows(text, duration, meant_seconds=meant_seconds) for text in texts]
     best = next((i for i, answer in enumerate(parsed) if answer.windows), 0)
     text, windows, status = texts[best], parsed[best].windows, parsed[best].status
     if behaviour == "reference":
@@ -82,12 +92,41 @@ def score_moments(
         BeamHypothesis(answer.windows, probability)
         for answer, probability in zip(parsed, _normalise_probabilities(log_probabilities), strict=True)
     ]
-    expected_ious = expected_iou(np.array(windows, np.float64).reshape(-1, 2), hypotheses)
-    support = [round(score, 4) for score in expected_ious.tolist()]
-    order = order_windows(windows, support, window_order="given" if behaviour == "reference" else window_order)
-    support = [support[i] for i in order]
-    ranked = [[*map(float, windows[i]), score] for i, score in zip(order, falling_scores(support), strict=True)]
-    return QueryMoments(ranked, text, status, hypotheses, support)
+    list_all = window_source == "all_beams" and behaviour == "default"
+    ranked, support = _rank_windows(
+        [windows, _other_windows(windows, hypotheses) if list_all else []],
+        ["given" if behaviour == "reference" else window_order, "score"],
+        hypotheses,
+    )
+    count = len(windows)
+    return QueryMoments(ranked[:count], text, status, hypotheses, support[:count], ranked[count:], support[count:])
+
+
+def _other_windows(windows: Sequence[Window], hypotheses: Sequence[BeamHypothesis]) -> list[Window]:
+    """Return the windows of the hypotheses that are not among `windows`, each once, those of probable beams first."""
+    others: list[Window] = []
+    for hypothesis in hypotheses:
+        others += [window for window in hypothesis.windows if window not in windows and window not in others]
+    return others
+
+
+def _rank_windows(
+    groups: Sequence[Sequence[Window]], orders: Sequence[WindowOrder], hypotheses: Sequence[BeamHypothesis]
+) -> tuple[list[list[float]], list[float]]:
+    """Return the windows of each group in its order, the groups one after the other, and the support of each window.
+
+    The scores fall along the whole list.
+    """
+    ranked: list[Window] = []
+    support: list[float] = []
+    for windows, window_order in zip(groups, orders, strict=True):
+        expected_ious = expected_iou(np.array(windows, np.float64).reshape(-1, 2), hypotheses)
+        of_group = [round(score, 4) for score in expected_ious.tolist()]
+        order = order_windows(windows, of_group, window_order)
+        ranked += [windows[i] for i in order]
+        support += [of_group[i] for i in order]
+    scores = falling_scores(support)
+    return [[*map(float, window), score] for window, score in zip(ranked, scores, strict=True)], support
 
 
 def expected_iou(windows: Float[np.ndarray, "N 2"], hypotheses: Sequence[BeamHypothesis]) -> Float[np.ndarray, " N"]:

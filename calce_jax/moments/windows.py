@@ -7,7 +7,7 @@ whether that happened.
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ Seconds = int | float
 Window = list[Seconds]
 ParseStatus = Literal["exact", "repaired", "empty", "whole_video"]
 WindowOrder = Literal["given", "longest", "score"]
+WindowSource = Literal["best_beam", "all_beams"]
 
 # Longest first beats the order in time on every published set that has more than one window: docs/ranking.md.
 RECOMMENDED_WINDOW_ORDER: WindowOrder = "longest"
@@ -49,7 +50,13 @@ class ParsedWindows:
         return self.status != "exact"
 
 
-def parse_windows(text: str, duration: Seconds, behaviour: Behaviour = "default") -> ParsedWindows:
+def parse_windows(
+    text: str,
+    duration: Seconds,
+    behaviour: Behaviour = "default",
+    *,
+    meant_seconds: Mapping[int, int] | None = None,
+) -> ParsedWindows:
     """Parse the windows of an answer.
 
     By default every complete pair of numbers in brackets is a window, so a truncated answer keeps its complete
@@ -61,6 +68,8 @@ def parse_windows(text: str, duration: Seconds, behaviour: Behaviour = "default"
       duration: of the video, in seconds.
       behaviour: "reference" repairs the text as the original does (see `calce_jax.moments.windows_reference`):
         malformed text becomes the whole video, and windows may lie outside it.
+      meant_seconds: the second that a number means where it does not mean itself, such as 112 by 113 (see
+        `calce_jax.text.answer_grammar.find_meant_seconds`); the last second of the video means itself.
 
     Raises:
       ValueError: `duration` is not a positive number; under "reference" also for answers on which the original stops:
@@ -77,6 +86,14 @@ def parse_windows(text: str, duration: Seconds, behaviour: Behaviour = "default"
         return ParsedWindows(
             windows, _parse_status(windows, exact=well_formed and windows == sorted(written_windows, key=_window_start))
         )
+    if meant_seconds:
+        written_windows = [
+            [
+                second if isinstance(second, float) or second == round(duration) else meant_seconds.get(second, second)
+                for second in window
+            ]
+            for window in written_windows
+        ]
     windows: list[Window] = []
     for window in written_windows:
         start, end = (min(max(second, 0), duration) for second in sorted(window))

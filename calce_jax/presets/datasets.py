@@ -75,6 +75,7 @@ def qvhighlights(stage: int, size: ModelSize) -> DatasetDefaults:
             augment=True,
             use_captions=True,
             group=BATCHES_PER_GROUP,
+            window_grid=2,
         ),
         keyframes=cluster_keyframes(1, 0) if first else cluster_keyframes(3, 1),
         schedule=schedule(50, 3e-4, 0.0, 2255) if first else schedule(15, 2.8e-4, 2.6e-4, 256),

@@ -59,9 +59,9 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
                 num_buckets=defaults.num_buckets,
             )
         ),
-        generation=GenerationConfig(
-            beams=5, window_order="given" if behaviour == "reference" else RECOMMENDED_WINDOW_ORDER
-        ),
+        generation=GenerationConfig(beams=5, window_order="given")
+        if behaviour == "reference"
+        else GenerationConfig(beams=5, window_order=RECOMMENDED_WINDOW_ORDER, window_source="all_beams"),
         weights=defaults.weights,
         loop=LoopConfig(log_every=defaults.log_every, eval_every=1, samples=4),
     )

@@ -85,7 +85,8 @@ def _train_run(
             trainable = other_trainable
 
         # 3. The data, the optimizer and its state; a resumed run restores all of them from its checkpoint.
-        steps_per_epoch, program_config = run_data.steps_per_epoch, step_config(config, run_data.max_answer_tokens)
+        steps_per_epoch = run_data.steps_per_epoch
+        program_config = step_config(config, run_data.max_answer_tokens, run_data.grammar)
         options = compiler_options(mesh, config.model.frozen_dtype)
         grouper = LengthGrouper(graph, program_config, mesh, options) if config.data.group > 1 else None
         feed = sequential_feed(run_data.train_iterator, mesh)

@@ -20,9 +20,11 @@ from calce_jax.input_pipeline.example import Query
 from calce_jax.input_pipeline.feature_fingerprint import check_videos
 from calce_jax.input_pipeline.input_config import batches_per_epoch, input_config
 from calce_jax.input_pipeline.table_fingerprint import Fingerprint, table_fingerprint
+from calce_jax.models.answer_grammar import AnswerGrammar
 from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import evaluate_cases
 from calce_jax.report.timeline import draw_timeline
+from calce_jax.text.answer_grammar import answer_grammar
 from calce_jax.text.prompt import max_answer_tokens
 from calce_jax.text.text_tokenizer import TextTokenizer
 from calce_jax.text.tokenizers import open_tokenizers
@@ -43,6 +45,7 @@ class RunData:
       evaluate: predicts every query of the evaluation split with the given function, and scores the predictions.
       model_config: sizes of the model.
       max_answer_tokens: length limit of generated answers, in T5 tokens.
+      grammar: of generated answers, see `StepConfig`.
       tables: fingerprint of each split's queries, see `calce_jax.input_pipeline.table_fingerprint`.
     """
 
@@ -52,6 +55,7 @@ class RunData:
     evaluate: Callable[[PredictFn], EvalResult]
     model_config: CalceConfig
     max_answer_tokens: int
+    grammar: AnswerGrammar | None = None
     tables: Mapping[str, Fingerprint] = field(default_factory=dict)
 
 
@@ -77,6 +81,7 @@ def open_run_data(config: RunConfig) -> RunData:
     check_stage1_windows(config, config.data.eval_split, eval_split.queries)
     check_videos(config, config.data.train_split, [query.video for query in train_queries])
     query_ids = [str(query.qid) for query in train_queries]
+    max_duration = max(query.duration for query in eval_split.queries)
     return RunData(
         train_iterator=make_iterator(
             train_input, tokenizers.t5, tokenizers.bert, examples=train_dataset, **process_info()
@@ -85,9 +90,8 @@ def open_run_data(config: RunConfig) -> RunData:
         query_ids=lambda rows: [query_ids[int(row)] for row in rows],
         evaluate=partial(evaluate_split, config, eval_split, tokenizers.t5),
         model_config=model_config,
-        max_answer_tokens=max_answer_tokens(
-            tokenizers.t5, max(query.duration for query in eval_split.queries), config.behaviour
-        ),
+        max_answer_tokens=max_answer_tokens(tokenizers.t5, max_duration, config.behaviour),
+        grammar=answer_grammar(config, tokenizers.t5, max_duration),
         tables={
             config.data.train_split: table_fingerprint(train_queries, config.stage),
             config.data.eval_split: table_fingerprint(eval_split.queries, config.stage),

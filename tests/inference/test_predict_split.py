@@ -22,7 +22,6 @@ from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.predictions import PredictionError
 from calce_jax.moments.scoring import QueryMoments
 from calce_jax.storage.locks import FileLock, LockError
-from calce_jax.text.prompt import max_answer_tokens
 from calce_jax.text.text_row import RowFlag
 from calce_jax.video.decode import encode_jpeg
 from tests.helpers.search_stages import make_stages
@@ -156,6 +155,20 @@ def test_a_job_goes_on_with_the_first_incomplete_batch(job, caplog):
     job.check_finished()
 
 
+def test_a_line_and_a_score_are_of_the_windows_of_all_beams(trained):
+    (query, *_) = open_split(trained.config, "val", trained.tokenizers, trained.model_config).queries
+    moments = QueryMoments(
+        [[0.0, 4.0, 0.9]], "[[0, 4]]", "exact", [], [0.9], [[1.0, 2.0, 0.4], [0.0, 1.0, 0.1]], [0.4, 0.1]
+    )
+    answer = Answer(0, moments, [], [], [])
+    line = predict_split_module.to_prediction(query, answer)
+    assert (line.windows, line.support) == ([[0, 4, 0.9], [1, 2, 0.4], [0, 1, 0.1]], [0.9, 0.4, 0.1])
+    assert line.answer_windows == 1
+    assert predict_split_module.make_case(query, answer).predicted_windows == line.windows
+    alone = replace(answer, moments=replace(moments, other_windows=[], other_support=[]))
+    assert predict_split_module.to_prediction(query, alone).answer_windows is None
+
+
 def test_items_that_the_run_never_saw_are_warned_of(trained, caplog):
     split = open_split(trained.config, "val", trained.tokenizers, trained.model_config)
     known = replace(split, queries=[replace(query, items=["circle"]) for query in split.queries[:2]])
@@ -220,6 +233,11 @@ def saved_anew(trained):
     return trained
 
 
+def best_beam(trained):
+    generation = replace(trained.config.generation, window_source="best_beam")
+    return replace(trained, config=replace(trained.config, generation=generation))
+
+
 def merged_anew(trained):
     splits = {"train": rows(3), "val": rows(stage1_windows=[[0, 1]]), "test": rows()}
     rebuild_queries(trained.config.data.directory, "shapes", splits)
@@ -249,6 +267,7 @@ def other_base(trained):
         ),
         (lambda trained: with_data(trained, use_captions=False), "config.data.use_captions: true there, false here"),
         (lambda trained: replace(trained, config=replace(trained.config, seed=7)), "config.seed: 42 there, 7 here"),
+        (best_beam, 'config.generation.window_source: "all_beams" there, "best_beam" here'),
         (merged_anew, 'queries.sha256: "[0-9a-f]+... there, "[0-9a-f]+... here'),
         (prepared_anew, 'videos.files: "[0-9a-f]+... there, "[0-9a-f]+... here'),
         (other_base, r"base: null there, \[7, [0-9]+\] here"),
@@ -346,8 +365,8 @@ def test_some_queries_are_asked_as_the_whole_split_is(trained, monkeypatch):
     """The same batch size and length of answers, so that the program of the whole split serves."""
     asked, limits = [], []
 
-    def compile_predictor(model, max_answer_tokens):
-        limits.append(max_answer_tokens)
+    def compile_predictor(model, max_duration):
+        limits.append(max_duration)
         return lambda batches: asked.extend(batches) or iter(())
 
     monkeypatch.setattr(TrainedModel, "compile_predictor", compile_predictor)
@@ -361,8 +380,7 @@ def test_some_queries_are_asked_as_the_whole_split_is(trained, monkeypatch):
         expected = np.concatenate([getattr(each, field) for each in batches])
         np.testing.assert_array_equal(getattr(batch, field)[:2], expected[[7, 2]])
         assert getattr(batch, field).shape == getattr(batches[0], field).shape
-    longest = max(query.duration for query in whole.queries)
-    assert limits == [max_answer_tokens(trained.tokenizers.t5, longest, "default")]
+    assert limits == [max(query.duration for query in whole.queries)]
 
 
 def test_batches_are_traced(trained, tmp_path, monkeypatch):

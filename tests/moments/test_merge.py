@@ -43,6 +43,14 @@ def test_whole_seconds_are_written_as_the_model_writes_them(annotations):
     assert str(merged.annotations[0].stage1_windows) == "[[1.5, 8], [30, 40]]"
 
 
+def test_stage_2_gets_the_windows_of_the_answer_alone(annotations):
+    listed = dataclasses.replace(PREDICTIONS[0], windows=[*PREDICTIONS[0].windows, [50, 60, 0.1]], answer_windows=2)
+    alone, among_others = (
+        merge_stage1(read_annotations(annotations), [prediction]) for prediction in (PREDICTIONS[0], listed)
+    )
+    assert alone == among_others
+
+
 def test_a_whole_video_needs_its_length(tmp_path):
     lines = tmp_path / "charades.txt"
     lines.write_text("AO8RW 0.0 6.9##a person talks.\nAO8RW 1.0 2.0##a person walks.\n")

@@ -137,6 +137,26 @@ def test_ranked_longest_scores_the_order():
     assert reorder_windows(SECOND, "longest") == SECOND
 
 
+LISTED = Prediction(
+    3, "q", "v", [[0, 4, 0.9], [10, 30, 0.5], [0, 40, 0.4], [1, 2, 0.1]], support=[0.5, 0.9, 0.4, 0.6], answer_windows=2
+)
+
+
+def test_windows_of_other_beams_stay_behind_those_of_the_answer(tmp_path):
+    write_predictions(tmp_path / "predictions.jsonl", [LISTED])
+    assert read_predictions(tmp_path / "predictions.jsonl") == [LISTED]
+    spans = {order: [window[:2] for window in reorder_windows(LISTED, order).windows] for order in ("longest", "score")}
+    assert spans == {order: [[10, 30], [0, 4], [1, 2], [0, 40]] for order in ("longest", "score")}
+
+
+@pytest.mark.parametrize("count", [-1, 5, 1.5, True, "2"])
+def test_a_wrong_number_of_windows_of_the_answer_is_a_fault(tmp_path, count):
+    row = {"qid": 1, "query": "q", "vid": "v", "pred_relevant_windows": [[0, 1, 0.5]] * 4, "answer_windows": count}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(row))
+    with pytest.raises(PredictionError, match="line 1: answer_windows: expected how many windows are of the answer"):
+        read_predictions(tmp_path / "predictions.jsonl")
+
+
 def test_ranked_by_score_goes_by_the_support(tmp_path):
     written = Prediction(1, "q", "v", [[10, 30, 0.4], [0, 4, 0.3999], [6, 8, 0.1]], support=[0.4, 0.9, 0.1])
     write_predictions(tmp_path / "p.jsonl", [written])

@@ -50,6 +50,50 @@ def test_scores_fall_along_the_order_and_support_is_kept():
     assert given.windows == [[0, 4, 1.0], [10, 20, 0.6], [30, 34, 0.5999]]
 
 
+def test_windows_of_the_other_beams_come_after_those_of_the_answer():
+    texts = ["[[0, 4], [10, 20]]", "[[0, 4], [30, 40]]", "[[0, 5], [10, 20]]"]
+    shares = [math.log(0.5), math.log(0.3), math.log(0.2)]
+    best = score_moments(texts, shares, 40, window_order="longest")
+    assert (best.other_windows, best.other_support) == ([], [])
+    listed = score_moments(texts, shares, 40, window_order="longest", window_source="all_beams")
+    assert (
+        (listed.windows, listed.support)
+        == (best.windows, best.support)
+        == (
+            [[10, 20, 0.7], [0, 4, 0.6999]],
+            [0.7, 0.96],
+        )
+    )
+    # [0, 5] overlaps a window of every beam: 0.8 of it in two beams.
+    assert listed.other_windows == [[0, 5, 0.6998], [30, 40, 0.3]]
+    assert listed.other_support == [0.84, 0.3]
+    reference = score_moments(
+        texts, shares, 40, window_order="longest", window_source="all_beams", behaviour="reference"
+    )
+    assert reference.other_windows == []
+
+
+def test_listed_windows_never_lower_a_score():
+    """Windows behind the others can hit what these have missed, and change nothing before them."""
+    rng = np.random.default_rng(0)
+    cases: dict[str, list[EvalCase]] = {"best_beam": [], "all_beams": []}
+    for query in range(200):
+        texts = [str([sorted(pair) for pair in rng.integers(0, 12, (rng.integers(1, 4), 2)).tolist()]) for _ in "12345"]
+        truth = [[start, start + 3] for start in rng.integers(0, 9, 2).tolist()]
+        for source, listed in cases.items():
+            moments = score_moments(
+                texts, sorted(-rng.random(5))[::-1], 12, window_order="longest", window_source=source
+            )
+            listed.append(EvalCase(query, [*moments.windows, *moments.other_windows], truth))
+    for score in (reference_scores, official_scores):
+        best, both = (score(listed) for listed in cases.values())
+        assert [best[name] for name in ("R1@0.5", "R1@0.7", "R1_avg", "mIoU")] == [
+            both[name] for name in ("R1@0.5", "R1@0.7", "R1_avg", "mIoU")
+        ]
+        assert all(both["detail"]["mAP"][name] >= value for name, value in best["detail"]["mAP"].items())
+        assert both["mAP"] > best["mAP"] + 1
+
+
 def test_both_protocols_rank_alike():
     """The first window is right, the second has more support."""
     moments = score_moments(["[[0, 4], [10, 20]]", "[[0, 4]]"], [-0.5, -0.6], 40, window_order="longest")
@@ -69,6 +113,16 @@ def test_both_protocols_rank_alike():
 )
 def test_falling_scores(scores, falling):
     assert falling_scores(scores) == falling
+
+
+def test_numbers_that_replace_others_are_read_back():
+    texts = ["[[100, 113]]", "[[113, 129], [2, 5]]"]
+    moments = score_moments(
+        texts, [-0.1, -0.1], 150, window_order="given", window_source="all_beams", meant_seconds={113: 112, 129: 128}
+    )
+    assert [window[:2] for window in moments.windows] == [[100, 112]]
+    assert sorted(window[:2] for window in moments.other_windows) == [[2, 5], [112, 128]]
+    assert moments.status == "exact"
 
 
 def test_an_unreadable_best_answer_gives_way_to_the_next_and_is_counted():

@@ -198,6 +198,20 @@ NAMED = (
         "the search ends by its worst beam",
         noticed_by=("tests/models/test_beam_search.py",),
     ),
+    Mutant(
+        "calce_jax/models/answer_grammar.py",
+        "low = jnp.where(is_end, self._first_end[state.start][:, :, None], 0)",
+        "low = jnp.zeros_like(token.kind)",
+        "a window may end before it starts",
+        noticed_by=("tests/models/test_answer_grammar.py",),
+    ),
+    Mutant(
+        "calce_jax/models/answer_grammar.py",
+        "high = jnp.where(is_end, self._last, self._last_start)",
+        "high = jnp.full_like(token.kind, self._max_second)",
+        "a window may end beyond the video",
+        noticed_by=("tests/models/test_answer_grammar.py",),
+    ),
     Mutant(CALCE, "max_captions: int = 5", "max_captions: int = 3", "three captions", noticed_by=("tests/presets",)),
     Mutant(
         CALCE,
@@ -278,9 +292,16 @@ NAMED = (
     ),
     Mutant(
         "calce_jax/moments/scoring.py",
-        "zip(order, falling_scores(support), strict=True)",
-        "zip(order, support, strict=True)",
+        "scores = falling_scores(support)",
+        "scores = support",
         "scores that rise along the list",
         noticed_by=("tests/moments/test_scoring.py",),
+    ),
+    Mutant(
+        "calce_jax/moments/merge.py",
+        "prediction.windows[: prediction.answer_windows]",
+        "prediction.windows",
+        "stage 2 gets the windows of all beams",
+        noticed_by=("tests/moments/test_merge.py",),
     ),
 )

@@ -57,6 +57,14 @@ def test_published_runs(name):
 def test_the_original_reads_windows_in_the_given_order_and_does_not_regroup():
     config = get_preset("qvhighlights,stage=1,behaviour=reference")
     assert (config.generation.window_order, config.data.group, config.behaviour) == ("given", 1, "reference")
+    assert config.generation.window_source == "best_beam"
+
+
+@pytest.mark.parametrize(("dataset", "grid"), [("qvhighlights", 2), ("charades_sta", 1), ("shapes", 1)])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_predictions_list_the_windows_of_all_beams_on_the_grid_of_the_annotations(dataset, grid, stage):
+    config = get_preset(f"{dataset},stage={stage}")
+    assert (config.generation.window_source, config.data.window_grid) == ("all_beams", grid)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

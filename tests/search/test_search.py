@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -253,6 +254,28 @@ def test_videos_of_any_length_are_searched(searcher, tmp_path, seconds):
         assert all(a.score > b.score for a, b in pairwise(found.moments))
         assert all(0 < m.score <= 1 for m in found.moments)
         assert len(found.frames) >= min(seconds, 10)
+
+
+@pytest.mark.slow
+def test_a_constrained_model_writes_windows_of_the_segment_whatever_its_weights(tmp_path, monkeypatch):
+    stages = [
+        replace(stage, config=replace(stage.config, generation=replace(stage.config.generation, constrain=True)))
+        for stage in make_stages()
+    ]
+    predict, texts = Predictor.predict, []
+
+    def spy(predictor, examples, features):
+        answers = predict(predictor, examples, features)
+        texts.extend(answer.moments.text for answer in answers)
+        return answers
+
+    monkeypatch.setattr(Predictor, "predict", spy)
+    video = write_clip(tmp_path / "a.mp4", frames=40, rate=5)
+    Searcher(stages, DiskCache(""), MAX_SEGMENT_SECONDS).search(video, [QUERY, "a dog"])
+    assert len(texts) == 4
+    for text in texts:
+        assert text == "[]" or re.match(r"\[\[\d, \d\]", text), text
+        assert all(0 <= int(start) < int(end) <= 8 for start, end in re.findall(r"\[(\d+), (\d+)\]", text)), text
 
 
 @pytest.mark.slow
