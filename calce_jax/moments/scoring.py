@@ -39,6 +39,7 @@ class QueryMoments:
       hypotheses: all beams, most probable first.
       support: expected IoU of each window, in [0, 1], in the order of `windows`; where it does not rise along the list
         it is the score.
+      is_absent: the answer is "[]": the query does not happen.
     """
 
     windows: list[list[float]]
@@ -46,6 +47,7 @@ class QueryMoments:
     status: ParseStatus
     hypotheses: list[BeamHypothesis] = dataclasses.field(default_factory=list)
     support: list[float] = dataclasses.field(default_factory=list)
+    is_absent: bool = False
 
 
 def score_moments(
@@ -67,15 +69,16 @@ def score_moments(
       log_probabilities: of each answer, natural logarithm.
       duration: of the video, in seconds.
       window_order: the order of the windows.
-      behaviour: by default the first answer with a window is used, and its status is "repaired" if it is not the best;
-        "reference" always uses the best answer, and orders its windows by time.
+      behaviour: by default the first answer with a window, or that says "[]", is used, and its status is "repaired" if
+        it is not the best; "reference" always uses the best answer, and orders its windows by time.
     """
     parsed = [parse_windows(text, duration) for text in texts]
-    best = next((i for i, answer in enumerate(parsed) if answer.windows), 0)
+    best = next((i for i, answer in enumerate(parsed) if answer.is_answer), 0)
     text, windows, status = texts[best], parsed[best].windows, parsed[best].status
+    is_absent = parsed[best].is_answer and not windows
     if behaviour == "reference":
         text, reference_answer = texts[0], parse_windows(texts[0], duration, behaviour="reference")
-        windows, status = reference_answer.windows, reference_answer.status
+        windows, status, is_absent = reference_answer.windows, reference_answer.status, False
     elif best > 0:
         status = "repaired"
     hypotheses = [
@@ -87,7 +90,7 @@ def score_moments(
     order = order_windows(windows, support, window_order="given" if behaviour == "reference" else window_order)
     support = [support[i] for i in order]
     ranked = [[*map(float, windows[i]), score] for i, score in zip(order, falling_scores(support), strict=True)]
-    return QueryMoments(ranked, text, status, hypotheses, support)
+    return QueryMoments(ranked, text, status, hypotheses, support, is_absent)
 
 
 def expected_iou(windows: Float[np.ndarray, "N 2"], hypotheses: Sequence[BeamHypothesis]) -> Float[np.ndarray, " N"]:
