@@ -27,7 +27,9 @@ ROOT = Path(__file__).parents[2]
 TRAIN = [
     Annotation(2579, "b", 'She says "no" — twice.', ["she", "é"], 150, [[82, 150]]),
     Annotation("x_1", "a", "An empty road.", [], 20.123456789, [[0.1, 6.9], [7, 11.3]], [[1, 2.7]], "several"),
-    Annotation("x_2", "b", "Nothing was found.", ["one"], 150, [], [], "visual", is_absent=True, fact="é", facts=["a", "b"]),
+    Annotation(
+        "x_2", "b", "Nothing was found.", ["one"], 150, [], [], "visual", is_absent=True, fact="é", facts=["a", "b"]
+    ),
     Annotation("x_3", "broken", "Not to be seen.", [], 9, [[0, 1]]),
 ]
 VAL = [Annotation(1, "c", "How long is it?", ["it"], None, [[0, 3]])]
