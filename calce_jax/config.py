@@ -62,6 +62,7 @@ class Choices:
 PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
 UnitInterval = Annotated[float, Range(0, 1)]
+HalfInterval = Annotated[float, Range(0, 0.5)]
 NonNegativeFloat = Annotated[float, Range(0)]
 FloatDtype = Literal["float32", "bfloat16"]
 
@@ -87,6 +88,9 @@ class DataConfig:
     )
     caption_blocks: Annotated[PositiveInt, "at most so many blocks of captions of a video"] = 8
     window_grid: Annotated[PositiveInt, "seconds; annotated windows begin and end at its multiples"] = 1
+    negatives: Annotated[HalfInterval, "share of training rows with a query of another video; the answer is []"] = 0.0
+    inverted: Annotated[HalfInterval, "share of training rows that ask for the query, given the windows"] = 0.0
+    mix: Annotated[UnitInterval, "share of training rows with frames of another video outside the windows"] = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +242,9 @@ PATH_FIELDS = (
     "text.bert_tokenizer",
 )
 
+# Fields of `DataConfig`: shares of training rows that are changed, see `calce_jax.input_pipeline.row_variants`.
+CHANGED_ROWS = ("negatives", "inverted", "mix")
+
 # Fields that change neither the results of a run nor its checkpoints: a workdir can be resumed with other values.
 IGNORED_ON_RESUME = (
     "mesh",
@@ -370,6 +377,9 @@ def _check_consistency(run: RunConfig) -> Iterator[str]:
         )
     if run.model.ln_vision == "frozen" and run.behaviour == "reference":
         yield "config.model.ln_vision: must be 'trained' with config.behaviour='reference', got 'frozen'"
+    for name in CHANGED_ROWS:
+        if getattr(run.data, name) and run.behaviour == "reference":
+            yield f"config.data.{name}: must be 0 with config.behaviour='reference', got {getattr(run.data, name)}"
     if keyframes.clusters > run.data.frames:
         yield f"config.keyframes.clusters: must be <= config.data.frames={run.data.frames}, got {keyframes.clusters}"
     if schedule.floor > schedule.peak:

@@ -84,6 +84,7 @@ def test_the_programs_are_those_that_a_run_compiles():
         == [f"train_{part}" for part in ("encode", "stack", "gather")] + names + searches
     )
     assert program_names(grouped(group=1)) == ["train_step", "infer_predict", *searches]
+    assert program_names(grouped(negatives=0.2, inverted=0.2, mix=0.5)) == names + searches
     for name in RUNS:  # by default rows are grouped
         assert len(program_names(config(name))) == 7
 

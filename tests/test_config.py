@@ -87,6 +87,13 @@ def changed(**fields):
         ({"schedule__floor": 1.0}, "config.schedule.floor: must be <= config.schedule.peak=0.0003, got 1.0"),
         ({"keyframes__clusters": 21}, "config.keyframes.clusters: must be <= config.data.frames=10, got 21"),
         ({"keyframes__filter_dilation": 1}, "config.keyframes.filter_dilation: must be 0 in stage 1, got 1"),
+        ({"data__negatives": 0.6}, r"config.data.negatives: must be a float in \[0, 0.5\], got 0.6"),
+        ({"data__inverted": -0.1}, r"config.data.inverted: must be a float in \[0, 0.5\], got -0.1"),
+        ({"data__mix": 1.5}, r"config.data.mix: must be a float in \[0, 1\], got 1.5"),
+        (
+            {"data__mix": 0.5, "behaviour": "reference"},
+            "config.data.mix: must be 0 with config.behaviour='reference', got",
+        ),
         ({"stage": 2, "keyframes__mode": "none"}, "config.keyframes.mode: must be 'cluster' in stage 2, got 'none'"),
     ],
 )
@@ -126,6 +133,17 @@ def test_the_config_locks_its_fields():
         config.data.framse = 3
     with pytest.raises(TypeError):
         config.data.frames = "many"
+
+
+def test_a_run_with_changed_rows_is_another_run():
+    """As with augmentation; a config of before there were such fields has none."""
+    plain = validate(get_config("shapes,stage=1"))
+    changed = dataclasses.replace(plain, data=dataclasses.replace(plain.data, negatives=0.2, mix=0.1))
+    before = to_dict(plain)
+    for name in ("negatives", "inverted", "mix"):
+        del before["data"][name]
+    assert diff(before, to_dict(plain)) == []
+    assert diff(before, to_dict(changed)) == ["data.mix: 0.0 there, 0.1 here", "data.negatives: 0.0 there, 0.2 here"]
 
 
 def test_differences_pass_over_what_is_harmless():

@@ -54,6 +54,9 @@ def _table_features(table: TableName) -> tfds.features.FeaturesDict:
             ),
             "stage1_known": _number_feature((), np.bool_, "Whether the predictions of stage 1 have been merged in."),
             "kind": text(doc="Kind of query, such as visual or caption; empty if unknown."),
+            "is_absent": _number_feature((), np.bool_, "Whether the query is annotated as not happening in the video."),
+            "fact": text(doc="What the query asks for, equal for queries of the same meaning; empty if unknown."),
+            "facts": texts,  # all that happens in the video; none if unknown
         }
     )
 

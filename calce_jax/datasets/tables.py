@@ -249,6 +249,9 @@ def _query_rows(rows: Sequence[Annotation], stored_durations: Mapping[str, float
                 "stage1_windows": windows_array(row.stage1_windows or ()),
                 "stage1_known": np.bool_(row.stage1_windows is not None),
                 "kind": row.kind or "",
+                "is_absent": np.bool_(row.is_absent),
+                "fact": row.fact or "",
+                "facts": list(row.facts or ()),
             }
 
 

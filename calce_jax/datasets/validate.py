@@ -24,7 +24,8 @@ class ValidationReport:
       hours: total duration of the readable ones.
       max_duration: longest duration of those, seconds.
       num_windows: number of annotated windows of all queries.
-      without_windows: number of queries without windows.
+      without_windows: number of queries whose windows are not known.
+      absent: number of queries that do not happen in their video.
       without_items: number of queries without items.
       without_length: ids of queries with a window of no length, which no answer can meet.
       row_faults: of queries, "FILE, line N, FIELD: what is wrong; remedy", by split.
@@ -37,6 +38,7 @@ class ValidationReport:
     max_duration: float
     num_windows: int
     without_windows: int
+    absent: int
     without_items: int
     without_length: list[str | int]
     row_faults: dict[str, list[str]]
@@ -57,7 +59,7 @@ class ValidationReport:
         lines = [
             *(f"{split}: {count} queries" for split, count in self.queries.items()),
             f"{self.num_videos} videos, {self.hours:.2f} hours; the longest is {self.max_duration:.1f} s",
-            f"{self.num_windows} windows; {self.without_windows} queries have none, "
+            f"{self.num_windows} windows; {self.without_windows} queries have none, {self.absent} do not happen, "
             f"{self.without_items} have no items, and get the nouns of their sentence",
             name_queries("queries have a window of no length, which no answer can meet", self.without_length),
             f"{self.num_faults} faults",
@@ -102,7 +104,8 @@ def validate_dataset(
         hours=sum(durations.values()) / 3600,
         max_duration=max(durations.values(), default=0.0),
         num_windows=sum(len(row.windows) for row in rows),
-        without_windows=sum(not row.windows for row in rows),
+        without_windows=sum(not row.windows and not row.is_absent for row in rows),
+        absent=sum(row.is_absent for row in rows),
         without_items=sum(not row.items for row in rows),
         without_length=[row.qid for row in windows_without_length(rows)],
         row_faults=row_faults,
@@ -125,7 +128,7 @@ def _check_split_leakage(splits: Mapping[str, Sequence[Annotation]]) -> Iterator
 def _check_row(row: Annotation, split: str, duration: float | None) -> Iterator[str]:
     """Yield the faults of a query that can be read; `duration` is that of the file in seconds, None if unreadable."""
     location = f"{row.location or split} (query {row.qid})"
-    if split == "train" and not row.windows:
+    if split == "train" and not row.windows and not row.is_absent:
         yield f"{location}, relevant_windows: none, so it cannot be trained on; add the windows or drop the row"
     if duration is not None and row.duration is not None and abs(row.duration - duration) > DURATION_TOLERANCE_S:
         yield (

@@ -1,8 +1,8 @@
 """Batches in a fixed order: shuffled by seed and epoch, shared between hosts, read by threads or worker processes.
 
-The position of a batch determines its queries and the random numbers of their crops. So the number of hosts and of
-workers does not change the training data. The state of an iterator is the number of batches that were taken: restored
-with any number of workers, it continues with the next batch.
+The position of a batch determines its queries, the random numbers of their crops, and which rows are changed. So the
+number of hosts and of workers does not change the training data. The state of an iterator is the number of batches that
+were taken: restored with any number of workers, it continues with the next batch.
 """
 
 import os
@@ -15,10 +15,11 @@ from absl import flags
 
 from calce_jax.batch import Batch, Features
 from calce_jax.input_pipeline.buffer_pool import BufferPool, retain_freed_memory
-from calce_jax.input_pipeline.dataset import open_dataset
-from calce_jax.input_pipeline.example import Example
+from calce_jax.input_pipeline.dataset import MomentDataset, open_dataset
+from calce_jax.input_pipeline.example import Example, Query
 from calce_jax.input_pipeline.feature_store import FeatureStore
 from calce_jax.input_pipeline.input_config import InputConfig, batches_per_epoch, text_sizes
+from calce_jax.input_pipeline.row_variants import RowVariants
 from calce_jax.input_pipeline.rows import InputError, RowMaker, stack_rows
 from calce_jax.text.prompt import PromptWriter
 from calce_jax.text.text_tokenizer import TextTokenizer
@@ -157,6 +158,7 @@ class _BatchLoader:
             feature_store=FeatureStore(config.features) if config.features else None,
         )
         self._config, self._examples, self._host_rows = config, examples, host_rows
+        self._variants = RowVariants(config, examples, _queries_of(examples)) if config.changes_rows else None
         # Frames are most of the bytes of a batch; each is decoded into its final position.
         size = 0 if config.features else config.image_size
         self._buffer_pool = BufferPool((host_rows.stop - host_rows.start, config.frames, size, size, 3))
@@ -180,7 +182,16 @@ class _BatchLoader:
     def _load_row(self, epoch: int, index: int, out: np.ndarray) -> Any:
         config = self._config
         rng = np.random.default_rng((config.seed, epoch, index)) if config.augment else None
-        return self._make_row(self._examples[index], index, rng, out)
+        if self._variants is None:
+            return self._make_row(self._examples[index], index, rng, out)
+        variant = self._variants(epoch, index)
+        row = self._make_row(variant.example, index, rng, out, inverted=variant.inverted, background=variant.background)
+        return {**row, "row_flags": np.int32(row["row_flags"] | variant.row_flags)}
+
+
+def _queries_of(examples: Sequence[Example]) -> Sequence[Query]:
+    """Return the queries of a split, without reading its videos where it is one of tables."""
+    return list(examples.queries()) if isinstance(examples, MomentDataset) else examples
 
 
 def _available_cores() -> int:

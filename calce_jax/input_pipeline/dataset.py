@@ -132,6 +132,10 @@ def _to_query(row: dict[str, Any]) -> Query:
         windows=row["windows"],
         stage1_windows=row["stage1_windows"] if row["stage1_known"] else None,
         kind=row["kind"].decode() or None,
+        # Tables of earlier versions do not have these.
+        is_absent=bool(row.get("is_absent", False)),
+        fact=row.get("fact", b"").decode(),
+        facts=tuple(fact.decode() for fact in row.get("facts", ())),
     )
 
 

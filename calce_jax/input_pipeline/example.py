@@ -1,6 +1,6 @@
 """A query, and a query with its video: what a row of a batch is made from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,9 +16,12 @@ class Query:
       query: the sentence.
       items: noun phrases of the sentence.
       duration: of the video in seconds, as annotated, or else that of the file.
-      windows: annotated windows, float64 (n, 2) in seconds; (0, 2) if not annotated.
+      windows: annotated windows, float64 (n, 2) in seconds; (0, 2) if not annotated, and if `is_absent`.
       stage1_windows: float64 (n, 2) in seconds; None before stage-1 predictions are merged.
       kind: of the query, if annotated.
+      is_absent: annotated as not happening in the video.
+      fact: what the query asks for, "" if not annotated; equal for queries of the same meaning.
+      facts: all that happens in the video, in the same form; empty if not annotated.
     """
 
     qid: str | int
@@ -30,6 +33,9 @@ class Query:
     windows: np.ndarray
     stage1_windows: np.ndarray | None
     kind: str | None
+    is_absent: bool = field(default=False, kw_only=True)
+    fact: str = field(default="", kw_only=True)
+    facts: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from calce_jax.batch import Batch, Features
-from calce_jax.config import Behaviour, RunConfig
+from calce_jax.config import CHANGED_ROWS, Behaviour, RunConfig
 from calce_jax.input_pipeline.feature_store import FeatureStore
 from calce_jax.models.calce import CalceConfig
 from calce_jax.text.text_row import TextSizes
@@ -37,6 +37,7 @@ class InputConfig:
       behaviour: "reference" reproduces the original, see `calce_jax.text.prompt`.
       features: folder of stored features, read in place of frames (`calce_jax.input_pipeline.feature_store`); "" reads
         frames. Stored features have no crops, so `augment` must be False.
+      negatives, inverted, mix: shares of the rows that are changed, see `calce_jax.input_pipeline.row_variants`.
     """
 
     folder: str
@@ -60,6 +61,14 @@ class InputConfig:
     use_captions: bool = True
     behaviour: Behaviour = "default"
     features: str = ""
+    negatives: float = 0.0
+    inverted: float = 0.0
+    mix: float = 0.0
+
+    @property
+    def changes_rows(self) -> bool:
+        """Whether some rows are changed."""
+        return any(getattr(self, name) > 0 for name in CHANGED_ROWS)
 
 
 def text_sizes(config: InputConfig) -> TextSizes:
@@ -146,4 +155,5 @@ def input_config(config: RunConfig, split: str, model_config: CalceConfig, *, tr
         use_captions=config.data.use_captions,
         behaviour=config.behaviour,
         features=config.data.features,
+        **{name: getattr(config.data, name) if training else 0.0 for name in CHANGED_ROWS},
     )

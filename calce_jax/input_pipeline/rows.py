@@ -13,11 +13,13 @@ from jaxtyping import UInt8
 from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
 from calce_jax.input_pipeline.augment import sample_crop
+from calce_jax.input_pipeline.background import Background, FrameSource
 from calce_jax.input_pipeline.example import Example
 from calce_jax.input_pipeline.feature_store import FeatureStore, FrameKeys, checksums
 from calce_jax.input_pipeline.speech_mask import mark_speech_frames
 from calce_jax.text.caption import Caption
 from calce_jax.text.captions import clean_captions, speech_intervals
+from calce_jax.text.inverted import InvertedTask
 from calce_jax.text.prompt import PromptWriter, mentions_speech, stage1_windows
 from calce_jax.text.text_row import RowFlag
 from calce_jax.video.decode import decode_jpeg, head_indices, jpeg_size
@@ -63,6 +65,9 @@ class RowMaker:
         index: int,
         rng: np.random.Generator | None,
         out: UInt8[np.ndarray, "T Y X 3"] | None = None,
+        *,
+        inverted: InvertedTask | None = None,
+        background: Background | None = None,
     ) -> Row:
         """Make the row of one example.
 
@@ -71,16 +76,19 @@ class RowMaker:
           index: its row in the queries table.
           rng: draws the field `crop`; without one a row has no such field.
           out: array for the frames, such as a slice of a batch's; by default a new one.
+          inverted: asks for the query, or a word of it, in place of the windows.
+          background: replaces some frames.
 
         Raises:
           InputError: frames are not stored, damaged, of another size or without features; or the text cannot be
             written.
         """
         try:
-            return self._row(example, index, rng, out)
+            return self._row(example, index, rng, out, inverted=inverted, background=background)
         except ValueError as error:
             reason, remedy = (error.reason, error.remedy) if isinstance(error, UserError) else (str(error), "")
-            raise InputError(f"query {example.qid} of video {example.video}: {reason}", remedy) from error
+            before = "" if background is None else f" before frames of video {background.example.video}"
+            raise InputError(f"query {example.qid} of video {example.video}{before}: {reason}", remedy) from error
 
     def padding_row(self, like: Row) -> Row:
         """Return a row of zeros in the shapes of another, with `row_mask` False, `example_index` -1 and no captions."""
@@ -88,14 +96,26 @@ class RowMaker:
         zeros = jax.tree.map(np.zeros_like, dict(like))
         return {**zeros, "example_index": np.int32(-1), "caption_positions": positions}
 
-    def _row(self, example: Example, index: int, rng: np.random.Generator | None, out: np.ndarray | None) -> Row:
+    def _row(
+        self,
+        example: Example,
+        index: int,
+        rng: np.random.Generator | None,
+        out: np.ndarray | None,
+        *,
+        inverted: InvertedTask | None,
+        background: Background | None,
+    ) -> Row:
         writer, sizes = self.writer, self.writer.sizes
         behaviour: Behaviour = writer.behaviour
         frame_positions = stored_frame_positions(example.total_frames, example.indices, sizes.frames)
         times = np.asarray(example.times, np.float32)[frame_positions]
         if behaviour == "reference" and writer.stage == 2:
             times = np.round(times, 2)
-        jpegs = [example.keyframes[i] for i in frame_positions]
+        sources = [(example, position) for position in frame_positions]
+        if background is not None:
+            sources = background.replace(sources)
+        jpegs = [source.keyframes[i] for source, i in sources]
         frames = self._decode_frames(jpegs, out)
 
         raw_captions = [Caption(*caption) for caption in example.captions] if self.use_captions else []
@@ -109,6 +129,7 @@ class RowMaker:
             windows, window_flags = stage1_windows(example.stage1_windows, example.duration, behaviour)
             if len(windows) > self.max_windows:
                 windows, window_flags = windows[: self.max_windows], window_flags | RowFlag.STAGE1_WINDOWS_DROPPED
+        shown_query = example.query if inverted is None else inverted.shown_words
         text_row = writer.write(
             example.query,
             example.items,
@@ -117,6 +138,8 @@ class RowMaker:
             captions,
             true_windows=example.windows,
             stage1_windows=windows,
+            is_absent=example.is_absent,
+            inverted=inverted,
         )
         fields = {
             "frames": frames,
@@ -128,7 +151,7 @@ class RowMaker:
             "query_bert_tokens": text_row.query_bert_tokens,
             "caption_bert_tokens": text_row.caption_bert_tokens,
             "caption_positions": text_row.caption_positions,
-            "is_speech_query": np.bool_(bool(raw_captions) and mentions_speech(example.query, behaviour)),
+            "is_speech_query": np.bool_(bool(raw_captions) and mentions_speech(shown_query, behaviour)),
             "has_speech": _pad_first_axis(speech_mask, sizes.frames),
             "stage1_windows": _pad_first_axis(np.asarray(windows, np.float32).reshape(-1, 2), self.max_windows),
             "window_mask": np.arange(self.max_windows) < len(windows),
@@ -141,13 +164,11 @@ class RowMaker:
             fields["crop"] = np.array(sample_crop(rng, self.image_size, self.image_size), np.int32)
         if self.feature_store is None:
             return fields
-        frame_keys = FrameKeys(example.video, [int(example.indices[i]) for i in frame_positions], checksums(jpegs))
-        return fields | {
-            "features": {
-                name: _pad_first_axis(array, sizes.frames)
-                for name, array in self.feature_store.read(frame_keys).items()
-            }
-        }
+        if background is None:
+            features = self.feature_store.read(_frame_keys(example, frame_positions))
+        else:
+            features = _read_mixed_features(self.feature_store, sources)
+        return fields | {"features": {name: _pad_first_axis(array, sizes.frames) for name, array in features.items()}}
 
     def _decode_frames(self, jpegs: Sequence[bytes], out: np.ndarray | None) -> UInt8[np.ndarray, "T Y X 3"]:
         frames, size = self.writer.sizes.frames, self.image_size
@@ -159,6 +180,23 @@ class RowMaker:
         decode_frames_into(jpegs, clip)
         padding[...] = 0
         return out
+
+
+def _frame_keys(example: Example, positions: Sequence[int]) -> FrameKeys:
+    """Return the keys of stored frames of a video."""
+    jpegs = [example.keyframes[position] for position in positions]
+    return FrameKeys(example.video, [int(example.indices[position]) for position in positions], checksums(jpegs))
+
+
+def _read_mixed_features(store: FeatureStore, sources: Sequence[FrameSource]) -> dict[str, np.ndarray]:
+    """Return the features of frames of several videos, by field of `Features`; a frame may repeat."""
+    features: dict[str, np.ndarray] = {}
+    for video in dict.fromkeys(example.video for example, _ in sources):
+        rows = [row for row, (example, _) in enumerate(sources) if example.video == video]
+        positions, repeats = np.unique([sources[row][1] for row in rows], return_inverse=True)
+        for name, array in store.read(_frame_keys(sources[rows[0]][0], positions.tolist())).items():
+            features.setdefault(name, np.empty((len(sources), *array.shape[1:]), array.dtype))[rows] = array[repeats]
+    return features
 
 
 def stored_frame_positions(total: int, indices: Sequence[int] | np.ndarray, frames: int) -> list[int]:

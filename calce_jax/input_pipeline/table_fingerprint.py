@@ -11,15 +11,22 @@ from calce_jax.input_pipeline.example import Query
 Fingerprint = dict[str, Any]
 
 
-def table_fingerprint(queries: Sequence[Query], stage: Stage) -> Fingerprint:
+def table_fingerprint(queries: Sequence[Query], stage: Stage, *, with_facts: bool = False) -> Fingerprint:
     """Return the fingerprint of a split: JSON values that are equal for equal queries in the same order.
 
     Args:
       queries: all of the split.
       stage: stage 1 does not read the windows that `calce merge` adds to the same tables.
+      with_facts: whether the facts of the queries are used.
     """
     rows = [
-        (q.qid, q.video, q.query, q.items, q.duration, q.windows.tolist(), _stage1_windows(q) if stage == 2 else None)
+        (
+            *(q.qid, q.video, q.query, q.items, q.duration, q.windows.tolist()),
+            _stage1_windows(q) if stage == 2 else None,
+            # Queries of earlier versions keep their hash.
+            *(["absent"] if q.is_absent else []),
+            *([q.fact, q.facts] if with_facts else []),
+        )
         for q in queries
     ]
     return {

@@ -5,7 +5,7 @@
     original    the original's JSON list: as official, with items and, for stage 2, stage1_result
     separated   lines of TimeLens-Bench: "v_abc>>>a man runs>>>[0.0, 6.9]", or several windows [[0.0, 6.9], ...]
     by video    one JSON object: ActivityNet Captions, TimeLens-Bench, TACoS; see `moments.annotations_by_video`
-    own         one JSON object a line: as official, with items, kind and, for stage 2, stage1_windows
+    own         one JSON object a line: as official, with items, kind, fact, facts and, for stage 2, stage1_windows
 
 The format is recognised by the content. One error names all rows that cannot be used.
 """
@@ -41,7 +41,8 @@ from calce_jax.storage.text_files import read_text
 
 SEPARATOR = ">>>"
 STAGE1_WINDOW_FIELDS = ("stage1_windows", "stage1_result")
-_FIELDS = ("qid", "query", "vid", "video", "duration", "items", "kind", "relevant_windows", *STAGE1_WINDOW_FIELDS)
+_FIELDS = ("qid", "query", "vid", "video", "duration", "items", "kind", "fact", "facts", "relevant_windows")
+_FIELDS += STAGE1_WINDOW_FIELDS
 _SALIENCY_FIELDS = ("relevant_clip_ids", "saliency_scores")
 # Of predictions, not read; any other field may be there too, unless it looks like one of `_FIELDS` that the row lacks.
 _UNREAD_FIELDS = ("pred_relevant_windows", "pred_saliency_scores")
@@ -69,11 +70,14 @@ class Annotation:
       items: the things named in the query, as noun phrases; empty where the file lists none.
       duration: of the video, in seconds; `None` where the file has none and the video has not been read yet.
       windows: the true [start, end] in seconds, as annotated ("relevant_windows" in files); they may reach beyond the
-        video. Empty where they are not published, as in a test split.
+        video. Empty where they are not published, as in a test split, and where `is_absent`.
       stage1_windows: windows predicted by stage 1, in seconds; `None` before stage 1 has run.
       kind: what answering needs, e.g. "visual"; `None` where it is not known.
       clip_ratings: of QVHighlights, the ratings of clips of two seconds by three annotators, by the clip's number
         ("relevant_clip_ids" and "saliency_scores" in files); `None` where the file has none.
+      is_absent: the query does not happen in the video: an empty list of windows, and not none.
+      fact: what the query asks for, in a form that is equal for queries of the same meaning; `None` if not known.
+      facts: everything that happens in the video, in the same form; `None` if not known.
       location: where it was read, "val.jsonl, line 3", for messages; "" for one that was not. Not compared.
     """
 
@@ -86,6 +90,9 @@ class Annotation:
     stage1_windows: list[list[Seconds]] | None = None
     kind: str | None = None
     clip_ratings: dict[int, list[int | float]] | None = None
+    is_absent: bool = False
+    fact: str | None = None
+    facts: list[str] | None = None
     location: str = dataclasses.field(default="", compare=False, repr=False)
 
     @property
@@ -203,7 +210,9 @@ def _annotation_to_json(annotation: Annotation) -> dict[str, Any]:
         "duration": annotation.duration,
         "items": annotation.items,
         "kind": annotation.kind,
-        "relevant_windows": annotation.windows or None,
+        "fact": annotation.fact,
+        "facts": annotation.facts,
+        "relevant_windows": annotation.windows or ([] if annotation.is_absent else None),
         "stage1_windows": annotation.stage1_windows,
         "relevant_clip_ids": None if annotation.clip_ratings is None else list(annotation.clip_ratings),
         "saliency_scores": None if annotation.clip_ratings is None else list(annotation.clip_ratings.values()),
@@ -231,7 +240,7 @@ def _parse_separated_line(line: str, qid: str) -> dict[str, Any]:
         "video": video.strip(),
         "query": SEPARATOR.join(middle).strip(),
         "duration": None,
-        "relevant_windows": windows if is_nested else [windows],
+        "relevant_windows": windows if is_nested or not windows else [windows],
     }
 
 
@@ -267,6 +276,7 @@ def _find_row_faults(row: Any) -> Iterable[str]:
         yield f"items: expected a list of noun phrases, {_describe_value(row, 'items')}"
     if not isinstance(row.get("kind"), str | None):
         yield f"kind: expected a word, {_describe_value(row, 'kind')}; leave the field out where it is not known"
+    yield from _find_fact_faults(row)
     duration = row.get("duration")
     if not (is_finite_number(duration) and duration > 0):
         if duration is not None or "duration" not in row:
@@ -275,6 +285,19 @@ def _find_row_faults(row: Any) -> Iterable[str]:
     yield from _find_window_faults(row, "relevant_windows", duration)
     yield from _find_window_faults(row, _field_name(row, *STAGE1_WINDOW_FIELDS), None)
     yield from _find_saliency_faults(row)
+
+
+def _find_fact_faults(row: dict[str, Any]) -> Iterable[str]:
+    fact, facts, windows = row.get("fact"), row.get("facts"), row.get("relevant_windows")
+    if not isinstance(fact, str | None) or fact == "":
+        yield f"fact: expected what the query asks for, {_describe_value(row, 'fact')}; leave the field out"
+    elif facts is not None and not (isinstance(facts, list) and all(isinstance(text, str) for text in facts)):
+        yield f"facts: expected a list of all that happens in the video, {_describe_value(row, 'facts')}"
+    elif fact is not None and facts is not None and isinstance(windows, list) and (fact in facts) != bool(windows):
+        yield (
+            f"facts: {fact!r:.60} is {'' if fact in facts else 'not '}one of them, but the query has "
+            f"{'windows' if windows else 'an empty list of windows'}; correct the facts or the windows"
+        )
 
 
 def _find_misspelt_fields(row: dict[str, Any]) -> Iterable[str]:
@@ -345,6 +368,9 @@ def _annotation_from_json(row: dict[str, Any], durations: Mapping[str, Seconds],
         stage1_windows=None if stage1_windows is None else [list(window) for window in stage1_windows],
         kind=row.get("kind"),
         clip_ratings=_clip_ratings(row),
+        is_absent=row.get("relevant_windows") == [],
+        fact=row.get("fact"),
+        facts=None if row.get("facts") is None else list(row["facts"]),
         location=location,
     )
 

@@ -16,7 +16,8 @@ class MergeResult:
 
     Attributes:
       annotations: all annotations, in their order, with `stage1_windows`.
-      missing_stage1: ids of queries without a stage-1 window; the whole video replaces it.
+      missing_stage1: ids of queries without a stage-1 window, also those of which stage 1 says that they do not happen;
+        the whole video replaces it, so that stage 2 decides.
       unknown_predictions: ids of predictions for queries that are not annotated; they are left out.
     """
 

@@ -43,6 +43,7 @@ class QueryMoments:
       other_windows: [start, end, score] of the windows that only other beams have, by support, which is their score;
         the list goes on from `windows`, with scores below. Empty unless asked for.
       other_support: expected IoU of each of these.
+      is_absent: the answer is "[]": the query does not happen.
     """
 
     windows: list[list[float]]
@@ -52,6 +53,7 @@ class QueryMoments:
     support: list[float] = dataclasses.field(default_factory=list)
     other_windows: list[list[float]] = dataclasses.field(default_factory=list)
     other_support: list[float] = dataclasses.field(default_factory=list)
+    is_absent: bool = False
 
 
 def score_moments(
@@ -77,29 +79,39 @@ def score_moments(
       window_order: the order of the windows of the answer.
       window_source: "all_beams" lists the windows of the other beams after those of the answer.
       meant_seconds: see `parse_windows`.
-      behaviour: by default the first answer with a window is used, and its status is "repaired" if it is not the best;
-        "reference" always uses the best answer alone, and orders its windows by time.
+      behaviour: by default the first answer with a window, or that says "[]", is used, and its status is "repaired" if
+        it is not the best; "reference" always uses the best answer alone, and orders its windows by time.
     """
     parsed = [parse_windows(text, duration, meant_seconds=meant_seconds) for text in texts]
-    best = next((i for i, answer in enumerate(parsed) if answer.windows), 0)
+    best = next((i for i, answer in enumerate(parsed) if answer.is_answer), 0)
     text, windows, status = texts[best], parsed[best].windows, parsed[best].status
+    is_absent = parsed[best].is_answer and not windows
     if behaviour == "reference":
         text, reference_answer = texts[0], parse_windows(texts[0], duration, behaviour="reference")
-        windows, status = reference_answer.windows, reference_answer.status
+        windows, status, is_absent = reference_answer.windows, reference_answer.status, False
     elif best > 0:
         status = "repaired"
     hypotheses = [
         BeamHypothesis(answer.windows, probability)
         for answer, probability in zip(parsed, _normalise_probabilities(log_probabilities), strict=True)
     ]
-    list_all = window_source == "all_beams" and behaviour == "default"
+    list_all = window_source == "all_beams" and behaviour == "default" and not is_absent
     ranked, support = _rank_windows(
         [windows, _other_windows(windows, hypotheses) if list_all else []],
         ["given" if behaviour == "reference" else window_order, "score"],
         hypotheses,
     )
     count = len(windows)
-    return QueryMoments(ranked[:count], text, status, hypotheses, support[:count], ranked[count:], support[count:])
+    return QueryMoments(
+        ranked[:count],
+        text,
+        status,
+        hypotheses,
+        support[:count],
+        other_windows=ranked[count:],
+        other_support=support[count:],
+        is_absent=is_absent,
+    )
 
 
 def _other_windows(windows: Sequence[Window], hypotheses: Sequence[BeamHypothesis]) -> list[Window]:

@@ -28,6 +28,7 @@ SCORE_STEPS = 10_000  # scores that are written have 4 decimals
 
 _PAIR = r"\[\s*(-?[0-9]+(?:\.[0-9]+)?)\s*,\s*(-?[0-9]+(?:\.[0-9]+)?)\s*\]"
 _WINDOW_PATTERN = re.compile(_PAIR)
+_NOWHERE_PATTERN = re.compile(r"\s*\[\s*\]\s*")
 _ANSWER_PATTERN = re.compile(rf"\s*\[\s*{_PAIR}(?:\s*,\s*{_PAIR})*\s*\]\s*")
 
 
@@ -37,8 +38,9 @@ class ParsedWindows:
 
     Attributes:
       windows: [start, end] in seconds, in the order of the answer.
-      status: "exact", well-formed and used unchanged; "repaired", something was changed or dropped; "empty", no window
-        could be parsed; "whole_video", the same under "reference", where the whole video is the window then.
+      status: "exact", well-formed and used unchanged, also "[]", which has no windows; "repaired", something was
+        changed or dropped; "empty", no window could be parsed; "whole_video", the same under "reference", where the
+        whole video is the window then.
     """
 
     windows: list[Window]
@@ -48,6 +50,11 @@ class ParsedWindows:
     def malformed(self) -> bool:
         """Whether the answer could not be used unchanged."""
         return self.status != "exact"
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the text says where the query happens, or that it happens nowhere."""
+        return bool(self.windows) or self.status == "exact"
 
 
 def parse_windows(
@@ -61,7 +68,8 @@ def parse_windows(
 
     By default every complete pair of numbers in brackets is a window, so a truncated answer keeps its complete
     windows. Windows are clipped to the video and reversed ones swapped; windows without length, outside the video, or
-    repeated are dropped. Text without any window gives no windows; no text raises an error.
+    repeated are dropped. "[]", the answer to a query that does not happen, gives no windows and is exact; other text
+    without any window gives none and is "empty". No text raises an error.
 
     Args:
       text: the answer, e.g. "[[82, 150]]"; decimals are allowed.
@@ -94,6 +102,8 @@ def parse_windows(
             ]
             for window in written_windows
         ]
+    if _NOWHERE_PATTERN.fullmatch(text):
+        return ParsedWindows([], "exact")
     windows: list[Window] = []
     for window in written_windows:
         start, end = (min(max(second, 0), duration) for second in sorted(window))

@@ -64,11 +64,16 @@ class CaptionView:
 
 @dataclasses.dataclass(frozen=True)
 class StageView:
-    """One stage: its key frames in order of time, its moments best first, and the text that T5 generated."""
+    """One stage: its key frames in order of time, its moments best first, and the text that T5 generated.
+
+    Attributes:
+      is_absent: the answer is that the query does not happen.
+    """
 
     frames: Sequence[FrameView]
     moments: Sequence[MomentView]
     raw_text: str
+    is_absent: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +86,7 @@ class QueryView:
       query: the sentence.
       kind: what the query refers to, e.g. "visual", "caption", "several"; "" if unknown.
       duration: of the video, in seconds.
-      truth: the true windows; None if unknown.
+      truth: the true windows; None if unknown, empty if the query does not happen.
       stages: by name, in the order they ran.
       captions: of the video, in order of time.
       video_src: URL of the video, relative to the page, or a data: URI (`video_data_uri`); None for no player.
@@ -212,6 +217,7 @@ def _card(number: int, query: QueryView, images: _Images, videos: Sequence[str])
                     for moment, overlap in zip(stage.moments, overlaps, strict=True)
                 ],
                 "raw_text": stage.raw_text,
+                "is_absent": stage.is_absent,
                 "iou": (overlaps[0] if overlaps else 0.0) if truth else None,
             }
         )

@@ -24,7 +24,7 @@ def query_view(
       answers: the answer of each stage by name, in the order they ran.
       pictures: (second, JPEG) of the last stage's key frames, in order of time; an earlier stage with fewer key frames
         is shown with every n-th of them.
-      has_truth: False if the true windows are unknown, and `example.windows` is empty for that reason.
+      has_truth: False if the true windows are unknown; those of an example without windows are, unless it is absent.
       video_src: see `QueryView`.
     """
     stages = {}
@@ -35,6 +35,7 @@ def query_view(
             frames=[FrameView(second, jpeg, treatment) for (second, jpeg), treatment in stage_pictures],
             moments=[MomentView(*window) for window in answer.moments.windows],
             raw_text=answer.moments.text,
+            is_absent=answer.moments.is_absent,
         )
     last_answer = list(answers.values())[-1]
     captions = clean_captions([Caption(*caption) for caption in example.captions])
@@ -44,7 +45,11 @@ def query_view(
         query=example.query,
         kind=example.kind or "",
         duration=example.duration,
-        truth=[MomentView(*window) for window in example.windows.tolist()] if has_truth else None,
+        truth=(
+            [MomentView(*window) for window in example.windows.tolist()]
+            if has_truth and (len(example.windows) or example.is_absent)
+            else None
+        ),
         stages=stages,
         captions=[
             CaptionView(

@@ -32,6 +32,7 @@ from calce_jax.input_pipeline.example import Example
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.moments.player_time import format_time
+from calce_jax.moments.scoring import BeamHypothesis
 from calce_jax.presets.tiny import tiny_config
 from calce_jax.search.calibration import calibration_path, read_calibration
 from calce_jax.search.inputs import check_queries
@@ -444,6 +445,14 @@ def _stage1_windows(answer: Answer) -> np.ndarray | None:
     return np.array(windows, np.float64) if windows else None
 
 
+def _beams(answer: Answer) -> Sequence[BeamHypothesis]:
+    """Return the hypotheses of an answer. If the best one is that the query does not happen, it is the only one.
+
+    Otherwise improbable windows of other beams would be found in every segment where the answer is "[]".
+    """
+    return [BeamHypothesis([], 1.0)] if answer.moments.is_absent else answer.moments.hypotheses
+
+
 @dataclass(frozen=True)
 class _SegmentAnswer:
     """The answers of each stage to a query about a segment, whose captions are clipped to it."""
@@ -478,7 +487,7 @@ def _merge_answers(query: str, segment_answers: Sequence[_SegmentAnswer], max_mo
     stages = {
         name: select_moments(
             segments,
-            [segment_answer.answers[name].moments.hypotheses for segment_answer in segment_answers],
+            [_beams(segment_answer.answers[name]) for segment_answer in segment_answers],
             max_moments,
         )
         for name in segment_answers[0].answers

@@ -11,8 +11,9 @@ from functools import cache
 from HanTa.HanoverTagger import HanoverTagger
 
 TAGGER_MODEL = "morphmodel_en.pgz"
-# Tags of the British National Corpus: NN0, NN1, NN2 and NP0 are nouns, AJ0, AJC and AJS adjectives.
-NOUN_TAG, ADJECTIVE_TAG = "N", "AJ"
+# Tags of the British National Corpus: NN0, NN1, NN2 and NP0 are nouns, AJ0, AJC and AJS adjectives, VVB, VVD, VVG, VVI,
+# VVN and VVZ verbs other than auxiliaries.
+NOUN_TAG, ADJECTIVE_TAG, VERB_TAG = "N", "AJ", "VV"
 # Words that are tagged as nouns in at least ten training queries and are annotated items in fewer than a fifth of them
 # ("in front of", and verbs); and "left", which is rarer, because of "right".
 _EXCLUDED_NOUNS = """
@@ -23,7 +24,7 @@ EXCLUDED_NOUNS = frozenset(_EXCLUDED_NOUNS.split())
 # Datasets whose annotated items are phrases, and not single nouns.
 PHRASE_DATASETS = frozenset({"shapes"})
 MAX_LETTERS = 64  # letters of a word that are tagged; the time is quadratic: 2000 letters took 17 s
-_WORD = re.compile(r"[\w'-]+|[^\w\s]")
+WORD = re.compile(r"[\w'-]+|[^\w\s]")
 
 
 def extract_items(query: str, *, phrases: bool = False) -> list[str]:
@@ -39,7 +40,7 @@ def extract_items(query: str, *, phrases: bool = False) -> list[str]:
 
 def tag_words(query: str) -> list[tuple[str, str]]:
     """Return the words and punctuation of a query in lower case, each with its part-of-speech tag."""
-    words = _WORD.findall(query)
+    words = WORD.findall(query)
     if not words:
         return []
     tags = _tagger().tag_sent([word[:MAX_LETTERS] for word in words])

@@ -6,9 +6,9 @@ A prompt has these texts between its frames:
     [ 2 welcome back 5 ] [ 7 to my channel 9 ] <extra_id_1>     captions similar to the query, or [ -1 *None* -1 ]
     Query: ...   ref: [[82, 150]]   Items: a,b   Given ...      the text; "ref" has the stage-1 windows, in stage 2
 
-and the answer is "[[82, 150]]". Times are whole seconds. T5's vocabulary has most numbers below 200 as one token; a
-number that it would split is replaced by the nearest that it does not ("112" by "113"), so that a second is one token.
-The replacements are computed from the tokenizer.
+and the answer is "[[82, 150]]", or "[]" where the query does not happen. Times are whole seconds. T5's vocabulary has
+most numbers below 200 as one token; a number that it would split is replaced by the nearest that it does not ("112" by
+"113"), so that a second is one token. The replacements are computed from the tokenizer.
 
 `behaviour="reference"` writes exactly the original's text. The default deviates where that is an oversight:
 
@@ -27,20 +27,20 @@ The replacements are computed from the tokenizer.
 """
 
 import re
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Literal
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from calce_jax.config import Behaviour
 from calce_jax.text.caption import Caption, Number
 from calce_jax.text.caption_choice import choose_captions, fit_captions
+from calce_jax.text.inverted import InvertedTask, whole_query
 from calce_jax.text.prompt_windows import check_windows, to_lists, whole_seconds
 from calce_jax.text.text_row import RowFlag, TextRow, TextSizes, Windows
 from calce_jax.text.text_tokenizer import TextTokenizer
+from calce_jax.text.token_ids import concatenate, encode_batch, longest_prefix, pad
 
 TASK_PROMPT = "Given the video and the subtitle and the query, find the query relevant windows.\nRelevant windows: "
 NO_CAPTION = "*None*"
@@ -181,6 +181,8 @@ class PromptWriter:
         *,
         true_windows: Windows = (),
         stage1_windows: Windows | None = None,
+        is_absent: bool = False,
+        inverted: InvertedTask | None = None,
     ) -> TextRow:
         """Return the text of one row.
 
@@ -192,6 +194,9 @@ class PromptWriter:
           captions: in order of time.
           true_windows: in seconds; empty where they are not known: all labels are then padding.
           stage1_windows: in seconds, from the function `stage1_windows`; stage 2 only.
+          is_absent: the query is known not to happen; there are no true windows then, and the answer is "[]".
+          inverted: asks for the query or a word of it, given `true_windows`; the prompt has no items and no
+            `stage1_windows` then.
 
         Raises:
           ValueError: more frames than T; true windows that are reversed or outside the video; no `stage1_windows` in
@@ -204,8 +209,9 @@ class PromptWriter:
             )
         frame_seconds = self._frame_seconds(times)
         # One call for all: the overhead of a call exceeds the time of a caption.
-        query_bert_tokens, *caption_bert_tokens = _encode_batch(
-            self._bert, [query, *(caption.text for caption in captions)], special_tokens=True
+        compared = query if inverted is None else inverted.shown_words
+        query_bert_tokens, *caption_bert_tokens = encode_batch(
+            self._bert, [compared, *(caption.text for caption in captions)], special_tokens=True
         )
         candidates = choose_captions(query_bert_tokens, caption_bert_tokens, sizes.captions)
         caption_seconds = chain.from_iterable(_rounded_times(captions[position]) for position in candidates)
@@ -213,7 +219,10 @@ class PromptWriter:
         leading_spans = [self._second_ids[second] for second in frame_seconds]
         leading_spans += [[]] * (sizes.frames - len(leading_spans))
         leading_spans.append([*self._greater_sign, *self._second_ids[round(float(duration))], *self._video_end])
-        text_ids, truncated_flags = self._text_ids(query, items, stage1_windows)
+        if inverted is None:
+            text_ids, truncated_flags = self._text_ids(query, items, stage1_windows)
+        else:
+            text_ids, inverted, truncated_flags = self._inverted_ids(inverted, query, true_windows, duration)
         row_flags |= truncated_flags
         trailing_spans = [self._no_caption, self._captions_end, text_ids]
 
@@ -223,7 +232,7 @@ class PromptWriter:
                 f"text_tokens: must be at least {sizes.text_tokens - tokens_left} for a prompt without captions, "
                 f"got {sizes.text_tokens}; raise it"
             )
-        caption_ids = _encode_batch(self._t5, [captions[position].text for position in candidates])
+        caption_ids = encode_batch(self._t5, [captions[position].text for position in candidates])
         pieces = {
             position: self._caption_ids(captions[position], ids)
             for position, ids in zip(candidates, caption_ids, strict=True)
@@ -240,18 +249,21 @@ class PromptWriter:
             else RowFlag(0)
         )
 
-        labels, truncated_flags = self._label_ids(true_windows, duration)
+        if inverted is None:
+            labels, truncated_flags = self._label_ids(true_windows, duration, is_absent)
+        else:
+            labels, truncated_flags = self._inverted_label_ids(inverted.answer)
         num_absent = sizes.captions - len(positions)
-        tokens, spans = _concatenate([*leading_spans, *caption_spans, *[[]] * num_absent, *trailing_spans])
+        tokens, spans = concatenate([*leading_spans, *caption_spans, *[[]] * num_absent, *trailing_spans])
         caption_rows = [self._pad_bert_tokens(token_ids) for token_ids in caption_bert_tokens]
         caption_rows += [np.zeros(sizes.bert_tokens, np.int32)] * num_absent
         return TextRow(
-            tokens=_pad(tokens, sizes.text_tokens),
+            tokens=pad(tokens, sizes.text_tokens),
             spans=spans,
             query_bert_tokens=self._pad_bert_tokens(query_bert_tokens),
             caption_bert_tokens=np.stack(caption_rows),
             caption_positions=np.array([*positions, *[-1] * num_absent], np.int32),
-            labels=_pad(labels, sizes.answer_tokens),
+            labels=pad(labels, sizes.answer_tokens),
             row_flags=row_flags | truncated_flags,
         )
 
@@ -308,16 +320,52 @@ class PromptWriter:
 
         # A word has at least one token, so at most `max_tokens` words fit; a very long query is not tokenised again.
         max_words = min(len(query_words), max_tokens)
-        fitted_ids = _longest_prefix(max_words, max_tokens, lambda n: encode_shortened(n, len(items), len(windows)))
-        fitted_ids = fitted_ids or _longest_prefix(
+        fitted_ids = longest_prefix(max_words, max_tokens, lambda n: encode_shortened(n, len(items), len(windows)))
+        fitted_ids = fitted_ids or longest_prefix(
             len(items), max_tokens, lambda n: encode_shortened(0, n, len(windows))
         )
-        fitted_ids = fitted_ids or _longest_prefix(len(windows), max_tokens, lambda n: encode_shortened(0, 0, n))
+        fitted_ids = fitted_ids or longest_prefix(len(windows), max_tokens, lambda n: encode_shortened(0, 0, n))
         if fitted_ids is None:
             raise ValueError(
                 f"max_text: must be at least {len(encode_shortened(0, 0, 0))} to hold the task, got {max_tokens}"
             )
         return fitted_ids, RowFlag.QUERY_TRUNCATED
+
+    def _inverted_ids(
+        self, task: InvertedTask, query: str, windows: Windows, duration: Number
+    ) -> tuple[list[int], InvertedTask, RowFlag]:
+        """Return the token ids of the text, its task, and flags.
+
+        Text that is too long loses windows; if that is not enough, the task is to write the whole query.
+        """
+        windows, row_flags = check_windows(to_lists(windows), duration, self.behaviour)
+        max_tokens = self.sizes.max_text
+
+        def encode(count: int) -> list[int]:
+            return [*self._encode(task.format_text(self._format_windows(windows[:count]))), self._eos_id]
+
+        ids = encode(len(windows))
+        if len(ids) <= max_tokens:
+            return ids, task, row_flags
+        fitted_ids = longest_prefix(len(windows), max_tokens, encode)
+        if fitted_ids is None and task.shown:
+            task = whole_query(query)
+            fitted_ids = longest_prefix(len(windows), max_tokens, encode)
+        if fitted_ids is None:
+            raise ValueError(f"max_text: must be at least {len(encode(0))} to hold the task, got {max_tokens}")
+        return fitted_ids, task, row_flags | RowFlag.QUERY_TRUNCATED
+
+    def _inverted_label_ids(self, answer: str) -> tuple[list[int], RowFlag]:
+        """Return the token ids of a sentence or word, without the last words that do not fit, and flags."""
+        words, max_tokens = answer.split(), self.sizes.answer_tokens
+
+        def encode(count: int) -> list[int]:
+            return [*self._encode(" ".join(words[:count])), self._eos_id] if count else []
+
+        ids = encode(len(words))
+        if len(ids) <= max_tokens:
+            return ids, RowFlag(0)
+        return longest_prefix(len(words), max_tokens, encode) or [], RowFlag.ANSWER_TRUNCATED
 
     def _caption_ids(self, caption: Caption, text: list[int]) -> tuple[list[int], bool]:
         """Return the token ids of "[", start, text, end, "]", and whether the text was truncated."""
@@ -325,9 +373,9 @@ class PromptWriter:
         max_tokens = self.sizes.max_text
         return [*self._open_bracket, *start, *text[:max_tokens], *end, *self._close_bracket], len(text) > max_tokens
 
-    def _label_ids(self, windows: Windows, duration: Number) -> tuple[list[int], RowFlag]:
+    def _label_ids(self, windows: Windows, duration: Number, is_absent: bool) -> tuple[list[int], RowFlag]:
         if not len(windows):
-            return [], RowFlag(0)
+            return [*self._encode(self.format_answer([])), self._eos_id] if is_absent else [], RowFlag(0)
         windows, row_flags = check_windows(to_lists(windows), duration, self.behaviour)
         ids, max_tokens = [*self._encode(self.format_answer(windows)), self._eos_id], self.sizes.answer_tokens
         if len(ids) <= max_tokens:
@@ -335,7 +383,7 @@ class PromptWriter:
         row_flags |= RowFlag.ANSWER_TRUNCATED
         if self.behaviour == "reference":
             return [*ids[: max_tokens - 1], self._eos_id], row_flags
-        fitted_ids = _longest_prefix(
+        fitted_ids = longest_prefix(
             len(windows), max_tokens, lambda n: [*self._encode(self.format_answer(windows[:n])), self._eos_id]
         )
         if fitted_ids is None or len(fitted_ids) == len([*self._encode("[]"), self._eos_id]):
@@ -345,10 +393,10 @@ class PromptWriter:
     def _pad_bert_tokens(self, ids: list[int]) -> np.ndarray:
         """Truncate to U tokens, keeping [SEP] as the last; pad."""
         max_tokens = self.sizes.bert_tokens
-        return _pad(ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]], max_tokens)
+        return pad(ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]], max_tokens)
 
     def _encode(self, text: str) -> list[int]:
-        return _encode_batch(self._t5, [text])[0]
+        return encode_batch(self._t5, [text])[0]
 
     def _encode_without_boundary(self, text: str) -> list[int]:
         return [i for i in self._encode(text) if i != self._boundary_id]
@@ -358,14 +406,9 @@ class PromptWriter:
         new_seconds = sorted(set(seconds) - self._second_ids.keys())
         if not new_seconds:
             return
-        encoded = _encode_batch(self._t5, [str(self._replacements.get(second, second)) for second in new_seconds])
+        encoded = encode_batch(self._t5, [str(self._replacements.get(second, second)) for second in new_seconds])
         for second, ids in zip(new_seconds, encoded, strict=True):
             self._second_ids[second] = ids[1:] if ids[0] == self._boundary_id else ids
-
-
-def _encode_batch(tokenizer: Tokenizer, texts: list[str], *, special_tokens: bool = False) -> list[list[int]]:
-    """Return the token ids of each text, with `special_tokens` ([CLS] and [SEP] of BERT) or without."""
-    return [encoded.ids for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=special_tokens)]
 
 
 def _token_id(t5: TextTokenizer, piece: str) -> int:
@@ -374,24 +417,3 @@ def _token_id(t5: TextTokenizer, piece: str) -> int:
 
 def _rounded_times(caption: Caption) -> tuple[int, int]:
     return round(float(caption.start)), round(float(caption.end))
-
-
-def _longest_prefix(max_count: int, max_ids: int, encode: Callable[[int], list[int]]) -> list[int] | None:
-    """Return `encode(n)` for the largest n <= `max_count` with at most `max_ids` ids; None if `encode(0)` has more."""
-    n = bisect_right(range(max_count + 1), max_ids, key=lambda n: len(encode(n))) - 1
-    return encode(n) if n >= 0 else None
-
-
-def _concatenate(spans: Iterable[Sequence[int]]) -> tuple[list[int], np.ndarray]:
-    """Return the concatenated ids, and the start and length of each span, int32 (I, 2)."""
-    spans = list(spans)
-    sizes = np.array([len(piece) for piece in spans], np.int32)
-    starts = np.concatenate([np.zeros(1, np.int32), np.cumsum(sizes, dtype=np.int32)[:-1]])
-    starts[sizes == 0] = 0
-    return [i for piece in spans for i in piece], np.stack([starts, sizes], axis=1)
-
-
-def _pad(ids: Sequence[int], size: int) -> np.ndarray:
-    padded = np.zeros(size, np.int32)
-    padded[: len(ids)] = ids
-    return padded

@@ -23,6 +23,8 @@ class RowFlag(IntFlag):
     STAGE1_WINDOWS_DROPPED = 16  # stage-1 windows exceeded W; the last ones were dropped
     NO_STAGE1_WINDOWS = 32  # no stage-1 windows; the whole video replaces them
     TRUE_WINDOW_CLIPPED = 64  # a true window reached beyond the video
+    NO_NEGATIVE = 128  # of a training row: no drawn query of another video was surely absent, so its own one stays
+    NO_BACKGROUND = 256  # of a training row: no drawn video surely lacked the query, so its own frames stay
 
     def describe(self) -> list[str]:
         """Return the names of the flags that are set, in words, for reports."""

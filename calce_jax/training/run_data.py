@@ -93,7 +93,9 @@ def open_run_data(config: RunConfig) -> RunData:
         max_answer_tokens=max_answer_tokens(tokenizers.t5, max_duration, config.behaviour),
         grammar=answer_grammar(config, tokenizers.t5, max_duration),
         tables={
-            config.data.train_split: table_fingerprint(train_queries, config.stage),
+            config.data.train_split: table_fingerprint(
+                train_queries, config.stage, with_facts=config.data.negatives > 0 or config.data.mix > 0
+            ),
             config.data.eval_split: table_fingerprint(eval_split.queries, config.stage),
         },
     )
@@ -113,9 +115,13 @@ def check_stage1_windows(config: RunConfig, split: str, queries: Sequence[Query]
 
 
 def evaluate_split(config: RunConfig, split: DatasetSplit, t5: TextTokenizer, predict: PredictFn) -> EvalResult:
-    """Predict every query of a split, score by the original's protocol, and draw `config.loop.samples` predictions."""
+    """Predict every query of a split, score by the original's protocol, and draw `config.loop.samples` predictions.
+
+    Queries without true windows are predicted, but the protocol cannot score them.
+    """
     answers = list(predict_answers(config, split, t5, predict))
-    scores = evaluate_cases([make_case(split.queries[answer.row], answer) for answer in answers])["reference"]
+    cases = [make_case(split.queries[answer.row], answer) for answer in answers]
+    scores = evaluate_cases([case for case in cases if case.true_windows])["reference"]
     metrics = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
     images: dict[str, np.ndarray] = {}
     texts: dict[str, str] = {}

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from calce_jax.errors import UserError
 from calce_jax.moments.annotations import Annotation, write_annotations
 from calce_jax.storage.atomic_files import atomic_write, write_atomic
+from data.shapes.facts import query_fact, scene_facts
 from data.shapes.render import render_frame
 from data.shapes.scene import Scene, make_scene
 
@@ -89,6 +90,8 @@ def annotate(scene: Scene, video: str) -> list[Annotation]:
             duration=scene.duration,
             windows=[list(window) for window in query.windows],
             kind=query.kind,
+            fact=query_fact(query),
+            facts=scene_facts(scene),
         )
         for number, query in enumerate(scene.queries)
     ]

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
+from calce_jax.datasets import builder as builder_module
 from calce_jax.datasets import tables
 from calce_jax.datasets.builder import TableBuilder
 from calce_jax.datasets.tables import SkippedQuery, VideoRecord, build_tables, rebuild_queries
@@ -26,7 +27,9 @@ ROOT = Path(__file__).parents[2]
 TRAIN = [
     Annotation(2579, "b", 'She says "no" — twice.', ["she", "é"], 150, [[82, 150]]),
     Annotation("x_1", "a", "An empty road.", [], 20.123456789, [[0.1, 6.9], [7, 11.3]], [[1, 2.7]], "several"),
-    Annotation("x_2", "b", "Nothing was found.", ["one"], 150, [], [], "visual"),
+    Annotation(
+        "x_2", "b", "Nothing was found.", ["one"], 150, [], [], "visual", is_absent=True, fact="é", facts=["a", "b"]
+    ),
     Annotation("x_3", "broken", "Not to be seen.", [], 9, [[0, 1]]),
 ]
 VAL = [Annotation(1, "c", "How long is it?", ["it"], None, [[0, 3]])]
@@ -84,6 +87,8 @@ def assert_comes_back(example, annotation):
     assert example.duration == (record.duration if annotation.duration is None else annotation.duration)
     assert example.windows.shape == (len(annotation.windows), 2)
     assert example.windows.tolist() == annotation.windows
+    assert (example.is_absent, example.fact) == (annotation.is_absent, annotation.fact or "")
+    assert example.facts == tuple(annotation.facts or ())
     if annotation.stage1_windows is None:
         assert example.stage1_windows is None
     else:
@@ -105,6 +110,22 @@ def test_all_fields_come_back_bit_for_bit(built):
     assert train[-1].qid == "x_2"
     with pytest.raises(IndexError):
         train[3]
+
+
+def test_tables_of_before_absent_queries_are_read(monkeypatch, tmp_path):
+    """The builder of earlier versions, and its rows, without the newer fields."""
+    newer = ("is_absent", "fact", "facts")
+    features, rows = builder_module._table_features, tables._query_rows
+    monkeypatch.setattr(
+        builder_module,
+        "_table_features",
+        lambda table: tfds.features.FeaturesDict({n: f for n, f in features(table).items() if n not in newer}),
+    )
+    monkeypatch.setattr(
+        tables, "_query_rows", lambda *a: ({n: v for n, v in row.items() if n not in newer} for row in rows(*a))
+    )
+    build_tables(tmp_path, "shapes", {"train": TRAIN[:3]}, load)
+    assert [(q.is_absent, q.fact, q.facts) for q in open_dataset(tmp_path, "train").queries()] == [(False, "", ())] * 3
 
 
 def test_queries_need_no_videos(built, monkeypatch):

@@ -145,6 +145,8 @@ def test_only_training_queries_need_windows(dataset):
     for split, expected in (("train", 1), ("val", 0), ("test", 0)):
         report = validate_dataset({split: [bare]}, dataset / "videos", None)
         assert report.num_faults == expected, report
+        absent = validate_dataset({split: [replace(bare, is_absent=True)]}, dataset / "videos", None)
+        assert (absent.num_faults, absent.absent, absent.without_windows) == (0, 1, 0)
 
 
 def test_a_video_that_a_decoder_stumbles_over_is_one_fault(dataset, monkeypatch):

@@ -160,7 +160,7 @@ def test_a_line_and_a_score_are_of_the_windows_of_all_beams(trained):
     moments = QueryMoments(
         [[0.0, 4.0, 0.9]], "[[0, 4]]", "exact", [], [0.9], [[1.0, 2.0, 0.4], [0.0, 1.0, 0.1]], [0.4, 0.1]
     )
-    answer = Answer(0, moments, [], [], [])
+    answer = Answer(0, moments, [], {}, [], RowFlag(0))
     line = predict_split_module.to_prediction(query, answer)
     assert (line.windows, line.support) == ([[0, 4, 0.9], [1, 2, 0.4], [0, 1, 0.1]], [0.9, 0.4, 0.1])
     assert line.answer_windows == 1

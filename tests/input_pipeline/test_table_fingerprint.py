@@ -25,6 +25,11 @@ QUERIES = [
 ]
 
 
+def test_queries_without_the_newer_fields_have_the_hash_of_earlier_versions():
+    assert table_fingerprint(QUERIES, 1)["sha256"].startswith("5b8a5d95d314873c")
+    assert table_fingerprint(QUERIES, 2)["sha256"].startswith("312e6b30fdc2fc1e")
+
+
 def test_it_is_json_and_equal_for_equal_queries():
     before = table_fingerprint(QUERIES, 1)
     assert json.loads(json.dumps(before)) == before == table_fingerprint([replace(q) for q in QUERIES], 1)
@@ -47,6 +52,16 @@ def test_it_is_json_and_equal_for_equal_queries():
 def test_any_change_is_noticed(changes):
     before, now = table_fingerprint(QUERIES, 1), table_fingerprint([replace(QUERIES[0], **changes), *QUERIES[1:]], 1)
     assert table_changes(before, now) == "other sentences, items, durations, windows, or another order"
+
+
+def test_an_absent_query_and_used_facts_are_noticed():
+    unknown = [replace(query, windows=np.zeros((0, 2))) for query in QUERIES]
+    absent = [replace(query, is_absent=True, facts=("cat",)) for query in unknown]
+    before = table_fingerprint(unknown, 1)
+    assert table_changes(before, table_fingerprint(absent, 1))
+    other = [replace(query, facts=("dog",)) for query in absent]
+    assert not table_changes(table_fingerprint(absent, 1), table_fingerprint(other, 1))
+    assert table_changes(*(table_fingerprint(rows, 1, with_facts=True) for rows in (absent, other)))
 
 
 def test_fewer_queries_and_another_order_are_named():

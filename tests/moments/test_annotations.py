@@ -80,10 +80,36 @@ def test_own_format_reads_back(write, tmp_path):
     rows = [
         Annotation("a", "v", "A dog.", ["dog"], 30, [[1, 4.5]], [[0, 5]], "visual"),
         Annotation(2, "v", "A cat.", [], 30, []),
+        Annotation(3, "v", "A cow.", [], 30, [], is_absent=True, fact="cow", facts=["cat", "dog"]),
     ]
     write_annotations(tmp_path / "own.jsonl", rows)
     assert read_annotations(tmp_path / "own.jsonl") == rows
     assert [path.name for path in tmp_path.iterdir()] == ["own.jsonl"]
+
+
+def test_an_empty_list_of_windows_says_that_it_does_not_happen(write):
+    rows = [{**ROW, "qid": n, "relevant_windows": windows} for n, windows in enumerate(([], None, [[0, 10]]))]
+    assert [row.is_absent for row in read_annotations(write(*rows))] == [True, False, False]
+    (line,) = read_annotations(write("v>>>A cow.>>>[]"))
+    assert (line.windows, line.is_absent) == ([], True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"fact": ""}, r"fact: expected what the query asks for, got ''; fix it"),
+        ({"fact": 3}, r"fact: expected what the query asks for, got 3"),
+        ({"facts": "dog"}, r"facts: expected a list of all that happens in the video, got 'dog'"),
+        ({"fact": "cat", "facts": ["dog"]}, r"facts: 'cat' is not one of them, but the query has windows; correct the"),
+        (
+            {"fact": "dog", "facts": ["dog"], "relevant_windows": []},
+            r"facts: 'dog' is one of them, but the query has an empty list of windows",
+        ),
+    ],
+)
+def test_facts_that_cannot_be_are_named(write, fields, message):
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(write(ROW | fields))
 
 
 @pytest.mark.slow

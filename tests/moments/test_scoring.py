@@ -131,6 +131,23 @@ def test_an_unreadable_best_answer_gives_way_to_the_next_and_is_counted():
     assert (moments.text, moments.status) == ("[[3, 9]]", "repaired")
 
 
+def test_the_answer_that_it_does_not_happen_gives_no_window_and_is_exact():
+    """Windows of other beams do not replace it, but an answer that cannot be read gives way to it."""
+    moments = score_moments(["[]", "[[3, 9]]"], [-0.1, -0.9], 40, window_order="score")
+    assert (moments.windows, moments.support, moments.text, moments.status) == ([], [], "[]", "exact")
+    assert moments.is_absent
+    assert [beam.windows for beam in moments.hypotheses] == [[], [[3, 9]]]
+    second = score_moments(["no idea", "[]", "[[3, 9]]"], [-0.1, -0.9, -1.0], 40, window_order="score")
+    assert (second.windows, second.text, second.status, second.is_absent) == ([], "[]", "repaired", True)
+    unreadable = score_moments(["", "[["], [-0.1, -0.2], 40, window_order="score")
+    assert not unreadable.is_absent
+    found = score_moments(["[[3, 9]]", "[]"], [-0.1, -0.9], 40, window_order="score")
+    assert not found.is_absent
+    assert found.windows[0][2] < 1
+    reference = score_moments(["[]", "[[3, 9]]"], [-0.1, -0.9], 40, window_order="given", behaviour="reference")
+    assert not reference.is_absent
+
+
 def test_no_readable_answer_gives_no_moment():
     moments = score_moments(["", "[["], [-0.1, -0.2], 40, window_order="score")
     assert (moments.windows, moments.status) == ([], "empty")

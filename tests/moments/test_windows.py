@@ -73,7 +73,9 @@ def test_repairs_that_no_recorded_answer_needs(text, duration, expected):
         ("[[5, 5]]", [], "empty"),
         ("[[160, 170]]", [], "empty"),
         ("[[1, 2, 3]]", [], "empty"),
-        ("[]", [], "empty"),
+        ("[]", [], "exact"),
+        (" [ ]\n", [], "exact"),
+        ("[[]]", [], "empty"),
         ("", [], "empty"),
         ("[[٣, ٤]]", [], "empty"),
         ("no windows", [], "empty"),
@@ -124,7 +126,9 @@ def test_windows_of_random_text_lie_inside_the_video():
         duration = rng.choice([1, 31, 150, 30.96])
         parsed = parse_windows(text, duration)
         assert all(0 <= start < end <= duration for start, end in parsed.windows), text
-        assert (parsed.status == "empty") == (not parsed.windows)
+        says_nowhere = "".join(text.split()) == "[]"
+        assert (parsed.status == "empty") == (not parsed.windows and not says_nowhere)
+        assert parsed.is_answer == (bool(parsed.windows) or says_nowhere)
 
 
 def test_text_and_windows_are_inverses():

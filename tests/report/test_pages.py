@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -98,6 +99,15 @@ def test_page_shows_every_part_of_a_query():
     assert overlaps == ["stage-1 hit", "stage-2 hit"]
     assert "0.50" in text
     assert "1.00" in text
+
+
+def test_a_query_that_does_not_happen_is_shown_as_such():
+    nowhere = {"stage 1": replace(stage(["full"], [], "[]"), is_absent=True), "stage 2": stage(["full"], [], "[[")}
+    text = Elements(render_page("Found", [query(truth=[], stages=nowhere)])).text()
+    assert "does not happen" in text
+    notes = ("It does not happen.", "No moment could be read from the answer.")
+    assert [text.count(note) for note in notes] == [1, 1]
+    assert "does not happen" not in Elements(render_page("Found", [query(truth=None)])).text()
 
 
 def test_bars_lie_where_the_seconds_are():

@@ -15,7 +15,7 @@ from calce_jax.inference.answers import Answer
 from calce_jax.inference.predictor import Predictor
 from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.moments.annotations import Annotation
-from calce_jax.moments.scoring import BeamHypothesis, QueryMoments
+from calce_jax.moments.scoring import BeamHypothesis, QueryMoments, score_moments
 from calce_jax.search import searcher as searching
 from calce_jax.search.captions import caption_with_cache
 from calce_jax.search.inputs import check_queries, list_videos, load_captions
@@ -28,7 +28,7 @@ from calce_jax.search.results import (
     rank_moments,
     write_results,
 )
-from calce_jax.search.searcher import EncodedSegment, EncodedVideo, Searcher
+from calce_jax.search.searcher import EncodedSegment, EncodedVideo, Searcher, _merge_answers, _SegmentAnswer
 from calce_jax.search.segments import (
     Segment,
     SegmentFrames,
@@ -227,6 +227,32 @@ def test_captions_that_do_not_fit_are_named(compiled, monkeypatch):
         "talk.mp4: of its 30 captions from 01:00.0 to 01:08.0 those that share least with the query were left out, as "
         "too many"
     ]
+
+
+def test_nothing_is_found_where_every_answer_is_that_it_does_not_happen():
+    """A segment that says so adds no moment, and lowers the scores of those that it shares with another segment."""
+
+    def merge(*texts_of_segments):
+        answers = [
+            _SegmentAnswer(
+                Segment(start, start + 100.0),
+                np.zeros(1),
+                [],
+                {
+                    "stage 2": Answer(
+                        0, score_moments(texts, [-0.1, -0.9], 100, window_order="score"), ["full"], {}, [], RowFlag(0)
+                    )
+                },
+            )
+            for start, texts in zip((0.0, 50.0), texts_of_segments, strict=True)
+        ]
+        return _merge_answers(QUERY, answers, 5).moments
+
+    nowhere, somewhere = ["[]", "[[3, 9]]"], ["[[70, 80]]", "[[70, 80]]"]
+    assert merge(nowhere, nowhere) == []
+    (alone,) = merge(somewhere, nowhere)
+    assert (alone.start, alone.end, alone.score) == (70, 80, 0.5)
+    assert merge(somewhere, ["[[20, 30]]", "[[20, 30]]"])[0].score == 1.0
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from calce_jax.moments.annotations import read_annotations
 from calce_jax.text.captions import read_srt
 from calce_jax.video.decode import read_frames, video_duration
 from data.shapes import write
+from data.shapes.facts import query_fact, scene_facts
 from data.shapes.render import COLOUR_RGB, render_frame
-from data.shapes.scene import FRAME_RATES, VIDEO_SIZES, make_scene
+from data.shapes.scene import FRAME_RATES, MOTIONS, VIDEO_SIZES, make_scene
 from data.shapes.write import (
     FIRST_PRETRAIN_SEED,
     MAX_SEEDS,
@@ -215,6 +216,20 @@ def test_command_draws_all_splits_in_parallel_and_names_what_is_wrong(tmp_path):
     refused = run("--train=1", "--seed=2")
     assert refused.returncode == 1
     assert f"Error: {tmp_path}/shapes.json: drawn with seed 0" in refused.stderr
+
+
+def test_facts_are_all_that_happens():
+    """A fact of a query is one of its scene; another scene's query happens in a scene if and only if its fact does."""
+    for scene, other in itertools.pairwise(SCENES[:60]):
+        facts = scene_facts(scene)
+        assert {query_fact(query) for query in scene.queries} <= set(facts)
+        for query in other.queries:
+            words = query.query.rstrip(".").split()
+            tracks = [track for track in scene.tracks if track.name == query.items[0]]
+            motion = next((m for m in MOTIONS if m in words or (m == "stays" and "stands" in words)), None)
+            shown = any(motion in (None, track.motion) for track in tracks)
+            spoken = any(sentence.noun == query.items[0] for sentence in scene.sentences)
+            assert (query_fact(query) in facts) == (spoken if query.kind == "caption" else shown), query
 
 
 def test_a_world_version_names_one_world():

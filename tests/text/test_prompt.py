@@ -120,12 +120,21 @@ def test_windows_from_a_table_read_as_annotated(real):
 
 
 @pytest.mark.parametrize("name", ["tiny", "real"])
-@pytest.mark.parametrize("text", ["[[82, 150]]", "[[0, 2], [4, 199]]", "[[24.3, 30.4]]"])
+@pytest.mark.parametrize("text", ["[[82, 150]]", "[[0, 2], [4, 199]]", "[[24.3, 30.4]]", "[]"])
 def test_answers_survive_the_tokenizer(name, text, request):
     t5, _ = request.getfixturevalue(name)
     ids = t5(text)["input_ids"]
     assert decode_answer(t5, [0, *ids, 0, 0]) == text
     assert decode_answer(t5, np.array([*ids, len(t5) + 3])) == text
+
+
+@pytest.mark.parametrize("windows", [(), np.zeros((0, 2))])
+def test_the_answer_to_an_absent_query_is_an_empty_list(tiny, windows):
+    """Where windows are not known, labels are padding."""
+    labels = write(tiny, true_windows=windows, is_absent=True).labels
+    assert decode_answer(tiny[0], labels) == "[]"
+    assert labels[np.flatnonzero(labels)[-1]] == tiny[0].token_id("</s>")
+    assert not write(tiny, true_windows=windows).labels.any()
 
 
 def test_decoding_is_the_originals(real, golden):

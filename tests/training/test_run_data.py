@@ -2,16 +2,25 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from calce_jax.config import packaged_path
 from calce_jax.datasets.tables import build_tables
+from calce_jax.inference.answers import Answer
 from calce_jax.inference.predict_split import DatasetSplit
 from calce_jax.input_pipeline.dataset import MomentDataset, TablesError
+from calce_jax.input_pipeline.example import Query
+from calce_jax.moments.scoring import score_moments
 from calce_jax.presets.runs import get_preset
+from calce_jax.text.text_row import RowFlag
 from calce_jax.text.tokenizers import load_t5
 from calce_jax.training import run_data
 from tests.helpers.stored_features import FRAMES, TRAIN, VAL, make_video
+
+
+def query(number, **fields):
+    return Query(number, "v", 0, "A cat.", [], 8.0, stage1_windows=None, kind=None, **fields)
 
 
 def test_validation_scores_by_the_originals_protocol(monkeypatch):
@@ -24,6 +33,23 @@ def test_validation_scores_by_the_originals_protocol(monkeypatch):
     t5 = load_t5(packaged_path("calce_jax/assets/tiny/t5"))
     evaluation = run_data.evaluate_split(get_preset("shapes,stage=1"), split, t5, lambda batches: iter(()))
     assert evaluation.metrics == {"R1_avg": 1.0}
+
+
+def test_absent_queries_are_predicted_and_not_scored(monkeypatch):
+    """The protocol would divide by their number of windows."""
+    windows = [np.array([[1.0, 3.0]]), np.zeros((0, 2))]
+    queries = [query(n, windows=windows[n], is_absent=n == 1) for n in range(2)]
+    moments = [score_moments([text], [0.0], 8, window_order="score") for text in ("[[1, 3]]", "[]")]
+    answers = [Answer(n, moments[n], [], {}, [], RowFlag(0)) for n in range(2)]
+    monkeypatch.setattr(run_data, "predict_answers", lambda *_: iter(answers))
+    config = get_preset("shapes,stage=1")
+    config = replace(config, loop=replace(config.loop, samples=0))
+    t5 = load_t5(packaged_path("calce_jax/assets/tiny/t5"))
+    dataset = MomentDataset.__new__(MomentDataset)
+    dataset._length = 0
+    split = DatasetSplit(dataset, queries, lambda first_batch: [])
+    metrics = run_data.evaluate_split(config, split, t5, lambda batches: iter(())).metrics
+    assert (metrics["queries"], metrics["R1_avg"], metrics["mAP"]) == (1, 100, 100)
 
 
 @pytest.mark.parametrize(
