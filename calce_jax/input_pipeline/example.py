@@ -16,7 +16,7 @@ class Query:
       query: the sentence.
       items: noun phrases of the sentence.
       duration: of the video in seconds, as annotated, or else that of the file.
-      windows: annotated windows, float64 (n, 2) in seconds; (0, 2) if not annotated.
+      windows: annotated windows, float64 (n, 2) in seconds; (0, 2) if not annotated, or if the query does not happen.
       stage1_windows: float64 (n, 2) in seconds; None before stage-1 predictions are merged.
       kind: of the query, if annotated.
     """
