@@ -21,7 +21,7 @@ from calce_jax.distributed.meshes import MESHES
 from calce_jax.errors import UserError
 
 Behaviour = Literal["default", "reference"]
-DatasetName = Literal["qvhighlights", "charades_sta", "shapes"]
+DatasetName = Literal["qvhighlights", "charades_sta", "activitynet", "shapes"]
 ModelSize = Literal["full", "full_xxl", "small", "tiny"]
 Stage = Literal[1, 2]
 

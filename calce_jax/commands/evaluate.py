@@ -59,6 +59,7 @@ def command(
     from calce_jax.moments.metrics import PROTOCOLS, format_table
     from calce_jax.moments.metrics.evaluate import evaluate_files
     from calce_jax.moments.metrics.highlights import format_highlights
+    from calce_jax.moments.metrics.multi_moment import format_multi_moment
     from calce_jax.moments.metrics.presence import format_presence
     from calce_jax.moments.predictions import SubmissionSplit, write_submission
     from calce_jax.moments.windows import WindowOrder
@@ -72,6 +73,8 @@ def command(
             print(format_table(protocols))
         if highlights := scores.get("official", {}).get("highlights"):
             print(format_highlights(highlights))
+        if "multi_moment" in scores:
+            print(format_multi_moment(scores["multi_moment"]))
         if "presence" in scores:
             print(format_presence(scores["presence"]))
     else:

@@ -25,7 +25,7 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
     """Return the config of a run.
 
     Args:
-      name: a dataset (qvhighlights or qvh, charades_sta or charades, shapes), then any of `stage=1|2`,
+      name: a dataset (qvhighlights or qvh, charades_sta or charades, activitynet, shapes), then any of `stage=1|2`,
         `size=full|full_xxl|small|tiny` and `behaviour=default|reference`, separated by commas.
       flag: that gave the name, for the message.
 

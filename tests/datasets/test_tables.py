@@ -128,7 +128,7 @@ def test_datasets_say_what_they_are(built):
     assert info.name == "qvhighlights"
     assert "YouTube" in info.description
     assert "lei2021qvhighlights" in info.citation
-    assert {cls.name for cls in tables.BUILDERS.values()} == {"qvhighlights", "charades_sta", "shapes"}
+    assert {cls.name for cls in tables.BUILDERS.values()} == {"qvhighlights", "charades_sta", "activitynet", "shapes"}
 
 
 def test_rows_of_several_shards_keep_their_order(tmp_path, monkeypatch):
@@ -221,7 +221,9 @@ def test_wrong_folder_split_version_or_dataset_is_named(folder, monkeypatch):
         open_dataset(folder / "nowhere", "train")
     with pytest.raises(TablesError, match=r"has the splits train and val, but not test; choose one"):
         open_dataset(folder, "test")
-    with pytest.raises(TablesError, match="no dataset 'qvhighlight'; there are qvhighlights, charades_sta, shapes"):
+    with pytest.raises(
+        TablesError, match="no dataset 'qvhighlight'; there are qvhighlights, charades_sta, activitynet, shapes"
+    ):
         build_tables(folder, "qvhighlight", {"train": TRAIN}, load)
     with pytest.raises(TablesError, match="holds shapes, not qvhighlights"):
         rebuild_queries(folder, "qvhighlights", {"train": TRAIN})

@@ -16,6 +16,7 @@ from calce_jax.moments.annotations import (
 )
 from calce_jax.moments.json_rows import name_queries, normalise_qid
 from calce_jax.moments.metrics.highlights import HighlightCase, SaliencyError, highlight_scores, rate_clips
+from calce_jax.moments.metrics.multi_moment import multi_moment_scores
 from calce_jax.moments.metrics.pairing import Pairing, check_any_pair, check_same_queries, pair_predictions
 from calce_jax.moments.metrics.presence import presence_case, presence_scores
 from calce_jax.moments.metrics.protocols import evaluate_cases
@@ -32,7 +33,8 @@ class Evaluation:
     Attributes:
       scores: {"reference": {...}, "official": {...}}, percent, of the queries that happen in their video; missing where
         there are none. The official ones have "highlights" where clips are rated and predictions have saliency scores.
-        With "presence" where some queries do not happen, see `calce_jax.moments.metrics.presence`.
+        With "multi_moment" where a query has several true windows, see `calce_jax.moments.metrics.multi_moment`; and
+        "presence" where some queries do not happen, see `calce_jax.moments.metrics.presence`.
       pairing: which queries were scored.
       predictions: one for every annotated query, in the annotations' order, with ordered windows; no windows where the
         query has no prediction.
@@ -149,6 +151,8 @@ def evaluate_predictions(
     )
     if scores and (cases := _highlight_cases(ranked_predictions, annotations, pairing)):
         scores["official"]["highlights"] = highlight_scores(cases)
+    if any(len(case.true_windows) > 1 for case in pairing.cases):
+        scores["multi_moment"] = multi_moment_scores(pairing.cases)
     if pairing.absent:
         # Of the scores as they were predicted: another order of the windows replaces them.
         scores["presence"] = presence_scores(
