@@ -110,7 +110,7 @@ def test_an_integer_serves_as_a_float():
     ("argument", "message"),
     [
         ("qvhh,stage=1", "the dataset must be one of qvhighlights, charades_sta, activitynet, shapes, got 'qvhh'"),
-        ("qvh,stge=1", "'stge=1' must set one of stage, size, behaviour"),
+        ("qvh,stge=1", "'stge=1' must set one of stage, size, behaviour, method"),
         ("qvh,stage=3", "stage must be one of 1, 2, got '3'"),
     ],
 )

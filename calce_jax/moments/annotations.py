@@ -31,6 +31,7 @@ from calce_jax.moments.annotation_lines import SEPARATOR, parse_charades_line, p
 from calce_jax.moments.annotations_by_video import read_videos, rows_by_video
 from calce_jax.moments.json_rows import (
     check_characters,
+    foreign_rows_fault,
     is_finite_number,
     may_have_surrogates,
     normalise_qid,
@@ -159,7 +160,10 @@ def parse_annotations(
         if videos is None
         else rows_by_video(videos, path.stem, faults)
     )
-    for location, row in read_absent_queries(list(rows), path.stem, faults):
+    rows = list(read_absent_queries(list(rows), path.stem, faults))
+    if foreign := foreign_rows_fault(rows, (*_FIELDS, *_SHORT_FORMS)):
+        return [], [*faults, foreign]
+    for location, row in rows:
         row_faults = list(_find_row_faults(row))
         faults += [f"{location}, {fault}" for fault in row_faults]
         if not row_faults:
