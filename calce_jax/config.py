@@ -21,7 +21,8 @@ from calce_jax.distributed.meshes import MESHES
 from calce_jax.errors import UserError
 
 Behaviour = Literal["default", "reference"]
-DatasetName = Literal["qvhighlights", "charades_sta", "shapes"]
+DatasetName = Literal["qvhighlights", "charades_sta", "activitynet", "shapes"]
+Method = Literal["calce", "mr_blip"]
 ModelSize = Literal["full", "full_xxl", "small", "tiny"]
 Stage = Literal[1, 2]
 
@@ -117,7 +118,7 @@ class ModelConfig:
 class KeyframesConfig:
     """Selection of key frames, which keep all their query tokens."""
 
-    mode: Annotated[Literal["cluster", "information", "interval", "none"], "how key frames are selected"]
+    mode: Annotated[Literal["cluster", "information", "interval", "none", "all"], "how key frames are selected"]
     clusters: Annotated[PositiveInt, "clusters of the frames of a video"]
     dilation: Annotated[NonNegativeInt, "of cluster borders, in frames"]
     filter_dilation: Annotated[NonNegativeInt, "stage 2: of the frames in stage-1 windows, in frames; stage 1: 0"]
@@ -225,6 +226,7 @@ class RunConfig:
     generation: GenerationConfig
     weights: WeightsConfig
     loop: LoopConfig
+    method: Annotated[Method, "mr_blip has one stage: every frame in full, no captions, no items"] = "calce"
 
 
 ASSETS = "calce_jax/assets/"
@@ -390,6 +392,17 @@ def _check_consistency(run: RunConfig) -> Iterator[str]:
         yield f"config.keyframes.mode: must be 'cluster' in stage 2, got {keyframes.mode!r}"
     if run.stage == 1 and keyframes.filter_dilation:
         yield f"config.keyframes.filter_dilation: must be 0 in stage 1, got {keyframes.filter_dilation}"
+    if run.method == "mr_blip":
+        yield from _check_mr_blip(run)
+
+
+def _check_mr_blip(run: RunConfig) -> Iterator[str]:
+    """Yield an error for each field that is not of Mr. BLIP."""
+    wanted = {"stage": 1, "behaviour": "default", "data.use_captions": False, "keyframes.mode": "all"}
+    values = dict(flatten(to_dict(run)))
+    for name, value in wanted.items():
+        if values[name] != value:
+            yield f"config.{name}: must be {value!r} with config.method='mr_blip', got {values[name]!r}"
 
 
 def _parse_dataclass(cls: Any, values: Any, path: str, errors: list[str]) -> Any:

@@ -9,7 +9,7 @@ from calce_jax.training.run import init_workdir
 from configs.calce import get_config
 
 
-@pytest.mark.parametrize("dataset", ["qvhighlights", "charades_sta", "shapes"])
+@pytest.mark.parametrize("dataset", ["qvhighlights", "charades_sta", "activitynet", "shapes"])
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("size", ["full", "full_xxl", "small", "tiny"])
 def test_every_run_is_valid(dataset, stage, size):
@@ -116,8 +116,8 @@ def test_an_integer_serves_as_a_float():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("qvhh,stage=1", "the dataset must be one of qvhighlights, charades_sta, shapes, got 'qvhh'"),
-        ("qvh,stge=1", "'stge=1' must set one of stage, size, behaviour"),
+        ("qvhh,stage=1", "the dataset must be one of qvhighlights, charades_sta, activitynet, shapes, got 'qvhh'"),
+        ("qvh,stge=1", "'stge=1' must set one of stage, size, behaviour, method"),
         ("qvh,stage=3", "stage must be one of 1, 2, got '3'"),
     ],
 )

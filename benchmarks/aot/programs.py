@@ -45,7 +45,7 @@ T5_VOCAB, BERT_VOCAB = 32128, 30522
 # `calce_jax.text.prompt.answer_token_limit` with Flan-T5's tokenizer: of the longest video of any split, as
 # `calce infer` takes it, and of the longest segment of a search.
 ANSWER_TOKENS = {"qvhighlights": 210, "charades_sta": 276, "shapes": 51}
-SEARCH_ANSWER_TOKENS = {"qvhighlights": 210, "charades_sta": 77, "shapes": 51}
+SEARCH_ANSWER_TOKENS = {"qvhighlights": 210, "charades_sta": 77, "activitynet": 252, "shapes": 51}
 LONGEST_VIDEO = {"qvhighlights": 150.0, "charades_sta": 194.0, "shapes": 40.0}  # of any split, in seconds
 
 

@@ -1,6 +1,7 @@
 """Score predictions: `calce evaluate --predictions=FILE --annotations=FILE --out=FILE.json`.
 
-Prints the metrics as a table, annotated queries without a prediction, and predictions for unknown queries.
+Prints the metrics as a table, annotated queries without a prediction, and predictions for unknown queries. Annotated
+queries with an empty list of windows do not happen in their video: they count in a table of their own.
 """
 
 import json
@@ -55,19 +56,27 @@ def command(
     if submission:
         check_output_file("--submission=", submission, inputs | {"--out": out})
 
-    from calce_jax.moments.metrics import format_table
+    from calce_jax.moments.metrics import PROTOCOLS, format_table
     from calce_jax.moments.metrics.evaluate import evaluate_files
     from calce_jax.moments.metrics.highlights import format_highlights
+    from calce_jax.moments.metrics.multi_moment import format_multi_moment
+    from calce_jax.moments.metrics.presence import format_presence
     from calce_jax.moments.predictions import SubmissionSplit, write_submission
     from calce_jax.moments.windows import WindowOrder
     from calce_jax.storage.atomic_files import write_atomic
 
     evaluation = evaluate_files(predictions, annotations, cast(WindowOrder, rank), only_predicted=only_predicted)
-    if evaluation.scores:
-        write_atomic(out, json.dumps(evaluation.scores, indent=2, allow_nan=False) + "\n")
-        print(format_table(evaluation.scores))
-        if highlights := evaluation.scores["official"].get("highlights"):
+    scores = evaluation.scores
+    if scores:
+        write_atomic(out, json.dumps(scores, indent=2, allow_nan=False) + "\n")
+        if protocols := {name: result for name, result in scores.items() if name in PROTOCOLS}:
+            print(format_table(protocols))
+        if highlights := scores.get("official", {}).get("highlights"):
             print(format_highlights(highlights))
+        if "multi_moment" in scores:
+            print(format_multi_moment(scores["multi_moment"]))
+        if "presence" in scores:
+            print(format_presence(scores["presence"]))
     else:
         print(f"{annotations} has no true windows: nothing is scored, and {out} is not written")
     for note in evaluation.warnings():

@@ -177,7 +177,7 @@ def prepare_dataset(
     Queries without items get the nouns of the sentence, as a search gives a new one; under "reference" they get none.
 
     Args:
-      dataset: "qvhighlights", "charades_sta" or "shapes".
+      dataset: "qvhighlights", "charades_sta", "activitynet" or "shapes".
       splits: annotated queries by split.
       videos: folder of <video id>.mp4, or another suffix of `VIDEO_SUFFIXES`.
       srts: folder of <video id>.srt or .vtt; None for a dataset without captions.

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tqdm import tqdm
 
+from calce_jax.datasets.activitynet import ActivityNet
 from calce_jax.datasets.builder import RowIterator, TableBuilder, windows_array
 from calce_jax.datasets.charades_sta import CharadesSta
 from calce_jax.datasets.qvhighlights import QVHighlights
@@ -30,7 +31,12 @@ from calce_jax.storage.atomic_files import atomic_replace_dir
 from calce_jax.storage.failures import Failure
 
 # By `data.dataset` of a config.
-BUILDERS: dict[str, type[TableBuilder]] = {"qvhighlights": QVHighlights, "charades_sta": CharadesSta, "shapes": Shapes}
+BUILDERS: dict[str, type[TableBuilder]] = {
+    "qvhighlights": QVHighlights,
+    "charades_sta": CharadesSta,
+    "activitynet": ActivityNet,
+    "shapes": Shapes,
+}
 
 # TFDS holds a shard in memory while writing it; 100 videos of 150 key frames are about 300 MB.
 VIDEOS_PER_SHARD = 100
@@ -83,7 +89,7 @@ def build_tables(
 
     Args:
       folder: the prepared folder.
-      dataset: "qvhighlights", "charades_sta" or "shapes".
+      dataset: "qvhighlights", "charades_sta", "activitynet" or "shapes".
       split_rows: annotated queries of each split; the tables keep their order.
       load_video: returns a prepared video by its id; called once for each video of a split. If it raises OSError or
         ValueError, the queries of the video are skipped.
@@ -125,7 +131,7 @@ def videos_table_matches(
 
     Args:
       folder: the prepared folder; it need not exist.
-      dataset: "qvhighlights", "charades_sta" or "shapes".
+      dataset: "qvhighlights", "charades_sta", "activitynet" or "shapes".
       split_rows: annotated queries of each split.
       latest_mtime: when the last of their videos was prepared, in seconds of the file system's clock. A table that is
         not newer may hold an earlier version of that video.

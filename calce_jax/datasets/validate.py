@@ -25,7 +25,7 @@ class ValidationReport:
       max_duration: longest duration of those, seconds.
       num_windows: number of annotated windows of all queries.
       without_windows: number of queries whose windows are not known.
-      absent: number of queries that do not happen in their video.
+      num_absent: number of queries that do not happen in their video.
       without_items: number of queries without items.
       without_length: ids of queries with a window of no length, which no answer can meet.
       row_faults: of queries, "FILE, line N, FIELD: what is wrong; remedy", by split.
@@ -38,7 +38,7 @@ class ValidationReport:
     max_duration: float
     num_windows: int
     without_windows: int
-    absent: int
+    num_absent: int
     without_items: int
     without_length: list[str | int]
     row_faults: dict[str, list[str]]
@@ -59,8 +59,9 @@ class ValidationReport:
         lines = [
             *(f"{split}: {count} queries" for split, count in self.queries.items()),
             f"{self.num_videos} videos, {self.hours:.2f} hours; the longest is {self.max_duration:.1f} s",
-            f"{self.num_windows} windows; {self.without_windows} queries have none, {self.absent} do not happen, "
+            f"{self.num_windows} windows; {self.without_windows} queries have none, "
             f"{self.without_items} have no items, and get the nouns of their sentence",
+            f"{self.num_absent} queries do not happen in their video" if self.num_absent else "",
             name_queries("queries have a window of no length, which no answer can meet", self.without_length),
             f"{self.num_faults} faults",
         ]
@@ -103,9 +104,9 @@ def validate_dataset(
         num_videos=len(videos_in_order),
         hours=sum(durations.values()) / 3600,
         max_duration=max(durations.values(), default=0.0),
-        num_windows=sum(len(row.windows) for row in rows),
-        without_windows=sum(not row.windows and not row.is_absent for row in rows),
-        absent=sum(row.is_absent for row in rows),
+        num_windows=sum(len(row.windows or ()) for row in rows),
+        without_windows=sum(row.windows is None for row in rows),
+        num_absent=sum(row.is_absent for row in rows),
         without_items=sum(not row.items for row in rows),
         without_length=[row.qid for row in windows_without_length(rows)],
         row_faults=row_faults,
@@ -128,7 +129,7 @@ def _check_split_leakage(splits: Mapping[str, Sequence[Annotation]]) -> Iterator
 def _check_row(row: Annotation, split: str, duration: float | None) -> Iterator[str]:
     """Yield the faults of a query that can be read; `duration` is that of the file in seconds, None if unreadable."""
     location = f"{row.location or split} (query {row.qid})"
-    if split == "train" and not row.windows and not row.is_absent:
+    if split == "train" and row.windows is None:
         yield f"{location}, relevant_windows: none, so it cannot be trained on; add the windows or drop the row"
     if duration is not None and row.duration is not None and abs(row.duration - duration) > DURATION_TOLERANCE_S:
         yield (
@@ -136,7 +137,7 @@ def _check_row(row: Annotation, split: str, duration: float | None) -> Iterator[
             "correct the duration, or get the right video"
         )
     end = float(math.inf if row.duration is None else row.duration) if duration is None else duration
-    for window in row.windows:
+    for window in row.windows or ():
         if window[0] >= end or window[1] > end + DURATION_TOLERANCE_S:
             verb = "begins" if window[0] >= end else "ends"
             yield (
@@ -147,7 +148,7 @@ def _check_row(row: Annotation, split: str, duration: float | None) -> Iterator[
 
 def windows_after_end(row: Annotation, duration: float) -> Iterator[Failure]:
     """Yield a failure for each window of a query that begins after its video's end, `duration` in seconds."""
-    for window in row.windows:
+    for window in row.windows or ():
         if window[0] >= duration:
             reason = f"query {row.qid}: window {window} begins after the video's end at {duration:.2f} s"
             yield Failure(row.video, reason, "correct the window, or get the whole video")

@@ -46,7 +46,12 @@ class Predictor:
         config, tokenizers = model.config, model.tokenizers
         inputs = input_config(config, config.data.eval_split, model.model_config, training=False)
         writer = PromptWriter(
-            tokenizers.t5, tokenizers.bert, text_sizes(inputs), stage=config.stage, behaviour=config.behaviour
+            tokenizers.t5,
+            tokenizers.bert,
+            text_sizes(inputs),
+            stage=config.stage,
+            behaviour=config.behaviour,
+            method=config.method,
         )
         self.model, self.num_frames, self._programs = model, config.data.frames, programs
         self._make_pixel_row, self._make_row = (

@@ -149,7 +149,9 @@ class _BatchLoader:
         examples: Sequence[Example],
         host_rows: slice,
     ):
-        writer = PromptWriter(t5, bert, text_sizes(config), stage=config.stage, behaviour=config.behaviour)
+        writer = PromptWriter(
+            t5, bert, text_sizes(config), stage=config.stage, behaviour=config.behaviour, method=config.method
+        )
         self._make_row = RowMaker(
             writer,
             image_size=config.image_size,

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from calce_jax.batch import Batch, Features
-from calce_jax.config import CHANGED_ROWS, Behaviour, RunConfig
+from calce_jax.config import CHANGED_ROWS, Behaviour, Method, RunConfig
 from calce_jax.input_pipeline.feature_store import FeatureStore
 from calce_jax.models.calce import CalceConfig
 from calce_jax.text.text_row import TextSizes
@@ -35,6 +35,7 @@ class InputConfig:
       num_workers: reading processes; 0 reads in threads of this process.
       use_captions: False leaves out captions and the speech mask, as for Charades-STA, which has no speech.
       behaviour: "reference" reproduces the original, see `calce_jax.text.prompt`.
+      method: whose prompts rows have, see there.
       features: folder of stored features, read in place of frames (`calce_jax.input_pipeline.feature_store`); "" reads
         frames. Stored features have no crops, so `augment` must be False.
       negatives, inverted, mix: shares of the rows that are changed, see `calce_jax.input_pipeline.row_variants`.
@@ -60,6 +61,7 @@ class InputConfig:
     num_workers: int = 0
     use_captions: bool = True
     behaviour: Behaviour = "default"
+    method: Method = "calce"
     features: str = ""
     negatives: float = 0.0
     inverted: float = 0.0
@@ -154,6 +156,7 @@ def input_config(config: RunConfig, split: str, model_config: CalceConfig, *, tr
         num_workers=config.data.workers if training else 0,
         use_captions=config.data.use_captions,
         behaviour=config.behaviour,
+        method=config.method,
         features=config.data.features,
         **{name: getattr(config.data, name) if training else 0.0 for name in CHANGED_ROWS},
     )

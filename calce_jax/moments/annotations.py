@@ -5,6 +5,7 @@
     original    the original's JSON list: as official, with items and, for stage 2, stage1_result
     separated   lines of TimeLens-Bench: "v_abc>>>a man runs>>>[0.0, 6.9]", or several windows [[0.0, 6.9], ...]
     by video    one JSON object: ActivityNet Captions, TimeLens-Bench, TACoS; see `moments.annotations_by_video`
+    absent      queries that do not happen in their video; see `moments.absent_queries`
     own         one JSON object a line: as official, with items, kind, fact, facts and, for stage 2, stage1_windows
 
 The format is recognised by the content. One error names all rows that cannot be used.
@@ -25,9 +26,12 @@ from typing import Any
 from absl import logging
 
 from calce_jax.errors import UserError
+from calce_jax.moments.absent_queries import read_absent_queries
+from calce_jax.moments.annotation_lines import SEPARATOR, parse_charades_line, parse_separated_line
 from calce_jax.moments.annotations_by_video import read_videos, rows_by_video
 from calce_jax.moments.json_rows import (
     check_characters,
+    foreign_rows_fault,
     is_finite_number,
     may_have_surrogates,
     normalise_qid,
@@ -39,7 +43,6 @@ from calce_jax.moments.windows import Seconds
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.text_files import read_text
 
-SEPARATOR = ">>>"
 STAGE1_WINDOW_FIELDS = ("stage1_windows", "stage1_result")
 _FIELDS = ("qid", "query", "vid", "video", "duration", "items", "kind", "fact", "facts", "relevant_windows")
 _FIELDS += STAGE1_WINDOW_FIELDS
@@ -70,12 +73,12 @@ class Annotation:
       items: the things named in the query, as noun phrases; empty where the file lists none.
       duration: of the video, in seconds; `None` where the file has none and the video has not been read yet.
       windows: the true [start, end] in seconds, as annotated ("relevant_windows" in files); they may reach beyond the
-        video. Empty where they are not published, as in a test split, and where `is_absent`.
+        video. Empty where the query does not happen in the video; `None` where they are not published, as in a test
+        split.
       stage1_windows: windows predicted by stage 1, in seconds; `None` before stage 1 has run.
       kind: what answering needs, e.g. "visual"; `None` where it is not known.
       clip_ratings: of QVHighlights, the ratings of clips of two seconds by three annotators, by the clip's number
         ("relevant_clip_ids" and "saliency_scores" in files); `None` where the file has none.
-      is_absent: the query does not happen in the video: an empty list of windows, and not none.
       fact: what the query asks for, in a form that is equal for queries of the same meaning; `None` if not known.
       facts: everything that happens in the video, in the same form; `None` if not known.
       location: where it was read, "val.jsonl, line 3", for messages; "" for one that was not. Not compared.
@@ -86,20 +89,24 @@ class Annotation:
     query: str
     items: list[str]
     duration: Seconds | None
-    windows: list[list[Seconds]]
+    windows: list[list[Seconds]] | None
     stage1_windows: list[list[Seconds]] | None = None
     kind: str | None = None
     clip_ratings: dict[int, list[int | float]] | None = None
-    is_absent: bool = False
     fact: str | None = None
     facts: list[str] | None = None
     location: str = dataclasses.field(default="", compare=False, repr=False)
 
     @property
+    def is_absent(self) -> bool:
+        """Whether the query is known not to happen in the video."""
+        return self.windows is not None and not self.windows
+
+    @property
     def clipped_windows(self) -> list[list[Seconds]]:
         """The true windows, clipped to the end of the video; windows that begin after it are left out."""
         end = math.inf if self.duration is None else self.duration
-        return [[start, min(stop, end)] for start, stop in self.windows if start < end]
+        return [[start, min(stop, end)] for start, stop in self.windows or () if start < end]
 
 
 def read_annotations(
@@ -158,6 +165,9 @@ def parse_annotations(
         if videos is None
         else rows_by_video(videos, path.stem, faults)
     )
+    rows = list(read_absent_queries(list(rows), path.stem, faults))
+    if foreign := foreign_rows_fault(rows, (*_FIELDS, *_SHORT_FORMS)):
+        return [], [*faults, foreign]
     for location, row in rows:
         row_faults = list(_find_row_faults(row))
         faults += [f"{location}, {fault}" for fault in row_faults]
@@ -175,7 +185,7 @@ def find_repeated_qids(annotations: Sequence[Annotation]) -> list[str]:
 
 def windows_without_length(annotations: Iterable[Annotation]) -> list[Annotation]:
     """Return the queries with a true window that ends where it begins: no predicted window can meet it."""
-    return [row for row in annotations if any(start == end for start, end in row.windows)]
+    return [row for row in annotations if any(start == end for start, end in row.windows or ())]
 
 
 def windows_beyond_video(annotations: Iterable[Annotation], durations: Mapping[str, Seconds]) -> list[Annotation]:
@@ -189,7 +199,7 @@ def windows_beyond_video(annotations: Iterable[Annotation], durations: Mapping[s
         row
         for row in annotations
         for duration in [durations.get(row.video) if row.duration is None else row.duration]
-        if duration is not None and any(end > duration + DURATION_TOLERANCE_S for _, end in row.windows)
+        if duration is not None and any(end > duration + DURATION_TOLERANCE_S for _, end in row.windows or ())
     ]
 
 
@@ -212,7 +222,7 @@ def _annotation_to_json(annotation: Annotation) -> dict[str, Any]:
         "kind": annotation.kind,
         "fact": annotation.fact,
         "facts": annotation.facts,
-        "relevant_windows": annotation.windows or ([] if annotation.is_absent else None),
+        "relevant_windows": annotation.windows,
         "stage1_windows": annotation.stage1_windows,
         "relevant_clip_ids": None if annotation.clip_ratings is None else list(annotation.clip_ratings),
         "saliency_scores": None if annotation.clip_ratings is None else list(annotation.clip_ratings.values()),
@@ -223,40 +233,7 @@ def _annotation_to_json(annotation: Annotation) -> dict[str, Any]:
 def _parse_line(line: str, qid: str) -> Any:
     if line.lstrip().startswith("{"):
         return parse_json_line(line)
-    return _parse_separated_line(line, qid) if SEPARATOR in line else _parse_charades_line(line, qid)
-
-
-def _parse_separated_line(line: str, qid: str) -> dict[str, Any]:
-    video, *middle, span = line.split(SEPARATOR)
-    try:
-        windows = json.loads(span)
-    except (ValueError, RecursionError):
-        windows = None
-    if not middle or not isinstance(windows, list):
-        raise ValueError(f'expected "VIDEO>>>sentence>>>[START, END]", got {line!r:.60}; fix or drop the line')
-    is_nested = bool(windows) and isinstance(windows[0], list)
-    return {
-        "qid": qid,
-        "video": video.strip(),
-        "query": SEPARATOR.join(middle).strip(),
-        "duration": None,
-        "relevant_windows": windows if is_nested or not windows else [windows],
-    }
-
-
-def _parse_charades_line(line: str, qid: str) -> dict[str, Any]:
-    timing, separator, query = line.partition("##")
-    words = timing.split()
-    try:
-        video, start, end = words
-        window = [float(start), float(end)]
-    except ValueError:
-        window = video = None
-    if window is None or not separator or not query.strip():
-        raise ValueError(
-            f'expected "VIDEO START END##sentence" or a JSON object, got {line!r:.60}; fix or drop the line'
-        )
-    return {"qid": qid, "video": video, "query": query.strip(), "duration": None, "relevant_windows": [window]}
+    return parse_separated_line(line, qid) if SEPARATOR in line else parse_charades_line(line, qid)
 
 
 def _find_row_faults(row: Any) -> Iterable[str]:
@@ -356,7 +333,7 @@ def _field_name(row: Mapping[str, Any], *names: str) -> str:
 
 
 def _annotation_from_json(row: dict[str, Any], durations: Mapping[str, Seconds], location: str) -> Annotation:
-    stage1_windows = row.get(_field_name(row, *STAGE1_WINDOW_FIELDS))
+    windows, stage1_windows = (row.get(name) for name in ("relevant_windows", _field_name(row, *STAGE1_WINDOW_FIELDS)))
     video = row[_field_name(row, "vid", "video")]
     return Annotation(
         qid=row["qid"],
@@ -364,11 +341,10 @@ def _annotation_from_json(row: dict[str, Any], durations: Mapping[str, Seconds],
         query=row["query"],
         items=list(row.get("items", [])),
         duration=durations.get(video) if row["duration"] is None else row["duration"],
-        windows=[list(window) for window in row.get("relevant_windows") or []],
+        windows=None if windows is None else [list(window) for window in windows],
         stage1_windows=None if stage1_windows is None else [list(window) for window in stage1_windows],
         kind=row.get("kind"),
         clip_ratings=_clip_ratings(row),
-        is_absent=row.get("relevant_windows") == [],
         fact=row.get("fact"),
         facts=None if row.get("facts") is None else list(row["facts"]),
         location=location,
@@ -432,7 +408,9 @@ def _with_items(annotations: Iterable[Annotation], path: str | Path) -> list[Ann
 
 def warn_windows_beyond_video(source: str | Path, annotations: Sequence[Annotation]) -> None:
     """Log a warning that counts and names the queries of a file or split with windows that reach beyond their video."""
-    clipped_qids = [annotation.qid for annotation in annotations if annotation.clipped_windows != annotation.windows]
+    clipped_qids = [
+        annotation.qid for annotation in annotations if annotation.clipped_windows != (annotation.windows or [])
+    ]
     if clipped_qids:
         logging.warning(
             "%s: windows of %d of %d queries reach beyond their video; training clips them to it: %s%s",

@@ -4,7 +4,8 @@
     TimeLens-Bench         {"v_abc": {"duration": 82.7, "spans": [[0.8, 19.9], ...], "queries": [...]}}
     TACoS                  {"s13-d21.avi": {"num_frames": 6000, "fps": 29.4, "timestamps": ..., "sentences": ...}}
 
-TACoS counts frames; its windows are divided by the frame rate. A span may also be a list of windows of one query.
+TACoS counts frames; its windows are divided by the frame rate. A span may also be a list of windows of one query; an
+empty one says that the query does not happen.
 """
 
 import json
@@ -59,7 +60,7 @@ def rows_by_video(videos: Mapping[str, Any], stem: str, faults: list[str]) -> It
             duration = num_frames / rate
         for text, span in zip(texts, spans, strict=True):
             number += 1
-            nested = bool(span) and isinstance(span, list) and all(isinstance(window, list) for window in span)
+            nested = isinstance(span, list) and all(isinstance(window, list) for window in span)
             yield (
                 f"{location}, query {number}",
                 {

@@ -5,7 +5,7 @@ A file holds either one JSON list or one row a line. Errors name the file, the r
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -53,6 +53,12 @@ def read_rows(
             except ValueError as error:
                 faults.append(f"{location}: {error}")
         return rows
+    if entries := _entries_of_object(text):
+        faults.append(
+            f"it is one JSON object with {', '.join(map(repr, entries[:3]))}{', ...' if len(entries) > 3 else ''}, in "
+            "no format that is known; give a JSON list, or one object a line"
+        )
+        return []
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -62,6 +68,33 @@ def read_rows(
         except ValueError as error:
             faults.append(f"line {number}: {error}")
     return rows
+
+
+def _entries_of_object(text: str) -> list[str]:
+    """Return the names in a JSON object that is spread over several lines; none for any other text."""
+    if not text.lstrip().startswith("{") or "\n" not in text.strip():
+        return []
+    try:
+        return list(json.loads(text))
+    except (ValueError, RecursionError):
+        return []  # JSON lines, which end with the first object
+
+
+def foreign_rows_fault(rows: Sequence[tuple[str, Any]], known: Collection[str]) -> str | None:
+    """Return a fault if no row has any of the known fields; each row would have faults for all of them.
+
+    Args:
+      rows: (location, parsed JSON value).
+      known: names of fields.
+    """
+    fields = [list(row) for _, row in rows if isinstance(row, dict)]
+    if not fields or len(fields) < len(rows) or any(set(row) & set(known) for row in fields):
+        return None
+    found = ", ".join(map(repr, fields[0][:5])) or "no field"
+    return (
+        f"{rows[0][0]}: it has {found}, and no row of the file a field that is known; give a file in one of the "
+        "formats that docs/own_data.md lists"
+    )
 
 
 def parse_json_line(line: str) -> Any:

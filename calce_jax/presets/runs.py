@@ -1,4 +1,4 @@
-"""Presets by name: "qvhighlights,stage=1", "charades_sta,stage=2,behaviour=reference", "shapes,stage=1"."""
+"""Presets by name: "qvhighlights,stage=1", "charades_sta,stage=2,behaviour=reference", "activitynet,method=mr_blip"."""
 
 from dataclasses import replace
 from typing import cast
@@ -8,6 +8,7 @@ from calce_jax.config import (
     ConfigError,
     GenerationConfig,
     LoopConfig,
+    Method,
     ModelSize,
     OptimizerConfig,
     RunConfig,
@@ -15,9 +16,15 @@ from calce_jax.config import (
 )
 from calce_jax.moments.windows import RECOMMENDED_WINDOW_ORDER
 from calce_jax.presets.datasets import DATASETS
+from calce_jax.presets.mr_blip import as_mr_blip
 from calce_jax.presets.sizes import LORA, MESH, SIZES, prompt_buckets
 
-OPTIONS = {"stage": ("1", "2"), "size": tuple(SIZES), "behaviour": ("default", "reference")}
+OPTIONS = {
+    "stage": ("1", "2"),
+    "size": tuple(SIZES),
+    "behaviour": ("default", "reference"),
+    "method": ("calce", "mr_blip"),
+}
 SHORT_NAMES = {"qvh": "qvhighlights", "charades": "charades_sta"}
 
 
@@ -25,18 +32,24 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
     """Return the config of a run.
 
     Args:
-      name: a dataset (qvhighlights or qvh, charades_sta or charades, shapes), then any of `stage=1|2`,
-        `size=full|full_xxl|small|tiny` and `behaviour=default|reference`, separated by commas.
+      name: a dataset (qvhighlights or qvh, charades_sta or charades, activitynet, shapes), then any of `stage=1|2`,
+        `size=full|full_xxl|small|tiny`, `behaviour=default|reference` and `method=calce|mr_blip`, separated by commas.
       flag: that gave the name, for the message.
 
     Raises:
-      ConfigError: a part of the name is unknown; the message lists the allowed ones.
+      ConfigError: a part of the name is unknown, the message lists the allowed ones; or Mr. BLIP is asked for a second
+        stage or for the original's behaviour.
     """
     dataset, options = _parse(name, flag)
     stage = cast(Stage, int(options.get("stage", "1")))
     behaviour = cast(Behaviour, options.get("behaviour", "default"))
     size = cast(ModelSize, options.get("size", "tiny" if dataset == "shapes" else "full"))
+    method = cast(Method, options.get("method", "calce"))
     defaults = DATASETS[dataset](stage, size)
+    if method == "mr_blip":
+        if stage == 2 or behaviour == "reference":
+            raise ConfigError(f"{flag}={name}: method=mr_blip has stage=1 and behaviour=default alone; leave them out")
+        defaults = as_mr_blip(dataset, defaults)
     if behaviour == "reference":  # the original does not regroup batches
         defaults = replace(defaults, data=replace(defaults.data, group=1))
     return RunConfig(
@@ -64,6 +77,7 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
         else GenerationConfig(beams=5, window_order=RECOMMENDED_WINDOW_ORDER, window_source="all_beams"),
         weights=defaults.weights,
         loop=LoopConfig(log_every=defaults.log_every, eval_every=1, samples=4),
+        method=method,
     )
 
 

@@ -14,12 +14,12 @@ import numpy as np
 
 from calce_jax.config import ASSETS, packaged_path
 from calce_jax.errors import UserError
+from calce_jax.moments.metrics.presence import auroc, keeping_threshold
 from calce_jax.search.paths import SearchError
 from calce_jax.storage.atomic_files import write_atomic
 
 CALIBRATION_FILE = "calibration.json"
 TINY_CALIBRATION = f"{ASSETS}tiny/{CALIBRATION_FILE}"
-KEPT = 0.95  # share of the queries that happen which shall be found
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,13 @@ def fit_calibration(present: Sequence[float], absent: Sequence[float]) -> Calibr
     """
     if not present or not absent:
         raise SearchError("no queries to calibrate with", "give a split with windows in two videos or more")
-    happens, other = np.sort(np.asarray(present, float)), np.asarray(absent, float)
-    threshold = float(happens[int((1 - KEPT) * len(happens))])
-    above = (happens[:, None] > other[None]).mean() + (happens[:, None] == other[None]).mean() / 2
+    threshold = keeping_threshold(present)
     return Calibration(
         threshold=round(threshold, 6),
-        kept=float((happens >= threshold).mean()),
-        rejected=float((other < threshold).mean()),
-        auroc=float(above),
-        num_queries=len(happens) + len(other),
+        kept=float((np.asarray(present) >= threshold).mean()),
+        rejected=float((np.asarray(absent) < threshold).mean()),
+        auroc=auroc(present, absent),
+        num_queries=len(present) + len(absent),
     )
 
 

@@ -57,7 +57,12 @@ from calce_jax.text.nouns import PHRASE_DATASETS, extract_items
 from calce_jax.text.text_row import RowFlag
 
 # Seconds. The longest video of QVHighlights and of shapes; 99 % of Charades-STA's videos are shorter than 60 s.
-TRAINED_DURATION: dict[DatasetName, float] = {"qvhighlights": 150.0, "charades_sta": 60.0, "shapes": 40.0}
+TRAINED_DURATION: dict[DatasetName, float] = {
+    "qvhighlights": 150.0,
+    "charades_sta": 60.0,
+    "activitynet": 180.0,
+    "shapes": 40.0,
+}
 MAX_MOMENTS = 5
 TINY_MODEL_NOTICE = (
     "The tiny model was made for videos of coloured shapes, such as its samples; for other videos its answers mean "

@@ -23,6 +23,10 @@ most numbers below 200 as one token; a number that it would split is replaced by
                  the query loses words, then the items, then "ref", and the task stays.
     no windows   Without stage-1 windows the original has no stage-2 prompt; here the whole video is the window.
 
+Mr. BLIP's prompt (`method="mr_blip"`) is older and shorter: the frames with their times, and
+
+    Query: ...   Given the video and the query, find the relevant windows.   Relevant windows:
+
 `RowFlag`s of a row say what was truncated, dropped or clipped.
 """
 
@@ -33,7 +37,7 @@ from typing import Literal
 
 import numpy as np
 
-from calce_jax.config import Behaviour
+from calce_jax.config import Behaviour, Method
 from calce_jax.text.caption import Caption, Number
 from calce_jax.text.caption_choice import choose_captions, fit_captions
 from calce_jax.text.inverted import InvertedTask, whole_query
@@ -43,6 +47,7 @@ from calce_jax.text.text_tokenizer import TextTokenizer
 from calce_jax.text.token_ids import concatenate, encode_batch, longest_prefix, pad
 
 TASK_PROMPT = "Given the video and the subtitle and the query, find the query relevant windows.\nRelevant windows: "
+MR_BLIP_TASK_PROMPT = "Given the video and the query, find the relevant windows.\nRelevant windows: "
 NO_CAPTION = "*None*"
 WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"  # sentencepiece's mark of the beginning of a word
 EOS_TOKEN = "</s>"
@@ -146,6 +151,7 @@ class PromptWriter:
       sizes: shapes to which rows are padded.
       stage: prompts of stage 2 contain the stage-1 windows.
       behaviour: see the module.
+      method: see the module; "mr_blip" writes no captions and no items.
     """
 
     def __init__(
@@ -156,9 +162,11 @@ class PromptWriter:
         *,
         stage: Literal[1, 2],
         behaviour: Behaviour = "default",
+        method: Method = "calce",
     ):
         self.sizes, self.stage = sizes, stage
         self.behaviour: Behaviour = behaviour
+        self.method: Method = method
         self._t5, self._bert = t5.backend, bert.backend
         self._replacements = find_number_replacements(t5)
         self._boundary_id, self._eos_id = _token_id(t5, WORD_BOUNDARY), _token_id(t5, EOS_TOKEN)
@@ -224,7 +232,8 @@ class PromptWriter:
         else:
             text_ids, inverted, truncated_flags = self._inverted_ids(inverted, query, true_windows, duration)
         row_flags |= truncated_flags
-        trailing_spans = [self._no_caption, self._captions_end, text_ids]
+        caption_part = [self._no_caption, self._captions_end] if self.method == "calce" else [[], []]
+        trailing_spans = [*caption_part, text_ids]
 
         tokens_left = sizes.text_tokens - sum(map(len, [*leading_spans, *trailing_spans]))
         if tokens_left < 0:
@@ -269,6 +278,8 @@ class PromptWriter:
 
     def format_text(self, query: str, items: Sequence[str], stage1_windows: Windows | None = None) -> str:
         """Return the text part of the prompt, not truncated."""
+        if self.method == "mr_blip":
+            return f"Query: {query}\n{MR_BLIP_TASK_PROMPT}"
         ref = (
             ""
             if self.stage == 1

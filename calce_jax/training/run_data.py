@@ -13,7 +13,14 @@ from calce_jax.checkpoints.restore import calce_config
 from calce_jax.checkpoints.workdir import check_base_file
 from calce_jax.config import RunConfig
 from calce_jax.distributed.multihost import process_info
-from calce_jax.inference.predict_split import DatasetSplit, PredictFn, make_case, open_split, predict_answers
+from calce_jax.inference.predict_split import (
+    DatasetSplit,
+    PredictFn,
+    make_case,
+    open_split,
+    predict_answers,
+    to_prediction,
+)
 from calce_jax.input_pipeline.batches import make_iterator
 from calce_jax.input_pipeline.dataset import TablesError, open_dataset
 from calce_jax.input_pipeline.example import Query
@@ -23,6 +30,7 @@ from calce_jax.input_pipeline.table_fingerprint import Fingerprint, table_finger
 from calce_jax.models.answer_grammar import AnswerGrammar
 from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import evaluate_cases
+from calce_jax.moments.metrics.presence import presence_case, presence_scores
 from calce_jax.report.timeline import draw_timeline
 from calce_jax.text.answer_grammar import answer_grammar
 from calce_jax.text.prompt import max_answer_tokens
@@ -64,8 +72,8 @@ def open_run_data(config: RunConfig) -> RunData:
 
     Raises:
       CheckpointError: there is no file of base weights; told first, since it takes longest to get.
-      TablesError: there is no such prepared folder or split; or stage 2 is to be trained on tables that have no windows
-        of stage 1.
+      TablesError: there is no such prepared folder or split; the evaluated split has no true windows; or stage 2 is to
+        be trained on tables that have no windows of stage 1.
       TokenizerError: a tokenizer is missing.
       InputError: a split has fewer queries than a batch.
       FeaturesError: `config.data.features` holds features of another model, or not of all videos.
@@ -77,6 +85,7 @@ def open_run_data(config: RunConfig) -> RunData:
     train_input = input_config(config, config.data.train_split, model_config, training=True)
     eval_split = open_split(config, config.data.eval_split, tokenizers, model_config)
     train_queries = list(train_dataset.queries())
+    check_true_windows(config, eval_split.queries)
     check_stage1_windows(config, config.data.train_split, train_queries)
     check_stage1_windows(config, config.data.eval_split, eval_split.queries)
     check_videos(config, config.data.train_split, [query.video for query in train_queries])
@@ -101,6 +110,19 @@ def open_run_data(config: RunConfig) -> RunData:
     )
 
 
+def check_true_windows(config: RunConfig, queries: Sequence[Query]) -> None:
+    """Check that some query of the evaluated split has true windows, before the first evaluation needs them.
+
+    Raises:
+      TablesError: none has.
+    """
+    if not any(len(query.windows) for query in queries):
+        raise TablesError(
+            f"no query of {config.data.eval_split} in {config.data.directory} has true windows",
+            "evaluate another split, with --config.data.eval_split",
+        )
+
+
 def check_stage1_windows(config: RunConfig, split: str, queries: Sequence[Query]) -> None:
     """Check, for stage 2, that windows of stage 1 were merged into a split; single queries may lack them.
 
@@ -117,11 +139,17 @@ def check_stage1_windows(config: RunConfig, split: str, queries: Sequence[Query]
 def evaluate_split(config: RunConfig, split: DatasetSplit, t5: TextTokenizer, predict: PredictFn) -> EvalResult:
     """Predict every query of a split, score by the original's protocol, and draw `config.loop.samples` predictions.
 
-    Queries without true windows are predicted, but the protocol cannot score them.
+    Queries that do not happen in their video count in "AUROC" and the other scores of
+    `calce_jax.moments.metrics.presence` alone; those whose windows are not known are predicted and not scored.
     """
     answers = list(predict_answers(config, split, t5, predict))
-    cases = [make_case(split.queries[answer.row], answer) for answer in answers]
-    scores = evaluate_cases([case for case in cases if case.true_windows])["reference"]
+    pairs = [(split.queries[answer.row], answer) for answer in answers]
+    scores = evaluate_cases([make_case(query, answer) for query, answer in pairs if len(query.windows)])["reference"]
+    if any(query.is_absent for query, _ in pairs):
+        known = [(query, answer) for query, answer in pairs if query.is_absent or len(query.windows)]
+        scores |= presence_scores(
+            [presence_case(to_prediction(query, answer), is_present=not query.is_absent) for query, answer in known]
+        )
     metrics = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
     images: dict[str, np.ndarray] = {}
     texts: dict[str, str] = {}

@@ -221,7 +221,7 @@ def _scores(predictions: Sequence[Prediction], annotations: Sequence[Annotation]
 
 def baselines(annotations: Sequence[Annotation], draws: int = 20, seed: int = 0) -> dict[str, Scores]:
     """Return the scores of predicting the whole video, and of random windows with the lengths of true ones."""
-    lengths = np.array([end - start for row in annotations for start, end in row.windows])
+    lengths = np.array([end - start for row in annotations for start, end in row.windows or ()])
     rng = np.random.default_rng(seed)
 
     def random_window(row: Annotation) -> list[float]:
@@ -231,7 +231,9 @@ def baselines(annotations: Sequence[Annotation], draws: int = 20, seed: int = 0)
 
     def scores(window: Any) -> Scores:
         return _headline_metrics(
-            evaluate_cases([EvalCase(row.qid, [window(row)], row.windows) for row in annotations])["reference"]
+            evaluate_cases([EvalCase(row.qid, [window(row)], row.windows) for row in annotations if row.windows])[
+                "reference"
+            ]
         )
 
     random = [scores(random_window) for _ in range(draws)]

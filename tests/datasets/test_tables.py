@@ -27,9 +27,7 @@ ROOT = Path(__file__).parents[2]
 TRAIN = [
     Annotation(2579, "b", 'She says "no" — twice.', ["she", "é"], 150, [[82, 150]]),
     Annotation("x_1", "a", "An empty road.", [], 20.123456789, [[0.1, 6.9], [7, 11.3]], [[1, 2.7]], "several"),
-    Annotation(
-        "x_2", "b", "Nothing was found.", ["one"], 150, [], [], "visual", is_absent=True, fact="é", facts=["a", "b"]
-    ),
+    Annotation("x_2", "b", "Nothing was found.", ["one"], 150, [], [], "visual", fact="é", facts=["a", "b"]),
     Annotation("x_3", "broken", "Not to be seen.", [], 9, [[0, 1]]),
 ]
 VAL = [Annotation(1, "c", "How long is it?", ["it"], None, [[0, 3]])]
@@ -149,7 +147,7 @@ def test_datasets_say_what_they_are(built):
     assert info.name == "qvhighlights"
     assert "YouTube" in info.description
     assert "lei2021qvhighlights" in info.citation
-    assert {cls.name for cls in tables.BUILDERS.values()} == {"qvhighlights", "charades_sta", "shapes"}
+    assert {cls.name for cls in tables.BUILDERS.values()} == {"qvhighlights", "charades_sta", "activitynet", "shapes"}
 
 
 def test_rows_of_several_shards_keep_their_order(tmp_path, monkeypatch):
@@ -242,7 +240,9 @@ def test_wrong_folder_split_version_or_dataset_is_named(folder, monkeypatch):
         open_dataset(folder / "nowhere", "train")
     with pytest.raises(TablesError, match=r"has the splits train and val, but not test; choose one"):
         open_dataset(folder, "test")
-    with pytest.raises(TablesError, match="no dataset 'qvhighlight'; there are qvhighlights, charades_sta, shapes"):
+    with pytest.raises(
+        TablesError, match="no dataset 'qvhighlight'; there are qvhighlights, charades_sta, activitynet, shapes"
+    ):
         build_tables(folder, "qvhighlight", {"train": TRAIN}, load)
     with pytest.raises(TablesError, match="holds shapes, not qvhighlights"):
         rebuild_queries(folder, "qvhighlights", {"train": TRAIN})

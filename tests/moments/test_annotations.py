@@ -31,7 +31,7 @@ def test_official_release(write):
     test_row = {"qid": 2, "query": "A cat.", "vid": "w", "duration": 149.5, "saliency_scores": [[1, 2, 3]]}
     first, second = read_annotations(write(ROW, test_row))
     assert first == Annotation(1, "v", "A dog runs.", [], 150, [[0, 10], [20, 30]])
-    assert second == Annotation(2, "w", "A cat.", [], 149.5, [])
+    assert second == Annotation(2, "w", "A cat.", [], 149.5, None)
 
 
 def test_charades_lines(write, tmp_path):
@@ -80,7 +80,8 @@ def test_own_format_reads_back(write, tmp_path):
     rows = [
         Annotation("a", "v", "A dog.", ["dog"], 30, [[1, 4.5]], [[0, 5]], "visual"),
         Annotation(2, "v", "A cat.", [], 30, []),
-        Annotation(3, "v", "A cow.", [], 30, [], is_absent=True, fact="cow", facts=["cat", "dog"]),
+        Annotation(4, "v", "A cow.", [], 30, [], fact="cow", facts=["cat", "dog"]),
+        Annotation(3, "v", "A bird.", [], 30, None),
     ]
     write_annotations(tmp_path / "own.jsonl", rows)
     assert read_annotations(tmp_path / "own.jsonl") == rows

@@ -138,4 +138,4 @@ def test_nothing_to_score_says_so():
 def test_table_lines_up():
     lines = format_table(evaluate_cases([EvalCase("a", [[0, 10]], [[0, 10]])])).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[1].split() == ["reference", *["100.00"] * 7]
+    assert lines[1].split() == ["reference", *["100.00"] * 8]

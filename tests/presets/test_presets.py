@@ -2,12 +2,16 @@
 
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from calce_jax.config import packaged_path
 from calce_jax.inference.predict_step import step_config
 from calce_jax.models.calce import SelectionConfig
 from calce_jax.presets.runs import DATASETS, get_preset
+from calce_jax.text.prompt import PromptWriter
+from calce_jax.text.text_row import RowFlag, TextSizes
+from calce_jax.text.tokenizers import load_bert, load_t5
 
 # frames, captions of a batch, epochs, peak and floor of the rate, warm-up steps, accumulated micro-steps, dilations.
 PUBLISHED = {
@@ -52,6 +56,29 @@ def test_published_runs(name):
         caption_block=captions,
         behaviour="default",
     )
+
+
+def test_activitynet_has_mr_blips_frames_and_schedule_for_half_the_devices():
+    first, second = (get_preset(f"activitynet,stage={stage}") for stage in (1, 2))
+    assert (first.data.frames, first.schedule.epochs, first.schedule.peak, first.schedule.floor) == (60, 50, 3e-4, 3e-5)
+    assert first.schedule.warmup_steps * first.data.batch == 23_390 * 8
+    assert first.optimizer.accumulate * first.data.batch == 4 * 8
+    assert (second.data.frames, second.weights.start) == (120, "runs/activitynet_stage1")
+    assert (second.data.eval_split, second.data.use_captions) == ("val", False)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_prompts_of_activitynet_hold_the_times_of_its_longest_videos(shared, stage):
+    """Times from 200 s on are several tokens of Flan-T5."""
+    config = get_preset(f"activitynet,stage={stage}")
+    t5, bert = load_t5(shared / "tokenizers/t5"), load_bert(shared / "tokenizers/bert")
+    text = config.text
+    sizes = TextSizes(config.data.frames, 1, text.bert_tokens, text.text_tokens, text.answer_tokens, text.max_text)
+    writer = PromptWriter(t5, bert, sizes, stage=stage)
+    times = np.linspace(0, 1000, config.data.frames)
+    row = writer.write("A man runs. " * 8, ["man"], times, 1000, true_windows=[[900, 999]], stage1_windows=[[0, 1000]])
+    assert row.row_flags == RowFlag(0)
+    assert t5.decode([token for token in row.labels.tolist() if token], skip_special_tokens=True) == "[[900, 999]]"
 
 
 def test_the_original_reads_windows_in_the_given_order_and_does_not_regroup():

@@ -9,9 +9,9 @@ from calce_jax.config import packaged_path
 from calce_jax.datasets.tables import build_tables
 from calce_jax.inference.answers import Answer
 from calce_jax.inference.predict_split import DatasetSplit
-from calce_jax.input_pipeline.dataset import MomentDataset, TablesError
+from calce_jax.input_pipeline.dataset import MomentDataset, TablesError, open_dataset
 from calce_jax.input_pipeline.example import Query
-from calce_jax.moments.scoring import score_moments
+from calce_jax.moments.scoring import QueryMoments, score_moments
 from calce_jax.presets.runs import get_preset
 from calce_jax.text.text_row import RowFlag
 from calce_jax.text.tokenizers import load_t5
@@ -50,6 +50,33 @@ def test_absent_queries_are_predicted_and_not_scored(monkeypatch):
     split = DatasetSplit(dataset, queries, lambda first_batch: [])
     metrics = run_data.evaluate_split(config, split, t5, lambda batches: iter(())).metrics
     assert (metrics["queries"], metrics["R1_avg"], metrics["mAP"]) == (1, 100, 100)
+
+
+def test_absent_queries_of_the_evaluated_split_have_scores_of_their_own(monkeypatch, tmp_path):
+    rows = [VAL[0], replace(VAL[1], windows=[]), replace(VAL[1], qid=2, windows=[])]
+    build_tables(tmp_path, "shapes", {"val": rows}, make_video)
+    found = [QueryMoments([[0.0, 1.0, 0.5]], "[[0, 1]]", "exact", [], [0.5]), QueryMoments([], "", "empty")]
+    answers = [Answer(row, found[row > 1], [], {}, [], RowFlag(0)) for row in range(3)]
+    monkeypatch.setattr(run_data, "predict_answers", lambda *_: answers)
+    dataset = open_dataset(tmp_path, "val")
+    split = DatasetSplit(dataset, list(dataset.queries()), lambda first_batch: [])
+    config = get_preset("shapes,stage=1")
+    config = replace(config, loop=replace(config.loop, samples=0))
+    t5 = load_t5(packaged_path("calce_jax/assets/tiny/t5"))
+    metrics = run_data.evaluate_split(config, split, t5, lambda batches: iter(())).metrics
+    assert (metrics["R1@0.5"], metrics["queries"]) == (100, 1)
+    # Of the two absent queries one ties with the present one, and one is answered [].
+    assert (metrics["AUROC"], metrics["answered_none"], metrics["absent"]) == (75, 50, 2)
+
+
+def test_a_split_without_true_windows_is_refused_at_the_start(tmp_path):
+    build_tables(tmp_path, "shapes", {"train": TRAIN, "val": [replace(row, windows=None) for row in VAL]}, make_video)
+    config = get_preset("shapes,stage=1")
+    data = replace(config.data, directory=str(tmp_path), frames=FRAMES, batch=1, eval_batch=1)
+    with pytest.raises(
+        TablesError, match=r"no query of val in .* has true windows; evaluate another split, with --conf"
+    ):
+        run_data.open_run_data(replace(config, data=data))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from calce_jax.models.keyframes.borders import dilate, mark_cluster_borders, mar
 from calce_jax.models.keyframes.dpc_knn import dpc_knn
 from calce_jax.models.keyframes.plan import FramePlan, build_frame_plan
 
-KeyframeMode = Literal["cluster", "information", "interval", "none"]
+KeyframeMode = Literal["cluster", "information", "interval", "none", "all"]
 
 
 def select_coarse(
@@ -37,7 +37,7 @@ def select_coarse(
       frame_mask: real frames, a prefix of T; padding does not affect the plan.
       mode: how key frames are defined. "cluster": borders of clusters, and the first and last frame. "information":
         both frames of the third of neighbouring pairs that are least similar. "interval": every second frame. "none":
-        no frame. The first two are dilated.
+        no frame; "all": every frame. The first two are dilated.
       clusters: C.
       dilation: frames on either side of a key frame that become key frames too.
       is_speech_query: the query is about speech, and the video has captions.
@@ -78,7 +78,7 @@ def _select(
     elif mode == "interval":
         is_keyframe = jnp.arange(num_frames) % 2 == 1
     else:
-        is_keyframe = jnp.zeros(num_frames, bool)
+        is_keyframe = jnp.full(num_frames, mode == "all")
 
     has_speech = has_speech & frame_mask
     if behaviour == "default":

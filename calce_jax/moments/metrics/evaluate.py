@@ -16,7 +16,9 @@ from calce_jax.moments.annotations import (
 )
 from calce_jax.moments.json_rows import name_queries, normalise_qid
 from calce_jax.moments.metrics.highlights import HighlightCase, SaliencyError, highlight_scores, rate_clips
+from calce_jax.moments.metrics.multi_moment import multi_moment_scores
 from calce_jax.moments.metrics.pairing import Pairing, check_any_pair, check_same_queries, pair_predictions
+from calce_jax.moments.metrics.presence import presence_case, presence_scores
 from calce_jax.moments.metrics.protocols import evaluate_cases
 from calce_jax.moments.predictions import Prediction, PredictionError, read_predictions, reorder_windows
 from calce_jax.moments.windows import WindowOrder
@@ -29,8 +31,10 @@ class Evaluation:
     """Result of `evaluate_files`.
 
     Attributes:
-      scores: {"reference": {...}, "official": {...}}, percent; empty where no annotated query has true windows. The
-        official ones have "highlights" where clips are rated and predictions have saliency scores.
+      scores: {"reference": {...}, "official": {...}}, percent, of the queries that happen in their video; missing where
+        there are none. The official ones have "highlights" where clips are rated and predictions have saliency scores.
+        With "multi_moment" where a query has several true windows, see `calce_jax.moments.metrics.multi_moment`; and
+        "presence" where some queries do not happen, see `calce_jax.moments.metrics.presence`.
       pairing: which queries were scored.
       predictions: one for every annotated query, in the annotations' order, with ordered windows; no windows where the
         query has no prediction.
@@ -122,9 +126,8 @@ def evaluate_predictions(
     """
     check_any_pair(predictions, annotations)
     check_same_queries(predictions, annotations)
-    prediction_by_qid = {
-        normalise_qid(prediction.qid): reorder_windows(prediction, window_order) for prediction in predictions
-    }
+    given_by_qid = {normalise_qid(prediction.qid): prediction for prediction in predictions}
+    prediction_by_qid = {qid: reorder_windows(prediction, window_order) for qid, prediction in given_by_qid.items()}
     pairing = pair_predictions(list(prediction_by_qid.values()), annotations)
     left_out: list[str | int] = []
     if only_predicted:
@@ -148,6 +151,17 @@ def evaluate_predictions(
     )
     if scores and (cases := _highlight_cases(ranked_predictions, annotations, pairing)):
         scores["official"]["highlights"] = highlight_scores(cases)
+    if any(len(case.true_windows) > 1 for case in pairing.cases):
+        scores["multi_moment"] = multi_moment_scores(pairing.cases)
+    if pairing.absent:
+        # Of the scores as they were predicted: another order of the windows replaces them.
+        scores["presence"] = presence_scores(
+            [
+                presence_case(given_by_qid.get(normalise_qid(row.qid)), is_present=not row.is_absent)
+                for row in annotations
+                if row.windows is not None
+            ]
+        )
     return Evaluation(scores, pairing, ranked_predictions, annotations, left_out)
 
 

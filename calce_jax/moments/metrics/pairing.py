@@ -33,12 +33,14 @@ class Pairing:
       cases: one for each annotated query with true windows, in the annotations' order.
       missing_predictions: ids of annotated queries without a prediction; their cases have no predicted window.
       unknown_predictions: ids of predictions for queries that are not annotated; they are not scored.
-      missing_truth: ids of annotated queries without true windows; they are not scored.
+      absent: ids of annotated queries that do not happen in their video; they have no case.
+      missing_truth: ids of annotated queries whose true windows are not known; they are not scored.
     """
 
     cases: list[EvalCase]
     missing_predictions: list[str | int]
     unknown_predictions: list[str | int]
+    absent: list[str | int]
     missing_truth: list[str | int]
 
 
@@ -49,7 +51,7 @@ def pair_predictions(predictions: Sequence[Prediction], annotations: Sequence[An
     """
     prediction_by_qid = {normalise_qid(prediction.qid): prediction for prediction in predictions}
     annotated_qids = {normalise_qid(annotation.qid) for annotation in annotations}
-    cases, missing_predictions, missing_truth = [], [], []
+    cases, missing_predictions, absent, missing_truth = [], [], [], []
     for annotation in annotations:
         prediction = prediction_by_qid.get(normalise_qid(annotation.qid))
         if prediction is None:
@@ -59,11 +61,11 @@ def pair_predictions(predictions: Sequence[Prediction], annotations: Sequence[An
             malformed = prediction is not None and prediction.malformed
             cases.append(EvalCase(annotation.qid, windows, annotation.windows, malformed))
         else:
-            missing_truth.append(annotation.qid)
+            (absent if annotation.is_absent else missing_truth).append(annotation.qid)
     unknown_predictions = [
         prediction.qid for prediction in predictions if normalise_qid(prediction.qid) not in annotated_qids
     ]
-    return Pairing(cases, missing_predictions, unknown_predictions, missing_truth)
+    return Pairing(cases, missing_predictions, unknown_predictions, absent, missing_truth)
 
 
 def check_any_pair(predictions: Sequence[Prediction], annotations: Sequence[Annotation]) -> None:

@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
 from calce_jax.moments.metrics.average_precision import IOU_THRESHOLDS, average_precision, compute_top1_iou
 from calce_jax.moments.metrics.pairing import EvalCase, last_per_query, merge_by_query
 
-HEADLINE_METRICS = ("R1@0.5", "R1@0.7", "R1_avg", "mIoU", "mAP@0.5", "mAP@0.75", "mAP")
+HEADLINE_METRICS = ("R1@0.3", "R1@0.5", "R1@0.7", "R1_avg", "mIoU", "mAP@0.5", "mAP@0.75", "mAP")
+THRESHOLDS = IOU_THRESHOLDS.tolist()
 MAX_WINDOWS = 10
+LOW_THRESHOLD = 0.3  # not part of R1_avg and mAP; reported for Charades-STA, ActivityNet Captions and TimeLens-Bench
 # Lengths of true windows in seconds: above the first number, up to the second. The release has none above 150.
 LENGTH_RANGES = {"short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, math.inf)}
 
@@ -31,8 +34,7 @@ def reference_scores(cases: Sequence[EvalCase], behaviour: Behaviour = "default"
     Raises:
       TypeError: under "reference", a query without a predicted window.
     """
-    recall, mean_iou = recall_at_one(cases, behaviour)
-    return summarise(cases, recall, mean_iou, mean_average_precision(cases, behaviour))
+    return summarise(cases, top1_ious(cases, behaviour), mean_average_precision(cases, behaviour))
 
 
 def official_scores(cases: Sequence[EvalCase], behaviour: Behaviour = "default") -> dict:
@@ -49,12 +51,8 @@ def official_scores(cases: Sequence[EvalCase], behaviour: Behaviour = "default")
     Raises:
       TypeError: under "reference", a query without a predicted window.
     """
-    by_score = [
-        dataclasses.replace(case, predicted_windows=_sort_by_score(case.predicted_windows[:MAX_WINDOWS]))
-        for case in cases
-    ]
-    recall, mean_iou = recall_at_one(cases, behaviour)
-    result = summarise(cases, recall, mean_iou, mean_average_precision(by_score, behaviour))
+    by_score = order_by_score(cases)
+    result = summarise(cases, top1_ious(cases, behaviour), mean_average_precision(by_score, behaviour))
     result["detail"]["ranges"] = {
         name: _range_scores(_with_truth_in_range(cases, *limits), _with_truth_in_range(by_score, *limits), behaviour)
         for name, limits in LENGTH_RANGES.items()
@@ -65,12 +63,17 @@ def official_scores(cases: Sequence[EvalCase], behaviour: Behaviour = "default")
 def _range_scores(cases: list[EvalCase], score_ordered_cases: list[EvalCase], behaviour: Behaviour) -> dict | None:
     if not cases:
         return None
-    recall, _ = recall_at_one(cases, behaviour)
+    recall = {str(threshold): recall_at_one(top1_ious(cases, behaviour), threshold) for threshold in THRESHOLDS}
     return {"queries": len(cases), "R1": recall, "mAP": mean_average_precision(score_ordered_cases, behaviour)}
 
 
-def _sort_by_score(windows: Sequence[Sequence[int | float]]) -> list[Sequence[int | float]]:
-    return sorted(windows, key=lambda window: -(window[2] if len(window) > 2 else 1.0))
+def order_by_score(cases: Sequence[EvalCase]) -> list[EvalCase]:
+    """Return the cases with their first ten predicted windows, sorted by score (stable; without a score it is 1)."""
+
+    def sort(windows: Sequence[Sequence[int | float]]) -> list[Sequence[int | float]]:
+        return sorted(windows, key=lambda window: -(window[2] if len(window) > 2 else 1.0))
+
+    return [dataclasses.replace(case, predicted_windows=sort(case.predicted_windows[:MAX_WINDOWS])) for case in cases]
 
 
 def _with_truth_in_range(cases: Sequence[EvalCase], min_length: float, max_length: float) -> list[EvalCase]:
@@ -88,17 +91,20 @@ def to_percent(fraction: float) -> float:
     return float(f"{fraction * 100:.2f}")
 
 
-def recall_at_one(cases: Sequence[EvalCase], behaviour: Behaviour) -> tuple[dict[str, float], float]:
-    """Return R1 (percent) by threshold, and mIoU as a fraction.
+def top1_ious(cases: Sequence[EvalCase], behaviour: Behaviour) -> Float[np.ndarray, " Q"]:
+    """Return the overlap of each query's first window, see `compute_top1_iou`.
 
     A repeated query counts once, with its last windows.
     """
     cases = last_per_query(cases)
-    ious = compute_top1_iou(
+    return compute_top1_iou(
         [case.predicted_windows for case in cases], [case.true_windows for case in cases], behaviour
     )
-    recall = {str(threshold): to_percent(np.mean(ious >= threshold)) for threshold in IOU_THRESHOLDS.tolist()}
-    return recall, float(np.mean(ious))
+
+
+def recall_at_one(ious: Float[np.ndarray, " Q"], threshold: float) -> float:
+    """Return R1 in percent: the share of queries whose first window has at least this overlap."""
+    return to_percent(float(np.mean(ious >= threshold)))
 
 
 def mean_average_precision(cases: Sequence[EvalCase], behaviour: Behaviour) -> dict[str, float]:
@@ -111,17 +117,24 @@ def mean_average_precision(cases: Sequence[EvalCase], behaviour: Behaviour) -> d
         [case.predicted_windows for case in cases], [case.true_windows for case in cases], behaviour
     )
     by_threshold = precision.mean(axis=0)
-    names = map(str, IOU_THRESHOLDS.tolist())
+    names = map(str, THRESHOLDS)
     scores = {name: to_percent(score) for name, score in zip(names, by_threshold, strict=True)}
     return {**scores, "average": to_percent(by_threshold.mean())}
 
 
-def summarise(
-    cases: Sequence[EvalCase], recall: dict[str, float], mean_iou: float, precision: dict[str, float]
-) -> dict:
-    """Return the scores that every protocol reports; `detail` has all thresholds, and mIoU as an unrounded fraction."""
+def summarise(cases: Sequence[EvalCase], ious: Float[np.ndarray, " Q"], precision: dict[str, float]) -> dict:
+    """Return the scores that every protocol reports; `detail` has all thresholds, and mIoU as an unrounded fraction.
+
+    Args:
+      cases: the queries.
+      ious: from `top1_ious`.
+      precision: from `mean_average_precision`.
+    """
+    recall = {str(threshold): recall_at_one(ious, threshold) for threshold in THRESHOLDS}
+    mean_iou = float(np.mean(ious))
     detail: dict[str, Any] = {"R1": recall, "mAP": precision, "mIoU": mean_iou}
     return {
+        "R1@0.3": recall_at_one(ious, LOW_THRESHOLD),
         "R1@0.5": recall["0.5"],
         "R1@0.7": recall["0.7"],
         "R1_avg": float(np.mean(list(recall.values()))),
@@ -156,9 +169,13 @@ def evaluate_cases(cases: Sequence[EvalCase]) -> dict[str, dict[str, Any]]:
 
 
 def format_table(results: dict[str, dict[str, Any]]) -> str:
-    """Return rows of results (a name and its scores in percent) as aligned text under one heading."""
+    """Return rows of results (a name and its scores in percent) as aligned text under one heading.
+
+    The columns are those of `HEADLINE_METRICS` that all rows have.
+    """
     width = max(len(name) for name in results)
-    lines = [" " * width + "".join(f"{key:>10}" for key in HEADLINE_METRICS)]
+    columns = [key for key in HEADLINE_METRICS if all(key in scores for scores in results.values())]
+    lines = [" " * width + "".join(f"{key:>10}" for key in columns)]
     for name, scores in results.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{scores[key]:10.2f}" for key in HEADLINE_METRICS))
+        lines.append(f"{name:<{width}}" + "".join(f"{scores[key]:10.2f}" for key in columns))
     return "\n".join(lines)

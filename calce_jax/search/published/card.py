@@ -21,6 +21,7 @@ BASE_MODELS: dict[ModelSize, tuple[str, ...]] = {
 DATASETS: dict[DatasetName, str] = {
     "qvhighlights": "QVHighlights",
     "charades_sta": "Charades-STA",
+    "activitynet": "ActivityNet Captions",
     "shapes": "shapes, the made-up videos of calce_jax",
 }
 
