@@ -1,4 +1,4 @@
-"""Presets by name: "qvhighlights,stage=1", "charades_sta,stage=2,behaviour=reference", "shapes,stage=1"."""
+"""Presets by name: "qvhighlights,stage=1", "charades_sta,stage=2,behaviour=reference", "shapes,objective=reward"."""
 
 from dataclasses import replace
 from typing import cast
@@ -9,6 +9,7 @@ from calce_jax.config import (
     GenerationConfig,
     LoopConfig,
     ModelSize,
+    Objective,
     OptimizerConfig,
     RunConfig,
     Stage,
@@ -17,7 +18,14 @@ from calce_jax.moments.windows import RECOMMENDED_WINDOW_ORDER
 from calce_jax.presets.datasets import DATASETS
 from calce_jax.presets.sizes import LORA, MESH, SIZES, prompt_buckets
 
-OPTIONS = {"stage": ("1", "2"), "size": tuple(SIZES), "behaviour": ("default", "reference")}
+OPTIONS = {
+    "stage": ("1", "2"),
+    "size": tuple(SIZES),
+    "behaviour": ("default", "reference"),
+    "objective": ("likelihood", "reward"),
+}
+# Evaluations without a better score after which training by rewards ends; see `RewardConfig` for its other fields.
+REWARD_PATIENCE = 2
 SHORT_NAMES = {"qvh": "qvhighlights", "charades": "charades_sta"}
 
 
@@ -26,7 +34,8 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
 
     Args:
       name: a dataset (qvhighlights or qvh, charades_sta or charades, shapes), then any of `stage=1|2`,
-        `size=full|full_xxl|small|tiny` and `behaviour=default|reference`, separated by commas.
+        `size=full|full_xxl|small|tiny`, `behaviour=default|reference` and `objective=likelihood|reward`, separated by
+        commas.
       flag: that gave the name, for the message.
 
     Raises:
@@ -35,10 +44,13 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
     dataset, options = _parse(name, flag)
     stage = cast(Stage, int(options.get("stage", "1")))
     behaviour = cast(Behaviour, options.get("behaviour", "default"))
+    objective = cast(Objective, options.get("objective", "likelihood"))
     size = cast(ModelSize, options.get("size", "tiny" if dataset == "shapes" else "full"))
     defaults = DATASETS[dataset](stage, size)
     if behaviour == "reference":  # the original does not regroup batches
         defaults = replace(defaults, data=replace(defaults.data, group=1))
+    if objective == "reward":
+        defaults = defaults.after_training(stage)
     return RunConfig(
         stage=stage,
         behaviour=behaviour,
@@ -63,7 +75,10 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
             beams=5, window_order="given" if behaviour == "reference" else RECOMMENDED_WINDOW_ORDER
         ),
         weights=defaults.weights,
-        loop=LoopConfig(log_every=defaults.log_every, eval_every=1, samples=4),
+        loop=LoopConfig(
+            log_every=defaults.log_every, eval_every=1, samples=4, patience=REWARD_PATIENCE * (objective == "reward")
+        ),
+        objective=objective,
     )
 
 

@@ -23,7 +23,7 @@ from calce_jax.input_pipeline.table_fingerprint import Fingerprint, table_finger
 from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import evaluate_cases
 from calce_jax.report.timeline import draw_timeline
-from calce_jax.text.prompt import max_answer_tokens
+from calce_jax.text.prompt import answer_pieces, max_answer_tokens
 from calce_jax.text.text_tokenizer import TextTokenizer
 from calce_jax.text.tokenizers import open_tokenizers
 from calce_jax.training.loop import EvalResult
@@ -44,6 +44,7 @@ class RunData:
       model_config: sizes of the model.
       max_answer_tokens: length limit of generated answers, in T5 tokens.
       tables: fingerprint of each split's queries, see `calce_jax.input_pipeline.table_fingerprint`.
+      answer_pieces: text of every T5 token, see `calce_jax.text.prompt.answer_pieces`; for training by rewards.
     """
 
     train_iterator: grain.DatasetIterator[Batch]
@@ -53,6 +54,7 @@ class RunData:
     model_config: CalceConfig
     max_answer_tokens: int
     tables: Mapping[str, Fingerprint] = field(default_factory=dict)
+    answer_pieces: Sequence[str] = ()
 
 
 def open_run_data(config: RunConfig) -> RunData:
@@ -92,6 +94,7 @@ def open_run_data(config: RunConfig) -> RunData:
             config.data.train_split: table_fingerprint(train_queries, config.stage),
             config.data.eval_split: table_fingerprint(eval_split.queries, config.stage),
         },
+        answer_pieces=answer_pieces(tokenizers.t5),
     )
 
 
