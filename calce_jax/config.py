@@ -25,6 +25,7 @@ DatasetName = Literal["qvhighlights", "charades_sta", "activitynet", "shapes"]
 Method = Literal["calce", "mr_blip"]
 ModelSize = Literal["full", "full_xxl", "small", "tiny"]
 Stage = Literal[1, 2]
+Objective = Literal["likelihood", "reward"]
 
 
 class ConfigError(UserError):
@@ -206,6 +207,19 @@ class LoopConfig:
     log_every: Annotated[PositiveInt, "micro-steps between two logged losses"]
     eval_every: Annotated[PositiveInt, "epochs between two evaluations"]
     samples: Annotated[NonNegativeInt, "evaluated queries written as images with frames and windows"]
+    patience: Annotated[NonNegativeInt, "evaluations in a row without a better R1_avg that end the run; 0: none do"] = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """Training by rewards, see `calce_jax.training.reward_step`; read with objective=reward alone."""
+
+    rollouts: Annotated[PositiveInt, "answers that are sampled for each query, beside the true one"] = 8
+    temperature: Annotated[float, Range(0.01, 100), "divides the logits of sampled answers"] = 1.0
+    kl: Annotated[NonNegativeFloat, "weight of the KL divergence from the run in weights.start; 0 does not load it"] = (
+        0.0
+    )
+    cross_entropy: Annotated[NonNegativeFloat, "weight of the cross-entropy of the true answer"] = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +241,11 @@ class RunConfig:
     weights: WeightsConfig
     loop: LoopConfig
     method: Annotated[Method, "mr_blip has one stage: every frame in full, no captions, no items"] = "calce"
+    # Newer than the first release; configs without them stay valid.
+    objective: Annotated[Objective, "reward trains on, from weights.start, by the overlap of sampled windows"] = (
+        "likelihood"
+    )
+    reward: RewardConfig = RewardConfig()
 
 
 ASSETS = "calce_jax/assets/"
@@ -388,6 +407,11 @@ def _check_consistency(run: RunConfig) -> Iterator[str]:
         yield f"config.schedule.floor: must be <= config.schedule.peak={schedule.peak}, got {schedule.floor}"
     if not text.buckets or list(text.buckets) != sorted(set(text.buckets)) or text.buckets[0] < 1:
         yield f"config.text.buckets: must be ascending lengths >= 1, got {text.buckets}"
+    if run.objective == "reward" and run.behaviour == "reference":
+        yield (
+            "config.objective: must be 'likelihood' with config.behaviour='reference', whose answers are not whole "
+            "seconds, got 'reward'"
+        )
     if run.stage == 2 and keyframes.mode != "cluster":
         yield f"config.keyframes.mode: must be 'cluster' in stage 2, got {keyframes.mode!r}"
     if run.stage == 1 and keyframes.filter_dilation:

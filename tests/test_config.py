@@ -4,7 +4,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from calce_jax.config import ConfigError, RunConfig, diff, read_config, to_dict, validate
+from calce_jax.config import ConfigError, RewardConfig, RunConfig, diff, read_config, to_dict, validate
 from calce_jax.training.run import init_workdir
 from configs.calce import get_config
 
@@ -94,12 +94,31 @@ def changed(**fields):
             {"data__mix": 0.5, "behaviour": "reference"},
             "config.data.mix: must be 0 with config.behaviour='reference', got",
         ),
+        ({"reward__temperature": 0.0}, r"config.reward.temperature: must be a float in \[0.01, 100\], got 0.0"),
+        ({"reward__rollout": 3}, r"config.reward.rollout: no such field; did you mean 'rollouts'"),
+        (
+            {"objective": "reward", "behaviour": "reference"},
+            "config.objective: must be 'likelihood' with config.behaviour='reference', .*, got 'reward'",
+        ),
         ({"stage": 2, "keyframes__mode": "none"}, "config.keyframes.mode: must be 'cluster' in stage 2, got 'none'"),
     ],
 )
 def test_a_wrong_field_is_named_with_what_would_be_right(fields, message):
     with pytest.raises(ConfigError, match=message):
         validate(changed(**fields))
+
+
+def test_a_config_without_the_newer_groups_is_read_and_differs_in_them_from_one_that_uses_them():
+    config = changed(objective=None, reward=None, loop__patience=None)
+    run = validate(config)
+    assert (run.objective, run.reward, run.loop.patience) == ("likelihood", RewardConfig(), 0)
+    assert validate(config | {"reward": {"rollouts": 4}}).reward == RewardConfig(rollouts=4)
+    assert diff(config, to_dict(run)) == []
+    other = dataclasses.replace(run, objective="reward", reward=RewardConfig(kl=0.5))
+    assert diff(config, to_dict(other)) == [
+        "objective: 'likelihood' there, 'reward' here",
+        "reward.kl: 0.0 there, 0.5 here",
+    ]
 
 
 def test_all_wrong_fields_are_named_at_once():

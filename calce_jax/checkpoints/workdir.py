@@ -40,16 +40,24 @@ def resolve_init(workdir: Path, other_run: str = "", base: str = "") -> InitSour
     if checkpoint_steps(workdir):
         return InitSource("resumed", workdir)
     if other_run:
-        if not checkpoint_steps(Path(other_run)) and not (Path(other_run) / TRAINED_FILE).is_file():
-            raise CheckpointError(
-                f"config.weights.start: no checkpoint in {Path(other_run) / CHECKPOINT_DIR}",
-                "give the workdir of a trained run",
-            )
+        check_other_run(Path(other_run))
         return InitSource("other_run", Path(other_run))
     if base:
         check_base_file(base)
         return InitSource("base", packaged_path(base))
     return InitSource("fresh", None)
+
+
+def check_other_run(workdir: Path) -> None:
+    """Check that the run which a config starts from has trained weights.
+
+    Raises:
+      CheckpointError: it has none.
+    """
+    if not checkpoint_steps(workdir) and not (workdir / TRAINED_FILE).is_file():
+        raise CheckpointError(
+            f"config.weights.start: no checkpoint in {workdir / CHECKPOINT_DIR}", "give the workdir of a trained run"
+        )
 
 
 def check_base_file(base: str) -> None:

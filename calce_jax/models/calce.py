@@ -355,12 +355,17 @@ def shift_right(labels: Int[Array, "B A"]) -> Int[Array, "B A"]:
 
 def answer_loss(logits: Float[Array, "B A V"], labels: Int[Array, "B A"]) -> Float[Array, " B"]:
     """Return the cross-entropy of each answer, averaged over its own tokens (label 0 is padding)."""
-    log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    token_loss = -jnp.take_along_axis(log_probability, labels[:, :, None], axis=-1)[..., 0]
+    token_loss = -token_log_probabilities(logits, labels)
     token_mask = labels != 0
     return jnp.where(token_mask, token_loss, 0.0).sum(axis=1) / jnp.maximum(token_mask.sum(axis=1), 1).astype(
         jnp.float32
     )
+
+
+def token_log_probabilities(logits: Float[Array, "*B A V"], tokens: Int[Array, "*B A"]) -> Float[Array, "*B A"]:
+    """Return the log-probability of each token of answers, in float32."""
+    log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return jnp.take_along_axis(log_probability, tokens[..., None], axis=-1)[..., 0]
 
 
 TRAINABLE_MODULES = ("ln_vision", "query_proj", "t5_proj")

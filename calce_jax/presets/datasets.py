@@ -4,7 +4,7 @@ The schedules of QVHighlights and Charades-STA are those of the paper, for four 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calce_jax.config import DataConfig, KeyframesConfig, ModelSize, ScheduleConfig, TextConfig, WeightsConfig
 
@@ -33,6 +33,23 @@ class DatasetDefaults:
     bert_tokens: int
     answer_tokens: int
     log_every: int
+
+    def after_training(self, stage: int) -> "DatasetDefaults":
+        """Return the defaults of training by rewards, which goes on from the run of the same stage.
+
+        A tenth of the epochs, of the learning rate and of the warm-up; not tuned.
+        """
+        run = self.schedule
+        short = replace(
+            run,
+            epochs=max(run.epochs // 10, 1),
+            peak=run.peak / 10,
+            floor=run.floor / 10,
+            warmup_steps=run.warmup_steps // 10,
+        )
+        name = self.data.dataset
+        start = f"runs/demo/stage{stage}" if name == "shapes" else f"runs/{name}_stage{stage}"
+        return replace(self, schedule=short, weights=replace(self.weights, start=start))
 
     def text_config(self, buckets: tuple[int, ...]) -> TextConfig:
         """Return the text fields with prompt lengths, which also depend on the size of the model."""

@@ -1,4 +1,4 @@
-"""Presets by name: "qvhighlights,stage=1", "charades_sta,stage=2,behaviour=reference", "activitynet,method=mr_blip"."""
+"""Presets by name: "qvhighlights,stage=1", "charades_sta,stage=2,behaviour=reference", "shapes,objective=reward"."""
 
 from dataclasses import replace
 from typing import cast
@@ -10,6 +10,7 @@ from calce_jax.config import (
     LoopConfig,
     Method,
     ModelSize,
+    Objective,
     OptimizerConfig,
     RunConfig,
     Stage,
@@ -24,7 +25,10 @@ OPTIONS = {
     "size": tuple(SIZES),
     "behaviour": ("default", "reference"),
     "method": ("calce", "mr_blip"),
+    "objective": ("likelihood", "reward"),
 }
+# Evaluations without a better score after which training by rewards ends; see `RewardConfig` for its other fields.
+REWARD_PATIENCE = 2
 SHORT_NAMES = {"qvh": "qvhighlights", "charades": "charades_sta"}
 
 
@@ -33,7 +37,8 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
 
     Args:
       name: a dataset (qvhighlights or qvh, charades_sta or charades, activitynet, shapes), then any of `stage=1|2`,
-        `size=full|full_xxl|small|tiny`, `behaviour=default|reference` and `method=calce|mr_blip`, separated by commas.
+        `size=full|full_xxl|small|tiny`, `behaviour=default|reference`, `method=calce|mr_blip` and
+        `objective=likelihood|reward`, separated by commas.
       flag: that gave the name, for the message.
 
     Raises:
@@ -43,6 +48,7 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
     dataset, options = _parse(name, flag)
     stage = cast(Stage, int(options.get("stage", "1")))
     behaviour = cast(Behaviour, options.get("behaviour", "default"))
+    objective = cast(Objective, options.get("objective", "likelihood"))
     size = cast(ModelSize, options.get("size", "tiny" if dataset == "shapes" else "full"))
     method = cast(Method, options.get("method", "calce"))
     defaults = DATASETS[dataset](stage, size)
@@ -52,6 +58,8 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
         defaults = as_mr_blip(dataset, defaults)
     if behaviour == "reference":  # the original does not regroup batches
         defaults = replace(defaults, data=replace(defaults.data, group=1))
+    if objective == "reward":
+        defaults = defaults.after_training(stage)
     return RunConfig(
         stage=stage,
         behaviour=behaviour,
@@ -76,7 +84,10 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
         if behaviour == "reference"
         else GenerationConfig(beams=5, window_order=RECOMMENDED_WINDOW_ORDER, window_source="all_beams"),
         weights=defaults.weights,
-        loop=LoopConfig(log_every=defaults.log_every, eval_every=1, samples=4),
+        loop=LoopConfig(
+            log_every=defaults.log_every, eval_every=1, samples=4, patience=REWARD_PATIENCE * (objective == "reward")
+        ),
+        objective=objective,
         method=method,
     )
 

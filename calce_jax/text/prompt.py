@@ -117,6 +117,11 @@ def decode_answer(t5: TextTokenizer, ids: Sequence[int] | np.ndarray) -> str:
     return t5.decode(vocabulary_ids, skip_special_tokens=True)
 
 
+def answer_pieces(t5: TextTokenizer) -> list[str]:
+    """Return the text of every token of a vocabulary as it stands in an answer: word boundaries are spaces."""
+    return [t5.token(token_id).replace(WORD_BOUNDARY, " ") for token_id in range(len(t5))]
+
+
 def answer_token_limit(t5: TextTokenizer, duration: Number, min_window: int = 2) -> int:
     """Return the length in tokens, with the end token, of the longest answer about a video of `duration` seconds.
 

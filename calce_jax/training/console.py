@@ -34,9 +34,10 @@ def model_lines(config: RunConfig, mesh: Mesh, num_trainable: int, num_frozen: i
     """
     kinds = sorted({device.device_kind for device in mesh.devices.flat})
     noun = "device" if mesh.devices.size == 1 else "devices"
+    by_rewards = f", by rewards of {config.reward.rollouts} answers a query" if config.objective == "reward" else ""
     return [
-        f"stage {config.stage} of {config.data.dataset} at the size {config.model.size}, on {mesh.devices.size} {noun} "
-        f"({', '.join(kinds)})",
+        f"stage {config.stage} of {config.data.dataset} at the size {config.model.size}{by_rewards}, on "
+        f"{mesh.devices.size} {noun} ({', '.join(kinds)})",
         f"{num_trainable:,} parameters are trained, {num_frozen:,} are frozen",
     ]
 
@@ -51,8 +52,10 @@ def schedule_lines(
       workdir: of the run.
       schedule: its length.
       step: micro-steps that were made before.
-      is_finished: whether all were made, and evaluated.
+      is_finished: whether no more will be made, and the last one is evaluated.
     """
+    if is_finished and step < schedule.total_steps:
+        return []  # `train` says why
     if is_finished:
         return [
             f"{workdir} is finished at step {schedule.total_steps}; to go on, raise "

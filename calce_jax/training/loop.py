@@ -24,6 +24,7 @@ from calce_jax.distributed.multihost import preemption_requested
 from calce_jax.training.feed import Feed
 from calce_jax.training.metric_log import MetricLog, TrainingError
 from calce_jax.training.metric_writer import MetricWriter
+from calce_jax.training.patience import Patience
 from calce_jax.training.progress import TrainProgress
 from calce_jax.training.state import TrainState
 from calce_jax.training.utilization import Utilization
@@ -56,6 +57,7 @@ class TrainSchedule:
     epochs: int
     log_every: int  # micro-steps
     eval_every: int  # epochs
+    patience: int = 0  # see `calce_jax.training.patience.Patience`
 
     @property
     def total_steps(self) -> int:
@@ -90,7 +92,8 @@ class RunOutputs:
     """Where a run writes.
 
     Fields:
-      checkpoints: of the workdir. If the metadata of the latest has "evaluation_due", the loop evaluates first.
+      checkpoints: of the workdir. If the metadata of the latest has "evaluation_due", the loop evaluates first; they
+        also have what `calce_jax.training.patience.Patience` counts.
       metadata: saved with each checkpoint, JSON values.
       writer: of metrics, images and texts.
       utilization: see `calce_jax.training.metric_log.MetricLog`.
@@ -111,7 +114,7 @@ def train(
     *,
     stop_on_signals: bool = False,
 ) -> TrainState:
-    """Train to the end of the schedule, or until SIGTERM or SIGINT; a checkpoint is saved in both cases.
+    """Train to the end of the schedule or of its patience, or until SIGTERM or SIGINT; a checkpoint is always saved.
 
     Args:
       state: new, or restored together with `feed.iterator`.
@@ -131,14 +134,20 @@ def train(
       CheckpointError: a checkpoint cannot be written, or the state is not finite.
       SystemExit: with code 143 after SIGTERM, 130 after SIGINT, and a checkpoint.
     """
-    step = int(state.step)
-    checkpoints, writer = outputs.checkpoints, outputs.writer
+    step, checkpoints, writer = int(state.step), outputs.checkpoints, outputs.writer
     log = MetricLog(writer, functions.query_ids, checkpoints, outputs.utilization)
-    eval_due = step == checkpoints.latest_step and bool(checkpoints.read_metadata(step).get("evaluation_due"))
+    latest_metadata = checkpoints.read_metadata(step) if step == checkpoints.latest_step else {}
+    eval_due = bool(latest_metadata.get("evaluation_due"))
+    patience = Patience.restore(schedule.patience, checkpoints, latest_metadata)
 
     def save(metrics: Mapping[str, float] | None, *, evaluation_due: bool = False) -> None:
         log.fetch_all()
-        checkpoints.save(state, feed.iterator, {**outputs.metadata, "evaluation_due": evaluation_due}, metrics)
+        checkpoints.save(
+            state,
+            feed.iterator,
+            {**outputs.metadata, **patience.metadata, "evaluation_due": evaluation_due},
+            metrics,
+        )
 
     progress = TrainProgress(schedule.total_steps, step)
     with _stop_request(stop_on_signals) as stop, progress:
@@ -153,14 +162,15 @@ def train(
                     break
                 _write_evaluation(writer, step, evaluation)
                 progress.print(_epoch_line(schedule, step, log.loss, evaluation))
+                patience.add(evaluation.metrics[BEST_METRIC])
                 save(evaluation.metrics)
                 eval_due = False
                 log.reset_timer()
             elif step % schedule.steps_per_epoch == 0 and step not in (0, checkpoints.latest_step):
                 save(None)
 
-            # 2. Stop: at the end, or on request.
-            if step >= schedule.total_steps:
+            # 2. Stop: at the end, if scores do not rise any more, or on request.
+            if step >= schedule.total_steps or patience.ends(step, schedule.total_steps, progress.print):
                 break
             if stop.should_stop(step):
                 if step != checkpoints.latest_step:
@@ -189,13 +199,8 @@ def train(
 
         checkpoints.wait()
         writer.flush()
-    if stop.requested and (step < schedule.total_steps or eval_due):
-        print(
-            f"stopped by {stop.received.name} after step {step} of {schedule.total_steps}; saved to "
-            f"{checkpoints.folder / str(step)}. The same command goes on from there.",
-            file=sys.stderr,
-        )
-        raise SystemExit(128 + stop.received)
+    if eval_due or (step < schedule.total_steps and not patience.is_over):
+        stop.exit(f"after step {step} of {schedule.total_steps}; saved to {checkpoints.folder / str(step)}")
     return state
 
 
@@ -222,6 +227,15 @@ class _StopRequest:
         """Return whether to stop before a step; several hosts agree on it."""
         self.requested = self.requested or preemption_requested(step)
         return self.requested
+
+    def exit(self, place: str) -> None:
+        """End the process as stopped by the signal.
+
+        Raises:
+          SystemExit: always.
+        """
+        print(f"stopped by {self.received.name} {place}. The same command goes on from there.", file=sys.stderr)
+        raise SystemExit(128 + self.received)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class MetricLog:
         self._flag_counter, self._num_reported_flags = RowFlagCounter(), 0
         self._num_rows, self._num_flagged_rows = 0, 0
         self._num_frames = 0
-        self._written_loss = math.nan
+        self._written_loss, self._rewards_were_equal = math.nan, False
         self._start_time, self._num_steps = time.perf_counter(), 0
 
     @property
@@ -67,7 +67,7 @@ class MetricLog:
         Args:
           step: micro-steps including this one.
           row_info: numpy arrays (B,) of this host's rows.
-          metrics: float32 scalars, those of `calce_jax.training.train_step.make_train_step`.
+          metrics: float32 scalars, those of `calce_jax.training.train_step.make_step`.
         """
         self._pending.append((step, row_info.example_index, metrics))
         self._flag_counter.add(row_info.example_index, row_info.row_flags)
@@ -80,7 +80,7 @@ class MetricLog:
         """Write the means since the last call, except of the last `METRICS_LAG_STEPS` steps.
 
         Returns:
-          Loss, learning rate and, if known, MFU for the console; {} if no step was fetched.
+          Loss, learning rate and, if known, reward and MFU for the console; {} if no step was fetched.
 
         Raises:
           TrainingError: `MAX_SKIPPED` steps in a row were skipped.
@@ -108,6 +108,9 @@ class MetricLog:
             "memory/host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         }
         console = {}
+        if "reward" in mean:
+            console["reward"] = f"{mean['reward']:.3f}"
+            self._warn_of_equal_rewards(step, are_equal=mean["equal"] == 1.0)
         if self._utilization is not None:
             mfu = self._utilization.mfu(
                 frames=self._num_frames / self._num_steps, tokens=mean["tokens"], step_seconds=seconds / self._num_steps
@@ -121,6 +124,16 @@ class MetricLog:
         self._num_rows, self._num_flagged_rows = 0, 0
         self.reset_timer()
         return {"loss": f"{self._written_loss:.3f}", "lr": f"{scalars['train/learning_rate']:.2e}"} | console
+
+    def _warn_of_equal_rewards(self, step: int, *, are_equal: bool) -> None:
+        """Warn, once for each time it begins, that the rewards of the steps since the last log had no gradient."""
+        if are_equal and not self._rewards_were_equal:
+            logging.warning(
+                "training: no gradient from rewards: in all steps before step %d every sampled answer has the reward "
+                "of the true one; raise config.reward.temperature or config.reward.rollouts, or stop",
+                step,
+            )
+        self._rewards_were_equal = are_equal
 
     def report_row_flags(self) -> None:
         """Log the queries with row flags, by flag, if there are more than at the last call."""

@@ -31,11 +31,13 @@ from calce_jax.training.console import model_lines, print_lines, result_lines, s
 from calce_jax.training.feed import LengthGroupedIterator, length_grouped_feed, sequential_feed
 from calce_jax.training.loop import RunOutputs, TrainFunctions, TrainSchedule, train
 from calce_jax.training.metric_writer import open_metric_writer
+from calce_jax.training.objective import check_start, load_reference, make_objective_step
 from calce_jax.training.optimizer import make_optimizer
+from calce_jax.training.patience import Patience
 from calce_jax.training.run_data import RunData
 from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import TrainState, create_train_state
-from calce_jax.training.train_step import compile_train_step, make_train_step
+from calce_jax.training.train_step import compile_train_step
 from calce_jax.training.utilization import measure_utilization
 
 
@@ -53,7 +55,7 @@ def train_run(
 
     Raises:
       LockError: another process trains in this workdir (`train.lock` there).
-      ConfigError: the workdir was made with another config.
+      ConfigError: the workdir was made with another config; or training by rewards starts from no trained run.
       CheckpointError: weights or checkpoints are missing, damaged, not finite or of another size, or cannot be written.
       ShardingError: the batch or the model does not fit the mesh.
       TrainingError: several steps in a row had a loss or a gradient that is not finite.
@@ -68,6 +70,7 @@ def _train_run(
     config: RunConfig, workdir: Path, run_data: RunData, profiler: StepProfiler, *, stop_on_signals: bool
 ) -> TrainState:
     # 1. The workdir, and where the weights come from.
+    check_start(config)
     init_workdir(workdir, config, run_data.steps_per_epoch)
     init_source = resolve_init(workdir, config.weights.start, config.weights.base)
     mesh = make_mesh(config.mesh)
@@ -104,7 +107,7 @@ def _train_run(
             )
         optimizer = make_optimizer(config.optimizer, config.behaviour)
         state = create_sharded_train_state(trainable, optimizer, mesh)
-        eval_due = False
+        metadata: dict[str, Any] = {}
         if resumed_step is not None:
             abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
             metadata = checkpoints.read_metadata(resumed_step)
@@ -112,7 +115,7 @@ def _train_run(
             check_files(checkpoints.folder / str(resumed_step), metadata, config)
             state = checkpoints.restore(resumed_step, abstract, feed.iterator)
             print_lines([f"resuming from {checkpoints.folder / str(resumed_step)}"])
-            eval_due = bool(metadata.get("evaluation_due"))
+        reference, reference_metadata = load_reference(config, trainable, metadata)
         logging.info(
             "%s start at step %d from %s", init_source.kind, int(state.step), init_source.path or "a random model"
         )
@@ -129,8 +132,13 @@ def _train_run(
             behaviour=config.behaviour,
             first_step=int(state.step),
         )
-        step_function = make_train_step(graph, program_config, optimizer, learning_rate_fn)
-        train_step = compile_train_step(step_function, state, options)
+        train_step = compile_train_step(
+            make_objective_step(
+                config, run_data, graph, program_config, optimizer=optimizer, learning_rate=learning_rate_fn
+            ),
+            state,
+            options,
+        )
         predict = make_batch_predictor(
             compile_predict(make_predict(graph, program_config), mesh, options), mesh, grouper, config.data.group
         )
@@ -138,8 +146,17 @@ def _train_run(
 
         # 5. The loop.
         writer.write_hparams(dict(flatten(to_dict(config))))
-        schedule = TrainSchedule(steps_per_epoch, config.schedule.epochs, config.loop.log_every, config.loop.eval_every)
-        is_finished = int(state.step) >= schedule.total_steps and not eval_due
+        schedule = TrainSchedule(
+            steps_per_epoch,
+            config.schedule.epochs,
+            config.loop.log_every,
+            config.loop.eval_every,
+            config.loop.patience,
+        )
+        is_finished = not metadata.get("evaluation_due") and (
+            int(state.step) >= schedule.total_steps
+            or Patience.restore(config.loop.patience, checkpoints, metadata).is_over
+        )
         print_lines(schedule_lines(config, workdir, schedule, int(state.step), is_finished=is_finished))
         try:
             with profiler:
@@ -148,13 +165,13 @@ def _train_run(
                     feed,
                     schedule,
                     TrainFunctions(
-                        train_step=profiler.wrap(lambda state, batch: train_step(state, frozen, batch, key)),
+                        train_step=profiler.wrap(lambda state, batch: train_step(state, frozen, batch, key, reference)),
                         evaluate=lambda state: run_data.evaluate(partial(predict, state.trainable, frozen)),
                         query_ids=run_data.query_ids,
                     ),
                     RunOutputs(
                         checkpoints,
-                        checkpoint_metadata(config, init_source, run_data.tables),
+                        checkpoint_metadata(config, init_source, run_data.tables) | reference_metadata,
                         writer,
                         measure_utilization(config, run_data.model_config, mesh.devices.flat),
                     ),

@@ -33,7 +33,7 @@ from calce_jax.moments.metrics import evaluate_cases
 from calce_jax.moments.metrics.presence import presence_case, presence_scores
 from calce_jax.report.timeline import draw_timeline
 from calce_jax.text.answer_grammar import answer_grammar
-from calce_jax.text.prompt import max_answer_tokens
+from calce_jax.text.prompt import answer_pieces, max_answer_tokens
 from calce_jax.text.text_tokenizer import TextTokenizer
 from calce_jax.text.tokenizers import open_tokenizers
 from calce_jax.training.loop import EvalResult
@@ -55,6 +55,7 @@ class RunData:
       max_answer_tokens: length limit of generated answers, in T5 tokens.
       grammar: of generated answers, see `StepConfig`.
       tables: fingerprint of each split's queries, see `calce_jax.input_pipeline.table_fingerprint`.
+      answer_pieces: text of every T5 token, see `calce_jax.text.prompt.answer_pieces`; for training by rewards.
     """
 
     train_iterator: grain.DatasetIterator[Batch]
@@ -65,6 +66,7 @@ class RunData:
     max_answer_tokens: int
     grammar: AnswerGrammar | None = None
     tables: Mapping[str, Fingerprint] = field(default_factory=dict)
+    answer_pieces: Sequence[str] = ()
 
 
 def open_run_data(config: RunConfig) -> RunData:
@@ -107,6 +109,7 @@ def open_run_data(config: RunConfig) -> RunData:
             ),
             config.data.eval_split: table_fingerprint(eval_split.queries, config.stage),
         },
+        answer_pieces=answer_pieces(tokenizers.t5),
     )
 
 

@@ -59,11 +59,15 @@ class Utilization:
 def measure_utilization(config: RunConfig, model_config: CalceConfig, devices: Any) -> Utilization | None:
     """Return the utilization to log, or None if the peak of a device is not known, as of a CPU.
 
+    Also None in training by rewards, whose sampled answers and second encoding `train_row` does not count.
+
     Args:
       config: of the run.
       model_config: sizes of its model.
       devices: all of the mesh, an iterable of `jax.Device`.
     """
+    if config.objective == "reward":
+        return None
     peaks = [peak_flop_per_s(device.device_kind, config.model.compute_dtype) for device in devices]
     known = [peak for peak in peaks if peak is not None]
     return Utilization(config, model_config, sum(known)) if peaks and len(known) == len(peaks) else None

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import calce_jax
 from calce_jax.config import packaged_path
@@ -51,6 +52,28 @@ def test_commands_lead_to_scores_and_moments(pipeline_run):
     assert "fitted to 4 queries about" in printed["fit_ranker"]
     assert (out / "runs/ranker.safetensors").is_file()
     assert "<!doctype html>" in (out / "search/index.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_stage_is_trained_on_by_rewards_and_its_run_is_read(pipeline_run, tmp_path):
+    out = pipeline_run.folder
+    run_script(
+        "train",
+        "--config=shapes,stage=1,objective=reward",
+        f"--workdir={tmp_path}/run",
+        f"--config.data.directory={out}/prepared",
+        f"--config.weights.start={out}/runs/stage1",
+        f"--config.data.frames={FRAMES[1]}",
+        *SHORT,
+        "--config.reward.rollouts=3",
+        "--config.schedule.epochs=2",
+    )
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    rewards = {name: events.Scalars(f"train/{name}")[0].value for name in ("reward", "equal", "malformed")}
+    assert all(0 <= value <= 1 for value in rewards.values())
+    assert events.Scalars("train/answer_length")[0].value >= 1
+    learnt, start = (named_leaves(load_trained_model(run).trainable) for run in (tmp_path / "run", out / "runs/stage1"))
+    assert any((leaf != start[name]).any() for name, leaf in learnt.items())
 
 
 @pytest.mark.slow

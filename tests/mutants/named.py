@@ -5,6 +5,7 @@ from tests.mutants.mutant import Mutant
 STEP, RUN = "calce_jax/training/train_step.py", "calce_jax/training/run.py"
 CALCE, T5, FINE = "calce_jax/models/calce.py", "calce_jax/models/t5.py", "calce_jax/models/keyframes/fine.py"
 BEAMS, LAYERS = "calce_jax/models/beam_search.py", "calce_jax/models/layers.py"
+REWARDS, REWARD_STEP = "calce_jax/training/rewards.py", "calce_jax/training/reward_step.py"
 BATCHES, RESTORE = "calce_jax/input_pipeline/input_config.py", "calce_jax/checkpoints/restore.py"
 PROTOCOLS, PRESETS = "calce_jax/moments/metrics/protocols.py", "calce_jax/presets/datasets.py"
 
@@ -22,6 +23,20 @@ NAMED = (
         "jnp.maximum(batch.row_mask.size, 1)",
         "filler rows in the mean loss",
         noticed_by=("tests/training/test_train_step.py",),
+    ),
+    Mutant(
+        REWARDS,
+        "jnp.where(is_equal[None], 0.0, rewards - rewards.mean(axis=0, keepdims=True))",
+        "rewards - rewards.mean(axis=0, keepdims=True)",
+        "equal rewards have advantages of a rounding error",
+        noticed_by=("tests/training/test_rewards.py",),
+    ),
+    Mutant(
+        REWARD_STEP,
+        "batch.row_mask & windows.well_formed[-1]",
+        "batch.row_mask",
+        "rows without a truth in the mean reward",
+        noticed_by=("tests/training/test_reward_step.py",),
     ),
     Mutant(
         CALCE,

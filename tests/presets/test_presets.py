@@ -1,11 +1,11 @@
 """Presets hold the settings of the published runs: CALCE's configs of both stages, as far as they are known."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
-from calce_jax.config import packaged_path
+from calce_jax.config import packaged_path, to_dict, validate
 from calce_jax.inference.predict_step import step_config
 from calce_jax.models.calce import SelectionConfig
 from calce_jax.presets.runs import DATASETS, get_preset
@@ -112,3 +112,17 @@ def test_sizes_with_published_weights_read_them_from_one_place():
     )
     small = get_preset("charades_sta,stage=1,size=small")
     assert (small.weights.base, small.text.t5_tokenizer) == ("", "weights/tokenizers/t5")
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_training_by_rewards_goes_on_from_the_run_of_its_stage(dataset, stage):
+    before, config = (get_preset(f"{dataset},stage={stage}{option}") for option in ("", ",objective=reward"))
+    assert (before.objective, config.objective) == ("likelihood", "reward")
+    workdir = f"runs/demo/stage{stage}" if dataset == "shapes" else f"runs/{dataset}_stage{stage}"
+    assert config.weights == replace(before.weights, start=workdir)
+    assert config.schedule.peak == pytest.approx(before.schedule.peak / 10)
+    assert 1 <= config.schedule.epochs < before.schedule.epochs
+    assert (before.loop.patience, config.loop.patience) == (0, 2)
+    assert (config.data, config.text, config.optimizer) == (before.data, before.text, before.optimizer)
+    assert validate(to_dict(config)) == config

@@ -32,6 +32,15 @@ def test_length_of_a_run(step, made):
     assert second == "compiling the training step; this takes a while once"
 
 
+def test_a_run_that_ended_early_is_not_compiled():
+    assert schedule_lines(CONFIG, Path("runs/a"), SCHEDULE, 10, is_finished=True) == []
+
+
+def test_training_by_rewards_is_named():
+    lines = model_lines(replace(CONFIG, objective="reward"), make_mesh("single"), 1, 2)
+    assert "by rewards of 8 answers a query, on 1 device" in lines[0]
+
+
 def test_a_finished_run():
     assert schedule_lines(CONFIG, Path("runs/a"), SCHEDULE, 15, is_finished=True) == [
         "runs/a is finished at step 15; to go on, raise --config.schedule.epochs=3; to train otherwise, choose another "

@@ -3,6 +3,7 @@ import re
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from functools import partial
 
 import grain
@@ -103,7 +104,7 @@ def score(state):
     )
 
 
-def run(workdir, step_fn=toy_step, evaluate=score, iterator=None, stop_on_signals=True):
+def run(workdir, step_fn=toy_step, evaluate=score, iterator=None, *, stop_on_signals=True, patience=0):
     state = create_train_state({"kernel": jnp.zeros(2), "bias": jnp.zeros(())}, OPTIMIZER)
     iterator = iterator or make_iterator()
     checkpoints = Checkpoints(workdir)
@@ -115,7 +116,7 @@ def run(workdir, step_fn=toy_step, evaluate=score, iterator=None, stop_on_signal
             return train(
                 state,
                 Feed(iterator, lambda state: ((batch := next(iterator)).row_info, jax.tree.map(jnp.asarray, batch))),
-                SCHEDULE,
+                replace(SCHEDULE, patience=patience),
                 TrainFunctions(step_fn, evaluate, lambda rows: [f"q{row}" for row in rows]),
                 RunOutputs(checkpoints, {"seed": 42}, writer, HALF),
                 stop_on_signals=stop_on_signals,
@@ -401,6 +402,58 @@ def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
     assert checkpoints.best_step_and_metric == (5, 3.0)
     checkpoints.close()
     assert checkpoint_steps(tmp_path) == [5, 10, 15]
+
+
+def score_falling_after(step):
+    """Return an evaluation whose best score is that of the first epoch that ends at or after `step`."""
+    return lambda state: EvalResult({"R1_avg": 50.0 - max(float(state.step) - step, 0.0)})
+
+
+@pytest.mark.parametrize(("patience", "last"), [(1, 10), (2, 15), (0, 15)])
+def test_patience_ends_a_run_and_says_so(tmp_path, capsys, patience, last):
+    assert int(run(tmp_path, evaluate=score_falling_after(5), patience=patience).step) == last
+    expected = (
+        "stopped early after step 10 of 15: no better R1_avg than 50.00 in the last evaluation; to go on, raise "
+        "--config.loop.patience=1"
+    )
+    assert (expected in capsys.readouterr().err.splitlines()) == (last == 10)
+
+
+@pytest.mark.slow
+def test_patience_counts_across_a_resume_and_a_run_that_it_ended_goes_on_with_more(uninterrupted, tmp_path, capsys):
+    evaluate = score_falling_after(5)
+    with pytest.raises(SystemExit):
+        run(tmp_path, step_fn=send_signal_in(toy_step, 11), evaluate=evaluate, patience=2)
+    assert int(run(tmp_path, evaluate=evaluate, patience=1).step) == 12  # one evaluation had no gain before
+    assert "stopped early after step 12 of 15" in capsys.readouterr().err
+    assert_same(run(tmp_path, evaluate=evaluate, patience=3), uninterrupted[0])
+    assert "stopped early" not in capsys.readouterr().err
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.read_metadata(15)["evaluations_without_gain"] == 2
+    checkpoints.close()
+
+
+def test_a_better_score_begins_the_count_anew(tmp_path):
+    scores = iter([40.0, 39.0, 41.0])
+    assert int(run(tmp_path, evaluate=lambda _: EvalResult({"R1_avg": next(scores)}), patience=2).step) == 15
+
+
+def rewarding(step, equal):
+    """Add metrics of training by rewards to a step of the toy."""
+    return lambda state, batch: (
+        (after := step(state, batch))[0],
+        after[1] | {"reward": jnp.float32(0.625), "equal": jnp.float32(equal(int(state.step)))},
+    )
+
+
+def test_rewards_are_logged_and_equal_ones_are_told_once(tmp_path, capsys, caplog):
+    # Steps 5 to 10 have no gradient; what is logged at steps 8, 10 and 12 is of steps 5 to 10.
+    run(tmp_path, step_fn=rewarding(toy_step, lambda step: 1.0 if 4 <= step < 10 else 0.5))
+    assert set(scalars(tmp_path, "train/reward").values()) == {0.625}
+    assert all("reward 0.625" in line for line in capsys.readouterr().err.splitlines() if line.startswith("step "))
+    messages = [record.getMessage() for record in caplog.records if "no gradient" in record.getMessage()]
+    assert len(messages) == 1
+    assert "raise config.reward.temperature or config.reward.rollouts" in messages[0]
 
 
 def test_data_that_end_early(tmp_path):

@@ -45,4 +45,5 @@ def test_unknown_chips_and_dtypes_have_no_mfu():
     assert measure_utilization(RUN, SIZES, [Chip("NVIDIA H200"), Chip("cpu")]) is None
     float32 = replace(RUN, model=replace(RUN.model, compute_dtype="float32"))
     assert measure_utilization(float32, SIZES, [Chip("NVIDIA H200")]) is None
+    assert measure_utilization(replace(RUN, objective="reward"), SIZES, [Chip("NVIDIA H200")]) is None
     assert all(20 < peak < 3000 for peak in PEAK_TFLOP_PER_S.values())
