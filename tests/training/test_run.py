@@ -93,7 +93,7 @@ def make_run_data(sigterm_after_evaluation=False):
         return EvalResult({"R1_avg": float(prediction.answers.score[:, 0].mean())})
 
     tables = {"train": {"queries": 8, "videos": 8, "sha256": "ab"}}
-    return RunData(iter(data), 8 // B, lambda rows: [f"q{row}" for row in rows], evaluate, SIZES, ANSWER, tables)
+    return RunData(iter(data), 8 // B, lambda rows: [f"q{row}" for row in rows], evaluate, SIZES, ANSWER, tables=tables)
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
