@@ -54,6 +54,7 @@ def test_commands_lead_to_scores_and_moments(pipeline_run):
     assert "<!doctype html>" in (out / "search/index.html").read_text()
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_a_stage_is_trained_on_by_rewards_and_its_run_is_read(pipeline_run, tmp_path):
     out = pipeline_run.folder

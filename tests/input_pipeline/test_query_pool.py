@@ -45,6 +45,7 @@ def test_facts_decide_where_both_have_them():
     assert absent(pool, "v3") == [0, 1, 2], "without facts of the video too"
 
 
+@pytest.mark.release
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "common", "share"),

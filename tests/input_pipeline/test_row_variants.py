@@ -65,6 +65,7 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, vars(a), vars(b))
 
 
+@pytest.mark.release
 def test_shares_are_those_of_the_config():
     rows = drawn(200, **ALL)
     assert np.mean([row.example.is_absent for row in rows.values()]) == pytest.approx(0.3, abs=0.04)

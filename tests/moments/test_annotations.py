@@ -115,7 +115,8 @@ def test_facts_that_cannot_be_are_named(write, fields, message):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dataset", "split", "count"), [("qvh", "val", 1550), ("charades", "test", 3720), ("qvh", "train", 7218)]
+    ("dataset", "split", "count"),
+    [("qvh", "val", 1550), ("charades", "test", 3720), pytest.param("qvh", "train", 7218, marks=pytest.mark.release)],
 )
 def test_the_originals_files(shared, dataset, split, count):
     folder = shared / "annotations" / "calce" / dataset
@@ -288,10 +289,10 @@ def test_other_fields_pass(write):
 @pytest.mark.parametrize(
     "file",
     [
-        "qvhighlights/highlight_train_release.jsonl",
+        pytest.param("qvhighlights/highlight_train_release.jsonl", marks=pytest.mark.release),
         "qvhighlights/highlight_test_release.jsonl",
         "calce/qvh/test_dummy_stage2.json",
-        "calce/charades/train_stage2.json",
+        pytest.param("calce/charades/train_stage2.json", marks=pytest.mark.release),
     ],
 )
 def test_published_files_have_no_fault(shared, file):

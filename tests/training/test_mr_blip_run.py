@@ -27,6 +27,7 @@ def make_large_video(video):
     return replace(record, jpegs=encode_jpeg(noise))
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_a_run(tmp_path):
     build_tables(tmp_path / "prepared", "shapes", {"train": TRAIN, "val": VAL}, make_large_video)

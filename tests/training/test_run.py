@@ -176,6 +176,7 @@ def test_base_weights_fill_all_but_the_adapters(base):
     assert not np.array_equal(built["t5/lm_head/a"], named_leaves(other)["t5/lm_head/a"])
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch, base, capsys):
     monkeypatch.setattr(profiling, "SKIPPED_STEPS", 1)
