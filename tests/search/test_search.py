@@ -297,7 +297,7 @@ def test_a_constrained_model_writes_windows_of_the_segment_whatever_its_weights(
 
     monkeypatch.setattr(Predictor, "predict", spy)
     video = write_clip(tmp_path / "a.mp4", frames=40, rate=5)
-    Searcher(stages, DiskCache(""), MAX_SEGMENT_SECONDS).search(video, [QUERY, "a dog"])
+    Searcher(stages, DiskCache(tmp_path / "cache"), MAX_SEGMENT_SECONDS).search(video, [QUERY, "a dog"])
     assert len(texts) == 4
     for text in texts:
         assert text == "[]" or re.match(r"\[\[\d, \d\]", text), text
