@@ -149,35 +149,17 @@ def activitynet(stage: int, size: ModelSize) -> DatasetDefaults:
     each, a warm-up of 23,390 steps, 32 videos an optimizer step), for four devices; stage 2 has twice the frames, as
     for Charades-STA, and its schedule.
     """
-    first = stage == 1
-    return DatasetDefaults(
-        data=DataConfig(
-            dataset="activitynet",
-            directory="runs/prepared/activitynet",
-            train_split="train",
-            eval_split="val",
-            frames=60 if first else 120,
-            captions=1,
-            batch=4,
-            eval_batch=4,
-            workers=8,
-            augment=True,
-            use_captions=False,
-            group=BATCHES_PER_GROUP,
-        ),
-        keyframes=cluster_keyframes(1, 0) if first else cluster_keyframes(3, 2),
-        schedule=schedule(50, 3e-4, 3e-5, 46_780) if first else schedule(15, 2.8e-4, 2.6e-4, 256),
-        accumulate=8 if first else 2,
-        weights=WeightsConfig(base=base_weights(size), start="" if first else "runs/activitynet_stage1"),
-        t5_tokenizer=tokenizer(size, "t5"),
-        bert_tokenizer=tokenizer(size, "bert"),
+    first, charades = stage == 1, charades_sta(stage, size)
+    return replace(
+        charades,
+        data=replace(charades.data, dataset="activitynet", directory="runs/prepared/activitynet", eval_split="val"),
+        schedule=schedule(50, 3e-4, 3e-5, 46_780) if first else charades.schedule,
+        accumulate=8 if first else charades.accumulate,
+        weights=replace(charades.weights, start="" if first else "runs/activitynet_stage1"),
         # Times from 200 s on have two or three tokens.
         text_tokens=640,
         typical_text_tokens=320,
-        num_buckets=8,
         bert_tokens=96,
-        answer_tokens=32,
-        log_every=50,
     )
 
 
