@@ -188,6 +188,9 @@ class GenerationConfig:
     constrain: Annotated[
         bool, "exclude answers that are no windows of the video, on data.window_grid; reference excludes nothing"
     ] = False
+    saliency: Annotated[
+        bool, "predictions have a saliency of every two seconds, for QVHighlights' highlight metrics"
+    ] = False
 
 
 @dataclasses.dataclass(frozen=True)

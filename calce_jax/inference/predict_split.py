@@ -29,6 +29,7 @@ from calce_jax.input_pipeline.row_flags import RowFlagCounter
 from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import EvalCase
 from calce_jax.moments.predictions import Prediction, prediction_to_json, read_predictions
+from calce_jax.moments.saliency import clip_saliency
 from calce_jax.storage.provenance import file_hash
 from calce_jax.text.text_tokenizer import TextTokenizer
 from calce_jax.text.tokenizers import Tokenizers
@@ -147,7 +148,9 @@ def predict_split(
             # All hosts have all answers; the first host writes them.
             with open(partial.path if is_primary() else os.devnull, "a", encoding="utf-8") as file:
                 for answer in _with_progress(answers, split, num_done, total):
-                    prediction = to_prediction(dataset_split.queries[answer.row], answer)
+                    prediction = to_prediction(
+                        dataset_split.queries[answer.row], answer, with_saliency=config.generation.saliency
+                    )
                     write_line(file, json.dumps(prediction_to_json(prediction)))
         if is_primary():
             partial.finish()
@@ -262,8 +265,8 @@ def write_line(file: TextIO, line: str) -> None:
         ) from error
 
 
-def to_prediction(query: Query, answer: Answer) -> Prediction:
-    """Return the line of the predictions file for an answer."""
+def to_prediction(query: Query, answer: Answer, *, with_saliency: bool = False) -> Prediction:
+    """Return the line of the predictions file for an answer, on request with the saliency of each clip."""
     duration = int(query.duration) if float(query.duration).is_integer() else query.duration
     moments = answer.moments
     return Prediction(
@@ -275,6 +278,7 @@ def to_prediction(query: Query, answer: Answer) -> Prediction:
         moments.status,
         duration,
         [*moments.support, *moments.other_support] or None,
+        (clip_saliency(moments.hypotheses, duration) or None) if with_saliency else None,
         answer_windows=len(moments.windows) if moments.other_windows else None,
     )
 

@@ -82,7 +82,12 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
         ),
         generation=GenerationConfig(beams=5, window_order="given")
         if behaviour == "reference"
-        else GenerationConfig(beams=5, window_order=RECOMMENDED_WINDOW_ORDER, window_source="all_beams"),
+        else GenerationConfig(
+            beams=5,
+            window_order=RECOMMENDED_WINDOW_ORDER,
+            window_source="all_beams",
+            saliency=dataset == "qvhighlights",
+        ),
         weights=defaults.weights,
         loop=LoopConfig(
             log_every=defaults.log_every, eval_every=1, samples=4, patience=REWARD_PATIENCE * (objective == "reward")

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from calce_jax.models.keyframes.treatment import Treatment
+from calce_jax.moments.metrics.highlights import CLIP_SECONDS
 from calce_jax.moments.windows import iou
 from calce_jax.storage.atomic_files import write_atomic
 
@@ -68,12 +69,14 @@ class StageView:
 
     Attributes:
       is_absent: the answer is that the query does not happen.
+      saliency: of each clip of two seconds, at most about 1; empty if it is not shown.
     """
 
     frames: Sequence[FrameView]
     moments: Sequence[MomentView]
     raw_text: str
     is_absent: bool = False
+    saliency: Sequence[float] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +221,7 @@ def _card(number: int, query: QueryView, images: _Images, videos: Sequence[str])
                 ],
                 "raw_text": stage.raw_text,
                 "is_absent": stage.is_absent,
+                "curve": curve_points(stage.saliency, query.duration),
                 "iou": (overlaps[0] if overlaps else 0.0) if truth else None,
             }
         )
@@ -245,7 +249,21 @@ def _bar(span: MomentView | CaptionView, duration: Seconds) -> dict[str, Any]:
 
 def axis_percent(second: Seconds, duration: Seconds) -> float:
     """Return the position of a time on an axis from 0 to `duration`, in percent, clipped to [0, 100]."""
-    return round(100 * min(max(second / duration, 0), 1), 3)
+    return round(100 * min(max(second / duration, 0.0), 1.0), 3)
+
+
+def curve_points(saliency: Sequence[float], duration: Seconds) -> str:
+    """Return the points of an SVG polygon, the area below the saliency of clips; "" if there are none.
+
+    The time axis is 100 wide; a saliency of 1 is at the top, y = 0, and one of 0 or less at the bottom, y = 1.
+    """
+    middles = [axis_percent((number + 0.5) * CLIP_SECONDS, duration) for number in range(len(saliency))]
+    heights = [round(1 - min(max(value, 0), 1), 3) for value in saliency]
+    points = [(middle, height) for middle, height in zip(middles, heights, strict=True)]
+    if not points:
+        return ""
+    corners = [(0, 1), (0, heights[0]), *points, (100, heights[-1]), (100, 1)]
+    return " ".join(f"{x:g},{y:g}" for x, y in corners)
 
 
 def _strip(frames: Sequence[FrameView], duration: Seconds, images: _Images) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.player_time import format_time
-from calce_jax.report.page import TREATMENT_LABELS, axis_percent, make_environment, ticks
+from calce_jax.report.page import TREATMENT_LABELS, axis_percent, curve_points, make_environment, ticks
 from calce_jax.storage.atomic_files import write_atomic
 
 Seconds = int | float
@@ -51,6 +51,7 @@ class QueryResultView:
       treatments: of the key frame nearest to each picture of the video.
       truth: the true windows (start, end) in seconds; empty if unknown.
       absence_score: the best score, if it is too low for the query to happen in the video.
+      saliency: of each clip of two seconds, at most about 1; empty if it is not known.
     """
 
     query: str
@@ -59,6 +60,7 @@ class QueryResultView:
     treatments: Sequence[Treatment]
     truth: Sequence[tuple[Seconds, Seconds]] = ()
     absence_score: float | None = None
+    saliency: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def _card(number: int, video: VideoView) -> dict[str, Any]:
                 },
                 "truth": [_bar(BarView(*window, 1), video.duration) for window in query_result.truth],
                 "captions": [_bar(bar, video.duration) for bar in query_result.captions],
+                "curve": curve_points(query_result.saliency, video.duration),
             }
             for query_result in video.query_results
         ],

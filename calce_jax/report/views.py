@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from calce_jax.inference.answers import Answer
 from calce_jax.input_pipeline.example import Example
+from calce_jax.moments.saliency import clip_saliency
 from calce_jax.report.page import CaptionView, FrameView, MomentView, QueryView, StageView
 from calce_jax.text.caption import Caption
 from calce_jax.text.captions import clean_captions
@@ -36,6 +37,7 @@ def query_view(
             moments=[MomentView(*window) for window in answer.moments.windows],
             raw_text=answer.moments.text,
             is_absent=answer.moments.is_absent,
+            saliency=clip_saliency(answer.moments.hypotheses, example.duration),
         )
     last_answer = list(answers.values())[-1]
     captions = clean_captions([Caption(*caption) for caption in example.captions])

@@ -292,6 +292,7 @@ def video_view(
                 treatments=[_treatment_at(query_result, picture.second) for picture in pictures],
                 truth=[(start, end) for start, end in truth.get((result.video.stem, query_result.query), [])],
                 absence_score=query_result.absence_score,
+                saliency=query_result.saliency,
             )
             for q, query_result in enumerate(result.query_results)
         ],

@@ -38,6 +38,7 @@ from calce_jax.search.calibration import calibration_path, read_calibration
 from calce_jax.search.inputs import check_queries
 from calce_jax.search.paths import find_stages
 from calce_jax.search.ranking import select_moments
+from calce_jax.search.saliency import segment_saliency
 from calce_jax.search.segments import (
     ChosenSegments,
     Segment,
@@ -518,4 +519,5 @@ def _merge_answers(query: str, segment_answers: Sequence[_SegmentAnswer], max_mo
         captions=[UsedCaption(*caption, round(similarity, 3)) for caption, similarity in sorted(captions.items())],
         frames=sorted(frames.items()),
         segments_with_moments=segments_with_moments,
+        saliency=segment_saliency(segments, [_beams(found.answers[name]) for found in segment_answers]),
     )

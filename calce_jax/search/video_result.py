@@ -1,5 +1,6 @@
 """The results of a search in one video: moments, and the captions and frames that they were found with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class QueryResult:
       frames: (second, treatment in the last stage) of the key frames of all segments, in order of time.
       segments_with_moments: the segments that overlap a moment.
       absence_score: the best score, if it is too low for the query to happen in this video; there are no moments then.
+      saliency: of each clip of two seconds, from the beams of the last stage; empty without a model.
     """
 
     query: str
@@ -39,6 +41,7 @@ class QueryResult:
     frames: list[tuple[float, Treatment]]
     segments_with_moments: list[Segment]
     absence_score: float | None = None
+    saliency: Sequence[float] = ()
 
     @property
     def moments(self) -> list[ScoredWindow]:

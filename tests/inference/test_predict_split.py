@@ -20,7 +20,7 @@ from calce_jax.inference.predict_split import DatasetSplit, open_split, predict_
 from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.predictions import PredictionError
-from calce_jax.moments.scoring import QueryMoments
+from calce_jax.moments.scoring import BeamHypothesis, QueryMoments
 from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.text.text_row import RowFlag
 from calce_jax.video.decode import encode_jpeg
@@ -220,6 +220,20 @@ def test_what_is_damaged_is_asked_again(job, caplog, damage, kept, said):
     assert said in caplog.text
     assert bool(said) == bool(caplog.text)
     job.check_finished()
+
+
+def test_on_request_a_prediction_has_a_saliency_for_each_clip(trained, monkeypatch, tmp_path):
+    moments = QueryMoments([[2.0, 4.0, 1.0]], "[[2, 4]]", "exact", [BeamHypothesis([[2, 4]], 1.0)])
+    answers = [Answer(row, moments, [], {}, [], RowFlag(0)) for row in range(TOTAL)]
+    monkeypatch.setattr(predict_split_module, "predict_answers", lambda *_, **__: iter(answers))
+    monkeypatch.setattr(TrainedModel, "compile_predictor", lambda *_: None)
+    generation = replace(trained.config.generation, saliency=True)
+    asked = replace(trained, config=replace(trained.config, generation=generation))
+    for row in predict_split(asked, "val", tmp_path / "saliency.jsonl"):
+        assert row.duration
+        assert len(row.saliency) == int(row.duration / 2)
+        assert int(np.argmax(row.saliency)) == 1
+    assert all(row.saliency is None for row in predict_split(trained, "val", tmp_path / "windows.jsonl"))
 
 
 def other_step(trained):

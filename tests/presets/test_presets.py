@@ -85,6 +85,7 @@ def test_the_original_reads_windows_in_the_given_order_and_does_not_regroup():
     config = get_preset("qvhighlights,stage=1,behaviour=reference")
     assert (config.generation.window_order, config.data.group, config.behaviour) == ("given", 1, "reference")
     assert config.generation.window_source == "best_beam"
+    assert not config.generation.saliency
 
 
 @pytest.mark.parametrize(("dataset", "grid"), [("qvhighlights", 2), ("charades_sta", 1), ("shapes", 1)])
@@ -92,6 +93,8 @@ def test_the_original_reads_windows_in_the_given_order_and_does_not_regroup():
 def test_predictions_list_the_windows_of_all_beams_on_the_grid_of_the_annotations(dataset, grid, stage):
     config = get_preset(f"{dataset},stage={stage}")
     assert (config.generation.window_source, config.data.window_grid) == ("all_beams", grid)
+    # Of these, QVHighlights alone rates clips.
+    assert config.generation.saliency is (dataset == "qvhighlights")
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

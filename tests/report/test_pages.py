@@ -110,6 +110,15 @@ def test_a_query_that_does_not_happen_is_shown_as_such():
     assert "does not happen" not in Elements(render_page("Found", [query(truth=None)])).text()
 
 
+def test_the_saliency_of_a_stage_is_a_curve_over_its_clips():
+    curved = replace(stage(["full"], [MomentView(2, 4, 0.9)]), saliency=[0.0, 0.25, 1.0005])
+    elements = Elements(render_page("Found", [query(duration=8, stages={"stage 1": curved})]))
+    (attrs,) = [attrs for tag, attrs in elements.found if tag == "polygon"]
+    assert attrs["points"] == "0,1 0,1 12.5,1 37.5,0.75 62.5,0 100,0 100,1"
+    assert elements.of_class("curve", "stage-1")
+    assert "polygon" not in [tag for tag, _ in Elements(render_page("Found", [query()])).found]
+
+
 def test_bars_lie_where_the_seconds_are():
     elements = Elements(render_page("Found", [query()]))
     bars = {attrs["aria-label"]: attrs["style"] for attrs in elements.of_class("first") if attrs["data-start"] == "5"}
