@@ -1,8 +1,9 @@
 """Measure from which score on a query happens in a video: `calce calibrate --checkpoint=runs/demo`.
 
 Asks the models about queries of the validation split, in their own videos and in others, and writes calibration.json
-beside the workdirs: a threshold that 95 % of the queries reach in their own video. `calce search` then says "probably
-not in this video" of a query whose best moment has a lower score.
+beside the workdirs: a threshold that 95 % of the queries reach in their own video, and a curve from scores to
+probabilities. `calce search` then says "probably not in this video" of a query whose best moment has a lower score, and
+how probably a moment is right.
 """
 
 from pathlib import Path
@@ -40,15 +41,16 @@ def main(argv: list[str]) -> None:
         check_output_file("--out=", OUT.value, {})
 
     from calce_jax.input_pipeline.dataset import open_dataset
-    from calce_jax.search.calibration import calibration_path, fit_calibration, write_calibration
+    from calce_jax.search.calibration import calibration_path, write_calibration
+    from calce_jax.search.fit_calibration import fit_calibration
     from calce_jax.search.measure_scores import measure_scores
     from calce_jax.search.searcher import load_searcher
 
     searcher = load_searcher(CHECKPOINT.value)
     data = searcher.predictors["stage 2"].model.config.data
     dataset = open_dataset(DATA.value or data.directory, data.eval_split)
-    scores = measure_scores(searcher, dataset, max_queries=int(QUERIES.value or 1), seed=int(SEED.value or 0))
-    calibration = fit_calibration(*scores)
+    measured = measure_scores(searcher, dataset, max_queries=int(QUERIES.value or 1), seed=int(SEED.value or 0))
+    calibration = fit_calibration(measured.present, measured.absent, measured.is_right)
     out = Path(OUT.value) if OUT.value is not None else calibration_path(CHECKPOINT.value)
     write_calibration(out, calibration)
     kept, wrongly = 100 * calibration.kept, 100 * (1 - calibration.rejected)

@@ -23,13 +23,22 @@ Seconds = int | float
 
 @dataclass(frozen=True)
 class BarView:
-    """A bar on the timeline, in seconds: a moment (score, URL of its clip) or a caption (similarity as score, text)."""
+    """A bar on the timeline, in seconds: a moment or a caption.
+
+    Attributes:
+      start, end: seconds.
+      score: of a moment; of a caption its similarity.
+      clip: URL of the clip of a moment.
+      text: of a caption.
+      probability: that a moment is right; None if it is not known.
+    """
 
     start: Seconds
     end: Seconds
     score: Seconds
     clip: str = ""
     text: str = ""
+    probability: float | None = None
 
 
 @dataclass(frozen=True)

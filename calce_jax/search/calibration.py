@@ -2,23 +2,26 @@
 
 The model was never asked about something that does not happen, and always answers. Its best score still tells much: a
 threshold that 5 % of the queries that do happen fall below rejects a share of those that do not, which is measured too.
+
+A score is no probability either: 0.8 does not mean right four times in five. How probably a moment of this score is
+right is read from a curve. `calce_jax.search.fit_calibration` fits both.
 """
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from calce_jax.config import ASSETS, packaged_path
 from calce_jax.errors import UserError
-from calce_jax.moments.metrics.presence import auroc, keeping_threshold
-from calce_jax.search.paths import SearchError
 from calce_jax.storage.atomic_files import write_atomic
 
 CALIBRATION_FILE = "calibration.json"
+CURVE = ("scores", "probabilities")  # fields that earlier versions did not write
 TINY_CALIBRATION = f"{ASSETS}tiny/{CALIBRATION_FILE}"
 
 
@@ -32,6 +35,7 @@ class Calibration:
       rejected: share of those that do not happen with a lower one.
       auroc: probability that one that happens has a higher score than one that does not.
       num_queries: of both kinds together.
+      scores, probabilities: of the curve, ascending; empty in files of earlier versions, which have no curve.
     """
 
     threshold: float
@@ -39,28 +43,14 @@ class Calibration:
     rejected: float
     auroc: float
     num_queries: int
+    scores: list[float] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
 
-
-def fit_calibration(present: Sequence[float], absent: Sequence[float]) -> Calibration:
-    """Return the threshold that keeps 95 % of the queries that happen.
-
-    Args:
-      present: best scores of queries that happen; 0 where nothing was found.
-      absent: best scores of queries that do not.
-
-    Raises:
-      SearchError: one of the lists is empty.
-    """
-    if not present or not absent:
-        raise SearchError("no queries to calibrate with", "give a split with windows in two videos or more")
-    threshold = keeping_threshold(present)
-    return Calibration(
-        threshold=round(threshold, 6),
-        kept=float((np.asarray(present) >= threshold).mean()),
-        rejected=float((np.asarray(absent) < threshold).mean()),
-        auroc=auroc(present, absent),
-        num_queries=len(present) + len(absent),
-    )
+    def probability(self, score: float) -> float | None:
+        """Return how probably a moment of this score is right, in [0, 1]; None without a curve."""
+        if not self.scores:
+            return None
+        return round(float(np.interp(score, self.scores, self.probabilities)), 3)
 
 
 def calibration_path(checkpoint: str | Path | None) -> Path:
@@ -83,11 +73,22 @@ def read_calibration(path: Path) -> Calibration | None:
         return None
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        names = [field.name for field in dataclasses.fields(Calibration)]
-        if not isinstance(fields, dict) or sorted(fields) != sorted(names):
-            raise ValueError(f"it must have {', '.join(names)}")
-        if not all(isinstance(value, (int, float)) for value in fields.values()) or not 0 <= fields["threshold"] <= 1:
+        names = {member.name for member in dataclasses.fields(Calibration)}
+        if not isinstance(fields, dict) or not names - set(CURVE) <= set(fields) <= names:
+            raise ValueError(f"it must have {', '.join(sorted(names))}")
+        curve = [fields.get(name, []) for name in CURVE]
+        numbers = [value for name, value in fields.items() if name not in CURVE]
+        if not all(isinstance(value, (int, float)) for value in numbers) or not 0 <= fields["threshold"] <= 1:
             raise ValueError("its values must be numbers, and the threshold from 0 to 1")
+        if not all(_is_rising(values) for values in curve) or len(curve[0]) != len(curve[1]):
+            raise ValueError(f"{' and '.join(CURVE)} must be ascending numbers from 0 to 1, as many of each")
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: no calibration: {error}", "remove it, or run `calce calibrate` again") from error
     return Calibration(**fields)
+
+
+def _is_rising(values: Any) -> bool:
+    """Return whether these are ascending numbers in [0, 1]."""
+    if not isinstance(values, list) or not all(isinstance(value, (int, float)) for value in values):
+        return False
+    return all(a <= b for a, b in itertools.pairwise([0, *values, 1]))

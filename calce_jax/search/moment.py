@@ -28,6 +28,7 @@ class Moment:
       frames: seconds of the key frames in the model's prompt that lie in the moment.
       video_duration: length of the video, seconds.
       position: in the ranking of its query over all videos, from 1.
+      probability: that it is right, in [0, 1]; None without a calibrated model.
     """
 
     video: Path
@@ -39,6 +40,7 @@ class Moment:
     frames: tuple[float, ...] = ()
     video_duration: float = 0.0
     position: int = 1
+    probability: float | None = None
 
     def __str__(self) -> str:
         return f"{self.video.name}  {format_time(self.start)} - {format_time(self.end)}  {self.score:.3f}  {self.query}"
@@ -80,6 +82,7 @@ class Moment:
             "start": round(self.start, 2),
             "end": round(self.end, 2),
             "score": self.score,
+            **({} if self.probability is None else {"probability": self.probability}),
             "captions": [
                 {"start": round(c.start, 2), "end": round(c.end, 2), "text": c.text, "similarity": c.similarity}
                 for c in self.captions
@@ -119,4 +122,5 @@ def _moment(result: VideoResult, row: RankedMoment) -> Moment:
         frames=tuple(s for s, treatment in query_result.frames if treatment != "dropped" and start <= s <= end),
         video_duration=result.duration,
         position=row.position,
+        probability=row.moment.probability,
     )

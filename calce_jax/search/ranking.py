@@ -25,11 +25,15 @@ MIN_SCORE_GAP = 1e-6  # between consecutive scores; of equal scores the earlier 
 
 @dataclass(frozen=True)
 class ScoredWindow:
-    """A window of a video from `start` to `end`, in seconds, with its score in [0, 1]."""
+    """A window of a video from `start` to `end`, in seconds, with its score in [0, 1].
+
+    `probability` is that of the window being right, see `calce_jax.search.calibration`; None where it is not known.
+    """
 
     start: float
     end: float
     score: float
+    probability: float | None = None
 
 
 def select_moments(

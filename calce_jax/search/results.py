@@ -247,6 +247,7 @@ def to_json(result: VideoResult, clips: dict[tuple[int, int], str] | None = None
                         "start": round(moment.start, 2),
                         "end": round(moment.end, 2),
                         "score": moment.score,
+                        **({} if moment.probability is None else {"probability": moment.probability}),
                         **({"clip": clips[number, n]} if (number, n) in clips else {}),
                     }
                     for n, moment in enumerate(query_result.moments)
@@ -285,7 +286,10 @@ def video_view(
             QueryResultView(
                 query=query_result.query,
                 stages={
-                    stage: [BarView(m.start, m.end, m.score, clips.get((q, n), "")) for n, m in enumerate(moments)]
+                    stage: [
+                        BarView(m.start, m.end, m.score, clips.get((q, n), ""), probability=m.probability)
+                        for n, m in enumerate(moments)
+                    ]
                     for stage, moments in query_result.stages.items()
                 },
                 captions=[BarView(c.start, c.end, c.similarity, text=c.text) for c in query_result.captions],

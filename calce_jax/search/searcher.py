@@ -34,7 +34,7 @@ from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.moments.player_time import format_time
 from calce_jax.moments.scoring import BeamHypothesis
 from calce_jax.presets.tiny import tiny_config
-from calce_jax.search.calibration import calibration_path, read_calibration
+from calce_jax.search.calibration import Calibration, calibration_path, read_calibration
 from calce_jax.search.inputs import check_queries
 from calce_jax.search.paths import find_stages
 from calce_jax.search.ranking import select_moments
@@ -106,11 +106,11 @@ class Searcher:
       cache: holds key frames and features of the segments.
       max_seconds: length of a segment; by default that of the videos the models were trained on (`TRAINED_DURATION`).
       notice: why the answers may be meaningless, for people.
-      threshold: a query whose best moment has a lower score probably does not happen, see
-        `calce_jax.search.calibration`.
+      calibration: has the score below which a query probably does not happen, and the probabilities of moments.
       programs: has the compiled programs, if they ran in an earlier process.
 
     Attributes:
+      threshold: a query whose best moment has a lower score probably does not happen.
       sampling: of segments and their frames.
       predictors: "stage 1" and "stage 2".
       weight_keys: hashes of the weights that the features of each stage depend on.
@@ -123,11 +123,12 @@ class Searcher:
         cache: DiskCache,
         max_seconds: float | None = None,
         notice: str = "",
-        threshold: float = 0.0,
+        calibration: Calibration | None = None,
         *,
         programs: ProgramCache | None = None,
     ):
-        self.notice, self.threshold = notice, threshold
+        self.notice, self._calibration = notice, calibration
+        self.threshold = calibration.threshold if calibration else 0.0
         last = stages[-1].config
         frames = max(trained.config.data.frames for trained in stages)
         self.sampling = SegmentSampling(
@@ -304,7 +305,12 @@ class Searcher:
         """Merge the answers to a query for segments of a video; with none, nothing was found."""
         if not answers:
             return QueryResult(query.strip(), {name: [] for name in self.predictors}, [], [], [])
-        return _merge_answers(query.strip(), answers, max_moments)
+        found = _merge_answers(query.strip(), answers, max_moments)
+        if self._calibration is None:
+            return found
+        *others, last = found.stages
+        moments = [replace(moment, probability=self._calibration.probability(moment.score)) for moment in found.moments]
+        return replace(found, stages={**{name: found.stages[name] for name in others}, last: moments})
 
     def _load_features(
         self, name: str, predictor: Predictor, example: Example, segment_frames: SegmentFrames, content: str
@@ -350,10 +356,11 @@ def load_searcher(
     """
     notice = TINY_MODEL_NOTICE if checkpoint is None else ""
     calibration = read_calibration(calibration_path(checkpoint))
-    threshold = calibration.threshold if calibration else 0.0
     cache = cache or DiskCache(default_cache_dir())
     programs = ProgramCache(cache) if keep_programs else None
-    return Searcher(open_stages(checkpoint, batch, programs), cache, max_seconds, notice, threshold, programs=programs)
+    return Searcher(
+        open_stages(checkpoint, batch, programs), cache, max_seconds, notice, calibration, programs=programs
+    )
 
 
 def open_stages(
