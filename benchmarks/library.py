@@ -20,10 +20,11 @@ import numpy as np
 
 from calce_jax.moments.windows import iou
 from calce_jax.search.library import Library
+from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
 from calce_jax.search.moment import ranked_moments
 from calce_jax.search.picture_ranker import PictureRanker, open_ranker
 from calce_jax.search.results import break_ties_across_videos
-from calce_jax.search.searcher import Searcher, enable_compilation_cache, load_searcher
+from calce_jax.search.searcher import Searcher
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.disk_cache import DiskCache
 from data.shapes.scene import VISUAL_QUERY_TEMPLATES, Scene, SceneQuery, make_scene

@@ -20,7 +20,8 @@ import av
 import jax
 import numpy as np
 
-from calce_jax.search.searcher import Searcher, enable_compilation_cache, open_stages
+from calce_jax.search.load_searcher import enable_compilation_cache, open_stages
+from calce_jax.search.searcher import Searcher
 from calce_jax.storage.atomic_files import atomic_write, write_atomic
 from calce_jax.storage.disk_cache import DiskCache
 

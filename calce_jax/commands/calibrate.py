@@ -43,8 +43,8 @@ def main(argv: list[str]) -> None:
     from calce_jax.input_pipeline.dataset import open_dataset
     from calce_jax.search.calibration import calibration_path, write_calibration
     from calce_jax.search.fit_calibration import fit_calibration
+    from calce_jax.search.load_searcher import load_searcher
     from calce_jax.search.measure_scores import measure_scores
-    from calce_jax.search.searcher import load_searcher
 
     searcher = load_searcher(CHECKPOINT.value)
     data = searcher.predictors["stage 2"].model.config.data

@@ -104,8 +104,8 @@ def make_looker(
     stages = find_checkpoint(model)
     check_ranker(stages)
 
+    from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
     from calce_jax.search.picture_ranker import open_ranker
-    from calce_jax.search.searcher import enable_compilation_cache, load_searcher
 
     disk_cache = open_cache(cache, cache_gb)
     enable_compilation_cache(disk_cache.folder)

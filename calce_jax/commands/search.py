@@ -244,8 +244,8 @@ def plan_library_search(inputs: Inputs, options: Options, reporter: "Reporter") 
 
     def run(out: Path | None) -> ModeResult:
         from calce_jax.search.library_search import add_library_words, search_library
+        from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
         from calce_jax.search.picture_ranker import open_ranker
-        from calce_jax.search.searcher import enable_compilation_cache, load_searcher
 
         cache = open_cache(options.cache, options.cache_gb)
         if not enable_compilation_cache(cache.folder):
@@ -327,7 +327,7 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Searc
         )
 
     def open_searcher() -> "Searcher":
-        from calce_jax.search.searcher import enable_compilation_cache, load_searcher
+        from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
 
         if not enable_compilation_cache(cache.folder):
             reporter.notice(FIRST_SEARCH)

@@ -95,9 +95,9 @@ def command(
         from calce_jax.search.web.quota import Limits
     except ImportError as error:
         raise UserError(f"{error.name} is not installed", extra_remedy("web")) from None
+    from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
     from calce_jax.search.picture_ranker import open_ranker
     from calce_jax.search.samples import load_samples
-    from calce_jax.search.searcher import enable_compilation_cache, load_searcher
 
     check_port(host, port)
     disk_cache = open_cache(cache, cache_gb)

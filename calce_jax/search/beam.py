@@ -15,8 +15,8 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from calce_jax.datasets.beam import DONE_TAG, FAILED_TAG, make_shards, run_pipeline, with_retries
+from calce_jax.search.load_searcher import load_searcher
 from calce_jax.search.picture_ranker import PictureRanker, open_ranker
-from calce_jax.search.searcher import load_searcher
 from calce_jax.search.segment_index import VECTOR_DTYPE, SegmentVectors
 from calce_jax.search.segments import Segment
 from calce_jax.storage.disk_cache import DiskCache

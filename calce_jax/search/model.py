@@ -11,12 +11,13 @@ from calce_jax.errors import UserError
 from calce_jax.search.inputs import load_captions
 from calce_jax.search.library import IndexResult, Library, PictureResult
 from calce_jax.search.library_search import CANDIDATES, search_library
+from calce_jax.search.load_searcher import load_searcher
 from calce_jax.search.merging import merge_results
 from calce_jax.search.moment_list import MomentList
 from calce_jax.search.paths import SearchError
 from calce_jax.search.picture_ranker import open_ranker
 from calce_jax.search.published.install import resolve_model
-from calce_jax.search.searcher import MAX_MOMENTS, EncodedVideo, Searcher, load_searcher
+from calce_jax.search.searcher import MAX_MOMENTS, EncodedVideo, Searcher
 from calce_jax.search.video_result import VideoResult
 from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.storage.failures import Failure
@@ -181,7 +182,7 @@ def load(
       max_seconds: length of the segments that longer videos are split into; by default that of the training videos.
 
     Raises:
-      SearchError, ConfigError, CheckpointError, TokenizerError: see `calce_jax.search.searcher.open_stages`.
+      SearchError, ConfigError, CheckpointError, TokenizerError: see `calce_jax.search.load_searcher.open_stages`.
       ModelNotHereError, InstallError, FetchError, NoNetworkError, LockError: see
         `calce_jax.search.published.install.resolve_model`.
     """

@@ -5,17 +5,13 @@ the query: they are computed once and cached on disk (`calce_jax.storage.disk_ca
 are merged into one ranked list (`calce_jax.search.ranking`).
 """
 
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
-from operator import itemgetter
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 from tqdm import tqdm
 
 from calce_jax.config import DatasetName, packaged_path
@@ -24,38 +20,27 @@ from calce_jax.inference.answers import Answer
 from calce_jax.inference.predictor import Predictor
 from calce_jax.inference.trained_run import (
     TrainedModel,
-    load_base_model,
-    load_trained_model,
-    with_eval_batch,
 )
 from calce_jax.input_pipeline.example import Example
-from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.models.vision_features import QFormerFeatures
-from calce_jax.moments.player_time import format_time
-from calce_jax.moments.scoring import BeamHypothesis
-from calce_jax.presets.tiny import tiny_config
-from calce_jax.search.calibration import Calibration, calibration_path, read_calibration
+from calce_jax.search.calibration import Calibration
 from calce_jax.search.inputs import check_queries
-from calce_jax.search.paths import find_stages
-from calce_jax.search.ranking import select_moments
-from calce_jax.search.saliency import segment_saliency
+from calce_jax.search.segment_answers import SegmentAnswer, merge_answers, warn_of_dropped_captions
 from calce_jax.search.segments import (
     ChosenSegments,
-    Segment,
     SegmentFrames,
     SegmentSampling,
     read_segments,
     segment_captions,
 )
-from calce_jax.search.video_result import QueryResult, UsedCaption, VideoResult
-from calce_jax.storage.disk_cache import DiskCache, default_cache_dir, make_cache_key
+from calce_jax.search.video_result import QueryResult, VideoResult
+from calce_jax.storage.disk_cache import DiskCache, make_cache_key
 from calce_jax.storage.failures import Failure
 from calce_jax.storage.program_cache import ProgramCache
 from calce_jax.storage.provenance import file_hash
 from calce_jax.text.caption import Caption
 from calce_jax.text.captions import clean_captions
 from calce_jax.text.nouns import PHRASE_DATASETS, extract_items
-from calce_jax.text.text_row import RowFlag
 
 # Seconds. The longest video of QVHighlights and of shapes; 99 % of Charades-STA's videos are shorter than 60 s.
 TRAINED_DURATION: dict[DatasetName, float] = {
@@ -65,12 +50,6 @@ TRAINED_DURATION: dict[DatasetName, float] = {
     "shapes": 40.0,
 }
 MAX_MOMENTS = 5
-TINY_MODEL_NOTICE = (
-    "The tiny model was made for videos of coloured shapes, such as its samples; for other videos its answers mean "
-    "nothing."
-)
-# A frame in two overlapping segments is shown with its highest treatment.
-TREATMENT_ORDER: dict[Treatment, int] = {"dropped": 0, "compressed": 1, "full": 2}
 
 
 @dataclass(frozen=True)
@@ -165,7 +144,7 @@ class Searcher:
         """
         check_queries(queries, self._t5)
         source = video if isinstance(video, EncodedVideo) else self.open(video)
-        answers: list[_SegmentAnswer] = []
+        answers: list[SegmentAnswer] = []
         group_size = max(self.max_batch_size // len(queries), 1)
         segments = iter(source.segments)
         with tqdm(
@@ -174,7 +153,7 @@ class Searcher:
             while batch := list(islice(segments, group_size)):
                 answers += self._predict([(encoded, query, captions) for encoded in batch for query in queries])
                 progress.update(len(batch))
-        _warn_of_dropped_captions(source.video, answers)
+        warn_of_dropped_captions(source.video, answers)
         results = [
             self._merge(query, answers[number :: len(queries)], max_moments) for number, query in enumerate(queries)
         ]
@@ -214,7 +193,7 @@ class Searcher:
                     failures.append(Failure.of(str(video.video), error))
                 progress.update()
 
-        answers: dict[tuple[int, int], list[_SegmentAnswer]] = {}
+        answers: dict[tuple[int, int], list[SegmentAnswer]] = {}
         with tqdm(desc="search", total=len(chosen), unit="video", dynamic_ncols=True, leave=False) as progress:
             pairs = asked()
             while batch := list(islice(pairs, self.max_batch_size)):
@@ -225,7 +204,7 @@ class Searcher:
                     answers.setdefault((number, query), []).append(answer)
         for number, source in sources.items():
             of_video = [answer for (video, _), asked in answers.items() if video == number for answer in asked]
-            _warn_of_dropped_captions(source.video, of_video)
+            warn_of_dropped_captions(source.video, of_video)
         results = [
             VideoResult(
                 source.video,
@@ -272,7 +251,7 @@ class Searcher:
         }
         return EncodedSegment(segment_frames, features)
 
-    def _predict(self, pairs: Sequence[tuple["EncodedSegment", str, Sequence[Caption]]]) -> list["_SegmentAnswer"]:
+    def _predict(self, pairs: Sequence[tuple["EncodedSegment", str, Sequence[Caption]]]) -> list[SegmentAnswer]:
         """Return the answers of both stages to queries about segments of videos with captions, one for each pair.
 
         Stage 2 gets the windows of stage 1.
@@ -292,7 +271,7 @@ class Searcher:
                 for example, answer in zip(examples, answers[name], strict=True)
             ]
         return [
-            _SegmentAnswer(
+            SegmentAnswer(
                 encoded.frames.segment,
                 encoded.frames.times,
                 clean_captions(clipped[number]),
@@ -301,11 +280,11 @@ class Searcher:
             for number, (encoded, _, _) in enumerate(pairs)
         ]
 
-    def _merge(self, query: str, answers: Sequence["_SegmentAnswer"], max_moments: int) -> QueryResult:
+    def _merge(self, query: str, answers: Sequence[SegmentAnswer], max_moments: int) -> QueryResult:
         """Merge the answers to a query for segments of a video; with none, nothing was found."""
         if not answers:
             return QueryResult(query.strip(), {name: [] for name in self.predictors}, [], [], [])
-        found = _merge_answers(query.strip(), answers, max_moments)
+        found = merge_answers(query.strip(), answers, max_moments)
         if self._calibration is None:
             return found
         *others, last = found.stages
@@ -332,85 +311,6 @@ class Searcher:
         features = predictor.encode_video(example)
         self.cache.write_arrays("features", cache_key, {"means": features.means, "queries": features.queries})
         return features
-
-
-def load_searcher(
-    checkpoint: str | Path | None = None,
-    *,
-    cache: DiskCache | None = None,
-    max_seconds: float | None = None,
-    batch: int | None = None,
-    keep_programs: bool = False,
-) -> Searcher:
-    """Load the models of both stages for searching videos.
-
-    Args:
-      checkpoint, batch: see `open_stages`.
-      cache: of key frames and features; by default of 10 GB at `default_cache_dir()`.
-      max_seconds: see `Searcher`.
-      keep_programs: also keep the compiled programs in the cache, for later processes.
-
-    Raises:
-      SearchError, ConfigError, CheckpointError, TokenizerError: see `open_stages`.
-      UserError: its calibration is damaged.
-    """
-    notice = TINY_MODEL_NOTICE if checkpoint is None else ""
-    calibration = read_calibration(calibration_path(checkpoint))
-    cache = cache or DiskCache(default_cache_dir())
-    programs = ProgramCache(cache) if keep_programs else None
-    return Searcher(
-        open_stages(checkpoint, batch, programs), cache, max_seconds, notice, calibration, programs=programs
-    )
-
-
-def open_stages(
-    checkpoint: str | Path | None = None, batch: int | None = None, programs: ProgramCache | None = None
-) -> list[TrainedModel]:
-    """Load the models of both stages on one device; they share one copy of equal frozen weights.
-
-    Args:
-      checkpoint: a folder with the workdirs `stage1` and `stage2`; by default the tiny model of the package, which was
-        trained on the shapes dataset alone.
-      batch: queries of a batch; by default `config.data.eval_batch` of each stage.
-      programs: has the structure of the model, if it was opened before.
-
-    Raises:
-      SearchError: the folder has no such workdirs.
-      ConfigError, CheckpointError, TokenizerError: a run cannot be loaded.
-    """
-    if checkpoint is None:
-        stages = [load_base_model(with_eval_batch(tiny_config(stage), batch), programs) for stage in (1, 2)]
-    else:
-        stages = [
-            load_trained_model(folder, mesh="single", batch=batch, programs=programs)
-            for folder in find_stages(checkpoint)
-        ]
-    first, second = stages
-    if (first.config.model, first.config.weights.base) == (second.config.model, second.config.weights.base):
-        second = replace(second, frozen=first.frozen)
-    return [first, second]
-
-
-def enable_compilation_cache(folder: str | Path, max_bytes: int = 10**9) -> bool:
-    """Let JAX cache compiled programs in `folder`/programs; above `max_bytes` the least recently used are deleted.
-
-    A program that cannot be read or written is compiled again, without a warning for each. The programs that
-    `calce_jax.storage.program_cache` keeps are not among them.
-
-    Returns:
-      Whether programs of either kind are there, of an earlier process.
-    """
-    programs = Path(folder).absolute() / "programs"
-    # JAX writes a program, then its time of use. Where a full disk or a kill came in between, it would read the cut
-    # program for ever, and write no other.
-    for program in programs.glob("*-cache"):
-        if not program.with_name(program.name.removesuffix("-cache") + "-atime").is_file():
-            with suppress(OSError):
-                program.unlink()
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
-    jax.config.update("jax_compilation_cache_dir", str(programs))
-    jax.config.update("jax_compilation_cache_max_size", max_bytes)
-    return any(programs.glob("*-cache")) or any(Path(folder).glob("executables/*"))
 
 
 def _weights_key(trained: TrainedModel) -> str:
@@ -456,75 +356,3 @@ def _stage1_windows(answer: Answer) -> np.ndarray | None:
     """Return the windows of stage 1 for the prompt of stage 2: (W, 2), seconds, in order of time, or None."""
     windows = sorted(window[:2] for window in answer.moments.windows)
     return np.array(windows, np.float64) if windows else None
-
-
-def _beams(answer: Answer) -> Sequence[BeamHypothesis]:
-    """Return the hypotheses of an answer. If the best one is that the query does not happen, it is the only one.
-
-    Otherwise improbable windows of other beams would be found in every segment where the answer is "[]".
-    """
-    return [BeamHypothesis([], 1.0)] if answer.moments.is_absent else answer.moments.hypotheses
-
-
-@dataclass(frozen=True)
-class _SegmentAnswer:
-    """The answers of each stage to a query about a segment, whose captions are clipped to it."""
-
-    segment: Segment
-    times: np.ndarray  # (T,), of its key frames, in seconds from its start
-    captions: list[Caption]
-    answers: dict[str, Answer]
-
-
-def _warn_of_dropped_captions(video: Path, segment_answers: Sequence[_SegmentAnswer]) -> None:
-    """Warn if a segment of a video has more captions than the model compares with a query."""
-    dropped = [
-        (len(segment_answer.captions), segment_answer.segment)
-        for segment_answer in segment_answers
-        if any(RowFlag.CAPTIONS_DROPPED in answer.row_flags for answer in segment_answer.answers.values())
-    ]
-    if dropped:
-        count, segment = max(dropped, key=itemgetter(0))
-        logging.warning(
-            "%s: of its %d captions from %s to %s those that share least with the query were left out, as too many",
-            video,
-            count,
-            format_time(segment.start),
-            format_time(segment.end),
-        )
-
-
-def _merge_answers(query: str, segment_answers: Sequence[_SegmentAnswer], max_moments: int) -> QueryResult:
-    """Merge the answers to one query for segments of a video; seconds count from the start of the video."""
-    segments = [segment_answer.segment for segment_answer in segment_answers]
-    stages = {
-        name: select_moments(
-            segments,
-            [_beams(segment_answer.answers[name]) for segment_answer in segment_answers],
-            max_moments,
-        )
-        for name in segment_answers[0].answers
-    }
-    name, moments = list(stages.items())[-1]
-    captions: dict[tuple[float, float, str], float] = {}
-    frames: dict[float, Treatment] = {}
-    segments_with_moments: list[Segment] = []
-    for segment_answer in segment_answers:
-        segment, answer = segment_answer.segment, segment_answer.answers[name]
-        for second, treatment in zip(segment_answer.times.tolist(), answer.treatments, strict=True):
-            time = round(segment.start + second, 2)
-            frames[time] = max(frames.get(time, treatment), treatment, key=TREATMENT_ORDER.__getitem__)
-        if any(moment.start < segment.end and moment.end > segment.start for moment in moments):
-            segments_with_moments.append(segment)
-            for n in answer.used_captions:
-                caption = segment_answer.captions[n]
-                span = segment.start + float(caption.start), segment.start + float(caption.end)
-                captions[*span, caption.text] = answer.caption_similarity[n]
-    return QueryResult(
-        query=query,
-        stages=stages,
-        captions=[UsedCaption(*caption, round(similarity, 3)) for caption, similarity in sorted(captions.items())],
-        frames=sorted(frames.items()),
-        segments_with_moments=segments_with_moments,
-        saliency=segment_saliency(segments, [_beams(found.answers[name]) for found in segment_answers]),
-    )

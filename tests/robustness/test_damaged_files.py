@@ -44,7 +44,7 @@ from calce_jax.input_pipeline.feature_store import (
 from calce_jax.moments.annotations import Annotation, read_annotations, write_annotations
 from calce_jax.moments.predictions import Prediction, prediction_to_json, read_predictions, write_predictions
 from calce_jax.presets.tiny import tiny_config
-from calce_jax.search.searcher import enable_compilation_cache
+from calce_jax.search.load_searcher import enable_compilation_cache
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.text.captions import read_srt

@@ -24,11 +24,11 @@ from calce_jax.inference.trained_run import load_trained_model
 from calce_jax.presets.datasets import TINY_BASE
 from calce_jax.presets.tiny import tiny_config
 from calce_jax.search.calibration import calibration_path
+from calce_jax.search.load_searcher import open_stages
 from calce_jax.search.paths import SearchError, ranker_path
 from calce_jax.search.published.card import model_card
 from calce_jax.search.published.install import resolve_model
 from calce_jax.search.published.push import PushError, push_to_hub
-from calce_jax.search.searcher import open_stages
 from tests.helpers.published_server import run_server, set_endpoint
 from tests.helpers.tiny_publication import trained_weights
 

@@ -16,9 +16,10 @@ from calce_jax.inference.predictor import Predictor
 from calce_jax.models.vision_features import QFormerFeatures
 from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.scoring import BeamHypothesis, QueryMoments, score_moments
-from calce_jax.search import searcher as searching
+from calce_jax.search import segment_answers
 from calce_jax.search.captions import caption_with_cache
 from calce_jax.search.inputs import check_queries, list_videos, load_captions
+from calce_jax.search.load_searcher import open_stages
 from calce_jax.search.paths import SearchError
 from calce_jax.search.ranking import NMS_THRESHOLD, ScoredWindow, break_ties_jointly, select_moments
 from calce_jax.search.results import (
@@ -28,7 +29,8 @@ from calce_jax.search.results import (
     rank_moments,
     write_results,
 )
-from calce_jax.search.searcher import EncodedSegment, EncodedVideo, Searcher, _merge_answers, _SegmentAnswer
+from calce_jax.search.searcher import EncodedSegment, EncodedVideo, Searcher
+from calce_jax.search.segment_answers import SegmentAnswer, merge_answers
 from calce_jax.search.segments import (
     Segment,
     SegmentFrames,
@@ -203,7 +205,7 @@ def test_a_stage_that_was_trained_without_items_is_asked_without(compiled, monke
 
 def test_captions_that_do_not_fit_are_named(compiled, monkeypatch):
     warnings, video = [], Path("talk.mp4")
-    monkeypatch.setattr(searching.logging, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(segment_answers.logging, "warning", lambda text, *values: warnings.append(text % values))
 
     def predict(predictor, examples, features):
         flags = [RowFlag.CAPTIONS_DROPPED if len(example.captions) > 24 else RowFlag(0) for example in examples]
@@ -234,7 +236,7 @@ def test_nothing_is_found_where_every_answer_is_that_it_does_not_happen():
 
     def merge(*texts_of_segments):
         answers = [
-            _SegmentAnswer(
+            SegmentAnswer(
                 Segment(start, start + 100.0),
                 np.zeros(1),
                 [],
@@ -246,7 +248,7 @@ def test_nothing_is_found_where_every_answer_is_that_it_does_not_happen():
             )
             for start, texts in zip((0.0, 50.0), texts_of_segments, strict=True)
         ]
-        return _merge_answers(QUERY, answers, 5).moments
+        return merge_answers(QUERY, answers, 5).moments
 
     nowhere, somewhere = ["[]", "[[3, 9]]"], ["[[70, 80]]", "[[70, 80]]"]
     assert merge(nowhere, nowhere) == []
@@ -473,8 +475,8 @@ def test_a_broken_video_is_reported_in_a_line_and_the_others_are_searched(search
         silence.rate = 8000
         container.mux([*voice.encode(silence), *voice.encode(None)])
     write_clip(tmp_path / "videos/d.mp4", frames=2, rate=1, ticks=[0, 36_000])
-    monkeypatch.setattr("calce_jax.search.searcher.load_searcher", lambda *_, **__: searcher)
-    monkeypatch.setattr("calce_jax.search.searcher.enable_compilation_cache", lambda _: None)
+    monkeypatch.setattr("calce_jax.search.load_searcher.load_searcher", lambda *_, **__: searcher)
+    monkeypatch.setattr("calce_jax.search.load_searcher.enable_compilation_cache", lambda _: None)
     run_script("search", tmp_path / "videos", f"--query={QUERY}", f"--out={tmp_path / 'out'}")
     printed = capsys.readouterr()
     errors = [line for line in printed.err.splitlines() if "Error" in line]
@@ -489,4 +491,4 @@ def test_a_broken_video_is_reported_in_a_line_and_the_others_are_searched(search
 
 def test_a_folder_without_runs_is_named(tmp_path):
     with pytest.raises(SearchError, match=r"stage1 and .*stage2"):
-        searching.open_stages(tmp_path)
+        open_stages(tmp_path)

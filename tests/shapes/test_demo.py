@@ -18,9 +18,10 @@ from calce_jax.input_pipeline.dataset import open_dataset
 from calce_jax.input_pipeline.example import Query
 from calce_jax.moments.predictions import Prediction, read_predictions
 from calce_jax.search.inputs import load_captions
+from calce_jax.search.load_searcher import open_stages
 from calce_jax.search.paths import SearchError
 from calce_jax.search.results import break_ties_across_videos, write_results
-from calce_jax.search.searcher import Searcher, open_stages
+from calce_jax.search.searcher import Searcher
 from calce_jax.storage.disk_cache import DiskCache
 from configs.calce import get_config
 from data.shapes import demo_pipeline as demo
