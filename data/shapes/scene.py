@@ -8,6 +8,7 @@ that does.
 Another scene for a seed, or another frame (`render.py`), needs another `data.shapes.write.WORLD_VERSION`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,12 +106,34 @@ class Scene:
     queries: tuple[SceneQuery, ...]
 
 
-def make_scene(seed: int) -> Scene:
-    """Return the scene of a seed, 20 to 40 s long."""
+@dataclass(frozen=True)
+class SceneStyle:
+    """Lengths that are drawn for a scene: the least and the greatest, in whole seconds.
+
+    Fields:
+      duration: of the scene.
+      track: of a shape on the screen; one at the end of the scene may be shorter than drawn, not than the least.
+      pause: between two shapes of a lane.
+      silence: between two sentences.
+    """
+
+    duration: tuple[int, int] = (20, 40)
+    track: tuple[int, int] = (4, 12)
+    pause: tuple[int, int] = (1, 5)
+    silence: tuple[int, int] = (2, 8)
+
+
+PLAIN = SceneStyle()
+SHORT = SceneStyle(track=(1, 2), pause=(2, 6))
+LONG = SceneStyle(duration=(90, 150), track=(6, 20), pause=(2, 10), silence=(8, 25))
+
+
+def make_scene(seed: int, style: SceneStyle = PLAIN) -> Scene:
+    """Return the scene of a seed, 20 to 40 s long if its style is plain, as in every dataset but the benchmark's."""
     rng = np.random.default_rng(seed)
-    duration = int(rng.integers(20, 41))
-    tracks = _tracks(rng, duration)
-    sentences = _sentences(rng, duration)
+    duration = _draw(rng, style.duration)
+    tracks = _tracks(rng, duration, style)
+    sentences = _sentences(rng, duration, style)
     return Scene(
         seed=seed,
         duration=duration,
@@ -126,14 +149,18 @@ def _choose(rng: np.random.Generator, choices):
     return choices[int(rng.integers(len(choices)))]
 
 
-def _tracks(rng: np.random.Generator, duration: int) -> tuple[Track, ...]:
+def _draw(rng: np.random.Generator, bounds: tuple[int, int]) -> int:
+    return int(rng.integers(bounds[0], bounds[1] + 1))
+
+
+def _tracks(rng: np.random.Generator, duration: int, style: SceneStyle) -> tuple[Track, ...]:
     tracks: list[Track] = []
     for lane in range(LANES):
         second = int(rng.integers(0, 4))
-        while second + 4 <= duration:
-            end = min(second + int(rng.integers(4, 13)), duration)
+        while second + style.track[0] <= duration:
+            end = min(second + _draw(rng, style.track), duration)
             tracks.append(_track(rng, tracks, lane, second, end))
-            second = end + int(rng.integers(1, 6))
+            second = end + _draw(rng, style.pause)
     return tuple(sorted(tracks, key=lambda track: (track.start, track.lane)))
 
 
@@ -153,25 +180,31 @@ def _track(rng: np.random.Generator, others: list[Track], lane: int, start: int,
     return Track(colour, shape, _choose(rng, MOTIONS), lane, start, end, float(rng.uniform(0.15, 0.85)))
 
 
-def _sentences(rng: np.random.Generator, duration: int) -> tuple[Sentence, ...]:
+def _sentences(rng: np.random.Generator, duration: int, style: SceneStyle) -> tuple[Sentence, ...]:
     sentences, second = [], int(rng.integers(0, 6))
     nouns = [NOUNS[i] for i in rng.permutation(len(NOUNS))]
-    while second + 4 <= duration:
+    while second + 4 <= duration and nouns:
         end = min(second + int(rng.integers(4, 9)), duration)
         noun = nouns.pop()
         sentences.append(Sentence(second, end, _choose(rng, SENTENCE_TEMPLATES).format(noun=noun), noun))
-        second = end + int(rng.integers(2, 9))
+        second = end + _draw(rng, style.silence)
     return tuple(sentences)
+
+
+def windows_by_motion(tracks: Sequence[Track]) -> dict[tuple[str, Motion | None], list[tuple[int, int]]]:
+    """Return when each shape is on the screen, seconds, by its name and its motion, None for any."""
+    windows: dict[tuple[str, Motion | None], list[tuple[int, int]]] = {}
+    for track in tracks:
+        for motion in (track.motion, None):
+            windows.setdefault((track.name, motion), []).append((track.start, track.end))
+    return windows
 
 
 def _queries(
     rng: np.random.Generator, tracks: tuple[Track, ...], sentences: tuple[Sentence, ...]
 ) -> tuple[SceneQuery, ...]:
     """Return queries about two shapes with one window, one with several if there is any, and one sentence."""
-    windows_by_query: dict[tuple[str, str | None], list[tuple[int, int]]] = {}
-    for track in tracks:
-        for motion in (track.motion, None):
-            windows_by_query.setdefault((track.name, motion), []).append((track.start, track.end))
+    windows_by_query = windows_by_motion(tracks)
     once = [key for key, windows in windows_by_query.items() if len(windows) == 1]
     repeated = [key for key, windows in windows_by_query.items() if len(windows) > 1]
     chosen = [once[i] for i in rng.permutation(len(once))[:2]] + [

@@ -118,10 +118,19 @@ def write_shapes(folder: str | Path, videos: Mapping[str, int], seed: int = 0) -
         for split, count in videos.items()
         for number in range(count)
     }
-    _check_provenance(folder, seed)
+    check_provenance(folder, {"seed": seed, "world_version": WORLD_VERSION})
     for split, count in videos.items():
         ids = [video_id(split, number) for number in range(count)]
         write_annotations(folder / f"{split}.jsonl", (row for video in ids for row in annotate(scenes[video], video)))
+    return write_videos(folder, scenes)
+
+
+def write_videos(folder: Path, scenes: Mapping[str, Scene]) -> int:
+    """Write the videos and captions of scenes by their video ids, on all cores, and return how many were missing.
+
+    Raises:
+      OSError: a file cannot be written; names it and the remedy.
+    """
     missing = [video for video in scenes if not _paths(folder, video)[0].is_file()]
     jobs = [(scenes[video], *_paths(folder, video)) for video in missing]
     with tqdm(total=len(jobs), desc="draw shapes", unit="video") as bar:
@@ -158,13 +167,17 @@ def _paths(folder: Path, video: str) -> tuple[Path, Path]:
     return folder / "videos" / f"{video}.mp4", folder / "srts" / f"{video}.srt"
 
 
-def _check_provenance(folder: Path, seed: int) -> None:
+def check_provenance(folder: Path, expected: Mapping[str, Any]) -> None:
     """Write seed and version to shapes.json: two datasets have the same video ids, and must not mix in one folder.
+
+    Args:
+      folder: of the dataset.
+      expected: the "seed" and the "world_version" of what is to be written.
 
     Raises:
       UserError: the folder holds another dataset.
     """
-    path, expected = folder / "shapes.json", {"seed": seed, "world_version": WORLD_VERSION}
+    path = folder / "shapes.json"
     if path.is_file() and (stored := _read_provenance(path)) != expected:
         raise UserError(
             f"{path}: drawn with {_describe_provenance(stored)}, not with {_describe_provenance(expected)}",

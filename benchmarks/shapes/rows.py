@@ -1,0 +1,96 @@
+"""The rows of the benchmark: what is trained, from what, and how it differs from the preset."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calce_jax.config import RunConfig, to_dict, validate
+from calce_jax.presets.runs import get_preset
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Fields:
+      name: of its folder, and on the command line.
+      title: in the table.
+      preset: of `calce train --config`.
+      start: the row whose best checkpoint it starts from; "" for the base model.
+      changes: fields of the config, by their full names.
+    """
+
+    name: str
+    title: str
+    preset: str = "shapes,stage=1"
+    start: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> int:
+        """The stage that is trained."""
+        return get_preset(self.preset).stage
+
+
+REHEARSAL_CHANGES: Mapping[str, Any] = {"schedule.epochs": 1}
+
+# What follows stage 1 has as many steps and the same rates, whatever its objective is.
+AFTERWARDS: Mapping[str, Any] = {
+    "schedule.epochs": 2,
+    "schedule.peak": 1e-4,
+    "schedule.floor": 1e-5,
+    "schedule.warmup_steps": 5,
+}
+
+# Each after the row it starts from.
+ROWS = (
+    Row("stage1", "stage 1"),
+    Row("stage2", "stage 1, then stage 2", "shapes,stage=2", start="stage1"),
+    Row("negatives", "stage 1, negatives 0.2", changes={"data.negatives": 0.2}),
+    Row("inverted", "stage 1, inverted 0.2", changes={"data.inverted": 0.2}),
+    Row("mix", "stage 1, mix 0.3", changes={"data.mix": 0.3}),
+    Row("longer", "stage 1, then more of it", start="stage1", changes=AFTERWARDS),
+    Row("reward", "stage 1, then rewards", "shapes,stage=1,objective=reward", start="stage1", changes=AFTERWARDS),
+)
+
+
+def row_config(row: Row, out: Path, seed: int, changes: Mapping[str, Any]) -> RunConfig:
+    """Return the config of a row.
+
+    Args:
+      row: what is trained.
+      out: the folder of the benchmark.
+      seed: of the run.
+      changes: further fields, for all rows.
+    """
+    config = to_dict(get_preset(row.preset))
+    places = {
+        "data.directory": str(tables_folder(out, row, seed)),
+        "data.features": str(out / "features"),
+        "weights.start": str(workdir(out, row.start, seed)) if row.start else "",
+        "seed": seed,
+    }
+    for name, value in {**places, **changes, **row.changes}.items():
+        *groups, last = name.split(".")
+        part = config
+        for group in groups:
+            part = part[group]
+        part[last] = value
+    return validate(config)
+
+
+def workdir(out: Path, name: str, seed: int) -> Path:
+    """Return the workdir of a row, by its name."""
+    return out / f"seed{seed}" / name
+
+
+def tables_folder(out: Path, row: Row, seed: int) -> Path:
+    """Return the prepared folder of a row; those of stage 2 have windows of stage 1, other for each seed."""
+    return out / "prepared" if row.stage == 1 else out / f"seed{seed}" / f"{row.name}_prepared"
+
+
+def result_path(out: Path, job: str) -> Path:
+    """Return where the result of a job is written: of "NAME:SEED", or of "base"."""
+    name, _, seed = job.partition(":")
+    return out / f"seed{seed}" / f"{name}.json" if seed else out / f"{name}.json"

@@ -1,0 +1,94 @@
+"""The benchmark of the shapes world: its rows, its tables, and a rehearsal of the whole."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.shapes.rows import ROWS, result_path, row_config, tables_folder, workdir
+from benchmarks.shapes.run_row import score
+from benchmarks.shapes.table import format_tables
+from calce_jax.moments.annotations import Annotation
+from calce_jax.moments.predictions import Prediction
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_row_has_a_valid_config_and_starts_from_one_before_it(tmp_path):
+    for number, row in enumerate(ROWS):
+        config = row_config(row, tmp_path, 1, {"schedule.epochs": 1})
+        assert config.seed == 1
+        assert config.weights.start == (str(workdir(tmp_path, row.start, 1)) if row.start else "")
+        assert row.start in ("", *(before.name for before in ROWS[:number]))
+    assert len({row.name for row in ROWS}) == len({row.title for row in ROWS}) == len(ROWS)
+
+
+def test_training_by_rewards_is_compared_with_as_many_ordinary_steps(tmp_path):
+    rewards, ordinary = (
+        row_config(next(row for row in ROWS if row.name == name), tmp_path, 0, {}) for name in ("reward", "longer")
+    )
+    assert rewards.objective == "reward"
+    assert rewards.schedule == ordinary.schedule
+    assert (rewards.data, rewards.weights) == (ordinary.data, ordinary.weights)
+
+
+def test_stage_2_has_tables_of_its_own_for_each_seed(tmp_path):
+    stage1, stage2 = (next(row for row in ROWS if row.name == name) for name in ("stage1", "stage2"))
+    assert tables_folder(tmp_path, stage1, 0) == tables_folder(tmp_path, stage1, 1)
+    assert len({tables_folder(tmp_path, row, seed) for row in (stage1, stage2) for seed in (0, 1)}) == 3
+
+
+def test_scores_are_of_all_queries_of_each_kind_and_of_the_absent_ones():
+    def annotation(qid, kind, windows):
+        return Annotation(qid, "v", "q", [], 20, windows, kind=kind)
+
+    def prediction(qid, windows):
+        return Prediction(qid, "q", "v", windows, duration=20)
+
+    rows = [annotation("a", "visual", [[0, 10]]), annotation("b", "caption", [[5, 9]]), annotation("c", "absent", [])]
+    found = score([prediction("a", [[0, 10, 0.9]]), prediction("b", [[0, 2, 0.8]]), prediction("c", [])], rows)
+    assert found["all"]["R1@0.5"] == 50.0
+    assert {kind: scores["R1@0.5"] for kind, scores in found["by_kind"].items()} == {"visual": 100.0, "caption": 0.0}
+    assert (found["presence"]["AUROC"], found["presence"]["answered_none"]) == (100.0, 100.0)
+
+
+def test_tables_have_means_over_seeds_with_their_standard_errors(tmp_path):
+    def result(value, **more):
+        scores = {"R1@0.5": value, "R1@0.7": value, "mIoU": value, "mAP": value}
+        return {"all": scores, "by_kind": {"visual": scores}, "presence": {"AUROC": value}, **more}
+
+    (tmp_path / "base.json").write_text(json.dumps(result(1.0)))
+    for seed, value in enumerate((70.0, 72.0, 80.0)):
+        path = result_path(tmp_path, f"stage1:{seed}")
+        path.parent.mkdir()
+        path.write_text(json.dumps(result(value, train_s=10.0)))
+    overall, by_kind, absent = format_tables(tmp_path, ROWS, 3).split("\n\n")
+    # The standard error of 70, 72 and 80: their standard deviation, 5.29, divided by the root of 3.
+    assert "| stage 1 | 3 | 74.0 ± 3.1 | 74.0 ± 3.1 | 74.0 ± 3.1 | 74.0 ± 3.1 |" in overall
+    assert "| before training | 1 | 1.0 | 1.0 | 1.0 | 1.0 |" in overall
+    assert by_kind.splitlines()[0] == "| | seeds | visual |"
+    assert "| stage 1 | 3 | 74.0 ± 3.1 |  |  |  | 10.0 ± 0.0 |  |" in absent
+    assert "negatives" not in overall
+
+
+def test_an_unknown_row_is_named(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.shapes", f"--out={tmp_path}", "--rows=stage1,nothing"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--rows: there is no nothing; the rows are stage1, " in done.stderr
+
+
+@pytest.mark.release
+def test_the_rehearsal_trains_scores_and_goes_on_where_it_stopped(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.shapes", f"--out={tmp_path}", "--rehearse", "--seeds=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row in ROWS:
+        found = json.loads(result_path(tmp_path, f"{row.name}:0").read_text())
+        assert found["train_s"] > 0
+        assert set(found["by_kind"]) == {"visual", "caption", "several", "short", "long", "keywords"}
+    result_path(tmp_path, "stage2:0").unlink()
+    again = subprocess.run([*command, "--rows=stage2"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert [line for line in again.stdout.splitlines() if line.endswith(": done")] == ["stage2:0: done"]
