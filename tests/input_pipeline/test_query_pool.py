@@ -47,6 +47,7 @@ def test_facts_decide_where_both_have_them():
 
 @pytest.mark.release
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize(
     ("path", "common", "share"),
     [

@@ -24,7 +24,11 @@ WINDOWS = re.compile(r"\[(\[\d+, \d+\](, \[\d+, \d+\])*)?\]")
 PACKAGED, PUBLISHED = "calce_jax/assets/tiny/t5", "tokenizers/t5"
 
 
-@pytest.fixture(scope="module", params=[(PACKAGED, 1), (PACKAGED, 2), (PUBLISHED, 2)], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[(PACKAGED, 1), pytest.param((PACKAGED, 2), marks=pytest.mark.release), (PUBLISHED, 2)],
+    ids=str,
+)
 def case(request):
     """The tokenizer, and the grid: Flan-T5's tokens cross the borders of numbers ("2,", "▁14", "],")."""
     name, grid = request.param

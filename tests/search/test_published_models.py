@@ -149,6 +149,7 @@ def test_what_is_made(server, tmp_path):
             np.testing.assert_array_equal(trained[name], weight.read(), err_msg=name)
 
 
+@pytest.mark.release
 def test_downloads_are_kept_if_asked(server, tmp_path):
     install(keep_downloads=True)
     assert {path.name for path in (tmp_path / "models").iterdir()} == {NAME, f"{NAME}.downloads"}
@@ -188,7 +189,14 @@ def test_an_interrupted_download_is_continued(server, tmp_path, monkeypatch):
     assert not [path for path in wanted if "vocab" in path]  # BERT is complete
 
 
-@pytest.mark.parametrize("kept", ["", "base.safetensors", "stage1/config.json"])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pytest.param("", marks=pytest.mark.release),
+        pytest.param("base.safetensors", marks=pytest.mark.release),
+        "stage1/config.json",
+    ],
+)
 def test_an_interrupted_conversion_is_continued(server, tmp_path, monkeypatch, kept):
     """Whatever was complete is not made again, and what was not is not taken for complete."""
     interrupted = {"": "write_safetensors", "base.safetensors": "write_stage", "stage1/config.json": "write_stage"}[
@@ -216,6 +224,7 @@ def test_an_interrupted_conversion_is_continued(server, tmp_path, monkeypatch, k
     assert not list(folder.rglob("*.part"))
 
 
+@pytest.mark.release
 def test_an_interruption_after_the_downloads_were_removed(server, tmp_path):
     folder = install()
     folder.rename(model_paths(NAME).part)

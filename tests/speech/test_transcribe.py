@@ -160,15 +160,15 @@ def rounded(captions):
     return [Caption(round(caption.start, 2), round(caption.end, 2), caption.text) for caption in captions]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize(
     ("options", "names"),
     [
         ({"batch_size": 1}, SPEECH[:1]),
-        pytest.param({}, SPEECH, marks=pytest.mark.release),
-        pytest.param({"batch_size": 1, "vad_filter": False}, SPEECH[:1], marks=pytest.mark.release),
-        pytest.param({"condition_on_previous_text": True}, SPEECH, marks=pytest.mark.release),
-        pytest.param({"batch_size": 1, "vad_filter": False}, SPEECH[1:], marks=pytest.mark.release),
+        ({}, SPEECH),
+        ({"batch_size": 1, "vad_filter": False}, SPEECH[:1]),
+        ({"condition_on_previous_text": True}, SPEECH),
+        ({"batch_size": 1, "vad_filter": False}, SPEECH[1:]),
     ],
     ids=str,
 )

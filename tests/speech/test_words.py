@@ -115,8 +115,8 @@ def openai_words(shared, model):
     return arrays
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("names", [SPEECH[:1], pytest.param(SPEECH, marks=pytest.mark.release)], ids=str)
+@pytest.mark.release
+@pytest.mark.parametrize("names", [SPEECH[:1], SPEECH], ids=str)
 @pytest.mark.filterwarnings("ignore")  # of openai-whisper's dependencies
 def test_words_equal_openai_whisper(shared, tiny, names):
     recorded = oracle("whisper_words", lambda: openai_words(shared, tiny), package="whisper")

@@ -250,7 +250,14 @@ def test_what_does_not_fit_is_counted_with_the_metrics_and_named_once(tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("at", "number"), [(3, signal.SIGTERM), (5, signal.SIGINT), (7, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("at", "number"),
+    [
+        (3, signal.SIGTERM),
+        pytest.param(5, signal.SIGINT, marks=pytest.mark.release),
+        pytest.param(7, signal.SIGTERM, marks=pytest.mark.release),
+    ],
+)
 @pytest.mark.usefixtures("signals_heard")
 def test_stopped_in_a_step_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, capsys, at, number):
     with pytest.raises(SystemExit) as stopped:

@@ -137,6 +137,7 @@ def first_step(step):
     return step(ALL_TERMS)
 
 
+@pytest.mark.release
 def test_loss_and_gradient_are_those_of_a_plain_computation(model, first_step, independent):
     state, metrics = first_step
     (loss, _), gradients = jax.device_get(independent(model[1]))
