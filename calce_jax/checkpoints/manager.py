@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl import logging
 
 from calce_jax.checkpoints.checksums import (
     CHECKSUMS_KEY,
@@ -119,15 +121,16 @@ class Checkpoints:
                 self._manager.delete(step)
             saved_metrics = None if metrics is None else {BEST_METRIC: float(metrics[BEST_METRIC]), "step": float(step)}
             record = record_with_checksums(metadata, leaves, iterator.get_state(), saved_metrics)
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(leaves),  # pyright: ignore[reportCallIssue]
-                    iterator=grain.checkpoint.CheckpointSave(iterator),  # pyright: ignore[reportCallIssue]
-                    record=ocp.args.JsonSave(record),  # pyright: ignore[reportCallIssue]
-                ),
-                metrics=saved_metrics,
-            )
+            with _no_warning_of_metrics():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.PyTreeSave(leaves),  # pyright: ignore[reportCallIssue]
+                        iterator=grain.checkpoint.CheckpointSave(iterator),  # pyright: ignore[reportCallIssue]
+                        record=ocp.args.JsonSave(record),  # pyright: ignore[reportCallIssue]
+                    ),
+                    metrics=saved_metrics,
+                )
 
     def wait(self) -> None:
         """Wait until all saves are on disk."""
@@ -301,6 +304,21 @@ def _all_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def _list_names(names: list[str]) -> str:
     """Return the first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more arrays" if len(names) > 3 else "")
+
+
+@contextmanager
+def _no_warning_of_metrics() -> Iterator[None]:
+    """Leave out Orbax's warning of a step without metrics, which is one that was not evaluated."""
+
+    def is_other(record: LogRecord) -> bool:
+        return "did not provide metrics" not in record.getMessage()
+
+    logger = logging.get_absl_logger()
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _metric_order(metrics: Mapping[str, float]) -> Any:

@@ -64,6 +64,11 @@ def test_restores_state_iterator_and_record_onto_any_mesh(tmp_path, mesh):
     checkpoints.close()
 
 
+def test_a_step_that_was_not_evaluated_is_saved_without_a_warning(tmp_path, caplog):
+    save(tmp_path, make_state())
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
+
+
 def test_keeps_the_latest_two_and_the_best(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step, score in enumerate([50.0, 60.0, 60.0, 55.0, None], start=1):
