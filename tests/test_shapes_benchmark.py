@@ -1,12 +1,20 @@
 """The benchmark of the shapes world: its rows, its tables, and a rehearsal of the whole."""
 
 import json
+import signal
 import subprocess
 import sys
+import threading
+import time
+from argparse import Namespace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
+from benchmarks.shapes import __main__ as main_module
+from benchmarks.shapes import run_row as run_row_module
+from benchmarks.shapes.__main__ import _run_jobs
 from benchmarks.shapes.rows import ROWS, result_path, row_config, tables_folder, workdir
 from benchmarks.shapes.run_row import score
 from benchmarks.shapes.table import format_tables
@@ -80,15 +88,63 @@ def test_an_unknown_row_is_named(tmp_path):
     assert "--rows: there is no nothing; the rows are stage1, " in done.stderr
 
 
+def interrupted(monkeypatch, out):
+    """Run all jobs, of which Ctrl-C interrupts the first, and return the commands that were started."""
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        if len(commands) == 1:
+            time.sleep(0.1)  # all jobs are submitted by then
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.1)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    arguments = Namespace(out=out, seeds=2, jobs=1, rehearse=False)
+    with pytest.raises(KeyboardInterrupt):
+        _run_jobs(arguments, list(ROWS))
+    time.sleep(0.1)
+    return commands
+
+
+def test_ctrl_c_starts_no_other_job(tmp_path, monkeypatch):
+    assert len(interrupted(monkeypatch, tmp_path)) == 1
+
+
+def test_jobs_run_where_there_is_no_taskset(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert interrupted(monkeypatch, tmp_path)[0][0] == sys.executable
+
+
+def test_a_rehearsal_is_not_taken_for_the_benchmark(tmp_path, monkeypatch, capsys):
+    folders = []
+    monkeypatch.setattr(main_module, "prepare_world", lambda out, sizes: folders.append(out))
+    monkeypatch.setattr(main_module, "_run_jobs", lambda args, rows: folders.append(args.out) or [])
+    monkeypatch.setattr(sys, "argv", ["shapes", f"--out={tmp_path}", "--rehearse"])
+    assert main_module.main() == 0
+    assert folders == [tmp_path / "rehearsal"] * 2
+
+
+def test_what_a_continued_row_took_is_not_known(tmp_path, monkeypatch):
+    for name in ("train_run", "open_run_data", "predict_split", "load_trained_model", "read_annotations_by_split"):
+        monkeypatch.setattr(run_row_module, name, MagicMock())
+    monkeypatch.setattr(run_row_module, "score", lambda *_: {})
+    assert set(run_row_module.run_row(tmp_path, ROWS[0], 0, {})) == {"train_s", "predict_s"}
+    workdir(tmp_path, ROWS[0].name, 0).mkdir(parents=True)
+    assert run_row_module.run_row(tmp_path, ROWS[0], 0, {}) == {}
+
+
 @pytest.mark.release
 def test_the_rehearsal_trains_scores_and_goes_on_where_it_stopped(tmp_path):
     command = [sys.executable, "-m", "benchmarks.shapes", f"--out={tmp_path}", "--rehearse", "--seeds=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    out = tmp_path / "rehearsal"
     for row in ROWS:
-        found = json.loads(result_path(tmp_path, f"{row.name}:0").read_text())
+        found = json.loads(result_path(out, f"{row.name}:0").read_text())
         assert found["train_s"] > 0
         assert set(found["by_kind"]) == {"visual", "caption", "several", "short", "long", "keywords"}
-    result_path(tmp_path, "stage2:0").unlink()
+    result_path(out, "stage2:0").unlink()
     again = subprocess.run([*command, "--rows=stage2"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert [line for line in again.stdout.splitlines() if line.endswith(": done")] == ["stage2:0: done"]

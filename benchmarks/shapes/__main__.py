@@ -5,11 +5,12 @@
     each row of `rows.ROWS`          trained with each seed, in a process of its own on one core; then scored
 
 Every result is a file of its own under `--out`; a second call goes on where the first was stopped. Prints means over
-the seeds, with their standard errors.
+the seeds, with their standard errors. A rehearsal is in a folder of its own, OUT/rehearsal.
 """
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,8 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true", help="few videos and one epoch, to see that it runs")
     args = parser.parse_args()
     rows = _select_rows(parser, args.rows)
+    if args.rehearse:  # its videos have the names of others, and its results are not those of the benchmark
+        args.out /= "rehearsal"
     try:
         prepare_world(args.out, REHEARSAL_SIZES if args.rehearse else SIZES)
     except (OSError, UserError) as error:
@@ -56,7 +59,7 @@ def _select_rows(parser: argparse.ArgumentParser, names: str) -> list[Row]:
 def _run_jobs(args: argparse.Namespace, rows: list[Row]) -> list[str]:
     """Run every row that has no result, each after the row it starts from, and return the jobs that failed."""
     # A core each: two processes of one thread do more in the same time than one process of two threads.
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and shutil.which("taskset") else []
     free_places = list(range(args.jobs))
 
     def run(job: str, before: Future[bool] | None) -> bool:
@@ -79,12 +82,16 @@ def _run_jobs(args: argparse.Namespace, rows: list[Row]) -> list[str]:
 
     futures: dict[str, Future[bool]] = {}
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures["base"] = pool.submit(run, "base", None)
-        for row in rows:
-            for seed in range(args.seeds):
-                before = futures[f"{row.start}:{seed}"] if row.start else None
-                futures[f"{row.name}:{seed}"] = pool.submit(run, f"{row.name}:{seed}", before)
-    return [job for job, future in futures.items() if not future.result()]
+        try:
+            futures["base"] = pool.submit(run, "base", None)
+            for row in rows:
+                for seed in range(args.seeds):
+                    before = futures[f"{row.start}:{seed}"] if row.start else None
+                    futures[f"{row.name}:{seed}"] = pool.submit(run, f"{row.name}:{seed}", before)
+            return [job for job, future in futures.items() if not future.result()]
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 if __name__ == "__main__":

@@ -43,10 +43,13 @@ def main(argv: list[str]) -> None:
     from calce_jax.input_pipeline.dataset import open_dataset
     from calce_jax.search.calibration import calibration_path, write_calibration
     from calce_jax.search.fit_calibration import fit_calibration
-    from calce_jax.search.load_searcher import load_searcher
+    from calce_jax.search.load_searcher import open_stages
     from calce_jax.search.measure_scores import measure_scores
+    from calce_jax.search.searcher import Searcher
+    from calce_jax.storage.disk_cache import DiskCache, default_cache_dir
 
-    searcher = load_searcher(CHECKPOINT.value)
+    # Without the calibration that is there, which may be damaged.
+    searcher = Searcher(open_stages(CHECKPOINT.value), DiskCache(default_cache_dir()))
     data = searcher.predictors["stage 2"].model.config.data
     dataset = open_dataset(DATA.value or data.directory, data.eval_split)
     measured = measure_scores(searcher, dataset, max_queries=int(QUERIES.value or 1), seed=int(SEED.value or 0))

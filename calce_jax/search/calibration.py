@@ -82,7 +82,7 @@ def read_calibration(path: Path) -> Calibration | None:
             raise ValueError("its values must be numbers, and the threshold from 0 to 1")
         if not all(_is_rising(values) for values in curve) or len(curve[0]) != len(curve[1]):
             raise ValueError(f"{' and '.join(CURVE)} must be ascending numbers from 0 to 1, as many of each")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path}: no calibration: {error}", "remove it, or run `calce calibrate` again") from error
     return Calibration(**fields)
 

@@ -7,17 +7,22 @@ import numpy as np
 from calce_jax.moments.metrics.highlights import CLIP_SECONDS
 from calce_jax.moments.saliency import DECIMALS, clip_saliency
 from calce_jax.moments.scoring import BeamHypothesis
+from calce_jax.moments.windows import Seconds
 from calce_jax.search.segments import Segment
 
 
-def segment_saliency(segments: Sequence[Segment], beams: Sequence[Sequence[BeamHypothesis]]) -> list[float]:
+def segment_saliency(
+    segments: Sequence[Segment], beams: Sequence[Sequence[BeamHypothesis]], duration: Seconds
+) -> list[float]:
     """Return a number for each clip of two seconds of a video: the mean over the segments that have the whole clip.
 
+    A clip that no segment has, of a video of which only some were asked about, has 0.
+
     Args:
-      segments: of the video, at least one; together they are the whole of it.
+      segments: of the video.
       beams: the hypotheses for each segment; windows in seconds from the segment's start.
+      duration: of the video, in seconds.
     """
-    duration = max(segment.end for segment in segments)
     starts = CLIP_SECONDS * np.arange(int(duration / CLIP_SECONDS))
     total, count = np.zeros(len(starts)), np.zeros(len(starts))
     for segment, hypotheses in zip(segments, beams, strict=True):

@@ -155,7 +155,8 @@ class Searcher:
                 progress.update(len(batch))
         warn_of_dropped_captions(source.video, answers)
         results = [
-            self._merge(query, answers[number :: len(queries)], max_moments) for number, query in enumerate(queries)
+            self._merge(query, answers[number :: len(queries)], max_moments, source.duration)
+            for number, query in enumerate(queries)
         ]
         return VideoResult(source.video, source.duration, results)
 
@@ -209,7 +210,10 @@ class Searcher:
             VideoResult(
                 source.video,
                 source.duration,
-                [self._merge(query, answers.get((number, q), []), max_moments) for q, query in enumerate(queries)],
+                [
+                    self._merge(query, answers.get((number, q), []), max_moments, source.duration)
+                    for q, query in enumerate(queries)
+                ],
             )
             for number, source in sources.items()
         ]
@@ -280,11 +284,11 @@ class Searcher:
             for number, (encoded, _, _) in enumerate(pairs)
         ]
 
-    def _merge(self, query: str, answers: Sequence[SegmentAnswer], max_moments: int) -> QueryResult:
-        """Merge the answers to a query for segments of a video; with none, nothing was found."""
+    def _merge(self, query: str, answers: Sequence[SegmentAnswer], max_moments: int, duration: float) -> QueryResult:
+        """Merge the answers to a query for segments of a video of `duration` seconds; with none, nothing was found."""
         if not answers:
             return QueryResult(query.strip(), {name: [] for name in self.predictors}, [], [], [])
-        found = merge_answers(query.strip(), answers, max_moments)
+        found = merge_answers(query.strip(), answers, max_moments, duration)
         if self._calibration is None:
             return found
         *others, last = found.stages

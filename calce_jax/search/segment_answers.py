@@ -59,8 +59,10 @@ def warn_of_dropped_captions(video: Path, segment_answers: Sequence[SegmentAnswe
         )
 
 
-def merge_answers(query: str, segment_answers: Sequence[SegmentAnswer], max_moments: int) -> QueryResult:
-    """Merge the answers to one query for segments of a video; seconds count from the start of the video."""
+def merge_answers(
+    query: str, segment_answers: Sequence[SegmentAnswer], max_moments: int, duration: float
+) -> QueryResult:
+    """Merge the answers to one query for segments of a video of `duration` seconds, which count from its start."""
     segments = [segment_answer.segment for segment_answer in segment_answers]
     stages = {
         name: select_moments(
@@ -91,5 +93,5 @@ def merge_answers(query: str, segment_answers: Sequence[SegmentAnswer], max_mome
         captions=[UsedCaption(*caption, round(similarity, 3)) for caption, similarity in sorted(captions.items())],
         frames=sorted(frames.items()),
         segments_with_moments=segments_with_moments,
-        saliency=segment_saliency(segments, [_beams(found.answers[name]) for found in segment_answers]),
+        saliency=segment_saliency(segments, [_beams(found.answers[name]) for found in segment_answers], duration),
     )

@@ -47,10 +47,15 @@ def test_a_window_of_no_length_is_no_division_by_zero():
 def test_segments_are_averaged_where_they_overlap():
     segments = [Segment(0.0, 20.0), Segment(10.0, 30.0)]
     beams = [[BeamHypothesis([[12, 16]], 1.0)], [BeamHypothesis([[2, 6], [14, 20]], 0.5), BeamHypothesis([], 0.5)]]
-    found = segment_saliency(segments, beams)
+    found = segment_saliency(segments, beams, 30.0)
     # From 12 to 16 s both segments see it, the second at 0.5; from 24 to 30 s the second alone.
     expected = [0, 0, 0, 0, 0, 0, 0.75, 0.75, 0, 0, 0, 0, 0.5, 0.5, 0.5]
     np.testing.assert_allclose(found, expected, atol=2 * POSITION_WEIGHT)
+
+
+def test_what_is_after_the_last_segment_that_was_asked_about_has_no_saliency():
+    found = segment_saliency([Segment(0.0, 20.0)], [[BeamHypothesis([[10, 20]], 1.0)]], 60.0)
+    np.testing.assert_allclose(found, [0] * 5 + [1] * 5 + [0] * 20, atol=2 * POSITION_WEIGHT)
 
 
 @pytest.mark.release

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from calce_jax.input_pipeline.example import Example
 from calce_jax.search import measure_scores as module
 from calce_jax.search.calibration import Calibration, read_calibration, write_calibration
 from calce_jax.search.fit_calibration import fit_calibration, fit_curve
-from calce_jax.search.measure_scores import measure_scores
+from calce_jax.search.measure_scores import MeasuredScores, measure_scores
 from calce_jax.search.paths import SearchError
 from calce_jax.search.ranking import ScoredWindow
 from calce_jax.search.searcher import Searcher
+from tests.helpers.commands import run_script
 
 COUNTS = {"threshold": 0.5, "kept": 1.0, "rejected": 1.0, "auroc": 1.0, "num_queries": 1}
 
@@ -84,6 +86,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     [
         "{",
         "[]",
+        pytest.param("[" * 100_000, id="nested"),
         '{"threshold": 0.5}',
         '{"threshold": 7.0, "kept": 1.0, "rejected": 1.0, "auroc": 1.0, "num_queries": 1}',
         '{"threshold": 0.5, "kept": 1.0, "rejected": 1.0, "auroc": 1.0, "num_queries": 1, "scores": [0.5]}',
@@ -96,6 +99,25 @@ def test_a_damaged_file_is_named_with_a_remedy(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"calibration.json: .*run `calce calibrate` again"):
         read_calibration(path)
+
+
+def test_a_damaged_file_is_calibrated_anew(tmp_path, monkeypatch):
+    class Uncalibrated:
+        def __init__(self, stages, cache):
+            run = SimpleNamespace(config=SimpleNamespace(data=SimpleNamespace(directory="", eval_split="val")))
+            self.predictors = {"stage 2": SimpleNamespace(model=run)}
+
+    for stage in ("stage1", "stage2"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "config.json").write_text("{}")
+    path = tmp_path / "calibration.json"
+    path.write_text("{")
+    monkeypatch.setattr("calce_jax.search.load_searcher.open_stages", lambda checkpoint: [])
+    monkeypatch.setattr("calce_jax.search.searcher.Searcher", Uncalibrated)
+    monkeypatch.setattr("calce_jax.input_pipeline.dataset.open_dataset", lambda *_: None)
+    monkeypatch.setattr(module, "measure_scores", lambda *_, **__: MeasuredScores([0.5], [True], [0.1]))
+    run_script("calibrate", f"--checkpoint={tmp_path}")
+    assert read_calibration(path).num_queries == 2
 
 
 def test_a_file_of_an_earlier_version_has_no_curve(tmp_path):

@@ -248,7 +248,7 @@ def test_nothing_is_found_where_every_answer_is_that_it_does_not_happen():
             )
             for start, texts in zip((0.0, 50.0), texts_of_segments, strict=True)
         ]
-        return merge_answers(QUERY, answers, 5).moments
+        return merge_answers(QUERY, answers, 5, 150.0).moments
 
     nowhere, somewhere = ["[]", "[[3, 9]]"], ["[[70, 80]]", "[[70, 80]]"]
     assert merge(nowhere, nowhere) == []

@@ -1,7 +1,6 @@
 """Scores of predicted windows: the original's protocol and the official QVHighlights protocol.
 
-Only moment retrieval is scored (R1, mIoU, mAP). The highlight detection scores of the QVHighlights release need
-saliency ratings, which this model does not predict.
+Windows are scored (R1, mIoU, mAP); `highlights` scores a saliency of clips, where predictions have one.
 """
 
 from calce_jax.moments.metrics.pairing import EvalCase
