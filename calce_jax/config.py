@@ -279,7 +279,10 @@ IGNORED_ON_RESUME = (
     "model.attention",
     "loop",
     "weights.start",
+    "generation.saliency",
 )
+# Of these, the fields that change what `calce infer` writes.
+WRITTEN_BY_INFER = ("generation.saliency",)
 
 
 def validate(config: Any) -> RunConfig:

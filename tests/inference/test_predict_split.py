@@ -227,9 +227,7 @@ def test_on_request_a_prediction_has_a_saliency_for_each_clip(trained, monkeypat
     answers = [Answer(row, moments, [], {}, [], RowFlag(0)) for row in range(TOTAL)]
     monkeypatch.setattr(predict_split_module, "predict_answers", lambda *_, **__: iter(answers))
     monkeypatch.setattr(TrainedModel, "compile_predictor", lambda *_: None)
-    generation = replace(trained.config.generation, saliency=True)
-    asked = replace(trained, config=replace(trained.config, generation=generation))
-    for row in predict_split(asked, "val", tmp_path / "saliency.jsonl"):
+    for row in predict_split(with_saliency(trained), "val", tmp_path / "saliency.jsonl"):
         assert row.duration
         assert len(row.saliency) == int(row.duration / 2)
         assert int(np.argmax(row.saliency)) == 1
@@ -249,6 +247,11 @@ def saved_anew(trained):
 
 def best_beam(trained):
     generation = replace(trained.config.generation, window_source="best_beam")
+    return replace(trained, config=replace(trained.config, generation=generation))
+
+
+def with_saliency(trained):
+    generation = replace(trained.config.generation, saliency=True)
     return replace(trained, config=replace(trained.config, generation=generation))
 
 
@@ -293,6 +296,12 @@ def test_what_something_else_answered_is_not_continued(job, caplog, change, name
     (line,) = caplog.messages
     assert re.fullmatch(f"{re.escape(str(job.part))} is started anew: {named}", line)
     job.check_finished()
+
+
+def test_lines_without_a_saliency_are_not_continued_with_one(job, caplog):
+    job.run(with_saliency(job.trained))
+    assert job.predicted_rows == list(range(TOTAL))
+    assert "started anew: config.generation.saliency: false there, true here" in caplog.text
 
 
 def test_another_split_is_not_continued(job, caplog):
