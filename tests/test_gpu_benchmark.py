@@ -213,6 +213,7 @@ def compiler_options():
     jax.config.update("jax_optimization_level", level)
 
 
+@pytest.mark.release
 def test_rehearsal_of_the_ceilings(tmp_path, compiler_options, capsys):
     pytest.importorskip("torch")
     from benchmarks.gpu.__main__ import main  # noqa: PLC0415

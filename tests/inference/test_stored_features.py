@@ -80,6 +80,7 @@ def test_batches_with_features_have_the_shapes_of_abstract_batch(base, extracted
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_worker_processes_read_features(base, extracted):
     config = with_features(base, extracted["bfloat16"][0])
     for here, there in zip(batches(base, config), batches(base, config, workers=1), strict=True):

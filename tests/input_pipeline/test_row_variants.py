@@ -178,6 +178,7 @@ def test_an_inverted_row_names_the_windows_and_asks_for_the_query(stage):
     assert words & set(NOUNS)
 
 
+@pytest.mark.release
 def test_speech_frames_are_not_chosen_by_a_verb_that_is_asked_for():
     shown = []
     for batch in batches(40, replace(TRAINING, inverted=0.5)):

@@ -60,6 +60,7 @@ def test_the_kinds_of_a_pass():
     assert both.with_gradients(trained_weights=True) == 3 * 21 + 3 * 9
 
 
+@pytest.mark.release
 def test_a_training_step():
     """Frozen weights have no gradient, adapters and projections do; within what the first blocks do not pass back."""
     model = nnx.eval_shape(lambda: Calce(CONFIG, rngs=nnx.Rngs(0)))

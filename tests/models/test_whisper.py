@@ -215,6 +215,7 @@ def small():
     return whisper, np.random.default_rng(1).normal(size=(3, config.mel_frames, 80)).astype(np.float32)
 
 
+@pytest.mark.release
 def test_rows_do_not_depend_on_the_batch(small):
     whisper, mel = small
     prompts = [[61], [66, 3, 4, 61], [66, 9, 61]]

@@ -180,6 +180,7 @@ def ask(video: Path, starts, captions=()) -> ChosenSegments:
     return ChosenSegments(video, file_hash(video), captions, starts)
 
 
+@pytest.mark.release
 def test_all_segments_of_videos_give_what_each_video_gives(searcher, clips):
     """Batches go across videos; the answers do not depend on that."""
     queries = ["a red circle moves to the left", "someone talks about a river"]

@@ -308,6 +308,7 @@ def test_without_pytorch_nothing_is_asked(server, monkeypatch):
     assert server.requests == []
 
 
+@pytest.mark.release
 def test_two_processes(server):
     with FileLock(model_paths(NAME).lock), pytest.raises(LockError, match="writes here; wait") as told:
         install()

@@ -285,6 +285,7 @@ def test_videos_of_any_length_are_searched(searcher, tmp_path, seconds):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_a_constrained_model_writes_windows_of_the_segment_whatever_its_weights(tmp_path, monkeypatch):
     stages = [
         replace(stage, config=replace(stage.config, generation=replace(stage.config.generation, constrain=True)))

@@ -46,6 +46,7 @@ def test_padded_frames_have_no_influence():
     assert recall_of_own_video(one, data, [1, 5]) == recall_of_own_video(one, replace(data, pooled=padded), [1, 5])
 
 
+@pytest.mark.release
 def test_the_seed_decides():
     data = make_data(1)
     first, second, other = (fit_ranker(data, seed=seed, steps=3) for seed in (1, 1, 2))

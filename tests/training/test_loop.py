@@ -294,7 +294,7 @@ def test_a_finished_run_does_nothing_more(uninterrupted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("harm", ["loss", "gradient"])
+@pytest.mark.parametrize("harm", [pytest.param("loss", marks=pytest.mark.release), "gradient"])
 def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, caplog, harm):
     states = {}
 
@@ -379,6 +379,7 @@ def test_many_skipped_before_the_first_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_a_finite_step_in_between_begins_the_count_anew(tmp_path):
     assert MAX_SKIPPED == 5
     assert int(run(tmp_path, step_fn=harming(2, 3, 4, 5, 7, 8, 9, 10)).step) == 15
