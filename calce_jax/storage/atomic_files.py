@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from time import sleep
 
 from calce_jax.storage.file_names import fit_name
 
@@ -133,12 +134,28 @@ def atomic_replace_dir(path: Path) -> Iterator[Path]:
         if path.exists():
             path.rename(old)
         new.rename(path)
-    except OSError as error:
-        raise write_error(path, error) from error
+    except BaseException as error:
+        _remove_until_gone(new)
+        if isinstance(error, OSError):
+            raise write_error(path, error) from error
+        raise
     finally:
         _put_back(path, old)
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_until_gone(folder: Path) -> None:
+    """Remove a folder that threads of the writer may still write to: after one write failed, Orbax's others go on.
+
+    Such a write makes the folder again. It is removed until it was not there twice in a row, for a second at most.
+    """
+    absent = 0
+    for _ in range(20):
+        absent = 0 if folder.exists() else absent + 1
+        if absent == 2:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        sleep(0.05)
 
 
 def find_dir(path: Path) -> Path:

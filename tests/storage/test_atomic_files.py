@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -101,6 +103,21 @@ def test_a_folder_is_replaced_when_all_of_it_is_written(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=told), atomic_replace_dir(tmp_path / "a/tables"):
         pass
     assert [path.name for path in (tmp_path / "a").rglob("*")] == ["tables", "2"]
+
+
+def test_what_a_thread_still_writes_after_a_failure_is_removed_too(tmp_path):
+    removed = threading.Event()
+
+    def write_late(folder):
+        while folder.exists():
+            time.sleep(0.001)
+        (folder / "checkpoints").mkdir(parents=True)  # as Orbax's writers do, which make what is missing
+        removed.set()
+
+    with pytest.raises(KeyError), atomic_replace_dir(tmp_path / "run") as new:
+        {threading.Thread(target=write_late, args=(new,)).start(): 1}["nothing"]
+    assert removed.wait(5)
+    assert list(tmp_path.iterdir()) == []
 
 
 def files(folder):
