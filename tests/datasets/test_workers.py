@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from calce_jax.datasets.workers import end_with_parent
 
 def work(_):
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())  # at once: both write to the same pipe
     time.sleep(600)
 
 if __name__ == "__main__":
@@ -42,8 +42,12 @@ def test_workers_of_a_killed_process_end(tmp_path, number):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
-        workers = [int(parent.stdout.readline()) for _ in range(2)]
-        assert all(map(is_running, workers))
+        try:
+            workers = [int(parent.stdout.readline()) for _ in range(2)]
+            assert all(map(is_running, workers))
+        except BaseException:
+            parent.kill()  # it would sleep for ten minutes
+            raise
         parent.send_signal(number)
         deadline = time.monotonic() + 120  # of a busy machine
         while any(map(is_running, workers)) and time.monotonic() < deadline:
