@@ -81,11 +81,18 @@ def test_tables_have_means_over_seeds_with_their_standard_errors(tmp_path):
     assert "negatives" not in overall
 
 
-def test_an_unknown_row_is_named(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.shapes", f"--out={tmp_path}", "--rows=stage1,nothing"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "--rows: there is no nothing; the rows are stage1, " in done.stderr
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--rows=stage1,nothing", "--rows: there is no nothing; the rows are stage1, "),
+        ("--jobs=0", "--seeds and --jobs must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_run_is_named(tmp_path, monkeypatch, capsys, option, message):
+    monkeypatch.setattr(sys, "argv", ["benchmarks.shapes", f"--out={tmp_path}", option])
+    with pytest.raises(SystemExit, match="2"):
+        main_module.main()
+    assert message in capsys.readouterr().err
 
 
 def interrupted(monkeypatch, out):

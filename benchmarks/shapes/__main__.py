@@ -32,6 +32,8 @@ def main() -> int:
     parser.add_argument("--rows", default=",".join(row.name for row in ROWS), help="names, separated by commas")
     parser.add_argument("--rehearse", action="store_true", help="few videos and one epoch, to see that it runs")
     args = parser.parse_args()
+    if min(args.seeds, args.jobs) < 1:
+        parser.error("--seeds and --jobs must be 1 or more")
     rows = _select_rows(parser, args.rows)
     if args.rehearse:  # its videos have the names of others, and its results are not those of the benchmark
         args.out /= "rehearsal"
@@ -72,11 +74,13 @@ def _run_jobs(args: argparse.Namespace, rows: list[Row]) -> list[str]:
         pin = ["taskset", "-c", str(cores[place % len(cores)])] if cores else []
         command = [sys.executable, "-m", "benchmarks.shapes.run_row", f"--out={args.out}", f"--job={job}"]
         path.parent.mkdir(exist_ok=True)
-        with open(path.with_suffix(".log"), "w", encoding="utf-8") as log:
-            done = subprocess.run(
-                [*pin, *command, *(["--rehearse"] if args.rehearse else [])], stdout=log, stderr=log, check=False
-            )
-        free_places.append(place)
+        try:
+            with open(path.with_suffix(".log"), "w", encoding="utf-8") as log:
+                done = subprocess.run(
+                    [*pin, *command, *(["--rehearse"] if args.rehearse else [])], stdout=log, stderr=log, check=False
+                )
+        finally:
+            free_places.append(place)
         print(f"{job}: {'failed' if done.returncode else 'done'}", flush=True)
         return not done.returncode
 

@@ -1,16 +1,10 @@
 """Write the videos of the benchmark, their tables, and their features, once for all rows."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.shapes.rows import ROWS, row_config
-from calce_jax.datasets.prepare import prepare_dataset
-from calce_jax.datasets.prepared_video import PrepareSettings
-from calce_jax.errors import UserError
-from calce_jax.inference.extract_features import VideoDataset, extract_features
-from calce_jax.inference.trained_run import load_base_model
 from data.shapes.bench.write import SIZES, SplitSize, write_bench
+from data.shapes.demo_pipeline import prepare_shapes, store_features
 
 REHEARSAL_SIZES = {
     split: SplitSize(
@@ -22,7 +16,7 @@ REHEARSAL_SIZES = {
 
 
 def prepare_world(out: Path, sizes: Mapping[str, SplitSize]) -> None:
-    """Write what is missing.
+    """Write what is missing, by the steps of the demo.
 
     Args:
       out: the folder of the benchmark: gets `shapes`, `prepared` and `features`.
@@ -32,16 +26,5 @@ def prepare_world(out: Path, sizes: Mapping[str, SplitSize]) -> None:
       UserError: a video cannot be prepared, or the folder holds another dataset.
     """
     annotations = write_bench(out / "shapes", sizes)
-    config = row_config(replace(ROWS[0], preset="shapes,stage=2"), out, 0, {"data.directory": str(out / "prepared")})
-    result = prepare_dataset(
-        "shapes",
-        dict(annotations),
-        videos=str(out / "shapes" / "videos"),
-        srts=str(out / "shapes" / "srts"),
-        out=str(out / "prepared"),
-        settings=PrepareSettings(config.data.frames, image_size=56),
-    )
-    if result.failures:
-        raise UserError(f"{len(result.failures)} videos could not be prepared", f"see {out}/prepared/failures.jsonl")
-    model = load_base_model(replace(config, data=replace(config.data, features="")))
-    extract_features(model, VideoDataset(str(out / "prepared")), out / "features", storage_dtype="float32")
+    prepare_shapes(out, annotations)
+    store_features(out)

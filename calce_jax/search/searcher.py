@@ -291,9 +291,8 @@ class Searcher:
         found = merge_answers(query.strip(), answers, max_moments, duration)
         if self._calibration is None:
             return found
-        *others, last = found.stages
         moments = [replace(moment, probability=self._calibration.probability(moment.score)) for moment in found.moments]
-        return replace(found, stages={**{name: found.stages[name] for name in others}, last: moments})
+        return replace(found, stages={**found.stages, list(found.stages)[-1]: moments})
 
     def _load_features(
         self, name: str, predictor: Predictor, example: Example, segment_frames: SegmentFrames, content: str
