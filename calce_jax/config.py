@@ -279,10 +279,7 @@ IGNORED_ON_RESUME = (
     "model.attention",
     "loop",
     "weights.start",
-    "generation.saliency",
 )
-# Of these, the fields that change what `calce infer` writes.
-WRITTEN_BY_INFER = ("generation.saliency",)
 
 
 def validate(config: Any) -> RunConfig:
@@ -360,7 +357,7 @@ def diff(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
       saved: "there"; fields that it lacks have their defaults.
       current: "here".
     """
-    left, right = (_field_defaults() | dict(flatten(values)) for values in (saved, current))
+    left, right = (field_defaults() | dict(flatten(values)) for values in (saved, current))
     lines = []
     for name in sorted(left | right):
         saved_value, current_value = (_format_value(values, name) for values in (left, right))
@@ -374,12 +371,12 @@ def is_ignored_on_resume(name: str) -> bool:
     return any(name == ignored or name.startswith(f"{ignored}.") for ignored in IGNORED_ON_RESUME)
 
 
-def _field_defaults(cls: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
+def field_defaults(cls: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
     """Return the defaults of the fields that have one, by full name."""
     hints, defaults = typing.get_type_hints(cls), {}
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
-            defaults |= _field_defaults(hints[field.name], f"{prefix}{field.name}.")
+            defaults |= field_defaults(hints[field.name], f"{prefix}{field.name}.")
         elif field.default is not dataclasses.MISSING:
             defaults[prefix + field.name] = field.default
     return defaults

@@ -5,7 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from calce_jax.config import ConfigError, RewardConfig, RunConfig, diff, read_config, to_dict, validate
-from calce_jax.training.run import init_workdir
+from calce_jax.training.workdir_config import init_workdir, resumed_config
 from configs.calce import get_config
 
 
@@ -224,10 +224,28 @@ def test_a_workdir_of_an_earlier_version_is_resumed_with_the_same_values_alone(t
     assert read_config(tmp_path) == config
     with pytest.raises(ConfigError, match=r"keyframes.dilation: 2 there, 5 here"):
         init_workdir(tmp_path, other)
-    # A field that is newer, and that the training does not depend on: today's preset may have another value.
-    init_workdir(
-        tmp_path, dataclasses.replace(config, generation=dataclasses.replace(config.generation, saliency=True))
+
+
+def test_a_workdir_of_an_earlier_version_keeps_the_values_of_newer_fields(tmp_path, capsys):
+    saved = old_config()
+    del saved["data"]["window_grid"], saved["generation"]["saliency"], saved["generation"]["window_source"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    then = read_config(tmp_path)
+    today = dataclasses.replace(
+        then,
+        data=dataclasses.replace(then.data, window_grid=2),
+        generation=dataclasses.replace(then.generation, saliency=True, window_source="all_beams"),
     )
+    assert resumed_config(today, tmp_path) == today  # nothing was trained there
+    (tmp_path / "checkpoints/1").mkdir(parents=True)
+    assert resumed_config(today, tmp_path) == then
+    kept = "data.window_grid=1, generation.window_source=best_beam, generation.saliency=False"
+    assert capsys.readouterr().err == f"{tmp_path} is of an earlier version and keeps {kept}\n"
+    init_workdir(tmp_path, then)
+    # Now its config.json has them.
+    assert resumed_config(today, tmp_path) == today
+    with pytest.raises(ConfigError, match=r"generation.saliency: False there, True here"):
+        init_workdir(tmp_path, today)
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,11 @@ def main(argv: list[str]) -> None:
         from calce_jax.training.console import next_lines, print_lines
         from calce_jax.training.run import train_run
         from calce_jax.training.run_data import open_run_data
+        from calce_jax.training.workdir_config import resumed_config
 
         retain_freed_memory()
         workdir = Path(str(WORKDIR.value))
+        config = resumed_config(config, workdir)
         profile_steps = int(PROFILE.value)
         train_run(config, workdir, open_run_data(config), stop_on_signals=True, profile_steps=profile_steps)
         print_lines(next_lines(config, workdir))

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from calce_jax.batch import Batch
 from calce_jax.config import (
     PATH_FIELDS,
-    WRITTEN_BY_INFER,
     RunConfig,
     flatten,
     is_ignored_on_resume,
@@ -214,7 +213,7 @@ def prediction_inputs(model: TrainedModel, dataset_split: DatasetSplit) -> dict[
     fields = {
         f"config.{name}": value
         for name, value in flatten(to_dict(config))
-        if name in WRITTEN_BY_INFER or not (name in (*PATH_FIELDS, "data.group") or is_ignored_on_resume(name))
+        if not (name in (*PATH_FIELDS, "data.group") or is_ignored_on_resume(name))
     }
     queries = [
         (query.qid, query.video, query.query, query.items, query.duration, _to_list(query.stage1_windows))

@@ -1,6 +1,5 @@
 """A training run: its workdir, the model on its devices, the compiled functions, the loop."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,17 +13,16 @@ from jax.sharding import Mesh
 
 from calce_jax.checkpoints.manager import Checkpoints
 from calce_jax.checkpoints.restore import build_model, check_files, check_ln_vision_frozen, load_trainable
-from calce_jax.checkpoints.workdir import InitSource, checkpoint_steps, resolve_init
-from calce_jax.config import ConfigError, RunConfig, diff, flatten, packaged_path, read_config_json, to_dict
+from calce_jax.checkpoints.workdir import InitSource, resolve_init
+from calce_jax.config import ConfigError, RunConfig, flatten, packaged_path, to_dict
 from calce_jax.distributed.compiler_options import compiler_options
-from calce_jax.distributed.multihost import is_primary, one_writer, process_info
+from calce_jax.distributed.multihost import one_writer, process_info
 from calce_jax.distributed.profiling import StepProfiler
 from calce_jax.distributed.sharding import make_mesh, param_shardings
 from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
 from calce_jax.inference.predict_step import compile_predict, make_predict, step_config
 from calce_jax.input_pipeline.table_fingerprint import Fingerprint, has_items, table_changes
 from calce_jax.models.calce import count_params
-from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.provenance import file_hash, git_revision
 from calce_jax.text.tokenizers import tokenizer_hashes
 from calce_jax.training.console import model_lines, print_lines, result_lines, schedule_lines
@@ -39,6 +37,7 @@ from calce_jax.training.schedule import learning_rate
 from calce_jax.training.state import TrainState, create_train_state
 from calce_jax.training.train_step import compile_train_step
 from calce_jax.training.utilization import measure_utilization
+from calce_jax.training.workdir_config import init_workdir
 
 
 def train_run(
@@ -181,41 +180,6 @@ def _train_run(
             return state
         finally:
             checkpoints.close()
-
-
-def init_workdir(workdir: Path, config: RunConfig, steps_per_epoch: int = 0) -> None:
-    """Write config.json; a workdir with checkpoints must have the same config, except for `IGNORED_ON_RESUME`.
-
-    A run that is finished goes on if `schedule.epochs` is raised: the learning rate follows the longer schedule.
-
-    A workdir without a checkpoint holds only what a start that failed has left, and takes any config.
-
-    A config.json that an earlier version wrote is compared, and rewritten, under today's names.
-
-    Args:
-      workdir: of the run.
-      config: of the run.
-      steps_per_epoch: micro-steps, from which it follows whether the run is finished; 0 if that is unknown.
-
-    Raises:
-      ConfigError: lists the fields that differ; or config.json is damaged.
-    """
-    path = Path(workdir) / "config.json"
-    steps = checkpoint_steps(Path(workdir)) if path.exists() else []
-    current = to_dict(config)
-    if steps:
-        saved = read_config_json(workdir)
-        epochs = saved.get("schedule", {}).get("epochs", config.schedule.epochs)
-        if steps_per_epoch and steps[-1] >= epochs * steps_per_epoch and config.schedule.epochs > epochs:
-            saved["schedule"]["epochs"] = config.schedule.epochs
-            print_lines([f"{workdir} was finished after {epochs} epochs and goes on to {config.schedule.epochs}"])
-    if steps and (mismatches := diff(saved, current)):
-        raise ConfigError(
-            f"the workdir {workdir} belongs to another config",
-            "choose another --workdir, or the values it was made with:\n  " + "\n  ".join(mismatches),
-        )
-    if is_primary():
-        write_atomic(path, json.dumps(current, indent=2) + "\n")
 
 
 def check_tables(metadata: Mapping[str, Any], tables: Mapping[str, Fingerprint], folder: str) -> None:

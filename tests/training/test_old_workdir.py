@@ -24,8 +24,9 @@ from calce_jax.moments.predictions import read_predictions
 from calce_jax.training import run
 from calce_jax.training.loop import EvalResult
 from calce_jax.training.metric_log import MetricLog
-from calce_jax.training.run import init_workdir, train_run
+from calce_jax.training.run import train_run
 from calce_jax.training.run_data import open_run_data
+from calce_jax.training.workdir_config import init_workdir
 
 ARCHIVE = Path(__file__).parents[1] / "data/old_run.tar.xz"
 

@@ -27,8 +27,9 @@ from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.training import run
 from calce_jax.training.loop import EvalResult
 from calce_jax.training.metric_log import MetricLog
-from calce_jax.training.run import checkpoint_metadata, init_workdir, train_run
+from calce_jax.training.run import checkpoint_metadata, train_run
 from calce_jax.training.run_data import RunData
+from calce_jax.training.workdir_config import init_workdir
 from configs.calce import get_config
 from tests.helpers.tiny_model import make_model
 from tests.helpers.traces import traced_steps
