@@ -70,6 +70,8 @@ class Batch:
     example_index: Int[AnyArray, " B"]  # row of the queries table; -1 for padding
     row_flags: Int[AnyArray, " B"]  # bits of `calce_jax.text.text_row.RowFlag`
     features: Features | None = None  # replaces `frames`
+    # The cosine of each caption with the query; None: computed from the BERT ids.
+    caption_similarity: Float32[AnyArray, "B C"] | None = None
     # Top, left, height and width in pixels of the rectangle that replaces each clip (`calce_jax.models.crops`); None
     # leaves frames whole, and programs without crops.
     crop: Int[AnyArray, "B 4"] | None = None
@@ -120,5 +122,5 @@ class Batch:
         )
 
     def without_frames(self) -> "Batch":
-        """Return the batch without pixels, crops of them, and features: nearly all of its bytes."""
-        return replace(self, frames=self.frames[:, :, :0, :0], features=None, crop=None)
+        """Return the batch without pixels, crops of them, and what was computed: nearly all of its bytes."""
+        return replace(self, frames=self.frames[:, :, :0, :0], features=None, caption_similarity=None, crop=None)

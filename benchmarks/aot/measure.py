@@ -3,14 +3,16 @@
 import dataclasses
 import time
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 
 from benchmarks.aot.budgets import CompileCase
 from benchmarks.aot.flops import count_flops
-from benchmarks.aot.programs import PROGRAMS, AbstractRun
+from benchmarks.aot.programs import PROGRAMS, AbstractRun, Program
 from benchmarks.aot.targets import TARGETS, mesh_for
 from calce_jax.config import RunConfig
+from calce_jax.distributed.compiler_options import compiler_options
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,17 @@ def failed_row(case: CompileCase, error: str) -> ReportRow:
     return ReportRow(case.target, case.name, None, case.budget, None, None, None, None, ok=False, error=error)
 
 
-def measure(case: CompileCase, config: RunConfig) -> ReportRow:
-    """Compile a case and return its row.
+class CompiledCase(NamedTuple):
+    """A compiled case: the program, traced and compiled, and the seconds that compiling took."""
+
+    program: Program
+    traced: Any
+    compiled: Any
+    seconds: float
+
+
+def compile_case(case: CompileCase, config: RunConfig) -> CompiledCase:
+    """Compile a case.
 
     Args:
       case: program and target.
@@ -77,8 +88,14 @@ def measure(case: CompileCase, config: RunConfig) -> ReportRow:
         traced = program.function.trace(*program.arguments)
         lowered = traced.lower()
         start = time.perf_counter()
-        compiled = lowered.compile(compiler_options=dict(target.options))
-        seconds = time.perf_counter() - start
+        options = compiler_options(mesh, config.model.frozen_dtype) or {}
+        compiled = lowered.compile(compiler_options=options | dict(target.options))
+        return CompiledCase(program, traced, compiled, time.perf_counter() - start)
+
+
+def measure(case: CompileCase, config: RunConfig) -> ReportRow:
+    """Compile a case and return its row; arguments and errors as of `compile_case`."""
+    program, traced, compiled, seconds = compile_case(case, config)
     memory = compiled.memory_analysis()
     argument_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = argument_bytes + memory.temp_size_in_bytes + program.resident_bytes

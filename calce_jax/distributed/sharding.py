@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from calce_jax.distributed.meshes import MESHES
@@ -76,13 +76,13 @@ def build_mesh(axis_sizes: tuple[int, int, int], devices: Sequence[Any]) -> Mesh
     return jax.make_mesh(axis_sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices[:needed])
 
 
-def param_shardings(abstract: Any, mesh: Mesh, rules: PartitionRules = PARTITION_RULES) -> Any:
+def param_shardings(abstract: Any, mesh: Mesh | AbstractMesh, rules: PartitionRules = PARTITION_RULES) -> Any:
     """Return the sharding of every leaf of a pytree.
 
     Args:
       abstract: parameters, or a pytree with arrays under the names of parameters, such as an optimizer's state; arrays
         or `jax.ShapeDtypeStruct`s. Scalars are replicated.
-      mesh: from `make_mesh`.
+      mesh: from `make_mesh`, or the abstract one inside a program.
       rules: in order of precedence.
 
     Returns:
@@ -148,6 +148,22 @@ def constrain_batch(x: Any) -> Any:
     if mesh.empty or mesh.manual_axes:
         return x
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, P(BATCH_AXES)), x)
+
+
+def gather_params(params: Tree) -> Tree:
+    """Gather parameters over `fsdp`, for a loop that uses all of them in every iteration.
+
+    XLA does not move their gathering out of a loop. What `tensor` splits stays split. Without a mesh (`jax.set_mesh`),
+    inside `jax.shard_map`, and where `fsdp` has one device, it does nothing.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes or mesh.shape["fsdp"] == 1:
+        return params
+    specs = jax.tree.map(
+        lambda sharding: P(*(None if axis == "fsdp" else axis for axis in sharding.spec)),
+        param_shardings(params, mesh),
+    )
+    return jax.tree.map(jax.lax.with_sharding_constraint, params, specs)
 
 
 def block_on_simulated_cpu(tree: Tree) -> Tree:

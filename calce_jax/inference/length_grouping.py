@@ -89,14 +89,17 @@ class LengthGrouper:
         def encode(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Batch, RowInfo]:
             model: Calce = nnx.merge(graph, trainable, frozen)
             vision_features = load_or_encode(model, batch, config.behaviour)
-            row_info = RowInfo.of(batch, model.select(vision_features, batch, config.selection).prompt_lengths)
+            prompt_selection = model.select(vision_features, batch, config.selection)
+            row_info = RowInfo.of(batch, prompt_selection.prompt_lengths)
+            # Of frozen weights, so the step need not compute it again. The original's has dropout in training.
+            similarity = prompt_selection.caption_selection.similarity if config.behaviour == "default" else None
             # Stored features may have a narrower dtype than the encoded ones: those stay as they are.
             features = batch.features
             if isinstance(vision_features, QFormerFeatures):
                 features = Features(values=vision_features.queries, means=vision_features.means)
             elif features is None:
                 features = Features(values=vision_features)
-            return replace(batch.without_frames(), features=features), row_info
+            return replace(batch.without_frames(), features=features, caption_similarity=similarity), row_info
 
         def stack(batches: Sequence[Batch]) -> list[Array]:
             return [jnp.stack(leaves) for leaves in zip(*map(jax.tree.leaves, batches), strict=True)]

@@ -83,6 +83,7 @@ def beam_search(
       duration: of the videos, in seconds; needed with a grammar.
     """
     constraint = None if grammar is None or duration is None else AnswerConstraint(grammar, duration)
+    t5 = t5.gathered()
     batch, blocks = memory.shape[0], t5.decoder_blocks()
     no_score = jnp.full((batch, num_beams), NEG_INF, jnp.float32)
     no_tokens = jnp.zeros((batch, num_beams, max_length), jnp.int32)

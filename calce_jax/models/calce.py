@@ -134,6 +134,7 @@ class Calce(nnx.Module):
             lora.add_adapters(self.t5, config.lora, rngs=rngs)
         self.config = config
 
+    @jax.named_scope("vit")
     def encode_frames(
         self, frames: UInt8[Array, "B T Y X 3"], *, remat: RematPolicy = "none"
     ) -> Float[Array, "B T P D"]:
@@ -177,10 +178,12 @@ class Calce(nnx.Module):
             )
         return self.select_from_features(features, batch, selection, key=keys(), reference_noise=reference_noise)
 
+    @jax.named_scope("selection")
     def frame_means(self, tokens: Float[Array, "B T P D"]) -> Float[Array, "B T D"]:
         """Return the features of stage 1's selection: the float32 mean of a frame's tokens after `ln_vision`."""
         return self.ln_vision(tokens).astype(jnp.float32).mean(axis=2)
 
+    @jax.named_scope("selection")
     def select_from_features(
         self,
         features: Float[Array, "B T F"],
@@ -233,8 +236,20 @@ class Calce(nnx.Module):
             frame_plan=frame_plan, caption_selection=caption_selection, prompt_lengths=prompt_lengths
         )
 
+    @jax.named_scope("captions")
     def select_captions(self, batch: Batch, selection: SelectionConfig, *, key: Key = None) -> CaptionSelection:
-        """Select captions by the cosine of their [CLS] state with the query's, from the Q-Former's BERT."""
+        """Select captions by their similarity with the query, which grouped batches have already."""
+        return packing.select_captions(
+            self.caption_similarity(batch, selection, key=key)
+            if batch.caption_similarity is None
+            else batch.caption_similarity,
+            (batch.caption_bert_tokens != 0).any(axis=-1),
+            min_similarity=selection.min_similarity,
+            max_captions=selection.max_captions,
+        )
+
+    def caption_similarity(self, batch: Batch, selection: SelectionConfig, *, key: Key = None) -> Float[Array, "B C"]:
+        """Return the cosine of each caption's [CLS] state with the query's, float32; of frozen weights alone."""
         keys = KeyStream(key)
         query = self.qformer.embed_sentences(batch.query_bert_tokens, key=keys()).astype(jnp.float32)
 
@@ -243,12 +258,7 @@ class Calce(nnx.Module):
             captions = self.qformer.embed_sentences(caption_bert_tokens.reshape(b * c, u), key=key)
             return packing.caption_similarity(query, captions.reshape(b, c, -1).astype(jnp.float32))
 
-        return packing.select_captions(
-            packing.map_caption_blocks(similarity, batch.caption_bert_tokens, selection.caption_block, keys()),
-            (batch.caption_bert_tokens != 0).any(axis=-1),
-            min_similarity=selection.min_similarity,
-            max_captions=selection.max_captions,
-        )
+        return packing.map_caption_blocks(similarity, batch.caption_bert_tokens, selection.caption_block, keys())
 
     def embed_prompt(
         self,
@@ -270,11 +280,13 @@ class Calce(nnx.Module):
         queries = slot_features if has_queries else self.frame_queries(slot_features, key, remat=remat)
         return self.assemble_prompt(self.project_queries(queries), batch, prompt_selection, length)
 
+    @jax.named_scope("qformer")
     def project_queries(self, queries: Float[Array, "B S Q W"]) -> Float[Array, "B S J E"]:
         """Project query tokens to T5's width: the Q of a key frame, then the J - Q of a compressed frame."""
         compressed_queries = jnp.swapaxes(self.query_proj(jnp.swapaxes(queries, -1, -2)), -1, -2)
         return self.t5_proj(jnp.concatenate([queries, compressed_queries], axis=2))
 
+    @jax.named_scope("prompt")
     def assemble_prompt(
         self, frame_embeddings: Float[Array, "B S J E"], batch: Batch, prompt_selection: PromptSelection, length: int
     ) -> tuple[Float[Array, "B L E"], Bool[Array, "B L"]]:
@@ -332,6 +344,7 @@ class Calce(nnx.Module):
         logits = self.t5.decode(shift_right(batch.labels), memory, mask, key=keys(), remat=remat)
         return answer_loss(logits, batch.labels)
 
+    @jax.named_scope("qformer")
     def frame_queries(
         self, vit_tokens: Float[Array, "B T P D"], key: Key = None, *, remat: RematPolicy = "none"
     ) -> Float[Array, "B T Q W"]:
@@ -353,6 +366,7 @@ def shift_right(labels: Int[Array, "B A"]) -> Int[Array, "B A"]:
     return jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=DECODER_START_ID)
 
 
+@jax.named_scope("loss")
 def answer_loss(logits: Float[Array, "B A V"], labels: Int[Array, "B A"]) -> Float[Array, " B"]:
     """Return the cross-entropy of each answer, averaged over its own tokens (label 0 is padding)."""
     token_loss = -token_log_probabilities(logits, labels)

@@ -45,6 +45,7 @@ def sample_answers(
       max_length: M, tokens, the end token included. An answer that reaches it has no end token.
       temperature: divides the logits; above 0.
     """
+    t5 = t5.gathered()
     batch, blocks = memory.shape[0], t5.decoder_blocks()
     own_beams = jnp.broadcast_to(
         jnp.arange(num_answers, dtype=jnp.int32)[None, :, None], (batch, num_answers, max_length)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from calce_jax.distributed.sharding import constrain_batch
+from calce_jax.distributed.sharding import constrain_batch, gather_params
 from calce_jax.models.attention import AttentionImplementation, attention, join_heads, split_heads
 from calce_jax.models.kv_cache import KVCache, LayerCache, cached_attention
 from calce_jax.models.layers import (
@@ -271,6 +271,7 @@ class T5(nnx.Module):
         self.lm_head = Linear(config.width, config.vocab, bias=False, rngs=rngs)
         self.config = config
 
+    @jax.named_scope("t5_encoder")
     def encode(
         self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, key: Key = None, remat: RematPolicy = "none"
     ) -> Float[Array, "B L D"]:
@@ -284,6 +285,7 @@ class T5(nnx.Module):
         x, _ = scan_blocks(self.encoder.blocks, body, dropout(x, dropout_rate, keys()), key=keys(), remat=remat)
         return dropout(self.encoder.final_norm(x), dropout_rate, keys())
 
+    @jax.named_scope("t5_decoder")
     def decode(
         self,
         ids: Int[Array, "B A"],
@@ -304,10 +306,16 @@ class T5(nnx.Module):
         x, _ = scan_blocks(self.decoder.blocks, body, x, key=keys(), remat=remat)
         return self.lm_head(dropout(self.decoder.final_norm(x), dropout_rate, keys()), key=keys())
 
+    def gathered(self) -> "T5":
+        """Return the model for a loop of `decode_step`, with weights gathered once, see `gather_params`."""
+        graph, weights = nnx.split(self)
+        return nnx.merge(graph, gather_params(weights))
+
     def decoder_blocks(self) -> list[DecoderBlock]:
         """Return the decoder's blocks as a list, for `decode_step`."""
         return unstack_blocks(self.decoder.blocks)
 
+    @jax.named_scope("t5_decoder")
     def init_cache(
         self, blocks: Sequence[DecoderBlock], memory: Float[Array, "B L D"], num_beams: int, max_length: int
     ) -> tuple[LayerCache, ...]:
@@ -322,6 +330,7 @@ class T5(nnx.Module):
         ]
         return tuple(LayerCache(cross, cross.init(max_length * num_beams)) for cross in cross_caches)
 
+    @jax.named_scope("t5_decoder")
     def decode_step(
         self,
         blocks: Sequence[DecoderBlock],

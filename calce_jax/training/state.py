@@ -49,8 +49,9 @@ def apply_gradients(
       learning_rate: float32 scalar, the rate at `state.step`.
       finite: bool scalar, from `is_finite`; False skips the micro-step.
     """
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable, learning_rate=learning_rate)
-    trainable = optax.apply_updates(state.trainable, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable, learning_rate=learning_rate)
+        trainable = optax.apply_updates(state.trainable, updates)
     # An element-wise selection, not `lax.cond`: it fuses with the update, and donated memory is still reused.
     trainable, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (trainable, opt_state), (state.trainable, state.opt_state)

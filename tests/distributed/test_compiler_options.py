@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from calce_jax.distributed import compiler_options as module
-from calce_jax.distributed.compiler_options import compiler_options
+from calce_jax.distributed.compiler_options import compiler_options, options_for
 from calce_jax.distributed.sharding import make_mesh
 from calce_jax.models.beam_search import beam_search
 from calce_jax.models.t5 import T5, T5Config
@@ -40,9 +40,13 @@ def test_weights_are_converted_block_by_block(part, most):
 
 def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
     monkeypatch.setattr(module, "CONVERT_WHERE_USED", {"xla_cpu_scheduler_type": "1", "xla_cpu_no_such_option": "1"})
-    module._known_options.cache_clear()
     assert compiler_options(make_mesh("single"), "bfloat16") == {"xla_cpu_scheduler_type": "1"}
-    module._known_options.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_stay_apart_on_gpus_and_xla_knows_the_option(dtype):
+    assert options_for("gpu", dtype) == {"xla_gpu_dot_merger_threshold_mb": "0"}
+    assert options_for("tpu", dtype) is None
 
 
 @pytest.mark.parametrize("mesh", ["single", "data"])

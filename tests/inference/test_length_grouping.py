@@ -8,7 +8,9 @@ import grain
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
+from benchmarks.aot.flops import count_flops
 from calce_jax.distributed.sharding import build_mesh
 from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
 from calce_jax.inference.predict_step import compile_predict, make_predict
@@ -106,6 +108,28 @@ def test_features_are_of_cropped_frames(grouper):
     batch, same = (next(grouped(grouper, table=table))[1] for table in (TABLE, replace(TABLE, frames=frames)))
     assert batch.crop is None
     assert_same(batch, same)
+
+
+def test_no_step_computes_again_how_alike_captions_are(grouper):
+    model, (_, batch) = nnx.merge(GRAPH, *weights()), next(grouped(grouper))
+    computed = replace(batch, caption_similarity=None)
+    assert np.abs(batch.caption_similarity).max() > 0.01
+    np.testing.assert_allclose(
+        batch.caption_similarity, model.caption_similarity(computed, STEPS[1].selection), rtol=0, atol=2e-6
+    )
+    given, anew = (
+        jax.make_jaxpr(lambda rows: model.select_captions(rows, STEPS[1].selection))(rows) for rows in (batch, computed)
+    )
+    assert count_flops(given) == 0
+    assert count_flops(anew) > 0
+
+
+def test_the_original_compares_captions_in_every_step_with_dropout():
+    steps = replace(STEPS[1], selection=replace(STEPS[1].selection, behaviour="reference"))
+    encode = LengthGrouper(GRAPH, steps, MESH).encode_batch
+    rows = jax.tree.map(lambda leaf: leaf[:B], TABLE)
+    batch, _ = jax.eval_shape(encode, *weights(), rows)
+    assert batch.caption_similarity is None
 
 
 def test_the_order_of_batches_depends_on_the_seed(grouper):
