@@ -177,6 +177,25 @@ def test_base_weights_fill_all_but_the_adapters(base):
     assert not np.array_equal(built["t5/lm_head/a"], named_leaves(other)["t5/lm_head/a"])
 
 
+@pytest.mark.slow
+def test_the_dropout_of_a_run_has_the_key_of_its_seed(tmp_path, monkeypatch, base):
+    keys = []
+
+    def step(state, frozen, batch, key, reference):
+        keys.append(jax.random.key_data(key).tolist())
+        return state
+
+    def train(state, feed, schedule, functions, outputs, **_):
+        return functions.train_step(state, None)
+
+    monkeypatch.setattr(run, "compile_train_step", lambda *_: step)
+    monkeypatch.setattr(run, "train", train)
+    for seed in (3, 4):
+        config = dataclasses.replace(tiny_config(weights={"base": str(base[0])}), seed=seed)
+        train_run(config, tmp_path / str(seed), make_run_data())
+    assert keys == [jax.random.key_data(jax.random.key(seed)).tolist() for seed in (3, 4)]
+
+
 @pytest.mark.release
 @pytest.mark.slow
 def test_a_run_stops_goes_on_and_starts_another_stage(tmp_path, monkeypatch, base, capsys):
