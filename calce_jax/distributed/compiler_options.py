@@ -16,21 +16,26 @@ CONVERT_WHERE_USED = {
 # adapter: 10 GB a token of five beams at full size in place of 4.5 (docs/scaling.md).
 KEEP_PRODUCTS_APART = {"xla_gpu_dot_merger_threshold_mb": "0"}
 
+# Weights are gathered while the products before them run. Without it each gathering waits, by default.
+OVERLAP_COLLECTIVES = {"xla_gpu_enable_latency_hiding_scheduler": "True"}
+
 
 def compiler_options(mesh: Mesh, frozen_dtype: str) -> dict[str, str] | None:
     """Return the `compiler_options` of `jax.jit` for a program on a mesh; see `options_for`."""
     (platform,) = {device.platform for device in mesh.devices.flat}
-    return options_for(platform, frozen_dtype)
+    return options_for(platform, mesh.devices.size, frozen_dtype)
 
 
-def options_for(platform: str, frozen_dtype: str) -> dict[str, str] | None:
+def options_for(platform: str, num_devices: int, frozen_dtype: str) -> dict[str, str] | None:
     """Return the options for "cpu", "gpu" or "tpu".
 
-    On CPUs, weights in bfloat16 are converted block by block. On GPUs, products with adapters stay apart. An option
-    that the installed XLA does not know, as another one may not, is left out.
+    On CPUs, weights in bfloat16 are converted block by block. On GPUs, products with adapters stay apart, and several
+    GPUs communicate while they compute. An option that the installed XLA does not know, as another one may not, is left
+    out.
     """
     if platform == "gpu":
-        return _known_options(tuple(KEEP_PRODUCTS_APART.items()))
+        options = KEEP_PRODUCTS_APART | (OVERLAP_COLLECTIVES if num_devices > 1 else {})
+        return _known_options(tuple(options.items()))
     if platform == "cpu" and frozen_dtype == "bfloat16":
         return _known_options(tuple(CONVERT_WHERE_USED.items()))
     return None

@@ -44,9 +44,11 @@ def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_products_stay_apart_on_gpus_and_xla_knows_the_option(dtype):
-    assert options_for("gpu", dtype) == {"xla_gpu_dot_merger_threshold_mb": "0"}
-    assert options_for("tpu", dtype) is None
+def test_xla_knows_the_options_for_gpus(dtype):
+    apart = {"xla_gpu_dot_merger_threshold_mb": "0"}
+    assert options_for("gpu", 1, dtype) == apart
+    assert options_for("gpu", 4, dtype) == apart | {"xla_gpu_enable_latency_hiding_scheduler": "True"}
+    assert options_for("tpu", 4, dtype) is None
 
 
 @pytest.mark.parametrize("mesh", ["single", "data"])
