@@ -20,6 +20,7 @@ from PIL import Image
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.metrics.highlights import CLIP_SECONDS
 from calce_jax.moments.windows import iou
+from calce_jax.report.line_chart import LineChart, chart_values
 from calce_jax.storage.atomic_files import write_atomic
 
 Seconds = int | float
@@ -117,7 +118,13 @@ class SummaryTable:
 
 
 def write_page(
-    path: str | Path, title: str, queries: Sequence[QueryView], summary: Sequence[SummaryTable] = (), subtitle: str = ""
+    path: str | Path,
+    title: str,
+    queries: Sequence[QueryView],
+    summary: Sequence[SummaryTable] = (),
+    *,
+    subtitle: str = "",
+    charts: Sequence[LineChart] = (),
 ) -> None:
     """Write the page.
 
@@ -127,16 +134,22 @@ def write_page(
       queries: in their initial order on the page.
       summary: tables at the top; may be empty.
       subtitle: a line below the heading, e.g. the configuration and the date.
+      charts: below the tables; one without points is left out.
 
     Raises:
       ValueError: a frame is not an image.
       OSError: the file cannot be written.
     """
-    write_atomic(path, render_page(title, queries, summary, subtitle))
+    write_atomic(path, render_page(title, queries, summary, subtitle=subtitle, charts=charts))
 
 
 def render_page(
-    title: str, queries: Sequence[QueryView], summary: Sequence[SummaryTable] = (), subtitle: str = ""
+    title: str,
+    queries: Sequence[QueryView],
+    summary: Sequence[SummaryTable] = (),
+    *,
+    subtitle: str = "",
+    charts: Sequence[LineChart] = (),
 ) -> str:
     """Return the page's HTML; arguments as in `write_page`."""
     environment = make_environment()
@@ -148,6 +161,7 @@ def render_page(
         title=title,
         about=subtitle,
         summary=summary,
+        charts=[values for chart in charts if (values := chart_values(chart))],
         queries=cards,
         kinds=sorted({query.kind for query in queries if query.kind}),
         stages=list(dict.fromkeys(name for query in queries for name in query.stages)),

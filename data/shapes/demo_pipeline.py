@@ -30,9 +30,11 @@ from calce_jax.moments.metrics import EvalCase, evaluate_cases, format_table
 from calce_jax.moments.metrics.evaluate import evaluate_predictions
 from calce_jax.moments.predictions import Prediction
 from calce_jax.presets.runs import get_preset
+from calce_jax.report.line_chart import LineChart
 from calce_jax.report.page import QueryView, SummaryTable, video_data_uri, write_page
 from calce_jax.report.views import query_view
 from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.training.event_reader import read_scalars
 from calce_jax.training.run import train_run
 from calce_jax.training.run_data import open_run_data
 from calce_jax.video.decode import encode_jpeg, read_frames
@@ -41,6 +43,7 @@ from data.shapes.write import write_shapes
 
 QUERY_KINDS = ("visual", "caption", "several")
 HEADLINE_METRICS = ("R1@0.5", "R1@0.7", "R1_avg", "mIoU", "mAP@0.5", "mAP@0.75", "mAP")
+CURVE_METRICS = ("R1@0.5", "R1@0.7", "mIoU")
 MAX_PAGE_QUERIES = 24
 PAGE_IMAGE_SIZE = 112  # height and width of the frames on the page, pixels
 
@@ -291,7 +294,34 @@ def write_report(out: Path, stages: Mapping[str, TrainedModel], results: Mapping
         ),
     ]
     subtitle = f"{len(indices)} of {len(dataset)} queries about videos that no stage was trained on."
-    write_page(out / "report.html", "Moments in the shapes world", views, summary, subtitle)
+    title, charts = "Moments in the shapes world", learning_curves(out)
+    write_page(out / "report.html", title, views, summary, subtitle=subtitle, charts=charts)
+
+
+def learning_curves(out: Path) -> list[LineChart]:
+    """Return the loss of both stages by step, and their scores on the validation split by epoch."""
+    scalars = {stage: read_scalars(out / f"stage{stage}") for stage in (1, 2)}
+    charts = [
+        LineChart(
+            "Loss of training",
+            "steps",
+            {f"stage {stage}": list(found.get("Loss/train", {}).items()) for stage, found in scalars.items()},
+        )
+    ]
+    for stage, found in scalars.items():
+        epochs = stage_config(out, stage).schedule.epochs
+        lines = {metric: found.get(f"eval/{metric}", {}) for metric in CURVE_METRICS}
+        charts.append(
+            LineChart(
+                f"Stage {stage} on the validation videos, percent",
+                "epochs",
+                {
+                    name: [(epochs * step / max(points), y) for step, y in points.items()]
+                    for name, points in lines.items()
+                },
+            )
+        )
+    return charts
 
 
 def _make_query_view(out: Path, example: Example, answers: Mapping[str, Answer]) -> QueryView:
