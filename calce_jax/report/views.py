@@ -37,7 +37,8 @@ def query_view(
             moments=[MomentView(*window) for window in answer.moments.windows],
             raw_text=answer.moments.text,
             is_absent=answer.moments.is_absent,
-            saliency=clip_saliency(answer.moments.hypotheses, example.duration),
+            # Other beams may have windows; the answer says that there are none.
+            saliency=() if answer.moments.is_absent else clip_saliency(answer.moments.hypotheses, example.duration),
         )
     last_answer = list(answers.values())[-1]
     captions = clean_captions([Caption(*caption) for caption in example.captions])
