@@ -347,4 +347,32 @@ NAMED = (
         "stage 2 gets the windows of all beams",
         noticed_by=("tests/moments/test_merge.py",),
     ),
+    Mutant(
+        BEAMS,
+        "t5 = t5.gathered()",
+        "t5 = t5",
+        "each token of a beam search gathers the decoder",
+        noticed_by=("tests/distributed/test_gather_params.py",),
+    ),
+    Mutant(
+        "calce_jax/models/sampling.py",
+        "t5 = t5.gathered()",
+        "t5 = t5",
+        "each token of a sampled answer gathers the decoder",
+        noticed_by=("tests/distributed/test_gather_params.py",),
+    ),
+    Mutant(
+        "calce_jax/inference/length_grouping.py",
+        'similarity if config.behaviour == "default" else None',
+        "similarity",
+        "the original's captions are compared once, without dropout",
+        noticed_by=("tests/inference/test_length_grouping.py",),
+    ),
+    Mutant(
+        "calce_jax/training/workdir_config.py",
+        "        group[field] = default\n",
+        "",
+        "newer fields of an old workdir take today's values",
+        noticed_by=("tests/test_config.py",),
+    ),
 )
