@@ -10,15 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.aot import measure as measure_module
 from benchmarks.aot.budgets import RUNS, CompileCase, cases
 from benchmarks.aot.flops import count_flops
-from benchmarks.aot.measure import scale_batch_to_chips
+from benchmarks.aot.measure import measure, scale_batch_to_chips
 from benchmarks.aot.programs import (
     ANSWER_TOKENS,
     LONGEST_VIDEO,
     PROGRAMS,
     SEARCH_ANSWER_TOKENS,
     AbstractRun,
+    bytes_on_a_device,
     program_names,
 )
 from benchmarks.aot.run import compile_cases
@@ -115,6 +117,21 @@ def test_what_grouping_makes_is_what_the_steps_take():
     assert frames == [(4, 10, 56, 56, 3)] * 2
     assert [programs[name].decoding_steps for name in ("infer_predict", "search_predict")] == [51, 51]
     assert programs["search_encode"].arguments[2].shape == (4, 10, 56, 56, 3)
+
+
+def test_weights_that_a_program_does_not_use_count(monkeypatch):
+    target = Target("cpu", "cpu", "1x1x1", 80 * GIB, mesh=(1, 1, 1))
+    monkeypatch.setitem(TARGETS, "cpu", target)
+    monkeypatch.setattr(measure_module, "mesh_for", lambda _: make_mesh("single"))
+    row = measure(CompileCase("cpu", "shapes,stage=1", "search_encode", GIB), grouped(group=1))
+    mesh = make_mesh("single")
+    with jax.set_mesh(mesh):
+        run = AbstractRun(grouped(group=1), mesh)
+    weights = bytes_on_a_device((run.trainable, run.frozen))
+    assert bytes_on_a_device(run.frozen["t5"]) > weights / 2  # which a search's encoding does not need
+    assert row.bytes_per_chip is not None
+    assert row.temp_bytes is not None
+    assert row.bytes_per_chip - row.temp_bytes > weights
 
 
 @pytest.mark.release

@@ -9,7 +9,7 @@ import jax
 
 from benchmarks.aot.budgets import CompileCase
 from benchmarks.aot.flops import count_flops
-from benchmarks.aot.programs import PROGRAMS, AbstractRun, Program
+from benchmarks.aot.programs import PROGRAMS, AbstractRun, Program, bytes_on_a_device
 from benchmarks.aot.targets import TARGETS, mesh_for
 from calce_jax.config import RunConfig
 from calce_jax.distributed.compiler_options import compiler_options
@@ -21,8 +21,8 @@ class ReportRow:
 
     Fields:
       target, program: `CompileCase.target` and `CompileCase.name`.
-      bytes_per_chip: peak memory of a chip: arguments, outputs that do not alias them, temporaries, and what a run has
-        there beside them.
+      bytes_per_chip: peak memory of a chip: arguments, used or not, outputs that do not alias them, temporaries, and
+        what a run has there beside them.
       budget: of `bytes_per_chip`.
       temp_bytes: the temporaries.
       resident_bytes: the window of encoded batches that a grouped batch is of, see `benchmarks.aot.programs.Program`.
@@ -98,7 +98,9 @@ def measure(case: CompileCase, config: RunConfig) -> ReportRow:
     program, traced, compiled, seconds = compile_case(case, config)
     memory = compiled.memory_analysis()
     argument_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    total = argument_bytes + memory.temp_size_in_bytes + program.resident_bytes
+    # A program does not get arguments that it does not use, such as the weights of a tower; they are there too.
+    unused_bytes = max(bytes_on_a_device(program.arguments) - memory.argument_size_in_bytes, 0)
+    total = argument_bytes + unused_bytes + memory.temp_size_in_bytes + program.resident_bytes
     return ReportRow(
         case.target,
         case.name,

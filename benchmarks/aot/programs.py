@@ -68,10 +68,12 @@ class Program:
     @property
     def resident_bytes(self) -> int:
         """Bytes of `resident` on one device."""
-        return sum(
-            leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
-            for leaf in jax.tree.leaves(self.resident)
-        )
+        return bytes_on_a_device(self.resident)
+
+
+def bytes_on_a_device(tree: Any) -> int:
+    """Return the bytes of arrays on one device, from shapes with shardings."""
+    return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 class AbstractRun:
