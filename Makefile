@@ -69,7 +69,7 @@ format: $(VENV)/dev  ## Format with ruff, and apply its automatic fixes.
 docs: $(VENV)/docs  ## Build the pages of docs/ as a site, build/site/index.html.
 	$(BIN)/mkdocs build --strict
 
-base: $(VENV)/core  ## Make the tiny base checkpoint of the package anew; took 25 minutes on 2 busy cores.
+base: $(VENV)/core  ## Make the tiny base checkpoint of the demo anew: an hour on 2 cores.
 	$(BIN)/python -m data.shapes.pretrain
 
 # Python compiles what it imports: --no-compile spares the rest, half a minute.

@@ -68,7 +68,7 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
         data=defaults.data,
         model=SIZES[size],
         keyframes=defaults.keyframes,
-        lora=LORA[size],
+        lora=defaults.lora or LORA[size],
         schedule=defaults.schedule,
         optimizer=OptimizerConfig(accumulate=defaults.accumulate, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05),
         text=defaults.text_config(

@@ -15,7 +15,7 @@ from calce_jax.input_pipeline.speech_mask import mark_speech_frames
 from calce_jax.text.captions import Caption, clean_captions, speech_intervals
 from calce_jax.text.prompt import PromptWriter, TextRow, mentions_speech
 from data.shapes.render import DIAMETER, position, render_frame
-from data.shapes.scene import COLOURS, LANES, SHAPES, Scene, SceneQuery, make_scene
+from data.shapes.scene import COLOURS, LANES, SHAPES, Scene, SceneQuery
 
 MAX_WINDOWS = 8
 
@@ -36,6 +36,11 @@ class QueryExample:
     stage2_text: TextRow
     stage1_windows: tuple[tuple[int, int], ...]
     is_target_caption: tuple[bool, ...]
+
+    @property
+    def windows(self) -> Sequence[Sequence[float]]:
+        """The true windows, seconds."""
+        return self.query.windows
 
 
 def render_resized(scene: Scene, second: float, side: int) -> np.ndarray:
@@ -86,27 +91,34 @@ def perturb_windows(
     return tuple(sorted(perturbed)) or ((0, duration),)
 
 
-def _captions(scene: Scene) -> list[Caption]:
+def scene_captions(scene: Scene) -> list[Caption]:
+    """Return the sentences of a scene as captions."""
     return [Caption(float(sentence.start), float(sentence.end), sentence.text) for sentence in scene.sentences]
+
+
+def mark_target_captions(query: SceneQuery, captions: Sequence[Caption], text: TextRow) -> tuple[bool, ...]:
+    """Return whether a query is about each caption of a text row, which has some of `captions`, and padding."""
+    marks = [query.kind == "caption" and query.items[0] in caption.text.split() for caption in captions]
+    return tuple(position >= 0 and marks[position] for position in text.caption_positions.tolist())
 
 
 class SceneDataset:
     """Scenes, all queries about them, and batches of these.
 
     Args:
-      seeds: of the scenes.
+      scenes: what the queries are about.
       stage1_writer, stage2_writer: of the prompts; those of stage 2 have twice the frames.
 
     Attributes:
-      scenes: one for each seed.
+      scenes: as given.
       num_frames: T, the frames of a video in stage 2.
       times: of the frames, float32 (scenes, T), seconds.
       word_indices, positions: int32 and float32 (scenes, T, 2 * LANES), see `frame_words`.
       examples: all queries about all scenes.
     """
 
-    def __init__(self, seeds: Sequence[int], stage1_writer: PromptWriter, stage2_writer: PromptWriter):
-        self.scenes = [make_scene(seed) for seed in seeds]
+    def __init__(self, scenes: Sequence[Scene], stage1_writer: PromptWriter, stage2_writer: PromptWriter):
+        self.scenes = list(scenes)
         self.num_frames = stage2_writer.sizes.frames
         self._stage1_writer, self._stage2_writer = stage1_writer, stage2_writer
         self.times = np.stack([frame_times(scene, self.num_frames) for scene in self.scenes])
@@ -116,11 +128,12 @@ class SceneDataset:
         self.word_indices, self.positions = (
             np.array([[frame[i] for frame in frames] for frames in words_and_positions]) for i in (0, 1)
         )
-        self.examples = [row for number, scene in enumerate(self.scenes) for row in self._make_examples(number, scene)]
+        self.examples = [row for number, scene in enumerate(self.scenes) for row in self.make_examples(number, scene)]
 
-    def _make_examples(self, number: int, scene: Scene) -> list[QueryExample]:
+    def make_examples(self, number: int, scene: Scene) -> Sequence[QueryExample]:
+        """Return all queries about scene `number`."""
         rng = np.random.default_rng([scene.seed, 1])
-        captions = clean_captions(_captions(scene))
+        captions = clean_captions(scene_captions(scene))
         times = self.times[number]
         rows = []
         for query in scene.queries:
@@ -137,11 +150,7 @@ class SceneDataset:
                 true_windows=query.windows,
                 stage1_windows=windows,
             )
-            is_target_caption = [
-                query.kind == "caption" and query.items[0] in caption.text.split() for caption in captions
-            ]
-            positions = stage1_text.caption_positions.tolist()
-            target_mask = tuple(position >= 0 and is_target_caption[position] for position in positions)
+            target_mask = mark_target_captions(query, captions, stage1_text)
             rows.append(QueryExample(number, query, stage1_text, stage2_text, windows, target_mask))
         return rows
 
@@ -170,7 +179,7 @@ class SceneDataset:
             window_mask[i, : len(row.stage1_windows)] = True
             windows[i, : len(row.stage1_windows)] = row.stage1_windows
         speech_mask = [
-            mark_speech_frames(speech_intervals(_captions(scene)), scene.duration, frames) for scene in scenes
+            mark_speech_frames(speech_intervals(scene_captions(scene)), scene.duration, frames) for scene in scenes
         ]
         return Batch(
             frames=np.zeros((count, frames, 1, 1, 3), np.uint8),

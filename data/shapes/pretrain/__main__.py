@@ -26,10 +26,9 @@ from data.shapes.pretrain.pretrain import PretrainConfig, pretrain_base_model
 
 ASSETS = Path(__file__).parents[3] / "calce_jax" / "assets" / "tiny"
 
-OUT = flags.DEFINE_string("out", str(ASSETS / "base.safetensors"), "output file")
+OUT = flags.DEFINE_string("out", str(ASSETS / "pretrained.safetensors"), "output file")
 NUM_SCENES = flags.DEFINE_integer("scenes", PretrainConfig.num_scenes, "number of training scenes")
-VISION_STEPS = flags.DEFINE_integer("seeing_steps", PretrainConfig.vision_steps, "steps of the vision stage")
-TEXT_STEPS_SCALE = flags.DEFINE_float("reading", 1.0, "factor of the steps of the text stage")
+STEPS_SCALE = flags.DEFINE_float("steps", 1.0, "factor of the steps of all stages", lower_bound=0.0)
 
 
 def main(argv: list[str]) -> None:
@@ -37,13 +36,16 @@ def main(argv: list[str]) -> None:
     no_arguments(argv)
     logging.set_verbosity(logging.INFO)
     t5, bert = load_t5(ASSETS / "t5"), load_bert(ASSETS / "bert")
-    pretrain_config = PretrainConfig(
-        num_scenes=NUM_SCENES.value,
-        vision_steps=VISION_STEPS.value,
-        curriculum=tuple(
-            replace(stage, steps=round(stage.steps * TEXT_STEPS_SCALE.value)) for stage in PretrainConfig.curriculum
-        ),
+    scale: float = STEPS_SCALE.value
+    rounds = tuple(
+        replace(
+            part,
+            curriculum=tuple(replace(stage, steps=round(stage.steps * scale)) for stage in part.curriculum),
+            vision_steps=round(part.vision_steps * scale),
+        )
+        for part in PretrainConfig.rounds
     )
+    pretrain_config = PretrainConfig(num_scenes=NUM_SCENES.value, rounds=rounds)
     model, scores = pretrain_base_model(CalceConfig.tiny(len(t5), len(bert), lora=None), t5, bert, pretrain_config)
     logging.info("held out: %s", scores)
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), nnx.state(model, nnx.Param))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,9 @@ from calce_jax.moments.windows import iou, parse_windows
 from calce_jax.text.prompt import decode_answer
 from calce_jax.text.text_tokenizer import TextTokenizer
 from data.shapes.batches import QueryExample, SceneDataset
+from data.shapes.pretrain.lessons import LessonDataset
 from data.shapes.pretrain.pointing_loss import Task
-from data.shapes.pretrain.text_stage import make_labels
+from data.shapes.pretrain.text_stage import FrameTextEmbedder, make_labels, make_text_batch
 
 SELECTION_BATCH_SIZE = 64  # queries of one call of the selection
 
@@ -102,6 +104,41 @@ def evaluate_model(
     all_overlaps = [value for values in overlaps.values() for value in values]
     scores = {f"R1@{threshold}": _recall(all_overlaps, threshold) for threshold in (0.5, 0.7)}
     return scores | {f"R1@0.5 {kind}": _recall(values, 0.5) for kind, values in sorted(overlaps.items())}
+
+
+def evaluate_lessons(
+    model: Calce,
+    embedder: FrameTextEmbedder,
+    t5: TextTokenizer,
+    dataset: LessonDataset,
+    *,
+    prompt_length: int,
+    batch_size: int = 32,
+) -> dict[str, float]:
+    """Return how many greedy answers about frames that are described by words are exact, by lesson, in percent.
+
+    Frames are as far apart as in stage 1 of the demo.
+    """
+    rng, exact = np.random.default_rng(0), {}
+    for first in range(0, len(dataset.examples) - batch_size + 1, batch_size):
+        rows: list[Any] = dataset.examples[first : first + batch_size]
+        words, positions, task = make_text_batch(rng, dataset, rows, "sparse", dataset.num_frames // 2)
+        ids = jax.device_get(
+            _answer_lesson(model, embedder, (jnp.asarray(words), jnp.asarray(positions)), task, prompt_length)
+        )
+        for row, found, labels in zip(rows, ids, task.batch.labels, strict=True):
+            is_exact = decode_answer(t5, found) == decode_answer(t5, labels)
+            exact.setdefault(row.lesson, []).append(is_exact)
+    return {lesson: round(100 * float(np.mean(values)), 1) for lesson, values in sorted(exact.items())}
+
+
+@partial(nnx.jit, static_argnums=4)
+def _answer_lesson(
+    model: Calce, embedder: FrameTextEmbedder, words: tuple[Array, Array], task: Task, prompt_length: int
+) -> Array:
+    frames = embedder.embed_frames(model, *words)
+    x, mask = model.assemble_prompt(frames, task.batch, task.prompt_selection, prompt_length)
+    return beam_search(model.t5, model.t5.encode(x, mask), mask, num_beams=1, max_length=32).tokens[:, 0]
 
 
 @partial(nnx.jit, static_argnums=3)

@@ -40,7 +40,7 @@ class Task:
 class PointingHead(nnx.Module):
     """Classifies encoder outputs.
 
-    At the time token of a frame: whether the answer contains the frame, begins there, or ends there. At its query
+    At the time token of a frame: whether the answer contains the frame, begins there, or has just ended. At its query
     tokens: whether they show the item of the query.
     """
 
@@ -76,13 +76,12 @@ class PointingHead(nnx.Module):
 
 
 def window_boundary_labels(batch: Batch, plan: FramePlan, labels: Labels) -> Bool[Array, "B S 3"]:
-    """Return which slots are in a true window, which begin one, and which end one."""
+    """Return which slots are in a true window, which begin one, and which are the first after one."""
     seconds = jnp.take_along_axis(batch.times, plan.frame_index, axis=1)[:, :, None]
     within = (labels.windows[:, None, :, 0] <= seconds) & (seconds < labels.windows[:, None, :, 1])
     within = within.any(axis=-1) & plan.slot_mask
     before = jnp.pad(within[:, :-1], ((0, 0), (1, 0)))
-    after = jnp.pad(within[:, 1:], ((0, 0), (0, 1)))
-    return jnp.stack([within, within & ~before, within & ~after], axis=-1)
+    return jnp.stack([within, within & ~before, before & ~within & plan.slot_mask], axis=-1)
 
 
 def masked_sigmoid_loss(

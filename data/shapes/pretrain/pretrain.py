@@ -1,6 +1,6 @@
 """Pretrain the tiny base model, which is to the tiny model what BLIP-2 and Flan-T5 are to the full one.
 
-    text stage     T5 learns to answer queries about scenes that are described to it in words.
+    text stage     T5 learns its lessons (`lessons.py`) about scenes that are described to it in words.
     vision stage   ViT and Q-Former learn to encode frames as those words; the Q-Former's text branch learns which
                    captions a query is about.
 
@@ -8,6 +8,7 @@ The base model has never answered a query about a frame: the two stages of CALCE
 weights are all made from seeds, without data from elsewhere.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,46 +19,82 @@ from calce_jax.models.calce import Calce, CalceConfig, SelectionConfig
 from calce_jax.text.prompt import PromptWriter, TextSizes
 from calce_jax.text.text_tokenizer import TextTokenizer
 from data.shapes.batches import SceneDataset
-from data.shapes.pretrain.evaluate import encode_scenes, evaluate_model
+from data.shapes.pretrain.evaluate import encode_scenes, evaluate_lessons, evaluate_model
+from data.shapes.pretrain.lessons import FIRST_SHARES, LAST_SHARES, Lesson, LessonDataset
 from data.shapes.pretrain.pointing_loss import PointingHead
-from data.shapes.pretrain.text_stage import CurriculumStage, FrameTextEmbedder, init_text_stage, train_text_stage
+from data.shapes.pretrain.text_stage import (
+    CurriculumStage,
+    FrameTextEmbedder,
+    Layout,
+    init_text_stage,
+    train_text_stage,
+)
 from data.shapes.pretrain.vision_stage import train_vision_stage, word_accuracy
-from data.shapes.scene import COLOURS, SHAPES
+from data.shapes.scene import COLOURS, LONG, PLAIN, SHAPES, SHORT, Scene, make_scene
 
 # Seeds of datasets are smaller, see `data.shapes.write.scene_seed`.
 FIRST_TRAIN_SEED, FIRST_HELD_OUT_SEED = 10_000_000, 90_000_000
 
 
+LAYOUTS: tuple[Layout, ...] = ("dense", "sparse", "stage2", "sparse")
+
+
+@dataclass(frozen=True)
+class PretrainRound:
+    """A text stage and a vision stage.
+
+    Fields:
+      curriculum, shares: of the text stage: how many frames, and of each lesson its share.
+      vision_steps: of the vision stage.
+      text_learning_rate, vision_learning_rate: peaks.
+    """
+
+    curriculum: tuple[CurriculumStage, ...]
+    shares: Mapping[Lesson, float]
+    vision_steps: int
+    text_learning_rate: float
+    vision_learning_rate: float
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Sizes and learning rates of both stages.
+    """Sizes and learning rates.
 
     Fields:
       num_scenes, num_held_out: number of training scenes, and of scenes for evaluation.
-      curriculum: of the text stage.
+      rounds: one after the other, each with a pointing head of its own.
       text_batch_size: queries.
-      text_learning_rate, vision_learning_rate: peaks.
       vision_batch_size, caption_batch_size: frames, and queries whose captions are compared.
-      stage2_every: one in so many text batches has the prompts of stage 2.
       frames: of a video in stage 2, twice those of stage 1.
       prompt_length: of the evaluation, tokens.
     """
 
     num_scenes: int = 3000
     num_held_out: int = 60
-    curriculum: tuple[CurriculumStage, ...] = (
-        CurriculumStage(1, 150, 72),
-        CurriculumStage(3, 150, 72),
-        CurriculumStage(8, 200, 112),
-        CurriculumStage(20, 2500, 160),
+    rounds: tuple[PretrainRound, ...] = (
+        PretrainRound(
+            curriculum=(
+                CurriculumStage(1, 150, 72),
+                CurriculumStage(3, 150, 72),
+                CurriculumStage(8, 200, 112),
+                CurriculumStage(20, 4500, 160, LAYOUTS),
+            ),
+            shares=FIRST_SHARES,
+            vision_steps=700,
+            text_learning_rate=3e-3,
+            vision_learning_rate=2e-3,
+        ),
+        PretrainRound(
+            curriculum=(CurriculumStage(20, 1400, 160, LAYOUTS),),
+            shares=LAST_SHARES,
+            vision_steps=220,
+            text_learning_rate=1.5e-3,
+            vision_learning_rate=1e-3,
+        ),
     )
     text_batch_size: int = 32
-    text_learning_rate: float = 3e-3
-    vision_steps: int = 800
     vision_batch_size: int = 128
     caption_batch_size: int = 16
-    vision_learning_rate: float = 2e-3
-    stage2_every: int = 3
     frames: int = 40
     prompt_length: int = 208
     seed: int = 0
@@ -75,48 +112,60 @@ def pretrain_base_model(
     """Return the pretrained model and its held-out scores, {"stage 1": {metric: percent}, "stage 2": ...}."""
     model = Calce(config, rngs=nnx.Rngs(pretrain_config.seed))
     embedder = FrameTextEmbedder(config.t5.width, word_token_ids(t5), rngs=nnx.Rngs(pretrain_config.seed + 1))
-    pointing_head = PointingHead(config.t5, rngs=nnx.Rngs(pretrain_config.seed + 2))
-    writers = (
-        PromptWriter(t5, bert, TextSizes(pretrain_config.frames // 2, 8, 24, 320, 32), stage=1),
-        PromptWriter(t5, bert, TextSizes(pretrain_config.frames, 8, 24, 320, 32), stage=2),
+    sizes = (
+        TextSizes(pretrain_config.frames // 2, 8, 24, 320, 32),
+        TextSizes(pretrain_config.frames, 8, 24, 320, 32),
     )
-    train_dataset, held_out_dataset = (
-        SceneDataset(range(first, first + count), *writers)
-        for first, count in (
-            (FIRST_TRAIN_SEED, pretrain_config.num_scenes),
-            (FIRST_HELD_OUT_SEED, pretrain_config.num_held_out),
-        )
+    scenes = draw_scenes(FIRST_TRAIN_SEED, pretrain_config.num_scenes)
+    lessons = LessonDataset(scenes, t5, bert, sizes)
+    held_out_scenes = [make_scene(FIRST_HELD_OUT_SEED + number) for number in range(pretrain_config.num_held_out)]
+    held_out_lessons = LessonDataset(held_out_scenes, t5, bert, sizes)
+    held_out_dataset = SceneDataset(
+        held_out_scenes, PromptWriter(t5, bert, sizes[0], stage=1), PromptWriter(t5, bert, sizes[1], stage=2)
     )
     init_text_stage(model)
-    train_text_stage(
-        model,
-        embedder,
-        pointing_head,
-        train_dataset,
-        curriculum=pretrain_config.curriculum,
-        batch_size=pretrain_config.text_batch_size,
-        peak_learning_rate=pretrain_config.text_learning_rate,
-        stage2_every=pretrain_config.stage2_every,
-        seed=pretrain_config.seed + 3,
-    )
-    train_vision_stage(
-        model,
-        embedder,
-        train_dataset,
-        SELECTIONS[1],
-        steps=pretrain_config.vision_steps,
-        batch_size=pretrain_config.vision_batch_size,
-        caption_batch_size=pretrain_config.caption_batch_size,
-        peak_learning_rate=pretrain_config.vision_learning_rate,
-        seed=pretrain_config.seed + 4,
-    )
+    lesson_scores: dict[str, float] = {}
+    for number, part in enumerate(pretrain_config.rounds):
+        seed = pretrain_config.seed + 10 * number
+        train_text_stage(
+            model,
+            embedder,
+            PointingHead(config.t5, rngs=nnx.Rngs(seed + 2)),
+            lessons,
+            curriculum=part.curriculum,
+            shares=part.shares,
+            batch_size=pretrain_config.text_batch_size,
+            peak_learning_rate=part.text_learning_rate,
+            seed=seed + 3,
+        )
+        lesson_scores = evaluate_lessons(
+            model, embedder, t5, held_out_lessons, prompt_length=part.curriculum[-1].length
+        )
+        logging.info("held-out lessons: %s", lesson_scores)
+        train_vision_stage(
+            model,
+            embedder,
+            lessons,
+            SELECTIONS[1],
+            steps=part.vision_steps,
+            batch_size=pretrain_config.vision_batch_size,
+            caption_batch_size=pretrain_config.caption_batch_size,
+            peak_learning_rate=part.vision_learning_rate,
+            seed=seed + 4,
+        )
     logging.info("accuracy of words of held-out frames: %.1f %%", word_accuracy(model, embedder, held_out_dataset))
     encoded = encode_scenes(model, held_out_dataset, SELECTIONS)
     length = pretrain_config.prompt_length
-    return model, {
+    return model, {"lessons": lesson_scores} | {
         f"stage {stage}": evaluate_model(model, t5, held_out_dataset, encoded, stage=stage, prompt_length=length)
         for stage in (1, 2)
     }
+
+
+def draw_scenes(first_seed: int, count: int) -> list[Scene]:
+    """Return scenes of all lengths: Flan-T5 knows more numbers than a video of 40 s has seconds."""
+    styles = (PLAIN, PLAIN, SHORT, PLAIN, PLAIN, LONG)
+    return [make_scene(first_seed + number, styles[number % len(styles)]) for number in range(count)]
 
 
 def word_token_ids(t5: TextTokenizer) -> tuple[int, ...]:

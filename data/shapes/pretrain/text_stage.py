@@ -1,4 +1,4 @@
-"""The text stage: T5 learns to answer queries about frames that are described by words.
+"""The text stage: T5 learns its lessons (`data.shapes.pretrain.lessons`) about frames that are described by words.
 
 The four query tokens of a key frame are replaced by the embeddings of colour, shape, colour, shape of its two lanes,
 with the position of a shape added; the single token of a compressed frame, by their weighted sum. So T5 learns to find
@@ -8,9 +8,9 @@ With twenty frames from the start, nothing was learnt in 1,300 steps. The curric
 attention is initialised to attend to equal tokens; then a few hundred steps are enough.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,18 +22,29 @@ from calce_jax.models.keyframes.plan import FramePlan
 from calce_jax.models.prompt_packing import CaptionSelection
 from data.shapes.batches import QueryExample, SceneDataset
 from data.shapes.pretrain.fit import fit
+from data.shapes.pretrain.lessons import Lesson, LessonDataset, LessonExample, described_slot
 from data.shapes.pretrain.pointing_loss import Labels, PointingHead, Task, prompt_loss
 
+Layout = Literal["dense", "sparse", "stage2"]
 KEYFRAME_FRACTION = 0.4  # of the frames of a prompt, drawn at random
 
 
 @dataclass(frozen=True)
 class CurriculumStage:
-    """A part of the text stage: frames of a prompt, number of steps, length of the prompts in tokens."""
+    """A part of the text stage.
+
+    Fields:
+      frames: of a prompt.
+      steps: batches.
+      length: of the prompts, tokens.
+      layouts: how frames are drawn, in turn: "dense" consecutive ones of stage 1; "sparse" half as many, twice as far
+        apart, of the whole video; "stage2" any of stage 2, with its prompts.
+    """
 
     frames: int
     steps: int
     length: int
+    layouts: tuple[Layout, ...] = ("dense",)
 
 
 class FrameTextEmbedder(nnx.Module):
@@ -80,24 +91,25 @@ def train_text_stage(
     model: Calce,
     embedder: FrameTextEmbedder,
     pointing_head: PointingHead,
-    dataset: SceneDataset,
+    dataset: LessonDataset,
     *,
     curriculum: Sequence[CurriculumStage],
+    shares: Mapping[Lesson, float],
     batch_size: int,
     peak_learning_rate: float,
-    stage2_every: int,
     seed: int,
 ) -> None:
-    """Train T5 in place. One in `stage2_every` batches with all frames has the prompts of stage 2."""
+    """Train T5 in place; of each lesson a batch has its share."""
     rng = np.random.default_rng(seed)
     length_by_frames = {stage.frames: stage.length for stage in curriculum}
+    # A sparse prompt has half the frames.
+    length_by_frames |= {stage.frames // 2: stage.length for stage in curriculum if "sparse" in stage.layouts}
 
     def batches() -> Iterator[tuple[Any, ...]]:
         for stage in curriculum:
             for step in range(stage.steps):
-                is_stage2 = stage.frames * 2 == dataset.num_frames and step % stage2_every == stage2_every - 1
-                rows = [dataset.examples[i] for i in rng.integers(len(dataset.examples), size=batch_size)]
-                yield make_text_batch(rng, dataset, rows, 2 if is_stage2 else 1, stage.frames)
+                layout = stage.layouts[step % len(stage.layouts)]
+                yield make_text_batch(rng, dataset, dataset.draw(rng, batch_size, shares), layout, stage.frames)
 
     def loss(modules: Any, batch: tuple[Any, ...]) -> Float[Array, ""]:
         model, embedder, pointing_head = modules["model"], modules["embedder"], modules["pointing_head"]
@@ -118,12 +130,15 @@ def train_text_stage(
 
 
 def make_text_batch(
-    rng: np.random.Generator, dataset: SceneDataset, rows: list[QueryExample], stage: int, num_frames: int
+    rng: np.random.Generator, dataset: LessonDataset, rows: list[LessonExample], layout: Layout, num_frames: int
 ) -> tuple[np.ndarray, np.ndarray, Task]:
     """Return word indices (int32, B S 4) and positions (float32, B S 4) of the frames of each prompt, and the task."""
-    step = 2 if stage == 1 else 1
-    index = np.stack([_sample_frames(rng, dataset, row, stage, num_frames) for row in rows])
+    stage, step = (2, 1) if layout == "stage2" else (1, 2)
+    index = np.stack([_sample_frames(rng, dataset, row, layout, num_frames) for row in rows])
     is_keyframe = rng.random(index.shape) < KEYFRAME_FRACTION
+    for keyframe_mask, row, frames in zip(is_keyframe, rows, index * step, strict=True):
+        if (slot := described_slot(row, frames)) is not None:
+            keyframe_mask[slot] = True
     scene_and_frame = (np.array([row.scene_index for row in rows])[:, None], index * step)
     plan = FramePlan(
         frame_index=index,
@@ -142,32 +157,47 @@ def make_text_batch(
     prompt_selection = PromptSelection(
         frame_plan=plan, caption_selection=caption_selection, prompt_lengths=np.zeros(len(rows), np.int32)
     )
+    answers = [dataset.answer(row, frames * step) for row, frames in zip(rows, index, strict=True)]
+    labels = np.stack([dataset.answers.labels(text) for text in answers])
+    batch = replace(dataset.make_batch(rows, stage), labels=labels)
     return (
         dataset.word_indices[scene_and_frame],
         dataset.positions[scene_and_frame],
-        Task(dataset.make_batch(rows, stage), prompt_selection, make_labels(dataset, rows, stage)),
+        Task(batch, prompt_selection, make_labels(dataset, rows, stage)),
     )
 
 
-def make_labels(dataset: SceneDataset, rows: list[QueryExample], stage: int) -> Labels:
+def make_labels(dataset: SceneDataset, rows: Sequence[QueryExample], stage: int) -> Labels:
     """Return the targets of rows."""
-    windows = np.full((len(rows), max(len(row.query.windows) for row in dataset.examples), 2), -1, np.float32)
+    windows = np.full((len(rows), max(len(row.windows) for row in dataset.examples), 2), -1, np.float32)
     for i, row in enumerate(rows):
-        windows[i, : len(row.query.windows)] = row.query.windows
+        windows[i, : len(row.windows)] = row.windows
     return Labels(
         windows=windows, lane_mask=np.stack([dataset.lane_mask(row) for row in rows])[:, :: 2 if stage == 1 else 1]
     )
 
 
 def _sample_frames(
-    rng: np.random.Generator, dataset: SceneDataset, row: QueryExample, stage: int, num_frames: int
+    rng: np.random.Generator, dataset: LessonDataset, row: LessonExample, layout: Layout, num_frames: int
 ) -> np.ndarray:
-    """Return frame numbers, ascending: consecutive frames around a border of the answer in stage 1, any in stage 2."""
-    if stage == 2:
-        return np.sort(rng.permutation(dataset.num_frames)[:num_frames]).astype(np.int32)
+    """Return frame numbers, ascending; dense ones are around a border of the answer.
+
+    The frame that `describe` asks about is among them.
+    """
+    if layout == "sparse":
+        offset = int(rng.integers(2)) if row.target_frame is None else row.target_frame // 2 % 2
+        return np.arange(offset, dataset.num_frames // 2, 2, dtype=np.int32)
+    if layout == "stage2":
+        others = [frame for frame in rng.permutation(dataset.num_frames) if frame != row.target_frame]
+        kept = others[:num_frames] if row.target_frame is None else [row.target_frame, *others[: num_frames - 1]]
+        return np.sort(kept).astype(np.int32)
     seconds = dataset.times[row.scene_index][::2]
-    within = np.array([any(start <= at < end for start, end in row.query.windows) for at in seconds])
-    borders = np.flatnonzero(np.diff(within.astype(int)))
-    middle = int(rng.choice(borders)) + 1 if len(borders) else int(rng.integers(len(within)))
-    first = min(max(middle - int(rng.integers(num_frames + 1)), 0), len(within) - num_frames)
+    if row.target_frame is not None:
+        middle, latest = row.target_frame // 2, num_frames - 1
+    else:
+        within = np.array([any(start <= at < end for start, end in row.windows) for at in seconds])
+        borders = np.flatnonzero(np.diff(within.astype(int)))
+        middle = int(rng.choice(borders)) + 1 if len(borders) else int(rng.integers(len(within)))
+        latest = num_frames
+    first = min(max(middle - int(rng.integers(latest + 1)), 0), len(seconds) - num_frames)
     return np.arange(first, first + num_frames, dtype=np.int32)
