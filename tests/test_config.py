@@ -84,7 +84,7 @@ def changed(**fields):
         ({"mesh": "tpus"}, "config.mesh: must be one of 'single', .*, got 'tpus'"),
         ({"text__buckets": [512, 256]}, r"config.text.buckets: must be ascending lengths >= 1, got \(512, 256\)"),
         ({"text__buckets": [1.5]}, r"config.text.buckets: must be a tuple of ints, got \(1.5,\)"),
-        ({"schedule__floor": 1.0}, "config.schedule.floor: must be <= config.schedule.peak=0.0003, got 1.0"),
+        ({"schedule__floor": 1.0}, "config.schedule.floor: must be <= config.schedule.peak=0.003, got 1.0"),
         ({"keyframes__clusters": 21}, "config.keyframes.clusters: must be <= config.data.frames=10, got 21"),
         ({"keyframes__filter_dilation": 1}, "config.keyframes.filter_dilation: must be 0 in stage 1, got 1"),
         ({"data__negatives": 0.6}, r"config.data.negatives: must be a float in \[0, 0.5\], got 0.6"),

@@ -103,7 +103,7 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
     (tmp_path / "checkpoints/1").mkdir(parents=True)
     init_workdir(tmp_path, dataclasses.replace(config, loop=dataclasses.replace(config.loop, log_every=9)))
     with pytest.raises(
-        ConfigError, match=r"another config(.|\n)*  lora.rank: 8 there, 4 here\n  seed: 42 there, 1 here"
+        ConfigError, match=r"another config(.|\n)*  lora.rank: 32 there, 4 here\n  seed: 42 there, 1 here"
     ):
         init_workdir(tmp_path, dataclasses.replace(config, seed=1, lora=dataclasses.replace(config.lora, rank=4)))
     (tmp_path / "config.json").write_text("{")
@@ -134,7 +134,7 @@ def test_the_record_names_the_base_weights_and_the_code(tmp_path):
     record = json.loads(json.dumps(checkpoint_metadata(config, resolve_init(tmp_path, base=str(base)), {})))
     assert record["base"]["file"] == str(base)
     assert len(record["base"]["sha256"]) == 64
-    assert record["lora"] == {"rank": 8, "alpha": 8.0}
+    assert record["lora"] == {"rank": 32, "alpha": 32.0}
     assert record["start"] == {"kind": "base", "path": str(base)}
     assert record["trained_with_items"] is True
     bare = {"train": {"queries": 8, "videos": 8, "without_items": 8, "sha256": "ab"}}

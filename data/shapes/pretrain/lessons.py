@@ -106,7 +106,8 @@ class LessonDataset(SceneDataset):
             lesson: tuple(LessonWriter(t5, bert, size, lesson) for size in sizes) for lesson in QUESTIONS
         }
         super().__init__(scenes, *self._writers["find"])
-        self._rows = {lesson: [row for row in self.examples if row.lesson == lesson] for lesson in QUESTIONS}
+        lessons = [row for row in self.examples if isinstance(row, LessonExample)]
+        self._rows = {lesson: [row for row in lessons if row.lesson == lesson] for lesson in QUESTIONS}
 
     def draw(self, rng: np.random.Generator, count: int, shares: Mapping[Lesson, float]) -> list[LessonExample]:
         """Return random rows, of each lesson its share."""
