@@ -8,11 +8,11 @@ import os
 import sys
 from pathlib import Path
 
-# Before jax is imported: a power of two of simulated devices, up to one for every two cores, so that the cores share a
-# batch; on two cores one device takes 0.16 s a step and two take 0.19, and need a third more time to compile. And
-# programs that are optimised less: on a CPU they compile in two thirds of the time, and run as fast. Both have no
+# Before jax is imported: a power of two of simulated devices, up to one for each core, so that the cores share a batch.
+# And programs that are optimised less: on a CPU they compile in two thirds of the time, and run as fast. Both have no
 # effect on accelerators.
-DEVICES = 1 << (min((os.cpu_count() or 1) // 2, 8) or 1).bit_length() - 1
+CORES = min(os.cpu_count() or 1, 8)
+DEVICES = 1 << (CORES.bit_length() - 1)
 os.environ.setdefault(
     "XLA_FLAGS", f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=1"
 )
