@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from absl import flags
 
+from benchmarks.aot import parts
 from benchmarks.aot.hlo import parse_hlo
 from benchmarks.aot.parts import table
 from benchmarks.aot.roofline import LINK_BYTES_PER_S, MEMORY_BYTES_PER_S, PEAK_FLOP_PER_S, operations
+from benchmarks.aot.targets import MissingCompilerError
 
 # A loop over five blocks, whose weights are gathered in each, beside products of which one has an adapter.
 PROGRAM = """HloModule jit_step, is_scheduled=true
@@ -120,6 +123,16 @@ def test_the_table_has_a_line_for_each_part_and_says_what_waits():
     assert (
         f"* t5_encoder: 5 all-gather, {received / 1e9:.2f} GB, {1e3 * received / LINK_BYTES_PER_S:.1f} ms" in lines[-1]
     )
+
+
+def test_a_missing_compiler_is_one_line(monkeypatch):
+    def compile_case(case, config):
+        raise MissingCompilerError(f"{case.target}: jax_plugins.xla_cuda12 is not installed; run `make aot`")
+
+    monkeypatch.setattr(parts, "compile_case", compile_case)
+    flags.FLAGS(["parts"])
+    with pytest.raises(SystemExit, match=r"^a100x4: jax_plugins.xla_cuda12 is not installed; run `make aot`$"):
+        parts.main(["parts"])
 
 
 def test_a_text_that_is_no_program_is_refused():

@@ -16,6 +16,7 @@ from benchmarks.aot.hlo import parse_hlo
 from benchmarks.aot.measure import compile_case
 from benchmarks.aot.programs import PROGRAMS
 from benchmarks.aot.roofline import LINK_BYTES_PER_S, OTHER, PARTS, PEAK_FLOP_PER_S, Operation, operations
+from benchmarks.aot.targets import MissingCompilerError
 from calce_jax.presets.runs import get_preset
 
 # Unlike the targets of `benchmarks.aot`, at the compiler's usual effort.
@@ -33,7 +34,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown argument: {argv[1]}")
     for run in RUN.value:
         for name in PROGRAM.value:
-            program, _, compiled, _ = compile_case(CompileCase(TARGET, run, name, 0), get_preset(run))
+            try:
+                program, _, compiled, _ = compile_case(CompileCase(TARGET, run, name, 0), get_preset(run))
+            except MissingCompilerError as error:
+                raise SystemExit(str(error)) from error
             found = operations(parse_hlo(compiled.as_text()), while_trip_count=program.decoding_steps)
             print("\n".join([f"\n{run} {name}\n", *table(found)]), flush=True)
 
