@@ -63,7 +63,7 @@ def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) 
         remedy.
     """
     start_time = monotonic()
-    _check_reads_features(out)
+    _check_version(out)
     with log_step("1 of 7: videos"):
         write_shapes(out / "shapes", dict(videos or VIDEOS_PER_SPLIT), seed)
     splits = read_splits([str(out / "shapes" / f"{split}.jsonl") for split in ("train", "val", "test")])
@@ -95,16 +95,20 @@ def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) 
     return results
 
 
-def _check_reads_features(out: Path) -> None:
-    """Check that runs in `out` read stored features; those of earlier versions read frames, and cannot be continued.
+def _check_version(out: Path) -> None:
+    """Check that runs in `out` can be continued: those of earlier versions read frames, or had another base model.
 
     Raises:
-      UserError: a run reads frames.
+      UserError: a run is of an earlier version.
     """
-    for workdir in (out / "stage1", out / "stage2"):
-        if (workdir / "config.json").is_file() and not read_config(workdir).data.features:
+    for stage in (1, 2):
+        workdir, config = out / f"stage{stage}", stage_config(out, stage)
+        if not (workdir / "config.json").is_file():
+            continue
+        saved = read_config(workdir)
+        if not saved.data.features or (saved.weights.base, saved.lora) != (config.weights.base, config.lora):
             raise UserError(
-                f"{workdir}: a run of an earlier version of the demo, which read frames and no features",
+                f"{workdir}: a run of an earlier version of the demo, from another base model or without features",
                 f"remove {out}, or choose another --out",
             )
 

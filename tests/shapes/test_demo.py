@@ -17,6 +17,7 @@ from calce_jax.inference.trained_run import load_trained_model
 from calce_jax.input_pipeline.dataset import open_dataset
 from calce_jax.input_pipeline.example import Query
 from calce_jax.moments.predictions import Prediction, read_predictions
+from calce_jax.presets.datasets import TINY_BASE
 from calce_jax.search.inputs import load_captions
 from calce_jax.search.load_searcher import open_stages
 from calce_jax.search.paths import SearchError
@@ -182,11 +183,16 @@ def test_the_demo_scores_each_model_on_what_it_was_given(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_demo_that_read_frames_is_refused_before_anything_is_made(tmp_path, stage):
+@pytest.mark.parametrize("changed", ["features", "base", "adapters"])
+def test_a_demo_of_an_earlier_version_is_refused_before_anything_is_made(tmp_path, stage, changed):
     config = demo.stage_config(tmp_path, stage)
     (tmp_path / f"stage{stage}").mkdir()
-    earlier = to_dict(replace(config, data=replace(config.data, features="")))
-    (tmp_path / f"stage{stage}/config.json").write_text(json.dumps(earlier))
+    earlier = {
+        "features": replace(config, data=replace(config.data, features="")),
+        "base": replace(config, weights=replace(config.weights, base=TINY_BASE)),
+        "adapters": replace(config, lora=replace(config.lora, rank=8)),
+    }[changed]
+    (tmp_path / f"stage{stage}/config.json").write_text(json.dumps(to_dict(earlier)))
     with pytest.raises(UserError, match=rf"stage{stage}: a run of an earlier version.*; remove {tmp_path}, or choose"):
         demo.run_demo(tmp_path, {"val": 2})
     assert [path.name for path in tmp_path.iterdir()] == [f"stage{stage}"]
