@@ -17,6 +17,13 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {
     "text.t5_tokenizer": {"data/tokenizers/tiny_t5": "calce_jax/assets/tiny/t5"},
     "text.bert_tokenizer": {"data/tokenizers/tiny_bert": "calce_jax/assets/tiny/bert"},
 }
+# Fields newer than the first release that presets of today set to another value than their default.
+SET_BY_NEWER_PRESETS = (
+    "data.group",
+    "data.window_grid",
+    "generation.saliency",
+    "generation.window_source",
+)
 # SHA-256 of files of weights before -> now: the same tensors.
 SAME_WEIGHTS = {
     # The packaged base weights, before their header had checksums.

@@ -239,13 +239,26 @@ def test_a_workdir_of_an_earlier_version_keeps_the_values_of_newer_fields(tmp_pa
     assert resumed_config(today, tmp_path) == today  # nothing was trained there
     (tmp_path / "checkpoints/1").mkdir(parents=True)
     assert resumed_config(today, tmp_path) == then
-    kept = "data.window_grid=1, generation.window_source=best_beam, generation.saliency=False"
+    kept = "data.window_grid=1, generation.saliency=False, generation.window_source=best_beam"
     assert capsys.readouterr().err == f"{tmp_path} is of an earlier version and keeps {kept}\n"
+    # Every start after the first keeps them too.
     init_workdir(tmp_path, then)
-    # Now its config.json has them.
-    assert resumed_config(today, tmp_path) == today
-    with pytest.raises(ConfigError, match=r"generation.saliency: False there, True here"):
-        init_workdir(tmp_path, today)
+    assert resumed_config(today, tmp_path) == read_config(tmp_path) == then
+    assert kept in capsys.readouterr().err
+    # What a preset does not set was asked for.
+    asked = dataclasses.replace(today, data=dataclasses.replace(today.data, negatives=0.1))
+    with pytest.raises(ConfigError, match=r"another config.*\n  data.negatives: 0.0 there, 0.1 here$"):
+        init_workdir(tmp_path, resumed_config(asked, tmp_path))
+
+
+@pytest.mark.parametrize("damaged", [None, [], {"epochs": None}, {"epochs": "20"}, {"epochs": -1}, {"epochs": True}])
+def test_a_schedule_that_is_damaged_is_another_config(tmp_path, damaged):
+    config = validate(get_config("shapes,stage=1").to_dict())
+    saved = json.loads(json.dumps(get_config("shapes,stage=1").to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"schedule": damaged}))
+    (tmp_path / "checkpoints/100").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="another config"):
+        init_workdir(tmp_path, config, steps_per_epoch=10)
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,11 @@ class Instruction:
         start = self.attributes.find("backend_config=")
         if start < 0:
             return {}
-        value, _ = json.JSONDecoder().raw_decode(self.attributes[start + len("backend_config=") :])
-        return value
+        try:
+            value, _ = json.JSONDecoder().raw_decode(self.attributes[start + len("backend_config=") :])
+        except json.JSONDecodeError:  # of a custom call that has a notation of its own
+            return {}
+        return value if isinstance(value, dict) else {}
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def gather_params(params: Tree) -> Tree:
     inside `jax.shard_map`, and where `fsdp` has one device, it does nothing.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.manual_axes or mesh.shape["fsdp"] == 1:
+    if mesh.empty or mesh.manual_axes or mesh.shape.get("fsdp", 1) == 1:
         return params
     specs = jax.tree.map(
         lambda sharding: P(*(None if axis == "fsdp" else axis for axis in sharding.spec)),

@@ -12,7 +12,7 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
     """Return the scalars of a run by name and step, in the order of steps.
 
     What an interrupted process wrote after the checkpoint that was resumed is left out, as TensorBoard does; so is a
-    record that a process did not finish.
+    record that a process did not finish, and what follows a damaged one in its file. Checksums are not compared.
 
     Args:
       folder: the run's workdir; without event files nothing is returned.
@@ -20,13 +20,17 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
     Raises:
       OSError: a file cannot be read.
     """
+    from google.protobuf.message import DecodeError  # noqa: PLC0415
     from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415  # pyright: ignore
 
     scalars: dict[str, dict[int, float]] = {}
     # Names begin with the second.
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for record in _records(path.read_bytes()):
-            event = Event.FromString(record)
+            try:
+                event = Event.FromString(record)
+            except DecodeError:
+                break
             if event.session_log.status == SessionLog.START:
                 scalars = {
                     name: {step: value for step, value in points.items() if step < event.step}

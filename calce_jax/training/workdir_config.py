@@ -10,38 +10,34 @@ from calce_jax.config import (
     diff,
     field_defaults,
     flatten,
-    is_ignored_on_resume,
     read_config_json,
     to_dict,
     validate,
 )
+from calce_jax.config_compat import SET_BY_NEWER_PRESETS
 from calce_jax.distributed.multihost import is_primary
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.training.console import print_lines
 
 
 def resumed_config(config: RunConfig, workdir: Path) -> RunConfig:
-    """Return the config with which a run goes on: fields newer than its config.json keep the values it had.
+    """Return the config with which a run goes on.
 
-    Those are the defaults of the fields, which a preset of today may set otherwise. They are printed. The config of a
-    workdir without a checkpoint is returned as it is.
+    Fields that are newer than its config.json and that presets of today set (`SET_BY_NEWER_PRESETS`) keep the values it
+    had, their defaults; they are printed. The config of a workdir without a checkpoint is returned as it is.
 
     Raises:
       ConfigError: config.json is damaged.
     """
     if not (workdir / "config.json").exists() or not checkpoint_steps(workdir):
         return config
-    saved, values = dict(flatten(read_config_json(workdir))), to_dict(config)
-    current, kept = dict(flatten(values)), []
-    for name, default in field_defaults().items():
-        if name in saved or is_ignored_on_resume(name) or current[name] == default:
-            continue
-        *groups, field = name.split(".")
-        group = values
-        for part in groups:
-            group = group[part]
-        group[field] = default
-        kept.append(f"{name}={default}")
+    saved, values, defaults = dict(flatten(read_config_json(workdir))), to_dict(config), field_defaults()
+    kept = []
+    for name in SET_BY_NEWER_PRESETS:
+        group, field = name.split(".")
+        if name not in saved and values[group][field] != defaults[name]:
+            values[group][field] = defaults[name]
+            kept.append(f"{name}={defaults[name]}")
     if kept:
         print_lines([f"{workdir} is of an earlier version and keeps {', '.join(kept)}"])
     return validate(values)
@@ -69,14 +65,20 @@ def init_workdir(workdir: Path, config: RunConfig, steps_per_epoch: int = 0) -> 
     current = to_dict(config)
     if steps:
         saved = read_config_json(workdir)
-        epochs = saved.get("schedule", {}).get("epochs", config.schedule.epochs)
-        if steps_per_epoch and steps[-1] >= epochs * steps_per_epoch and config.schedule.epochs > epochs:
+        present = dict(flatten(saved))
+        epochs = present.get("schedule.epochs")
+        if type(epochs) is int and 0 < epochs < config.schedule.epochs and 0 < epochs * steps_per_epoch <= steps[-1]:
             saved["schedule"]["epochs"] = config.schedule.epochs
             print_lines([f"{workdir} was finished after {epochs} epochs and goes on to {config.schedule.epochs}"])
-    if steps and (mismatches := diff(saved, current)):
-        raise ConfigError(
-            f"the workdir {workdir} belongs to another config",
-            "choose another --workdir, or the values it was made with:\n  " + "\n  ".join(mismatches),
-        )
+        if mismatches := diff(saved, current):
+            raise ConfigError(
+                f"the workdir {workdir} belongs to another config",
+                "choose another --workdir, or the values it was made with:\n  " + "\n  ".join(mismatches),
+            )
+        # Fields that `resumed_config` keeps stay out, so that it finds them missing at the next start too.
+        for name in SET_BY_NEWER_PRESETS:
+            group, field = name.split(".")
+            if name not in present:
+                del current[group][field]
     if is_primary():
         write_atomic(path, json.dumps(current, indent=2) + "\n")

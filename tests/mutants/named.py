@@ -370,7 +370,7 @@ NAMED = (
     ),
     Mutant(
         "calce_jax/training/workdir_config.py",
-        "        group[field] = default\n",
+        "            values[group][field] = defaults[name]\n",
         "",
         "newer fields of an old workdir take today's values",
         noticed_by=("tests/test_config.py",),

@@ -44,7 +44,30 @@ def test_axes_have_round_numbers_around_all_points(numbers, ticks):
     assert float(ticks[-1]) >= max(numbers)
 
 
-@pytest.mark.parametrize("lines", [{}, {"a": []}, {"a": [(1, math.nan)], "b": [(math.inf, 1.0)]}])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [0.0, 1e-15],
+        [1e-13, 3e-13],
+        [2.2e-14],
+        [1e-320, 2e-320],
+        [5e-324],
+        [1.0, 1.0 + 2e-16],
+        [-1e299, 1e299],
+        [1e16, 1e16 + 2],
+        [1.517385896198272e-08, 1.5175583614715526e-08],
+    ],
+)
+def test_points_of_any_size_lie_on_the_plot(numbers):
+    values = chart_values(chart(line=list(enumerate(numbers))))
+    assert values is not None
+    for x, y in values["lines"][0]["points"]:
+        assert 0 <= x <= WIDTH
+        assert -1 <= y <= HEIGHT + 1
+    assert len({text for _, text in values["y_ticks"]}) == len(values["y_ticks"]) >= 2
+
+
+@pytest.mark.parametrize("lines", [{}, {"a": []}, {"a": [(1, math.nan)], "b": [(math.inf, 1.0), (1, 10**400)]}])
 def test_nothing_is_drawn_without_points(lines):
     assert chart_values(chart(**lines)) is None
     assert "<polyline" not in render_page("Found", [], charts=[chart(**lines)])

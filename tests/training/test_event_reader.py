@@ -35,6 +35,17 @@ def test_a_record_that_was_not_finished_is_left_out(tmp_path, lost):
     assert read_scalars(tmp_path)["Loss/train"] == {1: 0.5}
 
 
+def test_a_damaged_record_ends_its_file(tmp_path):
+    write(tmp_path, [(1, 0.5)])
+    (file,) = tmp_path.glob("events*")
+    whole = file.read_bytes()
+    for position in range(len(whole)):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
+        read_scalars(tmp_path)
+    file.write_bytes(whole[:-10] + whole)
+    assert read_scalars(tmp_path).get("Loss/train", {1: 0.5}) == {1: 0.5}
+
+
 def test_a_folder_without_events_has_no_scalars(tmp_path):
     assert read_scalars(tmp_path) == {}
     assert read_scalars(tmp_path / "none") == {}
