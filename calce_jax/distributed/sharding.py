@@ -153,8 +153,8 @@ def constrain_batch(x: Any) -> Any:
 def gather_params(params: Tree) -> Tree:
     """Gather parameters over `fsdp`, for a loop that uses all of them in every iteration.
 
-    XLA does not move their gathering out of a loop. What `tensor` splits stays split. Without a mesh (`jax.set_mesh`),
-    inside `jax.shard_map`, and where `fsdp` has one device, it does nothing.
+    XLA for GPUs does not move their gathering out of a loop. What `tensor` splits stays split. Without a mesh
+    (`jax.set_mesh`), inside `jax.shard_map`, and where `fsdp` has one device, it does nothing.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes or mesh.shape.get("fsdp", 1) == 1:

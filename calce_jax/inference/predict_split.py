@@ -13,14 +13,7 @@ from absl import logging
 from tqdm import tqdm
 
 from calce_jax.batch import Batch
-from calce_jax.config import (
-    PATH_FIELDS,
-    RunConfig,
-    flatten,
-    is_ignored_on_resume,
-    packaged_path,
-    to_dict,
-)
+from calce_jax.config import PATH_FIELDS, RunConfig, flatten, is_ignored_on_resume, packaged_path, to_dict
 from calce_jax.distributed.multihost import barrier, broadcast_int, is_primary, one_writer, process_info
 from calce_jax.distributed.profiling import StepProfiler
 from calce_jax.inference.answers import Answer, decode_answers
@@ -213,7 +206,7 @@ def prediction_inputs(model: TrainedModel, dataset_split: DatasetSplit) -> dict[
     fields = {
         f"config.{name}": value
         for name, value in flatten(to_dict(config))
-        if not (name in (*PATH_FIELDS, "data.group") or is_ignored_on_resume(name))
+        if name not in (*PATH_FIELDS, "data.group") and not is_ignored_on_resume(name)
     }
     queries = [
         (query.qid, query.video, query.query, query.items, query.duration, _to_list(query.stage1_windows))

@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # A record: its length and a checksum of that, the event, a checksum of the event.
-_HEADER, _CHECKSUM_BYTES = struct.Struct("<QI"), 4
+_LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
+_HEADER_BYTES = _LENGTH.size + _CHECKSUM.size
 
 
 def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
     """Return the scalars of a run by name and step, in the order of steps.
 
     What an interrupted process wrote after the checkpoint that was resumed is left out, as TensorBoard does; so is a
-    record that a process did not finish, and what follows a damaged one in its file. Checksums are not compared.
+    record that a process did not finish, and what follows a damaged one in its file.
 
     Args:
       folder: the run's workdir; without event files nothing is returned.
@@ -20,17 +21,13 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
     Raises:
       OSError: a file cannot be read.
     """
-    from google.protobuf.message import DecodeError  # noqa: PLC0415
     from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415  # pyright: ignore
 
     scalars: dict[str, dict[int, float]] = {}
     # Names begin with the second.
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for record in _records(path.read_bytes()):
-            try:
-                event = Event.FromString(record)
-            except DecodeError:
-                break
+            event = Event.FromString(record)
             if event.session_log.status == SessionLog.START:
                 scalars = {
                     name: {step: value for step, value in points.items() if step < event.step}
@@ -43,11 +40,16 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def _records(content: bytes) -> Iterator[bytes]:
+    from tensorboardX.record_writer import masked_crc32c  # noqa: PLC0415
+
     start = 0
-    while start + _HEADER.size <= len(content):
-        length, _ = _HEADER.unpack_from(content, start)
-        end = start + _HEADER.size + length + _CHECKSUM_BYTES
-        if end > len(content):
+    while start + _HEADER_BYTES <= len(content):
+        (length,) = _LENGTH.unpack_from(content, start)
+        end = start + _HEADER_BYTES + length
+        if end + _CHECKSUM.size > len(content):
             return
-        yield content[start + _HEADER.size : end - _CHECKSUM_BYTES]
-        start = end
+        event = content[start + _HEADER_BYTES : end]
+        if _CHECKSUM.unpack_from(content, end)[0] != masked_crc32c(event):
+            return
+        yield event
+        start = end + _CHECKSUM.size
