@@ -28,6 +28,7 @@ from absl import flags
 from calce_jax.commands.flags.command import run_module
 from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.runner import end_abruptly, no_arguments
+from calce_jax.distributed.freed_memory import keep_freed_memory
 from data.shapes import VIDEOS_PER_SPLIT
 
 FLAGS = flags.FlagValues()
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> None:
     """Run the demo and print its scores."""
     no_arguments(argv)
     check_folder("--out=", str(OUT.value))
+    keep_freed_memory()
 
     import jax
 

@@ -32,8 +32,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax
 import pytest
 
+from calce_jax.distributed.freed_memory import keep_freed_memory
 from tests.helpers.pipeline import PipelineRun, run_pipeline
 
+keep_freed_memory()
 # Traced programs are many small objects that live long: the default looks through all of them every 700 new ones.
 gc.set_threshold(100_000, 20, 50)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.shapes.rows import REHEARSAL_CHANGES, ROWS, Row, result_path, row_config, tables_folder, workdir
 from calce_jax.datasets.prepare import read_splits
 from calce_jax.datasets.tables import rebuild_queries
+from calce_jax.distributed.freed_memory import keep_freed_memory
 from calce_jax.inference.predict_split import predict_split
 from calce_jax.inference.trained_run import load_base_model, load_trained_model
 from calce_jax.input_pipeline.dataset import table_dir
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--job", required=True, help="NAME:SEED of a row, or base")
     parser.add_argument("--rehearse", action="store_true", help="one epoch")
     args = parser.parse_args()
+    keep_freed_memory()
     name, _, seed = args.job.partition(":")
     changes = REHEARSAL_CHANGES if args.rehearse else {}
     if name == "base":

@@ -280,6 +280,7 @@ def to_prediction(query: Query, answer: Answer, *, with_saliency: bool = False) 
         [*moments.support, *moments.other_support] or None,
         (clip_saliency(moments.hypotheses, duration) or None) if with_saliency else None,
         answer_windows=len(moments.windows) if moments.other_windows else None,
+        presence=moments.presence,
     )
 
 

@@ -40,6 +40,8 @@ class Prediction:
         without windows, and in files of other programs, where the scores in `windows` serve.
       answer_windows: how many of `windows`, from the first, are of the answer; the others are of other beams. None if
         all are.
+      presence: of an answer without a window, how far the other beams say that the query happens, on the scale of
+        `support`; None where there are windows, and if not known.
       saliency: of each clip of two seconds, any scale ("pred_saliency_scores" in files); `None` if not predicted.
     """
 
@@ -53,6 +55,7 @@ class Prediction:
     support: list[Seconds] | None = None
     saliency: list[int | float] | None = None
     answer_windows: int | None = None
+    presence: float | None = None
 
     @property
     def malformed(self) -> bool:
@@ -104,6 +107,7 @@ def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
         "duration": prediction.duration,
         "support": prediction.support,
         "answer_windows": prediction.answer_windows,
+        "presence": prediction.presence,
         "pred_saliency_scores": prediction.saliency,
     }
     return {field: value for field, value in row.items() if value is not None}
@@ -170,6 +174,9 @@ def _find_row_faults(row: Any) -> Iterable[str]:
     count = row.get("answer_windows")
     if count is not None and not (type(count) is int and isinstance(windows, list) and 0 <= count <= len(windows)):
         yield f"answer_windows: expected how many windows are of the answer, got {count!r:.60}; leave the field out"
+    presence = row.get("presence")
+    if presence is not None and not is_finite_number(presence):
+        yield f"presence: expected a number, got {presence!r:.60}; leave the field out if it is not known"
 
 
 def _find_window_faults(row: dict[str, Any]) -> Iterable[str]:
@@ -205,6 +212,7 @@ def _prediction_from_json(row: dict[str, Any]) -> Prediction:
         row.get("support"),
         row.get("pred_saliency_scores"),
         row.get("answer_windows"),
+        row.get("presence"),
     )
 
 

@@ -44,6 +44,7 @@ class QueryMoments:
         the list goes on from `windows`, with scores below. Empty unless asked for.
       other_support: expected IoU of each of these.
       is_absent: the answer is "[]": the query does not happen.
+      presence: where `is_absent`, the support of the best window of the other beams, in [0, 1]; 0 if they have none.
     """
 
     windows: list[list[float]]
@@ -54,6 +55,7 @@ class QueryMoments:
     other_windows: list[list[float]] = dataclasses.field(default_factory=list)
     other_support: list[float] = dataclasses.field(default_factory=list)
     is_absent: bool = False
+    presence: float | None = None
 
 
 def score_moments(
@@ -95,13 +97,17 @@ def score_moments(
         BeamHypothesis(answer.windows, probability)
         for answer, probability in zip(parsed, _normalise_probabilities(log_probabilities), strict=True)
     ]
+    others = _other_windows(windows, hypotheses)
     list_all = window_source == "all_beams" and behaviour == "default" and not is_absent
     ranked, support = _rank_windows(
-        [windows, _other_windows(windows, hypotheses) if list_all else []],
+        [windows, others if list_all else []],
         ["given" if behaviour == "reference" else window_order, "score"],
         hypotheses,
     )
     count = len(windows)
+    presence = None
+    if is_absent:
+        presence = max(expected_iou(np.array(others, np.float64).reshape(-1, 2), hypotheses).tolist(), default=0.0)
     return QueryMoments(
         ranked[:count],
         text,
@@ -111,6 +117,7 @@ def score_moments(
         other_windows=ranked[count:],
         other_support=support[count:],
         is_absent=is_absent,
+        presence=presence if presence is None else round(presence, 4),
     )
 
 

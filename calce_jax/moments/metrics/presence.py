@@ -1,6 +1,7 @@
 """How well a score tells queries that happen in their video from those that do not.
 
-The score of an answer is that of its best window. An answer without a window, `[]`, has the lowest score of all.
+The score of an answer is that of its best window. An answer without a window, `[]`, has the score that other beams give
+to their best window (`Prediction.presence`), or else the lowest of all.
 """
 
 import math
@@ -22,7 +23,7 @@ class PresenceCase:
 
     Attributes:
       is_present: whether the query happens in the video.
-      score: of the answer, any scale; -inf where it has no window.
+      score: of the answer, any scale; -inf where it has no window, and it is not known what other beams say.
       has_window: whether the answer has a window.
     """
 
@@ -43,7 +44,8 @@ def presence_case(prediction: Prediction | None, *, is_present: bool) -> Presenc
         return PresenceCase(is_present, -math.inf if is_present else math.inf, has_window=not is_present)
     scores = prediction.support or [window[2] for window in prediction.windows]
     found = [score for score, window in zip(scores, prediction.windows, strict=True) if window[0] < window[1]]
-    return PresenceCase(is_present, float(max(found, default=-math.inf)), has_window=bool(found))
+    without = -math.inf if prediction.presence is None else prediction.presence
+    return PresenceCase(is_present, float(max(found, default=without)), has_window=bool(found))
 
 
 def auroc(present: Sequence[float], absent: Sequence[float]) -> float:
