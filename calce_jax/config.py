@@ -185,6 +185,10 @@ class GenerationConfig:
         Literal["best_beam", "all_beams"],
         "windows in a prediction: of the answer, or also, after them, of the other beams; reference has best_beam",
     ] = "best_beam"
+    decision: Annotated[
+        Literal["most_probable", "minimum_bayes_risk"],
+        "answer of the beams that is given, see docs/ranking.md; reference has most_probable",
+    ] = "most_probable"
     constrain: Annotated[
         bool, "exclude answers that are no windows of the video, on data.window_grid; reference excludes nothing"
     ] = False

@@ -21,6 +21,7 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {
 SET_BY_NEWER_PRESETS = (
     "data.group",
     "data.window_grid",
+    "generation.decision",
     "generation.saliency",
     "generation.window_source",
 )

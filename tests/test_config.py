@@ -228,18 +228,25 @@ def test_a_workdir_of_an_earlier_version_is_resumed_with_the_same_values_alone(t
 
 def test_a_workdir_of_an_earlier_version_keeps_the_values_of_newer_fields(tmp_path, capsys):
     saved = old_config()
-    del saved["data"]["window_grid"], saved["generation"]["saliency"], saved["generation"]["window_source"]
+    for field in ("decision", "saliency", "window_source"):
+        del saved["generation"][field]
+    del saved["data"]["window_grid"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     then = read_config(tmp_path)
     today = dataclasses.replace(
         then,
         data=dataclasses.replace(then.data, window_grid=2),
-        generation=dataclasses.replace(then.generation, saliency=True, window_source="all_beams"),
+        generation=dataclasses.replace(
+            then.generation, decision="minimum_bayes_risk", saliency=True, window_source="all_beams"
+        ),
     )
     assert resumed_config(today, tmp_path) == today  # nothing was trained there
     (tmp_path / "checkpoints/1").mkdir(parents=True)
     assert resumed_config(today, tmp_path) == then
-    kept = "data.window_grid=1, generation.saliency=False, generation.window_source=best_beam"
+    kept = (
+        "data.window_grid=1, generation.decision=most_probable, generation.saliency=False, "
+        "generation.window_source=best_beam"
+    )
     assert capsys.readouterr().err == f"{tmp_path} is of an earlier version and keeps {kept}\n"
     # Every start after the first keeps them too.
     init_workdir(tmp_path, then)

@@ -14,7 +14,7 @@ from calce_jax.errors import UserError
 from calce_jax.inference.predict_step import BatchPrediction
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.scoring import QueryMoments, score_moments
-from calce_jax.moments.windows import WindowOrder, WindowSource
+from calce_jax.moments.windows import Decision, WindowOrder, WindowSource
 from calce_jax.text.answer_grammar import find_meant_seconds
 from calce_jax.text.prompt import decode_answer
 from calce_jax.text.text_row import RowFlag
@@ -53,6 +53,7 @@ def decode_answers(
     *,
     window_order: WindowOrder,
     window_source: WindowSource = "best_beam",
+    decision: Decision = "most_probable",
     window_grid: int = 1,
     behaviour: Behaviour = "default",
 ) -> Iterator[Answer]:
@@ -63,6 +64,7 @@ def decode_answers(
       t5: tokenizer of the answers.
       window_order: order of the windows of an answer.
       window_source: whether the windows of the other beams are listed too.
+      decision: which answer of the beams is given.
       window_grid: seconds, at whose multiples windows begin and end.
       behaviour: see `calce_jax.moments.scoring`.
 
@@ -86,6 +88,7 @@ def decode_answers(
             int(duration) if duration.is_integer() else duration,
             window_order=window_order,
             window_source=window_source,
+            decision=decision,
             meant_seconds=meant_seconds,
             behaviour=behaviour,
         )

@@ -86,6 +86,7 @@ def predict_answers(
             t5,
             window_order=config.generation.window_order,
             window_source=config.generation.window_source,
+            decision=config.generation.decision,
             window_grid=config.data.window_grid,
             behaviour=config.behaviour,
         )

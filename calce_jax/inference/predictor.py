@@ -115,6 +115,7 @@ class Predictor:
                 prediction,
                 self.model.tokenizers.t5,
                 window_order=config.generation.window_order,
+                decision=config.generation.decision,
                 window_grid=config.data.window_grid,
                 behaviour=config.behaviour,
             )

@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from calce_jax.config import Behaviour
+from calce_jax.moments.minimum_bayes_risk import least_risk
 from calce_jax.moments.windows import (
+    Decision,
     ParseStatus,
     Seconds,
     Window,
@@ -65,6 +67,7 @@ def score_moments(
     *,
     window_order: WindowOrder,
     window_source: WindowSource = "best_beam",
+    decision: Decision = "most_probable",
     meant_seconds: Mapping[int, int] | None = None,
     behaviour: Behaviour = "default",
 ) -> QueryMoments:
@@ -80,22 +83,26 @@ def score_moments(
       duration: of the video, in seconds.
       window_order: the order of the windows of the answer.
       window_source: "all_beams" lists the windows of the other beams after those of the answer.
+      decision: which of the answers that can be read is given, see `calce_jax.moments.minimum_bayes_risk`.
       meant_seconds: see `parse_windows`.
-      behaviour: by default the first answer with a window, or that says "[]", is used, and its status is "repaired" if
-        it is not the best; "reference" always uses the best answer alone, and orders its windows by time.
+      behaviour: by default answers that cannot be read, without a window and not "[]", are passed over, and the status
+        is "repaired" if the best was; "reference" always uses the best answer alone, and orders its windows by time.
     """
     parsed = [parse_windows(text, duration, meant_seconds=meant_seconds) for text in texts]
-    best = next((i for i, answer in enumerate(parsed) if answer.is_answer), 0)
+    probabilities = _normalise_probabilities(log_probabilities)
+    readable = [i for i, answer in enumerate(parsed) if answer.is_answer] or [0]
+    best = readable[0]
+    if decision == "minimum_bayes_risk":
+        best = readable[least_risk([parsed[i].windows for i in readable], [probabilities[i] for i in readable])]
     text, windows, status = texts[best], parsed[best].windows, parsed[best].status
     is_absent = parsed[best].is_answer and not windows
     if behaviour == "reference":
         text, reference_answer = texts[0], parse_windows(texts[0], duration, behaviour="reference")
         windows, status, is_absent = reference_answer.windows, reference_answer.status, False
-    elif best > 0:
+    elif readable[0] > 0:
         status = "repaired"
     hypotheses = [
-        BeamHypothesis(answer.windows, probability)
-        for answer, probability in zip(parsed, _normalise_probabilities(log_probabilities), strict=True)
+        BeamHypothesis(answer.windows, probability) for answer, probability in zip(parsed, probabilities, strict=True)
     ]
     others = _other_windows(windows, hypotheses)
     list_all = window_source == "all_beams" and behaviour == "default" and not is_absent

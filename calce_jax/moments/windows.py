@@ -21,6 +21,7 @@ Window = list[Seconds]
 ParseStatus = Literal["exact", "repaired", "empty", "whole_video"]
 WindowOrder = Literal["given", "longest", "score"]
 WindowSource = Literal["best_beam", "all_beams"]
+Decision = Literal["most_probable", "minimum_bayes_risk"]
 
 # Longest first beats the order in time on every published set that has more than one window: docs/ranking.md.
 RECOMMENDED_WINDOW_ORDER: WindowOrder = "longest"

@@ -86,6 +86,7 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
             beams=5,
             window_order=RECOMMENDED_WINDOW_ORDER,
             window_source="all_beams",
+            decision="minimum_bayes_risk",
             saliency=dataset == "qvhighlights",
         ),
         weights=defaults.weights,

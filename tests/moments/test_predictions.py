@@ -1,6 +1,7 @@
 """Predictions: round trips, every format, and faults reported together."""
 
 import json
+import math
 import zipfile
 
 import pytest
@@ -155,6 +156,17 @@ def test_a_wrong_number_of_windows_of_the_answer_is_a_fault(tmp_path, count):
     (tmp_path / "predictions.jsonl").write_text(json.dumps(row))
     with pytest.raises(PredictionError, match="line 1: answer_windows: expected how many windows are of the answer"):
         read_predictions(tmp_path / "predictions.jsonl")
+
+
+@pytest.mark.parametrize("presence", ["high", True, math.nan, [0.5]])
+def test_a_presence_that_is_no_number_is_a_fault(tmp_path, presence):
+    row = {"qid": 1, "query": "q", "vid": "v", "pred_relevant_windows": [], "presence": presence}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(row))
+    with pytest.raises(PredictionError, match="line 1: presence: expected a number, got"):
+        read_predictions(tmp_path / "predictions.jsonl")
+    absent = Prediction(1, "q", "v", [], "[]", "exact", 30, presence=0.25)
+    write_predictions(tmp_path / "predictions.jsonl", [absent])
+    assert read_predictions(tmp_path / "predictions.jsonl") == [absent]
 
 
 def test_ranked_by_score_goes_by_the_support(tmp_path):

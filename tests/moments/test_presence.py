@@ -62,6 +62,15 @@ def test_the_score_of_an_answer_is_that_of_its_best_window():
         assert presence_case(answer(1, windows), is_present=False) == PresenceCase(False, -math.inf, False)
 
 
+def test_an_answer_without_a_window_has_the_score_of_the_other_beams():
+    prediction = Prediction(1, "A cat.", "a", [], presence=0.3)
+    assert presence_case(prediction, is_present=False) == PresenceCase(False, 0.3, has_window=False)
+    assert presence_case(prediction, is_present=True) == PresenceCase(True, 0.3, has_window=False)
+    # Files with windows do not have the field; a window counts for more.
+    both = Prediction(1, "A cat.", "a", [[0, 9, 0.2]], presence=0.3)
+    assert presence_case(both, is_present=True) == PresenceCase(True, 0.2, has_window=True)
+
+
 def test_a_query_without_a_prediction_is_wrong():
     assert presence_case(None, is_present=True) == PresenceCase(True, -math.inf, False)
     assert presence_case(None, is_present=False) == PresenceCase(False, math.inf, True)

@@ -148,6 +148,17 @@ def test_the_answer_that_it_does_not_happen_gives_no_window_and_is_exact():
     assert not reference.is_absent
 
 
+def test_what_the_other_beams_say_of_a_query_that_does_not_happen_is_its_presence():
+    """Beams of 1/2, 1/4, 1/4: of [0, 10] and [0, 5], half of it, the first has 1/4 + 1/8."""
+    log_probabilities = [math.log(2), 0.0, 0.0]
+    moments = score_moments(["[]", "[[0, 10]]", "[[0, 5]]"], log_probabilities, 40, window_order="score")
+    assert moments.presence == pytest.approx(0.375)
+    assert score_moments(["[]", "[]"], [-0.1, -0.2], 40, window_order="score").presence == 0.0
+    # With windows the support of the best one says it, and an answer that cannot be read says nothing.
+    for texts in (["[[0, 10]]", "[]"], ["no idea", "what"]):
+        assert score_moments(texts, [-0.1, -0.2], 40, window_order="score").presence is None
+
+
 def test_no_readable_answer_gives_no_moment():
     moments = score_moments(["", "[["], [-0.1, -0.2], 40, window_order="score")
     assert (moments.windows, moments.status) == ([], "empty")

@@ -1,11 +1,13 @@
 """Presets hold the settings of the published runs: CALCE's configs of both stages, as far as they are known."""
 
+import dataclasses
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
-from calce_jax.config import packaged_path, to_dict, validate
+from calce_jax.config import RunConfig, flatten, packaged_path, to_dict, validate
+from calce_jax.config_compat import SET_BY_NEWER_PRESETS
 from calce_jax.inference.predict_step import step_config
 from calce_jax.models.calce import SelectionConfig
 from calce_jax.presets.runs import DATASETS, get_preset
@@ -84,7 +86,7 @@ def test_prompts_of_activitynet_hold_the_times_of_its_longest_videos(shared, sta
 def test_the_original_reads_windows_in_the_given_order_and_does_not_regroup():
     config = get_preset("qvhighlights,stage=1,behaviour=reference")
     assert (config.generation.window_order, config.data.group, config.behaviour) == ("given", 1, "reference")
-    assert config.generation.window_source == "best_beam"
+    assert (config.generation.window_source, config.generation.decision) == ("best_beam", "most_probable")
     assert not config.generation.saliency
 
 
@@ -129,3 +131,24 @@ def test_training_by_rewards_goes_on_from_the_run_of_its_stage(dataset, stage):
     assert (before.loop.patience, config.loop.patience) == (0, 2)
     assert (config.data, config.text, config.optimizer) == (before.data, before.text, before.optimizer)
     assert validate(to_dict(config)) == config
+
+
+def newer_fields(group=None, prefix=""):
+    """Yield the full names and defaults of all fields that have one: those that the first release did not have."""
+    for field in dataclasses.fields(group or RunConfig):
+        if dataclasses.is_dataclass(field.type):
+            yield from newer_fields(field.type, f"{prefix}{field.name}.")
+        elif field.default is not dataclasses.MISSING:
+            yield f"{prefix}{field.name}", field.default
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_field_that_a_preset_sets_and_earlier_versions_did_not_have_is_listed(dataset):
+    """A run of an earlier version keeps what it had; see `calce_jax.training.workdir_config`."""
+    defaults = dict(newer_fields())
+    assert "generation.decision" in defaults
+    for stage in (1, 2):
+        values = dict(flatten(to_dict(get_preset(f"{dataset},stage={stage}"))))
+        changed = {name for name, default in defaults.items() if values[name] != default}
+        changed = {name for name in changed if not name.startswith("lora.")}  # have had a default from the first on
+        assert changed <= set(SET_BY_NEWER_PRESETS)
