@@ -52,6 +52,13 @@ GROUP = flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
+LOOK_AGAIN = flags.DEFINE_bool(
+    "look_again",
+    False,
+    "answer once more about the neighbourhood of each best window, at twice the rate of frames, and pool the beams; "
+    "needs tables with twice the frames (`calce prepare --frames`), takes twice the time",
+    flag_values=FLAGS,
+)
 PROFILE = define_profile(FLAGS)
 HOST_FLAGS = HostFlags(FLAGS)
 VERIFY_FLAG = VerifyFlag(FLAGS)
@@ -76,6 +83,7 @@ def main(argv: list[str]) -> None:
     with HOST_FLAGS.joined():
         from calce_jax.distributed.multihost import is_primary
         from calce_jax.distributed.profiling import StepProfiler
+        from calce_jax.inference.look_again import predict_split_twice
         from calce_jax.inference.predict_split import predict_split
         from calce_jax.inference.trained_run import load_trained_model
         from calce_jax.input_pipeline.buffer_pool import retain_freed_memory
@@ -92,7 +100,8 @@ def main(argv: list[str]) -> None:
             group=GROUP.value,
         )
         profiler = StepProfiler(workdir / "profile", int(PROFILE.value), "infer")
-        predictions = predict_split(trained, str(SPLIT.value), str(OUT.value), profiler)
+        predict = predict_split_twice if LOOK_AGAIN.value else predict_split
+        predictions = predict(trained, str(SPLIT.value), str(OUT.value), profiler)
         if not is_primary():
             return
         malformed = sum(prediction.malformed for prediction in predictions)

@@ -1,9 +1,8 @@
 """Predictions for all queries of a split, written batch by batch, so that an interrupted job can be continued."""
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,15 +12,16 @@ from absl import logging
 from tqdm import tqdm
 
 from calce_jax.batch import Batch
-from calce_jax.config import PATH_FIELDS, RunConfig, flatten, is_ignored_on_resume, packaged_path, to_dict
+from calce_jax.config import RunConfig
 from calce_jax.distributed.multihost import barrier, broadcast_int, is_primary, one_writer, process_info
 from calce_jax.distributed.profiling import StepProfiler
 from calce_jax.inference.answers import Answer, decode_answers
 from calce_jax.inference.partial_predictions import PartialPredictions
 from calce_jax.inference.predict_step import BatchPrediction
+from calce_jax.inference.prediction_inputs import prediction_inputs
 from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.input_pipeline.batches import make_iterator
-from calce_jax.input_pipeline.dataset import MomentDataset, open_dataset, table_dir
+from calce_jax.input_pipeline.dataset import MomentDataset, open_dataset
 from calce_jax.input_pipeline.example import Query
 from calce_jax.input_pipeline.feature_fingerprint import check_features, check_videos
 from calce_jax.input_pipeline.input_config import input_config
@@ -30,7 +30,7 @@ from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import EvalCase
 from calce_jax.moments.predictions import Prediction, prediction_to_json, read_predictions
 from calce_jax.moments.saliency import clip_saliency
-from calce_jax.storage.provenance import file_hash
+from calce_jax.moments.scoring import QueryMoments
 from calce_jax.text.text_tokenizer import TextTokenizer
 from calce_jax.text.tokenizers import Tokenizers
 
@@ -125,32 +125,65 @@ def predict_split(
       PredictionError: something else wrote to `OUT.part` meanwhile.
       OSError: the file cannot be written.
     """
-    config, out = model.config, Path(out)
-    dataset_split = open_split(config, split, model.tokenizers, model.model_config)
+    dataset_split = open_split(model.config, split, model.tokenizers, model.model_config)
     warn_unseen_items(model, dataset_split)
+    predict = profiled_predictor(model, dataset_split.queries, profiler or StepProfiler(Path(out).parent, 0, "infer"))
+    return predict_queries(model, dataset_split, out, predict)
+
+
+def profiled_predictor(model: TrainedModel, queries: Sequence[Query], profiler: StepProfiler) -> PredictFn:
+    """Return a function that predicts batches, for videos as long as those of the queries; it compiles when called."""
+    predictors: list[PredictFn] = []
+
+    def predict(batches: Iterable[Batch]) -> Iterator[BatchPrediction]:
+        if not predictors:
+            predictors.append(model.compile_predictor(max(query.duration for query in queries)))
+        with profiler:
+            yield from profiler.watch(predictors[0](batches))
+
+    return predict
+
+
+def predict_queries(
+    model: TrainedModel,
+    dataset_split: DatasetSplit,
+    out: str | Path,
+    predict: PredictFn,
+    *,
+    with_beams: bool = False,
+    more_inputs: Mapping[str, Any] | None = None,
+) -> list[Prediction]:
+    """Predict the queries of an opened split, see `predict_split`.
+
+    Args:
+      model: from `load_trained_model`.
+      dataset_split: the queries, at least one.
+      out: the JSONL file.
+      predict: from `profiled_predictor`.
+      with_beams: whether lines have the answers of all beams.
+      more_inputs: what the predictions depend on beside the model and the split, by name; JSON values.
+    """
+    config, out = model.config, Path(out)
     partial = PartialPredictions(out, dataset_split.queries)
     total, batch_size = len(dataset_split.queries), config.data.eval_batch
     with one_writer(out.with_name(out.name + ".lock")):
         num_done = 0
         if is_primary():
-            num_done = partial.resume(prediction_inputs(model, dataset_split), batch_size)
+            inputs = prediction_inputs(model, dataset_split.dataset, dataset_split.queries)
+            num_done = partial.resume(inputs | dict(more_inputs or {}), batch_size)
         num_done = broadcast_int(num_done)
         if num_done < total:
-            predict_batches = model.compile_predictor(_max_duration(dataset_split.queries))
-            profile = profiler or StepProfiler(out.parent, 0, "infer")
-
-            def predict(batches: Iterable[Batch]) -> Iterator[BatchPrediction]:
-                with profile:
-                    yield from profile.watch(predict_batches(batches))
-
             answers = predict_answers(
                 config, dataset_split, model.tokenizers.t5, predict, first_batch=num_done // batch_size
             )
             # All hosts have all answers; the first host writes them.
             with open(partial.path if is_primary() else os.devnull, "a", encoding="utf-8") as file:
-                for answer in _with_progress(answers, split, num_done, total):
+                for answer in _with_progress(answers, dataset_split.dataset.split, num_done, total):
                     prediction = to_prediction(
-                        dataset_split.queries[answer.row], answer, with_saliency=config.generation.saliency
+                        dataset_split.queries[answer.row],
+                        answer.moments,
+                        with_saliency=config.generation.saliency,
+                        with_beams=with_beams,
                     )
                     write_line(file, json.dumps(prediction_to_json(prediction)))
         if is_primary():
@@ -189,65 +222,9 @@ def predict_examples(model: TrainedModel, split: str, rows: Sequence[int]) -> li
     inputs = input_config(config, split, model.model_config, training=False)
     examples = [whole.dataset[row] for row in rows]
     batches = make_iterator(inputs, tokenizers.t5, tokenizers.bert, examples=examples, **process_info())
-    predict = model.compile_predictor(_max_duration(whole.queries))
+    predict = model.compile_predictor(max(query.duration for query in whole.queries))
     selected = replace(whole, queries=[whole.queries[row] for row in rows], make_batches=lambda _: batches)
     return list(predict_answers(config, selected, tokenizers.t5, predict))
-
-
-def prediction_inputs(model: TrainedModel, dataset_split: DatasetSplit) -> dict[str, Any]:
-    """Return everything that the predictions of a split depend on, by name, as JSON values.
-
-    Files and folders are given by the SHA-256 of their contents, not by path; large ones (base weights, the videos of
-    the tables) by name, size and time of the last change.
-
-    Raises:
-      OSError: a file of the run is missing.
-    """
-    config, dataset = model.config, dataset_split.dataset
-    fields = {
-        f"config.{name}": value
-        for name, value in flatten(to_dict(config))
-        if name not in (*PATH_FIELDS, "data.group") and not is_ignored_on_resume(name)
-    }
-    queries = [
-        (query.qid, query.video, query.query, query.items, query.duration, _to_list(query.stage1_windows))
-        for query in dataset_split.queries
-    ]
-    videos = sorted(table_dir(dataset.folder, "videos").glob(f"*-{dataset.split}.*"))
-    checkpoint, base, features = model.checkpoint, config.weights.base, config.data.features
-    return fields | {
-        "split": dataset.split,
-        "queries": len(queries),
-        "queries.sha256": hashlib.sha256(json.dumps(queries).encode()).hexdigest(),
-        "videos.files": hashlib.sha256(json.dumps([_stamp(path) for path in videos]).encode()).hexdigest(),
-        "checkpoint.step": int(checkpoint.name) if checkpoint else None,
-        "checkpoint.sha256": _folder_hash(checkpoint / "state") if checkpoint else None,
-        "base": _stamp(packaged_path(base))[1:] if base else None,
-        "features.sha256": file_hash(Path(features) / "features.json") if features else None,
-        "t5_tokenizer.sha256": _folder_hash(packaged_path(config.text.t5_tokenizer)),
-        "bert_tokenizer.sha256": _folder_hash(packaged_path(config.text.bert_tokenizer)),
-    }
-
-
-def _max_duration(queries: Sequence[Query]) -> float:
-    return max(query.duration for query in queries)
-
-
-def _to_list(windows: Any) -> list[list[float]] | None:
-    return None if windows is None else windows.tolist()
-
-
-def _stamp(path: Path) -> list[Any]:
-    """Return a file's name, size, and time of the last change in nanoseconds."""
-    stat = path.stat()
-    return [path.name, stat.st_size, stat.st_mtime_ns]
-
-
-def _folder_hash(folder: Path) -> str:
-    """Return the SHA-256 of the names and contents of all files in a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listed = [(path.relative_to(folder).as_posix(), file_hash(path)) for path in files]
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def write_line(file: TextIO, line: str) -> None:
@@ -266,10 +243,12 @@ def write_line(file: TextIO, line: str) -> None:
         ) from error
 
 
-def to_prediction(query: Query, answer: Answer, *, with_saliency: bool = False) -> Prediction:
-    """Return the line of the predictions file for an answer, on request with the saliency of each clip."""
+def to_prediction(
+    query: Query, moments: QueryMoments, *, with_saliency: bool = False, with_beams: bool = False
+) -> Prediction:
+    """Return the line of the predictions file for a query, on request with the saliency of each clip, and all beams."""
     duration = int(query.duration) if float(query.duration).is_integer() else query.duration
-    moments = answer.moments
+    beams = [(beam.probability, beam.windows) for beam in moments.hypotheses if beam.is_answer]
     return Prediction(
         query.qid,
         query.query,
@@ -282,6 +261,7 @@ def to_prediction(query: Query, answer: Answer, *, with_saliency: bool = False) 
         (clip_saliency(moments.hypotheses, duration) or None) if with_saliency else None,
         answer_windows=len(moments.windows) if moments.other_windows else None,
         presence=moments.presence,
+        beams=beams if with_beams else None,
     )
 
 

@@ -49,6 +49,8 @@ class Example(Query):
       total_frames: frames in the file.
       fps: frames per second of the file.
       captions: (start, end, text), start and end in seconds.
+      positions: among the stored frames, of those that a model reads; None for evenly spaced ones, see
+        `calce_jax.input_pipeline.rows.stored_frame_positions`.
     """
 
     keyframes: list[bytes]
@@ -57,3 +59,4 @@ class Example(Query):
     total_frames: int
     fps: float
     captions: list[tuple[float, float, str]]
+    positions: list[int] | None = None

@@ -108,7 +108,9 @@ class RowMaker:
     ) -> Row:
         writer, sizes = self.writer, self.writer.sizes
         behaviour: Behaviour = writer.behaviour
-        frame_positions = stored_frame_positions(example.total_frames, example.indices, sizes.frames)
+        frame_positions = example.positions or stored_frame_positions(
+            example.total_frames, example.indices, sizes.frames
+        )
         times = np.asarray(example.times, np.float32)[frame_positions]
         if behaviour == "reference" and writer.stage == 2:
             times = np.round(times, 2)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from calce_jax.errors import UserError
 from calce_jax.moments.json_rows import is_finite_number, normalise_qid, raise_faults, read_rows
-from calce_jax.moments.windows import ParseStatus, Seconds, WindowOrder, falling_scores, order_windows
+from calce_jax.moments.windows import ParseStatus, Seconds, Window, WindowOrder, falling_scores, order_windows
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.text_files import read_text
 
@@ -42,6 +42,8 @@ class Prediction:
         all are.
       presence: of an answer without a window, how far the other beams say that the query happens, on the scale of
         `support`; None where there are windows, and if not known.
+      beams: probability and windows of every answer of the beam search that can be read, most probable first; None
+        where nothing reads them, see `calce_jax.inference.look_again`.
       saliency: of each clip of two seconds, any scale ("pred_saliency_scores" in files); `None` if not predicted.
     """
 
@@ -56,6 +58,7 @@ class Prediction:
     saliency: list[int | float] | None = None
     answer_windows: int | None = None
     presence: float | None = None
+    beams: list[tuple[float, list[Window]]] | None = None
 
     @property
     def malformed(self) -> bool:
@@ -108,6 +111,7 @@ def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
         "support": prediction.support,
         "answer_windows": prediction.answer_windows,
         "presence": prediction.presence,
+        "beams": prediction.beams,
         "pred_saliency_scores": prediction.saliency,
     }
     return {field: value for field, value in row.items() if value is not None}
@@ -177,6 +181,9 @@ def _find_row_faults(row: Any) -> Iterable[str]:
     presence = row.get("presence")
     if presence is not None and not is_finite_number(presence):
         yield f"presence: expected a number, got {presence!r:.60}; leave the field out if it is not known"
+    beams = row.get("beams")
+    if beams is not None and not (isinstance(beams, list) and all(map(_is_beam, beams))):
+        yield f"beams: expected [probability, [[start, end], ...]] of each, got {beams!r:.60}; leave the field out"
 
 
 def _find_window_faults(row: dict[str, Any]) -> Iterable[str]:
@@ -194,13 +201,19 @@ def _find_window_faults(row: dict[str, Any]) -> Iterable[str]:
             yield f"{field}: {window!r:.60} starts before the video or ends before it starts; give 0 <= start <= end"
 
 
+def _is_beam(beam: Any) -> bool:
+    if not (isinstance(beam, list) and len(beam) == 2 and is_finite_number(beam[0]) and isinstance(beam[1], list)):
+        return False
+    return all(isinstance(w, list) and len(w) == 2 and all(map(is_finite_number, w)) and w[0] <= w[1] for w in beam[1])
+
+
 def _video_id(row: dict[str, Any]) -> Any:
     return row.get("vid", row.get("video"))
 
 
 def _prediction_from_json(row: dict[str, Any]) -> Prediction:
     windows = row[next(name for name in _WINDOW_FIELD_NAMES if name in row)]
-    windows = [[*window, 1.0][:3] for window in windows]
+    windows, beams = [[*window, 1.0][:3] for window in windows], row.get("beams")
     return Prediction(
         row["qid"],
         row["query"],
@@ -213,6 +226,7 @@ def _prediction_from_json(row: dict[str, Any]) -> Prediction:
         row.get("pred_saliency_scores"),
         row.get("answer_windows"),
         row.get("presence"),
+        None if beams is None else [(float(probability), beam) for probability, beam in beams],
     )
 
 

@@ -25,10 +25,17 @@ from calce_jax.moments.windows import (
 
 @dataclasses.dataclass(frozen=True)
 class BeamHypothesis:
-    """The windows of one beam, and its probability, normalised over all beams."""
+    """One beam.
+
+    Attributes:
+      windows: of its answer; none where it says so, and where it cannot be read.
+      probability: normalised over all beams.
+      is_answer: whether it can be read.
+    """
 
     windows: list[Window]
     probability: float
+    is_answer: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,32 +106,59 @@ def score_moments(
     if behaviour == "reference":
         text, reference_answer = texts[0], parse_windows(texts[0], duration, behaviour="reference")
         windows, status, is_absent = reference_answer.windows, reference_answer.status, False
+        window_order, window_source = "given", "best_beam"
     elif readable[0] > 0:
         status = "repaired"
     hypotheses = [
-        BeamHypothesis(answer.windows, probability) for answer, probability in zip(parsed, probabilities, strict=True)
+        BeamHypothesis(answer.windows, probability, answer.is_answer)
+        for answer, probability in zip(parsed, probabilities, strict=True)
     ]
-    others = _other_windows(windows, hypotheses)
-    list_all = window_source == "all_beams" and behaviour == "default" and not is_absent
-    ranked, support = _rank_windows(
-        [windows, others if list_all else []],
-        ["given" if behaviour == "reference" else window_order, "score"],
+    return rank_moments(
+        windows,
         hypotheses,
+        text=text,
+        status=status,
+        is_absent=is_absent,
+        window_order=window_order,
+        window_source=window_source,
     )
+
+
+def rank_moments(
+    windows: Sequence[Window],
+    hypotheses: Sequence[BeamHypothesis],
+    *,
+    text: str,
+    status: ParseStatus,
+    is_absent: bool,
+    window_order: WindowOrder,
+    window_source: WindowSource,
+) -> QueryMoments:
+    """Score the windows of an answer by all answers, and order them.
+
+    Args:
+      windows: of the answer.
+      hypotheses: all answers.
+      text, status, is_absent: of the answer, see `QueryMoments`.
+      window_order, window_source: as for `score_moments`.
+    """
+    others = _other_windows(windows, hypotheses)
+    lists_all = window_source == "all_beams" and not is_absent
+    ranked, support = _rank_windows([windows, others if lists_all else []], [window_order, "score"], hypotheses)
     count = len(windows)
     presence = None
     if is_absent:
-        presence = max(expected_iou(np.array(others, np.float64).reshape(-1, 2), hypotheses).tolist(), default=0.0)
+        presence = round(max(expected_iou(np.array(others, np.float64).reshape(-1, 2), hypotheses), default=0.0), 4)
     return QueryMoments(
         ranked[:count],
         text,
         status,
-        hypotheses,
+        list(hypotheses),
         support[:count],
         other_windows=ranked[count:],
         other_support=support[count:],
         is_absent=is_absent,
-        presence=presence if presence is None else round(presence, 4),
+        presence=presence if presence is None else float(presence),
     )
 
 

@@ -151,7 +151,10 @@ def evaluate_split(config: RunConfig, split: DatasetSplit, t5: TextTokenizer, pr
     if any(query.is_absent for query, _ in pairs):
         known = [(query, answer) for query, answer in pairs if query.is_absent or len(query.windows)]
         scores |= presence_scores(
-            [presence_case(to_prediction(query, answer), is_present=not query.is_absent) for query, answer in known]
+            [
+                presence_case(to_prediction(query, answer.moments), is_present=not query.is_absent)
+                for query, answer in known
+            ]
         )
     metrics = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
     images: dict[str, np.ndarray] = {}

@@ -161,12 +161,12 @@ def test_a_line_and_a_score_are_of_the_windows_of_all_beams(trained):
         [[0.0, 4.0, 0.9]], "[[0, 4]]", "exact", [], [0.9], [[1.0, 2.0, 0.4], [0.0, 1.0, 0.1]], [0.4, 0.1]
     )
     answer = Answer(0, moments, [], {}, [], RowFlag(0))
-    line = predict_split_module.to_prediction(query, answer)
+    line = predict_split_module.to_prediction(query, answer.moments)
     assert (line.windows, line.support) == ([[0, 4, 0.9], [1, 2, 0.4], [0, 1, 0.1]], [0.9, 0.4, 0.1])
     assert line.answer_windows == 1
     assert predict_split_module.make_case(query, answer).predicted_windows == line.windows
     alone = replace(answer, moments=replace(moments, other_windows=[], other_support=[]))
-    assert predict_split_module.to_prediction(query, alone).answer_windows is None
+    assert predict_split_module.to_prediction(query, alone.moments).answer_windows is None
 
 
 def test_items_that_the_run_never_saw_are_warned_of(trained, caplog):

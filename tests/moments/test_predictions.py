@@ -169,6 +169,19 @@ def test_a_presence_that_is_no_number_is_a_fault(tmp_path, presence):
     assert read_predictions(tmp_path / "predictions.jsonl") == [absent]
 
 
+@pytest.mark.parametrize(
+    "beams", [3, [[0.5]], [["0.5", []]], [[0.5, [[3, 2]]]], [[0.5, [[1]]]], [[0.5, [["1", 2]]]], [0.5]]
+)
+def test_beams_of_another_form_are_a_fault(tmp_path, beams):
+    row = {"qid": 1, "query": "q", "vid": "v", "pred_relevant_windows": [], "beams": beams}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(row))
+    with pytest.raises(PredictionError, match=r"line 1: beams: expected \[probability"):
+        read_predictions(tmp_path / "predictions.jsonl")
+    looked = Prediction(1, "q", "v", [], "[]", "exact", 30, beams=[(0.75, []), (0.25, [[3, 9], [12.5, 14]])])
+    write_predictions(tmp_path / "predictions.jsonl", [looked])
+    assert read_predictions(tmp_path / "predictions.jsonl") == [looked]
+
+
 def test_ranked_by_score_goes_by_the_support(tmp_path):
     written = Prediction(1, "q", "v", [[10, 30, 0.4], [0, 4, 0.3999], [6, 8, 0.1]], support=[0.4, 0.9, 0.1])
     write_predictions(tmp_path / "p.jsonl", [written])

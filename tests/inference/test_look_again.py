@@ -1,0 +1,182 @@
+"""Predictions of two looks: a small model on tables with twice the frames that it reads."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from calce_jax.datasets.tables import VideoRecord, build_tables
+from calce_jax.errors import UserError
+from calce_jax.inference import predict_split as predict_split_module
+from calce_jax.inference.extract_features import VideoDataset, extract_features
+from calce_jax.inference.look_again import predict_split_twice
+from calce_jax.inference.predict_split import open_split, predict_examples, predict_split
+from calce_jax.input_pipeline.feature_store import FeaturesError
+from calce_jax.input_pipeline.neighbourhood import find_neighbourhood
+from calce_jax.input_pipeline.rows import InputError
+from calce_jax.moments.annotations import Annotation
+from calce_jax.moments.minimum_bayes_risk import least_risk
+from calce_jax.moments.predictions import read_predictions
+from calce_jax.video.decode import encode_jpeg
+from tests.helpers.search_stages import make_stages
+
+FRAMES, SECONDS = 5, 20.0
+
+
+def make_video(video, frames=range(2 * FRAMES), start=0, seconds=SECONDS):
+    """A video of a frame every two seconds; or a part of it, from the second `start` on."""
+    noise = np.random.default_rng(ord(video[0])).integers(0, 256, (2 * FRAMES, 28, 28, 3), np.uint8)
+    times = 2.0 * np.array(frames, np.float32) - start
+    captions = [(max(2.0 - start, 0), 6.0 - start, "a dog"), (max(11.0 - start, 0), min(14.0 - start, seconds), "rain")]
+    captions = [caption for caption in captions if caption[0] < seconds and caption[1] > 0]
+    indices = np.arange(len(frames), dtype=np.int32)
+    return VideoRecord(
+        video, len(frames), len(frames) / seconds, seconds, indices, times, encode_jpeg(noise[list(frames)]), captions
+    )
+
+
+QUERIES = [Annotation(n, "ab"[n % 2], f"a circle {n}", [], None, [[0, 1]]) for n in range(5)]
+
+
+def build(folder, queries=QUERIES, make=make_video):
+    build_tables(folder, "shapes", {"val": queries}, make)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def stage():
+    """A model with random weights, whose answers the grammar makes windows of the video."""
+    stage = make_stages()[0]
+    config = stage.config
+    generation = replace(config.generation, beams=3, constrain=True)
+    return replace(stage, config=replace(config, generation=generation, data=replace(config.data, eval_batch=2)))
+
+
+def on(stage, folder):
+    return replace(stage, config=replace(stage.config, data=replace(stage.config.data, directory=folder)))
+
+
+@pytest.fixture
+def model(stage, tmp_path):
+    return on(stage, build(tmp_path / "prepared"))
+
+
+def test_both_looks_are_those_of_videos_that_are_prepared_so(model, tmp_path):
+    """The second is that of a table that holds each neighbourhood as a video, and the beams of both are pooled."""
+    first = predict_examples(model, "val", range(len(QUERIES)))
+    seen_twice = [replace(row, windows=None) for row in QUERIES]
+    parts = {}
+    dataset = open_split(model.config, "val", model.tokenizers, model.model_config).dataset
+    for row, answer in enumerate(first):
+        if windows := answer.moments.windows:
+            parts[row] = find_neighbourhood(dataset[row], windows[0][:2], FRAMES, 1)
+    assert 2 <= len(parts) < len(QUERIES)  # others are answered []
+    alone = [replace(seen_twice[row], video=f"{seen_twice[row].video}{row}") for row in parts]
+
+    def make_part(video):
+        part = parts[int(video[1:])]
+        return make_video(video, part.positions, part.start, part.duration)
+
+    cropped = on(model, build(tmp_path / "cropped", alone, make_part))
+    second = predict_examples(cropped, "val", range(len(parts)))
+
+    predictions = predict_split_twice(model, "val", tmp_path / "val.jsonl")
+    assert read_predictions(tmp_path / "val.jsonl") == predictions
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cropped", "prepared", "val.jsonl"]
+    once = predict_split(model, "val", tmp_path / "once.jsonl")
+    changed = 0
+    for row, prediction in enumerate(predictions):
+        if row not in parts:
+            assert prediction == once[row]
+            continue
+        start = parts[row].start
+        beams = [(beam.windows, beam.probability / 2) for beam in first[row].moments.hypotheses]
+        again = second[list(parts).index(row)].moments.hypotheses
+        beams += [([[a + start, b + start] for a, b in beam.windows], beam.probability / 2) for beam in again]
+        beams.sort(key=lambda beam: -beam[1])
+        best, _ = beams[least_risk(*zip(*beams, strict=True))]
+        given = prediction.windows[: prediction.answer_windows]
+        assert sorted(window[:2] for window in given) == sorted(best)
+        assert prediction.text == json.dumps(best)
+        assert (prediction.qid, prediction.duration, prediction.beams) == (row, SECONDS, None)
+        changed += prediction.windows != once[row].windows
+    assert changed
+
+
+def test_a_stopped_job_repeats_no_finished_look(model, tmp_path, monkeypatch):
+    expected = predict_split_twice(model, "val", tmp_path / "expected.jsonl")
+    write, lines = predict_split_module.write_line, []
+
+    def stop_after(count):
+        def write_or_stop(file, line):
+            if len(lines) == count:
+                raise KeyboardInterrupt
+            lines.append(json.loads(line)["qid"])
+            write(file, line)
+
+        monkeypatch.setattr(predict_split_module, "write_line", write_or_stop)
+
+    out = tmp_path / "val.jsonl"
+    for count in (3, 7):  # in the first look; in the second, of which there are two queries
+        stop_after(count)
+        with pytest.raises(KeyboardInterrupt):
+            predict_split_twice(model, "val", out)
+        assert not out.exists()
+    stop_after(-1)
+    assert predict_split_twice(model, "val", out) == expected
+    # One batch of two was complete in the first look, and none in the second, which queries 1 and 3 need.
+    assert lines == [0, 1, 2, 2, 3, 4, 1, 1, 3]
+    assert not list(tmp_path.glob("val.jsonl.*"))
+
+    # A first look with another config is not used.
+    del lines[:]
+    stop_after(len(QUERIES) + 1)
+    with pytest.raises(KeyboardInterrupt):
+        predict_split_twice(model, "val", out)
+    del lines[:]
+    stop_after(-1)
+    predict_split_twice(replace(model, config=replace(model.config, seed=7)), "val", out)
+    assert lines[: len(QUERIES)] == [row.qid for row in QUERIES]
+
+
+def test_what_cannot_be_looked_at_again(stage, model, tmp_path):
+    sparse = on(stage, build(tmp_path / "sparse", make=lambda video: make_video(video, range(0, 2 * FRAMES, 2))))
+    # Every frame of the video is read already.
+    again = predict_split_twice(sparse, "val", tmp_path / "sparse.jsonl")
+    assert again == predict_split(sparse, "val", tmp_path / "once.jsonl")
+
+    def long_video(video):
+        record = make_video(video)
+        return replace(record, total_frames=100, indices=np.arange(0, 100, 20, dtype=np.int32), times=record.times[:5])
+
+    few = on(
+        stage,
+        build(tmp_path / "few", make=lambda video: replace(long_video(video), jpegs=make_video(video).jpegs[:5])),
+    )
+    with pytest.raises(InputError, match=r"^--look_again: video a: 5 of its 10 .*--frames=10"):
+        predict_split_twice(few, "val", tmp_path / "few.jsonl")
+    reference = replace(model, config=replace(model.config, behaviour="reference"))
+    with pytest.raises(UserError, match=r"--look_again: the run has config\.behaviour='reference'"):
+        predict_split_twice(reference, "val", tmp_path / "reference.jsonl")
+
+
+def test_features_of_the_frames_are_read_in_their_place(model, tmp_path):
+    """The same to rounding of the store, which float32 does not have; features of the first look alone do not do."""
+    videos = VideoDataset(model.config.data.directory)
+    dense = replace(model, config=replace(model.config, data=replace(model.config.data, frames=2 * FRAMES)))
+    extract_features(dense, videos, tmp_path / "dense", storage_dtype="float32")
+    extract_features(model, videos, tmp_path / "sparse", storage_dtype="float32")
+
+    def with_features(name):
+        data = replace(model.config.data, features=str(tmp_path / name))
+        return replace(model, config=replace(model.config, data=data))
+
+    read = predict_split_twice(with_features("dense"), "val", tmp_path / "read.jsonl")
+    assert [row.text for row in read] == [
+        row.text for row in predict_split_twice(model, "val", tmp_path / "encoded.jsonl")
+    ]
+    with pytest.raises(
+        FeaturesError, match=r"^--look_again: .*sparse has features of 5 frames.*--config.data.frames=10"
+    ):
+        predict_split_twice(with_features("sparse"), "val", tmp_path / "none.jsonl")
