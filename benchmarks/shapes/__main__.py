@@ -54,7 +54,9 @@ def _select_rows(parser: argparse.ArgumentParser, names: str) -> list[Row]:
     wanted = set(names.split(","))
     if unknown := wanted - set(by_name):
         parser.error(f"--rows: there is no {', '.join(sorted(unknown))}; the rows are {', '.join(by_name)}")
-    wanted |= {by_name[name].start for name in wanted}
+    for row in reversed(ROWS):  # each is after the row it starts from
+        if row.name in wanted:
+            wanted.add(row.start)
     return [row for row in ROWS if row.name in wanted]
 
 

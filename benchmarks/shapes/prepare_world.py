@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from calce_jax.input_pipeline.neighbourhood import RATE
 from data.shapes.bench.write import SIZES, SplitSize, write_bench
 from data.shapes.demo_pipeline import prepare_shapes, store_features
 
@@ -26,5 +27,5 @@ def prepare_world(out: Path, sizes: Mapping[str, SplitSize]) -> None:
       UserError: a video cannot be prepared, or the folder holds another dataset.
     """
     annotations = write_bench(out / "shapes", sizes)
-    prepare_shapes(out, annotations)
-    store_features(out)
+    prepare_shapes(out, annotations, RATE)  # twice the frames, for the row that looks again
+    store_features(out, RATE)

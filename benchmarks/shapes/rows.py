@@ -16,9 +16,10 @@ class Row:
     Fields:
       name: of its folder, and on the command line.
       title: in the table.
-      preset: of `calce train --config`.
+      preset: of `calce train --config`; "" for a row that trains nothing, and predicts with the run it starts from.
       start: the row whose best checkpoint it starts from; "" for the base model.
       changes: fields of the config, by their full names.
+      looks: of a prediction, see `calce_jax.inference.look_again`.
     """
 
     name: str
@@ -26,11 +27,12 @@ class Row:
     preset: str = "shapes,stage=1"
     start: str = ""
     changes: Mapping[str, Any] = field(default_factory=dict)
+    looks: int = 1
 
     @property
     def stage(self) -> int:
-        """The stage that is trained."""
-        return get_preset(self.preset).stage
+        """The stage that is trained, or 0."""
+        return get_preset(self.preset).stage if self.preset else 0
 
 
 REHEARSAL_CHANGES: Mapping[str, Any] = {"schedule.epochs": 1}
@@ -43,6 +45,9 @@ AFTERWARDS: Mapping[str, Any] = {
     "schedule.warmup_steps": 10,
 }
 
+# Ways of training are compared by their most probable answers.
+MOST_PROBABLE: Mapping[str, Any] = {"generation.decision": "most_probable"}
+LEAST_RISK: Mapping[str, Any] = {"generation.decision": "minimum_bayes_risk"}
 NEGATIVES: Mapping[str, Any] = {"data.negatives": 0.1}
 REWARD = "shapes,stage=1,objective=reward"
 
@@ -60,6 +65,8 @@ ROWS = (
         changes={**AFTERWARDS, **NEGATIVES},
     ),
     Row("stage2", "stage 1, then stage 2", "shapes,stage=2", start="stage1"),
+    Row("stage2_risk", "the same, answers of least risk", "", start="stage2", changes=LEAST_RISK),
+    Row("stage2_again", "the same, looked at again", "", start="stage2", changes=LEAST_RISK, looks=2),
     Row("mix", "stage 1, mix 0.3", changes={"data.mix": 0.3}),
     Row("inverted", "stage 1, inverted 0.2", changes={"data.inverted": 0.2}),
 )
@@ -74,20 +81,25 @@ def row_config(row: Row, out: Path, seed: int, changes: Mapping[str, Any]) -> Ru
       seed: of the run.
       changes: further fields, for all rows.
     """
-    config = to_dict(get_preset(row.preset))
     places = {
         "data.directory": str(tables_folder(out, row, seed)),
         "data.features": str(out / "features"),
         "weights.start": str(workdir(out, row.start, seed)) if row.start else "",
         "seed": seed,
     }
-    for name, value in {**places, **changes, **row.changes}.items():
+    return with_fields(get_preset(row.preset), {**places, **MOST_PROBABLE, **changes, **row.changes})
+
+
+def with_fields(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """Return a config with other values of some fields, by their full names."""
+    values = to_dict(config)
+    for name, value in changes.items():
         *groups, last = name.split(".")
-        part = config
+        part = values
         for group in groups:
             part = part[group]
         part[last] = value
-    return validate(config)
+    return validate(values)
 
 
 def workdir(out: Path, name: str, seed: int) -> Path:

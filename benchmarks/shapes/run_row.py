@@ -8,14 +8,25 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import process_time
 from typing import Any
 
-from benchmarks.shapes.rows import REHEARSAL_CHANGES, ROWS, Row, result_path, row_config, tables_folder, workdir
+from benchmarks.shapes.rows import (
+    REHEARSAL_CHANGES,
+    ROWS,
+    Row,
+    result_path,
+    row_config,
+    tables_folder,
+    with_fields,
+    workdir,
+)
 from calce_jax.datasets.prepare import read_splits
 from calce_jax.datasets.tables import rebuild_queries
 from calce_jax.distributed.freed_memory import keep_freed_memory
+from calce_jax.inference.look_again import predict_split_twice
 from calce_jax.inference.predict_split import predict_split
 from calce_jax.inference.trained_run import load_base_model, load_trained_model
 from calce_jax.input_pipeline.dataset import table_dir
@@ -69,6 +80,13 @@ def run_row(out: Path, row: Row, seed: int, changes: Mapping[str, Any]) -> dict[
       changes: see `row_config`.
     """
     started = process_time()
+    if not row.preset:
+        predict = predict_split if row.looks == 1 else predict_split_twice
+        model = load_trained_model(workdir(out, row.start, seed))
+        model = replace(model, config=with_fields(model.config, row.changes))
+        predictions = predict(model, "test", workdir(out, f"{row.name}_test.jsonl", seed))
+        scores = score(predictions, read_annotations_by_split(out)["test"])
+        return scores | {"predict_s": process_time() - started}
     if row.stage == 2:
         merge_tables(out, row, seed)
     config, folder = row_config(row, out, seed, changes), workdir(out, row.name, seed)

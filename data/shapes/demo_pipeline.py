@@ -133,9 +133,9 @@ def stage_config(out: Path, stage: int) -> RunConfig:
     )
 
 
-def prepare_shapes(out: Path, splits: Mapping[str, list[Annotation]]) -> None:
-    """Decode the videos once, with the larger number of frames of both stages."""
-    frames = max(stage_config(out, stage).data.frames for stage in (1, 2))
+def prepare_shapes(out: Path, splits: Mapping[str, list[Annotation]], rate: int = 1) -> None:
+    """Decode the videos once, with `rate` times the frames of stage 2, which has more than stage 1."""
+    frames = rate * stage_config(out, 2).data.frames
     result = prepare_dataset(
         "shapes",
         dict(splits),
@@ -148,10 +148,12 @@ def prepare_shapes(out: Path, splits: Mapping[str, list[Annotation]]) -> None:
         raise UserError(f"{len(result.failures)} videos could not be prepared", f"see {out}/prepared/failures.jsonl")
 
 
-def store_features(out: Path) -> None:
+def store_features(out: Path, rate: int = 1) -> None:
     """Encode the frames once, for both stages: the vision encoder is frozen, and would encode them in every epoch."""
+    config = stage_config(out, 2)
+    config = replace(config, data=replace(config.data, frames=rate * config.data.frames))
     extract_features(
-        load_base_model(stage_config(out, 2)),
+        load_base_model(config),
         VideoDataset(str(out / "prepared")),
         out / "features",
         storage_dtype="float32",
