@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -15,21 +16,28 @@ import pytest
 from benchmarks.shapes import __main__ as main_module
 from benchmarks.shapes import run_row as run_row_module
 from benchmarks.shapes.__main__ import _run_jobs
-from benchmarks.shapes.rows import ROWS, result_path, row_config, tables_folder, workdir
+from benchmarks.shapes.rows import ROWS, result_path, row_config, tables_folder, with_fields, workdir
 from benchmarks.shapes.run_row import score
 from benchmarks.shapes.table import format_tables
+from calce_jax.config import RunConfig
 from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.predictions import Prediction
+from calce_jax.presets.runs import get_preset
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_every_row_has_a_valid_config_and_starts_from_one_before_it(tmp_path):
     for number, row in enumerate(ROWS):
+        assert row.start in ("", *(before.name for before in ROWS[:number]))
+        if not row.preset:  # predicts with the run it starts from
+            assert row.start
+            assert with_fields(get_preset("shapes,stage=2"), row.changes).generation.decision == "minimum_bayes_risk"
+            continue
         config = row_config(row, tmp_path, 1, {"schedule.epochs": 1})
         assert config.seed == 1
         assert config.weights.start == (str(workdir(tmp_path, row.start, 1)) if row.start else "")
-        assert row.start in ("", *(before.name for before in ROWS[:number]))
+        assert config.generation.decision == "most_probable"
     assert len({row.name for row in ROWS}) == len({row.title for row in ROWS}) == len(ROWS)
 
 
@@ -140,6 +148,38 @@ def test_what_a_continued_row_took_is_not_known(tmp_path, monkeypatch):
     assert set(run_row_module.run_row(tmp_path, ROWS[0], 0, {})) == {"train_s", "predict_s"}
     workdir(tmp_path, ROWS[0].name, 0).mkdir(parents=True)
     assert run_row_module.run_row(tmp_path, ROWS[0], 0, {}) == {}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Of a trained model what a row changes."""
+
+    config: RunConfig
+
+
+def test_a_row_that_trains_nothing_predicts_with_the_run_it_starts_from(tmp_path, monkeypatch):
+    calls = {name: MagicMock() for name in ("train_run", "predict_split", "predict_split_twice")}
+    for name, call in calls.items():
+        monkeypatch.setattr(run_row_module, name, call)
+    config = get_preset("shapes,stage=2")
+    loaded = LoadedModel(config)
+    monkeypatch.setattr(
+        run_row_module, "load_trained_model", lambda folder: {workdir(tmp_path, "stage2", 1): loaded}[folder]
+    )
+    monkeypatch.setattr(run_row_module, "read_annotations_by_split", MagicMock())
+    monkeypatch.setattr(run_row_module, "score", lambda *_: {})
+    for name, looks in (("stage2_risk", "predict_split"), ("stage2_again", "predict_split_twice")):
+        (row,) = [row for row in ROWS if row.name == name]
+        assert set(run_row_module.run_row(tmp_path, row, 1, {})) == {"predict_s"}
+        (model, split, out), _ = calls[looks].call_args
+        assert (model.config.generation.decision, split) == ("minimum_bayes_risk", "test")
+        assert out == tmp_path / f"seed1/{name}_test.jsonl"
+    assert not calls["train_run"].called
+
+
+def test_rows_that_others_start_from_are_run_too():
+    names = [row.name for row in main_module._select_rows(ArgumentParser(), "stage2_again")]
+    assert names == ["stage1", "stage2", "stage2_again"]
 
 
 @pytest.mark.release
