@@ -48,7 +48,7 @@ AFTERWARDS: Mapping[str, Any] = {
 # Ways of training are compared by their most probable answers.
 MOST_PROBABLE: Mapping[str, Any] = {"generation.decision": "most_probable"}
 LEAST_RISK: Mapping[str, Any] = {"generation.decision": "minimum_bayes_risk"}
-NEGATIVES: Mapping[str, Any] = {"data.negatives": 0.1}
+FEW, MANY = ({"data.negatives": share} for share in (0.1, 0.2))
 REWARD = "shapes,stage=1,objective=reward"
 
 # Each after the row it starts from.
@@ -56,17 +56,26 @@ ROWS = (
     Row("stage1", "stage 1"),
     Row("longer", "stage 1, then more of it", start="stage1", changes=AFTERWARDS),
     Row("reward", "stage 1, then rewards", REWARD, start="stage1", changes=AFTERWARDS),
-    Row("negatives", "stage 1, negatives 0.1", changes=NEGATIVES),
+    Row("reward_risk", "the same, answers of least risk", "", start="reward", changes=LEAST_RISK),
+    Row("negatives", "stage 1, negatives 0.1", changes=FEW),
     Row(
         "negatives_reward",
-        "stage 1, then rewards, negatives 0.1",
+        "stage 1, then rewards, both with negatives 0.1",
         REWARD,
         start="negatives",
-        changes={**AFTERWARDS, **NEGATIVES},
+        changes={**AFTERWARDS, **FEW},
     ),
+    Row(
+        "reward_negatives",
+        "stage 1, then rewards with negatives 0.2",
+        REWARD,
+        start="stage1",
+        changes={**AFTERWARDS, **MANY},
+    ),
+    Row("reward_negatives_risk", "the last, answers of least risk", "", start="reward_negatives", changes=LEAST_RISK),
     Row("stage2", "stage 1, then stage 2", "shapes,stage=2", start="stage1"),
-    Row("stage2_risk", "the same, answers of least risk", "", start="stage2", changes=LEAST_RISK),
-    Row("stage2_again", "the same, looked at again", "", start="stage2", changes=LEAST_RISK, looks=2),
+    Row("stage2_risk", "stage 2, answers of least risk", "", start="stage2", changes=LEAST_RISK),
+    Row("stage2_again", "stage 2, looked at again", "", start="stage2", changes=LEAST_RISK, looks=2),
     Row("mix", "stage 1, mix 0.3", changes={"data.mix": 0.3}),
     Row("inverted", "stage 1, inverted 0.2", changes={"data.inverted": 0.2}),
 )
