@@ -48,17 +48,21 @@ class DatasetDefaults:
     def after_training(self, stage: int) -> "DatasetDefaults":
         """Return the defaults of training by rewards, which goes on from the run of the same stage.
 
-        A tenth of the epochs, of the learning rate and of the warm-up; not tuned.
+        A tenth of the epochs, of the learning rate and of the warm-up; not tuned. Those of shapes are of
+        `benchmarks/shapes`.
         """
-        run = self.schedule
-        short = replace(
-            run,
-            epochs=max(run.epochs // 10, 1),
-            peak=run.peak / 10,
-            floor=run.floor / 10,
-            warmup_steps=run.warmup_steps // 10,
+        run, name = self.schedule, self.data.dataset
+        short = (
+            SHAPES_AFTERWARDS
+            if name == "shapes"
+            else replace(
+                run,
+                epochs=max(run.epochs // 10, 1),
+                peak=run.peak / 10,
+                floor=run.floor / 10,
+                warmup_steps=run.warmup_steps // 10,
+            )
         )
-        name = self.data.dataset
         start = f"runs/demo/stage{stage}" if name == "shapes" else f"runs/{name}_stage{stage}"
         return replace(self, schedule=short, weights=replace(self.weights, start=start))
 
@@ -84,6 +88,10 @@ def cluster_keyframes(dilation: int, filter_dilation: int) -> KeyframesConfig:
 def schedule(epochs: int, peak: float, floor: float, warmup_steps: int) -> ScheduleConfig:
     """Return a schedule with linear warm-up from `WARMUP_FROM`, see `calce_jax.training.schedule`."""
     return ScheduleConfig(epochs, peak, floor, WARMUP_FROM, warmup_steps)
+
+
+# Of what follows stage 1: stage 2, and training by rewards.
+SHAPES_AFTERWARDS = schedule(3, 1e-3, 1e-4, 10)
 
 
 def qvhighlights(stage: int, size: ModelSize) -> DatasetDefaults:
@@ -198,7 +206,7 @@ def shapes(stage: int, size: ModelSize) -> DatasetDefaults:
             dilation=0 if is_stage1 else 1,
             filter_dilation=0 if is_stage1 else 1,
         ),
-        schedule=schedule(6, 3e-3, 5e-4, 20) if is_stage1 else schedule(3, 1e-3, 1e-4, 10),
+        schedule=schedule(6, 3e-3, 5e-4, 20) if is_stage1 else SHAPES_AFTERWARDS,
         accumulate=1,
         weights=WeightsConfig(
             base=TINY_PRETRAINED if size == "tiny" else "",

@@ -126,8 +126,11 @@ def test_training_by_rewards_goes_on_from_the_run_of_its_stage(dataset, stage):
     assert (before.objective, config.objective) == ("likelihood", "reward")
     workdir = f"runs/demo/stage{stage}" if dataset == "shapes" else f"runs/{dataset}_stage{stage}"
     assert config.weights == replace(before.weights, start=workdir)
-    assert config.schedule.peak == pytest.approx(before.schedule.peak / 10)
-    assert 1 <= config.schedule.epochs < before.schedule.epochs
+    if dataset == "shapes":  # as measured by benchmarks/shapes
+        assert config.schedule == get_preset("shapes,stage=2").schedule
+    else:
+        assert config.schedule.peak == pytest.approx(before.schedule.peak / 10)
+        assert 1 <= config.schedule.epochs < before.schedule.epochs
     assert (before.loop.patience, config.loop.patience) == (0, 2)
     assert (config.data, config.text, config.optimizer) == (before.data, before.text, before.optimizer)
     assert validate(to_dict(config)) == config
