@@ -56,7 +56,7 @@ ROWS = (
     Row("stage1", "stage 1"),
     Row("longer", "stage 1, then more of it", start="stage1", changes=AFTERWARDS),
     Row("reward", "stage 1, then rewards", REWARD, start="stage1", changes=AFTERWARDS),
-    Row("reward_risk", "the same, answers of least risk", "", start="reward", changes=LEAST_RISK),
+    Row("reward_risk", "rewards, answers of least risk", "", start="reward", changes=LEAST_RISK),
     Row("negatives", "stage 1, negatives 0.1", changes=FEW),
     Row(
         "negatives_reward",
@@ -72,7 +72,13 @@ ROWS = (
         start="stage1",
         changes={**AFTERWARDS, **MANY},
     ),
-    Row("reward_negatives_risk", "the last, answers of least risk", "", start="reward_negatives", changes=LEAST_RISK),
+    Row(
+        "reward_negatives_risk",
+        "rewards with negatives 0.2, answers of least risk",
+        "",
+        start="reward_negatives",
+        changes=LEAST_RISK,
+    ),
     Row("stage2", "stage 1, then stage 2", "shapes,stage=2", start="stage1"),
     Row("stage2_risk", "stage 2, answers of least risk", "", start="stage2", changes=LEAST_RISK),
     Row("stage2_again", "stage 2, looked at again", "", start="stage2", changes=LEAST_RISK, looks=2),
