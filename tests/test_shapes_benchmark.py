@@ -123,11 +123,11 @@ def interrupted(monkeypatch, out):
     return commands
 
 
-def test_ctrl_c_starts_no_other_job(tmp_path, monkeypatch):
+def test_ctrl_c_starts_no_other_job(tmp_path, monkeypatch, signals_heard):
     assert len(interrupted(monkeypatch, tmp_path)) == 1
 
 
-def test_jobs_run_where_there_is_no_taskset(tmp_path, monkeypatch):
+def test_jobs_run_where_there_is_no_taskset(tmp_path, monkeypatch, signals_heard):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert interrupted(monkeypatch, tmp_path)[0][0] == sys.executable
 
