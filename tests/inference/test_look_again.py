@@ -1,5 +1,6 @@
 """Predictions of two looks: a small model on tables with twice the frames that it reads."""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from calce_jax.inference import predict_split as predict_split_module
 from calce_jax.inference.extract_features import VideoDataset, extract_features
 from calce_jax.inference.look_again import predict_split_twice
 from calce_jax.inference.predict_split import open_split, predict_examples, predict_split
+from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.input_pipeline.feature_store import FeaturesError
 from calce_jax.input_pipeline.neighbourhood import find_neighbourhood
 from calce_jax.input_pipeline.rows import InputError
@@ -51,6 +53,15 @@ def stage():
     config = stage.config
     generation = replace(config.generation, beams=3, constrain=True)
     return replace(stage, config=replace(config, generation=generation, data=replace(config.data, eval_batch=2)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_program(stage):
+    """Compile the prediction once: all models here differ in what they read alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        compile_predictor = functools.cache(stage.compile_predictor)
+        patch.setattr(TrainedModel, "compile_predictor", lambda _, max_duration: compile_predictor(max_duration))
+        yield
 
 
 def on(stage, folder):
