@@ -4,6 +4,7 @@ import functools
 import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,8 +15,11 @@ from calce_jax.inference.extract_features import VideoDataset, extract_features
 from calce_jax.inference.look_again import predict_split_twice
 from calce_jax.inference.predict_split import open_split, predict_examples, predict_split
 from calce_jax.inference.trained_run import TrainedModel
+from calce_jax.input_pipeline.batches import make_iterator
+from calce_jax.input_pipeline.dataset import open_dataset
 from calce_jax.input_pipeline.feature_store import FeaturesError
-from calce_jax.input_pipeline.neighbourhood import find_neighbourhood
+from calce_jax.input_pipeline.input_config import input_config
+from calce_jax.input_pipeline.neighbourhood import NeighbourhoodDataset, find_neighbourhood
 from calce_jax.input_pipeline.rows import InputError
 from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.minimum_bayes_risk import least_risk
@@ -73,6 +77,11 @@ def model(stage, tmp_path):
     return on(stage, build(tmp_path / "prepared"))
 
 
+def batches_of(model, examples):
+    inputs = input_config(model.config, "val", model.model_config, training=False)
+    return list(make_iterator(inputs, model.tokenizers.t5, model.tokenizers.bert, examples=examples))
+
+
 def test_both_looks_are_those_of_videos_that_are_prepared_so(model, tmp_path):
     """The second is that of a table that holds each neighbourhood as a video, and the beams of both are pooled."""
     first = predict_examples(model, "val", range(len(QUERIES)))
@@ -91,6 +100,16 @@ def test_both_looks_are_those_of_videos_that_are_prepared_so(model, tmp_path):
 
     cropped = on(model, build(tmp_path / "cropped", alone, make_part))
     second = predict_examples(cropped, "val", range(len(parts)))
+
+    # Both are read alike: the same frames, times, captions and text.
+    of_parts, of_videos = (
+        batches_of(cropped, examples)
+        for examples in (NeighbourhoodDataset(dataset, parts), open_dataset(cropped.config.data.directory, "val"))
+    )
+    for part, video in zip(of_parts, of_videos, strict=True):
+        assert part.frames.any()
+        for array, expected in zip(jax.tree.leaves(part), jax.tree.leaves(video), strict=True):
+            np.testing.assert_array_equal(array, expected)
 
     predictions = predict_split_twice(model, "val", tmp_path / "val.jsonl")
     assert read_predictions(tmp_path / "val.jsonl") == predictions
@@ -149,6 +168,39 @@ def test_a_stopped_job_repeats_no_finished_look(model, tmp_path, monkeypatch):
     stop_after(-1)
     predict_split_twice(replace(model, config=replace(model.config, seed=7)), "val", out)
     assert lines[: len(QUERIES)] == [row.qid for row in QUERIES]
+
+
+def test_a_second_look_at_other_neighbourhoods_is_started_anew(model, tmp_path, monkeypatch):
+    data = replace(model.config.data, eval_batch=1)
+    model = replace(model, config=replace(model.config, data=data))
+    write, lines, out = predict_split_module.write_line, [], tmp_path / "val.jsonl"
+
+    def write_or_stop(file, line):
+        if len(lines) == len(QUERIES) + 1:
+            raise KeyboardInterrupt
+        lines.append(json.loads(line)["qid"])
+        write(file, line)
+
+    for moved, asked in ((False, [3]), (True, [1, 3])):
+        del lines[:]
+        monkeypatch.setattr(predict_split_module, "write_line", write_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict_split_twice(model, "val", out)
+        assert lines == [0, 1, 2, 3, 4, 1]
+        first = tmp_path / "val.jsonl.first"
+        if moved:
+            first.write_text(first.read_text().replace("[14.0, 16.0", "[13.0, 15.0"))
+        del lines[:]
+        predict_split_twice(model, "val", out)
+        assert lines == asked
+
+
+def test_the_answer_is_that_of_the_configured_decision(model, tmp_path):
+    """The most probable one of query 3 ends a second earlier than the one in the middle."""
+    for decision, text in (("most_probable", "[[12, 14]]"), ("minimum_bayes_risk", "[[12, 15]]")):
+        generation = replace(model.config.generation, decision=decision)
+        decided = replace(model, config=replace(model.config, generation=generation))
+        assert predict_split(decided, "val", tmp_path / f"{decision}.jsonl")[3].text == text
 
 
 def test_what_cannot_be_looked_at_again(stage, model, tmp_path):

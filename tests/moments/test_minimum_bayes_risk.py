@@ -78,6 +78,8 @@ def test_a_prediction_has_the_answer_of_least_risk_first_and_the_others_behind()
     assert sorted(window[:2] for window in moments.other_windows) == [[0, 10], [6, 12]]
     most_probable = score_moments(TEXTS, SHARES, 40, window_order="longest")
     assert most_probable.text == "[[0, 10]]"
+    sure = [math.log(share) for share in (0.85, 0.05, 0.05, 0.05)]
+    assert score_moments(TEXTS, sure, 40, window_order="given", decision="minimum_bayes_risk").text == "[[0, 10]]"
     # The original knows the best beam alone.
     reference = score_moments(
         TEXTS, SHARES, 40, window_order="given", decision="minimum_bayes_risk", behaviour="reference"
