@@ -375,4 +375,25 @@ NAMED = (
         "newer fields of an old workdir take today's values",
         noticed_by=("tests/test_config.py",),
     ),
+    Mutant(
+        "calce_jax/moments/scoring.py",
+        "[parsed[i].windows for i in readable], [probabilities[i] for i in readable]",
+        "[parsed[i].windows for i in readable], [1.0 for i in readable]",
+        "the answer of least risk is that of beams of equal weight",
+        noticed_by=("tests/moments/test_minimum_bayes_risk.py",),
+    ),
+    Mutant(
+        "calce_jax/input_pipeline/rows.py",
+        "frame_positions = example.positions or stored_frame_positions(",
+        "frame_positions = stored_frame_positions(",
+        "a second look reads the frames of the first",
+        noticed_by=("tests/inference/test_look_again.py",),
+    ),
+    Mutant(
+        "calce_jax/inference/look_again.py",
+        'more_inputs = {"first_look.sha256": file_hash(first_path)}',
+        "more_inputs = {}",
+        "a second look goes on in the neighbourhoods of another first look",
+        noticed_by=("tests/inference/test_look_again.py",),
+    ),
 )
