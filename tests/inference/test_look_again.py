@@ -27,6 +27,8 @@ from calce_jax.moments.predictions import read_predictions
 from calce_jax.video.decode import encode_jpeg
 from tests.helpers.search_stages import make_stages
 
+pytestmark = pytest.mark.slow
+
 FRAMES, SECONDS = 5, 20.0
 
 
