@@ -84,6 +84,7 @@ def predict_split_twice(
         if parts:
             second = _second_look(model, whole, parts, predict, first_path=first_path, path=second_path)
         predictions = pool(whole, first, parts, second, config)
+        barrier("both looks read")  # by all hosts, before the first one removes them
         if is_primary():
             write_predictions(out, predictions)
             for path in (first_path, inputs_path, second_path):
