@@ -118,7 +118,7 @@ def _first_look(
     is_done, inputs = False, ""
     if is_primary():
         inputs = json.dumps(prediction_inputs(model, whole.dataset, whole.queries))
-        is_done = path.is_file() and inputs_path.is_file() and inputs_path.read_text(encoding="utf-8") == inputs
+        is_done = path.is_file() and inputs_path.is_file() and inputs_path.read_bytes() == inputs.encode()
     if broadcast_int(int(is_done)):
         return read_predictions(path)
     first = predict_queries(model, whole, path, predict, with_beams=True)
