@@ -38,7 +38,8 @@ class Neighbourhood:
 def find_neighbourhood(example: Example, window: Sequence[Seconds], frames: int, grid: int) -> Neighbourhood | None:
     """Return the part of a video around a window, or None where nothing more could be seen.
 
-    That is a video of which the model reads every frame, or a window that is longer than the part could show.
+    That is a video of which the model reads every frame, or a window that no part has enough around. Frames may be
+    any time apart: of all parts of `frames` consecutive ones it is that whose middle is nearest to the window's.
 
     Args:
       example: with `RATE * frames` evenly spaced frames, or all of a shorter video.
@@ -53,16 +54,19 @@ def find_neighbourhood(example: Example, window: Sequence[Seconds], frames: int,
     if len(positions) <= frames:
         return None
     times, duration = np.asarray(example.times, np.float64)[positions], example.duration
-    span = duration * frames / len(times)
-    if window[1] - window[0] > MAX_SHARE * span:
+    # The first frame stands from the beginning on; each until the next one, and the last until the end of the video.
+    firsts = np.concatenate([[0.0], times[1 : len(times) - frames + 1]])
+    ends = np.minimum(np.append(times[frames:], duration), duration)
+    starts_on_grid, ends_on_grid = firsts // grid * grid, np.minimum(-(-ends // grid) * grid, duration)
+    holds_window = (starts_on_grid <= window[0]) & (window[1] <= ends_on_grid)
+    is_wide_enough = window[1] - window[0] <= MAX_SHARE * (ends - firsts)
+    distances = np.abs(firsts + ends - (window[0] + window[1]))
+    distances[~(holds_window & is_wide_enough)] = np.inf
+    first = int(distances.argmin())
+    if np.isinf(distances[first]):
         return None
-    nearest = np.abs(times - (window[0] + window[1] - span) / 2).argmin()
-    first = min(int(nearest), len(times) - frames)
-    last = first + frames
-    start = int(times[first] // grid) * grid
-    # The last frame stands until the next one.
-    end = duration if last == len(times) else min(-(-times[last] // grid) * grid, duration)
-    return Neighbourhood(positions[first:last], start, float(end - start))
+    start = int(starts_on_grid[first])
+    return Neighbourhood(positions[first : first + frames], start, float(ends_on_grid[first]) - start)
 
 
 def crop_example(example: Example, part: Neighbourhood) -> Example:

@@ -26,11 +26,13 @@ EXAMPLE = Example(
     fps=2.5,
     captions=[
         (0.0, 5.0, "before"),
+        (5.0, 12.0, "ends where it begins"),
         (10.0, 18.0, "into"),
         (20.0, 22.0, "inside"),
         (31.0, 40.0, "out of"),
-        (36.0, 40.0, "x"),
+        (32.0, 40.0, "begins where it ends"),
     ],
+    is_absent=True,
 )
 
 
@@ -52,6 +54,60 @@ EXAMPLE = Example(
 )
 def test_the_part_around_a_window(window, grid, expected):
     assert find_neighbourhood(EXAMPLE, window, 5, grid) == expected
+
+
+def with_frames_at(times, duration):
+    indices = np.arange(len(times), dtype=np.int32)
+    return replace(
+        EXAMPLE, times=np.array(times, np.float32), indices=indices, total_frames=len(times), duration=duration
+    )
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        # Parts of 5 frames: 0 to 17.5 s, 8 to 18, 16 to 18.5, 16.5 to 19, 17 to 19.5, 17.5 to 20.
+        ([18.5, 19.9], Neighbourhood([5, 6, 7, 8, 9], 17, 3.0)),
+        ([17.5, 18.25], Neighbourhood([3, 4, 5, 6, 7], 16, 3.0)),  # outwards to whole seconds
+        ([16.1, 17.9], Neighbourhood([2, 3, 4, 5, 6], 16, 3.0)),
+        # Only the first two hold it, the latter just; of the next one it takes more than four fifths.
+        ([10, 18], Neighbourhood([1, 2, 3, 4, 5], 8, 10.0)),
+        ([9, 18], Neighbourhood([0, 1, 2, 3, 4], 0, 18.0)),
+        ([1, 19], None),
+    ],
+)
+def test_frames_may_be_any_time_apart(window, expected):
+    dense_at_the_end = with_frames_at([0, 8, 16, 16.5, 17, 17.5, 18, 18.5, 19, 19.5], 20.0)
+    assert find_neighbourhood(dense_at_the_end, window, 5, 1) == expected
+
+
+def test_a_part_always_holds_the_window():
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(300):
+        count = int(rng.integers(6, 11))
+        times = np.sort(rng.uniform(0, 30, count)).astype(np.float32)
+        duration = float(rng.uniform(1, 40))  # as annotated, shorter or longer than the file
+        window = np.sort(rng.uniform(0, duration, 2))
+        grid = int(rng.integers(1, 5))
+        if part := find_neighbourhood(with_frames_at(times, duration), window.tolist(), 5, grid):
+            found += 1
+            assert len(part.positions) == 5
+            assert part.start % grid == 0
+            assert part.start <= window[0] < window[1] <= part.start + part.duration <= duration + 1e-9
+    assert found > 100
+
+
+def test_a_video_that_is_annotated_as_shorter_than_it_is():
+    """Nothing is asked about what comes after its end, at which no part can begin."""
+    longer = with_frames_at(range(0, 20, 2), 1.9)
+    assert find_neighbourhood(longer, [0.5, 1.9], 5, 1) == Neighbourhood([0, 1, 2, 3, 4], 0, 1.9)
+    assert find_neighbourhood(longer, [0, 1.6], 5, 1) is None
+
+
+def test_a_first_frame_stands_from_the_beginning_on():
+    late = with_frames_at(range(3, 33, 3), 33.0)
+    assert find_neighbourhood(late, [0, 4], 5, 1) == Neighbourhood([0, 1, 2, 3, 4], 0, 18.0)
 
 
 def test_more_frames_than_twice_may_be_stored():
