@@ -75,7 +75,8 @@ def decode_answers(
     answers, batch, selection = prediction.answers, prediction.batch, prediction.prompt_selection
     plan, captions = selection.frame_plan, selection.caption_selection
     for i in np.flatnonzero(batch.row_mask):
-        duration, positions = float(batch.duration[i]), batch.caption_positions[i]
+        # The shortest decimal that is this float32: 32.3, as annotated, and not 32.29999923706055.
+        duration, positions = float(str(np.float32(batch.duration[i]))), batch.caption_positions[i]
         if plan.reference_error[i]:
             raise InferenceError(
                 f"query in row {int(batch.example_index[i])}: the original fails on it, because a stage-1 window lies "
