@@ -22,6 +22,8 @@ def test_the_answer_in_the_middle_is_given():
 
 def test_of_equal_answers_the_first_is_given():
     assert least_risk([[[0, 5]], [[10, 15]]], [0.5, 0.5]) == 0
+    # 23 thirtieths each: 1/2 + 4/10 * 2/3, and 4/10 + 1/2 * 2/3 + 1/10 * 1/3, which is 1e-16 more in floating point.
+    assert least_risk([[[0, 6]], [[0, 9]], [[6, 9]]], [0.5, 0.4, 0.1]) == 0
     # [3, 9] twice, as two beams may write it, is one answer with both probabilities.
     assert least_risk([[[20, 30]], [[3, 9]], [[3, 9]]], [0.4, 0.3, 0.3]) == 1
 
@@ -65,58 +67,37 @@ def test_overlap_is_the_reward_of_training():
     np.testing.assert_allclose([overlap(*pair) for pair in pairs], rewards, atol=1e-6)
 
 
+def decide(texts, shares, **options):
+    options = {"window_order": "given", "decision": "minimum_bayes_risk"} | options
+    return score_moments(texts, [math.log(share) for share in shares], 40, **options)
+
+
 TEXTS = ["[[0, 10]]", "no idea", "[[4, 12]]", "[[6, 12]]"]
-SHARES = [math.log(share) for share in (0.35, 0.1, 0.3, 0.25)]
+SHARES = (0.35, 0.1, 0.3, 0.25)
 
 
 def test_a_prediction_has_the_answer_of_least_risk_first_and_the_others_behind():
-    moments = score_moments(
-        TEXTS, SHARES, 40, window_order="longest", window_source="all_beams", decision="minimum_bayes_risk"
-    )
+    moments = decide(TEXTS, SHARES, window_order="longest", window_source="all_beams")
     assert (moments.text, moments.status) == ("[[4, 12]]", "exact")
     assert [window[:2] for window in moments.windows] == [[4, 12]]
     assert sorted(window[:2] for window in moments.other_windows) == [[0, 10], [6, 12]]
-    most_probable = score_moments(TEXTS, SHARES, 40, window_order="longest")
-    assert most_probable.text == "[[0, 10]]"
-    sure = [math.log(share) for share in (0.85, 0.05, 0.05, 0.05)]
-    assert score_moments(TEXTS, sure, 40, window_order="given", decision="minimum_bayes_risk").text == "[[0, 10]]"
+    assert decide(TEXTS, SHARES, decision="most_probable").text == "[[0, 10]]"
+    assert decide(TEXTS, (0.85, 0.05, 0.05, 0.05)).text == "[[0, 10]]"
     # The original knows the best beam alone.
-    reference = score_moments(
-        TEXTS, SHARES, 40, window_order="given", decision="minimum_bayes_risk", behaviour="reference"
-    )
-    assert reference.text == "[[0, 10]]"
+    assert decide(TEXTS, SHARES, behaviour="reference").text == "[[0, 10]]"
 
 
 def test_an_unreadable_best_beam_is_counted_whichever_answer_is_given():
-    texts = ["no idea", "[[0, 10]]", "[[4, 12]]", "[[6, 12]]"]
-    moments = score_moments(
-        texts, SHARES[:1] + SHARES[:1] + SHARES[2:], 40, window_order="given", decision="minimum_bayes_risk"
-    )
+    moments = decide(["no idea", "[[0, 10]]", "[[4, 12]]", "[[6, 12]]"], (0.35, 0.35, 0.3, 0.25))
     assert (moments.text, moments.status) == ("[[4, 12]]", "repaired")
     # None is readable: the best is given, as it is.
-    nothing = score_moments(["no", "idea"], [-0.1, -0.2], 40, window_order="given", decision="minimum_bayes_risk")
+    nothing = decide(["no", "idea"], (0.9, 0.8))
     assert (nothing.text, nothing.windows, nothing.status, nothing.is_absent) == ("no", [], "empty", False)
 
 
 def test_it_does_not_happen_only_where_most_beams_say_so():
     """[] has 0.4, but windows that agree by three quarters have the rest; an unreadable beam is no []."""
-    texts = ["[]", "[[0, 8]]", "[[0, 6]]"]
-    shares = [math.log(share) for share in (0.4, 0.35, 0.25)]
-    found = score_moments(texts, shares, 40, window_order="given", decision="minimum_bayes_risk")
+    found = decide(["[]", "[[0, 8]]", "[[0, 6]]"], (0.4, 0.35, 0.25))
     assert (found.text, found.is_absent) == ("[[0, 8]]", False)
-    absent = score_moments(
-        ["[]", "[[0, 8]]", "what"],
-        [math.log(share) for share in (0.45, 0.4, 0.15)],
-        40,
-        window_order="given",
-        decision="minimum_bayes_risk",
-    )
-    assert absent.is_absent
-    unreadable = score_moments(
-        ["[[0, 8]]", "what", "[]"],
-        [math.log(share) for share in (0.4, 0.3, 0.3)],
-        40,
-        window_order="given",
-        decision="minimum_bayes_risk",
-    )
-    assert unreadable.text == "[[0, 8]]"
+    assert decide(["[]", "[[0, 8]]", "what"], (0.45, 0.4, 0.15)).is_absent
+    assert decide(["[[0, 8]]", "what", "[]"], (0.4, 0.3, 0.3)).text == "[[0, 8]]"

@@ -1,5 +1,7 @@
 """Two answers made into one, by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from calce_jax.moments.predictions import Prediction
@@ -41,3 +43,39 @@ def test_a_second_look_that_finds_nothing_counts_against_it():
     moments = pool(second=unreadable)
     assert [window[:2] for window in moments.windows] == [[10, 20]]
     assert not moments.is_absent
+
+
+def test_neither_look_finds_anything_that_can_be_read():
+    nothing = replace(FIRST, windows=[], text="what", status="empty", beams=[])
+    moments = pool(nothing, replace(SECOND, beams=[]))
+    assert (moments.windows, moments.text, moments.is_absent) == ([], "[]", False)
+
+
+def test_windows_are_in_the_configured_order():
+    several = [[2, 4], [10, 20], [30, 35]]
+    first = replace(FIRST, beams=[(0.9, several), (0.1, [[30, 35]])])
+    second = replace(SECOND, beams=[])
+    assert [w[:2] for w in pool(first, second, window_order="longest").windows] == [[10, 20], [30, 35], [2, 4]]
+    assert [w[:2] for w in pool(first, second, window_order="given").windows] == several
+
+
+def test_the_end_of_the_video_is_one_number():
+    """The second look reads a video of 24.366666 s in float32, which begins at 8 s of one of 32.36666667 s."""
+    first = replace(FIRST, duration=32.36666667, beams=[(1.0, [[20, 32.366665]])])
+    second = replace(SECOND, duration=24.36666667, beams=[(1.0, [[12, 24.366667]])])
+    moments = pool(first, second)
+    assert [window[:2] for window in [*moments.windows, *moments.other_windows]] == [[20, 32.36666667]]
+
+
+def test_beams_of_no_probability_decide_nothing():
+    first = replace(FIRST, beams=[(0.0, [[10, 20]]), (0.0, [[0, 8]])])
+    moments = pool(first)
+    assert [beam.probability for beam in moments.hypotheses] == [pytest.approx(0.45), pytest.approx(0.05), 0.0, 0.0]
+    assert [window[:2] for window in moments.windows] == [[12, 18]]
+
+
+def test_what_a_look_must_have():
+    with pytest.raises(ValueError, match="query 1 was made without beams"):
+        pool(second=replace(SECOND, beams=None))
+    with pytest.raises(ValueError, match="query 1 has no duration"):
+        pool(replace(FIRST, duration=None))
