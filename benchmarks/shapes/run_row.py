@@ -84,9 +84,10 @@ def run_row(out: Path, row: Row, seed: int, changes: Mapping[str, Any]) -> dict[
         predict = predict_split if row.looks == 1 else predict_split_twice
         model = load_trained_model(workdir(out, row.start, seed))
         model = replace(model, config=with_fields(model.config, row.changes))
-        predictions = predict(model, "test", workdir(out, f"{row.name}_test.jsonl", seed))
-        scores = score(predictions, read_annotations_by_split(out)["test"])
-        return scores | {"predict_s": process_time() - started}
+        path = workdir(out, f"{row.name}_test.jsonl", seed)
+        is_continued = any(path.parent.glob(f"{path.name}.*"))
+        scores = score(predict(model, "test", path), read_annotations_by_split(out)["test"])
+        return scores if is_continued else scores | {"predict_s": process_time() - started}
     if row.stage == 2:
         merge_tables(out, row, seed)
     config, folder = row_config(row, out, seed, changes), workdir(out, row.name, seed)

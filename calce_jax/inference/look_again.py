@@ -1,17 +1,20 @@
 """Predictions of two looks: the model reads a video, then the neighbourhood of its best window at twice the rate.
 
     tables of 2F frames a video
-    first look    every other frame, F          -> OUT.first, a line a query, with the answers of all beams
-    second look   F frames around the best one  -> OUT.second, in seconds of the neighbourhood
+    first look    every other frame, F          -> OUT.looks/first.jsonl, a line a query, with the answers of all beams
+    second look   F frames around the best one  -> OUT.looks/second.jsonl, in seconds of the neighbourhood
     both          beams pooled                  -> OUT
 
-Each look can be continued where it was interrupted. The files of both are removed when OUT is written.
+Beside each file of a finished look are its checksum and everything that it depends on: only a look of which all of
+these are the same is used again, and an unfinished one is continued. The files are removed when OUT is written.
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from calce_jax.batch import Batch
 from calce_jax.config import RunConfig
@@ -30,7 +33,7 @@ from calce_jax.inference.predict_split import (
 from calce_jax.inference.prediction_inputs import prediction_inputs
 from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.input_pipeline.batches import make_iterator
-from calce_jax.input_pipeline.example import Query
+from calce_jax.input_pipeline.example import Example
 from calce_jax.input_pipeline.feature_store import FeaturesError, read_metadata
 from calce_jax.input_pipeline.input_config import input_config
 from calce_jax.input_pipeline.neighbourhood import (
@@ -60,50 +63,56 @@ def predict_split_twice(
       model: from `load_trained_model`.
       split: of tables with twice the frames that the model reads.
       out: the JSONL file.
-      profiler: traces batches of the first look.
+      profiler: traces batches of the first look, or of the second where the first was finished before.
 
     Raises:
       UserError: the run reproduces the original, which looks once.
-      InputError, FeaturesError: the tables or the features have too few frames.
+      InputError, FeaturesError: the tables or the features have too few frames of a video.
       TablesError, LockError, PredictionError, OSError: as for `predict_split`.
     """
     config, out = model.config, Path(out)
     if config.behaviour == "reference":
         raise UserError("--look_again: the run has config.behaviour='reference', which looks once", "leave it out")
     whole = open_split(config, split, model.tokenizers, model.model_config)
-    check_frames(whole, config)
+    examples = list(map(_without_frames, whole.dataset))
+    check_frames(examples, config)
     warn_unseen_items(model, whole)
     predict = profiled_predictor(model, whole.queries, profiler or StepProfiler(out.parent, 0, "infer"))
-    first_path, inputs_path, second_path = (
-        out.with_name(fit_name(out.name, suffix)) for suffix in (".first", ".first.json", ".second")
-    )
+    folder = out.with_name(fit_name(out.name, ".looks"))
     with one_writer(out.with_name(out.name + ".lock")):
-        first = _first_look(model, whole, predict, first_path, inputs_path)
-        parts = find_parts(whole, first, config)
+        first = _predict_look(model, whole, folder / "first.jsonl", predict, {})
+        parts = find_parts(examples, first, config)
         second: list[Prediction] = []
         if parts:
-            second = _second_look(model, whole, parts, predict, first_path=first_path, path=second_path)
+            # The neighbourhoods follow from the first look.
+            more_inputs = {"first_look.sha256": file_hash(folder / "first.jsonl")}
+            again = _split_of_parts(model, whole, examples, parts)
+            second = _predict_look(model, again, folder / "second.jsonl", predict, more_inputs)
         predictions = pool(whole, first, parts, second, config)
         barrier("both looks read")  # by all hosts, before the first one removes them
         if is_primary():
             write_predictions(out, predictions)
-            for path in (first_path, inputs_path, second_path):
-                path.unlink(missing_ok=True)
+            _remove_looks(folder)
         barrier("both looks written")
     return predictions
 
 
-def check_frames(whole: DatasetSplit, config: RunConfig) -> None:
+def _without_frames(example: Example) -> Example:
+    return replace(example, keyframes=[])
+
+
+def check_frames(examples: Sequence[Example], config: RunConfig) -> None:
     """Check, before the first look, that the frames of the second are stored.
 
     Raises:
-      InputError, FeaturesError: they are not, in the video of the first query; or not their features.
+      InputError, FeaturesError: they are not, in the video that is named; or not their features.
     """
-    example, frames = whole.dataset[0], RATE * config.data.frames
-    try:
-        stored_frame_positions(example.total_frames, example.indices, frames)
-    except InputError as error:
-        raise InputError(f"--look_again: video {example.video}: {error.reason}", error.remedy) from None
+    frames = RATE * config.data.frames
+    for example in {example.video: example for example in examples}.values():
+        try:
+            stored_frame_positions(example.total_frames, example.indices, frames)
+        except InputError as error:
+            raise InputError(f"--look_again: video {example.video}: {error.reason}", error.remedy) from None
     if config.data.features and (stored := read_metadata(config.data.features).frames) < frames:
         raise FeaturesError(
             f"--look_again: {config.data.features} has features of {stored} frames of a video, and {frames} are read",
@@ -111,61 +120,58 @@ def check_frames(whole: DatasetSplit, config: RunConfig) -> None:
         )
 
 
-def _first_look(
-    model: TrainedModel, whole: DatasetSplit, predict: PredictFn, path: Path, inputs_path: Path
+def _predict_look(
+    model: TrainedModel, split: DatasetSplit, path: Path, predict: PredictFn, more_inputs: Mapping[str, Any]
 ) -> list[Prediction]:
-    """Return the predictions of the first look, those of an earlier call if nothing has changed since."""
-    is_done, inputs = False, ""
+    """Return the predictions of a look, those of an earlier call if they are whole and nothing has changed since."""
+    state_path, inputs, is_done = path.with_suffix(".json"), {}, False
     if is_primary():
-        inputs = json.dumps(prediction_inputs(model, whole.dataset, whole.queries))
-        is_done = path.is_file() and inputs_path.is_file() and inputs_path.read_bytes() == inputs.encode()
+        inputs = prediction_inputs(model, split.dataset, split.queries) | dict(more_inputs)
+        is_done = path.is_file() and state_path.is_file() and state_path.read_bytes() == _look_state(inputs, path)
     if broadcast_int(int(is_done)):
         return read_predictions(path)
-    first = predict_queries(model, whole, path, predict, with_beams=True)
+    predictions = predict_queries(model, split, path, predict, with_beams=True, more_inputs=more_inputs)
     if is_primary():
-        write_atomic(inputs_path, inputs)
-    return first
+        write_atomic(state_path, _look_state(inputs, path))
+    return predictions
 
 
-def find_parts(whole: DatasetSplit, first: list[Prediction], config: RunConfig) -> dict[int, Neighbourhood]:
-    """Return the neighbourhoods of the best windows, by rows of the split; only of queries that are looked at again.
+def _look_state(inputs: Mapping[str, Any], path: Path) -> bytes:
+    return json.dumps({**inputs, "predictions.sha256": file_hash(path)}).encode()
 
-    Raises:
-      InputError: the tables have too few frames.
-    """
+
+def _remove_looks(folder: Path) -> None:
+    for look in ("first", "second"):
+        for suffix in (".jsonl", ".json"):
+            (folder / look).with_suffix(suffix).unlink(missing_ok=True)
+    with suppress(OSError):  # files of others stay, and with them the folder
+        folder.rmdir()
+
+
+def find_parts(examples: Sequence[Example], first: Sequence[Prediction], config: RunConfig) -> dict[int, Neighbourhood]:
+    """Return the neighbourhoods of the best windows, by rows of the split; only of queries that are looked at again."""
     parts: dict[int, Neighbourhood] = {}
-    for row, prediction in enumerate(first):
+    for row, (example, prediction) in enumerate(zip(examples, first, strict=True)):
         if prediction.windows:
-            example, window = whole.dataset[row], prediction.windows[0][:2]
+            window = prediction.windows[0][:2]
             if part := find_neighbourhood(example, window, config.data.frames, config.data.window_grid):
                 parts[row] = part
     return parts
 
 
-def _second_look(
-    model: TrainedModel,
-    whole: DatasetSplit,
-    parts: dict[int, Neighbourhood],
-    predict: PredictFn,
-    *,
-    first_path: Path,
-    path: Path,
-) -> list[Prediction]:
-    """Return the predictions about the neighbourhoods, in their order, in seconds of each."""
-    examples = NeighbourhoodDataset(whole.dataset, parts)
+def _split_of_parts(
+    model: TrainedModel, whole: DatasetSplit, examples: Sequence[Example], parts: dict[int, Neighbourhood]
+) -> DatasetSplit:
+    """Return the queries about the neighbourhoods, in their order, in seconds of each."""
+    dataset = NeighbourhoodDataset(whole.dataset, parts)
     inputs = input_config(model.config, whole.dataset.split, model.model_config, training=False)
 
     def make_batches(first_batch: int) -> Iterable[Batch]:
         t5, bert = model.tokenizers.t5, model.tokenizers.bert
-        return make_iterator(inputs, t5, bert, examples=examples, first_batch=first_batch, **process_info())
+        return make_iterator(inputs, t5, bert, examples=dataset, first_batch=first_batch, **process_info())
 
-    names = [field.name for field in fields(Query)]
-    cropped = (crop_example(whole.dataset[row], part) for row, part in parts.items())
-    queries = [Query(**{name: getattr(example, name) for name in names}) for example in cropped]
-    split = replace(whole, queries=queries, make_batches=make_batches)
-    # The neighbourhoods follow from these.
-    more_inputs = {"first_look.sha256": file_hash(first_path)}
-    return predict_queries(model, split, path, predict, with_beams=True, more_inputs=more_inputs)
+    queries = [crop_example(examples[row], part) for row, part in parts.items()]
+    return replace(whole, queries=queries, make_batches=make_batches)
 
 
 def pool(

@@ -165,12 +165,13 @@ def predict_queries(
     """
     config, out = model.config, Path(out)
     partial = PartialPredictions(out, dataset_split.queries)
+    more_inputs = {**(more_inputs or {}), **({"with_beams": True} if with_beams else {})}
     total, batch_size = len(dataset_split.queries), config.data.eval_batch
     with one_writer(out.with_name(out.name + ".lock")):
         num_done = 0
         if is_primary():
             inputs = prediction_inputs(model, dataset_split.dataset, dataset_split.queries)
-            num_done = partial.resume(inputs | dict(more_inputs or {}), batch_size)
+            num_done = partial.resume(inputs | more_inputs, batch_size)
         num_done = broadcast_int(num_done)
         if num_done < total:
             answers = predict_answers(

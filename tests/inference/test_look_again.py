@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 
 from calce_jax.datasets.tables import VideoRecord, build_tables
+from calce_jax.distributed.profiling import StepProfiler
 from calce_jax.errors import UserError
+from calce_jax.inference import look_again as look_again_module
 from calce_jax.inference import predict_split as predict_split_module
 from calce_jax.inference.extract_features import VideoDataset, extract_features
 from calce_jax.inference.look_again import predict_split_twice
-from calce_jax.inference.predict_split import open_split, predict_examples, predict_split
+from calce_jax.inference.predict_split import (
+    open_split,
+    predict_examples,
+    predict_queries,
+    predict_split,
+    profiled_predictor,
+)
 from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.input_pipeline.batches import make_iterator
 from calce_jax.input_pipeline.dataset import open_dataset
@@ -24,6 +32,7 @@ from calce_jax.input_pipeline.rows import InputError
 from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.minimum_bayes_risk import least_risk
 from calce_jax.moments.predictions import read_predictions
+from calce_jax.storage.provenance import file_hash
 from calce_jax.video.decode import encode_jpeg
 from tests.helpers.search_stages import make_stages
 
@@ -77,6 +86,11 @@ def on(stage, folder):
 @pytest.fixture
 def model(stage, tmp_path):
     return on(stage, build(tmp_path / "prepared"))
+
+
+def with_decision(model, decision):
+    generation = replace(model.config.generation, decision=decision)
+    return replace(model, config=replace(model.config, generation=generation))
 
 
 def batches_of(model, examples):
@@ -136,72 +150,156 @@ def test_both_looks_are_those_of_videos_that_are_prepared_so(model, tmp_path):
     assert changed
 
 
-def test_a_stopped_job_repeats_no_finished_look(model, tmp_path, monkeypatch):
-    expected = predict_split_twice(model, "val", tmp_path / "expected.jsonl")
-    write, lines = predict_split_module.write_line, []
+@pytest.fixture
+def asked(monkeypatch):
+    """The queries that are asked, in order; after `asked.stop_after` ones the job is stopped."""
 
-    def stop_after(count):
-        def write_or_stop(file, line):
-            if len(lines) == count:
-                raise KeyboardInterrupt
-            lines.append(json.loads(line)["qid"])
-            write(file, line)
+    class Asked(list):
+        stop_after = -1
 
-        monkeypatch.setattr(predict_split_module, "write_line", write_or_stop)
-
-    out = tmp_path / "val.jsonl"
-    for count in (3, 7):  # in the first look; in the second, of which there are two queries
-        stop_after(count)
-        with pytest.raises(KeyboardInterrupt):
-            predict_split_twice(model, "val", out)
-        assert not out.exists()
-    stop_after(-1)
-    assert predict_split_twice(model, "val", out) == expected
-    # One batch of two was complete in the first look, and none in the second, which queries 1 and 3 need.
-    assert lines == [0, 1, 2, 2, 3, 4, 1, 1, 3]
-    assert not list(tmp_path.glob("val.jsonl.*"))
-
-    # A first look with another config is not used.
-    del lines[:]
-    stop_after(len(QUERIES) + 1)
-    with pytest.raises(KeyboardInterrupt):
-        predict_split_twice(model, "val", out)
-    del lines[:]
-    stop_after(-1)
-    predict_split_twice(replace(model, config=replace(model.config, seed=7)), "val", out)
-    assert lines[: len(QUERIES)] == [row.qid for row in QUERIES]
-
-
-def test_a_second_look_at_other_neighbourhoods_is_started_anew(model, tmp_path, monkeypatch):
-    data = replace(model.config.data, eval_batch=1)
-    model = replace(model, config=replace(model.config, data=data))
-    write, lines, out = predict_split_module.write_line, [], tmp_path / "val.jsonl"
+    asked, write = Asked(), predict_split_module.write_line
 
     def write_or_stop(file, line):
-        if len(lines) == len(QUERIES) + 1:
+        if len(asked) == asked.stop_after:
             raise KeyboardInterrupt
-        lines.append(json.loads(line)["qid"])
+        asked.append(json.loads(line)["qid"])
         write(file, line)
 
-    for moved, asked in ((False, [3]), (True, [1, 3])):
-        del lines[:]
-        monkeypatch.setattr(predict_split_module, "write_line", write_or_stop)
+    monkeypatch.setattr(predict_split_module, "write_line", write_or_stop)
+    return asked
+
+
+ALL, AGAIN = [0, 1, 2, 3, 4], [1, 3]
+
+
+def run(asked, model, out, stop_after=-1):
+    """Return the queries that are asked by a call, which is stopped after some."""
+    asked.clear()
+    asked.stop_after = stop_after
+    if stop_after < 0:
+        predict_split_twice(model, "val", out)
+    else:
         with pytest.raises(KeyboardInterrupt):
             predict_split_twice(model, "val", out)
-        assert lines == [0, 1, 2, 3, 4, 1]
-        first = tmp_path / "val.jsonl.first"
-        if moved:
-            first.write_text(first.read_text().replace("[14.0, 16.0", "[13.0, 15.0"))
-        del lines[:]
-        predict_split_twice(model, "val", out)
-        assert lines == asked
+    return list(asked)
+
+
+def test_a_stopped_job_repeats_no_finished_look(model, tmp_path, asked):
+    out = tmp_path / "val.jsonl"
+    assert run(asked, model, out, stop_after=3) == [0, 1, 2]  # in the first look, with one whole batch of two
+    assert run(asked, model, out, stop_after=4) == [2, 3, 4, 1]  # in the second, with none
+    assert not out.exists()
+    assert run(asked, model, out) == AGAIN
+    assert not list(tmp_path.glob("val.jsonl.*"))
+    assert read_predictions(out) == predict_split_twice(model, "val", tmp_path / "expected.jsonl")
+
+
+def test_a_look_of_another_config_is_not_used(model, tmp_path, asked, monkeypatch):
+    """Not even where the job was stopped between a finished look and the file that says what it depends on."""
+    out, other = tmp_path / "val.jsonl", with_decision(model, "most_probable")
+    run(asked, model, out, stop_after=6)
+    assert run(asked, other, out) == ALL + AGAIN
+
+    run(asked, model, out, stop_after=6)
+    asked.stop_after = -1
+    with monkeypatch.context() as patch:
+
+        def stop(path, content):
+            raise KeyboardInterrupt
+
+        patch.setattr(look_again_module, "write_atomic", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict_split_twice(other, "val", out)
+    assert run(asked, model, out) == ALL + AGAIN
+
+
+def test_a_finished_second_look_is_not_repeated(model, tmp_path, asked, monkeypatch):
+    out = tmp_path / "val.jsonl"
+    with monkeypatch.context() as patch:
+
+        def full_disk(path, predictions):
+            raise OSError("no space left")
+
+        patch.setattr(look_again_module, "write_predictions", full_disk)
+        with pytest.raises(OSError, match="no space left"):
+            predict_split_twice(model, "val", out)
+    assert asked == ALL + AGAIN
+    assert run(asked, model, out) == []
+    assert read_predictions(out) == predict_split_twice(model, "val", tmp_path / "expected.jsonl")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: lines[:3],
+        lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
+        lambda lines: [],
+        lambda lines: [line.replace('"beams"', '"beans"') for line in lines],
+        lambda lines: [line.replace("[14.0, 16.0", "[13.0, 15.0") for line in lines],
+    ],
+)
+def test_a_first_look_that_something_else_changed_is_not_used(model, tmp_path, asked, damage):
+    out, first = tmp_path / "val.jsonl", tmp_path / "val.jsonl.looks" / "first.jsonl"
+    run(asked, model, out, stop_after=6)
+    lines = first.read_text().splitlines(keepends=True)
+    first.write_text("".join(damage(lines)))
+    assert first.read_text() != "".join(lines)
+    assert run(asked, model, out) == ALL + AGAIN
+
+
+def test_files_of_others_stay(model, tmp_path, asked):
+    out = tmp_path / "val.jsonl"
+    beside = [tmp_path / "val.jsonl.first.json", tmp_path / "val.jsonl.second", tmp_path / "val.jsonl.looks" / "mine"]
+    beside[2].parent.mkdir()
+    for path in beside:
+        path.write_text("mine")
+    run(asked, model, out)
+    assert [path.read_text() for path in beside] == ["mine"] * 3
+    assert [path.name for path in beside[2].parent.iterdir()] == ["mine"]
+
+
+def test_a_second_look_at_other_neighbourhoods_is_started_anew(model, tmp_path, asked):
+    """What the first look says decides, not only what it was made from: devices may differ in rounding."""
+    model = replace(model, config=replace(model.config, data=replace(model.config.data, eval_batch=1)))
+    out, folder = tmp_path / "val.jsonl", tmp_path / "val.jsonl.looks"
+    assert run(asked, model, out, stop_after=6) == [*ALL, 1]
+    assert run(asked, model, out) == [3]
+    assert run(asked, model, out, stop_after=6) == [*ALL, 1]
+    first, state = folder / "first.jsonl", folder / "first.json"
+    before = file_hash(first)
+    first.write_text(first.read_text().replace("[14.0, 16.0", "[13.0, 15.0"))
+    state.write_text(state.read_text().replace(before, file_hash(first)))
+    assert file_hash(first) != before
+    assert run(asked, model, out) == [1, 3]
+
+
+def test_lines_without_beams_are_not_continued(model, tmp_path, asked):
+    out = tmp_path / "val.jsonl"
+    whole = open_split(model.config, "val", model.tokenizers, model.model_config)
+    predict = profiled_predictor(model, whole.queries, StepProfiler(tmp_path, 0, "infer"))
+    asked.stop_after = 3
+    with pytest.raises(KeyboardInterrupt):
+        predict_queries(model, whole, out, predict)
+    asked.clear()
+    asked.stop_after = -1
+    assert all(prediction.beams for prediction in predict_queries(model, whole, out, predict, with_beams=True))
+    assert asked == ALL
+
+
+@pytest.mark.parametrize("saliency", [False, True])
+def test_all_predictions_have_a_saliency_if_it_is_configured(model, tmp_path, saliency):
+    generation = replace(model.config.generation, saliency=saliency)
+    model = replace(model, config=replace(model.config, generation=generation))
+    predictions = predict_split_twice(model, "val", tmp_path / "val.jsonl")
+    # Clips of two seconds; an answer without a window has none in any case.
+    lengths = [None if row.saliency is None else len(row.saliency) for row in predictions]
+    assert [lengths[row] for row in AGAIN] == ([10, 10] if saliency else [None, None])
 
 
 def test_the_answer_is_that_of_the_configured_decision(model, tmp_path):
     """The most probable one of query 3 ends a second earlier than the one in the middle."""
     for decision, text in (("most_probable", "[[12, 14]]"), ("minimum_bayes_risk", "[[12, 15]]")):
-        generation = replace(model.config.generation, decision=decision)
-        decided = replace(model, config=replace(model.config, generation=generation))
+        decided = with_decision(model, decision)
         assert predict_split(decided, "val", tmp_path / f"{decision}.jsonl")[3].text == text
 
 
@@ -215,11 +313,12 @@ def test_what_cannot_be_looked_at_again(stage, model, tmp_path):
         record = make_video(video)
         return replace(record, total_frames=100, indices=np.arange(0, 100, 20, dtype=np.int32), times=record.times[:5])
 
-    few = on(
-        stage,
-        build(tmp_path / "few", make=lambda video: replace(long_video(video), jpegs=make_video(video).jpegs[:5])),
-    )
-    with pytest.raises(InputError, match=r"^--look_again: video a: 5 of its 10 .*--frames=10"):
+    def few_of_b(video):  # the video of the second query
+        few = replace(long_video(video), jpegs=make_video(video).jpegs[:5])
+        return few if video == "b" else make_video(video)
+
+    few = on(stage, build(tmp_path / "few", make=few_of_b))
+    with pytest.raises(InputError, match=r"^--look_again: video b: 5 of its 10 .*--frames=10"):
         predict_split_twice(few, "val", tmp_path / "few.jsonl")
     reference = replace(model, config=replace(model.config, behaviour="reference"))
     with pytest.raises(UserError, match=r"--look_again: the run has config\.behaviour='reference'"):
