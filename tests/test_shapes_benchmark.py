@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -41,13 +41,14 @@ def test_every_row_has_a_valid_config_and_starts_from_one_before_it(tmp_path):
     assert len({row.name for row in ROWS}) == len({row.title for row in ROWS}) == len(ROWS)
 
 
-def test_training_by_rewards_is_compared_with_as_many_ordinary_steps(tmp_path):
-    rewards, ordinary = (
-        row_config(next(row for row in ROWS if row.name == name), tmp_path, 0, {}) for name in ("reward", "longer")
-    )
+@pytest.mark.parametrize("names", [("reward", "longer"), ("stage2_reward", "stage2_longer")])
+def test_training_by_rewards_is_compared_with_as_many_ordinary_steps(tmp_path, names):
+    rewards, ordinary = (row_config(row, tmp_path, 0, {}) for row in ROWS if row.name in names)
+    rewards, ordinary = sorted((rewards, ordinary), key=lambda config: config.objective, reverse=True)
     assert rewards.objective == "reward"
     assert rewards.schedule == ordinary.schedule
-    assert (rewards.data, rewards.weights) == (ordinary.data, ordinary.weights)
+    assert rewards.weights == ordinary.weights
+    assert replace(rewards.data, directory="") == replace(ordinary.data, directory="")
 
 
 def test_stage_2_has_tables_of_its_own_for_each_seed(tmp_path):
@@ -174,12 +175,32 @@ def test_a_row_that_trains_nothing_predicts_with_the_run_it_starts_from(tmp_path
         (model, split, out), _ = calls[looks].call_args
         assert (model.config.generation.decision, split) == ("minimum_bayes_risk", "test")
         assert out == tmp_path / f"seed1/{name}_test.jsonl"
+        # What a continued prediction took is not known.
+        out.parent.mkdir(exist_ok=True)
+        out.with_name(f"{out.name}.part").touch()
+        assert run_row_module.run_row(tmp_path, row, 1, {}) == {}
     assert not calls["train_run"].called
 
 
 def test_rows_that_others_start_from_are_run_too():
     names = [row.name for row in main_module._select_rows(ArgumentParser(), "stage2_again")]
     assert names == ["stage1", "stage2", "stage2_again"]
+    for row in ROWS:  # so that the windows of stage 1 are there
+        assert row.windows_of in ("", *(before.name for before in main_module._select_rows(ArgumentParser(), row.name)))
+
+
+def test_windows_of_stage_1_are_those_that_a_row_of_stage_1_predicts(tmp_path, monkeypatch):
+    """Also after stage 2, whose own predictions are not what it was trained to read."""
+    predicted = MagicMock()
+    monkeypatch.setattr(run_row_module, "predict_split", predicted)
+    monkeypatch.setattr(run_row_module, "read_annotations_by_split", lambda _: {"test": []})
+    for name in ("load_trained_model", "merge_stage1", "rebuild_queries"):
+        monkeypatch.setattr(run_row_module, name, MagicMock())
+    for name, stage1 in (("stage2", "stage1"), ("reward_stage2", "reward"), ("stage2_reward", "stage1")):
+        (row,) = [row for row in ROWS if row.name == name]
+        tables_folder(tmp_path, row, 0).mkdir(parents=True)
+        run_row_module.merge_tables(tmp_path, row, 0)
+        assert predicted.call_args.args[2] == tmp_path / f"seed0/{stage1}_test.jsonl"
 
 
 @pytest.mark.release
@@ -190,7 +211,8 @@ def test_the_rehearsal_trains_scores_and_goes_on_where_it_stopped(tmp_path):
     out = tmp_path / "rehearsal"
     for row in ROWS:
         found = json.loads(result_path(out, f"{row.name}:0").read_text())
-        assert found["train_s"] > 0
+        assert found["predict_s"] > 0
+        assert ("train_s" in found) == bool(row.preset)
         assert set(found["by_kind"]) == {"visual", "caption", "several", "short", "long", "keywords"}
     result_path(out, "stage2:0").unlink()
     again = subprocess.run([*command, "--rows=stage2"], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -20,6 +20,7 @@ class Row:
       start: the row whose best checkpoint it starts from; "" for the base model.
       changes: fields of the config, by their full names.
       looks: of a prediction, see `calce_jax.inference.look_again`.
+      windows_of: of stage 2, the row whose predictions are the windows of stage 1; "" for `start`.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Row:
     start: str = ""
     changes: Mapping[str, Any] = field(default_factory=dict)
     looks: int = 1
+    windows_of: str = ""
 
     @property
     def stage(self) -> int:
@@ -82,6 +84,26 @@ ROWS = (
     Row("stage2", "stage 1, then stage 2", "shapes,stage=2", start="stage1"),
     Row("stage2_risk", "stage 2, answers of least risk", "", start="stage2", changes=LEAST_RISK),
     Row("stage2_again", "stage 2, looked at again", "", start="stage2", changes=LEAST_RISK, looks=2),
+    Row(
+        "stage2_longer",
+        "stage 2, then more of it",
+        "shapes,stage=2",
+        start="stage2",
+        changes=AFTERWARDS,
+        windows_of="stage1",
+    ),
+    Row(
+        "stage2_reward",
+        "stage 2, then rewards",
+        "shapes,stage=2,objective=reward",
+        start="stage2",
+        changes=AFTERWARDS,
+        windows_of="stage1",
+    ),
+    Row("reward_stage2", "stage 1, rewards, then stage 2", "shapes,stage=2", start="reward"),
+    Row("reward_again", "rewards, looked at again", "", start="reward", changes=LEAST_RISK, looks=2),
+    Row("stage2_reward_again", "stage 2, rewards, looked at again", "", "stage2_reward", LEAST_RISK, looks=2),
+    Row("reward_few", "stage 1, then rewards with negatives 0.1", REWARD, "stage1", {**AFTERWARDS, **FEW}),
     Row("mix", "stage 1, mix 0.3", changes={"data.mix": 0.3}),
     Row("inverted", "stage 1, inverted 0.2", changes={"data.inverted": 0.2}),
 )

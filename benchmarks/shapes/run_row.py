@@ -102,13 +102,12 @@ def run_row(out: Path, row: Row, seed: int, changes: Mapping[str, Any]) -> dict[
 
 
 def merge_tables(out: Path, row: Row, seed: int) -> None:
-    """Write the prepared folder of a row of stage 2: the windows that the row before predicts, and links to videos."""
-    start, tables = workdir(out, row.start, seed), tables_folder(out, row, seed)
-    model = load_trained_model(start)
+    """Write the prepared folder of a row of stage 2: the windows that a row of stage 1 predicts, and links to videos."""
+    name = row.windows_of or row.start
+    stage1, tables = workdir(out, name, seed), tables_folder(out, row, seed)
+    model = load_trained_model(stage1)
     merged = {
-        split: merge_stage1(
-            rows, predict_split(model, split, start.with_name(f"{row.start}_{split}.jsonl"))
-        ).annotations
+        split: merge_stage1(rows, predict_split(model, split, stage1.with_name(f"{name}_{split}.jsonl"))).annotations
         for split, rows in read_annotations_by_split(out).items()
     }
     if not tables.exists():
