@@ -102,7 +102,7 @@ def run_row(out: Path, row: Row, seed: int, changes: Mapping[str, Any]) -> dict[
 
 
 def merge_tables(out: Path, row: Row, seed: int) -> None:
-    """Write the prepared folder of a row of stage 2: the windows that a row of stage 1 predicts, and links to videos."""
+    """Write the prepared folder of a row of stage 2: windows that a row of stage 1 predicts, and links to videos."""
     name = row.windows_of or row.start
     stage1, tables = workdir(out, name, seed), tables_folder(out, row, seed)
     model = load_trained_model(stage1)
