@@ -258,6 +258,14 @@ def test_a_workdir_of_an_earlier_version_keeps_the_values_of_newer_fields(tmp_pa
         init_workdir(tmp_path, resumed_config(asked, tmp_path))
 
 
+def test_checkpoints_without_a_config_take_no_config(tmp_path):
+    config = validate(get_config("shapes,stage=1").to_dict())
+    (tmp_path / "checkpoints/100").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"checkpoints and no config.json.*restore it from .* or choose another"):
+        init_workdir(tmp_path, config)
+    assert not (tmp_path / "config.json").exists()
+
+
 @pytest.mark.parametrize("damaged", [None, [], {"epochs": None}, {"epochs": "20"}, {"epochs": -1}, {"epochs": True}])
 def test_a_schedule_that_is_damaged_is_another_config(tmp_path, damaged):
     config = validate(get_config("shapes,stage=1").to_dict())

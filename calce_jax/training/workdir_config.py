@@ -5,6 +5,7 @@ from pathlib import Path
 
 from calce_jax.checkpoints.workdir import checkpoint_steps
 from calce_jax.config import (
+    RESTORE_CONFIG,
     ConfigError,
     RunConfig,
     diff,
@@ -58,12 +59,15 @@ def init_workdir(workdir: Path, config: RunConfig, steps_per_epoch: int = 0) -> 
       steps_per_epoch: micro-steps, from which it follows whether the run is finished; 0 if that is unknown.
 
     Raises:
-      ConfigError: lists the fields that differ; or config.json is damaged.
+      ConfigError: lists the fields that differ; or config.json is damaged, or missing beside checkpoints.
     """
-    path = Path(workdir) / "config.json"
-    steps = checkpoint_steps(Path(workdir)) if path.exists() else []
-    current = to_dict(config)
-    if steps:
+    path, current = Path(workdir) / "config.json", to_dict(config)
+    if steps := checkpoint_steps(Path(workdir)):
+        if not path.exists():
+            raise ConfigError(
+                f"{workdir} has checkpoints and no config.json, so it is not known what they were trained with",
+                f"{RESTORE_CONFIG}, or choose another --workdir",
+            )
         saved = read_config_json(workdir)
         present = dict(flatten(saved))
         epochs = present.get("schedule.epochs")
