@@ -22,7 +22,11 @@ class UserError(ValueError):
         return type(self), (self.reason, self.remedy)
 
 
-class LostHostError(UserError):
+class OneHostError(UserError):
+    """An error on one of several hosts, for which others may wait: this process must end at once, so that they do."""
+
+
+class LostHostError(OneHostError):
     """Another host of the run has ended; this process must end too, without waiting for that one."""
 
 

@@ -191,16 +191,21 @@ def test_rows_that_others_start_from_are_run_too():
 
 def test_windows_of_stage_1_are_those_that_a_row_of_stage_1_predicts(tmp_path, monkeypatch):
     """Also after stage 2, whose own predictions are not what it was trained to read."""
-    predicted = MagicMock()
+    predicted, loaded = MagicMock(), MagicMock()
     monkeypatch.setattr(run_row_module, "predict_split", predicted)
+    monkeypatch.setattr(run_row_module, "load_trained_model", loaded)
     monkeypatch.setattr(run_row_module, "read_annotations_by_split", lambda _: {"test": []})
-    for name in ("load_trained_model", "merge_stage1", "rebuild_queries"):
+    for name in ("merge_stage1", "rebuild_queries"):
         monkeypatch.setattr(run_row_module, name, MagicMock())
-    for name, stage1 in (("stage2", "stage1"), ("reward_stage2", "reward"), ("stage2_reward", "stage1")):
-        (row,) = [row for row in ROWS if row.name == name]
-        tables_folder(tmp_path, row, 0).mkdir(parents=True)
-        run_row_module.merge_tables(tmp_path, row, 0)
-        assert predicted.call_args.args[2] == tmp_path / f"seed0/{stage1}_test.jsonl"
+    stage1 = {"stage2": "stage1", "reward_stage2": "reward", "stage2_reward": "stage1", "stage2_longer": "stage1"}
+    for row in ROWS:
+        if row.stage == 2:
+            tables_folder(tmp_path, row, 0).mkdir(parents=True)
+            run_row_module.merge_tables(tmp_path, row, 0)
+            assert loaded.call_args.args == (tmp_path / "seed0" / stage1.pop(row.name),)
+    assert not stage1
+    # Rows that run at the same time write different files.
+    assert len({call.args[2] for call in predicted.call_args_list}) == predicted.call_count
 
 
 @pytest.mark.release

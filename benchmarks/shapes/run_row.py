@@ -103,11 +103,13 @@ def run_row(out: Path, row: Row, seed: int, changes: Mapping[str, Any]) -> dict[
 
 def merge_tables(out: Path, row: Row, seed: int) -> None:
     """Write the prepared folder of a row of stage 2: windows that a row of stage 1 predicts, and links to videos."""
-    name = row.windows_of or row.start
-    stage1, tables = workdir(out, name, seed), tables_folder(out, row, seed)
-    model = load_trained_model(stage1)
+    name, tables = row.windows_of or row.start, tables_folder(out, row, seed)
+    model = load_trained_model(workdir(out, name, seed))
     merged = {
-        split: merge_stage1(rows, predict_split(model, split, stage1.with_name(f"{name}_{split}.jsonl"))).annotations
+        # In a file of the row's own: rows that start from the same one run side by side.
+        split: merge_stage1(
+            rows, predict_split(model, split, workdir(out, f"{row.name}_windows_{split}.jsonl", seed))
+        ).annotations
         for split, rows in read_annotations_by_split(out).items()
     }
     if not tables.exists():

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from absl import flags, logging
 
 from calce_jax.commands.interrupts import SIGNAL_LINES, end_interrupted, is_importing
-from calce_jax.errors import LostHostError, UsageError, UserError
+from calce_jax.errors import OneHostError, UsageError, UserError
 
 TEXT_FLAGS = ("query",)  # in which "~" is no folder
 TRUE_WORDS, FALSE_WORDS = ("true", "yes", "on", "1", "t", "y"), ("false", "no", "off", "0", "f", "n")
@@ -87,7 +87,7 @@ def exit_codes(program: str) -> Iterator[None]:
         # The program that reads our output has ended, as `head` does. Python must not flush stdout again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
-    except LostHostError as error:
+    except OneHostError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise AbruptExit(FAILED) from None
     except (UserError, OSError, ValueError) as error:

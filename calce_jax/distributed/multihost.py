@@ -4,6 +4,7 @@ Every host runs the same program. The devices of all hosts form one mesh, each h
 host gets all results. Only the first host writes files, except for checkpoints, of which each host writes its shards.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,11 +14,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from calce_jax.errors import LostHostError, UserError
+from calce_jax.errors import LostHostError, OneHostError, UsageError, UserError
 from calce_jax.storage.locks import FileLock, LockError
 
 # JAX ends the others when one host has been silent for so long. Longer than a busy machine delays a heartbeat thread.
 HEARTBEAT_TIMEOUT_S = 30
+# The end of the first host ends the others at once: if they have an error of their own, they may say it before.
+FIRST_HOST_LINGERS_S = 2
 
 
 class DistributedError(UserError):
@@ -69,15 +72,26 @@ def _connect(*arguments: Any) -> None:
 
 @contextmanager
 def report_lost_host() -> Iterator[None]:
-    """Turn the failure of a computation over several hosts into an error of the user.
+    """Turn the failure of a computation over several hosts, or of one of them, into an error that ends the process.
 
-    When the first host is lost, JAX ends the others itself, mostly before they could say anything.
+    When the first host is lost, JAX ends the others itself, mostly before they could say anything. A process that ends
+    in the ordinary way would wait for the others, and they for it.
 
     Raises:
       LostHostError: a computation failed, and there are other hosts.
+      OneHostError: this host has an error, and there are other hosts.
     """
     try:
         yield
+    except UsageError:  # of the command line, which is the same on all hosts
+        raise
+    except (UserError, OSError, ValueError) as error:
+        if jax.process_count() == 1:
+            raise
+        if is_primary():
+            time.sleep(FIRST_HOST_LINGERS_S)
+        reason, remedy = (error.reason, error.remedy) if isinstance(error, UserError) else (str(error), "")
+        raise OneHostError(reason, remedy) from error
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

@@ -50,6 +50,7 @@ class Answer:
 def decode_answers(
     prediction: BatchPrediction,
     t5: TextTokenizer,
+    durations: Sequence[float],
     *,
     window_order: WindowOrder,
     window_source: WindowSource = "best_beam",
@@ -62,6 +63,8 @@ def decode_answers(
     Args:
       prediction: numpy arrays on the host.
       t5: tokenizer of the answers.
+      durations: of the video of each query, seconds, by `example_index`. The batch has them in float32, by which a
+        window could end after its video.
       window_order: order of the windows of an answer.
       window_source: whether the windows of the other beams are listed too.
       decision: which answer of the beams is given.
@@ -75,11 +78,11 @@ def decode_answers(
     answers, batch, selection = prediction.answers, prediction.batch, prediction.prompt_selection
     plan, captions = selection.frame_plan, selection.caption_selection
     for i in np.flatnonzero(batch.row_mask):
-        # The shortest decimal that is this float32: 32.3, as annotated, and not 32.29999923706055.
-        duration, positions = float(str(np.float32(batch.duration[i]))), batch.caption_positions[i]
+        row, positions = int(batch.example_index[i]), batch.caption_positions[i]
+        duration = float(durations[row])
         if plan.reference_error[i]:
             raise InferenceError(
-                f"query in row {int(batch.example_index[i])}: the original fails on it, because a stage-1 window lies "
+                f"query in row {row}: the original fails on it, because a stage-1 window lies "
                 "outside the video or the video has fewer frames than clusters",
                 "train with config.behaviour=default",
             )
@@ -94,7 +97,7 @@ def decode_answers(
             behaviour=behaviour,
         )
         yield Answer(
-            row=int(batch.example_index[i]),
+            row=row,
             moments=answer_moments,
             treatments=frame_treatments(
                 plan.frame_index[i], plan.slot_mask[i], plan.is_keyframe[i], int(batch.frame_mask[i].sum())

@@ -10,6 +10,7 @@ these are the same is used again, and an unfinished one is continued. The files 
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -66,7 +67,7 @@ def predict_split_twice(
       profiler: traces batches of the first look, or of the second where the first was finished before.
 
     Raises:
-      UserError: the run reproduces the original, which looks once.
+      UserError: the run reproduces the original, which looks once; or something else is in the place of OUT.looks.
       InputError, FeaturesError: the tables or the features have too few frames of a video.
       TablesError, LockError, PredictionError, OSError: as for `predict_split`.
     """
@@ -79,6 +80,10 @@ def predict_split_twice(
     warn_unseen_items(model, whole)
     predict = profiled_predictor(model, whole.queries, profiler or StepProfiler(out.parent, 0, "infer"))
     folder = out.with_name(fit_name(out.name, ".looks"))
+    if is_primary() and os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(
+            f"{folder}: not a folder, and both looks are written there", "remove it, or choose another --out"
+        )
     with one_writer(out.with_name(out.name + ".lock")):
         first = _predict_look(model, whole, folder / "first.jsonl", predict, {})
         parts = find_parts(examples, first, config)
@@ -127,23 +132,30 @@ def _predict_look(
     state_path, inputs, is_done = path.with_suffix(".json"), {}, False
     if is_primary():
         inputs = prediction_inputs(model, split.dataset, split.queries) | dict(more_inputs)
-        is_done = path.is_file() and state_path.is_file() and state_path.read_bytes() == _look_state(inputs, path)
+        if path.is_file() and state_path.is_file():
+            is_done = state_path.read_bytes() in (_look_state(inputs, path), _look_state(inputs))
+        if not is_done:
+            # From here on the file, once it is there, is one of these inputs, though its checksum is not yet known.
+            path.unlink(missing_ok=True)
+            write_atomic(state_path, _look_state(inputs))
     if broadcast_int(int(is_done)):
-        return read_predictions(path)
-    predictions = predict_queries(model, split, path, predict, with_beams=True, more_inputs=more_inputs)
+        predictions = read_predictions(path)
+    else:
+        predictions = predict_queries(model, split, path, predict, with_beams=True, more_inputs=more_inputs)
     if is_primary():
         write_atomic(state_path, _look_state(inputs, path))
     return predictions
 
 
-def _look_state(inputs: Mapping[str, Any], path: Path) -> bytes:
-    return json.dumps({**inputs, "predictions.sha256": file_hash(path)}).encode()
+def _look_state(inputs: Mapping[str, Any], path: Path | None = None) -> bytes:
+    """Return the content of the file beside a look: what it depends on, and its checksum if it is finished."""
+    return json.dumps({**inputs, **({"predictions.sha256": file_hash(path)} if path else {})}).encode()
 
 
 def _remove_looks(folder: Path) -> None:
     for look in ("first", "second"):
-        for suffix in (".jsonl", ".json"):
-            (folder / look).with_suffix(suffix).unlink(missing_ok=True)
+        for suffix in (".jsonl", ".jsonl.part", ".jsonl.part.json", ".json"):
+            (folder / f"{look}{suffix}").unlink(missing_ok=True)
     with suppress(OSError):  # files of others stay, and with them the folder
         folder.rmdir()
 

@@ -79,11 +79,13 @@ def predict_answers(
 ) -> Iterator[Answer]:
     """Predict the queries of a split, from batch `first_batch` on; log the queries with row flags at the end."""
     flag_counter = RowFlagCounter()
+    durations = [query.duration for query in split.queries]
     for prediction in predict(split.make_batches(first_batch)):
         flag_counter.add(np.asarray(prediction.batch.example_index), np.asarray(prediction.batch.row_flags))
         yield from decode_answers(
             prediction,
             t5,
+            durations,
             window_order=config.generation.window_order,
             window_source=config.generation.window_source,
             decision=config.generation.decision,

@@ -114,6 +114,7 @@ class Predictor:
             answers += decode_answers(
                 prediction,
                 self.model.tokenizers.t5,
+                [example.duration for example in examples],
                 window_order=config.generation.window_order,
                 decision=config.generation.decision,
                 window_grid=config.data.window_grid,

@@ -7,14 +7,11 @@ from calce_jax.moments.predictions import Prediction
 from calce_jax.moments.scoring import BeamHypothesis, QueryMoments, rank_moments
 from calce_jax.moments.windows import Seconds, WindowOrder, WindowSource
 
-# Seconds; a duration of hours in float32 is not further from its value.
-ROUNDING = 1e-3
-
 
 def pool_looks(
     first: Prediction,
     second: Prediction,
-    start: Seconds,
+    start: int,
     *,
     window_order: WindowOrder,
     window_source: WindowSource,
@@ -28,14 +25,10 @@ def pool_looks(
       window_order, window_source: see `calce_jax.moments.scoring.score_moments`.
 
     Raises:
-      ValueError: a prediction without beams, or the first without the duration of the video.
+      ValueError: a prediction without beams.
     """
-    if first.duration is None:
-        raise ValueError(f"first: the prediction for query {first.qid} has no duration")
     hypotheses = sorted(
-        [*_half(first, 0, first.duration), *_half(second, start, first.duration)],
-        key=lambda hypothesis: hypothesis.probability,
-        reverse=True,
+        [*_half(first, 0), *_half(second, start)], key=lambda hypothesis: hypothesis.probability, reverse=True
     )
     windows: list[list[Seconds]] = []
     if hypotheses:
@@ -54,21 +47,13 @@ def pool_looks(
     )
 
 
-def _half(look: Prediction, start: Seconds, duration: Seconds) -> list[BeamHypothesis]:
+def _half(look: Prediction, start: int) -> list[BeamHypothesis]:
     """Return the beams of a look in seconds of the video; their probabilities are a half together, or all 0."""
     if look.beams is None:
         raise ValueError(f"a prediction for query {look.qid} was made without beams")
     total = 2 * sum(probability for probability, _ in look.beams) or 1.0
+    # Whole seconds are subtracted and added exactly: the end of the video is the same number in both looks.
     return [
-        BeamHypothesis(
-            [[_in_video(first, start, duration), _in_video(last, start, duration)] for first, last in windows],
-            probability / total,
-        )
+        BeamHypothesis([[first + start, last + start] for first, last in windows], probability / total)
         for probability, windows in look.beams
     ]
-
-
-def _in_video(second: Seconds, start: Seconds, duration: Seconds) -> Seconds:
-    """Return a second of a part as one of the video; its end is the same number in both looks, not nearly so."""
-    moved = second + start
-    return duration if moved > duration - ROUNDING else moved

@@ -221,6 +221,47 @@ def test_two_hosts_train_stop_go_on_and_infer_as_one(prepared, tmp_path):
         np.testing.assert_allclose(answer["pred_relevant_windows"], other["pred_relevant_windows"], atol=1e-4)
 
 
+ONE_HOST_FAILS = """
+import sys
+from absl import flags
+from calce_jax.commands.flags.hosts import HostFlags
+from calce_jax.commands.runner import end_abruptly, exit_codes
+
+values = flags.FlagValues()
+hosts = HostFlags(values)
+failing = int(sys.argv.pop(1))
+values(sys.argv)
+with end_abruptly(), exit_codes("test"), hosts.joined():
+    import jax
+    from calce_jax.distributed.multihost import barrier
+
+    barrier("both are there")
+    if jax.process_index() == failing:
+        raise OSError("no room in this folder")
+    barrier("the other waits here")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_one_host_ends_all(failing):
+    """Such as a full disk, which the first host alone writes to."""
+    hosts = start("-c", ONE_HOST_FAILS, str(failing))
+    begin = time.monotonic()
+    try:
+        for host in hosts:
+            host.wait(timeout=HEARTBEAT_TIMEOUT_S + 120)
+    finally:
+        took = time.monotonic() - begin
+        for host in hosts:
+            host.kill()
+            host.wait()
+    errors = [host.read_output()[1] for host in hosts]
+    assert took < HEARTBEAT_TIMEOUT_S + 60, errors
+    assert "Error: no room in this folder" in errors[failing]
+    assert 0 not in [host.returncode for host in hosts]
+
+
 @pytest.mark.release
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_host_ends_the_other_with_the_reason(lost, prepared, tmp_path):

@@ -44,14 +44,16 @@ def t5():
 
 
 def test_captions_are_named_by_their_positions_in_the_video(t5):
-    (answer,) = decode_answers(make_prediction(np.zeros((1, 1, 4), int)), t5, window_order="given")
+    (answer,) = decode_answers(make_prediction(np.zeros((1, 1, 4), int)), t5, [8.0], window_order="given")
     assert answer.caption_similarity == pytest.approx({0: 0.25, 7: 0.5, 9: 0.95})
     assert answer.used_captions == [9]
     assert answer.row_flags == RowFlag.CAPTIONS_DROPPED
 
 
 def test_a_window_ends_with_the_video_as_it_is_annotated(t5):
-    """Not with the nearest float32, which is 32.29999923706055."""
+    """Not with the nearest float32, which may be after it."""
     tokens = np.array([[t5.encode("[[20, 40]]")]])
-    (answer,) = decode_answers(make_prediction(tokens, 32.3), t5, window_order="given")
-    assert [window[:2] for window in answer.moments.windows] == [[20, 32.3]]
+    for duration in (32.3, 301 / 9):
+        assert float(np.float32(duration)) != duration
+        (answer,) = decode_answers(make_prediction(tokens, duration), t5, [duration], window_order="given")
+        assert [window[:2] for window in answer.moments.windows] == [[20, duration]]

@@ -32,6 +32,7 @@ from calce_jax.input_pipeline.rows import InputError
 from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.minimum_bayes_risk import least_risk
 from calce_jax.moments.predictions import read_predictions
+from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.provenance import file_hash
 from calce_jax.video.decode import encode_jpeg
 from tests.helpers.search_stages import make_stages
@@ -203,14 +204,44 @@ def test_a_look_of_another_config_is_not_used(model, tmp_path, asked, monkeypatc
     run(asked, model, out, stop_after=6)
     asked.stop_after = -1
     with monkeypatch.context() as patch:
+        # The first time its inputs alone are written, the second time its checksum too.
+        written = []
 
         def stop(path, content):
-            raise KeyboardInterrupt
+            if written:
+                raise KeyboardInterrupt
+            written.append(write_atomic(path, content))
 
         patch.setattr(look_again_module, "write_atomic", stop)
         with pytest.raises(KeyboardInterrupt):
             predict_split_twice(other, "val", out)
     assert run(asked, model, out) == ALL + AGAIN
+
+
+def test_a_finished_look_is_not_repeated_where_the_disk_was_full_at_its_end(model, tmp_path, asked, monkeypatch):
+    out, written = tmp_path / "val.jsonl", []
+    with monkeypatch.context() as patch:
+
+        def write_once(path, content):
+            if written:
+                raise OSError("no space left")
+            written.append(path.name)
+            write_atomic(path, content)
+
+        patch.setattr(look_again_module, "write_atomic", write_once)
+        with pytest.raises(OSError, match="no space left"):
+            predict_split_twice(model, "val", out)
+    assert (asked, written) == (ALL, ["first.json"])
+    assert run(asked, model, out) == AGAIN
+
+
+def test_nothing_is_left_of_a_second_look_that_is_not_needed_any_more(model, tmp_path, asked, monkeypatch):
+    out = tmp_path / "val.jsonl"
+    run(asked, model, out, stop_after=6)
+    assert (tmp_path / "val.jsonl.looks" / "second.jsonl.part").exists()
+    monkeypatch.setattr(look_again_module, "find_parts", lambda *_: {})
+    assert run(asked, model, out) == []
+    assert not list(tmp_path.glob("val.jsonl.*"))
 
 
 def test_a_finished_second_look_is_not_repeated(model, tmp_path, asked, monkeypatch):
@@ -320,6 +351,9 @@ def test_what_cannot_be_looked_at_again(stage, model, tmp_path):
     few = on(stage, build(tmp_path / "few", make=few_of_b))
     with pytest.raises(InputError, match=r"^--look_again: video b: 5 of its 10 .*--frames=10"):
         predict_split_twice(few, "val", tmp_path / "few.jsonl")
+    (tmp_path / "val.jsonl.looks").write_text("mine")
+    with pytest.raises(UserError, match=r"val.jsonl.looks: not a folder.*choose another --out"):
+        predict_split_twice(model, "val", tmp_path / "val.jsonl")
     reference = replace(model, config=replace(model.config, behaviour="reference"))
     with pytest.raises(UserError, match=r"--look_again: the run has config\.behaviour='reference'"):
         predict_split_twice(reference, "val", tmp_path / "reference.jsonl")

@@ -38,6 +38,7 @@ class HostFlags:
         Raises:
           UserError: a value is missing or not a whole number, or the hosts did not connect in time.
           LostHostError: another host has ended while the context lasts.
+          OneHostError: this host has an error, and others may wait for it.
         """
         from calce_jax.distributed.multihost import initialize_distributed, report_lost_host
 
