@@ -149,7 +149,7 @@ class Checkpoints:
 
     @property
     def best_step_and_metric(self) -> tuple[int, float] | None:
-        """The step with the highest R1_avg, the earliest of equal ones, and that R1_avg; None if none was evaluated."""
+        """The step with the highest R1_avg, and that R1_avg; None if none was evaluated. Ties: see `_metric_order`."""
         metrics = {step: self._read_metrics(step) for step in self._manager.all_steps()}
         scored = [(_metric_order(m), step) for step, m in metrics.items() if m and math.isfinite(m[BEST_METRIC])]
         return (max(scored)[1], max(scored)[0][0]) if scored else None
@@ -324,6 +324,8 @@ def _no_warning_of_metrics() -> Iterator[None]:
 def _metric_order(metrics: Mapping[str, float]) -> Any:
     """Return a sort key: R1_avg, then the earlier step, since the original saves only on improvement.
 
-    An R1_avg of NaN, which earlier versions could save, sorts lowest.
+    Of steps that got nothing right, R1_avg 0, the later is better: it has learnt more. An R1_avg of NaN, which earlier
+    versions could save, sorts lowest.
     """
-    return metrics[BEST_METRIC] if math.isfinite(metrics[BEST_METRIC]) else -math.inf, -metrics["step"]
+    score, step = metrics[BEST_METRIC], metrics["step"]
+    return score if math.isfinite(score) else -math.inf, -step if score > 0 else step

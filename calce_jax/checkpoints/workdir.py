@@ -56,7 +56,8 @@ def check_other_run(workdir: Path) -> None:
     """
     if not checkpoint_steps(workdir) and not (workdir / TRAINED_FILE).is_file():
         raise CheckpointError(
-            f"config.weights.start: no checkpoint in {workdir / CHECKPOINT_DIR}", "give the workdir of a trained run"
+            f"config.weights.start: no checkpoint in {workdir / CHECKPOINT_DIR}",
+            "give the workdir of a trained run (--config.weights.start=DIR)",
         )
 
 

@@ -83,4 +83,4 @@ def command(
         print(note)
     if submission:
         write_submission(submission, evaluation.predictions, cast(SubmissionSplit, split))
-        print(f"wrote {submission} with the {split} split")
+        print(f"wrote {submission} with {len(evaluation.predictions)} predictions as the {split} split")

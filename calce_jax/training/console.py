@@ -78,6 +78,7 @@ def result_lines(config: RunConfig, checkpoints: Checkpoints) -> list[str]:
         return [
             f"the best checkpoint is {checkpoints.folder / str(step)}, {BEST_METRIC} {score:.2f} on "
             f"{config.data.eval_split}"
+            + ("" if score > 0 else ": nothing right yet; train with more videos, or longer (--config.schedule.epochs)")
         ]
     latest = checkpoints.latest_step
     return [] if latest is None else [f"the latest checkpoint is {checkpoints.folder / str(latest)}; none has a score"]

@@ -255,6 +255,9 @@ def main() -> None:
         parser.add_argument(f"--{split}", type=int, default=0, help=f"number of videos of the {split} split")
     parser.add_argument("--seed", type=int, default=0, help=f"seed of the dataset, 0 to {MAX_SEEDS - 1}")
     args = parser.parse_args()
+    for split in SPLITS:
+        if getattr(args, split) < 0:
+            parser.error(f"--{split}: must be 0 or more, got {getattr(args, split)}")
     counts = {split: getattr(args, split) for split in SPLITS if getattr(args, split)}
     try:
         num_written = write_shapes(args.out, counts, args.seed)

@@ -143,6 +143,18 @@ def test_a_score_that_is_no_number_is_never_the_best(tmp_path, monkeypatch):
     assert checkpoint_steps(tmp_path) == [3, 4, 5]
 
 
+def test_of_steps_that_got_nothing_right_the_later_is_the_best(tmp_path):
+    """Stage 2 of a short run should not start from its first epoch."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in range(1, 5):
+        checkpoints.save(make_state(step), make_iterator(), {}, {"R1_avg": 0.0})
+    assert checkpoints.best_step_and_metric == (4, 0.0)
+    checkpoints.save(make_state(5), make_iterator(), {}, {"R1_avg": 0.5})
+    checkpoints.save(make_state(6), make_iterator(), {}, {"R1_avg": 0.5})
+    assert checkpoints.best_step_and_metric == (5, 0.5)
+    checkpoints.close()
+
+
 def test_a_step_saved_unevaluated_can_be_saved_again_with_its_metrics(tmp_path):
     save(tmp_path, make_state(4))
     save(tmp_path, make_state(4), metrics={"R1_avg": 1.0})

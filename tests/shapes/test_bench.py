@@ -85,6 +85,13 @@ def test_a_world_is_not_asked_for_more_queries_than_it_holds(videos):
         choose_queries(videos, {"short": 1000}, seed=0)
 
 
+def test_kinds_and_styles_that_do_not_exist_are_named(videos):
+    with pytest.raises(UserError, match=r"^queries: there is no kind foo; the kinds are visual, "):
+        choose_queries(videos, {"visual": 1, "foo": 2}, seed=0)
+    with pytest.raises(UserError, match=r"^videos: there is no style plainn; the styles are plain, short, long$"):
+        make_scenes("test", SplitSize({"plainn": 1}, {}))
+
+
 def test_the_benchmark_has_the_size_that_is_documented():
     assert sum(SIZES["test"].queries.values()) == 1000
     assert sum(SIZES["test"].videos.values()) == 300

@@ -60,8 +60,10 @@ def choose_queries(videos: Mapping[str, tuple[str, Scene]], counts: Mapping[str,
       seed: of what is drawn.
 
     Raises:
-      UserError: the videos do not hold so many queries of a kind.
+      UserError: the videos do not hold so many queries of a kind, or there is no such kind.
     """
+    if unknown := set(counts) - set(KINDS):
+        raise UserError(f"queries: there is no kind {', '.join(sorted(unknown))}", f"the kinds are {', '.join(KINDS)}")
     rng = np.random.default_rng([seed, 3])
     chosen: dict[str, list[Annotation]] = {video: [] for video in videos}
     for kind in KINDS:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from calce_jax.errors import UserError
 from calce_jax.moments.annotations import Annotation, write_annotations
 from data.shapes.bench.queries import choose_queries
 from data.shapes.scene import LONG, PLAIN, SHORT, Scene, make_scene
@@ -42,7 +43,15 @@ SIZES: Mapping[str, SplitSize] = {
 
 
 def make_scenes(split: str, size: SplitSize) -> dict[str, tuple[str, Scene]]:
-    """Return the style and the scene of each video of a split, by video id."""
+    """Return the style and the scene of each video of a split, by video id.
+
+    Raises:
+      UserError: there is no such style.
+    """
+    if unknown := set(size.videos) - set(STYLES):
+        raise UserError(
+            f"videos: there is no style {', '.join(sorted(unknown))}", f"the styles are {', '.join(STYLES)}"
+        )
     styles = [style for style, count in size.videos.items() for _ in range(count)]
     first = FIRST_SEED + SPLITS.index(split) * SEEDS_PER_SPLIT
     return {
