@@ -217,6 +217,11 @@ def test_a_look_of_another_config_is_not_used(model, tmp_path, asked, monkeypatc
             predict_split_twice(other, "val", out)
     assert run(asked, model, out) == ALL + AGAIN
 
+    # Or in the middle of its first look, beside the whole one of the other.
+    run(asked, model, out, stop_after=6)
+    assert run(asked, other, out, stop_after=1) == [0]
+    assert run(asked, other, out) == ALL + AGAIN
+
 
 def test_a_finished_look_is_not_repeated_where_the_disk_was_full_at_its_end(model, tmp_path, asked, monkeypatch):
     out, written = tmp_path / "val.jsonl", []
@@ -325,6 +330,20 @@ def test_all_predictions_have_a_saliency_if_it_is_configured(model, tmp_path, sa
     # Clips of two seconds; an answer without a window has none in any case.
     lengths = [None if row.saliency is None else len(row.saliency) for row in predictions]
     assert [lengths[row] for row in AGAIN] == ([10, 10] if saliency else [None, None])
+
+
+def test_answers_are_read_with_the_durations_of_the_table(model, tmp_path, monkeypatch):
+    """Not with those of the batch, which are float32."""
+    given, decode = [], predict_split_module.decode_answers
+
+    def watch(prediction, t5, durations, **options):
+        given.append(durations)
+        return decode(prediction, t5, durations, **options)
+
+    monkeypatch.setattr(predict_split_module, "decode_answers", watch)
+    thirds = on(model, build(tmp_path / "thirds", [replace(row, duration=61 / 3) for row in QUERIES]))
+    predict_split(thirds, "val", tmp_path / "val.jsonl")
+    assert given[0] == [61 / 3] * len(QUERIES)
 
 
 def test_the_answer_is_that_of_the_configured_decision(model, tmp_path):
