@@ -20,7 +20,6 @@ class Row:
       start: the row whose best checkpoint it starts from; "" for the base model.
       changes: fields of the config, by their full names.
       looks: of a prediction, see `calce_jax.inference.look_again`.
-      windows_of: of stage 2, the row whose predictions are the windows of stage 1; "" for `start`.
     """
 
     name: str
@@ -29,7 +28,6 @@ class Row:
     start: str = ""
     changes: Mapping[str, Any] = field(default_factory=dict)
     looks: int = 1
-    windows_of: str = ""
 
     @property
     def stage(self) -> int:
@@ -84,22 +82,8 @@ ROWS = (
     Row("stage2", "stage 1, then stage 2", "shapes,stage=2", start="stage1"),
     Row("stage2_risk", "stage 2, answers of least risk", "", start="stage2", changes=LEAST_RISK),
     Row("stage2_again", "stage 2, looked at again", "", start="stage2", changes=LEAST_RISK, looks=2),
-    Row(
-        "stage2_longer",
-        "stage 2, then more of it",
-        "shapes,stage=2",
-        start="stage2",
-        changes=AFTERWARDS,
-        windows_of="stage1",
-    ),
-    Row(
-        "stage2_reward",
-        "stage 2, then rewards",
-        "shapes,stage=2,objective=reward",
-        start="stage2",
-        changes=AFTERWARDS,
-        windows_of="stage1",
-    ),
+    Row("stage2_longer", "stage 2, then more of it", "shapes,stage=2", start="stage2", changes=AFTERWARDS),
+    Row("stage2_reward", "stage 2, then rewards", "shapes,stage=2,objective=reward", "stage2", AFTERWARDS),
     Row("reward_stage2", "stage 1, rewards, then stage 2", "shapes,stage=2", start="reward"),
     Row("reward_again", "rewards, looked at again", "", start="reward", changes=LEAST_RISK, looks=2),
     Row("stage2_reward_again", "stage 2, rewards, looked at again", "", "stage2_reward", LEAST_RISK, looks=2),
@@ -137,6 +121,14 @@ def with_fields(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
             part = part[group]
         part[last] = value
     return validate(values)
+
+
+def stage1_of(row: Row) -> Row:
+    """Return the row of stage 1 that a row goes back to, whose predictions are the windows that stage 2 reads."""
+    by_name = {other.name: other for other in ROWS}
+    while row.stage != 1:
+        row = by_name[row.start]
+    return row
 
 
 def workdir(out: Path, name: str, seed: int) -> Path:

@@ -19,6 +19,7 @@ from benchmarks.shapes.rows import (
     Row,
     result_path,
     row_config,
+    stage1_of,
     tables_folder,
     with_fields,
     workdir,
@@ -103,8 +104,8 @@ def run_row(out: Path, row: Row, seed: int, changes: Mapping[str, Any]) -> dict[
 
 def merge_tables(out: Path, row: Row, seed: int) -> None:
     """Write the prepared folder of a row of stage 2: windows that a row of stage 1 predicts, and links to videos."""
-    name, tables = row.windows_of or row.start, tables_folder(out, row, seed)
-    model = load_trained_model(workdir(out, name, seed))
+    tables = tables_folder(out, row, seed)
+    model = load_trained_model(workdir(out, stage1_of(row).name, seed))
     merged = {
         # In a file of the row's own: rows that start from the same one run side by side.
         split: merge_stage1(

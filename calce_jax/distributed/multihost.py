@@ -71,7 +71,7 @@ def _connect(*arguments: Any) -> None:
 
 
 @contextmanager
-def report_lost_host() -> Iterator[None]:
+def host_errors() -> Iterator[None]:
     """Turn the failure of a computation over several hosts, or of one of them, into an error that ends the process.
 
     When the first host is lost, JAX ends the others itself, mostly before they could say anything. A process that ends
@@ -86,7 +86,8 @@ def report_lost_host() -> Iterator[None]:
     except UsageError:  # of the command line, which is the same on all hosts
         raise
     except (UserError, OSError, ValueError) as error:
-        if jax.process_count() == 1:
+        # Of a single host nothing is asked: that would start its devices, in a command that has failed before.
+        if not jax.distributed.is_initialized() or jax.process_count() == 1:
             raise
         if is_primary():
             time.sleep(FIRST_HOST_LINGERS_S)

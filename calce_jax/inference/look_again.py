@@ -80,7 +80,7 @@ def predict_split_twice(
     warn_unseen_items(model, whole)
     predict = profiled_predictor(model, whole.queries, profiler or StepProfiler(out.parent, 0, "infer"))
     folder = out.with_name(fit_name(out.name, ".looks"))
-    if is_primary() and os.path.lexists(folder) and not folder.is_dir():
+    if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(
             f"{folder}: not a folder, and both looks are written there", "remove it, or choose another --out"
         )

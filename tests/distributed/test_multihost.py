@@ -221,6 +221,19 @@ def test_two_hosts_train_stop_go_on_and_infer_as_one(prepared, tmp_path):
         np.testing.assert_allclose(answer["pred_relevant_windows"], other["pred_relevant_windows"], atol=1e-4)
 
 
+def seconds_until_end(waited, hosts):
+    """Wait until some hosts have ended by themselves, kill the others, and return how long it took."""
+    begin = time.monotonic()
+    try:
+        for host in waited:
+            host.wait(timeout=HEARTBEAT_TIMEOUT_S + 120)
+        return time.monotonic() - begin
+    finally:
+        for host in hosts:
+            host.kill()
+            host.wait()
+
+
 ONE_HOST_FAILS = """
 import sys
 from absl import flags
@@ -247,15 +260,7 @@ with end_abruptly(), exit_codes("test"), hosts.joined():
 def test_an_error_of_one_host_ends_all(failing):
     """Such as a full disk, which the first host alone writes to."""
     hosts = start("-c", ONE_HOST_FAILS, str(failing))
-    begin = time.monotonic()
-    try:
-        for host in hosts:
-            host.wait(timeout=HEARTBEAT_TIMEOUT_S + 120)
-    finally:
-        took = time.monotonic() - begin
-        for host in hosts:
-            host.kill()
-            host.wait()
+    took = seconds_until_end(hosts, hosts)
     errors = [host.read_output()[1] for host in hosts]
     assert took < HEARTBEAT_TIMEOUT_S + 60, errors
     assert "Error: no room in this folder" in errors[failing]
@@ -269,15 +274,8 @@ def test_a_lost_host_ends_the_other_with_the_reason(lost, prepared, tmp_path):
     hosts = start("launch/train.py", *CONFIG, *many, f"--workdir={tmp_path / 'run'}")
     wait_for_checkpoint(tmp_path / "run", hosts)
     hosts[lost].kill()
-    begin = time.monotonic()
     other = hosts[1 - lost]
-    try:
-        other.wait(timeout=HEARTBEAT_TIMEOUT_S + 120)
-    finally:
-        took = time.monotonic() - begin
-        for host in hosts:
-            host.kill()
-            host.wait()
+    took = seconds_until_end([other], hosts)
     _, errors = [host.read_output() for host in hosts][1 - lost]
     assert took < HEARTBEAT_TIMEOUT_S, errors[-3000:]
     assert other.returncode != 0

@@ -40,11 +40,11 @@ class HostFlags:
           LostHostError: another host has ended while the context lasts.
           OneHostError: this host has an error, and others may wait for it.
         """
-        from calce_jax.distributed.multihost import initialize_distributed, report_lost_host
+        from calce_jax.distributed.multihost import host_errors, initialize_distributed
 
         hosts, host = _number(self._hosts, "CALCE_HOSTS"), _number(self._host, "CALCE_HOST")
         initialize_distributed(str(self._coordinator.value), hosts, host)
-        with report_lost_host():
+        with host_errors():
             yield
 
 
