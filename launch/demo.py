@@ -50,7 +50,8 @@ def main(argv: list[str]) -> None:
 
     import jax
 
-    from data.shapes.demo_pipeline import format_results, run_demo
+    from data.shapes.demo_pipeline import run_demo
+    from data.shapes.demo_scores import format_results
 
     # Training, inference and a second run of the demo share compiled programs.
     jax.config.update("jax_compilation_cache_dir", str((Path(str(OUT.value)) / "compiled").absolute()))

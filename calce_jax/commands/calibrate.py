@@ -3,7 +3,8 @@
 Asks the models about queries of the validation split, in their own videos and in others, and writes calibration.json
 beside the workdirs: a threshold that 95 % of the queries reach in their own video, and a curve from scores to
 probabilities. `calce search` then says "probably not in this video" of a query whose best moment has a lower score, and
-how probably a moment is right.
+how probably a moment is right. The file is written at the end: a run that was interrupted starts again, but reads the
+videos that it has encoded from the cache.
 """
 
 from pathlib import Path

@@ -21,6 +21,7 @@ class ValidationReport:
     Attributes:
       queries: number of queries by split.
       num_videos: number of annotated videos.
+      num_readable: number of those whose file is there and can be read.
       hours: total duration of the readable ones.
       max_duration: longest duration of those, seconds.
       num_windows: number of annotated windows of all queries.
@@ -34,6 +35,7 @@ class ValidationReport:
 
     queries: dict[str, int]
     num_videos: int
+    num_readable: int
     hours: float
     max_duration: float
     num_windows: int
@@ -49,6 +51,12 @@ class ValidationReport:
         """Number of all faults."""
         return len(self.faults) + sum(map(len, self.row_faults.values()))
 
+    def _length(self) -> str:
+        if not self.num_readable:
+            return "none of which can be read"
+        some = "" if self.num_readable == self.num_videos else f"{self.num_readable} of which can be read, "
+        return f"{some}{self.hours:.2f} hours; the longest is {self.max_duration:.1f} s"
+
     def fault_lines(self) -> list[str]:
         """Return the faults as lines of text: the first of each split's rows, then those of videos."""
         lines = [line for split, faults in self.row_faults.items() for line in first_faults(faults, split)]
@@ -58,7 +66,7 @@ class ValidationReport:
         """Return the counts as lines of text."""
         lines = [
             *(f"{split}: {count} queries" for split, count in self.queries.items()),
-            f"{self.num_videos} videos, {self.hours:.2f} hours; the longest is {self.max_duration:.1f} s",
+            f"{self.num_videos} videos, {self._length()}",
             f"{self.num_windows} windows; {self.without_windows} queries have none, "
             f"{self.without_items} have no items, and get the nouns of their sentence",
             f"{self.num_absent} queries do not happen in their video" if self.num_absent else "",
@@ -102,6 +110,7 @@ def validate_dataset(
     return ValidationReport(
         queries={split: len(split_rows) for split, split_rows in splits.items()},
         num_videos=len(videos_in_order),
+        num_readable=len(durations),
         hours=sum(durations.values()) / 3600,
         max_duration=max(durations.values(), default=0.0),
         num_windows=sum(len(row.windows or ()) for row in rows),

@@ -4,7 +4,7 @@ Every step calls the functions that the commands of a full-size run call.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +26,10 @@ from calce_jax.input_pipeline.dataset import open_dataset
 from calce_jax.input_pipeline.example import Example
 from calce_jax.moments.annotations import Annotation, write_annotations
 from calce_jax.moments.merge import merge_stage1
-from calce_jax.moments.metrics import EvalCase, evaluate_cases, format_table
-from calce_jax.moments.metrics.evaluate import evaluate_predictions
 from calce_jax.moments.predictions import Prediction
 from calce_jax.presets.runs import get_preset
 from calce_jax.report.line_chart import LineChart
-from calce_jax.report.page import QueryView, SummaryTable, video_data_uri, write_page
+from calce_jax.report.page import QueryView, video_data_uri, write_page
 from calce_jax.report.views import query_view
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.training.event_reader import read_scalars
@@ -39,15 +37,12 @@ from calce_jax.training.run import train_run
 from calce_jax.training.run_data import open_run_data
 from calce_jax.video.decode import encode_jpeg, read_frames
 from data.shapes import VIDEOS_PER_SPLIT
+from data.shapes.demo_scores import compute_scores, summary_tables
 from data.shapes.write import write_shapes
 
-QUERY_KINDS = ("visual", "caption", "several")
-HEADLINE_METRICS = ("R1@0.5", "R1@0.7", "R1_avg", "mIoU", "mAP@0.5", "mAP@0.75", "mAP")
 CURVE_METRICS = ("R1@0.5", "R1@0.7", "mIoU")
 MAX_PAGE_QUERIES = 24
 PAGE_IMAGE_SIZE = 112  # height and width of the frames on the page, pixels
-
-Scores = dict[str, float]
 
 
 def run_demo(out: Path, videos: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, Any]:
@@ -199,73 +194,6 @@ def predict_without_captions(
     return stage2_test
 
 
-def compute_scores(
-    annotations: Sequence[Annotation],
-    untrained: Sequence[Prediction],
-    stage1: Sequence[Prediction],
-    stage2: Sequence[Prediction],
-    without_captions: Sequence[Prediction],
-) -> dict[str, Any]:
-    """Return held-out scores in percent, by the protocol "reference"; `untrained` are predictions of the base model."""
-    stages = {"base": untrained, "stage1": stage1, "stage2": stage2, "stage2_captions_withheld": without_captions}
-    results: dict[str, Any] = {name: _scores(predictions, annotations) for name, predictions in stages.items()}
-    results["baselines"] = baselines(annotations)
-    results["by_kind"] = {
-        kind: {name: _scores(predictions, kind_rows) for name, predictions in stages.items()}
-        for kind in QUERY_KINDS
-        if (kind_rows := [row for row in annotations if row.kind == kind])
-    }
-    results["rank"] = {
-        order: _headline_metrics(evaluate_predictions(stage2, annotations, order).scores["reference"])
-        for order in ("given", "longest", "score")
-    }
-    results["queries"] = len(annotations)
-    results["malformed"] = sum(prediction.malformed for prediction in stage2)
-    return results
-
-
-def _scores(predictions: Sequence[Prediction], annotations: Sequence[Annotation]) -> Scores:
-    return _headline_metrics(evaluate_predictions(predictions, annotations).scores["reference"])
-
-
-def baselines(annotations: Sequence[Annotation], draws: int = 20, seed: int = 0) -> dict[str, Scores]:
-    """Return the scores of predicting the whole video, and of random windows with the lengths of true ones."""
-    lengths = np.array([end - start for row in annotations for start, end in row.windows or ()])
-    rng = np.random.default_rng(seed)
-
-    def random_window(row: Annotation) -> list[float]:
-        length = min(float(rng.choice(lengths)), float(row.duration or 0))
-        start = float(rng.uniform(0, float(row.duration or 0) - length))
-        return [start, start + length]
-
-    def scores(window: Any) -> Scores:
-        return _headline_metrics(
-            evaluate_cases([EvalCase(row.qid, [window(row)], row.windows) for row in annotations if row.windows])[
-                "reference"
-            ]
-        )
-
-    random = [scores(random_window) for _ in range(draws)]
-    return {
-        "whole_video": scores(lambda row: [0.0, float(row.duration)]),
-        "random": {name: round(float(np.mean([draw[name] for draw in random])), 2) for name in HEADLINE_METRICS},
-    }
-
-
-def _headline_metrics(scores: Mapping[str, Any]) -> Scores:
-    return {name: round(float(scores[name]), 2) for name in HEADLINE_METRICS}
-
-
-def format_results(results: Mapping[str, Any]) -> str:
-    """Return the results as a table for the terminal."""
-    rows = {"base": results["base"], "stage 1": results["stage1"], "stage 2": results["stage2"]}
-    rows |= {f"stage 2, {kind}": scores["stage2"] for kind, scores in results["by_kind"].items()}
-    if "caption" in results["by_kind"]:
-        rows["stage 2, caption, captions withheld"] = results["by_kind"]["caption"]["stage2_captions_withheld"]
-    rows |= {name.replace("_", " "): scores for name, scores in results["baselines"].items()}
-    return format_table(rows)
-
-
 def write_report(out: Path, stages: Mapping[str, TrainedModel], results: Mapping[str, Any]) -> None:
     """Write `report.html`: the scores, and queries of the test split with the predictions of both stages."""
     dataset = open_dataset(out / "prepared", "test")
@@ -276,32 +204,9 @@ def write_report(out: Path, stages: Mapping[str, TrainedModel], results: Mapping
         _make_query_view(out, example, {name: stage_answers[n] for name, stage_answers in answers.items()})
         for n, example in enumerate(examples)
     ]
-    summary = [
-        SummaryTable(
-            "Held-out videos, percent",
-            HEADLINE_METRICS,
-            [
-                (name, [results[key][metric] for metric in HEADLINE_METRICS])
-                for name, key in (("base, before training", "base"), ("stage 1", "stage1"), ("stage 2", "stage2"))
-            ]
-            + [
-                (name.replace("_", " "), [scores[metric] for metric in HEADLINE_METRICS])
-                for name, scores in results["baselines"].items()
-            ],
-        ),
-        SummaryTable(
-            "R1@0.5 by kind of query",
-            ("stage 1", "stage 2", "stage 2, captions withheld"),
-            [
-                (kind, [scores[name]["R1@0.5"] for name in ("stage1", "stage2", "stage2_captions_withheld")])
-                for kind, scores in results["by_kind"].items()
-            ],
-            "Caption queries can only be answered from captions.",
-        ),
-    ]
     subtitle = f"{len(indices)} of {len(dataset)} queries about videos that no stage was trained on."
     title, charts = "Moments in the shapes world", learning_curves(out)
-    write_page(out / "report.html", title, views, summary, subtitle=subtitle, charts=charts)
+    write_page(out / "report.html", title, views, summary_tables(results), subtitle=subtitle, charts=charts)
 
 
 def learning_curves(out: Path) -> list[LineChart]:

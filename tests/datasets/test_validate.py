@@ -72,7 +72,7 @@ def test_the_command_tells_and_writes_nothing(dataset):
     command = [sys.executable, str(ROOT / "launch/prepare.py"), *given]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
     assert done.returncode == 1
-    assert "4 videos, 0.01 hours" in done.stdout
+    assert "4 videos, 3 of which can be read, 0.01 hours; the longest is 10.0 s" in done.stdout
     assert "it is in train and in val" in done.stdout
     assert "4 faults" in done.stdout  # captions are not given
     assert "Traceback" not in done.stderr
@@ -158,3 +158,12 @@ def test_a_video_that_a_decoder_stumbles_over_is_one_fault(dataset, monkeypatch)
     (fault,) = [fault for fault in report.faults if fault.video == "fine"]
     assert "it cannot be decoded (KeyError: 'duration')" in fault.reason
     assert report.num_videos == 3
+    assert report.num_readable == 2
+    assert "3 videos, 2 of which can be read, 0.01 hours; the longest is 10.0 s" in report.summary_lines()
+
+
+def test_videos_that_are_not_there_yet_have_no_hours(dataset):
+    splits = {"train": read_annotations(dataset / "train.jsonl")}
+    report = validate_dataset(splits, dataset / "not_downloaded", None)
+    assert report.num_readable == 0
+    assert "3 videos, none of which can be read" in report.summary_lines()

@@ -8,6 +8,7 @@ from calce_jax.errors import UserError
 from calce_jax.moments.annotations import read_annotations
 from data.shapes.bench.queries import KINDS, choose_queries
 from data.shapes.bench.write import BENCH_VERSION, FIRST_SEED, SIZES, SplitSize, make_scenes, write_bench
+from data.shapes.bench.write import main as write_main
 from data.shapes.facts import scene_facts
 from data.shapes.pretrain.pretrain import FIRST_HELD_OUT_SEED, FIRST_TRAIN_SEED, PretrainConfig
 from data.shapes.scene import LONG, SHORT, make_scene
@@ -128,3 +129,15 @@ def test_the_dataset_is_written_and_its_folder_is_not_mixed_with_another(tmp_pat
     assert len(list((tmp_path / "videos").glob("*.mp4"))) == len(list((tmp_path / "srts").glob("*.srt"))) == 3
     with pytest.raises(UserError, match=f"by version {BENCH_VERSION} of the shapes world, not with seed 0"):
         write_shapes(tmp_path, {"test": 1})
+
+
+def test_the_command_writes_the_dataset_or_says_why_not(tmp_path, monkeypatch, capsys):
+    size = SplitSize({"plain": 1}, {"visual": 1})
+    monkeypatch.setattr(write_bench, "__defaults__", ({"test": size},))
+    monkeypatch.setattr("sys.argv", ["write", f"--out={tmp_path}/bench"])
+    write_main()
+    assert capsys.readouterr().out == f"{tmp_path}/bench: 1 test queries\n"
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["write", f"--out={tmp_path}/file"])
+    with pytest.raises(SystemExit, match=r"Error: .*file"):
+        write_main()

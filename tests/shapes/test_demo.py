@@ -26,6 +26,7 @@ from calce_jax.search.searcher import Searcher
 from calce_jax.storage.disk_cache import DiskCache
 from configs.calce import get_config
 from data.shapes import demo_pipeline as demo
+from data.shapes import demo_scores
 from tests.helpers.pipeline import shorten
 
 
@@ -52,7 +53,7 @@ def test_the_demo_scores_both_stages_and_shows_them(road):
     page = (out / "report.html").read_text()
     assert open_dataset(out / "prepared", "test")[0].query in page
     assert list((out / "stage1").glob("events.out.tfevents*"))
-    assert "stage 2" in demo.format_results(results)
+    assert "stage 2" in demo_scores.format_results(results)
 
 
 @pytest.mark.release
@@ -173,13 +174,38 @@ def test_the_demo_scores_each_model_on_what_it_was_given(tmp_path, monkeypatch):
     assert results["stage2"]["R1@0.7"] == 100
     assert 0 < results["stage1"]["mIoU"] < 100
     assert results["stage2_captions_withheld"]["R1@0.5"] == 0
-    assert "stage 2" in demo.format_results(results)
+    assert "stage 2" in demo_scores.format_results(results)
 
     queries = list(open_dataset(tmp_path / "prepared", "test").queries())
     of_stage1 = [FakeModel(1).windows(query) for query in queries]
     assert given["stage2_test.jsonl"] == of_stage1
     assert given["stage2_test_without_captions.jsonl"] == [[[0.0, 1.0]]] * len(queries)
     assert [query.stage1_windows.tolist() for query in queries] == of_stage1, "the tables are restored"
+
+
+@pytest.mark.parametrize(
+    ("stage1", "stage2", "says"),
+    [
+        (20.0, 20.1, "Stage 1 is no better than random windows; train on more videos (--train_videos)."),
+        (20.1, 0.0, "Stage 2 is no better than"),
+        (0.0, 5.0, "Stage 1 and stage 2 are no better than"),
+        (20.1, 40.0, ""),
+    ],
+)
+def test_the_report_says_which_stage_is_no_better_than_chance(stage1, stage2, says):
+    def scores(mean_iou):
+        return dict.fromkeys(demo_scores.HEADLINE_METRICS, 1.0) | {"mIoU": mean_iou}
+
+    results = {
+        "base": scores(0.0),
+        "stage1": scores(stage1),
+        "stage2": scores(stage2),
+        "baselines": {"random": scores(20.0), "whole_video": scores(24.0)},
+        "by_kind": {},
+    }
+    note = demo_scores.summary_tables(results)[0].note
+    assert note.startswith(says or "IoU is the length")
+    assert ("random windows;" in demo_scores.format_results(results)) == bool(says)
 
 
 @pytest.mark.parametrize("stage", [1, 2])

@@ -1,5 +1,9 @@
-"""Write the dataset of the benchmark, as `data.shapes.write` does the demo's: videos, captions and annotations."""
+"""Write the dataset of the benchmark: `python -m data.shapes.bench.write --out=DIR`.
 
+Its files are those of `data.shapes.write`: 494 videos with captions, and the annotations of three splits.
+"""
+
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,3 +81,19 @@ def write_bench(folder: str | Path, sizes: Mapping[str, SplitSize] = SIZES) -> d
         write_annotations(folder / f"{split}.jsonl", rows)
     write_videos(folder, {video: scene for scenes in videos.values() for video, (_, scene) in scenes.items()})
     return annotations
+
+
+def main() -> None:
+    """Parse the command line and write the dataset."""
+    parser = argparse.ArgumentParser(description="Write the dataset of the benchmark; videos that exist are kept.")
+    parser.add_argument("--out", required=True, help="output folder")
+    out = parser.parse_args().out
+    try:
+        annotations = write_bench(out)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"Error: {error}") from None
+    print(f"{out}: {', '.join(f'{len(rows)} {split} queries' for split, rows in annotations.items())}")
+
+
+if __name__ == "__main__":
+    main()
