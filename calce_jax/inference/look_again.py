@@ -1,37 +1,34 @@
 """Predictions of two looks: the model reads a video, then the neighbourhood of its best window at twice the rate.
 
     tables of 2F frames a video
-    first look    every other frame, F          -> OUT.looks/first.jsonl, a line a query, with the answers of all beams
-    second look   F frames around the best one  -> OUT.looks/second.jsonl, in seconds of the neighbourhood
+    first look    every other frame, F          -> OUT.looks/first.jsonl.part, a line a query, with all beams
+    second look   F frames around the best one  -> OUT.looks/second.jsonl.part, in seconds of the neighbourhood
     both          beams pooled                  -> OUT
 
-Beside each file of a finished look are its checksum and everything that it depends on: only a look of which all of
-these are the same is used again, and an unfinished one is continued. The files are removed when OUT is written.
+The looks are unfinished predictions: the same call continues them, if they depend on nothing that has changed. They are
+removed when OUT is written.
 """
 
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from calce_jax.batch import Batch
 from calce_jax.config import RunConfig
-from calce_jax.distributed.multihost import barrier, broadcast_int, is_primary, one_writer, process_info
+from calce_jax.distributed.multihost import barrier, is_primary, one_writer, process_info
 from calce_jax.distributed.profiling import StepProfiler
 from calce_jax.errors import UserError
+from calce_jax.inference.partial_predictions import PartialPredictions
 from calce_jax.inference.predict_split import (
     DatasetSplit,
-    PredictFn,
     open_split,
     predict_queries,
     profiled_predictor,
     to_prediction,
     warn_unseen_items,
 )
-from calce_jax.inference.prediction_inputs import prediction_inputs
 from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.input_pipeline.batches import make_iterator
 from calce_jax.input_pipeline.example import Example
@@ -45,9 +42,8 @@ from calce_jax.input_pipeline.neighbourhood import (
     find_neighbourhood,
 )
 from calce_jax.input_pipeline.rows import InputError, stored_frame_positions
-from calce_jax.moments.predictions import Prediction, read_predictions, write_predictions
+from calce_jax.moments.predictions import Prediction, write_predictions
 from calce_jax.moments.second_look import pool_looks
-from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.file_names import fit_name
 from calce_jax.storage.provenance import file_hash
 
@@ -85,19 +81,24 @@ def predict_split_twice(
             f"{folder}: not a folder, and both looks are written there", "remove it, or choose another --out"
         )
     with one_writer(out.with_name(out.name + ".lock")):
-        first = _predict_look(model, whole, folder / "first.jsonl", predict, {})
+        first_look = PartialPredictions(folder / "first.jsonl", whole.queries)
+        first = predict_queries(model, whole, first_look, predict, with_beams=True)
         parts = find_parts(examples, first, config)
+        again = _split_of_parts(model, whole, examples, parts)
+        second_look = PartialPredictions(folder / "second.jsonl", again.queries)
         second: list[Prediction] = []
         if parts:
             # The neighbourhoods follow from the first look.
-            more_inputs = {"first_look.sha256": file_hash(folder / "first.jsonl")}
-            again = _split_of_parts(model, whole, examples, parts)
-            second = _predict_look(model, again, folder / "second.jsonl", predict, more_inputs)
+            more_inputs = {"first_look.sha256": file_hash(first_look.path)}
+            second = predict_queries(model, again, second_look, predict, with_beams=True, more_inputs=more_inputs)
         predictions = pool(whole, first, parts, second, config)
         barrier("both looks read")  # by all hosts, before the first one removes them
         if is_primary():
             write_predictions(out, predictions)
-            _remove_looks(folder)
+            first_look.remove()
+            second_look.remove()
+            with suppress(OSError):  # files of others stay, and with them the folder
+                folder.rmdir()
         barrier("both looks written")
     return predictions
 
@@ -123,41 +124,6 @@ def check_frames(examples: Sequence[Example], config: RunConfig) -> None:
             f"--look_again: {config.data.features} has features of {stored} frames of a video, and {frames} are read",
             f"run `calce cache_features` with --config.data.frames={frames}",
         )
-
-
-def _predict_look(
-    model: TrainedModel, split: DatasetSplit, path: Path, predict: PredictFn, more_inputs: Mapping[str, Any]
-) -> list[Prediction]:
-    """Return the predictions of a look, those of an earlier call if they are whole and nothing has changed since."""
-    state_path, inputs, is_done = path.with_suffix(".json"), {}, False
-    if is_primary():
-        inputs = prediction_inputs(model, split.dataset, split.queries) | dict(more_inputs)
-        if path.is_file() and state_path.is_file():
-            is_done = state_path.read_bytes() in (_look_state(inputs, path), _look_state(inputs))
-        if not is_done:
-            # From here on the file, once it is there, is one of these inputs, though its checksum is not yet known.
-            path.unlink(missing_ok=True)
-            write_atomic(state_path, _look_state(inputs))
-    if broadcast_int(int(is_done)):
-        predictions = read_predictions(path)
-    else:
-        predictions = predict_queries(model, split, path, predict, with_beams=True, more_inputs=more_inputs)
-    if is_primary():
-        write_atomic(state_path, _look_state(inputs, path))
-    return predictions
-
-
-def _look_state(inputs: Mapping[str, Any], path: Path | None = None) -> bytes:
-    """Return the content of the file beside a look: what it depends on, and its checksum if it is finished."""
-    return json.dumps({**inputs, **({"predictions.sha256": file_hash(path)} if path else {})}).encode()
-
-
-def _remove_looks(folder: Path) -> None:
-    for look in ("first", "second"):
-        for suffix in (".jsonl", ".jsonl.part", ".jsonl.part.json", ".json"):
-            (folder / f"{look}{suffix}").unlink(missing_ok=True)
-    with suppress(OSError):  # files of others stay, and with them the folder
-        folder.rmdir()
 
 
 def find_parts(examples: Sequence[Example], first: Sequence[Prediction], config: RunConfig) -> dict[int, Neighbourhood]:

@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 
 from calce_jax.input_pipeline.example import Query
-from calce_jax.moments.predictions import PredictionError
+from calce_jax.moments.predictions import Prediction, PredictionError, read_predictions
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.file_names import fit_name
 
@@ -63,12 +63,12 @@ class PartialPredictions:
         write_atomic(self._inputs_path, json.dumps(inputs, indent=2) + "\n")
         return 0
 
-    def finish(self) -> None:
-        """Rename the file to the finished one if it has exactly one line per query, in their order.
+    def read(self) -> list[Prediction]:
+        """Return the predictions, one for each query, in their order.
 
         Raises:
-          PredictionError: it has not; names the file, the line and the remedy.
-          OSError: it cannot be renamed.
+          PredictionError: the file has not exactly one line per query; names the file, the line and the remedy.
+          OSError: it cannot be read.
         """
         lines = self.path.read_bytes().splitlines(keepends=True)
         num_valid = _count_valid_lines(lines, self.queries)
@@ -79,7 +79,24 @@ class PartialPredictions:
                 f"of the {len(self.queries)} queries in their order",
                 "something else wrote to this file: remove it and run again",
             )
+        return read_predictions(self.path)
+
+    def finish(self) -> None:
+        """Rename the file, of which `read` has returned the predictions, to the finished one.
+
+        Raises:
+          OSError: it cannot be renamed.
+        """
         os.replace(self.path, self.out)
+        self._inputs_path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the unfinished file, if there is one.
+
+        Raises:
+          OSError: it cannot be removed.
+        """
+        self.path.unlink(missing_ok=True)
         self._inputs_path.unlink(missing_ok=True)
 
     def _truncate_to_whole_batches(self, batch_size: int) -> int:

@@ -28,7 +28,7 @@ from calce_jax.input_pipeline.input_config import input_config
 from calce_jax.input_pipeline.row_flags import RowFlagCounter
 from calce_jax.models.calce import CalceConfig
 from calce_jax.moments.metrics import EvalCase
-from calce_jax.moments.predictions import Prediction, prediction_to_json, read_predictions
+from calce_jax.moments.predictions import Prediction, PredictionError, prediction_to_json
 from calce_jax.moments.saliency import clip_saliency
 from calce_jax.moments.scoring import QueryMoments
 from calce_jax.text.text_tokenizer import TextTokenizer
@@ -129,8 +129,15 @@ def predict_split(
     """
     dataset_split = open_split(model.config, split, model.tokenizers, model.model_config)
     warn_unseen_items(model, dataset_split)
-    predict = profiled_predictor(model, dataset_split.queries, profiler or StepProfiler(Path(out).parent, 0, "infer"))
-    return predict_queries(model, dataset_split, out, predict)
+    out = Path(out)
+    predict = profiled_predictor(model, dataset_split.queries, profiler or StepProfiler(out.parent, 0, "infer"))
+    with one_writer(out.with_name(out.name + ".lock")):
+        partial = PartialPredictions(out, dataset_split.queries)
+        predictions = predict_queries(model, dataset_split, partial, predict)
+        if is_primary():
+            partial.finish()
+        barrier("predictions finished")
+    return predictions
 
 
 def profiled_predictor(model: TrainedModel, queries: Sequence[Query], profiler: StepProfiler) -> PredictFn:
@@ -149,50 +156,56 @@ def profiled_predictor(model: TrainedModel, queries: Sequence[Query], profiler: 
 def predict_queries(
     model: TrainedModel,
     dataset_split: DatasetSplit,
-    out: str | Path,
+    partial: PartialPredictions,
     predict: PredictFn,
     *,
     with_beams: bool = False,
     more_inputs: Mapping[str, Any] | None = None,
 ) -> list[Prediction]:
-    """Predict the queries of an opened split, see `predict_split`.
+    """Predict the queries of an opened split, or those of them that an interrupted call left.
 
     Args:
       model: from `load_trained_model`.
       dataset_split: the queries, at least one.
-      out: the JSONL file.
+      partial: the file that they are written to, which only this process and its hosts may use.
       predict: from `profiled_predictor`.
       with_beams: whether lines have the answers of all beams.
       more_inputs: what the predictions depend on beside the model and the split, by name; JSON values.
+
+    Raises:
+      PredictionError: something else wrote to the file meanwhile.
+      OSError: it cannot be written.
     """
-    config, out = model.config, Path(out)
-    partial = PartialPredictions(out, dataset_split.queries)
+    config = model.config
     more_inputs = {**(more_inputs or {}), **({"with_beams": True} if with_beams else {})}
     total, batch_size = len(dataset_split.queries), config.data.eval_batch
-    with one_writer(out.with_name(out.name + ".lock")):
-        num_done = 0
-        if is_primary():
-            inputs = prediction_inputs(model, dataset_split.dataset, dataset_split.queries)
-            num_done = partial.resume(inputs | more_inputs, batch_size)
-        num_done = broadcast_int(num_done)
-        if num_done < total:
-            answers = predict_answers(
-                config, dataset_split, model.tokenizers.t5, predict, first_batch=num_done // batch_size
-            )
-            # All hosts have all answers; the first host writes them.
-            with open(partial.path if is_primary() else os.devnull, "a", encoding="utf-8") as file:
-                for answer in _with_progress(answers, dataset_split.dataset.split, num_done, total):
-                    prediction = to_prediction(
-                        dataset_split.queries[answer.row],
-                        answer.moments,
-                        with_saliency=config.generation.saliency,
-                        with_beams=with_beams,
-                    )
-                    write_line(file, json.dumps(prediction_to_json(prediction)))
-        if is_primary():
-            partial.finish()
-        barrier("predictions written")
-        return read_predictions(out)
+    num_done = 0
+    if is_primary():
+        inputs = prediction_inputs(model, dataset_split.dataset, dataset_split.queries)
+        num_done = partial.resume(inputs | more_inputs, batch_size)
+    num_done = broadcast_int(num_done)
+    if num_done < total:
+        answers = predict_answers(
+            config, dataset_split, model.tokenizers.t5, predict, first_batch=num_done // batch_size
+        )
+        # All hosts have all answers; the first host writes them.
+        with open(partial.path if is_primary() else os.devnull, "a", encoding="utf-8") as file:
+            for answer in _with_progress(answers, dataset_split.dataset.split, num_done, total):
+                prediction = to_prediction(
+                    dataset_split.queries[answer.row],
+                    answer.moments,
+                    with_saliency=config.generation.saliency,
+                    with_beams=with_beams,
+                )
+                write_line(file, json.dumps(prediction_to_json(prediction)))
+    barrier("predictions written")
+    predictions = partial.read()
+    if with_beams and (without := [prediction.qid for prediction in predictions if prediction.beams is None]):
+        raise PredictionError(
+            f"{partial.path}: the answer to query {without[0]!r} has no beams",
+            "something else wrote to this file: remove it and run again",
+        )
+    return predictions
 
 
 def warn_unseen_items(model: TrainedModel, split: DatasetSplit) -> None:

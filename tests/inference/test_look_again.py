@@ -15,6 +15,7 @@ from calce_jax.inference import look_again as look_again_module
 from calce_jax.inference import predict_split as predict_split_module
 from calce_jax.inference.extract_features import VideoDataset, extract_features
 from calce_jax.inference.look_again import predict_split_twice
+from calce_jax.inference.partial_predictions import PartialPredictions
 from calce_jax.inference.predict_split import (
     open_split,
     predict_examples,
@@ -31,9 +32,7 @@ from calce_jax.input_pipeline.neighbourhood import NeighbourhoodDataset, find_ne
 from calce_jax.input_pipeline.rows import InputError
 from calce_jax.moments.annotations import Annotation
 from calce_jax.moments.minimum_bayes_risk import least_risk
-from calce_jax.moments.predictions import read_predictions
-from calce_jax.storage.atomic_files import write_atomic
-from calce_jax.storage.provenance import file_hash
+from calce_jax.moments.predictions import PredictionError, read_predictions
 from calce_jax.video.decode import encode_jpeg
 from tests.helpers.search_stages import make_stages
 
@@ -195,49 +194,14 @@ def test_a_stopped_job_repeats_no_finished_look(model, tmp_path, asked):
     assert read_predictions(out) == predict_split_twice(model, "val", tmp_path / "expected.jsonl")
 
 
-def test_a_look_of_another_config_is_not_used(model, tmp_path, asked, monkeypatch):
-    """Not even where the job was stopped between a finished look and the file that says what it depends on."""
+def test_a_look_of_another_config_is_not_used(model, tmp_path, asked):
     out, other = tmp_path / "val.jsonl", with_decision(model, "most_probable")
     run(asked, model, out, stop_after=6)
     assert run(asked, other, out) == ALL + AGAIN
-
-    run(asked, model, out, stop_after=6)
-    asked.stop_after = -1
-    with monkeypatch.context() as patch:
-        # The first time its inputs alone are written, the second time its checksum too.
-        written = []
-
-        def stop(path, content):
-            if written:
-                raise KeyboardInterrupt
-            written.append(write_atomic(path, content))
-
-        patch.setattr(look_again_module, "write_atomic", stop)
-        with pytest.raises(KeyboardInterrupt):
-            predict_split_twice(other, "val", out)
-    assert run(asked, model, out) == ALL + AGAIN
-
     # Or in the middle of its first look, beside the whole one of the other.
     run(asked, model, out, stop_after=6)
     assert run(asked, other, out, stop_after=1) == [0]
     assert run(asked, other, out) == ALL + AGAIN
-
-
-def test_a_finished_look_is_not_repeated_where_the_disk_was_full_at_its_end(model, tmp_path, asked, monkeypatch):
-    out, written = tmp_path / "val.jsonl", []
-    with monkeypatch.context() as patch:
-
-        def write_once(path, content):
-            if written:
-                raise OSError("no space left")
-            written.append(path.name)
-            write_atomic(path, content)
-
-        patch.setattr(look_again_module, "write_atomic", write_once)
-        with pytest.raises(OSError, match="no space left"):
-            predict_split_twice(model, "val", out)
-    assert (asked, written) == (ALL, ["first.json"])
-    assert run(asked, model, out) == AGAIN
 
 
 def test_nothing_is_left_of_a_second_look_that_is_not_needed_any_more(model, tmp_path, asked, monkeypatch):
@@ -265,22 +229,27 @@ def test_a_finished_second_look_is_not_repeated(model, tmp_path, asked, monkeypa
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "asked_again"),
     [
-        lambda lines: lines[:3],
-        lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
-        lambda lines: [],
-        lambda lines: [line.replace('"beams"', '"beans"') for line in lines],
-        lambda lines: [line.replace("[14.0, 16.0", "[13.0, 15.0") for line in lines],
+        (lambda lines: lines[:3], ALL[2:]),  # a batch of two is whole
+        (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], ALL),
+        (lambda lines: [], ALL),
     ],
 )
-def test_a_first_look_that_something_else_changed_is_not_used(model, tmp_path, asked, damage):
-    out, first = tmp_path / "val.jsonl", tmp_path / "val.jsonl.looks" / "first.jsonl"
+def test_what_is_lost_of_a_first_look_is_asked_again(model, tmp_path, asked, damage, asked_again):
+    out, first = tmp_path / "val.jsonl", tmp_path / "val.jsonl.looks" / "first.jsonl.part"
     run(asked, model, out, stop_after=6)
-    lines = first.read_text().splitlines(keepends=True)
-    first.write_text("".join(damage(lines)))
-    assert first.read_text() != "".join(lines)
-    assert run(asked, model, out) == ALL + AGAIN
+    first.write_text("".join(damage(first.read_text().splitlines(keepends=True))))
+    assert run(asked, model, out) == asked_again + AGAIN
+
+
+def test_a_look_that_has_lost_its_beams_is_named(model, tmp_path, asked):
+    out, first = tmp_path / "val.jsonl", tmp_path / "val.jsonl.looks" / "first.jsonl.part"
+    run(asked, model, out, stop_after=6)
+    first.write_text(first.read_text().replace('"beams"', '"beans"'))
+    asked.stop_after = -1
+    with pytest.raises(PredictionError, match=r"first.jsonl.part: the answer to query 0 has no beams; .*remove it"):
+        predict_split_twice(model, "val", out)
 
 
 def test_files_of_others_stay(model, tmp_path, asked):
@@ -301,11 +270,10 @@ def test_a_second_look_at_other_neighbourhoods_is_started_anew(model, tmp_path, 
     assert run(asked, model, out, stop_after=6) == [*ALL, 1]
     assert run(asked, model, out) == [3]
     assert run(asked, model, out, stop_after=6) == [*ALL, 1]
-    first, state = folder / "first.jsonl", folder / "first.json"
-    before = file_hash(first)
-    first.write_text(first.read_text().replace("[14.0, 16.0", "[13.0, 15.0"))
-    state.write_text(state.read_text().replace(before, file_hash(first)))
-    assert file_hash(first) != before
+    first = folder / "first.jsonl.part"
+    before = first.read_text()
+    first.write_text(before.replace("[14.0, 16.0", "[13.0, 15.0"))
+    assert first.read_text() != before
     assert run(asked, model, out) == [1, 3]
 
 
@@ -313,12 +281,13 @@ def test_lines_without_beams_are_not_continued(model, tmp_path, asked):
     out = tmp_path / "val.jsonl"
     whole = open_split(model.config, "val", model.tokenizers, model.model_config)
     predict = profiled_predictor(model, whole.queries, StepProfiler(tmp_path, 0, "infer"))
+    partial = PartialPredictions(out, whole.queries)
     asked.stop_after = 3
     with pytest.raises(KeyboardInterrupt):
-        predict_queries(model, whole, out, predict)
+        predict_queries(model, whole, partial, predict)
     asked.clear()
     asked.stop_after = -1
-    assert all(prediction.beams for prediction in predict_queries(model, whole, out, predict, with_beams=True))
+    assert all(prediction.beams for prediction in predict_queries(model, whole, partial, predict, with_beams=True))
     assert asked == ALL
 
 

@@ -252,6 +252,7 @@ def read_partial(folder: Path) -> Any:
     partial = PartialPredictions(folder / "out.jsonl", QUERIES)
     if partial.resume({"seed": 1}, batch_size=2) < len(ROWS):
         return None
+    partial.read()
     partial.finish()
     return read_predictions(folder / "out.jsonl")
 
