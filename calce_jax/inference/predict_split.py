@@ -134,6 +134,7 @@ def predict_split(
     with one_writer(out.with_name(out.name + ".lock")):
         partial = PartialPredictions(out, dataset_split.queries)
         predictions = predict_queries(model, dataset_split, partial, predict)
+        barrier("predictions read")  # by all hosts, before the first one renames the file
         if is_primary():
             partial.finish()
         barrier("predictions finished")
