@@ -28,6 +28,7 @@ ROOMS = (
     "video",
     "config",
     "config_compat",
+    "config_fields",
     "batch",
     "distributed",
     "storage",
