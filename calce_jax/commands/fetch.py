@@ -23,7 +23,8 @@ def command(what: str, out: str) -> None:
     """Print the licence, download the files, print the next steps."""
     check_folder("--out=", out)
 
-    from calce_jax.datasets.download import FetchError, fetch
+    from calce_jax.datasets.download import fetch
+    from calce_jax.datasets.fetched_files import FetchError
 
     publication = PUBLICATIONS[what]
     print(f"{publication.description}\nTerms: {publication.licence}", flush=True)

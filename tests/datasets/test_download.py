@@ -17,7 +17,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from calce_jax.datasets.download import RECORD_FILE, NoNetworkError, fetch
+from calce_jax.datasets.download import fetch
+from calce_jax.datasets.fetched_files import RECORD_FILE, NoNetworkError
 from calce_jax.datasets.sources import PUBLICATIONS, DriveFile, DriveFolder, HubRepo, Publication
 from tests.helpers.published_server import COMMIT, FakeHandler, lead_drive_to, run_server
 

@@ -20,7 +20,7 @@ import calce_jax
 from calce_jax.checkpoints.model_folder import is_model_folder
 from calce_jax.config import PATH_FIELDS, diff, packaged_path, read_config, to_dict
 from calce_jax.datasets import sources
-from calce_jax.datasets.download import FetchError, NoNetworkError
+from calce_jax.datasets.fetched_files import FetchError, NoNetworkError
 from calce_jax.errors import UserError
 from calce_jax.presets.datasets import TINY_BASE
 from calce_jax.presets.runs import get_preset

@@ -19,7 +19,7 @@ from calce_jax.checkpoints.model_folder import check_self_contained, export_mode
 from calce_jax.checkpoints.params_file import read_record
 from calce_jax.checkpoints.workdir import resolve_init
 from calce_jax.config import ConfigError, packaged_path
-from calce_jax.datasets.download import FetchError, NoNetworkError
+from calce_jax.datasets.fetched_files import FetchError, NoNetworkError
 from calce_jax.inference.trained_run import load_trained_model
 from calce_jax.presets.datasets import TINY_BASE
 from calce_jax.presets.tiny import tiny_config

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-from calce_jax.datasets.download import describe_repo, fetch
+from calce_jax.datasets.download import fetch
+from calce_jax.datasets.hub_download import describe_repo
 from calce_jax.datasets.sources import MODELS, HubRepo, Publication
 from calce_jax.errors import UserError
 from calce_jax.search.calibration import CALIBRATION_FILE

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token
 
 from calce_jax.checkpoints.model_folder import export_model
-from calce_jax.datasets.download import hub_errors
+from calce_jax.datasets.hub_download import hub_errors
 from calce_jax.errors import UserError
 from calce_jax.search.calibration import calibration_path
 from calce_jax.search.paths import find_stages, ranker_path
