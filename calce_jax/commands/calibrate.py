@@ -1,6 +1,6 @@
 """Measure from which score on a query happens in a video: `calce calibrate --checkpoint=runs/demo`.
 
-Asks the models about queries of the validation split, in their own videos and in others, and writes calibration.json
+Asks the models about queries of the evaluation split, in their own videos and in others, and writes calibration.json
 beside the workdirs: a threshold that 95 % of the queries reach in their own video, and a curve from scores to
 probabilities. `calce search` then says "probably not in this video" of a query whose best moment has a lower score, and
 how probably a moment is right. The file is written at the end: a run that was interrupted starts again, but reads the

@@ -56,7 +56,7 @@ LOOK_AGAIN = flags.DEFINE_bool(
     "look_again",
     False,
     "answer once more about the neighbourhood of each best window, at twice the rate of frames, and pool the beams; "
-    "needs tables with twice the frames (`calce prepare --frames`), takes twice the time",
+    "needs tables with twice the frames (`calce prepare --frames`), takes up to twice the time",
     flag_values=FLAGS,
 )
 PROFILE = define_profile(FLAGS)

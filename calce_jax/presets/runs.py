@@ -80,8 +80,9 @@ def get_preset(name: str, flag: str = "--config") -> RunConfig:
                 num_buckets=defaults.num_buckets,
             )
         ),
+        # Of both originals: the best beam, in the order in which it is written.
         generation=GenerationConfig(beams=5, window_order="given")
-        if behaviour == "reference"
+        if behaviour == "reference" or method == "mr_blip"
         else GenerationConfig(
             beams=5,
             window_order=RECOMMENDED_WINDOW_ORDER,

@@ -32,8 +32,8 @@ def test_both_sizes_have_the_same_steps():
     steps = ["prepare", "train", "infer", "infer", "merge", "merge", "prepare", "train", "infer", "evaluate"]
     assert [words[0] for words in CHECK] == ["prepare"]
     assert [words[0] for words in TINY] == [*steps, "search"]
-    assert [words[0] for words in FULL] == ["fetch", "fetch", "convert", *steps]
-    for tiny, full in zip(TINY, FULL[3:], strict=False):
+    assert [words[0] for words in FULL] == ["fetch", "fetch", "convert", *steps, "train"]  # at last by rewards
+    for tiny, full in zip(TINY[: len(steps)], FULL[3:], strict=False):
         only_tiny = r"--(image_size|config\.(mesh|data\.workers|data\.group|text\.|schedule\.|loop\.)).*"
         kept = [re.sub("mine_tiny|,size=tiny", lambda m: "mine" * (m[0] == "mine_tiny"), word) for word in tiny]
         assert [word for word in kept if not re.fullmatch(only_tiny, word)] == full

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from calce_jax.config import ConfigError, packaged_path, to_dict, validate
+from calce_jax.config import ConfigError, GenerationConfig, packaged_path, to_dict, validate
 from calce_jax.inference.predict_step import step_config
 from calce_jax.models.keyframes.coarse import select_coarse
 from calce_jax.models.prompt_packing import CaptionSelection, build_prompt_layout, count_prompt_tokens
@@ -94,6 +94,8 @@ def test_presets(dataset):
     assert len(config.text.buckets) == 1
     assert config.text.buckets[0] >= config.data.frames * 33 + config.text.max_text
     assert get_preset(dataset).method == "calce"
+    assert config.generation == GenerationConfig(beams=5, window_order="given")
+    assert (config.generation.window_source, config.generation.decision) == ("best_beam", "most_probable")
 
 
 def test_frames_of_qvhighlights_are_prepared_apart():
