@@ -346,6 +346,16 @@ def test_a_file_that_is_not_one_line_a_query_does_not_get_its_name(job, monkeypa
         patch.setattr(predict_split_module, "write_line", lambda *_: None)
         with pytest.raises(PredictionError, match=r"val\.jsonl\.part, line 5: expected qid 4"):
             job.run()
+    with monkeypatch.context() as patch:
+        last = json.loads(job.expected.splitlines()[-1])["qid"]
+
+        def write_last_twice(file, line):
+            for _ in range(1 + (json.loads(line)["qid"] == last)):
+                write(file, line)
+
+        patch.setattr(predict_split_module, "write_line", write_last_twice)
+        with pytest.raises(PredictionError, match=rf"val\.jsonl\.part, line {TOTAL + 1}: expected no such line"):
+            job.run()
     job.run()
     job.check_finished()
 
