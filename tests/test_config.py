@@ -75,6 +75,8 @@ def changed(**fields):
         ({"data__frames": "75"}, "config.data.frames: must be an int >= 2, got '75'"),
         ({"data__frames": True}, "config.data.frames: must be an int >= 2, got True"),
         ({"seed": 10**400}, r"config.seed: must fit in 64 bits, got 10{59}$"),
+        ({"seed": 2**63}, "config.seed: must fit in 64 bits, got 9223372036854775808"),
+        ({"seed": 2**63 - 1}, r"config.seed: must be an int in \[0, "),
         ({"lora__alpha": -(10**400)}, "config.lora.alpha: must fit in 64 bits, got -10"),
         ({"text__buckets": [10**400]}, r"config.text.buckets: must fit in 64 bits, got \[10"),
         ({"stage": 3}, "config.stage: must be one of 1, 2, got 3"),

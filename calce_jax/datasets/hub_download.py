@@ -115,7 +115,7 @@ def _download(address: str, target: Path, sibling: RepoSibling, api: HfApi) -> N
     target.parent.mkdir(parents=True, exist_ok=True)
     if sibling.size is not None and partial.exists() and partial.stat().st_size > sibling.size:
         partial.unlink()
-    with _BoundedFile(partial, sibling.size, address) as file:
+    with BoundedFile(partial, sibling.size, address) as file:
         http_get(
             address,
             file,
@@ -131,7 +131,7 @@ def _download(address: str, target: Path, sibling: RepoSibling, api: HfApi) -> N
     os.replace(partial, target)
 
 
-class _BoundedFile(io.FileIO):
+class BoundedFile(io.FileIO):
     """A file to append to, up to the size that the hub published; a server that sends more would fill the disk."""
 
     def __init__(self, path: Path, max_bytes: int | None, address: str):

@@ -18,7 +18,8 @@ import huggingface_hub
 import pytest
 
 from calce_jax.datasets.download import fetch
-from calce_jax.datasets.fetched_files import RECORD_FILE, NoNetworkError
+from calce_jax.datasets.fetched_files import RECORD_FILE, FetchError, NoNetworkError
+from calce_jax.datasets.hub_download import BoundedFile
 from calce_jax.datasets.sources import PUBLICATIONS, DriveFile, DriveFolder, HubRepo, Publication
 from tests.helpers.published_server import COMMIT, FakeHandler, lead_drive_to, run_server
 
@@ -121,6 +122,15 @@ def test_another_content_than_promised_is_not_kept(hub, tmp_path):
     hub.advertised = {"config.json": b'{"size": 2}'}
     (tmp_path / "config.json").unlink()
     assert "its git hash is" in line(fetch(published(REPO), tmp_path, endpoint=hub.url, log=quiet)[1])
+
+
+def test_not_one_byte_more_than_published_is_written(tmp_path):
+    path = tmp_path / "a.safetensors.part"
+    with BoundedFile(path, 5, "https://example.org/a.safetensors") as file:
+        assert (file.write(b"123"), file.write(b"45")) == (3, 2)
+        with pytest.raises(FetchError, match="sends more than the published 5 bytes"):
+            file.write(b"6")
+    assert not path.exists()
 
 
 def test_more_bytes_than_published_are_not_written(hub, tmp_path, monkeypatch):
