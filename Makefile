@@ -48,7 +48,7 @@ beam: $(VENV)-beam/done  ## Set up an environment with Apache Beam, and run the 
 bench: $(VENV)/dev  ## Compare speed with torch, peft and codecs, on this machine; BENCH gives options (docs/benchmarks.md).
 	$(BIN)/python -m benchmarks --out=$(RUNS)/bench $(BENCH)
 
-bench-shapes: $(VENV)/core  ## Train and score each method on 300 held-out videos of the shapes world, three seeds: two hours. SHAPES gives options.
+bench-shapes: $(VENV)/core  ## Train and score each method on 300 held-out videos of the shapes world, three seeds: about three hours. SHAPES gives options.
 	$(BIN)/python -m benchmarks.shapes --out=$(RUNS)/bench_shapes $(SHAPES)
 
 full-size: $(VENV)/dev  ## Run everything at full size on this CPU, from random weights: hours, 24 GB of memory, 60 GB of disk. FULL gives options.
