@@ -1,7 +1,7 @@
 """Parameters in one safetensors file, with a checksum of each tensor; files without checksums are read as they are."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,13 @@ def save_params(path: Path, params: Any, metadata: Mapping[str, str] | None = No
         raise CheckpointError(reason, "make room, or choose another place") from error
 
 
-def load_params(path: Path, abstract: Any) -> Any:
+def load_params(path: Path, abstract: Any, skipped: Collection[str] = ()) -> Any:
     """Read what `save_params` wrote.
 
     Args:
       path: the file.
       abstract: a pytree with the same names; its leaves have the dtypes to cast to and, optionally, shardings.
+      skipped: names of leaves that are not read; they stay as they are in `abstract`.
 
     Raises:
       CheckpointError: the file is missing or damaged, or has other names or shapes (all are listed).
@@ -65,6 +66,9 @@ def load_params(path: Path, abstract: Any) -> Any:
             saved_shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             compare_shapes(saved_shapes, abstract_leaves, Path(path))
             for name, leaf in abstract_leaves.items():
+                if name in skipped:
+                    loaded[name] = leaf
+                    continue
                 array = file.get_tensor(name)
                 check_tensor(name, array, checksums)
                 loaded[name] = _put_on_devices(array.astype(leaf.dtype, copy=False), getattr(leaf, "sharding", None))

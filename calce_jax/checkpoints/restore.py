@@ -47,6 +47,7 @@ def build_model(
     with_trainables: bool = True,
     adapters: Literal["random", "zero"] = "random",
     programs: ProgramCache | None = None,
+    shared_frozen: nnx.State | None = None,
 ) -> tuple[Any, nnx.State, nnx.State]:
     """Build the model on a mesh.
 
@@ -60,6 +61,7 @@ def build_model(
       adapters: "zero" beside base weights saves compiling a program that draws them; they cannot be trained. The output
         of the model is the same: one factor of a new adapter is zero in any case.
       programs: has the structure of the model, so that it is not traced.
+      shared_frozen: the frozen weights, if they are there already; they are not read again.
 
     Returns:
       The graph definition, the trainables (float32) and the frozen weights (`config.model.frozen_dtype`).
@@ -87,14 +89,20 @@ def build_model(
     shardings = param_shardings(abstract, mesh)
     trainable, frozen = abstract_like(abstract, shardings)
     if not config.weights.base:
-        if with_trainables:
+        if with_trainables and shared_frozen is None:
             return graph, *jax.jit(init, out_shardings=shardings)(key)
-        return graph, trainable, jax.jit(lambda key: init(key)[1], out_shardings=shardings[1])(key)
+        if with_trainables:
+            trainable = jax.jit(lambda key: init(key)[0], out_shardings=shardings[0])(key)
+        if shared_frozen is None:
+            shared_frozen = jax.jit(lambda key: init(key)[1], out_shardings=shardings[1])(key)
+        return graph, trainable, shared_frozen
 
     abstract_leaves = named_leaves((trainable, frozen))
     base_names = {name: _base_weight_name(name) for name in abstract_leaves if name.split("/")[-1] not in ("a", "b")}
     loaded = load_params(
-        packaged_path(config.weights.base), {base: abstract_leaves[name] for name, base in base_names.items()}
+        packaged_path(config.weights.base),
+        {base: abstract_leaves[name] for name, base in base_names.items()},
+        skipped={base for name, base in base_names.items() if shared_frozen is not None and name.startswith("1/")},
     )
     weights = {name: loaded[base] for name, base in base_names.items()}
     if with_trainables:
@@ -106,7 +114,9 @@ def build_model(
         else:
             initialized = named_leaves(jax.jit(lambda key: init(key)[0], out_shardings=shardings[0])(key))
         trainable = with_leaves(trainable, initialized | _under("0/", weights))
-    return graph, trainable, with_leaves(frozen, _under("1/", weights))
+    if shared_frozen is None:
+        shared_frozen = with_leaves(frozen, _under("1/", weights))
+    return graph, trainable, shared_frozen
 
 
 @lru_cache(maxsize=4)

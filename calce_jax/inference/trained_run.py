@@ -99,6 +99,7 @@ def load_trained_model(
     batch: int | None = None,
     group: int | None = None,
     programs: ProgramCache | None = None,
+    other_stage: TrainedModel | None = None,
 ) -> TrainedModel:
     """Load the model of a workdir.
 
@@ -109,6 +110,7 @@ def load_trained_model(
         `config.data.use_captions`, `config.data.features`, `config.data.eval_batch` and `config.data.group`, unless
         None. No prediction depends on the last two, memory and time do.
       programs: has the structure of the model, if it was opened before.
+      other_stage: a model that is loaded on the same mesh; frozen weights that are the same are not loaded twice.
 
     Raises:
       ConfigError: the workdir has no config, a damaged one, or another than its checkpoint records.
@@ -124,7 +126,8 @@ def load_trained_model(
         group=config.data.group if group is None else group,
     )
     changed = replace(config, data=data, mesh=config.mesh if mesh is None else mesh)
-    model = _load(with_eval_batch(changed, batch), with_trainables=False, programs=programs)
+    changed = with_eval_batch(changed, batch)
+    model = _load(changed, with_trainables=False, programs=programs, other_stage=other_stage)
     with jax.set_mesh(model.mesh):
         trainable, folder, metadata = restore_trainables(Path(workdir), model.trainable, checkpoint)
     check_config(folder, metadata, config)
@@ -138,26 +141,44 @@ def with_eval_batch(config: RunConfig, batch: int | None) -> RunConfig:
     return config if batch is None else replace(config, data=replace(config.data, eval_batch=batch))
 
 
-def load_base_model(config: RunConfig, programs: ProgramCache | None = None) -> TrainedModel:
+def load_base_model(
+    config: RunConfig, programs: ProgramCache | None = None, other_stage: TrainedModel | None = None
+) -> TrainedModel:
     """Load the base weights of a config, before any training; new adapters do not change the model's output.
 
     Args:
       config: of a run; base weights are random if it names none.
       programs: has the structure of the model, if it was opened before.
+      other_stage: as for `load_trained_model`.
 
     Raises:
       CheckpointError: the base weights cannot be read.
       TokenizerError: a tokenizer is missing.
     """
-    return _load(config, with_trainables=True, programs=programs)
+    return _load(config, with_trainables=True, programs=programs, other_stage=other_stage)
 
 
-def _load(config: RunConfig, *, with_trainables: bool, programs: ProgramCache | None) -> TrainedModel:
+def _load(
+    config: RunConfig, *, with_trainables: bool, programs: ProgramCache | None, other_stage: TrainedModel | None
+) -> TrainedModel:
     tokenizers = open_tokenizers(config, programs)
     model_config = calce_config(config, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert))
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         graph, trainable, frozen = build_model(
-            model_config, config, mesh, with_trainables=with_trainables, adapters="zero", programs=programs
+            model_config,
+            config,
+            mesh,
+            with_trainables=with_trainables,
+            adapters="zero",
+            programs=programs,
+            shared_frozen=other_stage.frozen if other_stage and _has_same_frozen(other_stage.config, config) else None,
         )
     return TrainedModel(config, model_config, tokenizers, mesh, graph, trainable, frozen)
+
+
+def _has_same_frozen(config: RunConfig, other: RunConfig) -> bool:
+    """Return whether two runs have the same frozen weights; without base weights they are drawn by the seed."""
+    drawn_by = [None if run.weights.base else run.seed for run in (config, other)]
+    same = (config.model, config.mesh, config.weights.base) == (other.model, other.mesh, other.weights.base)
+    return same and drawn_by[0] == drawn_by[1]

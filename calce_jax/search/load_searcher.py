@@ -2,7 +2,6 @@
 
 import warnings
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -65,17 +64,16 @@ def open_stages(
       SearchError: the folder has no such workdirs.
       ConfigError, CheckpointError, TokenizerError: a run cannot be loaded.
     """
-    if checkpoint is None:
-        stages = [load_base_model(with_eval_batch(tiny_config(stage), batch), programs) for stage in (1, 2)]
-    else:
-        stages = [
-            load_trained_model(folder, mesh="single", batch=batch, programs=programs)
-            for folder in find_stages(checkpoint)
-        ]
-    first, second = stages
-    if (first.config.model, first.config.weights.base) == (second.config.model, second.config.weights.base):
-        second = replace(second, frozen=first.frozen)
-    return [first, second]
+    stages: list[TrainedModel] = []
+    folders = (None, None) if checkpoint is None else find_stages(checkpoint)
+    for stage, folder in enumerate(folders, 1):
+        first = stages[0] if stages else None
+        stages.append(
+            load_base_model(with_eval_batch(tiny_config(stage), batch), programs, first)
+            if folder is None
+            else load_trained_model(folder, mesh="single", batch=batch, programs=programs, other_stage=first)
+        )
+    return stages
 
 
 def enable_compilation_cache(folder: str | Path, max_bytes: int = 10**9) -> bool:
