@@ -93,9 +93,9 @@ def build_model(
             return graph, *jax.jit(init, out_shardings=shardings)(key)
         if with_trainables:
             trainable = jax.jit(lambda key: init(key)[0], out_shardings=shardings[0])(key)
-        if shared_frozen is None:
-            shared_frozen = jax.jit(lambda key: init(key)[1], out_shardings=shardings[1])(key)
-        return graph, trainable, shared_frozen
+        if shared_frozen is not None:
+            return graph, trainable, shared_frozen
+        return graph, trainable, jax.jit(lambda key: init(key)[1], out_shardings=shardings[1])(key)
 
     abstract_leaves = named_leaves((trainable, frozen))
     base_names = {name: _base_weight_name(name) for name in abstract_leaves if name.split("/")[-1] not in ("a", "b")}
@@ -114,9 +114,7 @@ def build_model(
         else:
             initialized = named_leaves(jax.jit(lambda key: init(key)[0], out_shardings=shardings[0])(key))
         trainable = with_leaves(trainable, initialized | _under("0/", weights))
-    if shared_frozen is None:
-        shared_frozen = with_leaves(frozen, _under("1/", weights))
-    return graph, trainable, shared_frozen
+    return graph, trainable, with_leaves(frozen, _under("1/", weights)) if shared_frozen is None else shared_frozen
 
 
 @lru_cache(maxsize=4)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 
+from calce_jax.config import Stage
 from calce_jax.inference.trained_run import TrainedModel, load_base_model, load_trained_model, with_eval_batch
 from calce_jax.presets.tiny import tiny_config
 from calce_jax.search.calibration import calibration_path, read_calibration
@@ -65,8 +66,9 @@ def open_stages(
       ConfigError, CheckpointError, TokenizerError: a run cannot be loaded.
     """
     stages: list[TrainedModel] = []
+    numbers: tuple[Stage, ...] = (1, 2)
     folders = (None, None) if checkpoint is None else find_stages(checkpoint)
-    for stage, folder in enumerate(folders, 1):
+    for stage, folder in zip(numbers, folders, strict=True):
         first = stages[0] if stages else None
         stages.append(
             load_base_model(with_eval_batch(tiny_config(stage), batch), programs, first)
