@@ -132,8 +132,7 @@ def test_the_dataset_is_written_and_its_folder_is_not_mixed_with_another(tmp_pat
 
 
 def test_the_command_writes_the_dataset_or_says_why_not(tmp_path, monkeypatch, capsys):
-    size = SplitSize({"plain": 1}, {"visual": 1})
-    monkeypatch.setattr(write_bench, "__defaults__", ({"test": size},))
+    monkeypatch.setattr("data.shapes.bench.write.SIZES", {"test": SplitSize({"plain": 1}, {"visual": 1})})
     monkeypatch.setattr("sys.argv", ["write", f"--out={tmp_path}/bench"])
     write_main()
     assert capsys.readouterr().out == f"{tmp_path}/bench: 1 test queries\n"

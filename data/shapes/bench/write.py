@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="output folder")
     out = parser.parse_args().out
     try:
-        annotations = write_bench(out)
+        annotations = write_bench(out, SIZES)
     except (OSError, ValueError) as error:
         raise SystemExit(f"Error: {error}") from None
     print(f"{out}: {', '.join(f'{len(rows)} {split} queries' for split, rows in annotations.items())}")
