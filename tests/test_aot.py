@@ -95,6 +95,7 @@ def shapes(tree):
     return [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
 
 
+@pytest.mark.slow
 def test_what_grouping_makes_is_what_the_steps_take():
     mesh = make_mesh("a100x4")
     with jax.set_mesh(mesh):
@@ -119,6 +120,7 @@ def test_what_grouping_makes_is_what_the_steps_take():
     assert programs["search_encode"].arguments[2].shape == (4, 10, 56, 56, 3)
 
 
+@pytest.mark.slow
 def test_weights_that_a_program_does_not_use_count(monkeypatch):
     target = Target("cpu", "cpu", "1x1x1", 80 * GIB, mesh=(1, 1, 1))
     monkeypatch.setitem(TARGETS, "cpu", target)
@@ -146,6 +148,7 @@ def test_every_program_is_traced_at_the_tiny_size(group):
             assert (flops > 0) == (name not in ("infer_stack", "infer_gather"))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_grammar_decodes_with_it():
     run = grouped(group=1)
     constrained = replace(run, generation=replace(run.generation, constrain=True))

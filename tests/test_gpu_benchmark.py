@@ -64,6 +64,7 @@ def test_a_failed_section_is_a_row_and_the_next_goes_on(settings, capsys):
     assert "a: failed: RuntimeError: no such kernel" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_section_that_takes_too_long_is_left(settings):
     def slow():
         try:

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,12 @@ ROOMS = (
 OUTSIDE = {"configs", "data", "launch", "benchmarks", "tests"}
 
 
+@cache
+def parse(path: Path) -> ast.Module:
+    """Return the syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def module_name(path: Path) -> str:
     """Return the dotted name of a source file's module."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -45,7 +52,7 @@ def module_name(path: Path) -> str:
 
 def imports(path: Path) -> Iterator[str]:
     """Yield the modules that a file imports, also inside functions; "a.b" for `from a import b` if that is a module."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -54,6 +61,23 @@ def imports(path: Path) -> Iterator[str]:
                 inner = ROOT / f"{node.module}.{alias.name}".replace(".", "/")
                 is_module = inner.with_suffix(".py").is_file() or (inner / "__init__.py").is_file()
                 yield f"{node.module}.{alias.name}" if is_module else str(node.module)
+
+
+def defined_names(path: Path) -> set[str]:
+    """Return the names that a module has at its top level: what it defines, assigns and imports."""
+    names: set[str] = set()
+    nodes: list[ast.AST] = list(parse(path).body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        nodes += ast.iter_child_nodes(node)
+    return names
 
 
 LIBRARY = {module_name(path): path for path in sorted((ROOT / "calce_jax").rglob("*.py"))}
@@ -105,3 +129,20 @@ def test_only_commands_set_environment_variables():
     for module, path in LIBRARY.items():
         if room(module) != "commands":
             assert not changes.search(path.read_text(encoding="utf-8")), module
+
+
+@pytest.mark.parametrize("folder", ["calce_jax", *sorted(OUTSIDE)])
+def test_imported_names_exist(folder):
+    """Also those of benchmarks and tests that need what is not installed, which nothing else imports."""
+    defined: dict[Path, set[str]] = {}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(parse(path)):
+            if not isinstance(node, ast.ImportFrom) or str(node.module).split(".")[0] not in {"calce_jax", *OUTSIDE}:
+                continue
+            place = ROOT / str(node.module).replace(".", "/")
+            source = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+            modules = {inner.stem for inner in place.iterdir()} if place.is_dir() else set()
+            if source not in defined:
+                defined[source] = defined_names(source) if source.is_file() else set()
+            missing = {alias.name for alias in node.names} - defined[source] - modules
+            assert not missing, f"{path.relative_to(ROOT)}:{node.lineno}: {node.module} has no {missing}"

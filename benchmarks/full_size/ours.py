@@ -13,14 +13,14 @@ from flax import nnx
 from benchmarks.full_size.material import first_batch, first_frames, load_arrays, save_arrays
 from benchmarks.full_size.workspace import Dtype, Workspace
 from benchmarks.models import MINIMAL_QFORMER, MINIMAL_T5, MINIMAL_VIT
-from benchmarks.stage1 import prompt_layout
+from benchmarks.prediction import prompt_indices
 from calce_jax.checkpoints.convert import calce
 from calce_jax.checkpoints.convert.mapping import add_prefix
 from calce_jax.checkpoints.convert.sources import open_sources
 from calce_jax.checkpoints.convert.state_dict import lazy_state_dict
 from calce_jax.checkpoints.convert.weights import as_lazy
 from calce_jax.distributed.param_names import named_leaves, with_leaves
-from calce_jax.inference.predict_step import BatchPrediction, step_config
+from calce_jax.inference.predict_step import step_config
 from calce_jax.models.beam_search import BeamSearchOutput, beam_search
 from calce_jax.models.calce import Calce, CalceConfig, answer_loss, shift_right
 
@@ -107,13 +107,13 @@ def _prompt(workspace: Workspace, model: Calce, batch: object, tokens: jax.Array
         lambda params, tokens: nnx.merge(graph, params).embed_prompt(tokens, batch, selection, length)
     )(params, tokens)
     labels = np.asarray(batch.labels[0])
-    # The layout depends on the selection alone; no answers are needed.
-    layout = prompt_layout(model, batch, BatchPrediction(answers=None, prompt_selection=selection, batch=batch))
+    indices = prompt_indices(model, batch, selection, length)
     return {
         "embeddings": _host(embeddings[0]),
         "labels": labels[labels != 0],
-        "slot_frame": np.asarray(selection.frame_plan.frame_index[0]),
-        **{name: value[0] for name, value in layout.items()},
+        "is_text": indices.is_text[0],
+        "token_id": indices.token_id[0],
+        "frame_index": indices.frame_index[0],
     }
 
 

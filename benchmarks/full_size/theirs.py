@@ -126,12 +126,11 @@ def _language_model(workspace: Workspace, dtype: torch.dtype) -> Any:
 def _prompt_embeddings(workspace: Workspace, queries: torch.Tensor, trained: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the embeddings (L E) of the prompt that `ours` laid out."""
     prompt = load_arrays(workspace, "ours_vision_float32")
-    slots = queries[torch.from_numpy(prompt["slot_frame"]).long()]
     compressed = torch.nn.functional.linear(
-        slots.transpose(1, 2), trained["query_proj.weight"], trained["query_proj.bias"]
+        queries.transpose(1, 2), trained["query_proj.weight"], trained["query_proj.bias"]
     ).transpose(1, 2)
     frames = torch.nn.functional.linear(
-        torch.cat([slots, compressed], dim=1), trained["t5_proj.weight"], trained["t5_proj.bias"]
+        torch.cat([queries, compressed], dim=1), trained["t5_proj.weight"], trained["t5_proj.bias"]
     ).flatten(0, 1)
     (words,) = (tensor for _, tensor in _tensors(workspace.blip2, "language_model.shared.weight"))
     is_text, token_id, frame_index = (torch.from_numpy(prompt[name]) for name in ("is_text", "token_id", "frame_index"))

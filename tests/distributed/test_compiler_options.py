@@ -32,6 +32,7 @@ def temporary_bytes(part: str, options: dict[str, str] | None) -> int:
 
 
 # A decoder reads slices of the stacked weights, which are copied once, in their own two bytes.
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "most"), [("encode", 1.0), ("decode", 3.0)])
 def test_weights_are_converted_block_by_block(part, most):
     assert temporary_bytes(part, None) > 4 * STACK  # a newer XLA that does not need the options fails here

@@ -72,6 +72,7 @@ def check(text, t5, grid, duration):
     assert len(parsed.windows) == len(set(re.findall(r"\[\d+, \d+\]", text))) or "113" in text or "129" in text
 
 
+@pytest.mark.slow
 def test_whatever_is_allowed_ends_as_windows_of_the_video(t5, grid, grammar):
     durations = jnp.array([0.0, 1.4, 2.0, 9.6, 10.0, 33.0, 99.0, 100.0, 112.0, 113.0, 125.3, 130.0] * 8, jnp.float32)
     constraint, rng = AnswerConstraint(grammar, durations), np.random.default_rng(grid)
@@ -119,6 +120,7 @@ def encode(t5, text):
     return t5(text)["input_ids"]
 
 
+@pytest.mark.slow
 def test_every_label_may_be_written(t5, grid, grammar):
     written = {second: number for number, second in find_meant_seconds(t5, grid).items()}
     pairs = [(s, e) for s in range(0, 131, 2) for e in range(s + 2, 131, 2)]

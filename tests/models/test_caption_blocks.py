@@ -74,6 +74,7 @@ def select():
     return select
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [65, 200])
 def test_the_last_of_many_captions_is_used_first_if_it_is_the_most_alike(select, count):
     text = write(captions_of(count, last=QUERY), BLOCKS)

@@ -194,6 +194,7 @@ def test_all_segments_of_videos_give_what_each_video_gives(searcher, clips):
     assert results == [searcher.search(clip, queries, spoken) for clip in clips]
 
 
+@pytest.mark.slow
 def test_only_the_chosen_segments_are_asked(searcher, clips):
     starts = sorted(segment.frames.segment.start for segment in searcher.encode(clips[2]).segments)
     (result,), _ = searcher.search_segments([ask(clips[2], [{starts[-1]}, set()])], ["a red circle", "a blue square"])

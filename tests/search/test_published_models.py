@@ -117,6 +117,7 @@ def test_a_model_by_name_is_fetched_converted_published_and_opened(server, tmp_p
     assert server.requests == []
 
 
+@pytest.mark.slow
 def test_what_is_made(server, tmp_path):
     asked = []
     folder = resolve_model(NAME, confirm=lambda _: not asked.append("asked"), log=asked.append)
@@ -172,6 +173,7 @@ def test_nothing_is_downloaded_without_an_agreement(server, tmp_path):
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_is_continued(server, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     server.truncate_at["blip2-flan-t5-xl/resolve/" + COMMIT + "/model.safetensors"] = 70_000
@@ -268,6 +270,7 @@ def test_no_room(server, tmp_path, monkeypatch):
     assert server.requests == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_in_mid_conversion(server, monkeypatch):
     def full(path, *_):
         raise write_error(path, OSError(errno.ENOSPC, "No space left on device"))

@@ -59,6 +59,7 @@ def trainables(workdir):
     return jax.tree.leaves(load_trained_model(workdir, mesh="single").trainable)
 
 
+@pytest.mark.slow
 def test_a_model_folder_has_the_weights_of_its_runs_and_can_be_moved(runs, tmp_path):
     (tmp_path / "made").mkdir()
     export_model(runs, tmp_path / "made")

@@ -156,6 +156,7 @@ def test_a_page_of_another_name_may_not_ask(world, origin, status):
     assert raw(world.address, "/robots.txt", Origin=origin)[0] == status
 
 
+@pytest.mark.slow
 def test_all_addresses_are_answered_where_all_are_listened_on():
     reached = []
 

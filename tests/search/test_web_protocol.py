@@ -51,6 +51,7 @@ def contents(folder: Path) -> set[bytes]:
     return {path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
 
 
+@pytest.mark.slow
 def test_two_searches_of_one_upload(visitor, other, mine, world):
     upload = visitor.uploaded(mine)
     first = visitor.found(upload, "", None, "a red circle")
@@ -127,6 +128,7 @@ def attacks(world: World, other: Visitor, theirs: Path, own: str) -> list[Any]:
     return [*paths, *objects]
 
 
+@pytest.mark.slow
 def test_nothing_but_ones_own_uploads_is_read(visitor, other, mine, tmp_path, world):
     theirs = write_clip(tmp_path / "theirs.mp4", frames=22, rate=5, noise=True)
     own, private = visitor.uploaded(mine), {world.video.read_bytes(), world.srt.read_bytes()}
@@ -254,6 +256,7 @@ def test_a_visitor_without_a_cookie_is_told(visitor, mine):
     assert "this page needs a cookie" in visitor.ask([upload, "", None, "q"])
 
 
+@pytest.mark.slow
 def test_the_progress_of_an_upload_ends(visitor):
     with visitor.client.stream("GET", "/gradio_api/upload_progress", params={"upload_id": "none"}) as stream:
         assert [line for line in stream.iter_lines() if line] == ['data: {"msg": "done"}']
@@ -287,6 +290,7 @@ def test_the_progress_of_an_upload_is_told(visitor, world):
     connection.close()
 
 
+@pytest.mark.slow
 def test_an_upload_that_breaks_off_leaves_nothing(tmp_path):
     with serving(tmp_path, Stub(), max_visitor_uploads=1) as address:
         visitor = Visitor(address)
@@ -305,6 +309,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(tmp_path):
         visitor.client.close()
 
 
+@pytest.mark.slow
 def test_what_a_visitor_keeps_is_bounded(tmp_path):
     clip = write_clip(tmp_path / "noise.mp4", frames=20, rate=5, noise=True)
     size = clip.stat().st_size / 1e6
@@ -327,6 +332,7 @@ def test_what_a_visitor_keeps_is_bounded(tmp_path):
         two.client.close()
 
 
+@pytest.mark.slow
 def test_what_all_visitors_keep_is_bounded(tmp_path):
     clip = write_clip(tmp_path / "noise.mp4", frames=20, rate=5, noise=True)
     size = clip.stat().st_size / 1e6

@@ -122,6 +122,7 @@ def test_a_style_bounds_the_lengths(style):
         assert all(track.end <= scene.duration for track in scene.tracks)
 
 
+@pytest.mark.slow
 def test_the_dataset_is_written_and_its_folder_is_not_mixed_with_another(tmp_path):
     size = SplitSize({"plain": 1, "short": 1, "long": 1}, {"visual": 1, "absent": 1, "short": 1, "long": 1})
     annotations = write_bench(tmp_path, {"test": size})

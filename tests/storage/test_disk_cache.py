@@ -303,6 +303,7 @@ def test_captions_that_cannot_be_read_are_heard_again(tmp_path, monkeypatch, cap
     assert len(asked) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frozen", "compute"), list(product(("float32", "bfloat16"), repeat=2)))
 def test_what_is_seen_has_the_shapes_and_dtypes_that_are_expected_of_an_entry(frozen, compute):
     graph, trainable, weights = make_model(sizes := replace(SIZES, dtype=compute))

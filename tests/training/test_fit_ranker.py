@@ -75,6 +75,7 @@ def test_the_fitted_layer_takes_what_the_qformer_gives(monkeypatch):
     assert moved == pytest.approx(module.PEAK_LEARNING_RATE, rel=0.01)
 
 
+@pytest.mark.slow
 def test_other_rows_of_the_same_video_are_no_negatives():
     data = make_data(1, 4)
     params = module._Scaled(fit_ranker(data, seed=0, steps=1), jnp.float32(1.0))
