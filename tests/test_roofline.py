@@ -73,6 +73,22 @@ def test_every_operation_is_counted_as_often_as_it_is_executed():
     assert (exact.flop, exact.seconds) == (2e9, pytest.approx(2e9 / PEAK_FLOP_PER_S["f32"]))
 
 
+@pytest.mark.parametrize(
+    ("groups", "share"),
+    [("{{0,1,2,3}}", 3 / 4), ("{{0,1},{2,3}}", 1 / 2), ("[2,4]<=[8]", 3 / 4), ("[4,2]<=[2,4]T(1,0)", 1 / 2), ("{}", 1)],
+)
+def test_what_an_all_reduce_receives_depends_on_the_size_of_its_groups(groups, share):
+    program = f"""HloModule jit_step
+
+ENTRY %main (p0: f32[1000]) -> f32[1000] {{
+  %p0 = f32[1000]{{0}} parameter(0)
+  ROOT %all-reduce.1 = f32[1000]{{0}} all-reduce(%p0), channel_id=1, replica_groups={groups}, to_apply=%add
+}}
+"""
+    (found,) = operations(parse_hlo(program))
+    assert found.received == pytest.approx(2 * 4000 * share)
+
+
 def test_a_loop_of_unknown_length_has_the_number_of_iterations_given():
     module = parse_hlo(PROGRAM.replace(", TRIPS", ""))
     for count in (1, 7):

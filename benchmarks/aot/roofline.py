@@ -5,6 +5,7 @@ peak of the memory; whichever is longer. Nothing is executed: operations, shapes
 are read from the program. The sum over operations bounds the time of a step from below, if collectives overlap with it.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -208,7 +209,12 @@ def _collective(each: Instruction, inside: Computation, count: int, part: str) -
     sent = sum(map(_size, _operand_shapes(each, inside)))
     # The result of a start has the operands in it.
     result = each.bytes - sent if each.opcode.endswith("-start") and len(each.shapes) > 1 else each.bytes
-    received = {"all-gather": result - sent, "reduce-scatter": sent - result, "all-reduce": 2 * sent}.get(kind, sent)
+    received = {
+        "all-gather": result - sent,
+        "reduce-scatter": sent - result,
+        # A ring first reduces, then gathers; each time a chip has its own share already.
+        "all-reduce": 2 * sent * (1 - 1 / _group_size(each)),
+    }.get(kind, sent)
     return Operation(
         part=part,
         is_backward="transpose(" in each.op_name,
@@ -220,3 +226,13 @@ def _collective(each: Instruction, inside: Computation, count: int, part: str) -
         received=count * max(received, 0.0),
         seconds=0.0,
     )
+
+
+def _group_size(each: Instruction) -> float:
+    """Return how many chips a collective joins: from {{0,1},{2,3}} or [2,2]<=[4], both of groups of two."""
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", each.attributes)
+    counted = re.search(r"replica_groups=\[\d+,(\d+)\]", each.attributes)
+    if listed:
+        return len(listed[1].split(","))
+    # Of all chips, however many they are.
+    return int(counted[1]) if counted else math.inf
