@@ -1,14 +1,18 @@
 """The costs that are read from a compiled program, on programs whose costs are known."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import pytest
 from absl import flags
 
+import calce_jax
 from benchmarks.aot import parts
 from benchmarks.aot.hlo import parse_hlo
 from benchmarks.aot.parts import table
-from benchmarks.aot.roofline import LINK_BYTES_PER_S, MEMORY_BYTES_PER_S, PEAK_FLOP_PER_S, operations
+from benchmarks.aot.roofline import LINK_BYTES_PER_S, MEMORY_BYTES_PER_S, PARTS, PEAK_FLOP_PER_S, operations
 from benchmarks.aot.targets import MissingCompilerError
 
 # A loop over five blocks, whose weights are gathered in each, beside products of which one has an adapter.
@@ -139,6 +143,12 @@ def test_the_table_has_a_line_for_each_part_and_says_what_waits():
     assert (
         f"* t5_encoder: 5 all-gather, {received / 1e9:.2f} GB, {1e3 * received / LINK_BYTES_PER_S:.1f} ms" in lines[-1]
     )
+
+
+def test_the_parts_are_the_named_scopes_of_the_package():
+    package = Path(calce_jax.__file__).parent
+    found = {name for path in package.rglob("*.py") for name in re.findall(r'named_scope\("(\w+)"\)', path.read_text())}
+    assert found == set(PARTS)
 
 
 def test_a_missing_compiler_is_one_line(monkeypatch):
