@@ -98,6 +98,14 @@ def test_paths_on_the_page_exist():
     assert [path for path in sorted(paths) if not any((folder / path).exists() for folder in folders)] == []
 
 
+def test_every_module_is_on_the_page():
+    """Commands have a page of their own."""
+    library = ROOT / "calce_jax"
+    modules = [path for path in library.rglob("*.py") if not path.stem.startswith("__")]
+    named = [path for path in modules if path.parent != library / "commands" or path.stem in ("command", "runner")]
+    assert [str(path) for path in named if not re.search(rf"\b{path.stem}\b", TEXT)] == []
+
+
 def test_functions_of_the_first_table_exist():
     table = TEXT[TEXT.index("## Where is") : TEXT.index("## Two rules")]
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "calce_jax").rglob("*.py"))
