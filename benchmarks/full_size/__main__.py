@@ -2,16 +2,17 @@
 
 From 4.04 billion random weights in the published layouts: converts them in and out, compares every part with
 `transformers` and `peft` in float32 and bfloat16, and runs the commands of both stages on two videos.
-Takes an hour or two on two cores, 24 GB of memory and 60 GB of disk. A run that was stopped goes on with the step it
-was in. The table of all steps is printed at the end, and written to OUT/results.md; the exit status is 1 if a check
-failed. `--size=tiny` or `small` rehearses all of it.
+Takes hours of two cores (docs/full_size.md), 24 GB of memory and 60 GB of disk. A run that was stopped goes on with
+the step it was in; a folder of a run with other options is refused. The table of all steps is printed at the end, and
+written to OUT/results.md; the exit status is 1 if a check failed. `--size=tiny` or `small` rehearses all of it.
 """
 
 import argparse
 import importlib
 import shutil
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.full_size import commands
@@ -25,8 +26,10 @@ from benchmarks.full_size.steps import (
     run_process,
 )
 from benchmarks.full_size.table import result_table
-from benchmarks.full_size.workspace import Workspace
+from benchmarks.full_size.workspace import Workspace, claim_folder
+from calce_jax.errors import UserError
 from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.storage.locks import FileLock
 
 DTYPES = ("float32", "bfloat16")
 PARTS = ("vision", "gradients", "beams")
@@ -43,16 +46,32 @@ def main() -> int:
     if args.step:
         _run_here(workspace, args.step)
         return 0
+    steps = list(_steps(workspace))
+    if args.until and args.until not in dict(steps):
+        parser.error(f"--until={args.until}: there is no such step; choose of {', '.join(dict(steps))}")
+    # So that what a stopped program leaves running, and this one, do not both hold 20 GB.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with FileLock(workspace.root / "lock"):
+            claim_folder(workspace)
+            return _run_all(workspace, steps, args.until)
+    except UserError as error:
+        raise SystemExit(str(error)) from error
+
+
+def _run_all(workspace: Workspace, steps: Sequence[tuple[str, list[str]]], until: str | None) -> int:
     results = []
-    for name, arguments in _steps(workspace):
+    for name, arguments in steps:
         result = read_result(workspace.root, name)
         if result is None or not result.ok:
             print(f"{name} ...", flush=True)
             _remove_partial(workspace, name)
             result = run_process(workspace.root, name, arguments)
+        if name == "compare_base" and result.ok:
+            shutil.rmtree(workspace.back, ignore_errors=True)  # 16 GB
         results.append(result)
         print(_line(result), flush=True)
-        if result.error or name == args.until:
+        if result.error or name == until:
             break
     table = result_table(workspace, results)
     write_atomic(workspace.root / "results.md", table)

@@ -1,9 +1,11 @@
 """Our side of the comparison, in three parts, each of which holds the weights of its towers alone.
 
-Each reads the converted weights and writes arrays, float32, that `theirs.py` writes under the same names.
+Each reads the converted weights and writes arrays, float32, that `theirs.py` writes under the same names. Programs are
+compiled as those of the commands are.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from calce_jax.checkpoints.convert.mapping import add_prefix
 from calce_jax.checkpoints.convert.sources import open_sources
 from calce_jax.checkpoints.convert.state_dict import lazy_state_dict
 from calce_jax.checkpoints.convert.weights import as_lazy
+from calce_jax.distributed.compiler_options import options_for
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.inference.predict_step import step_config
 from calce_jax.models.beam_search import BeamSearchOutput, beam_search
@@ -35,7 +38,7 @@ def compute_vision(workspace: Workspace, dtype: Dtype) -> None:
     batch = first_batch(workspace)
     graph, params = nnx.split(model)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=options_for("cpu", 1, dtype))
     def encode(params: nnx.State, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, params)
         tokens = model.encode_frames(frames)
@@ -57,7 +60,7 @@ def compute_gradients(workspace: Workspace, dtype: Dtype) -> None:
     x, labels = jnp.asarray(prompt["embeddings"], dtype)[None], jnp.asarray(prompt["labels"])[None]
     mask = jnp.ones(x.shape[:2], bool)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=options_for("cpu", 1, dtype))
     def compute(adapters: nnx.State, frozen: nnx.State) -> tuple[tuple[jax.Array, jax.Array], nnx.State]:
         def loss(adapters: nnx.State) -> tuple[jax.Array, jax.Array]:
             t5 = nnx.merge(graph, adapters, frozen)
@@ -82,7 +85,7 @@ def compute_beams(workspace: Workspace, dtype: Dtype) -> None:
     graph, params = nnx.split(model.t5)
     memory = jnp.asarray(load_arrays(workspace, f"ours_gradients_{dtype}")["states"], dtype)[None]
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=options_for("cpu", 1, dtype))
     def search(params: nnx.State, memory: jax.Array) -> BeamSearchOutput:
         mask = jnp.ones(memory.shape[:2], bool)
         return beam_search(nnx.merge(graph, params), memory, mask, num_beams=BEAMS, max_length=ANSWER_TOKENS)

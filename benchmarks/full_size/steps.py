@@ -87,8 +87,13 @@ def run_process(folder: Path, name: str, arguments: Sequence[str]) -> StepResult
             stderr=subprocess.STDOUT,
             env=os.environ | {"FULL_SIZE_REPORT": str(report)},
         )
-        # Not process.wait(): this also gives the peak memory, of this process and of those that it waited for.
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            # Not process.wait(): this also gives the peak memory, of this process and of those that it waited for.
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
     process.returncode = os.waitstatus_to_exitcode(status)
     found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
     report.unlink(missing_ok=True)

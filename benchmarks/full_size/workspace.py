@@ -1,6 +1,7 @@
 """The folder of a run of `benchmarks.full_size`: its files, and the presets that its commands use."""
 
 import argparse
+import json
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any, Literal
 
 from calce_jax.checkpoints.convert.convert import model_config_of
 from calce_jax.config import ModelSize, RunConfig, to_dict, validate
+from calce_jax.errors import UserError
 from calce_jax.models.calce import CalceConfig
 from calce_jax.presets.runs import get_preset
 from calce_jax.search.samples import load_samples
+from calce_jax.storage.atomic_files import write_atomic
 
 DATASET = "qvhighlights"
 SAMPLE_VIDEOS = [sample.video for sample in load_samples()][:2]
@@ -26,7 +29,7 @@ class Workspace:
       size: of the model; the smaller ones rehearse.
       tokenizers: folder with `t5/` and `bert/`; None takes those of the preset.
       source_videos: the two videos, each with an .srt of its name beside it, or without captions.
-      frames: of a video in stage 1, and half of those in stage 2; None takes the preset's.
+      frames: of a video in stage 1, of which stage 2 has twice as many; None takes the preset's.
     """
 
     root: Path
@@ -49,7 +52,7 @@ class Workspace:
         )
         parser.add_argument("--tokenizers", type=Path, help="folder with t5/ and bert/, of Flan-T5 and BERT")
         parser.add_argument("--videos", type=Path, nargs=2, default=SAMPLE_VIDEOS, help="two videos, of at most 150 s")
-        parser.add_argument("--frames", type=int, help="of a video in stage 1, and half of those in stage 2")
+        parser.add_argument("--frames", type=int, help="of a video in stage 1; twice as many in stage 2")
 
     def arguments(self) -> list[str]:
         """Return the options that give the same workspace again."""
@@ -170,3 +173,19 @@ class Workspace:
     def model_config(self, dtype: Dtype = "bfloat16") -> CalceConfig:
         """Return the sizes of the model."""
         return replace(model_config_of(self.run_config(1)), dtype=dtype)
+
+
+def claim_folder(workspace: Workspace) -> None:
+    """Note in the folder of a run what it was made with.
+
+    Raises:
+      UserError: it was made with other options, whose results would be taken for those of these.
+    """
+    path, arguments = workspace.root / "workspace.json", workspace.arguments()[1:]
+    made_with = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else arguments
+    if made_with != arguments:
+        raise UserError(
+            f"{workspace.root}: was made with {' '.join(made_with)}, not with {' '.join(arguments)}",
+            "give another --out, or remove it",
+        )
+    write_atomic(path, json.dumps(arguments) + "\n")
