@@ -5,7 +5,7 @@
 Both search for answers of exactly `answer` tokens to one encoded prompt, so that both take the same number of steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from benchmarks.models import make_jax_model, make_torch_model, minimal_config, 
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, compile_counted, parse_args, report
 from benchmarks.t5 import T5_CONFIGS
 from benchmarks.towers import held_bytes
+from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models.beam_search import BeamSearchOutput, beam_search
 from calce_jax.models.t5 import EOS_ID, T5
 
@@ -49,7 +50,8 @@ def compare_search(
 ) -> ComparisonRow:
     """Compare the search of two models with the same weights, for one random encoded prompt.
 
-    The bandwidth counts the weights of decoder and head, which each token reads once; keys and values come on top.
+    The bandwidth counts the weights of decoder and head, see `decoder_bytes`; keys and values come on top. Memory is
+    that of a T5 without its encoder, which our program does not get.
     """
     import torch  # noqa: PLC0415
     from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415
@@ -62,7 +64,9 @@ def compare_search(
         t5 = nnx.merge(graph, params)
         return beam_search(t5, memory, mask, num_beams=beams, max_length=answer_length, min_length=answer_length)
 
-    program = compile_counted(search, params, memory, mask, while_trip_count=answer_length)
+    program = compile_counted(
+        search, params, memory, mask, while_trip_count=answer_length, options=settings.compiler_options
+    )
     states = torch.from_numpy(encoded).to(settings.torch_device, writer.dtype)
     attention_mask = torch.ones((1, length), device=settings.torch_device).long()
 
@@ -83,7 +87,6 @@ def compare_search(
         inputs = {"encoder_outputs": encoder_outputs, "attention_mask": attention_mask}
         return f"{count_equal_answers(ours.tokens, theirs)}; {check_scores(settings, ours, writer, inputs)}"
 
-    read_bytes = sum(leaf.nbytes for part in (t5.decoder, t5.lm_head) for leaf in jax.tree.leaves(nnx.state(part)))
     return compare(
         settings,
         f"{name}, {settings.dtype}",
@@ -94,9 +97,24 @@ def compare_search(
         compile_s=program.compile_s,
         program=program.run,
         tflop=program.tflop,
-        gigabytes=answer_length * read_bytes / 1e9,
-        their_bytes=held_bytes(writer),
+        gigabytes=decoder_bytes([t5.decoder, t5.lm_head], answer_length) / 1e9,
+        their_bytes=held_bytes(writer) - held_bytes(writer.encoder) + held_bytes(writer.shared),
     )
+
+
+def decoder_bytes(parts: Sequence[nnx.Module], num_tokens: int) -> int:
+    """Return the bytes of weights that are read to decode some tokens.
+
+    Each token reads all of them, except those for the keys and values of cross-attention, which are computed once.
+    """
+    each_token, once = 0, 0
+    for part in parts:
+        for name, leaf in named_leaves(nnx.state(part)).items():
+            if "cross_attention/k/" in name or "cross_attention/v/" in name:
+                once += leaf.nbytes
+            else:
+                each_token += leaf.nbytes
+    return num_tokens * each_token + once
 
 
 def count_equal_answers(ours: Any, theirs: Any) -> str:

@@ -80,7 +80,9 @@ def make_torch_model(weights: Weights, settings: BenchmarkSettings) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "blip2"
         write_blip2(path, weights.cast_frozen(np.dtype(jnp.dtype(settings.dtype))))
-        model = transformers.Blip2ForConditionalGeneration.from_pretrained(path, dtype=getattr(torch, settings.dtype))
+        model: Any = transformers.Blip2ForConditionalGeneration.from_pretrained(
+            path, dtype=getattr(torch, settings.dtype)
+        )
     return as_calce(model.to(settings.torch_device))
 
 

@@ -116,7 +116,7 @@ def encode_videos(out: Path, videos: int) -> EncodedVideos:
             has_speech.append(mark_speech_frames(speech_intervals(captions), video.duration, FRAMES_PER_VIDEO))
         content = io.BytesIO()
         arrays = {"means": np.swapaxes(means, 0, 1), "queries": np.swapaxes(queries, 0, 1)}
-        np.savez(content, **arrays, has_speech=np.array(has_speech))
+        np.savez(content, allow_pickle=False, **arrays, has_speech=np.array(has_speech))
         write_atomic(cache_file, content.getvalue())
     with np.load(cache_file) as stored:
         return EncodedVideos(**stored)

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from benchmarks.aot.flops import count_flops
+from calce_jax.distributed.compiler_options import options_for
 from calce_jax.storage.atomic_files import write_atomic
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "peft", "simplejpeg", "pillow", "av", "decord")
@@ -55,6 +56,11 @@ class BenchmarkSettings:
     def torch_device(self) -> str:
         """Name of the device in torch."""
         return "cuda" if self.device == "gpu" else "cpu"
+
+    @property
+    def compiler_options(self) -> dict[str, str] | None:
+        """Those with which the commands compile the programs of a model."""
+        return options_for(self.device, 1, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -143,11 +149,20 @@ class Program(NamedTuple):
     tflop: float
 
 
-def compile_counted(function: Any, *inputs: Any, while_trip_count: int = 1) -> Program:
-    """Compile a function, jitted or not, for these inputs; see `benchmarks.aot.flops` for `while_trip_count`."""
+def compile_counted(
+    function: Any, *inputs: Any, while_trip_count: int = 1, options: dict[str, str] | None = None
+) -> Program:
+    """Compile a function for these inputs.
+
+    Args:
+      function: jitted or not.
+      inputs: arrays.
+      while_trip_count: see `benchmarks.aot.flops`.
+      options: of the compiler.
+    """
     start = time.perf_counter()
     traced = (function if hasattr(function, "trace") else jax.jit(function)).trace(*inputs)
-    program = traced.lower().compile()
+    program = traced.lower().compile(dict(options or {}))
     seconds = time.perf_counter() - start
     return Program(program, seconds, count_flops(traced.jaxpr, while_trip_count) / 1e12)
 

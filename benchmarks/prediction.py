@@ -79,7 +79,14 @@ def compare_prediction(
     graph, trainable, frozen = split_params(model, settings.dtype)
     length = fit_length(run, selection)
     predict = make_predict(graph, replace(step_config(run, MAX_ANSWER_TOKENS), buckets=(length,)))
-    program = compile_counted(predict, trainable, frozen, batch, while_trip_count=MAX_ANSWER_TOKENS)
+    program = compile_counted(
+        predict,
+        trainable,
+        frozen,
+        batch,
+        while_trip_count=MAX_ANSWER_TOKENS,
+        options=settings.compiler_options,
+    )
     prediction: BatchPrediction = program.run(trainable, frozen, batch)
     pipeline = TorchPipeline(settings, blip2, model, batch=batch, selection=prediction.prompt_selection, length=length)
 
@@ -177,9 +184,9 @@ class TorchPipeline:
         self.blip2, device = blip2, settings.torch_device
         self.dtype = getattr(torch, settings.dtype)
         # Through DLPack: on a GPU it does not pass the host.
+        params: Any = model.query_proj
         self.query_proj = tuple(
-            torch.from_dlpack(param[...]).to(device, self.dtype, copy=True)
-            for param in (model.query_proj.kernel, model.query_proj.bias)
+            torch.from_dlpack(param[...]).to(device, self.dtype, copy=True) for param in (params.kernel, params.bias)
         )
         self._mean, self._std = (torch.tensor(values, device=device)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
         indices = prompt_indices(model, batch, selection, length)

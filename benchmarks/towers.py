@@ -38,7 +38,7 @@ def compare_tower(
     def encode(params: nnx.State, inputs: jax.Array) -> jax.Array:
         return apply(nnx.merge(graph, params), inputs)
 
-    program = compile_counted(encode, params, inputs)
+    program = compile_counted(encode, params, inputs, options=settings.compiler_options)
     tflop = program.tflop
     if counted is not None:
         counted_graph, counted_params = nnx.split(counted)

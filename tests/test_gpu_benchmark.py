@@ -12,10 +12,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from benchmarks import paired
+from benchmarks.generation import decoder_bytes
 from benchmarks.gpu.sections import RowLog, Section, end_at, markdown_table, read_rows, run_sections
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare
+from calce_jax.models.t5 import T5, T5Config
 
 ROOT = Path(__file__).parents[1]
 # What a machine with a GPU may lack.
@@ -49,7 +52,7 @@ def test_a_failed_section_is_a_row_and_the_next_goes_on(settings, capsys):
         raise ImportError("No module named 'simplejpeg'")
         yield
 
-    log = RowLog(settings)
+    log = RowLog(lambda: settings)
     sections = [Section("a", 1, two_rows), Section("b", 1, missing), section("c", 1, lambda: [measured("last")])]
     run_sections(sections, log, time.monotonic() + 60)
     # A killed run keeps its rows: each was written before the section went on.
@@ -64,6 +67,25 @@ def test_a_failed_section_is_a_row_and_the_next_goes_on(settings, capsys):
     assert "a: failed: RuntimeError: no such kernel" in capsys.readouterr().out
 
 
+def test_rows_of_an_earlier_run_stay_until_they_are_measured_again(settings):
+    sections = [section(name, 1, lambda name=name: [measured(f"first {name}")]) for name in "ab"]
+    run_sections(sections, RowLog(lambda: settings), time.monotonic() + 60)
+    again = [section("b", 1, lambda: [measured("second b")])]
+    run_sections(again, RowLog(lambda: settings), time.monotonic() + 60)
+    assert [row["name"] for row in read_rows(settings)] == ["first a", "second b"]
+    other = dataclasses.replace(settings, dtype="bfloat16")
+    run_sections(again, RowLog(lambda: other), time.monotonic() + 60)
+    assert [row["name"] for row in read_rows(settings)] == ["second b"]
+
+
+def test_bytes_that_decoding_reads():
+    config = T5Config(width=8, heads=2, head_width=4, mlp_width=16, encoder_depth=1, decoder_depth=3, vocab=10)
+    decoder = T5(config, rngs=nnx.Rngs(0)).decoder
+    all_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(decoder)))
+    once = 3 * 2 * 8 * 8 * 4  # keys and values of what the encoder returned, in three blocks
+    assert decoder_bytes([decoder], 7) == 7 * (all_bytes - once) + once
+
+
 @pytest.mark.slow
 def test_a_section_that_takes_too_long_is_left(settings):
     def slow():
@@ -74,7 +96,7 @@ def test_a_section_that_takes_too_long_is_left(settings):
         yield measured("never")
 
     start = time.monotonic()
-    log = RowLog(settings)
+    log = RowLog(lambda: settings)
     run_sections([Section("slow", 0.1, slow), section("next", 599.9, lambda: [measured("next")])], log, start + 700)
     assert time.monotonic() - start < 200  # of two sleeps of 300, on a busy machine
     assert [row["status"] for row in log.rows] == ["failed", "measured"]
@@ -93,13 +115,15 @@ def test_what_a_section_leaves_is_shared(settings):
     sections = [
         section(str(spent), share, lambda spent=spent: rows(spent)) for spent, share in ((10, 50), (60, 30), (99, 20))
     ]
-    log = RowLog(settings)
+    log = RowLog(lambda: settings)
     run_sections([*sections, section("late", 100, lambda: rows(0))], log, 200.0, clock=lambda: now[0])
     # 200 s for shares of 200; then 190 of 150, 130 of 120, 31 of 100.
     assert limits == [50, 38, 22, 31]
     now[0], log.rows[:] = 199.5, []
     run_sections(sections[:1], log, 200.0, clock=lambda: now[0])
-    assert log.rows == [{"section": "10", "status": "skipped", "reason": "0 s of the budget are left"}]
+    assert [(row["section"], row["status"], row["reason"]) for row in log.rows] == [
+        ("10", "skipped", "0 s of the budget are left")
+    ]
 
 
 def test_the_process_ends_when_the_budget_is_spent(capsys):
@@ -252,7 +276,8 @@ raise SystemExit(main(["--rehearse", "--rounds=1", "--budget=900", "--out={tmp_p
     statuses = {row["section"]: row["status"] for row in rows}
     assert statuses.pop("reading") == "skipped"
     assert set(statuses.values()) == {"measured"}
-    assert len(rows) == 20
+    # Two ceilings, twelve sections of one row, each size of Whisper twice, and the reading that is skipped.
+    assert len(rows) == 2 + 12 + 4 + 1
     assert list(statuses)[:4] == ["ceilings", "stage 1, 1 video", "train step", "ViT"]
     for row in rows[2:-1]:
         assert row["notes"]["GiB"] > 0, row["name"]

@@ -56,7 +56,8 @@ def table(found: Sequence[Operation]) -> Iterator[str]:
     yield _line("all", found)
     ideal = sum(row.flop for row in found) / PEAK_FLOP_PER_S["bf16"]
     yield ""
-    yield f"MFU at most {ideal / sum(row.seconds for row in found):.0%} of bfloat16, if all collectives are hidden."
+    share = ideal / sum(row.seconds for row in found)
+    yield f"At most {share:.0%} of the peak of bfloat16, with what is computed again, if all collectives are hidden."
     for (part, name), rows in sorted(_collectives(found).items()):
         exposed = sum(max(row.received / LINK_BYTES_PER_S - row.hidden, 0.0) for row in rows)
         yield (

@@ -8,7 +8,7 @@ are read from the program. The sum over operations bounds the time of a step fro
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.aot.hlo import Computation, HloModule, Instruction, Shape
 
@@ -83,7 +83,7 @@ class _Walk:
                 # One that is not split into start and end waits where it stands.
                 end = min(ends, default=index) if instruction.opcode.endswith("-start") else index
                 hidden = sum(each.seconds for between in costs[index + 1 : end] for each in between)
-                yield from (Operation(**(vars(each) | {"hidden": hidden})) for each in found)
+                yield from (replace(each, hidden=hidden) for each in found)
             else:
                 yield from found
 

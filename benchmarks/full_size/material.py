@@ -32,7 +32,7 @@ def save_arrays(workspace: Workspace, name: str, arrays: dict[str, np.ndarray]) 
     """Write arrays that another process compares."""
     path = workspace.root / "compare" / f"{name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **arrays)
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def load_arrays(workspace: Workspace, name: str) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from benchmarks.full_size.material import first_batch, first_frames, load_arrays
 from benchmarks.full_size.workspace import Dtype, Workspace
 from benchmarks.models import MINIMAL_QFORMER, MINIMAL_T5, MINIMAL_VIT
 from benchmarks.prediction import prompt_indices
+from calce_jax.batch import Batch
 from calce_jax.checkpoints.convert import calce
 from calce_jax.checkpoints.convert.mapping import add_prefix
 from calce_jax.checkpoints.convert.sources import open_sources
@@ -98,7 +99,7 @@ def compute_beams(workspace: Workspace, dtype: Dtype) -> None:
     )
 
 
-def _prompt(workspace: Workspace, model: Calce, batch: object, tokens: jax.Array) -> dict[str, np.ndarray]:
+def _prompt(workspace: Workspace, model: Calce, batch: Batch, tokens: jax.Array) -> dict[str, np.ndarray]:
     """Return the prompt of a batch of one query, without padding: where each position comes from, and its embedding."""
     graph, params = nnx.split(model)
     selection_config = step_config(workspace.run_config(1), ANSWER_TOKENS).selection

@@ -123,9 +123,9 @@ def count_compile_time() -> None:
     """Count the seconds of jax's compiler in this process from now on."""
     import jax  # noqa: PLC0415  (a process that only starts others does without)
 
-    def listen(event: str, seconds: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            _compile_seconds.append(seconds)
+            _compile_seconds.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
 

@@ -27,7 +27,7 @@ ADAPTED = ["q", "k", "v", "o", "wi_0", "wi_1", "wo", "lm_head"]
 def compute_vision(workspace: Workspace, dtype: Dtype) -> None:
     """Write what `ours.compute_vision` does; the prompt in float32 has our layout."""
     torch_dtype = getattr(torch, dtype)
-    config = transformers.Blip2Config.from_pretrained(workspace.blip2)
+    config: Any = transformers.Blip2Config.from_pretrained(workspace.blip2)
     trained = torch.load(workspace.checkpoint(1), weights_only=True, mmap=True)["model"]
     tower = _build(
         workspace.blip2, lambda: transformers.Blip2VisionModel(config.vision_config), "vision_model.", torch_dtype
@@ -61,7 +61,7 @@ def compute_gradients(workspace: Workspace, dtype: Dtype) -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "dropout", None), float):  # T5's attention calls the function
-            module.dropout = 0.0
+            setattr(module, "dropout", 0.0)  # noqa: B010  (its type is a module's)
     prompt = load_arrays(workspace, "ours_vision_float32")
     side = "theirs" if dtype == "float32" else "ours"
     x = torch.from_numpy(load_arrays(workspace, f"{side}_vision_float32")["embeddings"])[None].to(model.dtype)
@@ -78,7 +78,9 @@ def compute_gradients(workspace: Workspace, dtype: Dtype) -> None:
     }
     states = output.encoder_last_hidden_state[0].detach().float().numpy()
     save_arrays(
-        workspace, f"theirs_gradients_{dtype}", {"states": states, "loss": np.float32(output.loss.item()), **gradients}
+        workspace,
+        f"theirs_gradients_{dtype}",
+        {"states": states, "loss": np.array(output.loss.item(), np.float32), **gradients},
     )
 
 
@@ -109,8 +111,13 @@ def compute_beams(workspace: Workspace, dtype: Dtype) -> None:
 
 def _language_model(workspace: Workspace, dtype: torch.dtype) -> Any:
     """Return Flan-T5 of the published BLIP-2 with the adapters of the published checkpoint."""
-    config = transformers.Blip2Config.from_pretrained(workspace.blip2).text_config
-    t5 = _build(workspace.blip2, lambda: transformers.T5ForConditionalGeneration(config), "language_model.", dtype)
+    config: Any = transformers.Blip2Config.from_pretrained(workspace.blip2)
+    t5 = _build(
+        workspace.blip2,
+        lambda: transformers.T5ForConditionalGeneration(config.text_config),
+        "language_model.",
+        dtype,
+    )
     lora = LoraConfig()
     model = peft.get_peft_model(
         t5, peft.LoraConfig(r=lora.rank, lora_alpha=int(lora.alpha), lora_dropout=0.0, target_modules=ADAPTED)

@@ -6,6 +6,7 @@ import torch
 
 from benchmarks.gpu.shared_weights import to_jax
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, check_close, compare, compile_counted
+from calce_jax.models.layers import matmul
 
 
 def compare_matmul(settings: BenchmarkSettings, size: int) -> ComparisonRow:
@@ -13,7 +14,7 @@ def compare_matmul(settings: BenchmarkSettings, size: int) -> ComparisonRow:
     options = {"device": settings.torch_device, "dtype": getattr(torch, settings.dtype)}
     left, right = (torch.randn((size, size), **options).mul_(size**-0.25) for _ in range(2))
     inputs = to_jax(left), to_jax(right)
-    program = compile_counted(lambda a, b: a @ b, *inputs)
+    program = compile_counted(matmul, *inputs)
     return compare(
         settings,
         f"product of two matrices of {size}, {settings.dtype}",

@@ -11,8 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
+
+import jax
 
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, write_rows
 
@@ -54,13 +57,16 @@ class SectionTimeout(BaseException):
 class RowLog:
     """Keeps the rows of a run in `out`/gpu.json, which is replaced at each row.
 
+    Rows of an earlier run of the same device and dtype stay, until their section has rows in this one.
+
     Args:
-      settings: written with the rows.
+      settings: returns what is written with the rows: peak and bandwidth are known after the first section.
     """
 
-    def __init__(self, settings: BenchmarkSettings):
+    def __init__(self, settings: Callable[[], BenchmarkSettings]):
         self.rows: list[dict[str, Any]] = []
         self._settings = settings
+        self._earlier = _rows_of_earlier_run(settings())
 
     def add(self, section: str, row: ComparisonRow) -> None:
         """Add a measured row, which `benchmarks.paired.compare` has printed."""
@@ -72,8 +78,19 @@ class RowLog:
         self._write({"section": section, "status": status, "reason": reason})
 
     def _write(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        write_rows(self._settings, SUBJECT, self.rows)
+        self.rows.append(row | {"date": datetime.now(UTC).isoformat(timespec="seconds")})
+        measured = {row["section"] for row in self.rows}
+        earlier = [row for row in self._earlier if row["section"] not in measured]
+        write_rows(self._settings(), SUBJECT, [*earlier, *self.rows])
+
+
+def _rows_of_earlier_run(settings: BenchmarkSettings) -> list[dict[str, Any]]:
+    path = settings.out / f"{SUBJECT}.json"
+    if not path.is_file():
+        return []
+    content = json.loads(path.read_text(encoding="utf-8"))
+    same = all(content["setting"][name] == getattr(settings, name) for name in ("device", "dtype"))
+    return content["rows"] if same and content["device"] == jax.devices()[0].device_kind else []
 
 
 def run_sections(

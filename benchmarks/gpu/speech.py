@@ -11,8 +11,9 @@ import numpy as np
 import torch
 import transformers
 from flax import nnx
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 
+from benchmarks.generation import decoder_bytes
 from benchmarks.gpu.shared_weights import build_torch, draw_tensor, fill_torch, to_jax
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, check_close, compare, compile_counted
 from benchmarks.towers import held_bytes
@@ -148,7 +149,7 @@ def _compare_decoding(
     @torch.no_grad()
     def generate() -> torch.Tensor:
         # Of any encoder-decoder: Whisper's own writes a prompt, and splits a recording into windows.
-        return GenerationMixin.generate(
+        return GenerationMixin.generate(  # pyright: ignore[reportAttributeAccessIssue]
             theirs,
             input_features=their_mel,
             decoder_input_ids=their_prompt,
@@ -171,7 +172,7 @@ def _compare_decoding(
         compile_s=program.compile_s,
         program=program.run,
         tflop=program.tflop,
-        gigabytes=TEXT_TOKENS * sum(p.nbytes for p in jax.tree.leaves(nnx.state(whisper.decoder))) / 1e9,
+        gigabytes=decoder_bytes([whisper.decoder], TEXT_TOKENS) / 1e9,
         their_bytes=held_bytes(theirs),
     )
 
