@@ -57,6 +57,9 @@ def main() -> int:
             return _run_all(workspace, steps, args.until)
     except UserError as error:
         raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with this step", file=sys.stderr)
+        return 130
 
 
 def _run_all(workspace: Workspace, steps: Sequence[tuple[str, list[str]]], until: str | None) -> int:
