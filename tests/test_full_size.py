@@ -146,3 +146,17 @@ def test_all_of_it_runs_at_the_tiny_size(tmp_path):
     assert run.returncode == 0, run.stdout[-3000:]
     again = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, check=False)
     assert "..." not in again.stdout  # every step has passed already
+
+
+@pytest.mark.release
+def test_products_of_torch_in_bfloat16_are_rounded_once():
+    torch = pytest.importorskip("torch")
+    from benchmarks.full_size.theirs import Float32Products  # noqa: PLC0415
+
+    x, weight = (torch.randn(shape).bfloat16().requires_grad_() for shape in ((3, 40), (50, 40)))
+    with Float32Products():
+        y = torch.nn.functional.linear(x, weight)
+        y.sum().backward()
+    expected = x.float() @ weight.float().T
+    assert torch.equal(y, expected.bfloat16())
+    assert torch.equal(x.grad, weight.float().sum(dim=0).expand(3, -1).bfloat16())
