@@ -251,7 +251,7 @@ def test_rehearsal_of_the_ceilings(tmp_path, compiler_options, capsys):
     assert "| product of two matrices of 64, bfloat16 |" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--rehearse", "--only=Vit"])
-    assert "--only=Vit: there is no such section; choose of ceilings, stage 1, 1 video" in capsys.readouterr().err
+    assert "--only=Vit: there is no such section; choose of ceilings, models, stage 1, 1 video" in capsys.readouterr().err
 
 
 @pytest.mark.release
