@@ -55,6 +55,12 @@ def test_a_folder_of_other_options_is_refused(workspace):
         claim_folder(replace(workspace, frames=9))
 
 
+def test_fewer_frames_than_clusters_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["full_size", "--size=tiny", "--frames=9", f"--out={tmp_path}"])
+    with pytest.raises(SystemExit, match=r"clusters: must be <= config.data.frames=9"):
+        main()
+
+
 def test_a_step_that_does_not_exist_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["full_size", f"--out={tmp_path}", "--until=trian_stage1"])
     with pytest.raises(SystemExit):

@@ -46,12 +46,12 @@ def main() -> int:
     if args.step:
         _run_here(workspace, args.step)
         return 0
-    steps = list(_steps(workspace))
-    if args.until and args.until not in dict(steps):
-        parser.error(f"--until={args.until}: there is no such step; choose of {', '.join(dict(steps))}")
     # So that what a stopped program leaves running, and this one, do not both hold 20 GB.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        steps = list(_steps(workspace))
+        if args.until and args.until not in dict(steps):
+            parser.error(f"--until={args.until}: there is no such step; choose of {', '.join(dict(steps))}")
         with FileLock(workspace.root / "lock"):
             claim_folder(workspace)
             return _run_all(workspace, steps, args.until)
