@@ -109,7 +109,7 @@ def test_sides_that_agree_pass(workspace):
     sides(workspace, {})
     checks = compare_sides(workspace)
     assert all(check.ok for check in checks)
-    assert sum(check.limit is not None for check in checks) == 12
+    assert sum(check.limit is not None for check in checks) == 13
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,12 @@ def test_sides_that_agree_pass(workspace):
 def test_a_side_that_differs_fails(workspace, file, array, added):
     sides(workspace, {(file, array): added})
     assert any(not check.ok for check in compare_sides(workspace))
+
+
+def test_at_full_size_the_median_adapter_has_a_limit_too(workspace):
+    sides(workspace, {})
+    full = compare_sides(replace(workspace, size="full"))
+    assert sum(check.limit is not None for check in full) == 14
 
 
 def test_the_table_shows_what_is_not_ok(workspace, tmp_path):

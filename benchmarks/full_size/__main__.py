@@ -46,7 +46,7 @@ def main() -> int:
     if args.step:
         _run_here(workspace, args.step)
         return 0
-    # So that what a stopped program leaves running, and this one, do not both hold 20 GB.
+    # Ends the step that runs, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         steps = list(_steps(workspace))

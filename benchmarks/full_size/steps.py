@@ -90,7 +90,7 @@ def run_process(folder: Path, name: str, arguments: Sequence[str]) -> StepResult
         try:
             # Not process.wait(): this also gives the peak memory, of this process and of those that it waited for.
             _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
+        except BaseException:  # also Ctrl-C and SIGTERM: the step would go on, with up to 20 GB
             process.kill()
             process.wait()
             raise
