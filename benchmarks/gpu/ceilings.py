@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.gpu.shared_weights import to_jax
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, check_close, compare, compile_counted
-from calce_jax.models.layers import matmul
+from calce_jax.models.products import matmul
 
 
 def compare_matmul(settings: BenchmarkSettings, size: int) -> ComparisonRow:

@@ -1,6 +1,7 @@
 """Attention, in three implementations that a config selects for all towers.
 
-    "xla"    matrix products and a softmax, which the compiler may fuse; the reference for the other two
+    "xla"    matrix products and a softmax, which the compiler may fuse, on a CPU for a few heads at a time
+             (`calce_jax.models.chunked_attention`); the reference for the other two
     "dpa"    `jax.nn.dot_product_attention`: cuDNN's fused kernel on NVIDIA GPUs in half precision, XLA elsewhere
     "flash"  Pallas' flash attention for TPUs, which never writes the scores to memory
 
@@ -20,7 +21,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from calce_jax.distributed.sharding import BATCH_AXES
-from calce_jax.models.layers import Key, dropout, matmul_precision
+from calce_jax.distributed.target import target_platform
+from calce_jax.models.chunked_attention import attend_in_chunks
+from calce_jax.models.layers import Key, dropout
+from calce_jax.models.products import einsum, matmul_precision
 
 AttentionImplementation = Literal["xla", "dpa", "flash"]
 
@@ -58,10 +62,27 @@ def attention(
         return _flash_attention(query, key, value, scale=scale, bias=bias, mask=mask)
     # Heads before positions: the layout with a fast batched product on every backend.
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    attend = partial(_attend, scale=scale, dropout_rate=dropout_rate, dropout_key=dropout_key)
+    if not use_dropout and target_platform() == "cpu":
+        attend = partial(attend_in_chunks, attend)
+    return jnp.swapaxes(attend(query, key, value, bias=bias, mask=mask), 1, 2)
+
+
+def _attend(
+    query: Float[Array, "B N Q H"],
+    key: Float[Array, "B N L H"],
+    value: Float[Array, "B N L H"],
+    *,
+    bias: Float[Array, "#B #N #Q L"] | None,
+    mask: Bool[Array, "#B #Q L"] | None,
+    scale: float,
+    dropout_rate: float,
+    dropout_key: Key,
+) -> Float[Array, "B N Q H"]:
     precision = matmul_precision(query.dtype)
     scores = jnp.einsum("bnqh,bnlh->bnql", query, key, precision=precision, preferred_element_type=jnp.float32) * scale
     weights = dropout(attention_weights(scores, bias, mask), dropout_rate, dropout_key).astype(value.dtype)
-    return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, value, precision=precision), 1, 2)
+    return einsum("bnql,bnlh->bnqh", weights, value)
 
 
 def attention_weights(
@@ -109,7 +130,7 @@ def _dot_product_attention(
     bias: Float[Array, "#B #N #Q L"] | None,
     mask: Bool[Array, "#B #Q L"] | None,
 ) -> Float[Array, "B Q N H"]:
-    use_cudnn = jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16)
+    use_cudnn = target_platform() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16)
     # The function turns the mask into a bias, and does not broadcast a bias along the queries (jax issue 28974).
     score_shape = query.shape[1], key.shape[1]
     if bias is not None:

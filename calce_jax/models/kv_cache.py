@@ -14,7 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.models.attention import attention_weights
-from calce_jax.models.layers import matmul_precision
+from calce_jax.models.products import einsum, matmul_precision
 
 
 @struct.dataclass
@@ -69,8 +69,7 @@ def cached_attention(
 ) -> Float[Array, "B Q N H"]:
     """Compute the same as `attention`, without dropout, for the few queries of a decoding step."""
     weights = cached_attention_weights(cache, query, scale=scale, bias=bias, mask=mask).astype(cache.value.dtype)
-    precision = matmul_precision(cache.value.dtype)
-    return jnp.swapaxes(jnp.einsum("bnql,bnlh->bnqh", weights, cache.value, precision=precision), 1, 2)
+    return jnp.swapaxes(einsum("bnql,bnlh->bnqh", weights, cache.value), 1, 2)
 
 
 def cached_attention_weights(

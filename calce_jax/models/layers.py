@@ -2,7 +2,7 @@
 
 Weights are cast to the dtype of the activations, so the dtype of a tower's input is the dtype it computes in (bfloat16
 on accelerators, float32 in tests), and frozen weights may be stored in bfloat16 while trained ones stay float32. Norms
-and softmax always compute in float32. Products of float32 are float32 on every device (`matmul_precision`).
+and softmax always compute in float32. Products: `calce_jax.models.products`.
 
 Randomness is explicit: a layer with dropout takes a PRNG `key`; without one it does not drop.
 
@@ -15,9 +15,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from calce_jax.distributed.sharding import constrain_batch
+from calce_jax.models.products import matmul
 
 Key = PRNGKeyArray | None
 RematPolicy = Literal["none", "dots", "full"]
@@ -90,20 +91,6 @@ class KeyStream:
         return key
 
 
-def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
-    """Return the precision of products of `dtype`: HIGHEST for float32, the device's own for narrower ones.
-
-    By default GPUs round the factors of a float32 product to TF32 (11 bits) and TPUs to bfloat16 (8 bits), so that a
-    config that says float32 would not get it. Factors of 8 bits are exact in any case, and sums are float32.
-    """
-    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
-
-
-def matmul(a: Float[Array, "... D"], b: Float[Array, "D E"]) -> Float[Array, "... E"]:
-    """Return `a @ b` with the precision of its dtype, see `matmul_precision`."""
-    return jnp.matmul(a, b, precision=matmul_precision(a.dtype))
-
-
 def expand_dims_to(vector: Array, ndim: int) -> Array:
     """Add leading axes of 1 up to `ndim`, because tests forbid implicit rank promotion."""
     return vector.reshape((1,) * (ndim - 1) + vector.shape)
@@ -111,7 +98,8 @@ def expand_dims_to(vector: Array, ndim: int) -> Array:
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The exact GELU, with erf as in the original; `jax.nn.gelu`, with erfc, is slower on CPUs."""
-    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
+    x_float32 = x.astype(jnp.float32)
+    return (0.5 * x_float32 * (1.0 + jax.lax.erf(x_float32 * 0.5**0.5))).astype(x.dtype)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key) -> Float[Array, "..."]:

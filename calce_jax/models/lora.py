@@ -14,7 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from calce_jax.config import LoraConfig
-from calce_jax.models.layers import Key, Linear, dropout, matmul
+from calce_jax.models.layers import Key, Linear, dropout
+from calce_jax.models.products import matmul
 
 LayerT = TypeVar("LayerT", bound=nnx.Module)
 

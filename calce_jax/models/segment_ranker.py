@@ -15,7 +15,8 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from calce_jax.batch import AnyArray
-from calce_jax.models.layers import expand_dims_to, matmul
+from calce_jax.models.layers import expand_dims_to
+from calce_jax.models.products import matmul
 
 MAX_FRAMES, MAX_GROUPS, VECTOR_WIDTH = 20, 4, 64
 EPSILON = 1e-6
@@ -32,8 +33,9 @@ class SegmentRanker:
 
     def embed_images(self, pooled: Float[AnyArray, "... W"]) -> Float[Array, "... D"]:
         """Return vectors of length 1 of what `pool_queries` returned."""
-        bias = expand_dims_to(self.image_bias, pooled.ndim)
-        return _normalise(matmul(jnp.asarray(pooled, jnp.float32), jnp.asarray(self.image_kernel)) + bias)
+        x, kernel = jnp.asarray(pooled, jnp.float32), jnp.asarray(self.image_kernel)
+        projected = matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+        return _normalise(projected + expand_dims_to(self.image_bias, x.ndim))
 
     def embed_texts(self, word_means: Float[AnyArray, "N E"]) -> Float[Array, "N D"]:
         """Return vectors of length 1 of sentences, each the mean of the embeddings of its words."""

@@ -23,11 +23,11 @@ from calce_jax.models.layers import (
     LayerNorm,
     Linear,
     gelu,
-    matmul_precision,
     scan_blocks,
     stack_blocks,
     unstack_blocks,
 )
+from calce_jax.models.products import matmul_precision
 from calce_jax.models.whisper_sizes import ENGLISH_SIZES, WHISPER_SIZES
 
 # Query positions per attention product: a few hundred, so that their scores fit a CPU's cache.
