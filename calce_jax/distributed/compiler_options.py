@@ -5,9 +5,9 @@ from functools import cache
 import jax
 from jax.sharding import Mesh
 
-# Few CPUs have instructions for products of bfloat16; XLA computes them in float32. It moves the conversion of stacked
-# weights out of the loop over blocks, and converts all weights of a decoding step before it uses the first: a float32
-# copy of every frozen weight, 16 GB at full size, beside the 8 GB of the weights themselves.
+# Few CPUs have instructions for products of bfloat16, and XLA computes them in float32, on the others too if it can
+# move the conversion of stacked weights out of the loop over blocks. It also converts all weights of a decoding step
+# before it uses the first: a float32 copy of every frozen weight, 16 GB at full size, beside the 8 GB of the weights.
 CONVERT_WHERE_USED = {
     "xla_disable_hlo_passes": "while-loop-invariant-code-motion",
     "xla_cpu_scheduler_type": "1",  # orders operations for the least memory

@@ -3,6 +3,7 @@
 And that a product of float32 is one on devices that would round its factors to TF32 or bfloat16.
 """
 
+import math
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from calce_jax.inference.predict_step import make_predict
 from calce_jax.models.attention import attention
 from calce_jax.models.calce import Calce, answer_loss
 from calce_jax.models.kv_cache import KVCache, cached_attention
-from calce_jax.models.layers import LayerNorm, Linear, RMSNorm
+from calce_jax.models.layers import LayerNorm, Linear, RMSNorm, gelu
 from calce_jax.models.lora import LoraConfig, LoraLinear
 from calce_jax.models.segment_ranker import init_segment_ranker
 from calce_jax.models.vit import CLIP_MEAN, CLIP_STD, normalise_frames
@@ -72,6 +73,16 @@ def test_norms(norm_type):
     y = norm(x)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(float64(y), expected, rtol=ONE_ROUNDING, atol=1e-3)
+
+
+def test_gelu():
+    """1 + erf(x) is nearly 0 for x below -2: rounded to bfloat16 it is off by a third there."""
+    x = bfloat16(np.linspace(-3, 3, 601))
+    exact = float64(x)
+    expected = 0.5 * exact * (1 + np.vectorize(math.erf)(exact / math.sqrt(2)))
+    y = gelu(x)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(float64(y), expected, rtol=ONE_ROUNDING, atol=1e-6)
 
 
 def test_pixels():

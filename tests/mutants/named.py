@@ -314,6 +314,27 @@ NAMED = (
     ),
     Mutant(
         LAYERS,
+        "    x_float32 = x.astype(jnp.float32)\n    return (0.5",
+        "    x_float32 = x\n    return (0.5",
+        "GELU in bfloat16",
+        noticed_by=("tests/models/test_precision.py",),
+    ),
+    Mutant(
+        "calce_jax/models/products.py",
+        ' and target_platform() == "cpu" and cpu_has_bfloat16()',
+        "",
+        "float32 results of products on GPUs",
+        noticed_by=("tests/models/test_products.py",),
+    ),
+    Mutant(
+        "calce_jax/models/chunked_attention.py",
+        "index % chunks_per_row * chunk_heads",
+        "index % chunks_per_row",
+        "the bias of another head in a chunk of attention",
+        noticed_by=("tests/models/test_chunked_attention.py",),
+    ),
+    Mutant(
+        LAYERS,
         "        x_float32 = x.astype(jnp.float32)\n        centred",
         "        x_float32 = x\n        centred",
         "LayerNorm in bfloat16",
