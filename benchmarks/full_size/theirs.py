@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from benchmarks.full_size.material import first_frames, load_arrays, save_arrays
 from benchmarks.full_size.ours import ANSWER_TOKENS, BEAMS
 from benchmarks.full_size.workspace import Dtype, Workspace
 from calce_jax.config import LoraConfig
+from calce_jax.distributed.target import cpu_has_bfloat16
 from calce_jax.models.vit import CLIP_MEAN, CLIP_STD
 
 # transformers has one epsilon for all norms of the vision tower; LAVIS's `ln_vision` has another.
@@ -41,6 +43,11 @@ class Float32Products(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def _products() -> AbstractContextManager[Any]:
+    """Return what torch's products run in: nothing, where the CPU has instructions for bfloat16."""
+    return nullcontext() if cpu_has_bfloat16() else Float32Products()
+
+
 @torch.no_grad()
 def compute_vision(workspace: Workspace, dtype: Dtype) -> None:
     """Write what `ours.compute_vision` does; the prompt in float32 has our layout."""
@@ -53,7 +60,7 @@ def compute_vision(workspace: Workspace, dtype: Dtype) -> None:
     pixels = torch.from_numpy(first_frames(workspace, dtype)).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     hidden = tower.embeddings(((pixels - mean) / std).to(torch_dtype))
-    with Float32Products():
+    with _products():
         tokens = tower.encoder(hidden).last_hidden_state
     del tower
     qformer = _build(
@@ -63,7 +70,7 @@ def compute_vision(workspace: Workspace, dtype: Dtype) -> None:
     norm = torch.nn.functional.layer_norm(
         tokens.float(), tokens.shape[-1:], trained["ln_vision.weight"], trained["ln_vision.bias"], LN_VISION_EPS
     ).to(torch_dtype)
-    with Float32Products():
+    with _products():
         queries = qformer(
             query_embeds=query_tokens.to(torch_dtype).expand(len(norm), -1, -1), encoder_hidden_states=norm
         ).last_hidden_state
@@ -85,7 +92,7 @@ def compute_gradients(workspace: Workspace, dtype: Dtype) -> None:
     prompt = load_arrays(workspace, "ours_vision_float32")
     side = "theirs" if dtype == "float32" else "ours"
     x = torch.from_numpy(load_arrays(workspace, f"{side}_vision_float32")["embeddings"])[None].to(model.dtype)
-    with Float32Products():
+    with _products():
         output = model(
             inputs_embeds=x,
             attention_mask=torch.ones(x.shape[:2], dtype=torch.long),
@@ -110,7 +117,7 @@ def compute_beams(workspace: Workspace, dtype: Dtype) -> None:
     """Write what `ours.compute_beams` does, from the same states."""
     model = _language_model(workspace, getattr(torch, dtype)).eval()
     states = torch.from_numpy(load_arrays(workspace, f"ours_gradients_{dtype}")["states"])[None].to(model.dtype)
-    with Float32Products():
+    with _products():
         found = model.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             attention_mask=torch.ones(states.shape[:2], dtype=torch.long),
