@@ -1,6 +1,7 @@
 """The program `calce`, also as `python -m calce_jax`: Ctrl-C is handled before anything large is imported."""
 
 from calce_jax.commands.interrupts import end_interrupted, interrupt_ends_process
+from calce_jax.commands.process import end_process
 
 
 def main() -> None:
@@ -14,6 +15,7 @@ def main() -> None:
         from calce_jax.commands import cli  # noqa: PLC0415 - takes a fraction of a second
 
         cli.main()
+        end_process()
     except KeyboardInterrupt:  # in the moment between two handlers
         end_interrupted()
 

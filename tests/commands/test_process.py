@@ -1,0 +1,30 @@
+"""A `calce` process ends with everything done and written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import atexit, threading, time
+from calce_jax.commands.process import end_process
+
+def work():
+    time.sleep(0.2)
+    print("thread", end=" ")
+
+class Held:
+    def __del__(self):
+        print("taken down")
+
+held = Held()
+atexit.register(print, "registered", end=" ")
+threading.Thread(target=work).start()
+print("command", end=" ")
+end_process()
+"""
+
+
+def test_a_process_ends_after_its_threads_and_what_is_registered_but_is_not_taken_down():
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("command thread registered ", "")
