@@ -1,7 +1,7 @@
 """The program `calce`, also as `python -m calce_jax`: Ctrl-C is handled before anything large is imported."""
 
 from calce_jax.commands.interrupts import end_interrupted, interrupt_ends_process
-from calce_jax.commands.process import end_process
+from calce_jax.commands.process import end_process, garbage_kept
 
 
 def main() -> None:
@@ -12,7 +12,8 @@ def main() -> None:
     """
     interrupt_ends_process()
     try:
-        from calce_jax.commands import cli  # noqa: PLC0415 - takes a fraction of a second
+        with garbage_kept():
+            from calce_jax.commands import cli  # noqa: PLC0415 - takes a fraction of a second
 
         cli.main()
         end_process()

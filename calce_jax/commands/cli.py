@@ -17,6 +17,7 @@ from calce_jax.commands.command import CONTEXT_SETTINGS
 from calce_jax.commands.completion import COMPLETION_VARIABLE, PROGRAM
 from calce_jax.commands.flags.command import FlagsCommand
 from calce_jax.commands.interrupts import interrupt_ends_process
+from calce_jax.commands.process import garbage_kept
 from calce_jax.commands.runner import USAGE, end_abruptly, exit_codes, fail, set_up_process
 from calce_jax.commands.summaries import COMMANDS
 
@@ -105,7 +106,8 @@ def load_command(name: str) -> click.Command:
     Args:
       name: a key of `COMMANDS`. Its module has `command`, or flags of absl as `FLAGS` and a function `main`.
     """
-    module = importlib.import_module(f"calce_jax.commands.{name}")
+    with garbage_kept():
+        module = importlib.import_module(f"calce_jax.commands.{name}")
     return module.command if hasattr(module, "command") else FlagsCommand(name, module)
 
 

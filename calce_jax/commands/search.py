@@ -6,6 +6,7 @@ the tiny model of the package, which was trained on the shapes dataset alone: fo
 move and disappear, and speech about 24 things. `--mode=speech` searches what is said, from captions, without a model.
 """
 
+import gc
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from calce_jax.commands.flags.model import find_checkpoint
 from calce_jax.commands.flags.paths import check_folder
 from calce_jax.commands.flags.search import FORMATS, Options, search_options
 from calce_jax.commands.flags.verify import apply_verify
+from calce_jax.commands.process import garbage_kept
 from calce_jax.errors import UsageError
 from calce_jax.search.paths import SearchError, check_any_exists, check_ranker
 from calce_jax.search.player import find_player, play
@@ -69,12 +71,14 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     if options.quiet:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
 
-    from calce_jax.moments.annotations import read_annotations
-    from calce_jax.search.inputs import check_queries
-    from calce_jax.search.merging import merge_results
-    from calce_jax.search.output import write_output
-    from calce_jax.search.reporter import Reporter
-    from calce_jax.search.results import ensure_writable, ground_truth
+    click.get_current_context().call_on_close(gc.unfreeze)  # in a process that goes on, as tests do
+    with garbage_kept():
+        from calce_jax.moments.annotations import read_annotations
+        from calce_jax.search.inputs import check_queries
+        from calce_jax.search.merging import merge_results
+        from calce_jax.search.output import write_output
+        from calce_jax.search.reporter import Reporter
+        from calce_jax.search.results import ensure_writable, ground_truth
 
     start_time = time.monotonic()
     apply_verify(options.verify)
@@ -327,17 +331,18 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Searc
         )
 
     def open_searcher() -> "Searcher":
-        from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
+        with garbage_kept():
+            from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
 
-        if not enable_compilation_cache(cache.folder):
-            reporter.notice(FIRST_SEARCH)
-        return load_searcher(
-            find_checkpoint(options.model),
-            cache=cache,
-            max_seconds=options.piece_seconds,
-            batch=options.batch,
-            keep_programs=True,
-        )
+            if not enable_compilation_cache(cache.folder):
+                reporter.notice(FIRST_SEARCH)
+            return load_searcher(
+                find_checkpoint(options.model),
+                cache=cache,
+                max_seconds=options.piece_seconds,
+                batch=options.batch,
+                keep_programs=True,
+            )
 
     def run(out: Path | None) -> "ModeResult":
         whisper = options.whisper if options.srt == "auto" and out is not None else None
