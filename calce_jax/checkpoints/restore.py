@@ -1,6 +1,6 @@
 """The model of a run: its sizes, its weights on a mesh, and the trainables of another run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -75,8 +75,11 @@ def build_model(
         model = Calce(model_config, rngs=nnx.Rngs(key))
         return split_params(model, config.model.frozen_dtype)[1:]
 
-    # An argument of the compiled program, not a constant in it: runs with other seeds find it in the compilation cache.
-    key = jax.random.key(config.seed)
+    def draw(program: Callable[[PRNGKeyArray], Any], shardings: Any) -> Any:
+        # An argument of the compiled program, not a constant in it: runs with other seeds find it in the compilation
+        # cache. Made only here: it takes two small programs of JAX's own, which a search of trained weights can spare.
+        return jax.jit(program, out_shardings=shardings)(jax.random.key(config.seed))
+
     graph, abstract = (
         programs.recall(
             "model",
@@ -90,12 +93,12 @@ def build_model(
     trainable, frozen = abstract_like(abstract, shardings)
     if not config.weights.base:
         if with_trainables and shared_frozen is None:
-            return graph, *jax.jit(init, out_shardings=shardings)(key)
+            return graph, *draw(init, shardings)
         if with_trainables:
-            trainable = jax.jit(lambda key: init(key)[0], out_shardings=shardings[0])(key)
+            trainable = draw(lambda key: init(key)[0], shardings[0])
         if shared_frozen is not None:
             return graph, trainable, shared_frozen
-        return graph, trainable, jax.jit(lambda key: init(key)[1], out_shardings=shardings[1])(key)
+        return graph, trainable, draw(lambda key: init(key)[1], shardings[1])
 
     abstract_leaves = named_leaves((trainable, frozen))
     base_names = {name: _base_weight_name(name) for name in abstract_leaves if name.split("/")[-1] not in ("a", "b")}
@@ -112,7 +115,7 @@ def build_model(
                 name: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding) for name, leaf in missing.items()
             }
         else:
-            initialized = named_leaves(jax.jit(lambda key: init(key)[0], out_shardings=shardings[0])(key))
+            initialized = named_leaves(draw(lambda key: init(key)[0], shardings[0]))
         trainable = with_leaves(trainable, initialized | _under("0/", weights))
     return graph, trainable, with_leaves(frozen, _under("1/", weights)) if shared_frozen is None else shared_frozen
 
