@@ -113,6 +113,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
             handles=options.handles,
             truth=truth,
             notice=found.notice,
+            cache=open_cache(options.cache, options.cache_gb),
         )
         num_searched = len(found.results) if found.num_searched is None else found.num_searched
         seconds = time.monotonic() - start_time

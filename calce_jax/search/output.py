@@ -7,6 +7,7 @@ from pathlib import Path
 from calce_jax.search.moment_list import MomentList
 from calce_jax.search.reporter import Reporter
 from calce_jax.search.results import GroundTruth, write_results
+from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.storage.file_names import single_line
 
 
@@ -21,6 +22,7 @@ def write_output(
     handles: float = 0.0,
     truth: GroundTruth | None = None,
     notice: str = "",
+    cache: DiskCache | None = None,
 ) -> list[Path]:
     """Write the results of a search; what cannot be written is reported.
 
@@ -34,6 +36,7 @@ def write_output(
       handles: seconds more on either side, in clips and formats.
       truth: true windows to show on the page.
       notice: why the answers may be meaningless, shown above them.
+      cache: of thumbnails.
 
     Returns:
       The files of `formats`.
@@ -42,7 +45,14 @@ def write_output(
       OSError: moments.json or the page cannot be written.
     """
     failures = write_results(
-        out, moments.results, max_moments=max_moments, clips=clips, truth=truth, notice=notice, handles=handles
+        out,
+        moments.results,
+        max_moments=max_moments,
+        clips=clips,
+        truth=truth,
+        notice=notice,
+        handles=handles,
+        cache=cache,
     )
     for failure in failures:
         reporter.error(f"{single_line(failure.video)}: {failure.reason}; {failure.remedy}".removesuffix("; "))

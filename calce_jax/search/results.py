@@ -22,14 +22,15 @@ from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.annotations import Annotation
 from calce_jax.report.search_page import BarView, PictureView, QueryResultView, VideoView, write_search_page
 from calce_jax.search.ranking import ScoredWindow, break_ties_jointly
+from calce_jax.search.thumbnails import read_thumbnails
 from calce_jax.search.video_result import WORDS_STAGE, QueryResult, VideoResult
 from calce_jax.storage.atomic_files import link_or_copy, write_atomic
+from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.storage.failures import Failure
 from calce_jax.storage.file_names import fit_name
-from calce_jax.video.clips import cut_clip, thumbnails_at
+from calce_jax.video.clips import cut_clip
 
 CLIP_SLUG_LENGTH = 24  # characters of the query in a clip's name
-NUM_PICTURES = 48  # thumbnails of a video on the page
 GroundTruth = Mapping[
     tuple[str, str], Sequence[Sequence[int | float]]
 ]  # (video id, query): [[start, end], ...], seconds
@@ -176,6 +177,7 @@ def write_results(
     truth: GroundTruth | None = None,
     notice: str = "",
     handles: float = 0.0,
+    cache: DiskCache | None = None,
 ) -> list[Failure]:
     """Write `moments.json`, the page, the videos and the clips.
 
@@ -189,6 +191,7 @@ def write_results(
       truth: true windows to show on the page; the video id is the file name without its suffix.
       notice: why the answers may be meaningless, shown above them.
       handles: seconds by which a clip begins earlier and ends later.
+      cache: of thumbnails.
 
     Returns:
       What could not be made: clips, which moments.json then does not name; thumbnails; videos, which are then not on
@@ -211,7 +214,7 @@ def write_results(
             failures.append(Failure.of(str(result.video), error))
             continue
         try:
-            pictures = _pictures(result)
+            pictures = read_thumbnails(result, cache)
         except (UserError, OSError) as error:
             failures.append(Failure.of(str(result.video), error))
             pictures = []
@@ -261,12 +264,6 @@ def to_json(result: VideoResult, clips: dict[tuple[int, int], str] | None = None
             for number, query_result in enumerate(result.query_results)
         ],
     }
-
-
-def _pictures(result: VideoResult) -> list[PictureView]:
-    seconds = np.linspace(0.0, result.duration, NUM_PICTURES, endpoint=False).tolist()
-    thumbnails = thumbnails_at(result.video, seconds)
-    return [PictureView(second, jpeg) for second, jpeg in zip(seconds, thumbnails, strict=True)]
 
 
 def video_view(

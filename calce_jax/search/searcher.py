@@ -69,12 +69,14 @@ class EncodedVideo:
       duration: seconds.
       num_segments: number of segments.
       segments: the segments in order of time.
+      content: hash of the file; empty if it is not known.
     """
 
     video: Path
     duration: float
     num_segments: int
     segments: Iterable[EncodedSegment]
+    content: str = ""
 
 
 class Searcher:
@@ -158,7 +160,7 @@ class Searcher:
             self._merge(query, answers[number :: len(queries)], max_moments, source.duration)
             for number, query in enumerate(queries)
         ]
-        return VideoResult(source.video, source.duration, results)
+        return VideoResult(source.video, source.duration, results, source.content)
 
     def search_segments(
         self, chosen: Sequence[ChosenSegments], queries: Sequence[str], *, max_moments: int = MAX_MOMENTS
@@ -214,6 +216,7 @@ class Searcher:
                     self._merge(query, answers.get((number, q), []), max_moments, source.duration)
                     for q, query in enumerate(queries)
                 ],
+                source.content,
             )
             for number, source in sources.items()
         ]
@@ -226,7 +229,7 @@ class Searcher:
           VideoError: the video cannot be read, or is too long.
         """
         source = self.open(video)
-        return EncodedVideo(source.video, source.duration, source.num_segments, list(source.segments))
+        return replace(source, segments=list(source.segments))
 
     def open(
         self, video: str | Path, content: str | None = None, starts: Collection[float] | None = None
@@ -245,7 +248,7 @@ class Searcher:
             content = file_hash(video) if Path(video).is_file() else ""
         duration, segments, segment_frames = read_segments(video, content, self.sampling, self.cache, starts)
         encoded = (self._encode_segment(frames, content) for frames in segment_frames)
-        return EncodedVideo(Path(video), duration, len(segments), encoded)
+        return EncodedVideo(Path(video), duration, len(segments), encoded, content)
 
     def _encode_segment(self, segment_frames: SegmentFrames, content: str) -> "EncodedSegment":
         example = encoding_example(segment_frames)

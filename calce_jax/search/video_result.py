@@ -51,8 +51,12 @@ class QueryResult:
 
 @dataclass(frozen=True)
 class VideoResult:
-    """The results for one video of `duration` seconds, one for each query in order."""
+    """The results for one video of `duration` seconds, one for each query in order.
+
+    `content` is the hash of the file from `calce_jax.storage.provenance.file_hash`; empty if it is not known.
+    """
 
     video: Path
     duration: float
     query_results: list[QueryResult]
+    content: str = ""

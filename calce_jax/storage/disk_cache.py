@@ -27,7 +27,7 @@ from absl import logging
 
 from calce_jax.storage.atomic_files import write_atomic
 
-EntryKind = Literal["frames", "captions", "features", "executables"]
+EntryKind = Literal["frames", "captions", "features", "executables", "thumbnails"]
 DEFAULT_LIMIT_GB = 10.0
 MAGIC = b"calce cache 2\n"
 # SHA-256 takes 5 ms for 8 MB, the features of a segment at the full size, on a CPU with instructions for it (AMD EPYC,

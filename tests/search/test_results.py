@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ import pytest
 from calce_jax.search.inputs import list_videos, load_captions
 from calce_jax.search.ranking import ScoredWindow
 from calce_jax.search.results import write_results
+from calce_jax.search.thumbnails import NUM_THUMBNAILS
 from calce_jax.search.video_result import QueryResult, VideoResult
+from calce_jax.storage.disk_cache import DiskCache
+from calce_jax.storage.provenance import file_hash
 from calce_jax.text.caption import Caption
 from calce_jax.video.decode import VideoError
 from tests.helpers.video_files import write_clip
@@ -126,3 +130,20 @@ def test_captions_in_several_languages_are_told(tmp_path, caplog):
     assert "film.de.srt, film.en.srt; choose with --language" in caplog.text
     (tmp_path / "film.srt").write_text(SRT.format("mine"))
     assert load_captions(tmp_path / "film.mp4", "auto") == [Caption(1.0, 2.0, "mine")]
+
+
+def test_thumbnails_are_made_once(tmp_path, monkeypatch):
+    video = write_clip(tmp_path / "a.mp4", frames=20, rate=5)
+    result, cache = replace(found(video), content=file_hash(video)), DiskCache(tmp_path / "cache")
+    assert not write_results(tmp_path / "first", [result], max_moments=3, cache=cache)
+    monkeypatch.setattr("calce_jax.search.thumbnails.thumbnails_at", None)
+    assert not write_results(tmp_path / "later", [result], max_moments=3, cache=cache)
+    pages = [(tmp_path / out / "index.html").read_text() for out in ("first", "later")]
+    assert pages[0] == pages[1]
+    assert pages[0].count("data:image/jpeg") == NUM_THUMBNAILS
+
+
+def test_without_the_hash_of_a_video_its_thumbnails_are_not_cached(tmp_path):
+    video = write_clip(tmp_path / "a.mp4", frames=20, rate=5)
+    write_results(tmp_path / "out", [found(video)], max_moments=3, cache=DiskCache(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
