@@ -73,7 +73,6 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
 
     click.get_current_context().call_on_close(gc.unfreeze)  # in a process that goes on, as tests do
     with garbage_kept():
-        from calce_jax.moments.annotations import read_annotations
         from calce_jax.search.inputs import check_queries
         from calce_jax.search.merging import merge_results
         from calce_jax.search.output import write_output
@@ -83,7 +82,11 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     start_time = time.monotonic()
     apply_verify(options.verify)
     check_queries(inputs.queries)
-    truth = ground_truth(read_annotations(options.annotations)) if options.annotations else None
+    truth = None
+    if options.annotations:
+        from calce_jax.moments.annotations import read_annotations
+
+        truth = ground_truth(read_annotations(options.annotations))
     reporter = Reporter(
         error=lambda text: print(f"Error: {text}", file=sys.stderr),
         notice=lambda text: None if options.quiet else print(text, file=sys.stderr),

@@ -7,32 +7,23 @@ of metrics, and filters. `calce_jax.report.search_page` is the page of a search.
 import base64
 import dataclasses
 import io
-import itertools
 import mimetypes
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from calce_jax.models.keyframes.treatment import Treatment
-from calce_jax.moments.metrics.highlights import CLIP_SECONDS
 from calce_jax.moments.windows import iou
 from calce_jax.report.line_chart import LineChart, chart_values
+from calce_jax.report.page_parts import TREATMENT_LABELS, axis_percent, curve_points, make_environment, ticks
 from calce_jax.storage.atomic_files import write_atomic
 
 Seconds = int | float
 
-TREATMENT_LABELS: dict[Treatment, str] = {
-    "full": "kept at full detail",
-    "compressed": "compressed",
-    "dropped": "dropped",
-}
 THUMBNAIL_HEIGHT = 112
-_TICK_STEPS = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
-_MAX_TICKS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,17 +163,6 @@ def render_page(
     )
 
 
-def make_environment() -> jinja2.Environment:
-    """Return the Jinja environment of the templates: values are escaped, an undefined name is an error."""
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("calce_jax.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
 def video_data_uri(path: str | Path) -> str:
     """Return a video file as a data: URI for `QueryView.video_src`; the page embeds equal URIs once.
 
@@ -261,25 +241,6 @@ def _bar(span: MomentView | CaptionView, duration: Seconds) -> dict[str, Any]:
     return {"start": span.start, "end": span.end, "left": left, "width": round(right - left, 3)}
 
 
-def axis_percent(second: Seconds, duration: Seconds) -> float:
-    """Return the position of a time on an axis from 0 to `duration`, in percent, clipped to [0, 100]."""
-    return round(100 * min(max(second / duration, 0.0), 1.0), 3)
-
-
-def curve_points(saliency: Sequence[float], duration: Seconds) -> str:
-    """Return the points of an SVG polygon, the area below the saliency of clips; "" if there are none.
-
-    The time axis is 100 wide; a saliency of 1 is at the top, y = 0, and one of 0 or less at the bottom, y = 1.
-    """
-    middles = [axis_percent((number + 0.5) * CLIP_SECONDS, duration) for number in range(len(saliency))]
-    heights = [round(1 - min(max(value, 0), 1), 3) for value in saliency]
-    points = [(middle, height) for middle, height in zip(middles, heights, strict=True)]
-    if not points:
-        return ""
-    corners = [(0, 1), (0, heights[0]), *points, (100, heights[-1]), (100, 1)]
-    return " ".join(f"{x:g},{y:g}" for x, y in corners)
-
-
 def _strip(frames: Sequence[FrameView], duration: Seconds, images: _Images) -> list[dict[str, Any]]:
     """Return the template's values for a row of frames; each one extends to the time of the next."""
     ends = [*(frame.second for frame in frames[1:]), duration]
@@ -293,12 +254,6 @@ def _strip(frames: Sequence[FrameView], duration: Seconds, images: _Images) -> l
         }
         for frame, end in zip(frames, ends, strict=True)
     ]
-
-
-def ticks(duration: Seconds) -> list[int]:
-    """Return whole seconds to mark on an axis from 0 to `duration`: at most ten steps of a round number of seconds."""
-    step = next((step for step in _TICK_STEPS if duration / step <= _MAX_TICKS), _TICK_STEPS[-1])
-    return list(itertools.takewhile(lambda tick: tick <= duration, itertools.count(0, step)))
 
 
 def _format_seconds(value: Seconds) -> str:

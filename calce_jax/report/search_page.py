@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.player_time import format_time
-from calce_jax.report.page import TREATMENT_LABELS, axis_percent, curve_points, make_environment, ticks
+from calce_jax.report.page_parts import TREATMENT_LABELS, axis_percent, curve_points, make_environment, ticks
 from calce_jax.storage.atomic_files import write_atomic
 
 Seconds = int | float

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from calce_jax.report.page import ticks
+from calce_jax.report.page_parts import ticks
 
 Seconds = int | float
 Windows = Sequence[Sequence[Seconds]]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from calce_jax.search.paths import SearchError
 from calce_jax.search.reporter import Reporter
 from calce_jax.search.video_result import VideoResult
-from calce_jax.search.words import add_words, search_words
 from calce_jax.storage.file_names import single_line
 from calce_jax.text.caption import Caption
 
@@ -57,6 +56,9 @@ def search_videos(
     Raises:
       SearchError: no video could be searched.
     """
+    if mode != "picture":
+        from calce_jax.search.words import add_words, search_words  # noqa: PLC0415 - SQLite, which most do not need
+
     if mode == "speech":
         for video, spoken in captions.items():
             if not spoken:

@@ -4,14 +4,15 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from calce_jax.moments.player_time import Seconds, format_time
 from calce_jax.search.results import RankedMoment, rank_moments
 from calce_jax.search.video_result import QueryResult, UsedCaption, VideoResult
 from calce_jax.video.clips import copy_clip, cut_clip, thumbnails_at
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,15 @@ class Moment:
         (copy_clip if copy else cut_clip)(self.video, self.start, self.end, path)
         return Path(path)
 
-    def image(self, second: Seconds | None = None, height: int = 360) -> Image.Image:
+    def image(self, second: Seconds | None = None, height: int = 360) -> "Image":
         """Return the picture at a second of the video, by default in the middle of the moment.
 
         Raises:
           VideoError: the video cannot be read.
         """
-        return Image.open(io.BytesIO(self.jpeg(second, height)))
+        from PIL.Image import open as open_image  # noqa: PLC0415 - of use in Python alone, not for `calce search`
+
+        return open_image(io.BytesIO(self.jpeg(second, height)))
 
     def jpeg(self, second: Seconds | None = None, height: int = 360) -> bytes:
         """Return the bytes of `image` as a JPEG file."""

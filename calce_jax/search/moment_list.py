@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from calce_jax.moments.player_time import Seconds, format_time
-from calce_jax.report.page import make_environment
+from calce_jax.report.page_parts import make_environment
 from calce_jax.search.exports import text_formats, timeline
 from calce_jax.search.moment import Moment
 from calce_jax.search.results import unique_names, write_results

@@ -12,14 +12,13 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from calce_jax.errors import UsageError, UserError
 from calce_jax.models.keyframes.treatment import Treatment
-from calce_jax.moments.annotations import Annotation
 from calce_jax.report.search_page import BarView, PictureView, QueryResultView, VideoView, write_search_page
 from calce_jax.search.ranking import ScoredWindow, break_ties_jointly
 from calce_jax.search.thumbnails import read_thumbnails
@@ -29,6 +28,9 @@ from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.storage.failures import Failure
 from calce_jax.storage.file_names import fit_name
 from calce_jax.video.clips import cut_clip
+
+if TYPE_CHECKING:  # most searches have none
+    from calce_jax.moments.annotations import Annotation
 
 CLIP_SLUG_LENGTH = 24  # characters of the query in a clip's name
 GroundTruth = Mapping[
@@ -163,7 +165,7 @@ def keep_best(results: Sequence[VideoResult], top: int) -> list[VideoResult]:
     return [result for result in kept if any(found.moments for found in result.query_results)]
 
 
-def ground_truth(annotations: Iterable[Annotation]) -> GroundTruth:
+def ground_truth(annotations: "Iterable[Annotation]") -> GroundTruth:
     """Return the annotated windows by (video id, query), clipped to the video."""
     return {(annotation.video, annotation.query.strip()): annotation.clipped_windows for annotation in annotations}
 

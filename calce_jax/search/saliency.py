@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calce_jax.moments.metrics.highlights import CLIP_SECONDS
-from calce_jax.moments.saliency import DECIMALS, clip_saliency
+from calce_jax.moments.saliency import CLIP_SECONDS, DECIMALS, clip_saliency
 from calce_jax.moments.scoring import BeamHypothesis
 from calce_jax.moments.windows import Seconds
 from calce_jax.search.segments import Segment

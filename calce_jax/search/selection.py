@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calce_jax.search.inputs import list_videos
-from calce_jax.search.library import Library
 from calce_jax.search.paths import SearchError
 from calce_jax.search.reporter import Reporter
 from calce_jax.search.segments import searchable_duration
@@ -17,6 +16,8 @@ def list_library(library_file: Path) -> list[Path]:
       LibraryError: there is no library, or it is damaged.
       SearchError: none of its videos is there.
     """
+    from calce_jax.search.library import Library  # noqa: PLC0415 - most searches go through files
+
     with Library(library_file) as library:
         videos = library.videos()
         library.check_any_unchanged(videos)

@@ -19,10 +19,10 @@ from calce_jax.report.page import (
     StageView,
     SummaryTable,
     render_page,
-    ticks,
     video_data_uri,
     write_page,
 )
+from calce_jax.report.page_parts import ticks
 from calce_jax.report.timeline import draw_timeline
 
 

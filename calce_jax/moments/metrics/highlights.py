@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float
 
 from calce_jax.errors import UserError
 from calce_jax.moments.metrics.protocols import to_percent
+from calce_jax.moments.saliency import CLIP_SECONDS
 from calce_jax.moments.windows import Seconds
 
-CLIP_SECONDS = 2.0
 # The lowest rating that counts, on the scale from 0 (very bad) to 4 (very good).
 MIN_RATINGS = {"Fair": 2, "Good": 3, "VeryGood": 4}
 
