@@ -15,10 +15,10 @@ from typing import NoReturn
 
 @contextmanager
 def garbage_kept() -> Iterator[None]:
-    """Collect no garbage while libraries are imported and models loaded: what they make lasts as long as the process.
+    """Collect no garbage while libraries are imported: what they make lasts as long as the process.
 
     Python would look at all of it again and again, 0.25 s for a search. Later collections leave it out, until
-    `gc.unfreeze`.
+    `gc.unfreeze`. Not for what reads weights: garbage that held them would stay.
     """
     gc.disable()
     try:

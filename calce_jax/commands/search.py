@@ -251,9 +251,10 @@ def plan_library_search(inputs: Inputs, options: Options, reporter: "Reporter") 
     check_ranker(find_checkpoint(options.model))
 
     def run(out: Path | None) -> ModeResult:
-        from calce_jax.search.library_search import add_library_words, search_library
-        from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
-        from calce_jax.search.picture_ranker import open_ranker
+        with garbage_kept():
+            from calce_jax.search.library_search import add_library_words, search_library
+            from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
+            from calce_jax.search.picture_ranker import open_ranker
 
         cache = open_cache(options.cache, options.cache_gb)
         if not enable_compilation_cache(cache.folder):
@@ -338,15 +339,15 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Searc
         with garbage_kept():
             from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
 
-            if not enable_compilation_cache(cache.folder):
-                reporter.notice(FIRST_SEARCH)
-            return load_searcher(
-                find_checkpoint(options.model),
-                cache=cache,
-                max_seconds=options.piece_seconds,
-                batch=options.batch,
-                keep_programs=True,
-            )
+        if not enable_compilation_cache(cache.folder):
+            reporter.notice(FIRST_SEARCH)
+        return load_searcher(
+            find_checkpoint(options.model),
+            cache=cache,
+            max_seconds=options.piece_seconds,
+            batch=options.batch,
+            keep_programs=True,
+        )
 
     def run(out: Path | None) -> "ModeResult":
         whisper = options.whisper if options.srt == "auto" and out is not None else None
