@@ -1,7 +1,7 @@
 """Attention for a few heads at a time, whose scores stay in a CPU's cache.
 
-Scores of all heads at once go to memory, and the pages that they are written to are new ones in each block. In chunks,
-attention took a half to a quarter of the time (docs/benchmarks.md).
+Scores of all heads at once go to memory, in buffers of more than 32 MiB to pages that are new in every block. In
+chunks, attention takes about half of the time (docs/benchmarks.md).
 
 Dimensions: B batch, Q query positions, L key positions, N heads, H head width.
 """
@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 # Float32 scores of a chunk: a CPU has one to a few megabytes of cache a core.
-MAX_SCORE_BYTES = 9 * 2**18
+CHUNK_BYTES = 9 * 2**18
+# As many are computed at once: glibc keeps buffers of up to 32 MiB, and a loop is then slower or faster.
+MAX_BYTES_AT_ONCE = 32 * 2**20
 
 
 def attend_in_chunks(
@@ -34,10 +36,11 @@ def attend_in_chunks(
       mask: True where a query attends to a key.
     """
     batch, heads, num_queries, _ = query.shape
-    max_heads = max(MAX_SCORE_BYTES // (4 * num_queries * key.shape[2]), 1)
+    bytes_of_a_head = 4 * num_queries * key.shape[2]
     # A loop over what is split over devices would gather it.
-    if batch * heads <= max_heads or jax.sharding.get_abstract_mesh().size > 1:
+    if batch * heads * bytes_of_a_head <= MAX_BYTES_AT_ONCE or jax.sharding.get_abstract_mesh().size > 1:
         return attend(query, key, value, bias=bias, mask=mask)
+    max_heads = max(CHUNK_BYTES // bytes_of_a_head, 1)
     chunk_heads = _largest_divisor(heads, max_heads)
     chunk_rows = _largest_divisor(batch, max_heads // heads) if chunk_heads == heads else 1
     chunks_per_row = heads // chunk_heads
