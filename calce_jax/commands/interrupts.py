@@ -36,7 +36,10 @@ def interrupt_ends_process() -> None:
 def end_interrupted(number: int = signal.SIGINT, frame: FrameType | None = None) -> NoReturn:
     """Print a line and end the process with 128 + number; a handler of signals."""
     del frame
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{SIGNAL_LINES[signal.Signals(number)]}\n".encode())
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)  # absent before, and half there while, it is imported
+    beside_bar = "\n" if getattr(tqdm, "_instances", ()) else ""
+    line = f"{beside_bar}{SIGNAL_LINES[signal.Signals(number)]}\n"
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
     os._exit(128 + number)
 
 

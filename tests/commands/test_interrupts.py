@@ -61,6 +61,17 @@ def test_an_interrupt_at_any_moment_is_one_line(tmp_path, signals_heard, argumen
     assert all(end == ([line], False) for end in ends.values()), ends
 
 
+def test_the_line_is_not_written_behind_a_bar():
+    """Of a search, which imports what writes its page while its bar is shown."""
+    code = (
+        "import tqdm; from calce_jax.commands.interrupts import end_interrupted\n"
+        "bar = tqdm.tqdm(total=2); bar.update(); end_interrupted()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 130
+    assert ended.stderr.splitlines()[-1] == "interrupted; run the same command again, it continues where it can"
+
+
 @pytest.mark.slow
 def test_an_interrupt_that_the_shell_lets_be_ignored_stays_ignored(tmp_path):
     code, written = interrupt(tmp_path, 0.02, "--version", ignored=True)
