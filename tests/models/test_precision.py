@@ -80,9 +80,14 @@ def test_gelu():
     x = bfloat16(np.linspace(-3, 3, 601))
     exact = float64(x)
     expected = 0.5 * exact * (1 + np.vectorize(math.erf)(exact / math.sqrt(2)))
-    y = gelu(x)
+    y, gradient = jax.vjp(gelu, x)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(float64(y), expected, rtol=ONE_ROUNDING, atol=1e-6)
+    slope = 0.5 * (1 + np.vectorize(math.erf)(exact / math.sqrt(2))) + exact * np.exp(-(exact**2) / 2) / math.sqrt(
+        2 * math.pi
+    )
+    # Next to its zero at -0.75 the slope is a difference of two numbers of float32.
+    np.testing.assert_allclose(float64(gradient(jnp.ones_like(x))[0]), slope, rtol=ONE_ROUNDING, atol=1e-6)
 
 
 def test_pixels():

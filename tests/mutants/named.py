@@ -61,8 +61,8 @@ NAMED = (
     ),
     Mutant(
         RESTORE,
-        "key = jax.random.key(config.seed)",
-        "key = jax.random.key(0)",
+        "jax.random.key(config.seed)",
+        "jax.random.key(0)",
         "adapters ignore the seed",
         noticed_by=("tests/training/test_run.py",),
     ),
@@ -314,8 +314,8 @@ NAMED = (
     ),
     Mutant(
         LAYERS,
-        "    x_float32 = x.astype(jnp.float32)\n    return (0.5",
-        "    x_float32 = x\n    return (0.5",
+        "    x_float32 = x.astype(jnp.float32)\n    below",
+        "    x_float32 = x\n    below",
         "GELU in bfloat16",
         noticed_by=("tests/models/test_precision.py",),
     ),
