@@ -109,7 +109,7 @@ def test_sides_that_agree_pass(workspace):
     sides(workspace, {})
     checks = compare_sides(workspace)
     assert all(check.ok for check in checks)
-    assert sum(check.limit is not None for check in checks) == 13
+    assert sum(check.limit is not None for check in checks) == 14
 
 
 @pytest.mark.parametrize(
