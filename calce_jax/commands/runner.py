@@ -80,7 +80,7 @@ def exit_codes(program: str) -> Iterator[None]:
     try:
         with _signals_raise():
             yield
-            sys.stdout.flush()
+            print(end="", flush=True)  # there may be no stdout
     except UsageError as error:
         fail(f"{program}: {error}", USAGE)
     except BrokenPipeError:

@@ -27,6 +27,7 @@ from jax.extend.mlir.passmanager import PassManager
 from jax.sharding import Mesh
 
 from calce_jax.storage.disk_cache import DiskCache, make_cache_key
+from calce_jax.storage.processor import processor
 
 Result = TypeVar("Result")
 
@@ -180,19 +181,6 @@ def describe_devices(mesh: Mesh) -> list[Any]:
         [[device.id, device.device_kind] for device in devices],
         processor(),
     ]
-
-
-@cache
-def processor() -> str:
-    """Return model and instructions of this machine's processor; code for others may not run."""
-    info = [platform.machine(), platform.processor()]
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            first = file.read(1 << 16).split("\n\n")[0]
-    except OSError:
-        return " ".join(info)
-    kept = ("model name", "flags", "Features", "CPU implementer", "CPU part")
-    return " ".join([*info, *(line for line in first.splitlines() if line.startswith(kept))])
 
 
 def environment() -> list[Any]:

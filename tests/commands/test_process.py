@@ -35,6 +35,13 @@ def test_a_process_ends_after_its_threads_and_what_is_registered_but_is_not_take
     assert (done.stdout, done.stderr) == ("command thread registered ", "")
 
 
+def test_a_command_without_stdout_ends_as_another():
+    root = Path(__file__).parents[2]
+    command = f"{sys.executable} -m calce_jax --version >&-"
+    done = subprocess.run(command, shell=True, cwd=root, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_garbage_is_collected_again_after_the_start_also_after_an_error():
     def fail() -> None:
         with garbage_kept():

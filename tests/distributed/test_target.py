@@ -4,9 +4,9 @@ import jax
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from calce_jax.distributed import target
 from calce_jax.distributed.sharding import build_mesh
 from calce_jax.distributed.target import cpu_has_bfloat16, target_platform
+from calce_jax.storage import processor
 
 
 def test_target_platform():
@@ -38,5 +38,6 @@ def test_cpu_has_bfloat16(tmp_path, monkeypatch, text, expected):
     path = tmp_path / "cpuinfo"
     if text is not None:
         path.write_text(text, encoding="utf-8")
-    monkeypatch.setattr(target, "CPU_INFO", path)
-    assert cpu_has_bfloat16.__wrapped__() is expected
+    monkeypatch.setattr(processor, "CPU_INFO", path)
+    monkeypatch.setattr(processor, "processor", processor.processor.__wrapped__)
+    assert cpu_has_bfloat16() is expected
