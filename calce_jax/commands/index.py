@@ -106,10 +106,11 @@ def make_looker(
 
     from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
     from calce_jax.search.picture_ranker import open_ranker
+    from calce_jax.storage.program_cache import ProgramCache
 
     disk_cache = open_cache(cache, cache_gb)
     enable_compilation_cache(disk_cache.folder)
-    ranker = open_ranker(load_searcher(stages, cache=disk_cache, keep_programs=True), stages)
+    ranker = open_ranker(load_searcher(stages, cache=disk_cache, programs=ProgramCache(disk_cache)), stages)
     if pipeline is None:
         return Looker(ranker.key, partial(ranker.embed_videos, progress=progress("look")))
 

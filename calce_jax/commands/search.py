@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from calce_jax.search.modes import ModeResult
     from calce_jax.search.reporter import Reporter
     from calce_jax.search.searcher import Searcher
+    from calce_jax.storage.disk_cache import DiskCache
+    from calce_jax.storage.program_cache import ProgramCache
 
 DEFAULT_OUT = "found"
 FIRST_SEARCH = "the first search compiles its programs, which takes up to a minute; later ones read them"
@@ -251,16 +253,20 @@ def plan_library_search(inputs: Inputs, options: Options, reporter: "Reporter") 
     check_ranker(find_checkpoint(options.model))
 
     def run(out: Path | None) -> ModeResult:
+        cache = open_cache(options.cache, options.cache_gb)
         with garbage_kept():
+            programs = open_programs(cache, options)
             from calce_jax.search.library_search import add_library_words, search_library
             from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
             from calce_jax.search.picture_ranker import open_ranker
+            from calce_jax.text.nouns import load_tagger
 
-        cache = open_cache(options.cache, options.cache_gb)
+            load_tagger()
+
         if not enable_compilation_cache(cache.folder):
             reporter.notice(FIRST_SEARCH)
         stages = find_checkpoint(options.model)
-        searcher = load_searcher(stages, cache=cache, batch=options.batch, keep_programs=True)
+        searcher = load_searcher(stages, cache=cache, batch=options.batch, programs=programs)
         if searcher.notice:
             reporter.notice(searcher.notice)
         with Library(path) as library:
@@ -337,7 +343,11 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Searc
 
     def open_searcher() -> "Searcher":
         with garbage_kept():
+            programs = open_programs(cache, options)
             from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
+            from calce_jax.text.nouns import load_tagger
+
+            load_tagger()
 
         if not enable_compilation_cache(cache.folder):
             reporter.notice(FIRST_SEARCH)
@@ -346,7 +356,7 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Searc
             cache=cache,
             max_seconds=options.piece_seconds,
             batch=options.batch,
-            keep_programs=True,
+            programs=programs,
         )
 
     def run(out: Path | None) -> "ModeResult":
@@ -369,6 +379,15 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Searc
         )
 
     return Search(len(videos), run)
+
+
+def open_programs(cache: "DiskCache", options: Options) -> "ProgramCache":
+    """Begin to read the programs of the last search with this model, and return those that the cache has."""
+    from calce_jax.storage.program_cache import ProgramCache
+    from calce_jax.storage.programs_ahead import ProgramsAhead
+
+    settings = (find_checkpoint(options.model), options.batch, options.piece_seconds, options.library)
+    return ProgramCache(cache, ProgramsAhead(cache, settings))
 
 
 def report(out: Path, written: Sequence[Path], done: str, options: Options) -> None:

@@ -98,11 +98,12 @@ def command(
     from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
     from calce_jax.search.picture_ranker import open_ranker
     from calce_jax.search.samples import load_samples
+    from calce_jax.storage.program_cache import ProgramCache
 
     check_port(host, port)
     disk_cache = open_cache(cache, cache_gb)
     enable_compilation_cache(disk_cache.folder)
-    searcher = load_searcher(folder_of_stages, cache=disk_cache, batch=batch, keep_programs=True)
+    searcher = load_searcher(folder_of_stages, cache=disk_cache, batch=batch, programs=ProgramCache(disk_cache))
     ranker = open_ranker(searcher, folder_of_stages) if library else None
     limits = Limits(
         max_megabytes=max_mb,

@@ -27,7 +27,7 @@ def load_searcher(
     cache: DiskCache | None = None,
     max_seconds: float | None = None,
     batch: int | None = None,
-    keep_programs: bool = False,
+    programs: ProgramCache | None = None,
 ) -> Searcher:
     """Load the models of both stages for searching videos.
 
@@ -35,7 +35,7 @@ def load_searcher(
       checkpoint, batch: see `open_stages`.
       cache: of key frames and features; by default of 10 GB at `default_cache_dir()`.
       max_seconds: see `Searcher`.
-      keep_programs: also keep the compiled programs in the cache, for later processes.
+      programs: where compiled programs are kept for later processes; by default they are not.
 
     Raises:
       SearchError, ConfigError, CheckpointError, TokenizerError: see `open_stages`.
@@ -44,7 +44,6 @@ def load_searcher(
     notice = TINY_MODEL_NOTICE if checkpoint is None else ""
     calibration = read_calibration(calibration_path(checkpoint))
     cache = cache or DiskCache(default_cache_dir())
-    programs = ProgramCache(cache) if keep_programs else None
     return Searcher(
         open_stages(checkpoint, batch, programs), cache, max_seconds, notice, calibration, programs=programs
     )

@@ -19,8 +19,9 @@ from calce_jax.search.picture_ranker import open_ranker
 from calce_jax.search.published.install import resolve_model
 from calce_jax.search.searcher import MAX_MOMENTS, EncodedVideo, Searcher
 from calce_jax.search.video_result import VideoResult
-from calce_jax.storage.disk_cache import DiskCache
+from calce_jax.storage.disk_cache import DiskCache, default_cache_dir
 from calce_jax.storage.failures import Failure
+from calce_jax.storage.program_cache import ProgramCache
 from calce_jax.text.caption import Caption
 from calce_jax.text.languages import check_language
 
@@ -191,6 +192,8 @@ def load(
             checkpoint, models_dir, confirm=(lambda _: True) if yes else None, keep_downloads=keep_downloads
         )
     # JAX's own cache is enough where somebody has set it; it cannot keep the same programs.
-    keep_programs = not jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    searcher = load_searcher(checkpoint, cache=cache, max_seconds=max_seconds, keep_programs=keep_programs)
+    has_own_cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    cache = cache or DiskCache(default_cache_dir())
+    programs = None if has_own_cache else ProgramCache(cache)
+    searcher = load_searcher(checkpoint, cache=cache, max_seconds=max_seconds, programs=programs)
     return Model(searcher, checkpoint)

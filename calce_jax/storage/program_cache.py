@@ -8,31 +8,22 @@ Entries are pickles with machine code: whoever can write the cache's folder can 
 are only read from there, never from a file that was downloaded.
 """
 
-import hashlib
-import os
 import pickle
-import platform
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
-import flax
 import jax
-import jaxlib
-import numpy as np
 from absl import logging
-from jax.experimental import serialize_executable
 from jax.extend.mlir.passmanager import PassManager
 from jax.sharding import Mesh
 
 from calce_jax.storage.disk_cache import DiskCache, make_cache_key
+from calce_jax.storage.installation import installation
 from calce_jax.storage.processor import processor
+from calce_jax.storage.programs_ahead import ProgramsAhead
+from calce_jax.storage.stored_program import StoredProgram, load_program, store_program
 
 Result = TypeVar("Result")
-
-PACKAGE = Path(__file__).parents[1]
-LIBRARIES = (jax, jaxlib, flax, np)
 
 
 class ProgramCache:
@@ -42,10 +33,11 @@ class ProgramCache:
 
     Args:
       cache: where entries are kept.
+      ahead: has programs that are being read already, and learns which are used.
     """
 
-    def __init__(self, cache: DiskCache):
-        self._cache = cache
+    def __init__(self, cache: DiskCache, ahead: ProgramsAhead | None = None):
+        self._cache, self._ahead = cache, ahead
 
     def recall(self, name: str, settings: object, make: Callable[[], Result]) -> Result:
         """Return what `make` returned, in this or in an earlier process.
@@ -82,7 +74,7 @@ class ProgramCache:
         def run(*arguments: Any) -> Any:
             description = describe(arguments)
             if description in programs:
-                return programs[description](*jax.tree.leaves(arguments))
+                return programs[description](arguments)
             key = make_cache_key(
                 name=function.__name__,
                 settings=repr((settings, options)),
@@ -102,37 +94,70 @@ class ProgramCache:
         mesh: Mesh,
         arguments: tuple[Any, ...],
         options: dict[str, str] | None,
-    ) -> tuple[Callable[..., Any], Any]:
-        """Return a program of the arguments' leaves and its results: that of the cache, or a new one that is kept."""
-        entry = self._cache.read("executables", key)
-        if entry is not None:
+    ) -> tuple[StoredProgram, Any]:
+        """Return a program and its results: the program of the cache, or a new one that is kept."""
+        program = self._find(key, mesh)
+        if program is not None:
             try:
-                return load_and_run(entry, mesh, arguments)
+                results = run_and_wait(program, arguments)
             except Exception as error:  # damaged machine code is found in many ways, some of them when it runs
-                self._cache.refuse("executables", key, f"{type(error).__name__}: {error}"[:200])
-        compiled = compile_anew(function, arguments, options)
+                self._refuse(key, error)
+            else:
+                self._note(key)
+                return program, results
+        program = compile_anew(function, arguments, options)
         try:
-            entry = serialize(compiled)
+            entry = store_program(program)
             # A program that XLA itself read from a cache is written without some of its code, and fails when it runs.
-            loaded = load_and_run(entry, mesh, arguments)
+            loaded = load_program(entry, mesh.devices.flat)
+            results = run_and_wait(loaded, arguments)
         except Exception as error:  # a backend may not be able to write programs
             logging.info("%s is not kept: %s", function.__name__, error)
-            return compiled, compiled(*jax.tree.leaves(arguments))
+            return program, program(arguments)
         self._cache.write("executables", key, entry)
-        return loaded
+        self._note(key)
+        return loaded, results
+
+    def _find(self, key: str, mesh: Mesh) -> StoredProgram | None:
+        """Return the program of an entry, or None if there is none that can be read."""
+        if self._ahead and (program := self._ahead.take(key)):
+            return program
+        entry = self._cache.read("executables", key)
+        if entry is None:
+            return None
+        try:
+            return load_program(entry, mesh.devices.flat)
+        except Exception as error:
+            self._refuse(key, error)
+            return None
+
+    def _refuse(self, key: str, error: Exception) -> None:
+        self._cache.refuse("executables", key, f"{type(error).__name__}: {error}"[:200])
+
+    def _note(self, key: str) -> None:
+        if self._ahead:
+            self._ahead.note(key)
+
+
+def run_and_wait(program: StoredProgram, arguments: tuple[Any, ...]) -> Any:
+    """Return the results of a program, for which it waits: some damage of its code shows only then."""
+    return jax.block_until_ready(program(arguments))
 
 
 def compile_anew(
     function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, str] | None = None
-) -> Any:
+) -> StoredProgram:
     """Compile a function for the leaves of its arguments; JAX's own cache does not get what is kept here.
 
-    A program of leaves can be written without the classes of the arguments.
+    A program from leaves to leaves can be written, and read, without the classes of arguments and results.
     """
     structure = jax.tree.structure(arguments)
+    results: list[Any] = []
 
     def kept(*leaves: Any) -> Any:
-        return function(*jax.tree.unflatten(structure, leaves))
+        returned, of_results = jax.tree.flatten(function(*jax.tree.unflatten(structure, leaves)))
+        results.append(of_results)
+        return returned
 
     # Another name than the function's: what JAX's cache may have of it from elsewhere cannot be written again.
     kept.__name__ = f"kept_{function.__name__}"
@@ -145,25 +170,9 @@ def compile_anew(
     seconds = jax.config.jax_persistent_cache_min_compile_time_secs  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
     try:
-        return lowered.compile()
+        return StoredProgram(lowered.compile(), pickle.dumps(results[0]))
     finally:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
-
-
-def serialize(compiled: Any) -> bytes:
-    """Return a compiled program, and the structure of its results, as bytes."""
-    program, _, results = serialize_executable.serialize(compiled)
-    return pickle.dumps((program, results))
-
-
-def load_and_run(entry: bytes, mesh: Mesh, arguments: tuple[Any, ...]) -> tuple[Callable[..., Any], Any]:
-    """Return the program of an entry and its results, for which it waits: some damage shows only then."""
-    program, results = pickle.loads(entry)
-    structure = jax.tree.structure((tuple(jax.tree.leaves(arguments)), {}))
-    compiled = serialize_executable.deserialize_and_load(
-        program, structure, results, execution_devices=list(mesh.devices.flat)
-    )
-    return compiled, jax.block_until_ready(compiled(*jax.tree.leaves(arguments)))
 
 
 def describe(arguments: Any) -> str:
@@ -186,16 +195,4 @@ def describe_devices(mesh: Mesh) -> list[Any]:
 def environment() -> list[Any]:
     """Return what the text of a program, and how it is compiled, depend on: code, versions, settings of JAX and XLA."""
     settings = {name: repr(value) for name, value in jax.config.values.items() if "cache" not in name}  # pyright: ignore
-    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    return [code_hash(), [library.__version__ for library in LIBRARIES], platform.python_version(), settings, flags]
-
-
-@cache
-def code_hash() -> str:
-    """Return a hash of the source files of this package; takes 10 ms."""
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(PACKAGE)} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
+    return [*installation(), settings]

@@ -7,10 +7,13 @@ Parts of speech come from the Hanover Tagger (Wartena 2019), whose English model
 import re
 from collections.abc import Collection, Iterable
 from functools import cache
+from pathlib import Path
 
+import HanTa
 from HanTa.HanoverTagger import HanoverTagger
 
-TAGGER_MODEL = "morphmodel_en.pgz"
+# With its folder: HanTa looks for a bare name in the working folder first, and the file is a pickle.
+TAGGER_MODEL = Path(HanTa.__path__[0]) / "morphmodel_en.pgz"
 # Tags of the British National Corpus: NN0, NN1, NN2 and NP0 are nouns, AJ0, AJC and AJS adjectives, VVB, VVD, VVG, VVI,
 # VVN and VVZ verbs other than auxiliaries.
 NOUN_TAG, ADJECTIVE_TAG, VERB_TAG = "N", "AJ", "VV"
@@ -43,7 +46,7 @@ def tag_words(query: str) -> list[tuple[str, str]]:
     words = WORD.findall(query)
     if not words:
         return []
-    tags = _tagger().tag_sent([word[:MAX_LETTERS] for word in words])
+    tags = load_tagger().tag_sent([word[:MAX_LETTERS] for word in words])
     return [(word.lower(), str(tag)) for word, (_, _, tag) in zip(words, tags, strict=True)]
 
 
@@ -68,5 +71,6 @@ def select_nouns(
 
 
 @cache
-def _tagger() -> HanoverTagger:
-    return HanoverTagger(TAGGER_MODEL)
+def load_tagger() -> HanoverTagger:
+    """Return the tagger; the first call reads its model, which takes 0.1 s, or twice that if garbage is collected."""
+    return HanoverTagger(str(TAGGER_MODEL))

@@ -15,16 +15,21 @@ from calce_jax.checkpoints.convert.sources import open_sources
 from calce_jax.checkpoints.convert.state_dict import lazy_state_dict
 from calce_jax.checkpoints.convert.weights import Weights, as_lazy, trainable_param_shapes
 from calce_jax.checkpoints.convert.writer import write_safetensors
-from calce_jax.config import packaged_path
+from calce_jax.config import LoraConfig, packaged_path
 from calce_jax.datasets.sources import DriveFile, PublishedModel
 from calce_jax.presets.datasets import TINY_BASE
 from calce_jax.presets.tiny import tiny_config
 from tests.helpers.published_server import FakeServer
 
 
-def trained_weights(stage: int) -> Weights:
-    """Return the packaged base weights with adapters that change little: random, and the same in every call."""
-    run = tiny_config(1)
+def trained_weights(stage: int, lora: LoraConfig | None = None) -> Weights:
+    """Return the packaged base weights with adapters that change little: random, and the same in every call.
+
+    Args:
+      stage: 1 or 2.
+      lora: of the adapters, by default those of the packaged model.
+    """
+    run = replace(tiny_config(1), **({} if lora is None else {"lora": lora}))
     sizes = model_config_of(run)
     base = open_sources([("base", packaged_path(TINY_BASE))], sizes, seed=run.seed)
     rng = np.random.default_rng(stage)
@@ -36,9 +41,9 @@ def trained_weights(stage: int) -> Weights:
     return replace(base, trained=adapters)
 
 
-def publish(folder: Path) -> dict[str, dict[str, bytes]]:
+def publish(folder: Path, lora: LoraConfig | None = None) -> dict[str, dict[str, bytes]]:
     """Return the files of each publication, {"blip2": {file: content}, "t5", "bert", "calce"}; `folder` is for work."""
-    weights = trained_weights(1)
+    weights = trained_weights(1, lora)
     write_blip2(folder / "blip2", replace(weights, trained={}))
     rows = mapping_rows(bert.key_mapping())
     params = {param for row in rows for param in row.param_names}
@@ -51,7 +56,7 @@ def publish(folder: Path) -> dict[str, dict[str, bytes]]:
     BertTokenizer.from_pretrained(str(tokenizer)).save_pretrained(folder / "bert")
     (folder / "bert/vocab.txt").write_bytes((tokenizer / "vocab.txt").read_bytes())
     for stage in (1, 2):
-        write_checkpoint(folder / "calce" / f"stage{stage}.pth", trained_weights(stage))
+        write_checkpoint(folder / "calce" / f"stage{stage}.pth", trained_weights(stage, lora))
     return {name: _contents(folder / name) for name in ("blip2", "bert", "t5", "calce")}
 
 

@@ -345,12 +345,12 @@ PAPER_RUNS = {"calce-qvh": ("qvhighlights", 75, 150), "calce-charades": ("charad
 
 @pytest.mark.release
 @pytest.mark.parametrize("name", PAPER_RUNS)
-def test_the_runs_of_a_model_are_those_of_the_paper(server, publication, tmp_path, monkeypatch, name):
-    """At the size of the fetched BLIP-2, which is the tiny one here."""
+def test_the_runs_of_a_model_are_those_of_the_paper(server, tmp_path, monkeypatch, name):
+    """At the size of the fetched BLIP-2, which is the tiny one here, with the paper's adapters."""
     run, *frames = PAPER_RUNS[name]
     model = replace(MODELS[name], download_bytes=10**6, disk_bytes=10**6)
     monkeypatch.setitem(sources.MODELS, name, model)
-    serve(server, model, publication)
+    serve(server, model, publish(tmp_path / "published", get_preset(f"{run},size=tiny").lora))
     folder = install(name)
     for stage, expected in enumerate(frames, 1):
         config = read_config(folder / f"stage{stage}")

@@ -11,7 +11,7 @@ import pytest
 from flax import struct
 
 from calce_jax.distributed.sharding import build_mesh, put_batch
-from calce_jax.storage import program_cache
+from calce_jax.storage import installation, program_cache
 from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.storage.program_cache import ProgramCache
 
@@ -73,9 +73,9 @@ def test_other_settings_shapes_and_dtypes_are_other_programs(folder):
     assert len(entries(folder)) == 4, "none has taken the place of another"
 
 
-@pytest.mark.parametrize("name", ["code_hash", "processor"])
-def test_other_code_and_other_processors_are_other_programs(folder, monkeypatch, name):
-    monkeypatch.setattr(program_cache, name, lambda: "another")
+@pytest.mark.parametrize(("module", "name"), [(installation, "code_hash"), (program_cache, "processor")])
+def test_other_code_and_other_processors_are_other_programs(folder, monkeypatch, module, name):
+    monkeypatch.setattr(module, name, lambda: "another")
     program = Program(folder)
     assert program(X).means.tolist() == [0, 3, 6, 9]
     assert program.traces == 1
@@ -86,7 +86,7 @@ def test_another_jax_and_other_settings_of_it_are_other_programs(folder, monkeyp
     monkeypatch.setenv("XLA_FLAGS", "")
     assert program_cache.environment() != before
     monkeypatch.undo()
-    monkeypatch.setattr(jax, "__version__", "0.0")
+    monkeypatch.setattr(installation, "version", lambda _: "0.0")
     assert program_cache.environment() != before
     monkeypatch.undo()
     jax.config.update("jax_default_matmul_precision", "bfloat16")
@@ -102,12 +102,12 @@ def test_a_damaged_program_is_made_anew(folder, damage):
     (path,) = entries(folder)
     content = DiskCache(folder).read("executables", path.name)
     assert content is not None
-    program, results = pickle.loads(content)
+    code, *structure = pickle.loads(content)
     damaged = {
         "noise": b"noise",
         "pickle": pickle.dumps("no program"),
         "cut": content[: len(content) // 2],
-        "code": pickle.dumps((program[: len(program) // 3], results)),
+        "code": pickle.dumps((code[: len(code) // 3], *structure)),
     }[damage]
     DiskCache(folder).write("executables", path.name, damaged)
     anew = Program(folder)
@@ -122,7 +122,7 @@ def test_a_damaged_program_is_made_anew(folder, damage):
 def test_a_program_that_cannot_be_written_still_runs(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     assert Program(tmp_path / "file")(X).means.tolist() == [0, 3, 6, 9]
-    monkeypatch.setattr(program_cache, "serialize", lambda _: 1 / 0)
+    monkeypatch.setattr(program_cache, "store_program", lambda _: 1 / 0)
     program = Program(tmp_path / "cache")
     assert program(X).means.tolist() == [0, 3, 6, 9]
     assert program.traces == 1

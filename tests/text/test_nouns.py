@@ -1,12 +1,14 @@
 """Nouns and noun phrases of queries."""
 
+import gzip
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
 from benchmarks.items import score
-from calce_jax.text.nouns import extract_items
+from calce_jax.text.nouns import TAGGER_MODEL, extract_items, load_tagger
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,13 @@ from calce_jax.text.nouns import extract_items
 def test_nouns_and_phrases(query: str, nouns: list[str], phrases: list[str]):
     assert extract_items(query) == nouns
     assert extract_items(query, phrases=True) == phrases
+
+
+def test_the_tagger_reads_no_file_of_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / TAGGER_MODEL.name).write_bytes(gzip.compress(pickle.dumps("not the model of the package")))
+    monkeypatch.chdir(tmp_path)
+    load_tagger.cache_clear()
+    assert extract_items("a dog") == ["dog"]
 
 
 @pytest.mark.parametrize(("path", "min_f1"), [("qvh/val.json", 80), ("charades/test.json", 90)])
