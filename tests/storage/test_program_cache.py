@@ -119,6 +119,16 @@ def test_a_damaged_program_is_made_anew(folder, damage):
     assert mended.traces == 0
 
 
+def test_a_program_that_fails_when_it_runs_is_made_anew(folder):
+    (path,) = entries(folder)
+    Program(folder)(X[:2])
+    (other,) = set(entries(folder)) - {path}
+    DiskCache(folder).write("executables", path.name, DiskCache(folder).read("executables", other.name) or b"")
+    anew = Program(folder)
+    assert anew(X).means.tolist() == [0, 3, 6, 9]
+    assert anew.traces == 1
+
+
 def test_a_program_that_cannot_be_written_still_runs(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     assert Program(tmp_path / "file")(X).means.tolist() == [0, 3, 6, 9]
