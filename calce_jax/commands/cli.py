@@ -17,7 +17,7 @@ from calce_jax.commands.command import CONTEXT_SETTINGS
 from calce_jax.commands.completion import COMPLETION_VARIABLE, PROGRAM
 from calce_jax.commands.flags.command import FlagsCommand
 from calce_jax.commands.interrupts import interrupt_ends_process
-from calce_jax.commands.process import garbage_kept
+from calce_jax.commands.process import garbage_kept, open_missing_streams
 from calce_jax.commands.runner import USAGE, end_abruptly, exit_codes, fail, set_up_process
 from calce_jax.commands.summaries import COMMANDS
 
@@ -94,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
 def launch(name: str) -> None:
     """Run a command from its script, `launch/NAME.py`."""
     interrupt_ends_process()
+    open_missing_streams()
     # Python puts the script's folder first in sys.path, where launch/search.py would hide another module `search`.
     folder = os.path.dirname(os.path.realpath(sys.argv[0]))
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) != folder]

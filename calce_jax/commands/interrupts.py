@@ -39,8 +39,12 @@ def end_interrupted(number: int = signal.SIGINT, frame: FrameType | None = None)
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)  # absent before, and half there while, it is imported
     beside_bar = "\n" if getattr(tqdm, "_instances", ()) else ""
     line = f"{beside_bar}{SIGNAL_LINES[signal.Signals(number)]}\n"
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
-    os._exit(128 + number)
+    try:
+        # Not 2, which may be another file by now if stderr was closed.
+        if sys.__stderr__ is not None:
+            os.write(sys.__stderr__.fileno(), line.encode())
+    finally:
+        os._exit(128 + number)
 
 
 def is_importing(frame: FrameType | None) -> bool:

@@ -28,6 +28,20 @@ def garbage_kept() -> Iterator[None]:
         gc.enable()
 
 
+def open_missing_streams() -> None:
+    """Open the null device in place of closed standard streams, as of `2>&-`.
+
+    Otherwise the next file that is opened gets the descriptor, and what is meant for people is written into it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free descriptor, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", encoding="utf-8", closefd=False))
+
+
 def end_process() -> NoReturn:
     """End the process after a command that went well, as `multiprocessing` ends those that it started.
 

@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from types import FrameType
 from typing import Any, NoReturn
@@ -84,8 +85,7 @@ def exit_codes(program: str) -> Iterator[None]:
     except UsageError as error:
         fail(f"{program}: {error}", USAGE)
     except BrokenPipeError:
-        # The program that reads our output has ended, as `head` does. Python must not flush stdout again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OneHostError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -103,8 +103,16 @@ def exit_codes(program: str) -> Iterator[None]:
         )
     except (KeyboardInterrupt, _TerminatedError) as signalled:
         number = signal.SIGINT if isinstance(signalled, KeyboardInterrupt) else signal.SIGTERM
-        print(SIGNAL_LINES[number], file=sys.stderr)
+        with suppress(OSError):  # a full disk, or a terminal that is gone
+            print(SIGNAL_LINES[number], file=sys.stderr)
         raise AbruptExit(128 + number) from None
+
+
+def discard_stdout() -> None:
+    """Write to nowhere from now on: whoever read our output has ended, as `head` does."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())  # Python flushes it again at exit
+    os.close(null)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -128,8 +136,9 @@ def end_abruptly() -> Iterator[None]:
     except AbruptExit as end:
         # A thread may be compiling, or a library's be writing: taking the interpreter down under it would crash. With a
         # host lost, JAX would wait for it.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                print(end="", file=stream, flush=True)
         os._exit(int(str(end.code)))
 
 
@@ -144,28 +153,36 @@ class _TerminatedError(BaseException):
     """SIGTERM arrived. Like KeyboardInterrupt not an `Exception`, so that nothing in between swallows it."""
 
 
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """While the context lasts, SIGTERM and SIGINT (Ctrl-C) raise in the main thread."""
+@dataclass(frozen=True)
+class _RaiseSignal:
+    """A handler that raises in the main thread, or ends a process of ours that is in the middle of an import."""
 
-    def handle(number: int, frame: FrameType | None) -> NoReturn:
+    is_own_process: bool
+
+    def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
         # A library in the middle of its import may crash where an exception passes through native code.
-        if is_own_process and is_importing(frame):
+        if self.is_own_process and is_importing(frame):
             end_interrupted(number)
         raise KeyboardInterrupt if number == signal.SIGINT else _TerminatedError
 
-    is_own_process = signal.getsignal(signal.SIGINT) == end_interrupted  # not where SIGINT is ignored
-    if threading.current_thread() is not threading.main_thread():
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """While the context lasts, SIGTERM and SIGINT (Ctrl-C) raise in the main thread.
+
+    A context inside another changes nothing: it would not know whose process this is.
+    """
+    is_inner = isinstance(signal.getsignal(signal.SIGTERM), _RaiseSignal)
+    if is_inner or threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {}
-    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
-        handlers[signal.SIGTERM] = handle
+    is_own_process = signal.getsignal(signal.SIGINT) == end_interrupted  # not where SIGINT is ignored
+    numbers = [signal.SIGTERM] if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN else []
     if is_own_process:
-        handlers[signal.SIGINT] = handle
+        numbers.append(signal.SIGINT)
     previous = {}
     try:
-        previous |= {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        previous |= {number: signal.signal(number, _RaiseSignal(is_own_process)) for number in numbers}
         yield
     finally:
         for number, handler in previous.items():

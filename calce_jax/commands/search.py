@@ -22,6 +22,7 @@ from calce_jax.commands.flags.cache import open_cache
 from calce_jax.commands.flags.search import Options, search_options
 from calce_jax.commands.flags.verify import apply_verify
 from calce_jax.commands.process import garbage_kept
+from calce_jax.commands.runner import discard_stdout
 from calce_jax.commands.search_inputs import check_inputs, idle_options, read_inputs
 from calce_jax.commands.search_plan import plan
 from calce_jax.search.paths import SearchError
@@ -67,10 +68,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     found = search.run(out)
     moments = merge_results(found.results, inputs.queries, options.top, options.min_score, found.threshold)
     # Printed first: the disk may be full.
-    if options.json:
-        sys.stdout.write(moments.to_json())
-    else:
-        print("\n" + moments.to_table(seconds=options.seconds))
+    unread = print_moments(moments.to_json() if options.json else f"\n{moments.to_table(seconds=options.seconds)}\n")
     if out is not None and found.results:
         if options.export and not moments:
             print(f"--export={','.join(options.export)}: there is no moment to write", file=sys.stderr)
@@ -96,6 +94,22 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
                 out.parent.rmdir()
     if options.play and moments:
         play(moments[0])
+    if unread:
+        raise unread
+
+
+def print_moments(text: str) -> BrokenPipeError | None:
+    """Print what was found; return the error of a pipe whose reader has ended, as `head` does.
+
+    Files are still to be written then, and later lines go nowhere.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        discard_stdout()
+        return error
+    return None
 
 
 def report(out: Path, written: Sequence[Path], done: str, options: Options) -> None:

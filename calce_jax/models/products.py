@@ -45,7 +45,8 @@ def _einsum_on_cpu(subscripts: str, a: Float[Array, "..."], b: Float[Array, "...
     XLA calls the processor's instructions for bfloat16 only if the result is float32. If it is bfloat16, or if one
     factor is float32, as in jax's gradient of such a product, XLA writes copies of the factors in float32 first, which
     takes twice the time, but less than this form on a processor without such instructions. On GPUs and TPUs the result
-    has to be bfloat16: what follows a product is computed along with it.
+    has to be bfloat16: what follows a product is computed along with it. There is no forward mode (`jax.jvp`), which
+    nothing here takes.
     """
     return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32).astype(jnp.bfloat16)
 

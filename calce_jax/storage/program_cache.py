@@ -9,6 +9,7 @@ are only read from there, never from a file that was downloaded.
 """
 
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,6 +25,9 @@ from calce_jax.storage.programs_ahead import ProgramsAhead
 from calce_jax.storage.stored_program import StoredProgram, load_program, store_program
 
 Result = TypeVar("Result")
+
+# Threads that want the same program wait for one to compile it; and compiling changes a setting of JAX for a while.
+FIRST_RUNS = threading.RLock()
 
 
 class ProgramCache:
@@ -72,6 +76,8 @@ class ProgramCache:
         programs: dict[str, Callable[..., Any]] = {}
 
         def run(*arguments: Any) -> Any:
+            if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+                return function(*arguments)
             description = describe(arguments)
             if description in programs:
                 return programs[description](arguments)
@@ -82,8 +88,11 @@ class ProgramCache:
                 environment=environment(),
                 devices=describe_devices(mesh),
             )
-            programs[description], results = self._first_run(function, key, mesh, arguments, options)
-            return results
+            with FIRST_RUNS:
+                if description not in programs:
+                    programs[description], results = self._first_run(function, key, mesh, arguments, options)
+                    return results
+            return programs[description](arguments)
 
         return run
 

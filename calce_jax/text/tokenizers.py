@@ -5,6 +5,7 @@ first, and a loaded tokenizer is tried.
 """
 
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ BERT_FILES = ("tokenizer.json", "vocab.txt")
 # What transformers reads of a folder, beside a vocabulary.
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 NUM_T5_SENTINELS = 100
+# transformers imports its parts when they are asked for, and fails where two threads ask for the first.
+_IMPORT = threading.Lock()
 
 
 class TokenizerError(UserError):
@@ -77,7 +80,8 @@ def _load(
     def convert() -> tuple[str, int, int]:
         """Return the tokenizer that transformers makes of the files, as JSON, and two of its ids."""
         # Takes longer to import than the rest of a search takes.
-        from transformers import BertTokenizer, T5Tokenizer  # noqa: PLC0415
+        with _IMPORT:
+            from transformers import BertTokenizer, T5Tokenizer  # noqa: PLC0415
 
         loaded: Any = {"t5": T5Tokenizer, "bert": BertTokenizer}[kind].from_pretrained(str(source))
         loaded.backend_tokenizer.no_padding()

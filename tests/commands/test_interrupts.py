@@ -72,6 +72,53 @@ def test_the_line_is_not_written_behind_a_bar():
     assert ended.stderr.splitlines()[-1] == "interrupted; run the same command again, it continues where it can"
 
 
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_an_interrupt_ends_a_process_that_cannot_say_so(tmp_path, stderr):
+    """And the line is not written into the file that has the descriptor of stderr."""
+    code = (
+        "from calce_jax.commands.interrupts import end_interrupted\n"
+        "file = open('other', 'wb', buffering=0); file.write(b'data'); end_interrupted()"
+    )
+    (tmp_path / "code.py").write_text(code)
+    ended = subprocess.run(
+        f"{sys.executable} code.py {stderr}",
+        shell=True,
+        cwd=tmp_path,
+        check=False,
+        env=os.environ | {"PYTHONPATH": ROOT},
+    )
+    assert ended.returncode == 130
+    assert (tmp_path / "other").read_bytes() == b"data"
+
+
+NESTED = """
+from calce_jax.commands.interrupts import interrupt_ends_process
+from calce_jax.commands.runner import exit_codes
+
+interrupt_ends_process()
+with exit_codes("calce"), exit_codes("calce search"):
+    try:
+        import killed
+    except BaseException as error:
+        print("raised through an import:", repr(error))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_ends_a_process_that_is_importing_and_raises_nothing(tmp_path, name):
+    (tmp_path / "killed.py").write_text(f"import os, signal; os.kill(os.getpid(), signal.{name}); sum(range(10**6))")
+    ended = subprocess.run(
+        [sys.executable, "-c", NESTED],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": ROOT},
+    )
+    assert (ended.returncode, ended.stdout) == (128 + getattr(signal, name), "")
+    assert len(ended.stderr.splitlines()) == 1
+
+
 @pytest.mark.slow
 def test_an_interrupt_that_the_shell_lets_be_ignored_stays_ignored(tmp_path):
     code, written = interrupt(tmp_path, 0.02, "--version", ignored=True)

@@ -1,6 +1,9 @@
 """A `calce` process starts without collecting garbage, and ends with everything done and written."""
 
 import gc
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from calce_jax.commands.process import garbage_kept
+from tests.helpers.video_files import write_clip
 
 PROGRAM = """
 import atexit, threading, time
@@ -40,6 +44,34 @@ def test_a_command_without_stdout_ends_as_another():
     command = f"{sys.executable} -m calce_jax --version >&-"
     done = subprocess.run(command, shell=True, cwd=root, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def type_in_shell(folder: Path, ending: str) -> subprocess.CompletedProcess[str]:
+    """Search what is said in a video that has no captions, of which a notice speaks."""
+    write_clip(folder / "film.mp4", frames=5, rate=5)
+    command = f"{sys.executable} -m calce_jax search film.mp4 zebra --mode=speech --out=found {ending}"
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    bash = shutil.which("bash")
+    return subprocess.run(
+        ["bash", "-c", command], executable=bash, cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-"])
+def test_a_search_with_closed_streams_writes_its_files_and_mixes_nothing(tmp_path, closed):
+    done = type_in_shell(tmp_path, f"--json {closed}")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert done.stdout == ("" if " >&-" in f" {closed}" else "[]\n")
+    assert ("has no captions" in done.stderr) == ("2>&-" not in closed)
+    assert (tmp_path / "found/index.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_search_whose_reader_has_ended_still_writes_its_files(tmp_path):
+    done = type_in_shell(tmp_path, "| true; exit ${PIPESTATUS[0]}")
+    assert (done.returncode, "Traceback" in done.stderr) == (128 + signal.SIGPIPE, False)
+    assert (tmp_path / "found/index.html").is_file()
 
 
 def test_garbage_is_collected_again_after_the_start_also_after_an_error():

@@ -1,11 +1,14 @@
 """Programs that later processes find without tracing; what is damaged, or of other code, is made anew."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pytest
 from flax import struct
@@ -127,6 +130,37 @@ def test_a_program_that_fails_when_it_runs_is_made_anew(folder):
     anew = Program(folder)
     assert anew(X).means.tolist() == [0, 3, 6, 9]
     assert anew.traces == 1
+
+
+def test_threads_that_want_one_program_compile_it_once_and_leave_the_settings_of_jax(tmp_path):
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    programs = [Program(tmp_path, settings=number) for number in range(3)]
+    with ThreadPoolExecutor(9) as threads:
+        results = list(threads.map(lambda program: program(X).means.tolist(), programs * 3))
+    assert results == [[0, 3, 6, 9]] * 9
+    assert [program.traces for program in programs] == [1, 1, 1]
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == before
+
+
+def test_without_jit_nothing_is_compiled(tmp_path):
+    with jax.disable_jit():
+        assert Program(tmp_path)(X).means.tolist() == [0, 3, 6, 9]
+    assert not entries(tmp_path)
+
+
+def test_a_library_without_metadata_and_a_lock_of_an_editor_are_no_hindrance(tmp_path, monkeypatch):
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(installation, "version", absent)
+    assert installation.library_version("jaxlib") == jaxlib.__version__
+    (tmp_path / "code.py").write_text("code")
+    monkeypatch.setattr(installation, "PACKAGE", tmp_path)
+    before = installation.code_hash.__wrapped__()
+    (tmp_path / ".#code.py").symlink_to("user@host.1234")
+    assert installation.code_hash.__wrapped__() == before
+    (tmp_path / "code.py").write_text("other")
+    assert installation.code_hash.__wrapped__() != before
 
 
 def test_a_program_that_cannot_be_written_still_runs(tmp_path, monkeypatch):

@@ -83,3 +83,16 @@ def test_a_search_imports_no_library_of_training():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_threads_may_load_the_first_tokenizers_at_once():
+    program = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from calce_jax.presets.tiny import tiny_config\n"
+        "from calce_jax.text.tokenizers import open_tokenizers\n"
+        "with ThreadPoolExecutor(4) as threads:\n"
+        "    print(len(list(threads.map(open_tokenizers, [tiny_config(1)] * 4))))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("4", 0), done.stderr
