@@ -67,8 +67,12 @@ def command(
 
     evaluation = evaluate_files(predictions, annotations, cast(WindowOrder, rank), only_predicted=only_predicted)
     scores = evaluation.scores
+    # Both files before a line is printed, whose reader may have ended.
     if scores:
         write_atomic(out, json.dumps(scores, indent=2, allow_nan=False) + "\n")
+    if submission:
+        write_submission(submission, evaluation.predictions, cast(SubmissionSplit, split))
+    if scores:
         if protocols := {name: result for name, result in scores.items() if name in PROTOCOLS}:
             print(format_table(protocols))
         if highlights := scores.get("official", {}).get("highlights"):
@@ -82,5 +86,4 @@ def command(
     for note in evaluation.warnings():
         print(note)
     if submission:
-        write_submission(submission, evaluation.predictions, cast(SubmissionSplit, split))
         print(f"wrote {submission} with {len(evaluation.predictions)} predictions as the {split} split")

@@ -45,14 +45,16 @@ def main(argv: list[str]) -> None:
         "queries have no window of stage 1; stage 2 will use the whole video": merged.missing_stage1,
         "predictions are for queries that are not annotated, and are left out": merged.unknown_predictions,
     }
+    rest = Path(str(OUT.value)).with_suffix(".unmatched.json")
+    is_listed = any(len(qids) > MAX_NAMED_QIDS for qids in unmatched.values())
+    if is_listed:
+        write_atomic(rest, json.dumps(unmatched, indent=2) + "\n")
+    else:
+        rest.unlink(missing_ok=True)
     for note, qids in unmatched.items():
         if qids:
             print(name_queries(note, qids))
-    rest = Path(str(OUT.value)).with_suffix(".unmatched.json")
-    if any(len(qids) > MAX_NAMED_QIDS for qids in unmatched.values()):
-        write_atomic(rest, json.dumps(unmatched, indent=2) + "\n")
+    if is_listed:
         print(f"{rest} lists all of them")
-    else:
-        rest.unlink(missing_ok=True)
     queries = len(merged.annotations)
     print(f"{OUT.value}: {queries} queries, {queries - len(merged.missing_stage1)} with windows of stage 1")

@@ -12,11 +12,14 @@ Rows that other tests hold:
   a full disk: robustness/test_full_disk.py
 """
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import av
 import pytest
@@ -184,6 +187,42 @@ def test_a_pipe_that_is_closed_is_silent(arguments):
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+class Unread(io.StringIO):
+    """A pipe whose reader has ended."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self._file = path.open("wb")
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def write(self, text: str) -> int:
+        if text:
+            raise BrokenPipeError
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "files"),
+    [
+        (["evaluate", "--out=new.json", "--submission=new.jsonl", "--split=val"], ["new.json", "new.jsonl"]),
+        (["merge", "--out=new.jsonl"], ["new.jsonl", "new.unmatched.json"]),
+    ],
+)
+def test_a_command_whose_reader_has_ended_has_written_its_files(tmp_path, monkeypatch, arguments, files):
+    monkeypatch.chdir(tmp_path)
+    rows = [ROW | {"qid": qid} for qid in range(8)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predictions = [row | {"pred_relevant_windows": [[0, 1, 0.5]]} for row in rows]
+    used = predictions if arguments[0] == "evaluate" else predictions[:1]
+    Path("predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in used))
+    with patch.object(sys, "stdout", Unread(tmp_path / "pipe")), pytest.raises(SystemExit) as ended:
+        run_script(*arguments, "--predictions=predictions.jsonl", "--annotations=rows.jsonl")
+    assert ended.value.code == 128 + signal.SIGPIPE
+    assert [name for name in files if Path(name).is_file()] == files
 
 
 @pytest.mark.slow
