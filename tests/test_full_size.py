@@ -16,7 +16,7 @@ from benchmarks.full_size.agreement import compare_sides
 from benchmarks.full_size.material import save_arrays
 from benchmarks.full_size.steps import Check, read_result, run_process
 from benchmarks.full_size.table import result_table
-from benchmarks.full_size.workspace import SAMPLE_VIDEOS, Workspace, claim_folder
+from benchmarks.full_size.workspace import SAMPLE_VIDEOS, Workspace, check_inputs, claim_folder
 from calce_jax.errors import UserError
 
 STEP = """
@@ -53,6 +53,24 @@ def test_a_folder_of_other_options_is_refused(workspace):
     claim_folder(workspace)
     with pytest.raises(UserError, match=r"made with --size=tiny .*, not with --size=tiny --frames=9 .*; give another"):
         claim_folder(replace(workspace, frames=9))
+
+
+def test_what_the_steps_need_is_checked_before_the_first(workspace, tmp_path, monkeypatch):
+    check_inputs(workspace)
+    with pytest.raises(UserError, match=r"no\.mp4: no such video; check --videos"):
+        check_inputs(replace(workspace, source_videos=(Path("no.mp4"), Path("no.mp4"))))
+    with pytest.raises(UserError, match="no such tokenizer; give a folder with t5/ and bert/ as --tokenizers"):
+        check_inputs(replace(workspace, tokenizers=tmp_path))
+    for name in ("t5", "bert"):
+        (tmp_path / f"tokenizers/{name}").mkdir(parents=True)
+    full = replace(workspace, size="full", tokenizers=tmp_path / "tokenizers")
+    monkeypatch.setattr("benchmarks.full_size.workspace.free_bytes", lambda _: 60 * 10**9)
+    check_inputs(full)
+    monkeypatch.setattr("benchmarks.full_size.workspace.free_bytes", lambda _: 59 * 10**9)
+    with pytest.raises(UserError, match=r"59.0 GB are free, and a run needs 60.0 GB; give an --out on another disk"):
+        check_inputs(full)
+    (tmp_path / "results").mkdir()
+    check_inputs(full)  # a run that goes on has written its files
 
 
 def test_fewer_frames_than_clusters_are_one_line(tmp_path, monkeypatch):

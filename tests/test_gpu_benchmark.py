@@ -3,6 +3,8 @@
 import ast
 import dataclasses
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +137,21 @@ def test_the_process_ends_when_the_budget_is_spent(capsys):
     timer.cancel()
     timer.join(5)
     assert codes == [124]
+
+
+@pytest.mark.slow
+def test_without_a_card_the_run_ends_with_what_to_install(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", f"--out={tmp_path}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert run.returncode == 1
+    assert re.search(r"(jax|torch) finds no CUDA device.* --rehearse computes on a CPU$", run.stderr.strip())
+    assert "Traceback" not in run.stderr
 
 
 def test_the_table_has_shares_memory_and_what_failed():

@@ -26,7 +26,7 @@ from benchmarks.full_size.steps import (
     run_process,
 )
 from benchmarks.full_size.table import result_table
-from benchmarks.full_size.workspace import Workspace, claim_folder
+from benchmarks.full_size.workspace import Workspace, check_inputs, claim_folder
 from calce_jax.errors import UserError
 from calce_jax.storage.atomic_files import write_atomic
 from calce_jax.storage.locks import FileLock
@@ -37,10 +37,12 @@ PARTS = ("vision", "gradients", "beams")
 
 def main() -> int:
     """Run all steps that have not passed, print the table, and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.full_size", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     Workspace.add_arguments(parser)
     parser.add_argument("--step", help="run one function of a step in this process; used by the program itself")
-    parser.add_argument("--until", help="the last step to run")
+    parser.add_argument("--until", help="the last step to run, such as `prepare`; a wrong name lists all")
     args = parser.parse_args()
     workspace = Workspace.of(args)
     if args.step:
@@ -54,6 +56,7 @@ def main() -> int:
             parser.error(f"--until={args.until}: there is no such step; choose of {', '.join(dict(steps))}")
         with FileLock(workspace.root / "lock"):
             claim_folder(workspace)
+            check_inputs(workspace)
             return _run_all(workspace, steps, args.until)
     except UserError as error:
         raise SystemExit(str(error)) from error

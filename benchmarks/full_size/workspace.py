@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from calce_jax.checkpoints.convert.convert import model_config_of
-from calce_jax.config import ModelSize, RunConfig, to_dict, validate
+from calce_jax.config import ModelSize, RunConfig, packaged_path, to_dict, validate
 from calce_jax.errors import UserError
 from calce_jax.models.calce import CalceConfig
 from calce_jax.presets.runs import get_preset
 from calce_jax.search.samples import load_samples
 from calce_jax.storage.atomic_files import write_atomic
+from calce_jax.storage.disk_space import format_bytes, free_bytes
 
 DATASET = "qvhighlights"
 SAMPLE_VIDEOS = [sample.video for sample in load_samples()][:2]
+NEEDED_BYTES = 60 * 10**9
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -52,7 +54,7 @@ class Workspace:
         )
         parser.add_argument("--tokenizers", type=Path, help="folder with t5/ and bert/, of Flan-T5 and BERT")
         parser.add_argument("--videos", type=Path, nargs=2, default=SAMPLE_VIDEOS, help="two videos, of at most 150 s")
-        parser.add_argument("--frames", type=int, help="of a video in stage 1; twice as many in stage 2")
+        parser.add_argument("--frames", type=int, help="of a video in stage 1, at least 12; twice as many in stage 2")
 
     def arguments(self) -> list[str]:
         """Return the options that give the same workspace again."""
@@ -173,6 +175,28 @@ class Workspace:
     def model_config(self, dtype: Dtype = "bfloat16") -> CalceConfig:
         """Return the sizes of the model."""
         return replace(model_config_of(self.run_config(1)), dtype=dtype)
+
+
+def check_inputs(workspace: Workspace) -> None:
+    """Check what the steps need before the first writes gigabytes.
+
+    Raises:
+      UserError: a config is impossible; a video or a tokenizer is missing; or the disk has too little room.
+    """
+    run = workspace.run_config(1)
+    workspace.run_config(2)
+    for video in workspace.source_videos:
+        if not video.is_file():
+            raise UserError(f"{video}: no such video", "check --videos")
+    for folder in (run.text.t5_tokenizer, run.text.bert_tokenizer):
+        if not packaged_path(folder).is_dir():
+            raise UserError(f"{folder}: no such tokenizer", "give a folder with t5/ and bert/ as --tokenizers")
+    started = (workspace.root / "results").is_dir()
+    if workspace.size == "full" and not started and (free := free_bytes(workspace.root)) < NEEDED_BYTES:
+        raise UserError(
+            f"{workspace.root}: {format_bytes(free)} are free, and a run needs {format_bytes(NEEDED_BYTES)}",
+            "give an --out on another disk",
+        )
 
 
 def claim_folder(workspace: Workspace) -> None:

@@ -69,6 +69,10 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     moments = merge_results(found.results, inputs.queries, options.top, options.min_score, found.threshold)
     # Printed first: the disk may be full.
     unread = print_moments(moments.to_json() if options.json else f"\n{moments.to_table(seconds=options.seconds)}\n")
+    if options.json:
+        for query in inputs.queries:
+            if not any(moment.query == query for moment in moments):
+                reporter.notice(f"{query}: {moments.absence(query)}")
     if out is not None and found.results:
         if options.export and not moments:
             print(f"--export={','.join(options.export)}: there is no moment to write", file=sys.stderr)

@@ -1,6 +1,8 @@
 """How `calce search` searches: video after video, the best segments of a library, or the index of what is said."""
 
+import sys
 from collections.abc import Callable, Sequence
+from functools import cache as once
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from calce_jax.storage.disk_cache import DiskCache
 
 FIRST_SEARCH = "the first search compiles its programs, which takes up to a minute; later ones read them"
+NEW_PROGRAM = "a program is compiled, as at the first search of several sentences: up to a minute; later ones read it"
 
 
 class Search(NamedTuple):
@@ -183,16 +186,26 @@ def open_searcher(cache: "DiskCache", options: Options, reporter: "Reporter") ->
 
         ahead = ProgramsAhead(cache, (str(stages), options.batch, options.piece_seconds, options.library))
 
+        from tqdm import tqdm
+
         from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
         from calce_jax.text.nouns import load_tagger
 
         load_tagger()
-    if not enable_compilation_cache(cache.folder):
+    has_programs = enable_compilation_cache(cache.folder)
+    if not has_programs:
         reporter.notice(FIRST_SEARCH)
+
+    @once
+    def say_compiling() -> None:
+        if has_programs:
+            with tqdm.external_write_mode(sys.stderr):  # between bars
+                reporter.notice(NEW_PROGRAM)
+
     return load_searcher(
         stages,
         cache=cache,
         max_seconds=options.piece_seconds,
         batch=options.batch,
-        programs=ProgramCache(cache, ahead),
+        programs=ProgramCache(cache, ahead, say_compiling),
     )

@@ -40,7 +40,8 @@ class StepProfiler:
         self._stop()
         if self._steps and kind is None and self._num_started <= SKIPPED_STEPS:
             logging.warning(
-                "--profile: nothing was traced: the first %d steps are not, and there were %d",
+                "--profile: nothing was traced: the first %d steps are not, and there were %d; smaller batches "
+                "are more steps",
                 SKIPPED_STEPS,
                 self._num_started,
             )

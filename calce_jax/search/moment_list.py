@@ -73,8 +73,8 @@ class MomentList(list[Moment]):
         if not scores:
             return "no moment found"
         return (
-            f"probably not in these videos: the best moment scores {max(scores):.3f}, and 95 % of what happens "
-            f"{self.threshold:.3f} or more; a minimum score of 0 shows it"
+            f"probably not in these videos: the best moment scores {max(scores):.3f}, and 95 % of sentences "
+            f"that do happen score {self.threshold:.3f} or more; a minimum score of 0 shows it"
         )
 
     def to_table(self, *, seconds: bool = False) -> str:

@@ -38,10 +38,13 @@ class ProgramCache:
     Args:
       cache: where entries are kept.
       ahead: has programs that are being read already, and learns which are used.
+      on_compile: called before a program is compiled.
     """
 
-    def __init__(self, cache: DiskCache, ahead: ProgramsAhead | None = None):
-        self._cache, self._ahead = cache, ahead
+    def __init__(
+        self, cache: DiskCache, ahead: ProgramsAhead | None = None, on_compile: Callable[[], object] = lambda: None
+    ):
+        self._cache, self._ahead, self._on_compile = cache, ahead, on_compile
 
     def recall(self, name: str, settings: object, make: Callable[[], Result]) -> Result:
         """Return what `make` returned, in this or in an earlier process.
@@ -114,6 +117,7 @@ class ProgramCache:
             else:
                 self._note(key)
                 return program, results
+        self._on_compile()
         program = compile_anew(function, arguments, options)
         try:
             entry = store_program(program)
