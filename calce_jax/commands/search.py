@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     search = plan(inputs, options, reporter)
     is_new = inputs.out is not None and not os.path.exists(inputs.out)
     out = ensure_writable(inputs.out) if inputs.out else None  # before the search, not after it
+    if out is not None and is_new:
+        click.get_current_context().call_on_close(partial(remove_if_empty, out, is_default=options.out is None))
     found = search.run(out)
     moments = merge_results(found.results, inputs.queries, options.top, options.min_score, found.threshold)
     # Printed first: the disk may be full.
@@ -91,15 +94,18 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
         num_searched = len(found.results) if found.num_searched is None else found.num_searched
         seconds = time.monotonic() - start_time
         report(out, written, f"searched {num_searched} of {search.num_videos} videos in {seconds:.1f} s", options)
-    elif out is not None and is_new:  # nothing is said in the library
-        with suppress(OSError):
-            out.rmdir()
-            if options.out is None:
-                out.parent.rmdir()
     if options.play and moments:
         play(moments[0])
     if unread:
         raise unread
+
+
+def remove_if_empty(out: Path, *, is_default: bool) -> None:
+    """Remove the folder of results, and its default parent, where there are none or the search failed."""
+    with suppress(OSError):  # it is not empty
+        out.rmdir()
+        if is_default:
+            out.parent.rmdir()
 
 
 def print_moments(text: str) -> BrokenPipeError | None:

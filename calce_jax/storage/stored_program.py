@@ -37,7 +37,7 @@ def store_program(program: StoredProgram) -> bytes:
     return pickle.dumps((code, arguments.num_leaves, results.num_leaves, program.structure))
 
 
-def load_program(entry: bytes, devices: Iterable[jax.Device]) -> StoredProgram:
+def load_program(entry: bytes, devices: Iterable[Any]) -> StoredProgram:
     """Return the program of an entry, for these devices, in their order; errors are of many types."""
     code, num_arguments, num_results, structure = pickle.loads(entry)
     arguments = jax.tree.structure(((0,) * num_arguments, {}))

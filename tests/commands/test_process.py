@@ -74,6 +74,13 @@ def test_a_search_whose_reader_has_ended_still_writes_its_files(tmp_path):
     assert (tmp_path / "found/index.html").is_file()
 
 
+@pytest.mark.slow
+def test_a_search_that_nobody_reads_leaves_no_empty_folder(tmp_path):
+    done = type_in_shell(tmp_path, "2>&1 | true; exit ${PIPESTATUS[0]}")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    assert not (tmp_path / "found").exists() or (tmp_path / "found/index.html").is_file()
+
+
 def test_garbage_is_collected_again_after_the_start_also_after_an_error():
     def fail() -> None:
         with garbage_kept():
