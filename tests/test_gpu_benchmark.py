@@ -268,7 +268,7 @@ def test_rehearsal_of_the_ceilings(tmp_path, compiler_options, capsys):
     assert "| product of two matrices of 64, bfloat16 |" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--rehearse", "--only=Vit"])
-    message = "--only=Vit: there is no such section; choose of ceilings, models, stage 1, 1 video"
+    message = "--only=Vit: there is no such section; choose of 'ceilings', 'models', 'stage 1, 1 video'"
     assert message in capsys.readouterr().err
 
 
