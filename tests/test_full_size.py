@@ -73,6 +73,13 @@ def test_what_the_steps_need_is_checked_before_the_first(workspace, tmp_path, mo
     check_inputs(full)  # a run that goes on has written its files
 
 
+def test_a_mistake_in_an_option_does_not_bind_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["full_size", "--size=tiny", "--videos", "a.mp4", "b.mp4", f"--out={tmp_path}"])
+    with pytest.raises(SystemExit, match=r"a\.mp4: no such video"):
+        main()
+    assert not (tmp_path / "workspace.json").exists()
+
+
 def test_fewer_frames_than_clusters_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["full_size", "--size=tiny", "--frames=9", f"--out={tmp_path}"])
     with pytest.raises(SystemExit, match=r"clusters: must be <= config.data.frames=9"):

@@ -55,8 +55,8 @@ def main() -> int:
         if args.until and args.until not in dict(steps):
             parser.error(f"--until={args.until}: there is no such step; choose of {', '.join(dict(steps))}")
         with FileLock(workspace.root / "lock"):
-            claim_folder(workspace)
             check_inputs(workspace)
+            claim_folder(workspace)  # last: a folder keeps the options that it was claimed with
             return _run_all(workspace, steps, args.until)
     except UserError as error:
         raise SystemExit(str(error)) from error
