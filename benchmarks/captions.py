@@ -18,7 +18,7 @@ from flax import nnx
 
 from calce_jax.batch import Batch
 from calce_jax.inference.trained_run import load_base_model
-from calce_jax.models.calce import SelectionConfig
+from calce_jax.models.selection import SelectionConfig
 from calce_jax.presets.tiny import tiny_config
 from calce_jax.search.segments import segment_captions, split_into_segments
 from calce_jax.text.caption import Caption

@@ -29,7 +29,7 @@ from calce_jax.checkpoints.convert.reader import open_tensors
 from calce_jax.checkpoints.convert.state_dict import LazyArray, lazy_state_dict
 from calce_jax.checkpoints.convert.weights import base_param_shapes
 from calce_jax.checkpoints.convert.writer import write_shards
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 COMPARED_WEIGHT = "t5/decoder/blocks/mlp/wo/kernel", "language_model.decoder.block.23.layer.2.DenseReluDense.wo.weight"

@@ -17,15 +17,18 @@ from benchmarks.aot.programs import AbstractRun, train_step
 from benchmarks.material import make_example, tiny_tokenizers
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, compile_program, parse_args, report
 from calce_jax.batch import Batch, Features
-from calce_jax.checkpoints.restore import build_model, calce_config
+from calce_jax.checkpoints.restore import calce_config, load_weights
 from calce_jax.config import RunConfig, validate
+from calce_jax.distributed.param_names import Params
 from calce_jax.distributed.sharding import make_mesh
-from calce_jax.inference.predict_step import step_config
+from calce_jax.inference.prediction import step_config
 from calce_jax.input_pipeline.batches import make_iterator
 from calce_jax.input_pipeline.feature_fingerprint import make_feature_metadata
 from calce_jax.input_pipeline.input_config import input_config
-from calce_jax.models.calce import Calce, CalceConfig
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.models.feature_codec import FeatureSource, StorageDtype, quantize
+from calce_jax.models.structure import trace_model
 from calce_jax.text.tokenizers import Tokenizers
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import create_train_state
@@ -114,7 +117,8 @@ def compare_step(
     )
     run, tokenizers = validate(config), tiny_tokenizers()
     model_config = calce_config(run, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert))
-    graph, trainable, frozen = build_model(model_config, run, make_mesh("single"))
+    trainable, frozen = load_weights(model_config, run, make_mesh("single"))
+    graph = trace_model(model_config, run.model.frozen_dtype)[0]
     batch = make_batch(run, model_config, tokenizers)
     with_features = replace(
         batch.without_frames(), features=encode_features(graph, (trainable, frozen), batch, storage_dtype, source)
@@ -159,7 +163,7 @@ def make_batch(run: RunConfig, model_config: CalceConfig, tokenizers: Tokenizers
 
 def encode_features(
     graph: nnx.GraphDef,
-    weights: tuple[nnx.State, nnx.State],
+    weights: tuple[Params, Params],
     batch: Batch,
     storage_dtype: StorageDtype,
     source: FeatureSource,
@@ -167,7 +171,7 @@ def encode_features(
     """Return the stored features of the frames of a batch, on the host."""
 
     @jax.jit
-    def encode(weights: tuple[nnx.State, nnx.State], frames: jax.Array) -> Features:
+    def encode(weights: tuple[Params, Params], frames: jax.Array) -> Features:
         model: Calce = nnx.merge(graph, *weights)
         tokens = model.encode_frames(frames)
         return quantize(tokens if source == "vit" else model.encode_queries(tokens), storage_dtype)

@@ -18,7 +18,8 @@ from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, compile
 from benchmarks.t5 import T5_CONFIGS
 from benchmarks.towers import held_bytes
 from calce_jax.distributed.param_names import named_leaves
-from calce_jax.models.beam_search import BeamSearchOutput, beam_search
+from calce_jax.models.beam_search import beam_search
+from calce_jax.models.beams import BeamSearchOutput
 from calce_jax.models.t5 import EOS_ID, T5
 
 

@@ -16,10 +16,8 @@ from calce_jax.checkpoints.convert.huggingface import write_blip2
 from calce_jax.checkpoints.convert.state_dict import LazyArray
 from calce_jax.checkpoints.convert.weights import Weights, base_param_shapes, trainable_param_shapes
 from calce_jax.distributed.param_names import named_leaves, with_leaves
-from calce_jax.models.calce import Calce, CalceConfig
-from calce_jax.models.qformer import QFormerConfig
-from calce_jax.models.t5 import T5Config
-from calce_jax.models.vit import VitConfig
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig, QFormerConfig, T5Config, VitConfig
 
 # Minimal sizes of the parts that a benchmark does not run.
 MINIMAL_VIT = VitConfig(image_size=28, patch_size=14, width=16, depth=1, heads=2, mlp_width=16)

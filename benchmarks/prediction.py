@@ -22,9 +22,12 @@ from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare, compile
 from benchmarks.towers import held_bytes
 from calce_jax.batch import Batch
 from calce_jax.config import RunConfig
-from calce_jax.inference.predict_step import BatchPrediction, make_predict, step_config
-from calce_jax.models.beam_search import BeamSearchOutput
-from calce_jax.models.calce import Calce, PromptSelection, split_params
+from calce_jax.inference.predict_step import make_predict
+from calce_jax.inference.prediction import BatchPrediction, step_config
+from calce_jax.models.beams import BeamSearchOutput
+from calce_jax.models.calce import Calce
+from calce_jax.models.selection import PromptSelection
+from calce_jax.models.structure import split_params
 from calce_jax.models.vit import CLIP_MEAN, CLIP_STD
 
 # Enough for an answer with a dozen moments; in a run it depends on the longest video.

@@ -12,9 +12,9 @@ import numpy as np
 from benchmarks.models import MINIMAL_VIT, make_jax_model, make_torch_model, minimal_config, random_weights
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, parse_args, report
 from benchmarks.towers import compare_tower
-from calce_jax.models.attention import AttentionImplementation
-from calce_jax.models.qformer import QFormer, QFormerConfig
-from calce_jax.models.vit import VitConfig
+from calce_jax.config import AttentionImplementation
+from calce_jax.models.calce_sizes import QFormerConfig, VitConfig
+from calce_jax.models.qformer import QFormer
 
 
 def main() -> None:

@@ -19,9 +19,8 @@ from benchmarks.models import make_jax_model, minimal_config, random_weights
 from benchmarks.paired import BenchmarkSettings, compare, parse_args, report
 from benchmarks.t5 import our_step
 from calce_jax.models.beam_search import beam_search
+from calce_jax.models.calce_sizes import T5Config, VitConfig
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.t5 import T5Config
-from calce_jax.models.vit import VitConfig
 
 LENGTH, ANSWER_LENGTH, BEAMS = 1024, 40, 5
 # Tolerated difference of the norms of results of two versions of XLA, relative.

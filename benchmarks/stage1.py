@@ -11,11 +11,10 @@ from benchmarks.models import make_jax_model, make_torch_model, random_weights
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, parse_args, report
 from benchmarks.prediction import compare_prediction, make_selector
 from calce_jax.batch import Batch
-from calce_jax.config import RunConfig, validate
+from calce_jax.config import AttentionImplementation, RunConfig, validate
 from calce_jax.input_pipeline.batches import make_iterator
 from calce_jax.input_pipeline.input_config import input_config
-from calce_jax.models.attention import AttentionImplementation
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from configs.calce import get_config
 
 

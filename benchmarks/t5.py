@@ -31,10 +31,11 @@ from benchmarks.paired import (
 from benchmarks.towers import compare_tower
 from calce_jax.checkpoints.convert.huggingface import write_adapter
 from calce_jax.checkpoints.convert.weights import Weights
-from calce_jax.models.attention import AttentionImplementation
-from calce_jax.models.calce import CalceConfig, answer_loss, shift_right
+from calce_jax.config import AttentionImplementation
+from calce_jax.models.calce import answer_loss, shift_right
+from calce_jax.models.calce_sizes import CalceConfig, T5Config
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.t5 import T5, T5Config
+from calce_jax.models.t5 import T5
 
 T5_CONFIGS = {"small": T5Config.flan_small, "full": T5Config.flan_xl}
 LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY = 1e-4, (0.9, 0.999), 1e-8, 0.05

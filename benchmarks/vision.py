@@ -12,8 +12,9 @@ import numpy as np
 from benchmarks.models import make_jax_model, make_torch_model, minimal_config, random_weights
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, parse_args, report
 from benchmarks.towers import compare_tower
-from calce_jax.models.attention import AttentionImplementation
-from calce_jax.models.vit import Vit, VitConfig
+from calce_jax.config import AttentionImplementation
+from calce_jax.models.calce_sizes import VitConfig
+from calce_jax.models.vit import Vit
 
 
 def main() -> None:

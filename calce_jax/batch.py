@@ -15,12 +15,11 @@ and captions have been selected. The I = T + C + 4 spans are, in order:
     1   the text: query, stage-1 windows (stage 2), items, task, "</s>"
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float, Float32, Int, Shaped, UInt8
 from numpy import ndarray
 
@@ -33,7 +32,8 @@ else:
 NUM_FIXED_SPANS = 4
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Features:
     """Stored tokens of frames, of the vision tower or the Q-Former; `calce_jax.models.feature_codec` decodes them.
 
@@ -48,7 +48,8 @@ class Features:
     means: Float32[AnyArray, "B T F"] | None = None
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Batch:
     """A batch, on the host as numpy and on the device as jax arrays."""
 

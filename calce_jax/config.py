@@ -19,12 +19,15 @@ from calce_jax.config_fields import Choices, Range, describe_type, parse_datacla
 from calce_jax.distributed.meshes import MESHES
 from calce_jax.errors import UserError
 
+AttentionImplementation = Literal["xla", "dpa", "flash"]
 Behaviour = Literal["default", "reference"]
 DatasetName = Literal["qvhighlights", "charades_sta", "activitynet", "shapes"]
+KeyframeMode = Literal["cluster", "information", "interval", "none", "all"]
 Method = Literal["calce", "mr_blip"]
 ModelSize = Literal["full", "full_xxl", "small", "tiny"]
 Stage = Literal[1, 2]
 Objective = Literal["likelihood", "reward"]
+RematPolicy = Literal["none", "dots", "full"]
 
 
 class ConfigError(UserError):
@@ -75,11 +78,8 @@ class ModelConfig:
     size: Annotated[ModelSize, "widths and depths of all parts"]
     frozen_dtype: Annotated[FloatDtype, "of the frozen weights"]
     compute_dtype: Annotated[FloatDtype, "of activations"]
-    remat: Annotated[
-        Literal["none", "dots", "full"],
-        "what the backward pass computes again: nothing, all but matrix products, everything",
-    ]
-    attention: Annotated[Literal["xla", "dpa", "flash"], "implementation, see calce_jax/models/attention.py"] = "xla"
+    remat: Annotated[RematPolicy, "what the backward pass computes again: nothing, all but matrix products, everything"]
+    attention: Annotated[AttentionImplementation, "implementation, see calce_jax/models/attention.py"] = "xla"
     ln_vision: Annotated[
         Literal["trained", "frozen"], "layer norm after the ViT; frozen makes the Q-Former's output constant"
     ] = "trained"
@@ -89,7 +89,7 @@ class ModelConfig:
 class KeyframesConfig:
     """Selection of key frames, which keep all their query tokens."""
 
-    mode: Annotated[Literal["cluster", "information", "interval", "none", "all"], "how key frames are selected"]
+    mode: Annotated[KeyframeMode, "how key frames are selected"]
     clusters: Annotated[PositiveInt, "clusters of the frames of a video"]
     dilation: Annotated[NonNegativeInt, "of cluster borders, in frames"]
     filter_dilation: Annotated[NonNegativeInt, "stage 2: of the frames in stage-1 windows, in frames; stage 1: 0"]

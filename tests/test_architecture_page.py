@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from calce_jax.checkpoints.restore import calce_config
 from calce_jax.config import RunConfig
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.models.keyframes.coarse import select_coarse
 from calce_jax.models.keyframes.fine import select_fine
 from calce_jax.presets.runs import get_preset

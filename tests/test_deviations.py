@@ -13,9 +13,10 @@ import pytest
 from flax import nnx
 
 from calce_jax.config import OptimizerConfig, packaged_path, validate
-from calce_jax.inference.predict_step import StepConfig, draw_noise_for_batch
-from calce_jax.models.calce import SelectionConfig
+from calce_jax.inference.predict_step import draw_noise_for_batch
+from calce_jax.inference.prediction import StepConfig
 from calce_jax.models.keyframes.reference_noise import draw_reference_noise
+from calce_jax.models.selection import SelectionConfig
 from calce_jax.text.prompt import max_answer_tokens
 from calce_jax.text.tokenizers import load_t5
 from calce_jax.training.optimizer import make_optimizer

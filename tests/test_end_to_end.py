@@ -15,11 +15,10 @@ from calce_jax.batch import Batch
 from calce_jax.checkpoints.convert.calce import key_mapping
 from calce_jax.input_pipeline.speech_mask import mark_speech_frames
 from calce_jax.models.beam_search import beam_search
-from calce_jax.models.calce import Calce, CalceConfig, SelectionConfig
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig, QFormerConfig, T5Config, VitConfig
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.qformer import QFormerConfig
-from calce_jax.models.t5 import T5Config
-from calce_jax.models.vit import VitConfig
+from calce_jax.models.selection import SelectionConfig
 from calce_jax.text.caption import Caption
 from calce_jax.text.captions import clean_captions, speech_intervals
 from calce_jax.text.prompt import PromptWriter, mentions_speech

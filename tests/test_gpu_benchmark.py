@@ -20,7 +20,8 @@ from benchmarks import paired
 from benchmarks.generation import decoder_bytes
 from benchmarks.gpu.sections import RowLog, Section, end_at, markdown_table, read_rows, run_sections
 from benchmarks.paired import BenchmarkSettings, ComparisonRow, compare
-from calce_jax.models.t5 import T5, T5Config
+from calce_jax.models.calce_sizes import T5Config
+from calce_jax.models.t5 import T5
 
 ROOT = Path(__file__).parents[1]
 # What a machine with a GPU may lack.

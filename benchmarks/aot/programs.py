@@ -27,11 +27,12 @@ from calce_jax.inference.predict_step import (
     make_encode_video,
     make_predict,
     make_predict_from_features,
-    step_config,
 )
+from calce_jax.inference.prediction import step_config
 from calce_jax.input_pipeline.input_config import abstract_batch, input_config
 from calce_jax.models.answer_grammar import AnswerGrammar
-from calce_jax.models.calce import Calce, split_params
+from calce_jax.models.calce import Calce
+from calce_jax.models.structure import split_params
 from calce_jax.search.searcher import TRAINED_DURATION
 from calce_jax.text.answer_grammar import answer_grammar
 from calce_jax.text.tokenizers import load_t5

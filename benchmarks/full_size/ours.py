@@ -24,9 +24,11 @@ from calce_jax.checkpoints.convert.state_dict import lazy_state_dict
 from calce_jax.checkpoints.convert.weights import as_lazy
 from calce_jax.distributed.compiler_options import options_for
 from calce_jax.distributed.param_names import named_leaves, with_leaves
-from calce_jax.inference.predict_step import step_config
-from calce_jax.models.beam_search import BeamSearchOutput, beam_search
-from calce_jax.models.calce import Calce, CalceConfig, answer_loss, shift_right
+from calce_jax.inference.prediction import step_config
+from calce_jax.models.beam_search import beam_search
+from calce_jax.models.beams import BeamSearchOutput
+from calce_jax.models.calce import Calce, answer_loss, shift_right
+from calce_jax.models.calce_sizes import CalceConfig
 
 # Enough to tell two searches apart; random weights hardly ever end an answer.
 ANSWER_TOKENS, BEAMS = 24, 5

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from calce_jax.checkpoints.convert.convert import model_config_of
 from calce_jax.config import ModelSize, RunConfig, packaged_path, to_dict, validate
 from calce_jax.errors import UserError
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.presets.runs import get_preset
 from calce_jax.search.samples import load_samples
 from calce_jax.storage.atomic_files import write_atomic

@@ -21,10 +21,9 @@ from benchmarks.qformer import compare_query_tokens
 from benchmarks.t5 import compare_t5_encoder
 from benchmarks.vision import compare_vit
 from calce_jax.batch import Batch
-from calce_jax.config import LoraConfig, RunConfig
-from calce_jax.models.attention import AttentionImplementation
-from calce_jax.models.calce import CalceConfig, PromptSelection
-from calce_jax.models.layers import RematPolicy
+from calce_jax.config import AttentionImplementation, LoraConfig, RematPolicy, RunConfig
+from calce_jax.models.calce_sizes import CalceConfig
+from calce_jax.models.selection import PromptSelection
 from calce_jax.models.whisper import WhisperConfig
 from calce_jax.presets.runs import get_preset
 

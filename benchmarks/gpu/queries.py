@@ -6,7 +6,7 @@ import numpy as np
 
 from calce_jax.batch import Batch
 from calce_jax.config import RunConfig
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 
 # Tokens of a caption, of the text with query and task, and of an answer; as in QVHighlights.
 CAPTION_TOKENS, TEXT_TOKENS, ANSWER_TOKENS = 16, 60, 40

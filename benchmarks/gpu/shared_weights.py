@@ -21,9 +21,10 @@ from calce_jax.checkpoints.convert.blip2 import hf_mapping
 from calce_jax.checkpoints.convert.huggingface import blip2_config
 from calce_jax.checkpoints.convert.mapping import LAYER_PLACEHOLDER, MappingRow, mapping_rows
 from calce_jax.checkpoints.convert.weights import base_param_shapes, is_frozen, trainable_param_shapes
+from calce_jax.config import AttentionImplementation
 from calce_jax.distributed.param_names import named_leaves, with_leaves
-from calce_jax.models.attention import AttentionImplementation
-from calce_jax.models.calce import Calce, CalceConfig
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig
 
 
 class SharedModels:

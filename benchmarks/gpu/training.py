@@ -25,10 +25,10 @@ from benchmarks.towers import held_bytes
 from calce_jax.batch import Batch
 from calce_jax.checkpoints.convert.calce import adapter_rows
 from calce_jax.checkpoints.convert.mapping import LAYER_PLACEHOLDER
-from calce_jax.config import RunConfig
-from calce_jax.inference.predict_step import step_config
-from calce_jax.models.calce import PromptSelection, split_params
-from calce_jax.models.layers import RematPolicy
+from calce_jax.config import RematPolicy, RunConfig
+from calce_jax.inference.prediction import step_config
+from calce_jax.models.selection import PromptSelection
+from calce_jax.models.structure import split_params
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import create_train_state
 from calce_jax.training.train_step import compile_train_step, make_train_step

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
@@ -17,9 +15,9 @@ from calce_jax.checkpoints.params_file import CheckpointError, load_params, read
 from calce_jax.checkpoints.workdir import TRAINED_FILE, checkpoint_steps
 from calce_jax.config import PATH_FIELDS, ConfigError, RunConfig, diff, flatten, packaged_path, to_dict
 from calce_jax.config_compat import SAME_WEIGHTS, upgrade_config
-from calce_jax.distributed.param_names import named_leaves, with_leaves
+from calce_jax.distributed.param_names import Params, named_leaves, with_leaves
 from calce_jax.distributed.sharding import abstract_like, param_shardings
-from calce_jax.models.calce import Calce, CalceConfig, split_params
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.storage.program_cache import ProgramCache
 from calce_jax.storage.provenance import file_hash
 from calce_jax.storage.verification import verification_enabled
@@ -39,7 +37,7 @@ def calce_config(config: RunConfig, *, t5_vocab: int, bert_vocab: int) -> CalceC
     return replace(model_config.with_attention(config.model.attention), ln_vision=config.model.ln_vision)
 
 
-def build_model(
+def load_weights(
     model_config: CalceConfig,
     config: RunConfig,
     mesh: Mesh,
@@ -47,9 +45,9 @@ def build_model(
     with_trainables: bool = True,
     adapters: Literal["random", "zero"] = "random",
     programs: ProgramCache | None = None,
-    shared_frozen: nnx.State | None = None,
-) -> tuple[Any, nnx.State, nnx.State]:
-    """Build the model on a mesh.
+    shared_frozen: Params | None = None,
+) -> tuple[Params, Params]:
+    """Load or draw the weights of a model on a mesh; the graph of the model is that of `trace_model`.
 
     With base weights only the adapters are initialised; the file holds the model without adapters.
 
@@ -60,45 +58,38 @@ def build_model(
       with_trainables: False returns the shapes of trainables with their shardings, to be restored from a checkpoint.
       adapters: "zero" beside base weights saves compiling a program that draws them; they cannot be trained. The output
         of the model is the same: one factor of a new adapter is zero in any case.
-      programs: has the structure of the model, so that it is not traced.
+      programs: has the shapes of the weights, so that the model is not traced.
       shared_frozen: the frozen weights, if they are there already; they are not read again.
 
     Returns:
-      The graph definition, the trainables (float32) and the frozen weights (`config.model.frozen_dtype`).
+      The trainables (float32) and the frozen weights (`config.model.frozen_dtype`).
 
     Raises:
       CheckpointError: the base weights cannot be read, or are of another size.
       ShardingError: the parameters do not fit the mesh.
     """
 
-    def init(key: PRNGKeyArray) -> tuple[nnx.State, nnx.State]:
-        model = Calce(model_config, rngs=nnx.Rngs(key))
-        return split_params(model, config.model.frozen_dtype)[1:]
+    def init(key: PRNGKeyArray) -> tuple[Params, Params]:
+        from calce_jax.models.structure import draw_params  # noqa: PLC0415  (see `abstract_params`)
+
+        return draw_params(model_config, config.model.frozen_dtype, key)
 
     def draw(program: Callable[[PRNGKeyArray], Any], shardings: Any) -> Any:
         # An argument of the compiled program, not a constant in it: runs with other seeds find it in the compilation
         # cache. Made only here: it takes two small programs of JAX's own, which a search of trained weights can spare.
         return jax.jit(program, out_shardings=shardings)(jax.random.key(config.seed))
 
-    graph, abstract = (
-        programs.recall(
-            "model",
-            (model_config, config.model.frozen_dtype),
-            lambda: trace_model(model_config, config.model.frozen_dtype),
-        )
-        if programs
-        else trace_model(model_config, config.model.frozen_dtype)
-    )
+    abstract = abstract_params(model_config, config.model.frozen_dtype, programs)
     shardings = param_shardings(abstract, mesh)
     trainable, frozen = abstract_like(abstract, shardings)
     if not config.weights.base:
         if with_trainables and shared_frozen is None:
-            return graph, *draw(init, shardings)
+            return draw(init, shardings)
         if with_trainables:
             trainable = draw(lambda key: init(key)[0], shardings[0])
         if shared_frozen is not None:
-            return graph, trainable, shared_frozen
-        return graph, trainable, draw(lambda key: init(key)[1], shardings[1])
+            return trainable, shared_frozen
+        return trainable, draw(lambda key: init(key)[1], shardings[1])
 
     abstract_leaves = named_leaves((trainable, frozen))
     base_names = {name: _base_weight_name(name) for name in abstract_leaves if name.split("/")[-1] not in ("a", "b")}
@@ -117,24 +108,24 @@ def build_model(
         else:
             initialized = named_leaves(draw(lambda key: init(key)[0], shardings[0]))
         trainable = with_leaves(trainable, initialized | _under("0/", weights))
-    return graph, trainable, with_leaves(frozen, _under("1/", weights)) if shared_frozen is None else shared_frozen
+    return trainable, with_leaves(frozen, _under("1/", weights)) if shared_frozen is None else shared_frozen
 
 
-@lru_cache(maxsize=4)
-def trace_model(model_config: CalceConfig, frozen_dtype: str) -> tuple[Any, tuple[nnx.State, nnx.State]]:
-    """Return the graph definition of a model, and the shapes of its trainables and of its frozen weights.
+def abstract_params(
+    model_config: CalceConfig, frozen_dtype: str, programs: ProgramCache | None = None
+) -> tuple[Params, Params]:
+    """Return the shapes of the trainables and of the frozen weights of a model.
 
-    Both stages of a search have the same; a trace takes 0.2 s at the tiny size.
+    The classes of the model, and flax, are imported to trace it: a process that finds the shapes, and its programs, in
+    a cache does without.
     """
-    graphs: list[Any] = []
 
-    def split() -> tuple[nnx.State, nnx.State]:
-        graph, trainable, frozen = split_params(Calce(model_config, rngs=nnx.Rngs(0)), frozen_dtype)
-        graphs.append(graph)
-        return trainable, frozen
+    def trace() -> tuple[Params, Params]:
+        from calce_jax.models.structure import trace_model  # noqa: PLC0415
 
-    abstract = jax.eval_shape(split)
-    return graphs[0], abstract
+        return trace_model(model_config, frozen_dtype)[1]
+
+    return programs.recall("shapes", (model_config, frozen_dtype), trace) if programs else trace()
 
 
 def _under(prefix: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,14 +133,14 @@ def _under(prefix: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
 
 
-def load_trainable(workdir: Path, template: nnx.State, checkpoint: Literal["best", "latest"] = "best") -> nnx.State:
+def load_trainable(workdir: Path, template: Params, checkpoint: Literal["best", "latest"] = "best") -> Params:
     """Return the trainables of a run, see `restore_trainables`."""
     return restore_trainables(workdir, template, checkpoint)[0]
 
 
 def restore_trainables(
-    workdir: Path, template: nnx.State, checkpoint: Literal["best", "latest"] = "best"
-) -> tuple[nnx.State, Path, dict[str, Any]]:
+    workdir: Path, template: Params, checkpoint: Literal["best", "latest"] = "best"
+) -> tuple[Params, Path, dict[str, Any]]:
     """Return the trainables of a run, the folder or file of their checkpoint, and its metadata.
 
     Args:
@@ -241,7 +232,7 @@ def check_config(checkpoint: Path, metadata: Mapping[str, Any], config: RunConfi
         )
 
 
-def check_ln_vision_frozen(base: nnx.State, other_trainable: nnx.State, path: Path) -> None:
+def check_ln_vision_frozen(base: Params, other_trainable: Params, path: Path) -> None:
     """Check that another run did not train `ln_vision`, for a run that keeps it frozen.
 
     Args:

@@ -25,7 +25,7 @@ from calce_jax.commands.flags.verify import apply_verify
 from calce_jax.commands.process import garbage_kept
 from calce_jax.commands.runner import discard_stdout
 from calce_jax.commands.search_inputs import check_inputs, idle_options, read_inputs
-from calce_jax.commands.search_plan import plan
+from calce_jax.commands.search_plan import plan, read_programs_ahead
 from calce_jax.search.paths import SearchError
 from calce_jax.search.player import play
 
@@ -43,6 +43,8 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
 
     click.get_current_context().call_on_close(gc.unfreeze)  # in a process that goes on, as tests do
     with garbage_kept():
+        ahead = read_programs_ahead(options)  # in a thread, beside the other imports
+
         from calce_jax.search.inputs import check_queries
         from calce_jax.search.merging import merge_results
         from calce_jax.search.output import write_output
@@ -63,7 +65,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     )
     for line in idle_options(options):
         reporter.notice(line)
-    search = plan(inputs, options, reporter)
+    search = plan(inputs, options, reporter, ahead)
     is_new = inputs.out is not None and not os.path.exists(inputs.out)
     out = ensure_writable(inputs.out) if inputs.out else None  # before the search, not after it
     if out is not None and is_new:

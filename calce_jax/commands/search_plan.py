@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from calce_jax.search.reporter import Reporter
     from calce_jax.search.searcher import Searcher
     from calce_jax.storage.disk_cache import DiskCache
+    from calce_jax.storage.programs_ahead import ProgramsAhead
 
 FIRST_SEARCH = "the first search compiles its programs, which takes up to a minute; later ones read them"
 NEW_PROGRAM = "a program is compiled, as at the first search of several sentences: up to a minute; later ones read it"
@@ -34,8 +35,28 @@ class Search(NamedTuple):
     run: Callable[[Path | None], "ModeResult"]
 
 
-def plan(inputs: Inputs, options: Options, reporter: "Reporter") -> Search:
-    """Decide how to search: the index of what is said, the library by its best segments, or video after video."""
+def read_programs_ahead(options: Options) -> "ProgramsAhead | None":
+    """Begin to read the programs of the last search like this one; None if no model is asked.
+
+    Raises:
+      UserError: as `find_checkpoint` raises.
+    """
+    if options.mode == "speech":
+        return None
+    from calce_jax.storage.programs_ahead import ProgramsAhead
+
+    settings = (str(find_checkpoint(options.model)), options.batch, options.piece_seconds, options.library)
+    return ProgramsAhead(open_cache(options.cache, options.cache_gb), settings)
+
+
+def plan(inputs: Inputs, options: Options, reporter: "Reporter", ahead: "ProgramsAhead | None" = None) -> Search:
+    """Decide how to search: the index of what is said, the library by its best segments, or video after video.
+
+    Args:
+      inputs, options: of the command.
+      reporter: gets notices and errors.
+      ahead: from `read_programs_ahead`.
+    """
     if options.searches_index:
         return plan_index_search(inputs, options)
     if options.library:
@@ -44,12 +65,14 @@ def plan(inputs: Inputs, options: Options, reporter: "Reporter") -> Search:
         with Library(library_path(options.library_file)) as library:
             has_pictures = library.has_pictures()
         if has_pictures:
-            return plan_library_search(inputs, options, reporter)
+            return plan_library_search(inputs, options, reporter, ahead)
         reporter.notice("every video is searched; after `calce index --picture` only the best of them are")
-    return plan_search(inputs, options, reporter)
+    return plan_search(inputs, options, reporter, ahead)
 
 
-def plan_library_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Search:
+def plan_library_search(
+    inputs: Inputs, options: Options, reporter: "Reporter", ahead: "ProgramsAhead | None"
+) -> Search:
     """Open the library, of which the best segments are searched.
 
     Raises:
@@ -72,7 +95,7 @@ def plan_library_search(inputs: Inputs, options: Options, reporter: "Reporter") 
     check_ranker(find_checkpoint(options.model))
 
     def run(out: Path | None) -> ModeResult:
-        searcher = open_searcher(open_cache(options.cache, options.cache_gb), options, reporter)
+        searcher = open_searcher(open_cache(options.cache, options.cache_gb), options, reporter, ahead)
 
         from calce_jax.search.library_search import add_library_words, search_library
         from calce_jax.search.picture_ranker import open_ranker
@@ -118,7 +141,7 @@ def plan_index_search(inputs: Inputs, options: Options) -> Search:
     return Search(num_videos, run)
 
 
-def plan_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Search:
+def plan_search(inputs: Inputs, options: Options, reporter: "Reporter", ahead: "ProgramsAhead | None") -> Search:
     """Select the videos: the given ones, or all of the library.
 
     Raises:
@@ -166,14 +189,16 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter") -> Searc
             inputs.queries,
             options.top,
             mode=options.mode,
-            open_searcher=partial(open_searcher, cache, options, reporter),
+            open_searcher=partial(open_searcher, cache, options, reporter, ahead),
             reporter=reporter,
         )
 
     return Search(len(videos), run)
 
 
-def open_searcher(cache: "DiskCache", options: Options, reporter: "Reporter") -> "Searcher":
+def open_searcher(
+    cache: "DiskCache", options: Options, reporter: "Reporter", ahead: "ProgramsAhead | None"
+) -> "Searcher":
     """Load the model, while the programs of the last search with it are read.
 
     Raises:
@@ -181,14 +206,10 @@ def open_searcher(cache: "DiskCache", options: Options, reporter: "Reporter") ->
     """
     stages = find_checkpoint(options.model)
     with garbage_kept():
-        from calce_jax.storage.program_cache import ProgramCache
-        from calce_jax.storage.programs_ahead import ProgramsAhead
-
-        ahead = ProgramsAhead(cache, (str(stages), options.batch, options.piece_seconds, options.library))
-
         from tqdm import tqdm
 
         from calce_jax.search.load_searcher import enable_compilation_cache, load_searcher
+        from calce_jax.storage.program_cache import ProgramCache
         from calce_jax.text.nouns import load_tagger
 
         load_tagger()

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+Params = dict[str, Any]  # nested; the leaves are arrays, or say something about arrays
+
 
 def key_path_names(key_path: tuple[Any, ...]) -> tuple[str, ...]:
     """Return jax's key path as strings, without the last key, `value`, of an `nnx.Variable`."""

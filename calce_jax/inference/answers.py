@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from calce_jax.config import Behaviour
 from calce_jax.errors import UserError
-from calce_jax.inference.predict_step import BatchPrediction
+from calce_jax.inference.prediction import BatchPrediction
 from calce_jax.models.keyframes.treatment import Treatment
 from calce_jax.moments.scoring import QueryMoments, score_moments
 from calce_jax.moments.windows import Decision, WindowOrder, WindowSource

@@ -20,11 +20,12 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, struct
+from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
 from calce_jax.batch import AnyArray, Features
+from calce_jax.distributed.param_names import Params
 from calce_jax.distributed.sharding import put_batch
 from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.input_pipeline.dataset import TablesError, damage_errors, open_table
@@ -53,7 +54,8 @@ VIDEOS_PER_SHARD = 32
 PREFETCH_VIDEOS, MAX_BATCHES_IN_FLIGHT = 4, 2
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class QuantizationError:
     """Sums of squares over each frame; their names are those in the shards, see `ShardWriter.add`.
 
@@ -181,11 +183,11 @@ def extract_features(
 
 def make_extract_fn(
     graph: Any, storage_dtype: StorageDtype, source: FeatureSource = "vit"
-) -> Callable[[nnx.State, nnx.State, UInt8[Array, "F 1 Y X 3"]], tuple[Features, QuantizationError]]:
+) -> Callable[[Params, Params, UInt8[Array, "F 1 Y X 3"]], tuple[Features, QuantizationError]]:
     """Build `extract(trainable, frozen, frames) -> (features, error)`, to be jitted; each frame is a video of T = 1."""
 
     def extract(
-        trainable: nnx.State, frozen: nnx.State, frames: UInt8[Array, "F 1 Y X 3"]
+        trainable: Params, frozen: Params, frames: UInt8[Array, "F 1 Y X 3"]
     ) -> tuple[Features, QuantizationError]:
         model: Calce = nnx.merge(graph, trainable, frozen)
         vision_features = (

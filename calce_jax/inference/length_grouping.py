@@ -11,20 +11,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, struct
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
 from calce_jax.batch import AnyArray, Batch, Features
+from calce_jax.distributed.param_names import Params
 from calce_jax.distributed.sharding import BATCH_AXES, block_on_simulated_cpu, put_batch
-from calce_jax.inference.predict_step import BatchPrediction, StepConfig
+from calce_jax.inference.prediction import BatchPrediction, StepConfig
 from calce_jax.models.calce import Calce
 from calce_jax.models.feature_codec import load_or_encode
 from calce_jax.models.vision_features import QFormerFeatures
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class RowInfo:
     """What the host needs of the rows of a batch: to group them, and to log them.
 
@@ -77,7 +79,7 @@ class LengthGrouper:
     (that of a window, and that of the last window of an epoch).
 
     Args:
-      graph: the model's structure, from `calce_jax.models.calce.split_params`.
+      graph: the model's structure, from `calce_jax.models.structure.split_params`.
       config: selection of key frames and captions.
       mesh: of the batches.
 
@@ -86,7 +88,7 @@ class LengthGrouper:
     """
 
     def __init__(self, graph: Any, config: StepConfig, mesh: Mesh, options: dict[str, str] | None = None):
-        def encode(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Batch, RowInfo]:
+        def encode(trainable: Params, frozen: Params, batch: Batch) -> tuple[Batch, RowInfo]:
             model: Calce = nnx.merge(graph, trainable, frozen)
             vision_features = load_or_encode(model, batch, config.behaviour)
             prompt_selection = model.select(vision_features, batch, config.selection)
@@ -113,7 +115,7 @@ class LengthGrouper:
         self.stack_batches = jax.jit(stack, out_shardings=NamedSharding(mesh, P(None, BATCH_AXES)))
         self.gather_rows = jax.jit(take_rows, out_shardings=batch_sharding)
 
-    def encode_window(self, trainable: nnx.State, frozen: nnx.State, batches: Iterable[Batch]) -> BatchWindow:
+    def encode_window(self, trainable: Params, frozen: Params, batches: Iterable[Batch]) -> BatchWindow:
         """Encode this host's parts of V batches; waits for the devices."""
         block_on_simulated_cpu(trainable)
         outputs = [
@@ -136,11 +138,11 @@ class LengthGrouper:
 
 
 def make_batch_predictor(
-    predict: Callable[[nnx.State, nnx.State, Batch], BatchPrediction],
+    predict: Callable[[Params, Params, Batch], BatchPrediction],
     mesh: Mesh,
     grouper: LengthGrouper | None = None,
     batches_per_window: int = 1,
-) -> Callable[[nnx.State, nnx.State, Iterable[Batch]], Iterator[BatchPrediction]]:
+) -> Callable[[Params, Params, Iterable[Batch]], Iterator[BatchPrediction]]:
     """Return a function that predicts batch after batch, with rows grouped by prompt length if there is a grouper.
 
     Args:
@@ -154,7 +156,7 @@ def make_batch_predictor(
       hosts as numpy arrays, in input order, regardless of grouping.
     """
 
-    def run(trainable: nnx.State, frozen: nnx.State, batches: Iterable[Batch]) -> Iterator[BatchPrediction]:
+    def run(trainable: Params, frozen: Params, batches: Iterable[Batch]) -> Iterator[BatchPrediction]:
         if grouper is None:
             for batch in batches:
                 yield jax.device_get(predict(trainable, frozen, put_batch(batch, mesh)))

@@ -17,7 +17,7 @@ from calce_jax.distributed.multihost import barrier, broadcast_int, is_primary, 
 from calce_jax.distributed.profiling import StepProfiler
 from calce_jax.inference.answers import Answer, decode_answers
 from calce_jax.inference.partial_predictions import PartialPredictions
-from calce_jax.inference.predict_step import BatchPrediction
+from calce_jax.inference.prediction import BatchPrediction
 from calce_jax.inference.prediction_inputs import prediction_inputs
 from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.input_pipeline.batches import make_iterator
@@ -26,7 +26,7 @@ from calce_jax.input_pipeline.example import Query
 from calce_jax.input_pipeline.feature_fingerprint import check_features, check_videos
 from calce_jax.input_pipeline.input_config import input_config
 from calce_jax.input_pipeline.row_flags import RowFlagCounter
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.moments.metrics import EvalCase
 from calce_jax.moments.predictions import Prediction, PredictionError, prediction_to_json
 from calce_jax.moments.saliency import clip_saliency

@@ -8,65 +8,24 @@ Dimensions: B batch, T frames, Y X pixels.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt8
 
 from calce_jax.batch import Batch
-from calce_jax.config import Behaviour, RunConfig
-from calce_jax.models.answer_grammar import AnswerGrammar
-from calce_jax.models.beam_search import BeamSearchOutput, beam_search
-from calce_jax.models.calce import Calce, PromptSelection, SelectionConfig
+from calce_jax.distributed.param_names import Params
+from calce_jax.inference.prediction import BatchPrediction, StepConfig
+from calce_jax.models.beam_search import beam_search
+from calce_jax.models.beams import BeamSearchOutput
+from calce_jax.models.calce import Calce
 from calce_jax.models.feature_codec import load_or_encode
 from calce_jax.models.keyframes.reference_noise import ReferenceNoise, draw_reference_noise
-from calce_jax.models.layers import Key, RematPolicy
+from calce_jax.models.layers import Key
 from calce_jax.models.vision_features import QFormerFeatures, VisionFeatures
-
-
-@dataclass(frozen=True)
-class StepConfig:
-    """Static settings of the training step and of the prediction.
-
-    Fields:
-      selection: of key frames and captions.
-      buckets: prompt lengths in tokens, ascending. A prompt longer than the last one is truncated at its end, and
-        counted in the metric "truncated".
-      remat: what the backward pass recomputes.
-      num_beams, max_answer_length: of the beam search; the length in tokens includes the end token.
-      grammar: of the answers that the beam search may give; None allows any text.
-    """
-
-    selection: SelectionConfig
-    buckets: tuple[int, ...]
-    remat: RematPolicy = "none"
-    num_beams: int = 5
-    max_answer_length: int = 70
-    grammar: AnswerGrammar | None = None
-
-    @property
-    def behaviour(self) -> Behaviour:
-        """The behaviour of the selection, which is that of the whole run."""
-        return self.selection.behaviour
-
-
-@struct.dataclass
-class BatchPrediction:
-    """Prediction of a batch; every host gets all rows.
-
-    Fields:
-      answers: beams of generated tokens.
-      prompt_selection: frames and captions of each prompt.
-      batch: that was predicted, without frames and features.
-    """
-
-    answers: BeamSearchOutput
-    prompt_selection: PromptSelection
-    batch: Batch
 
 
 def switch_bucket(
@@ -96,10 +55,10 @@ def draw_noise_for_batch(config: StepConfig, batch: Batch, key: Key = None) -> R
     )
 
 
-def make_predict(graph: Any, config: StepConfig) -> Callable[[nnx.State, nnx.State, Batch], BatchPrediction]:
+def make_predict(graph: Any, config: StepConfig) -> Callable[[Params, Params, Batch], BatchPrediction]:
     """Build `predict(trainable, frozen, batch) -> BatchPrediction`, to be jitted; it is deterministic."""
 
-    def predict(trainable: nnx.State, frozen: nnx.State, batch: Batch) -> BatchPrediction:
+    def predict(trainable: Params, frozen: Params, batch: Batch) -> BatchPrediction:
         model: Calce = nnx.merge(graph, trainable, frozen)
         return predict_from_features(model, config, load_or_encode(model, batch), batch)
 
@@ -145,36 +104,10 @@ def compile_predict(
     return jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=options)
 
 
-def step_config(config: RunConfig, max_answer_tokens: int, grammar: AnswerGrammar | None = None) -> StepConfig:
-    """Return the settings of a run's training step and prediction.
-
-    Args:
-      config: of the run.
-      max_answer_tokens: length limit of answers in T5 tokens, the end token included.
-      grammar: from `calce_jax.text.answer_grammar.answer_grammar`.
-    """
-    return StepConfig(
-        selection=SelectionConfig(
-            stage=config.stage,
-            mode=config.keyframes.mode,
-            clusters=config.keyframes.clusters,
-            dilation=config.keyframes.dilation,
-            filter_dilation=config.keyframes.filter_dilation,
-            caption_block=config.data.captions,
-            behaviour=config.behaviour,
-        ),
-        buckets=config.text.buckets,
-        remat=config.model.remat,
-        num_beams=config.generation.beams,
-        max_answer_length=max_answer_tokens,
-        grammar=grammar,
-    )
-
-
-def make_encode_video(graph: Any) -> Callable[[nnx.State, nnx.State, UInt8[Array, "B T Y X 3"]], QFormerFeatures]:
+def make_encode_video(graph: Any) -> Callable[[Params, Params, UInt8[Array, "B T Y X 3"]], QFormerFeatures]:
     """Build `encode_video(trainable, frozen, frames) -> QFormerFeatures`, to be jitted."""
 
-    def encode_video(trainable: nnx.State, frozen: nnx.State, frames: UInt8[Array, "B T Y X 3"]) -> QFormerFeatures:
+    def encode_video(trainable: Params, frozen: Params, frames: UInt8[Array, "B T Y X 3"]) -> QFormerFeatures:
         model: Calce = nnx.merge(graph, trainable, frozen)
         return model.encode_queries(model.encode_frames(frames))
 
@@ -183,10 +116,10 @@ def make_encode_video(graph: Any) -> Callable[[nnx.State, nnx.State, UInt8[Array
 
 def make_predict_from_features(
     graph: Any, config: StepConfig
-) -> Callable[[nnx.State, nnx.State, QFormerFeatures, Batch], BatchPrediction]:
+) -> Callable[[Params, Params, QFormerFeatures, Batch], BatchPrediction]:
     """Build `predict(trainable, frozen, features, batch) -> BatchPrediction`, to be jitted; frames are not read."""
 
-    def predict(trainable: nnx.State, frozen: nnx.State, features: QFormerFeatures, batch: Batch) -> BatchPrediction:
+    def predict(trainable: Params, frozen: Params, features: QFormerFeatures, batch: Batch) -> BatchPrediction:
         return predict_from_features(nnx.merge(graph, trainable, frozen), config, features, batch)
 
     return predict

@@ -10,13 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float
 
 from calce_jax.batch import Batch
 from calce_jax.distributed.sharding import put_batch
 from calce_jax.inference.answers import Answer, decode_answers
-from calce_jax.inference.predict_step import BatchPrediction, make_encode_video, make_predict_from_features, step_config
+from calce_jax.inference.prediction import BatchPrediction, step_config
 from calce_jax.inference.trained_run import TrainedModel
 from calce_jax.input_pipeline.example import Example
 from calce_jax.input_pipeline.input_config import input_config, text_sizes
@@ -131,8 +130,8 @@ class Predictor:
         """Return the mean of the embeddings that T5 has of the words of each of N sentences, float32."""
         tokens = [self.model.tokenizers.t5(text, add_special_tokens=False)["input_ids"] or [0] for text in sentences]
         with jax.set_mesh(self.model.mesh):
-            t5 = nnx.merge(self.model.graph, self.model.trainable, self.model.frozen).t5
-            return np.stack([np.asarray(t5.shared(jnp.asarray(ids)), np.float32).mean(axis=0) for ids in tokens])
+            table = self.model.frozen["t5"]["shared"]["embedding"]
+            return np.stack([np.asarray(table[jnp.asarray(ids)], np.float32).mean(axis=0) for ids in tokens])
 
     def _pad_rows(self, rows: Sequence[Row], size: int) -> list[Row]:
         return [*rows, *[self._make_row.padding_row(rows[0])] * (size - len(rows))]
@@ -145,15 +144,25 @@ class Predictor:
 
     @cached_property
     def _encode_video(self) -> Callable[..., QFormerFeatures]:
-        return self._compile(make_encode_video(self.model.graph), self.model.model_config)
+        def make() -> Callable[..., QFormerFeatures]:
+            from calce_jax.inference.predict_step import make_encode_video  # noqa: PLC0415  (see `_compile`)
+
+            return make_encode_video(self.model.graph)
+
+        return self._compile("encode_video", make, self.model.model_config)
 
     @cached_property
     def _predict(self) -> Callable[..., BatchPrediction]:
-        predict = make_predict_from_features(self.model.graph, self._program_config)
-        return self._compile(predict, (self.model.model_config, self._program_config))
+        def make() -> Callable[..., BatchPrediction]:
+            from calce_jax.inference.predict_step import make_predict_from_features  # noqa: PLC0415
 
-    def _compile(self, function: Callable[..., Any], settings: object) -> Callable[..., Any]:
+            return make_predict_from_features(self.model.graph, self._program_config)
+
+        return self._compile("predict", make, (self.model.model_config, self._program_config))
+
+    def _compile(self, name: str, make: Callable[[], Callable[..., Any]], settings: object) -> Callable[..., Any]:
+        """Return a compiled function; where it is kept, the classes of the model and flax are not imported."""
         options = self.model.compiler_options
         if self._programs is None:
-            return jax.jit(function, compiler_options=options)
-        return self._programs.keep(function, settings, self.model.mesh, options)
+            return jax.jit(make(), compiler_options=options)
+        return self._programs.keep(name, make, settings, self.model.mesh, options)

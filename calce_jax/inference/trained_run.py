@@ -2,27 +2,27 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 
 from calce_jax.batch import Batch
 from calce_jax.checkpoints.restore import (
-    build_model,
     calce_config,
     check_config,
     check_files,
+    load_weights,
     restore_trainables,
 )
 from calce_jax.config import RunConfig, read_config
 from calce_jax.distributed.compiler_options import compiler_options
+from calce_jax.distributed.param_names import Params
 from calce_jax.distributed.sharding import make_mesh
-from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
-from calce_jax.inference.predict_step import BatchPrediction, compile_predict, make_predict, step_config
-from calce_jax.models.calce import CalceConfig
+from calce_jax.inference.prediction import BatchPrediction, step_config
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.storage.program_cache import ProgramCache
 from calce_jax.text.answer_grammar import answer_grammar
 from calce_jax.text.prompt import max_answer_tokens
@@ -38,7 +38,7 @@ class TrainedModel:
       model_config: sizes of the model.
       tokenizers: of T5 and BERT.
       mesh: of the weights.
-      graph, trainable, frozen: the model, see `calce_jax.models.calce.split_params`.
+      trainable, frozen: its weights, see `calce_jax.models.structure.split_params`.
       checkpoint: folder of the checkpoint of the trainables; None for base weights.
       trained_with_items: whether its training queries had items; if not, the line of the prompt stays empty.
     """
@@ -47,11 +47,17 @@ class TrainedModel:
     model_config: CalceConfig
     tokenizers: Tokenizers
     mesh: Mesh
-    graph: Any
-    trainable: nnx.State
-    frozen: nnx.State
+    trainable: Params
+    frozen: Params
     checkpoint: Path | None = None
     trained_with_items: bool = True
+
+    @cached_property
+    def graph(self) -> Any:
+        """The structure of the model, of which `nnx.merge(graph, trainable, frozen)` makes a `Calce`."""
+        from calce_jax.models.structure import trace_model  # noqa: PLC0415  (imports flax: see `abstract_params`)
+
+        return trace_model(self.model_config, self.config.model.frozen_dtype)[0]
 
     @property
     def compiler_options(self) -> dict[str, str] | None:
@@ -68,6 +74,10 @@ class TrainedModel:
           `run(batches)`, which takes this host's parts of batches, and yields the predictions of all hosts as numpy
           arrays, in input order.
         """
+        # Programs of the model import flax: a search that finds its own in a cache does without.
+        from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor  # noqa: PLC0415
+        from calce_jax.inference.predict_step import compile_predict, make_predict  # noqa: PLC0415
+
         config, t5 = self.config, self.tokenizers.t5
         max_tokens = max_answer_tokens(t5, max_duration, config.behaviour)
         program_config = step_config(config, max_tokens, answer_grammar(config, t5, max_duration))
@@ -165,7 +175,7 @@ def _load(
     model_config = calce_config(config, t5_vocab=len(tokenizers.t5), bert_vocab=len(tokenizers.bert))
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        graph, trainable, frozen = build_model(
+        trainable, frozen = load_weights(
             model_config,
             config,
             mesh,
@@ -174,7 +184,7 @@ def _load(
             programs=programs,
             shared_frozen=other_stage.frozen if other_stage and _has_same_frozen(other_stage.config, config) else None,
         )
-    return TrainedModel(config, model_config, tokenizers, mesh, graph, trainable, frozen)
+    return TrainedModel(config, model_config, tokenizers, mesh, trainable, frozen)
 
 
 def _has_same_frozen(config: RunConfig, other: RunConfig) -> bool:

@@ -11,7 +11,7 @@ import jax
 
 from calce_jax.config import RunConfig, packaged_path
 from calce_jax.input_pipeline.feature_store import FeatureMetadata, FeaturesError, FeatureStore, diff_metadata
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.models.feature_codec import FeatureSource, StorageDtype, count_scales
 from calce_jax.storage.provenance import git_revision
 

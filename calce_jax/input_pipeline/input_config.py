@@ -9,7 +9,7 @@ import numpy as np
 from calce_jax.batch import Batch, Features
 from calce_jax.config import CHANGED_ROWS, Behaviour, Method, RunConfig
 from calce_jax.input_pipeline.feature_store import FeatureStore
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.text.text_row import TextSizes
 
 

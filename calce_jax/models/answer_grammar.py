@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -81,7 +81,8 @@ class AnswerGrammar:
         return len(self.is_written) - 1
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class AnswerState:
     """Where the answer of each beam is in the automaton."""
 

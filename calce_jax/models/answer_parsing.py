@@ -9,11 +9,11 @@ Dimensions: N answers, A tokens, V vocabulary, C characters of a piece, W window
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from calce_jax.batch import AnyArray
@@ -55,7 +55,8 @@ def _transitions() -> Int[np.ndarray, "12 16"]:
 _TRANSITIONS = _transitions()
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class AnswerWindows:
     """Windows of answers, with any leading axes.
 

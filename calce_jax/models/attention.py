@@ -13,20 +13,18 @@ Dimensions: B batch, Q query positions, L key positions, N heads, H head width.
 """
 
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
+from calce_jax.config import AttentionImplementation
 from calce_jax.distributed.sharding import BATCH_AXES
 from calce_jax.distributed.target import target_platform
 from calce_jax.models.chunked_attention import attend_in_chunks
 from calce_jax.models.layers import Key, dropout
 from calce_jax.models.products import einsum, matmul_precision
-
-AttentionImplementation = Literal["xla", "dpa", "flash"]
 
 # Block of positions of "flash", to which both axes are padded, and the length below which it falls back to "xla".
 FLASH_BLOCK_SIZE, FLASH_MIN_LENGTH = 256, 512

@@ -15,34 +15,23 @@ Dimensions: B batch, K beams, M longest answer, V vocabulary, C candidate tokens
 positions.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from calce_jax.batch import AnyArray
 from calce_jax.config import Behaviour
 from calce_jax.models.answer_grammar import AnswerConstraint, AnswerGrammar, AnswerState
+from calce_jax.models.beams import BeamSearchOutput
 from calce_jax.models.kv_cache import LayerCache
 from calce_jax.models.t5 import DECODER_START_ID, EOS_ID, T5
 
 NEG_INF = -1e9
 
 
-@struct.dataclass
-class BeamSearchOutput:
-    """The K best answers of each sample, best first."""
-
-    tokens: Int[AnyArray, "B K M"]  # without the start token; 0 after the end
-    score: Float[AnyArray, "B K"]  # mean log-probability of a token; NEG_INF where there is no answer
-    log_probability: Float[AnyArray, "B K"]  # of the whole answer
-    is_finished: Bool[AnyArray, "B K"]  # False where the answer was truncated at M tokens
-    steps: Int[AnyArray, ""]  # decoder steps taken
-
-
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class BeamState:
     """Carry of the loop: running beams and finished answers."""
 

@@ -14,109 +14,25 @@ query tokens of a compressed frame, C captions, U BERT tokens, L prompt length, 
 width, W Q-Former width, E T5 width, F width of the selection's features.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
-
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx, struct
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from calce_jax.batch import AnyArray, Batch
-from calce_jax.config import Behaviour, LoraConfig
+from calce_jax.batch import Batch
+from calce_jax.config import Behaviour, RematPolicy
 from calce_jax.models import lora
 from calce_jax.models import prompt_packing as packing
-from calce_jax.models.attention import AttentionImplementation
-from calce_jax.models.keyframes.coarse import KeyframeMode, select_coarse
+from calce_jax.models.calce_sizes import CalceConfig
+from calce_jax.models.keyframes.coarse import select_coarse
 from calce_jax.models.keyframes.fine import select_fine
-from calce_jax.models.keyframes.plan import FramePlan
 from calce_jax.models.keyframes.reference_noise import ReferenceNoise
-from calce_jax.models.layers import Key, KeyStream, LayerNorm, Linear, RematPolicy
-from calce_jax.models.prompt_packing import CaptionSelection
-from calce_jax.models.qformer import QFormer, QFormerConfig
-from calce_jax.models.t5 import DECODER_START_ID, T5, T5Config
+from calce_jax.models.layers import Key, KeyStream, LayerNorm, Linear
+from calce_jax.models.qformer import QFormer
+from calce_jax.models.selection import CaptionSelection, PromptSelection, SelectionConfig
+from calce_jax.models.t5 import DECODER_START_ID, T5
 from calce_jax.models.vision_features import QFormerFeatures, VisionFeatures
-from calce_jax.models.vit import Vit, VitConfig, normalise_frames
-
-DEFAULT_LORA = LoraConfig()
-
-
-@dataclass(frozen=True)
-class CalceConfig:
-    """Sizes of the sub-models, and the dtype of activations."""
-
-    vit: VitConfig
-    qformer: QFormerConfig
-    t5: T5Config
-    lora: LoraConfig | None
-    compressed_query_tokens: int = 8  # query tokens of a frame that is not a key frame
-    ln_vision: Literal["trained", "frozen"] = "trained"  # "frozen" makes the Q-Former's output constant
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    @staticmethod
-    def full(lora: LoraConfig | None = DEFAULT_LORA) -> "CalceConfig":
-        """EVA-ViT-g, BLIP-2's Q-Former, Flan-T5-XL: 4.04 B parameters, as in the paper."""
-        return CalceConfig(VitConfig.eva_g(), QFormerConfig.bert_base(), T5Config.flan_xl(), lora, dtype="bfloat16")
-
-    @staticmethod
-    def full_xxl(lora: LoraConfig | None = DEFAULT_LORA) -> "CalceConfig":
-        """`full` with Flan-T5-XXL."""
-        return replace(CalceConfig.full(lora), t5=T5Config.flan_xxl())
-
-    @staticmethod
-    def small(lora: LoraConfig | None = DEFAULT_LORA) -> "CalceConfig":
-        """ViT-S, a six-layer Q-Former, Flan-T5-small: can be trained on a laptop."""
-        vit = VitConfig.small()
-        qformer = QFormerConfig(
-            width=384, depth=6, heads=6, mlp_width=1536, query_tokens=16, image_width=vit.width, vocab=30522
-        )
-        return CalceConfig(vit, qformer, T5Config.flan_small(), lora, compressed_query_tokens=4)
-
-    @staticmethod
-    def tiny(t5_vocab: int, bert_vocab: int, lora: LoraConfig | None = DEFAULT_LORA) -> "CalceConfig":
-        """The size of the tests and the demo."""
-        qformer = replace(QFormerConfig.tiny(vocab=bert_vocab), query_tokens=4)
-        return CalceConfig(VitConfig.tiny(), qformer, T5Config.tiny(t5_vocab), lora, compressed_query_tokens=1)
-
-    @staticmethod
-    def from_name(
-        size: str, lora: LoraConfig | None, dtype: Literal["float32", "bfloat16"], *, t5_vocab: int, bert_vocab: int
-    ) -> "CalceConfig":
-        """Return one of the sizes above by its name; only "tiny" uses the vocabulary sizes."""
-        if size == "tiny":
-            return replace(CalceConfig.tiny(t5_vocab, bert_vocab, lora), dtype=dtype)
-        constructors = {"full": CalceConfig.full, "full_xxl": CalceConfig.full_xxl, "small": CalceConfig.small}
-        return replace(constructors[size](lora), dtype=dtype)
-
-    def with_attention(self, implementation: AttentionImplementation) -> "CalceConfig":
-        """Return the config with this implementation of attention in every tower."""
-        vit, qformer, t5 = (replace(part, attention=implementation) for part in (self.vit, self.qformer, self.t5))
-        return replace(self, vit=vit, qformer=qformer, t5=t5)
-
-
-@dataclass(frozen=True)
-class SelectionConfig:
-    """How key frames and captions are selected."""
-
-    stage: Literal[1, 2]
-    mode: KeyframeMode = "cluster"
-    clusters: int = 12
-    dilation: int = 1  # frames by which key frames are dilated on either side
-    filter_dilation: int = 1  # stage 2: frames by which the selected frames are dilated on either side
-    max_captions: int = 5
-    caption_block: int = 64  # captions of a row that are embedded at once; C is at most this, or a multiple of it
-    min_similarity: float = 0.9  # a caption is used if its cosine with the query is greater
-    behaviour: Behaviour = "default"
-
-
-@struct.dataclass
-class PromptSelection:
-    """Frames and captions that enter the prompts of a batch."""
-
-    frame_plan: FramePlan
-    caption_selection: CaptionSelection
-    prompt_lengths: Int[AnyArray, " B"]  # tokens of each prompt
+from calce_jax.models.vit import Vit, normalise_frames
 
 
 class Calce(nnx.Module):
@@ -380,30 +296,3 @@ def token_log_probabilities(logits: Float[Array, "*B A V"], tokens: Int[Array, "
     """Return the log-probability of each token of answers, in float32."""
     log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return jnp.take_along_axis(log_probability, tokens[..., None], axis=-1)[..., 0]
-
-
-TRAINABLE_MODULES = ("ln_vision", "query_proj", "t5_proj")
-
-
-def param_label(path: tuple[str, ...]) -> Literal["trainable", "frozen"]:
-    """Return the label of the parameter at `path`; trainable are adapters, both projections and `ln_vision`.
-
-    With `CalceConfig.ln_vision` "frozen" it is still labelled trainable, but has no gradient and no weight decay, so it
-    does not change.
-    """
-    return "trainable" if path[0] in TRAINABLE_MODULES or path[-1] in ("a", "b") else "frozen"
-
-
-def split_params(model: Calce, frozen_dtype: str = "bfloat16") -> tuple[Any, nnx.State, nnx.State]:
-    """Split a model into graph, trainable parameters (float32) and frozen parameters (cast to `frozen_dtype`)."""
-
-    def is_trainable(path: tuple[Any, ...], _: object) -> bool:
-        return param_label(tuple(map(str, path))) == "trainable"
-
-    graph, trainable, frozen = nnx.split(model, is_trainable, ...)
-    return graph, trainable, jax.tree.map(lambda a: a.astype(jnp.dtype(frozen_dtype)), frozen)
-
-
-def count_params(state: nnx.State) -> int:
-    """Return the number of parameters in a state, abstract or not."""
-    return sum(int(np.prod(a.shape)) for a in jax.tree.leaves(state))

@@ -9,10 +9,7 @@ Dimensions: T frames, S slots of the plan, Q query tokens, L prompt length, A an
 
 from dataclasses import dataclass
 
-from calce_jax.models.calce import CalceConfig
-from calce_jax.models.qformer import QFormerConfig
-from calce_jax.models.t5 import T5Config
-from calce_jax.models.vit import VitConfig
+from calce_jax.models.calce_sizes import CalceConfig, QFormerConfig, T5Config, VitConfig
 
 # Means of rows are not whole.
 Count = int | float

@@ -6,18 +6,18 @@ Keys are stored (B, N, H, L) and values (B, N, L, H), as the matrix products of 
 Dimensions: B batch, Q query positions, L cached positions, S new positions, N heads, H head width.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.models.attention import attention_weights
 from calce_jax.models.products import einsum, matmul_precision
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class KVCache:
     """Keys and values of L positions."""
 
@@ -45,7 +45,8 @@ class KVCache:
         )
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class LayerCache:
     """The caches of one decoder block: of the encoder's output, and of the tokens so far."""
 

@@ -10,18 +10,18 @@ Dimensions: ... any leading axes, D features in, E features out.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from calce_jax.config import RematPolicy
 from calce_jax.distributed.sharding import constrain_batch
 from calce_jax.models.products import matmul
 
 Key = PRNGKeyArray | None
-RematPolicy = Literal["none", "dots", "full"]
 
 
 class Linear(nnx.Module):

@@ -10,27 +10,20 @@ BERT tokens, I spans, J items, M text tokens, L positions, D width of an embeddi
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from calce_jax.batch import NUM_FIXED_SPANS, AnyArray
+from calce_jax.batch import NUM_FIXED_SPANS
 from calce_jax.models.keyframes.plan import FramePlan
 from calce_jax.models.layers import Key
+from calce_jax.models.selection import CaptionSelection
 
 
-@struct.dataclass
-class CaptionSelection:
-    """The captions of a prompt, most similar to the query first."""
-
-    caption_index: Int[AnyArray, "*B K"]  # index into the captions
-    is_used: Bool[AnyArray, "*B K"]
-    similarity: Float[AnyArray, "*B C"]  # cosine with the query, of every caption
-
-
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class PromptLayout:
     """The content of every position: `token_id` where `is_text`, else `slot`, `query_token` and `is_keyframe`."""
 

@@ -8,7 +8,6 @@ Dimensions: F frames, P image tokens of a frame, I image width, Q query tokens, 
 width, K depth + 1; in attention B frames or sentences, L query positions, M key positions.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,59 +16,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from calce_jax.models.attention import AttentionImplementation, attention, join_heads, split_heads
-from calce_jax.models.layers import (
-    Key,
-    KeyStream,
-    LayerNorm,
-    Linear,
-    RematPolicy,
-    dropout,
-    gelu,
-    scan_blocks,
-    stack_blocks,
-)
+from calce_jax.config import AttentionImplementation, RematPolicy
+from calce_jax.models.attention import attention, join_heads, split_heads
+from calce_jax.models.calce_sizes import QFormerConfig
+from calce_jax.models.layers import Key, KeyStream, LayerNorm, Linear, dropout, gelu, scan_blocks, stack_blocks
 
 PAD_ID = 0  # BERT's id of [PAD]
-
-
-@dataclass(frozen=True)
-class QFormerConfig:
-    """Sizes. The first of every `cross_attention_frequency` layers has cross-attention to tokens of `image_width`."""
-
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
-    query_tokens: int
-    image_width: int
-    cross_attention_frequency: int = 2
-    vocab: int = 30522
-    max_positions: int = 512
-    dropout_rate: float = 0.1
-    eps: float = 1e-12
-    attention: AttentionImplementation = "xla"
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"width: must be a multiple of heads={self.heads}, got {self.width}")
-
-    @property
-    def cross_depth(self) -> int:
-        """Layers with cross-attention."""
-        return -(-self.depth // self.cross_attention_frequency)
-
-    @staticmethod
-    def bert_base(image_width: int = 1408) -> "QFormerConfig":
-        """BLIP-2's size: BERT-base with 32 query tokens."""
-        return QFormerConfig(width=768, depth=12, heads=12, mlp_width=3072, query_tokens=32, image_width=image_width)
-
-    @staticmethod
-    def tiny(vocab: int, image_width: int = 64) -> "QFormerConfig":
-        """A size for tests and the demo."""
-        return QFormerConfig(
-            width=64, depth=4, heads=4, mlp_width=128, query_tokens=8, image_width=image_width, vocab=vocab
-        )
 
 
 class BertAttention(nnx.Module):

@@ -6,16 +6,18 @@ the beams of `calce_jax.models.beam_search` are; here an answer always goes on f
 Dimensions: B batch, K answers, M longest answer, V vocabulary, L encoder positions, D width.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from calce_jax.models.kv_cache import LayerCache
 from calce_jax.models.t5 import DECODER_START_ID, EOS_ID, T5
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class SamplingState:
     """Carry of the loop."""
 

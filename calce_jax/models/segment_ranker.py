@@ -8,21 +8,22 @@ Dimensions: T frames, Q query tokens of a frame, W width of the Q-Former, E widt
 query tokens, V = F G vectors of a segment, D = `VECTOR_WIDTH`.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float
 
 from calce_jax.batch import AnyArray
-from calce_jax.models.layers import expand_dims_to
 from calce_jax.models.products import matmul
 
 MAX_FRAMES, MAX_GROUPS, VECTOR_WIDTH = 20, 4, 64
 EPSILON = 1e-6
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class SegmentRanker:
     """The two layers; x @ kernel + bias, scaled to length 1."""
 
@@ -33,14 +34,12 @@ class SegmentRanker:
 
     def embed_images(self, pooled: Float[AnyArray, "... W"]) -> Float[Array, "... D"]:
         """Return vectors of length 1 of what `pool_queries` returned."""
-        x, kernel = jnp.asarray(pooled, jnp.float32), jnp.asarray(self.image_kernel)
-        projected = matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
-        return _normalise(projected + expand_dims_to(self.image_bias, x.ndim))
+        flat = pooled.reshape(-1, pooled.shape[-1])
+        return _embed(flat, self.image_kernel, self.image_bias).reshape(*pooled.shape[:-1], -1)
 
     def embed_texts(self, word_means: Float[AnyArray, "N E"]) -> Float[Array, "N D"]:
         """Return vectors of length 1 of sentences, each the mean of the embeddings of its words."""
-        projected = matmul(jnp.asarray(word_means, jnp.float32), jnp.asarray(self.text_kernel))
-        return _normalise(projected + expand_dims_to(self.text_bias, 2))
+        return _embed(word_means, self.text_kernel, self.text_bias)
 
 
 def init_segment_ranker(image_width: int, text_width: int, key: jax.Array) -> SegmentRanker:
@@ -66,5 +65,8 @@ def pool_queries(queries: Float[AnyArray, "T Q W"]) -> Float[np.ndarray, "F G W"
     return np.stack([frames[:, group].mean(axis=1) for group in groups], axis=1)
 
 
-def _normalise(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+def _embed(
+    x: Float[AnyArray, "N W"], kernel: Float[AnyArray, "W D"], bias: Float[AnyArray, " D"]
+) -> Float[Array, "N D"]:
+    x = matmul(jnp.asarray(x, jnp.float32), jnp.asarray(kernel)) + jnp.asarray(bias)[None]
     return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + EPSILON)

@@ -9,21 +9,21 @@ D width, N heads, H head width, F feed-forward width, V vocabulary, R relative-p
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from calce_jax.config import AttentionImplementation, RematPolicy
 from calce_jax.distributed.sharding import constrain_batch, gather_params
-from calce_jax.models.attention import AttentionImplementation, attention, join_heads, split_heads
+from calce_jax.models.attention import attention, join_heads, split_heads
+from calce_jax.models.calce_sizes import T5Config
 from calce_jax.models.kv_cache import KVCache, LayerCache, cached_attention
 from calce_jax.models.layers import (
     Key,
     KeyStream,
     Linear,
-    RematPolicy,
     RMSNorm,
     dropout,
     gelu,
@@ -34,44 +34,6 @@ from calce_jax.models.layers import (
 
 DECODER_START_ID, EOS_ID = 0, 1  # 0 is also padding
 RELATIVE_BUCKETS, RELATIVE_MAX_DISTANCE = 32, 128
-
-
-@dataclass(frozen=True)
-class T5Config:
-    """Sizes. `width` of the stream, `head_width` and `heads` of attention, `mlp_width` of the gated feed-forward."""
-
-    width: int
-    heads: int
-    head_width: int
-    mlp_width: int
-    encoder_depth: int
-    decoder_depth: int
-    vocab: int = 32128
-    dropout_rate: float = 0.1
-    eps: float = 1e-6
-    attention: AttentionImplementation = "xla"
-
-    @staticmethod
-    def flan_xl() -> "T5Config":
-        """Flan-T5-XL: 2.85 B parameters."""
-        return T5Config(width=2048, heads=32, head_width=64, mlp_width=5120, encoder_depth=24, decoder_depth=24)
-
-    @staticmethod
-    def flan_xxl() -> "T5Config":
-        """Flan-T5-XXL: 11.1 B parameters."""
-        return T5Config(width=4096, heads=64, head_width=64, mlp_width=10240, encoder_depth=24, decoder_depth=24)
-
-    @staticmethod
-    def flan_small() -> "T5Config":
-        """Flan-T5-small: 77 M parameters."""
-        return T5Config(width=512, heads=6, head_width=64, mlp_width=1024, encoder_depth=8, decoder_depth=8)
-
-    @staticmethod
-    def tiny(vocab: int) -> "T5Config":
-        """A size for tests and the demo."""
-        return T5Config(
-            64, heads=4, head_width=16, mlp_width=128, encoder_depth=3, decoder_depth=2, vocab=vocab, dropout_rate=0.05
-        )
 
 
 class Embedding(nnx.Module):

@@ -6,15 +6,17 @@ between the two, is constant: at inference, and in runs that freeze it.
 Dimensions: B videos, T frames, P tokens of a frame, D width of the ViT, Q query tokens, W width of the Q-Former.
 """
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from flax import struct
+import jax
 from jaxtyping import Array, Float
 
 from calce_jax.batch import AnyArray
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class QFormerFeatures:
     """Output of the Q-Former for frames: 4 MB for 75 frames at full size."""
 

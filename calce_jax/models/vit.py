@@ -6,65 +6,20 @@ queries and values but not on keys, the exact (erf) GELU, and no norm after the 
 Dimensions: F frames, H W pixels, P patches, S = 1 + P tokens of a frame, D width, Z blocks.
 """
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from calce_jax.models.attention import AttentionImplementation, attention, join_heads, split_heads
-from calce_jax.models.layers import Key, LayerNorm, Linear, RematPolicy, expand_dims_to, gelu, scan_blocks, stack_blocks
+from calce_jax.config import AttentionImplementation, RematPolicy
+from calce_jax.models.attention import attention, join_heads, split_heads
+from calce_jax.models.calce_sizes import VitConfig
+from calce_jax.models.layers import Key, LayerNorm, Linear, expand_dims_to, gelu, scan_blocks, stack_blocks
 
 # Mean and standard deviation of CLIP's training images: red, green, blue.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class VitConfig:
-    """Sizes: `image_size` and `patch_size` in pixels, `width` D, `mlp_width` of the hidden layer of the MLP."""
-
-    image_size: int
-    patch_size: int
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
-    eps: float = 1e-6
-    attention: AttentionImplementation = "xla"
-
-    def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size: must be a multiple of patch_size={self.patch_size}, got {self.image_size}")
-        if self.width % self.heads:
-            raise ValueError(f"width: must be a multiple of heads={self.heads}, got {self.width}")
-
-    @property
-    def grid_size(self) -> int:
-        """Patches along one side of a frame."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of a frame: the class token and the patches."""
-        return 1 + self.grid_size**2
-
-    @staticmethod
-    def eva_g() -> "VitConfig":
-        """BLIP-2's vision tower, EVA-ViT-g/14 without its last block: 986 M parameters."""
-        return VitConfig(image_size=224, patch_size=14, width=1408, depth=39, heads=16, mlp_width=6144)
-
-    @staticmethod
-    def small() -> "VitConfig":
-        """About ViT-S/16: 22 M parameters."""
-        return VitConfig(image_size=224, patch_size=16, width=384, depth=12, heads=6, mlp_width=1536)
-
-    @staticmethod
-    def tiny() -> "VitConfig":
-        """A size for tests and the demo."""
-        return VitConfig(image_size=56, patch_size=8, width=64, depth=4, heads=4, mlp_width=256)
 
 
 class VitAttention(nnx.Module):

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from calce_jax.checkpoints.params_file import load_params
 from calce_jax.errors import UserError
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.models.segment_ranker import SegmentRanker, init_segment_ranker
 from calce_jax.search.paths import check_ranker, ranker_path
 from calce_jax.search.searcher import Searcher, encoding_example

@@ -9,11 +9,11 @@ Dimensions: B windows, F mel frames, C mel bands, L tokens, S encoder positions 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from calce_jax.batch import AnyArray
@@ -24,7 +24,8 @@ MEDIAN_FILTER_WIDTH = 7  # encoder positions, as in every published model
 MIN_PADDED_TOKENS = 64
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class AlignInputs:
     """A batch of windows with their texts."""
 
@@ -34,7 +35,8 @@ class AlignInputs:
     num_positions: Int[AnyArray, " B"]  # encoder positions that lie in the file, at least 1
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class AlignOutputs:
     """What `align_batch` computes of a batch."""
 

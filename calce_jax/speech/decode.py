@@ -6,10 +6,11 @@ transformers. Rows of a batch are independent: each has its own prompt, temperat
 Dimensions: B windows, F mel frames, C mel bands, P prompt length, M maximal text length, V vocabulary.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from calce_jax.batch import AnyArray
@@ -18,7 +19,8 @@ from calce_jax.models.whisper import Whisper
 from calce_jax.speech.special_tokens import SpecialTokens
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class DecodeInputs:
     """A batch of windows to decode."""
 
@@ -29,7 +31,8 @@ class DecodeInputs:
     seed: UInt32[AnyArray, " B"]  # of the sampling at temperatures above 0
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class DecodeOutputs:
     """The decoded texts of a batch."""
 
@@ -39,7 +42,8 @@ class DecodeOutputs:
     no_speech_prob: Float[AnyArray, " B"]  # probability of the `no_speech` token
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class _DecodeState:
     step: Int[Array, ""]  # tokens decoded
     logits: Float[Array, "B V"]  # of the next token

@@ -66,12 +66,18 @@ class ProgramCache:
         return result
 
     def keep(
-        self, function: Callable[..., Any], settings: object, mesh: Mesh, options: dict[str, str] | None = None
+        self,
+        name: str,
+        make: Callable[[], Callable[..., Any]],
+        settings: object,
+        mesh: Mesh,
+        options: dict[str, str] | None = None,
     ) -> Callable[..., Any]:
-        """Return `jax.jit(function)`, which is traced and compiled only if the cache does not have it.
+        """Return `jax.jit(make())`, which is made, traced and compiled only if the cache does not have it.
 
         Args:
-          function: of pytrees of arrays; not its text but its name and the settings say which it is.
+          name: of the function; not its text but the name and the settings say which it is.
+          make: returns the function, of pytrees of arrays; it may import what the function needs.
           settings: the program depends on their `repr`, beside the shapes of its arguments.
           mesh: the devices of all arguments.
           options: of the compiler, as `jax.jit` takes them.
@@ -80,12 +86,12 @@ class ProgramCache:
 
         def run(*arguments: Any) -> Any:
             if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
-                return function(*arguments)
+                return make()(*arguments)
             description = describe(arguments)
             if description in programs:
                 return programs[description](arguments)
             key = make_cache_key(
-                name=function.__name__,
+                name=name,
                 settings=repr((settings, options)),
                 arguments=description,
                 environment=environment(),
@@ -93,7 +99,7 @@ class ProgramCache:
             )
             with FIRST_RUNS:
                 if description not in programs:
-                    programs[description], results = self._first_run(function, key, mesh, arguments, options)
+                    programs[description], results = self._first_run(make, key, mesh, arguments, options)
                     return results
             return programs[description](arguments)
 
@@ -101,7 +107,7 @@ class ProgramCache:
 
     def _first_run(
         self,
-        function: Callable[..., Any],
+        make: Callable[[], Callable[..., Any]],
         key: str,
         mesh: Mesh,
         arguments: tuple[Any, ...],
@@ -118,6 +124,7 @@ class ProgramCache:
                 self._note(key)
                 return program, results
         self._on_compile()
+        function = make()
         program = compile_anew(function, arguments, options)
         try:
             entry = store_program(program)

@@ -16,10 +16,10 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from calce_jax.batch import Batch
+from calce_jax.distributed.param_names import Params
 from calce_jax.distributed.sharding import block_on_simulated_cpu, put_batch
 from calce_jax.inference.length_grouping import BatchWindow, LengthGrouper, RowInfo
 from calce_jax.training.state import TrainState
@@ -48,7 +48,7 @@ class LengthGroupedIterator(grain.DatasetIterator[tuple[RowInfo, Batch]]):
         self,
         batches: grain.DatasetIterator[Batch],
         grouper: LengthGrouper,
-        frozen: nnx.State,
+        frozen: Params,
         *,
         batches_per_window: int,
         batches_per_epoch: int,

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
@@ -38,13 +37,15 @@ MIN_VIDEOS = 2
 NEVER = -1e9
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class _Scaled:
     ranker: SegmentRanker
     log_scale: Float[AnyArray, ""]
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class PairBatch:
     """Pairs of a query and its video, each with the fields of `RankerData`; `pooled` has mean 0 and deviation 1."""
 

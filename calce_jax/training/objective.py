@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import optax
-from flax import nnx
 
 from calce_jax.checkpoints.restore import restore_trainables
 from calce_jax.checkpoints.workdir import check_other_run
 from calce_jax.config import ConfigError, RunConfig
-from calce_jax.inference.predict_step import StepConfig
+from calce_jax.distributed.param_names import Params
+from calce_jax.inference.prediction import StepConfig
 from calce_jax.models.answer_parsing import piece_characters
 from calce_jax.training.reward_step import make_reward_step
 from calce_jax.training.run_data import RunData
@@ -52,8 +52,8 @@ def make_objective_step(
 
 
 def load_reference(
-    config: RunConfig, template: nnx.State, metadata: Mapping[str, Any]
-) -> tuple[nnx.State | None, dict[str, str]]:
+    config: RunConfig, template: Params, metadata: Mapping[str, Any]
+) -> tuple[Params | None, dict[str, str]]:
     """Return the trainables that the KL divergence is to, and metadata that name them; None and {} without that term.
 
     They are read from `config.weights.start` after an interruption too, so that checkpoints need not hold them.

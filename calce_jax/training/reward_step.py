@@ -20,11 +20,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from calce_jax.config import RewardConfig
-from calce_jax.inference.predict_step import StepConfig
+from calce_jax.config import RematPolicy, RewardConfig
+from calce_jax.distributed.param_names import Params
+from calce_jax.inference.prediction import StepConfig
 from calce_jax.models.answer_parsing import AnswerWindows, parse_answers
 from calce_jax.models.calce import Calce, answer_loss, shift_right, token_log_probabilities
-from calce_jax.models.layers import RematPolicy
 from calce_jax.models.sampling import sample_answers
 from calce_jax.training.rewards import answer_rewards, group_advantages
 from calce_jax.training.train_step import LearningRate, ObjectiveInputs, TrainStep, make_step
@@ -63,7 +63,7 @@ def make_reward_step(
     """
 
     def loss(
-        trainable: nnx.State, inputs: ObjectiveInputs, length: int
+        trainable: Params, inputs: ObjectiveInputs, length: int
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         batch = inputs.batch
         model, memory, mask = _encode(graph, trainable, inputs, length, config.remat)
@@ -162,7 +162,7 @@ def estimate_kl(
 
 
 def _encode(
-    graph: Any, trainable: nnx.State | None, inputs: ObjectiveInputs, length: int, remat: RematPolicy
+    graph: Any, trainable: Params | None, inputs: ObjectiveInputs, length: int, remat: RematPolicy
 ) -> tuple[Calce, Float[Array, "B L D"], Bool[Array, "B L"]]:
     """Return the model with these trainables, and its encoding of the prompts, without dropout."""
     model: Calce = nnx.merge(graph, trainable, inputs.frozen)

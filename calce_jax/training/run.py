@@ -8,21 +8,22 @@ from typing import Any
 import jax
 import optax
 from absl import logging
-from flax import nnx
 from jax.sharding import Mesh
 
 from calce_jax.checkpoints.manager import Checkpoints
-from calce_jax.checkpoints.restore import build_model, check_files, check_ln_vision_frozen, load_trainable
+from calce_jax.checkpoints.restore import check_files, check_ln_vision_frozen, load_trainable, load_weights
 from calce_jax.checkpoints.workdir import InitSource, resolve_init
 from calce_jax.config import ConfigError, RunConfig, flatten, packaged_path, to_dict
 from calce_jax.distributed.compiler_options import compiler_options
 from calce_jax.distributed.multihost import one_writer, process_info
+from calce_jax.distributed.param_names import Params
 from calce_jax.distributed.profiling import StepProfiler
 from calce_jax.distributed.sharding import make_mesh, param_shardings
 from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
-from calce_jax.inference.predict_step import compile_predict, make_predict, step_config
+from calce_jax.inference.predict_step import compile_predict, make_predict
+from calce_jax.inference.prediction import step_config
 from calce_jax.input_pipeline.table_fingerprint import Fingerprint, has_items, table_changes
-from calce_jax.models.calce import count_params
+from calce_jax.models.structure import count_params, trace_model
 from calce_jax.storage.provenance import file_hash, git_revision
 from calce_jax.text.tokenizers import tokenizer_hashes
 from calce_jax.training.console import model_lines, print_lines, result_lines, schedule_lines
@@ -78,7 +79,8 @@ def _train_run(
     resumed_step = checkpoints.latest_step if init_source.kind == "resumed" else None
     with jax.set_mesh(mesh), open_metric_writer(workdir, (resumed_step or 0) + 1) as writer:
         # 2. The model: frozen weights and trainables, on their devices.
-        graph, trainable, frozen = build_model(run_data.model_config, config, mesh)
+        trainable, frozen = load_weights(run_data.model_config, config, mesh)
+        graph = trace_model(run_data.model_config, config.model.frozen_dtype)[0]
         print_lines(model_lines(config, mesh, count_params(trainable), count_params(frozen)))
         if init_source.kind == "other_run" and init_source.path:
             other_trainable = load_trainable(init_source.path, trainable)
@@ -221,7 +223,7 @@ def checkpoint_metadata(
     }
 
 
-def create_sharded_train_state(trainable: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def create_sharded_train_state(trainable: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Return the first state; the optimizer's arrays have the shardings of their parameters."""
     create = partial(create_train_state, optimizer=optimizer)
     shardings = param_shardings(jax.eval_shape(create, trainable), mesh)

@@ -28,7 +28,7 @@ from calce_jax.input_pipeline.feature_fingerprint import check_videos
 from calce_jax.input_pipeline.input_config import batches_per_epoch, input_config
 from calce_jax.input_pipeline.table_fingerprint import Fingerprint, table_fingerprint
 from calce_jax.models.answer_grammar import AnswerGrammar
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.moments.metrics import evaluate_cases
 from calce_jax.moments.metrics.presence import presence_case, presence_scores
 from calce_jax.report.timeline import draw_timeline

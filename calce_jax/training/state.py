@@ -1,20 +1,21 @@
 """The state of training: step, trainable parameters, optimizer state."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class TrainState:
     """A pytree of what training updates and checkpoints hold; frozen parameters are passed separately.
 
     Fields:
       step: int32 scalar, micro-steps taken.
-      trainable: float32 trainable parameters, an `nnx.State`.
+      trainable: float32 trainable parameters, nested dicts.
       opt_state: optax's state, with the gradients accumulated since the last optimizer step.
     """
 

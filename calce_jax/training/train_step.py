@@ -11,10 +11,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from calce_jax.batch import Batch
-from calce_jax.inference.predict_step import StepConfig, draw_noise_for_batch, switch_bucket
-from calce_jax.models.calce import Calce, PromptSelection
+from calce_jax.distributed.param_names import Params
+from calce_jax.inference.predict_step import draw_noise_for_batch, switch_bucket
+from calce_jax.inference.prediction import StepConfig
+from calce_jax.models.calce import Calce
 from calce_jax.models.feature_codec import load_or_encode
 from calce_jax.models.layers import Key, KeyStream
+from calce_jax.models.selection import PromptSelection
 from calce_jax.models.vision_features import VisionFeatures
 from calce_jax.training.state import TrainState, apply_gradients, is_finite
 
@@ -37,8 +40,8 @@ class ObjectiveInputs:
       key: of the objective's randomness.
     """
 
-    frozen: nnx.State
-    reference: nnx.State | None
+    frozen: Params
+    reference: Params | None
     vision_features: VisionFeatures
     batch: Batch
     prompt_selection: PromptSelection
@@ -47,7 +50,7 @@ class ObjectiveInputs:
 
 
 # (trainables, inputs, prompt length) -> the loss of the batch and more metrics, float32 scalars.
-Objective = Callable[[nnx.State, ObjectiveInputs, int], tuple[Float[Array, ""], Metrics]]
+Objective = Callable[[Params, ObjectiveInputs, int], tuple[Float[Array, ""], Metrics]]
 
 
 def make_train_step(
@@ -56,7 +59,7 @@ def make_train_step(
     """Build the step of ordinary training, see `make_step`; its loss is the mean cross-entropy of the true answers."""
 
     def mean_loss(
-        trainable: nnx.State, inputs: ObjectiveInputs, length: int
+        trainable: Params, inputs: ObjectiveInputs, length: int
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         model: Calce = nnx.merge(graph, trainable, inputs.frozen)
         losses = model.loss(
@@ -83,7 +86,7 @@ def make_step(
     """Build `step(state, frozen, batch, key, reference=None) -> (state, metrics)` for `compile_train_step`.
 
     Args:
-      graph: the model's structure, from `calce_jax.models.calce.split_params`.
+      graph: the model's structure, from `calce_jax.models.structure.split_params`.
       config: buckets, selection, remat.
       optimizer: from `calce_jax.training.optimizer.make_optimizer`.
       learning_rate: micro-step (int32 scalar) -> rate (float32 scalar).
@@ -97,7 +100,7 @@ def make_step(
     """
 
     def step(
-        state: TrainState, frozen: nnx.State, batch: Batch, key: PRNGKeyArray, reference: nnx.State | None = None
+        state: TrainState, frozen: Params, batch: Batch, key: PRNGKeyArray, reference: Params | None = None
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         keys = KeyStream(jax.random.fold_in(key, state.step))
         model: Calce = nnx.merge(graph, state.trainable, frozen)
@@ -115,7 +118,7 @@ def make_step(
             frozen, reference, vision_features, batch, prompt_selection, num_rows, key=objective_key
         )
 
-        def run(length: int) -> tuple[tuple[Array, dict[str, Array]], nnx.State]:
+        def run(length: int) -> tuple[tuple[Array, dict[str, Array]], Params]:
             return jax.value_and_grad(lambda trainable: objective(trainable, inputs, length), has_aux=True)(
                 state.trainable
             )

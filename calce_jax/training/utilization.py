@@ -5,7 +5,7 @@ from typing import Any
 
 from calce_jax.config import RunConfig
 from calce_jax.distributed.chips import peak_flop_per_s
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.models.flops import StepShape, train_row
 
 

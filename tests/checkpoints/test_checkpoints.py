@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import grain
@@ -6,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from calce_jax.checkpoints import manager
@@ -91,7 +91,7 @@ def test_a_state_that_is_not_finite_is_refused_and_others_stay(tmp_path, part, v
         bias = jnp.arange(4.0).at[2].set(value)
         kernel = state.trainable["t5_proj"]["kernel"]
         params = {"t5_proj": {"kernel": kernel, "bias": bias}}
-        return state.replace(**{part: params if part == "trainable" else {**state.opt_state, "mu": params}})
+        return replace(state, **{part: params if part == "trainable" else {**state.opt_state, "mu": params}})
 
     name = "trainable/t5_proj/bias" if part == "trainable" else "opt_state/mu/t5_proj/bias"
     checkpoints = Checkpoints(tmp_path)
@@ -173,7 +173,7 @@ def test_trainables_alone(tmp_path):
 def test_a_stage_and_a_conversion_start_from_the_best_checkpoint(tmp_path):
     save(tmp_path, make_state(3, value=1.0), metrics={"R1_avg": 60.0})
     save(tmp_path, make_state(4, value=2.0), metrics={"R1_avg": 50.0})
-    template = nnx.State(abstract().trainable)
+    template = abstract().trainable
     for checkpoint, step in (("best", 3), ("latest", 4)):
         restored, folder, _ = restore_trainables(tmp_path, template, checkpoint)
         assert (float(restored["t5_proj"]["kernel"][0, 0]), folder.name) == (step - 2, str(step))
@@ -187,10 +187,10 @@ def test_what_another_process_is_writing_stays_where_a_run_is_only_read(tmp_path
     save(tmp_path, make_state())
     being_written = tmp_path / "checkpoints/9.orbax-checkpoint-tmp"
     being_written.mkdir()
-    restore_trainables(tmp_path, nnx.State(abstract().trainable))
+    restore_trainables(tmp_path, abstract().trainable)
     assert being_written.exists()
     with pytest.raises(CheckpointError, match="no checkpoint in"):
-        restore_trainables(tmp_path / "none", nnx.State(abstract().trainable))
+        restore_trainables(tmp_path / "none", abstract().trainable)
     assert not (tmp_path / "none").exists()
     save(tmp_path, make_state(4))
     assert not being_written.exists(), "the next trainer removes what a kill left"

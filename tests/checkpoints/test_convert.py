@@ -29,11 +29,10 @@ from calce_jax.checkpoints.restore import load_trainable
 from calce_jax.checkpoints.workdir import resolve_init
 from calce_jax.config import WeightsConfig, to_dict
 from calce_jax.distributed.param_names import named_leaves
-from calce_jax.models.calce import Calce, CalceConfig, param_label
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig, QFormerConfig, T5Config, VitConfig
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.qformer import QFormerConfig
-from calce_jax.models.t5 import T5Config
-from calce_jax.models.vit import VitConfig
+from calce_jax.models.structure import param_label
 from calce_jax.presets.runs import get_preset
 
 SIZES = CalceConfig(

@@ -15,7 +15,7 @@ from calce_jax.checkpoints.convert.state_dict import lazy_state_dict
 from calce_jax.checkpoints.convert.weights import as_lazy
 from calce_jax.checkpoints.convert.writer import write_safetensors
 from calce_jax.distributed.param_names import named_leaves
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.models.whisper import Whisper, WhisperConfig
 from calce_jax.presets.runs import get_preset
 

@@ -12,7 +12,8 @@ from calce_jax.checkpoints.convert.mapping import add_prefix, mapping_rows
 from calce_jax.checkpoints.convert.sources import FORMATS
 from calce_jax.checkpoints.convert.state_dict import LazyArray, check_state_dict, lazy_state_dict
 from calce_jax.checkpoints.convert.weights import Weights, base_param_shapes, trainable_param_shapes
-from calce_jax.models.calce import Calce, CalceConfig
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.models.whisper import Whisper, WhisperConfig
 from tests.helpers.manifests import manifest
 

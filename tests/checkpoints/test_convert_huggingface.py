@@ -14,7 +14,8 @@ from calce_jax.checkpoints.convert.mapping import mapping_rows
 from calce_jax.checkpoints.convert.state_dict import check_state_dict
 from calce_jax.checkpoints.convert.weights import base_param_shapes
 from calce_jax.distributed.param_names import named_leaves, with_leaves
-from calce_jax.models.calce import Calce, CalceConfig
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig
 from tests.helpers.minute_blip2 import IMAGE, PIXELS, SIZES, START, TEXT, WEIGHTS
 
 pytestmark = pytest.mark.slow

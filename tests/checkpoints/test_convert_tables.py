@@ -21,11 +21,12 @@ from calce_jax.checkpoints.convert.state_dict import (
 )
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models import lora
-from calce_jax.models.calce import Calce, CalceConfig
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig, QFormerConfig, T5Config, VitConfig
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.qformer import QFormer, QFormerConfig
-from calce_jax.models.t5 import T5, T5Config
-from calce_jax.models.vit import Vit, VitConfig
+from calce_jax.models.qformer import QFormer
+from calce_jax.models.t5 import T5
+from calce_jax.models.vit import Vit
 from tests.helpers import recordings_io
 
 VIT = VitConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12)

@@ -197,6 +197,21 @@ def test_speech_is_searched_without_jax(folder):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.release
+def test_a_search_whose_programs_are_kept_does_without_flax(folder):
+    search = ("search", "one.mp4", "a red circle moves right", "--quiet", "--cache=cache")
+    imported = [run_alone(*search, probe=True).stdout.splitlines()[-1] for _ in range(2)]
+    assert imported == ["['jax', 'flax']", "['jax']"]
+
+
+def test_what_opens_a_model_does_without_flax():
+    probe = (
+        "import sys, calce_jax.search.load_searcher; print([n for n in ('jax', 'flax', 'optax') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout == "['jax']\n"
+
+
 def test_a_part_is_cut(folder, capsys):
     run_script("cut", "one.mp4", "0:03", "4.5")
     assert capsys.readouterr().out == "one_00-00-03_cut.mp4: 00:03.0 - 00:04.5 of one.mp4\n"

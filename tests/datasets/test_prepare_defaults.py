@@ -8,7 +8,7 @@ import pytest
 
 from calce_jax.config import LoraConfig
 from calce_jax.datasets.prepared_video import load_video
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.presets.runs import DATASETS, get_preset
 from calce_jax.presets.sizes import IMAGE_SIZES
 from calce_jax.search.samples import load_samples

@@ -9,7 +9,8 @@ from calce_jax.distributed import compiler_options as module
 from calce_jax.distributed.compiler_options import compiler_options, options_for
 from calce_jax.distributed.sharding import make_mesh
 from calce_jax.models.beam_search import beam_search
-from calce_jax.models.t5 import T5, T5Config
+from calce_jax.models.calce_sizes import T5Config
+from calce_jax.models.t5 import T5
 
 CONFIG = T5Config(width=64, heads=4, head_width=16, mlp_width=512, encoder_depth=16, decoder_depth=16, vocab=32)
 STACK = 16 * (4 * 64 * 64 + 3 * 64 * 512)  # weights of the encoder, which has the smaller blocks

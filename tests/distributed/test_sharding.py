@@ -17,9 +17,10 @@ from calce_jax.distributed.sharding import (
     put_batch,
 )
 from calce_jax.models import lora
-from calce_jax.models.qformer import QFormer, QFormerConfig
-from calce_jax.models.t5 import T5, T5Config
-from calce_jax.models.vit import Vit, VitConfig
+from calce_jax.models.calce_sizes import QFormerConfig, T5Config, VitConfig
+from calce_jax.models.qformer import QFormer
+from calce_jax.models.t5 import T5
+from calce_jax.models.vit import Vit
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.state import create_train_state
 

@@ -14,10 +14,12 @@ from calce_jax.checkpoints.convert import t5 as t5_names
 from calce_jax.checkpoints.convert.state_dict import to_torch
 from calce_jax.config import Behaviour
 from calce_jax.models import lora
-from calce_jax.models.beam_search import BeamSearchOutput, beam_search
+from calce_jax.models.beam_search import beam_search
+from calce_jax.models.beams import BeamSearchOutput
 from calce_jax.models.calce import answer_loss, shift_right
+from calce_jax.models.calce_sizes import QFormerConfig
 from calce_jax.models.layers import gelu
-from calce_jax.models.qformer import QFormer, QFormerConfig
+from calce_jax.models.qformer import QFormer
 from calce_jax.models.t5 import T5, relative_position_bucket
 from calce_jax.text.tokenizers import load_bert
 from tests.fidelity import sizes

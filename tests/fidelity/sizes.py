@@ -7,11 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig, QFormerConfig, T5Config, VitConfig
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.qformer import QFormerConfig
-from calce_jax.models.t5 import T5Config
-from calce_jax.models.vit import VitConfig
 
 Tensors = Mapping[str, np.ndarray]
 

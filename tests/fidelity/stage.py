@@ -14,8 +14,10 @@ from flax import nnx
 from calce_jax.batch import Batch
 from calce_jax.checkpoints.convert.calce import key_mapping
 from calce_jax.input_pipeline.speech_mask import mark_speech_frames
-from calce_jax.models.calce import Calce, CalceConfig, PromptSelection, SelectionConfig
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.models.keyframes.reference_noise import ReferenceNoise
+from calce_jax.models.selection import PromptSelection, SelectionConfig
 from calce_jax.text.prompt import Caption, PromptWriter, TextSizes, mentions_speech
 from tests.fidelity import sizes
 from tests.fidelity.folder import RecordedArrays

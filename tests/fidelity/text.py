@@ -14,12 +14,12 @@ import numpy as np
 
 from calce_jax.models.keyframes.plan import FramePlan
 from calce_jax.models.prompt_packing import (
-    CaptionSelection,
     build_prompt_layout,
     caption_similarity,
     count_prompt_tokens,
     select_captions,
 )
+from calce_jax.models.selection import CaptionSelection
 from calce_jax.moments import windows_reference
 from calce_jax.text.captions import CaptionError, clean_captions, clean_text, read_srt, speech_intervals
 from calce_jax.text.prompt import (

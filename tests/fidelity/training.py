@@ -10,11 +10,10 @@ from flax import nnx
 from calce_jax.checkpoints.convert import calce as calce_names
 from calce_jax.checkpoints.convert.mapping import LAYER_PLACEHOLDER, KeyMapping, MappingRow
 from calce_jax.distributed.param_names import named_leaves
-from calce_jax.models.calce import Calce, CalceConfig, param_label
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig, QFormerConfig, T5Config, VitConfig
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.qformer import QFormerConfig
-from calce_jax.models.t5 import T5Config
-from calce_jax.models.vit import VitConfig
+from calce_jax.models.structure import param_label
 from calce_jax.training.optimizer import has_weight_decay
 from calce_jax.training.schedule import learning_rate
 from tests.fidelity import sizes

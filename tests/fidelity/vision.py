@@ -12,8 +12,9 @@ from flax import nnx
 from calce_jax.checkpoints.convert import qformer as qformer_names
 from calce_jax.checkpoints.convert.mapping import add_prefix
 from calce_jax.checkpoints.convert.vit import KEY_MAPPING, interpolate_positions
+from calce_jax.models.calce_sizes import VitConfig
 from calce_jax.models.layers import LayerNorm
-from calce_jax.models.vit import Vit, VitConfig
+from calce_jax.models.vit import Vit
 from tests.fidelity import sizes
 from tests.fidelity.folder import RecordingFolder
 from tests.fidelity.report import Group

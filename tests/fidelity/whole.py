@@ -18,15 +18,10 @@ from flax import nnx
 from calce_jax.checkpoints.convert.calce import key_mapping
 from calce_jax.checkpoints.convert.state_dict import to_torch
 from calce_jax.config import OptimizerConfig
-from calce_jax.distributed.param_names import named_leaves, with_leaves
-from calce_jax.models.calce import (
-    Calce,
-    PromptSelection,
-    SelectionConfig,
-    answer_loss,
-    shift_right,
-    split_params,
-)
+from calce_jax.distributed.param_names import Params, named_leaves, with_leaves
+from calce_jax.models.calce import Calce, answer_loss, shift_right
+from calce_jax.models.selection import PromptSelection, SelectionConfig
+from calce_jax.models.structure import split_params
 from calce_jax.moments import windows_reference
 from calce_jax.text.prompt import decode_answer
 from calce_jax.text.tokenizers import load_bert, load_t5
@@ -140,10 +135,10 @@ def _compare_stage(stage: Stage) -> Iterator[Group]:
 
 
 def _forward(
-    trainable: nnx.State,
+    trainable: Params,
     *,
     graph: Any,
-    frozen: nnx.State,
+    frozen: Params,
     stage: Stage,
     prompt_selection: PromptSelection,
     mask: np.ndarray,
@@ -177,7 +172,7 @@ def _compare_logits(group: Group, stage: Stage, logits: np.ndarray) -> None:
             case.same(logits[i][answer_mask].argmax(axis=-1), stage.recorded("argmax")[i][answer_mask], "most probable")
 
 
-def _by_torch_name(model: Calce, trained: nnx.State, trainable: nnx.State) -> dict[str, np.ndarray]:
+def _by_torch_name(model: Calce, trained: Params, trainable: Params) -> dict[str, np.ndarray]:
     """Return trained parameters, or their gradients, with the original's names and layout."""
     state = nnx.state(model)
     leaves = {name: np.zeros(leaf.shape, np.float32) for name, leaf in named_leaves(state).items()}

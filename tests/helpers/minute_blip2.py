@@ -3,11 +3,8 @@
 import numpy as np
 
 from calce_jax.checkpoints.convert.weights import Weights, as_lazy, base_param_shapes, trainable_param_shapes
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig, QFormerConfig, T5Config, VitConfig
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.qformer import QFormerConfig
-from calce_jax.models.t5 import T5Config
-from calce_jax.models.vit import VitConfig
 
 SIZES = CalceConfig(
     VitConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12),

@@ -14,9 +14,10 @@ from calce_jax.checkpoints.convert import t5 as t5_names
 from calce_jax.checkpoints.convert.state_dict import to_torch
 from calce_jax.checkpoints.convert.vit import KEY_MAPPING as VIT_NAMES
 from calce_jax.config import packaged_path
-from calce_jax.models.qformer import QFormer, QFormerConfig
-from calce_jax.models.t5 import T5, T5Config
-from calce_jax.models.vit import Vit, VitConfig
+from calce_jax.models.calce_sizes import QFormerConfig, T5Config, VitConfig
+from calce_jax.models.qformer import QFormer
+from calce_jax.models.t5 import T5
+from calce_jax.models.vit import Vit
 from calce_jax.text.tokenizers import load_bert
 from tests.helpers import recordings_io
 from tests.models.test_qformer import transformers_text, transformers_visual

@@ -37,7 +37,7 @@ def make_stages(dtype: Literal["float32", "bfloat16"] = "float32") -> list[Train
             t5=replace(SIZES.t5, vocab=len(tokenizers.t5)),
             qformer=replace(SIZES.qformer, vocab=len(tokenizers.bert)),
         )
-        graph, trainable, frozen = make_model(sizes)
+        _, trainable, frozen = make_model(sizes)
         frozen = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), frozen)
-        stages.append(TrainedModel(config, sizes, tokenizers, make_mesh("single"), graph, trainable, frozen))
+        stages.append(TrainedModel(config, sizes, tokenizers, make_mesh("single"), trainable, frozen))
     return stages

@@ -9,7 +9,7 @@ from flax import nnx
 
 from calce_jax.datasets.tables import VideoRecord
 from calce_jax.inference.extract_features import VideoDataset, extract_features
-from calce_jax.inference.predict_step import step_config
+from calce_jax.inference.prediction import step_config
 from calce_jax.input_pipeline.batches import make_iterator
 from calce_jax.input_pipeline.feature_store import FrameKeys, checksums
 from calce_jax.input_pipeline.input_config import input_config

@@ -11,12 +11,12 @@ from flax import nnx
 from calce_jax.batch import NUM_FIXED_SPANS, Batch
 from calce_jax.config import OptimizerConfig
 from calce_jax.distributed.param_names import named_leaves, with_leaves
-from calce_jax.inference.predict_step import StepConfig
-from calce_jax.models.calce import Calce, CalceConfig, SelectionConfig, split_params
+from calce_jax.inference.prediction import StepConfig
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig, QFormerConfig, T5Config, VitConfig
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.qformer import QFormerConfig
-from calce_jax.models.t5 import T5Config
-from calce_jax.models.vit import VitConfig
+from calce_jax.models.selection import SelectionConfig
+from calce_jax.models.structure import split_params
 from calce_jax.training.optimizer import make_optimizer
 from calce_jax.training.schedule import learning_rate
 from calce_jax.training.train_step import compile_train_step, make_train_step

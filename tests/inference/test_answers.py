@@ -8,11 +8,10 @@ import pytest
 from calce_jax.batch import Batch
 from calce_jax.config import packaged_path
 from calce_jax.inference.answers import decode_answers
-from calce_jax.inference.predict_step import BatchPrediction
-from calce_jax.models.beam_search import BeamSearchOutput
-from calce_jax.models.calce import PromptSelection
+from calce_jax.inference.prediction import BatchPrediction
+from calce_jax.models.beams import BeamSearchOutput
 from calce_jax.models.keyframes.plan import FramePlan
-from calce_jax.models.prompt_packing import CaptionSelection
+from calce_jax.models.selection import CaptionSelection, PromptSelection
 from calce_jax.text.text_row import RowFlag
 from calce_jax.text.tokenizers import load_t5
 

@@ -18,7 +18,8 @@ from calce_jax.distributed.param_names import named_leaves
 from calce_jax.distributed.sharding import build_mesh
 from calce_jax.inference.extract_features import VideoDataset, extract_features
 from calce_jax.inference.length_grouping import LengthGrouper, make_batch_predictor
-from calce_jax.inference.predict_step import make_predict, step_config
+from calce_jax.inference.predict_step import make_predict
+from calce_jax.inference.prediction import step_config
 from calce_jax.input_pipeline.feature_fingerprint import check_features, make_feature_metadata, weights_hash
 from calce_jax.input_pipeline.feature_store import FeaturesError, FeatureStore
 from calce_jax.models.feature_codec import dequantize, load_or_encode, quantize
@@ -59,7 +60,7 @@ def base(prepared):
     data = replace(stage.config.data, directory=str(prepared), frames=4, batch=2, eval_batch=2)
     config = replace(stage.config, data=data, model=replace(stage.config.model, ln_vision="frozen"))
     sizes = replace(stage.model_config, ln_vision="frozen")
-    return replace(stage, config=config, model_config=sizes, graph=make_model(sizes)[0])
+    return replace(stage, config=config, model_config=sizes)
 
 
 @pytest.fixture(scope="module")

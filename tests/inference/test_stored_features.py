@@ -14,7 +14,8 @@ from benchmarks.aot.flops import count_flops
 from calce_jax.checkpoints.params_file import save_params
 from calce_jax.config import ConfigError, diff, to_dict, validate
 from calce_jax.inference.predict_split import open_split
-from calce_jax.inference.predict_step import make_predict, step_config
+from calce_jax.inference.predict_step import make_predict
+from calce_jax.inference.prediction import step_config
 from calce_jax.input_pipeline.batches import InputError, make_iterator
 from calce_jax.input_pipeline.feature_fingerprint import check_features, weights_hash
 from calce_jax.input_pipeline.feature_store import FeaturesError, FeatureStore

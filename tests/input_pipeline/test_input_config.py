@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from calce_jax.input_pipeline.input_config import input_config
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.presets.runs import get_preset
 
 SIZES = CalceConfig.tiny(64, 64)

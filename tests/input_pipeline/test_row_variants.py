@@ -18,7 +18,7 @@ from calce_jax.input_pipeline.input_config import abstract_batch, input_config
 from calce_jax.input_pipeline.query_pool import QueryPool
 from calce_jax.input_pipeline.row_variants import RowVariants, draw_inverted_task
 from calce_jax.input_pipeline.rows import InputError
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.presets.runs import get_preset
 from calce_jax.text.inverted import BLANK
 from calce_jax.text.prompt import decode_answer

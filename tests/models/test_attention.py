@@ -12,7 +12,8 @@ from jax.experimental.pallas import tpu as pltpu
 from calce_jax.distributed.sharding import build_mesh
 from calce_jax.models import attention as module
 from calce_jax.models.attention import attention
-from calce_jax.models.calce import Calce, CalceConfig
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig
 from tests.helpers.tiny_model import SIZES, make_model
 
 pytestmark = pytest.mark.slow

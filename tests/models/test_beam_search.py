@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.models.beam_search import EOS_ID, NEG_INF, BeamSearchOutput, BeamState, _beam_step, beam_search
-from calce_jax.models.t5 import T5, T5Config
+from calce_jax.models.beam_search import EOS_ID, NEG_INF, BeamState, _beam_step, beam_search
+from calce_jax.models.beams import BeamSearchOutput
+from calce_jax.models.calce_sizes import T5Config
+from calce_jax.models.t5 import T5
 
 pytestmark = pytest.mark.slow
 

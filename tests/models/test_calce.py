@@ -11,16 +11,9 @@ from flax import nnx
 from calce_jax.batch import Batch
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.inference.predict_step import make_encode_video, make_predict, make_predict_from_features
-from calce_jax.models.calce import (
-    Calce,
-    CalceConfig,
-    answer_loss,
-    count_params,
-    normalise_queries,
-    param_label,
-    shift_right,
-    split_params,
-)
+from calce_jax.models.calce import Calce, answer_loss, normalise_queries, shift_right
+from calce_jax.models.calce_sizes import CalceConfig
+from calce_jax.models.structure import count_params, param_label, split_params
 from calce_jax.models.t5 import T5
 from tests.helpers.tiny_model import BUCKETS, STEPS, make_batch, make_model
 

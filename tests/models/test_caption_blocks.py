@@ -11,8 +11,8 @@ from flax import nnx
 from calce_jax.batch import Batch
 from calce_jax.config import packaged_path
 from calce_jax.distributed.sharding import make_mesh, put_batch
-from calce_jax.models.calce import SelectionConfig
 from calce_jax.models.prompt_packing import map_caption_blocks
+from calce_jax.models.selection import SelectionConfig
 from calce_jax.text.caption import Caption
 from calce_jax.text.prompt import PromptWriter, decode_answer
 from calce_jax.text.text_row import RowFlag, TextSizes

@@ -9,8 +9,10 @@ from flax import nnx
 
 from benchmarks.aot.flops import count_flops
 from calce_jax.models import flops
-from calce_jax.models.calce import Calce, CalceConfig, param_label
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.models.flops import Flops, StepShape
+from calce_jax.models.structure import param_label
 
 # Sizes that all differ, so that no factor can stand for another.
 TINY = CalceConfig.tiny(t5_vocab=70, bert_vocab=50)

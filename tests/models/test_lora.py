@@ -8,8 +8,9 @@ from flax import nnx
 
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.models import lora
+from calce_jax.models.calce_sizes import T5Config
 from calce_jax.models.lora import LoraConfig, LoraLinear
-from calce_jax.models.t5 import T5, T5Config
+from calce_jax.models.t5 import T5
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from calce_jax.config import ConfigError, GenerationConfig, packaged_path, to_dict, validate
-from calce_jax.inference.predict_step import step_config
+from calce_jax.inference.prediction import step_config
 from calce_jax.models.keyframes.coarse import select_coarse
-from calce_jax.models.prompt_packing import CaptionSelection, build_prompt_layout, count_prompt_tokens
+from calce_jax.models.prompt_packing import build_prompt_layout, count_prompt_tokens
+from calce_jax.models.selection import CaptionSelection
 from calce_jax.presets.runs import get_preset
 from calce_jax.text.caption import Caption
 from calce_jax.text.prompt import PromptWriter

@@ -11,12 +11,12 @@ import pytest
 
 from calce_jax.models.keyframes.plan import FramePlan
 from calce_jax.models.prompt_packing import (
-    CaptionSelection,
     build_prompt_layout,
     caption_similarity,
     count_prompt_tokens,
     select_captions,
 )
+from calce_jax.models.selection import CaptionSelection
 from calce_jax.text.caption import Caption
 from calce_jax.text.prompt import NO_CAPTION, PromptWriter
 from calce_jax.text.text_row import TextSizes

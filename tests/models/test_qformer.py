@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from calce_jax.checkpoints.convert.qformer import key_mapping
-from calce_jax.models.qformer import QFormer, QFormerConfig
+from calce_jax.models.calce_sizes import QFormerConfig
+from calce_jax.models.qformer import QFormer
 from tests.helpers import recordings_io as golden
 from tests.helpers.oracle import oracle
 

@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from calce_jax.models.beam_search import beam_search
+from calce_jax.models.calce_sizes import T5Config
 from calce_jax.models.sampling import sample_answers
-from calce_jax.models.t5 import EOS_ID, T5, T5Config
+from calce_jax.models.t5 import EOS_ID, T5
 
 pytestmark = pytest.mark.slow
 

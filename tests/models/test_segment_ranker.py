@@ -1,5 +1,7 @@
 """The two layers that rank segments, and the pooling before them."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +37,6 @@ def test_vectors_have_length_one_and_the_bias_counts():
     assert images.shape == (3, 2, VECTOR_WIDTH)
     np.testing.assert_allclose(np.linalg.norm(images, axis=-1), 1.0, rtol=1e-5)
     direction = jnp.eye(VECTOR_WIDTH)[7]
-    biased = ranker.replace(text_bias=1e4 * direction)
+    biased = replace(ranker, text_bias=1e4 * direction)
     texts = biased.embed_texts(np.ones((1, 5), np.float32))
     np.testing.assert_allclose(texts[0], direction, atol=1e-3)

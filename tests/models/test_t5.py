@@ -14,9 +14,10 @@ from calce_jax.checkpoints.convert.t5 import key_mapping
 from calce_jax.models import lora
 from calce_jax.models.beam_search import beam_search
 from calce_jax.models.calce import answer_loss, shift_right
+from calce_jax.models.calce_sizes import T5Config
 from calce_jax.models.layers import KeyStream, gelu
 from calce_jax.models.lora import LoraConfig
-from calce_jax.models.t5 import T5, T5Attention, T5Config, relative_position_bucket
+from calce_jax.models.t5 import T5, T5Attention, relative_position_bucket
 from tests.helpers import recordings_io as golden
 from tests.helpers.equations import equations
 from tests.helpers.oracle import oracle

@@ -14,7 +14,8 @@ from calce_jax.checkpoints.convert.calce import key_mapping
 from calce_jax.checkpoints.convert.huggingface import write_blip2
 from calce_jax.checkpoints.convert.state_dict import to_torch
 from calce_jax.distributed.param_names import named_leaves, with_leaves
-from calce_jax.models.calce import Calce, answer_loss, shift_right, split_params
+from calce_jax.models.calce import Calce, answer_loss, shift_right
+from calce_jax.models.structure import split_params
 from tests.helpers.minute_blip2 import IMAGE, PIXELS, SIZES, TEXT, WEIGHTS
 from tests.helpers.oracle import oracle
 

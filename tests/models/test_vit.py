@@ -12,8 +12,9 @@ from flax import nnx
 from calce_jax.checkpoints.convert import qformer as qformer_names
 from calce_jax.checkpoints.convert.mapping import add_prefix
 from calce_jax.checkpoints.convert.vit import KEY_MAPPING, interpolate_positions
+from calce_jax.models.calce_sizes import VitConfig
 from calce_jax.models.layers import LayerNorm
-from calce_jax.models.vit import CLIP_MEAN, CLIP_STD, Vit, VitConfig, normalise_frames
+from calce_jax.models.vit import CLIP_MEAN, CLIP_STD, Vit, normalise_frames
 from tests.helpers import recordings_io as golden
 from tests.helpers.oracle import oracle
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -222,7 +223,9 @@ def test_rows_do_not_depend_on_the_batch(small):
     batched = transcribe(whisper, decode_inputs(mel, prompts, 0.7), ENGLISH, max_length=12)
     for row, prompt in enumerate(prompts):
         # Three copies of one row, without the padding of the longest prompt; the middle one is compared.
-        alone = decode_inputs(np.stack([mel[row]] * 3), [prompt] * 3, 0.7).replace(seed=jnp.full((3,), row, jnp.uint32))
+        alone = replace(
+            decode_inputs(np.stack([mel[row]] * 3), [prompt] * 3, 0.7), seed=jnp.full((3,), row, jnp.uint32)
+        )
         alone = transcribe(whisper, alone, ENGLISH, max_length=12)
         np.testing.assert_array_equal(alone.tokens[1], batched.tokens[row])
         np.testing.assert_allclose(alone.avg_logprob[1], batched.avg_logprob[row], **CLOSE)
@@ -234,7 +237,7 @@ def test_a_seed_decides_what_is_drawn(small):
     inputs = decode_inputs(mel, [[61]] * 3, 1.0)
     first, again = (transcribe(whisper, inputs, ENGLISH, max_length=12).tokens for _ in range(2))
     np.testing.assert_array_equal(first, again)
-    other = transcribe(whisper, inputs.replace(seed=inputs.seed + jnp.uint32(7)), ENGLISH, max_length=12).tokens
+    other = transcribe(whisper, replace(inputs, seed=inputs.seed + jnp.uint32(7)), ENGLISH, max_length=12).tokens
     assert not np.array_equal(first, other)
 
 

@@ -5,6 +5,7 @@ from tests.mutants.mutant import Mutant
 STEP, RUN = "calce_jax/training/train_step.py", "calce_jax/training/run.py"
 CALCE, T5, FINE = "calce_jax/models/calce.py", "calce_jax/models/t5.py", "calce_jax/models/keyframes/fine.py"
 BEAMS, LAYERS = "calce_jax/models/beam_search.py", "calce_jax/models/layers.py"
+SELECTION = "calce_jax/models/selection.py"
 REWARDS, REWARD_STEP = "calce_jax/training/rewards.py", "calce_jax/training/reward_step.py"
 BATCHES, RESTORE = "calce_jax/input_pipeline/input_config.py", "calce_jax/checkpoints/restore.py"
 PROTOCOLS, PRESETS = "calce_jax/moments/metrics/protocols.py", "calce_jax/presets/datasets.py"
@@ -255,9 +256,11 @@ NAMED = (
         "a window may end beyond the video",
         noticed_by=("tests/models/test_answer_grammar.py",),
     ),
-    Mutant(CALCE, "max_captions: int = 5", "max_captions: int = 3", "three captions", noticed_by=("tests/presets",)),
     Mutant(
-        CALCE,
+        SELECTION, "max_captions: int = 5", "max_captions: int = 3", "three captions", noticed_by=("tests/presets",)
+    ),
+    Mutant(
+        SELECTION,
         "min_similarity: float = 0.9",
         "min_similarity: float = 0.5",
         "captions of cosine 0.5",

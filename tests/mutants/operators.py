@@ -16,6 +16,7 @@ HEART = (
     "calce_jax/moments/metrics/*.py",
     "calce_jax/training/*.py",
     "calce_jax/inference/predict_step.py",
+    "calce_jax/inference/prediction.py",
     "calce_jax/input_pipeline/rows.py",
 )
 OPERATORS = {

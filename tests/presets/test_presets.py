@@ -8,8 +8,8 @@ import pytest
 
 from calce_jax.config import RunConfig, flatten, packaged_path, to_dict, validate
 from calce_jax.config_compat import SET_BY_NEWER_PRESETS
-from calce_jax.inference.predict_step import step_config
-from calce_jax.models.calce import SelectionConfig
+from calce_jax.inference.prediction import step_config
+from calce_jax.models.selection import SelectionConfig
 from calce_jax.presets.runs import DATASETS, get_preset
 from calce_jax.text.prompt import PromptWriter
 from calce_jax.text.text_row import RowFlag, TextSizes

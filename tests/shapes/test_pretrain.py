@@ -1,5 +1,6 @@
 """What the tiny base model is taught: the truth of the lessons, at the sizes of a few scenes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calce_jax.models.calce import Calce, CalceConfig, PromptSelection
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.models.keyframes.plan import FramePlan
-from calce_jax.models.prompt_packing import CaptionSelection
+from calce_jax.models.selection import CaptionSelection, PromptSelection
 from calce_jax.text.prompt import PromptWriter, TextSizes, decode_answer
 from calce_jax.text.tokenizers import load_bert, load_t5
 from data.shapes.batches import SceneDataset, frame_words
@@ -172,7 +174,7 @@ def test_inside_marks_the_window_its_first_frame_and_the_one_after_it(dataset):
         cluster=np.zeros((1, 20), np.int32),
         reference_error=np.zeros(1, bool),
     )
-    rows = dataset.make_batch(dataset.examples[:1], 1).replace(times=times[None])
+    rows = replace(dataset.make_batch(dataset.examples[:1], 1), times=times[None])
     truth = Labels(windows=np.array([[[3.0, 7.0], [20.0, 30.0]]]), lane_mask=np.zeros((1, 20, 2), bool))
     found = np.asarray(window_boundary_labels(jax.tree.map(jnp.asarray, rows), jax.tree.map(jnp.asarray, plan), truth))
     assert found[0, :, 0].tolist() == [False, True, True, False, False]

@@ -2,6 +2,7 @@
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import pytest
-from flax import struct
 
 from calce_jax.distributed.sharding import build_mesh, put_batch
 from calce_jax.storage import installation, program_cache
@@ -19,7 +19,8 @@ from calce_jax.storage.disk_cache import DiskCache
 from calce_jax.storage.program_cache import ProgramCache
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Result:
     """What the function returns."""
 
@@ -31,13 +32,17 @@ class Program:
     """A function that counts how often it is traced."""
 
     def __init__(self, folder: Path, settings: object = 3):
-        self.mesh, self.traces = build_mesh((1, 1, 1), jax.devices()[1:2]), 0
+        self.mesh, self.traces, self.made = build_mesh((1, 1, 1), jax.devices()[1:2]), 0, 0
 
         def scale(weights, x):
             self.traces += 1
             return Result(means=x * weights["w"], sums=jnp.cumsum(x))
 
-        self._run = ProgramCache(DiskCache(folder)).keep(scale, settings, self.mesh)
+        def make():
+            self.made += 1
+            return scale
+
+        self._run = ProgramCache(DiskCache(folder)).keep("scale", make, settings, self.mesh)
 
     def __call__(self, x) -> Result:
         return jax.device_get(self._run(*(put_batch(part, self.mesh) for part in ({"w": np.float32([3])}, x))))
@@ -62,7 +67,7 @@ def folder(tmp_path) -> Path:
 def test_a_later_process_finds_the_program_without_tracing_it(folder):
     program = Program(folder)
     result = program(X)
-    assert program.traces == 0
+    assert (program.made, program.traces) == (0, 0)
     assert isinstance(result, Result)
     assert (result.means.tolist(), result.sums.tolist()) == ([0, 3, 6, 9], [0, 1, 3, 6])
     assert program(X + 1).means.tolist() == [3, 6, 9, 12]

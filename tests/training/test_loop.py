@@ -3,7 +3,7 @@ import re
 import shutil
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import grain
@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import struct
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
 from calce_jax.checkpoints.workdir import checkpoint_steps
 from calce_jax.config import OptimizerConfig
 from calce_jax.inference.length_grouping import RowInfo
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.presets.runs import get_preset
 from calce_jax.text.text_row import RowFlag
 from calce_jax.training.feed import Feed
@@ -45,7 +44,8 @@ HALF = HalfOfThePeak(get_preset("shapes,stage=1"), CalceConfig.tiny(64, 64), pea
 OPTIMIZER = make_optimizer(OptimizerConfig(accumulate=2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05))
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Rows:
     x: np.ndarray
     row_info: RowInfo
@@ -305,7 +305,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, caplog
         return after, measured
 
     state = run(tmp_path, step_fn=noting)
-    assert_same(states[7].replace(step=states[6].step), states[6])
+    assert_same(replace(states[7], step=states[6].step), states[6])
     assert int(state.step) == 15
     # Micro-steps 1 to 6 are three of the optimizer's; the fourth is made of 8 and 9, the last gradient waits.
     assert (int(state.opt_state.gradient_step), int(state.opt_state.mini_step)) == (7, 0)
@@ -392,7 +392,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
     def broken(state, batch):
         state, measured = toy_step(state, batch)
         bias = jnp.where(state.step == 7, jnp.nan, state.trainable["bias"])
-        return state.replace(trainable={**state.trainable, "bias": bias}), {**measured, "skipped": jnp.float32(0)}
+        return replace(state, trainable={**state.trainable, "bias": bias}), {**measured, "skipped": jnp.float32(0)}
 
     with pytest.raises(CheckpointError, match=r"checkpoints/10 is not saved: trainable/bias.* from step 5"):
         run(tmp_path, step_fn=broken)

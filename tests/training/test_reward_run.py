@@ -8,11 +8,10 @@ import grain
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from calce_jax.checkpoints.manager import Checkpoints
 from calce_jax.checkpoints.params_file import CheckpointError
-from calce_jax.checkpoints.restore import build_model
+from calce_jax.checkpoints.restore import load_weights
 from calce_jax.config import ConfigError
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.distributed.sharding import make_mesh
@@ -38,7 +37,7 @@ def test_a_run_by_rewards_needs_a_trained_run(tmp_path, start):
 
 def test_the_reference_is_read_where_it_is_needed_alone(tmp_path):
     for config in (tiny_config(), tiny_config(objective="reward", weights={"base": "", "start": str(tmp_path)})):
-        assert load_reference(config, nnx.State({}), {}) == (None, {})
+        assert load_reference(config, {}, {}) == (None, {})
 
 
 def make_labelled_batch(rows):
@@ -67,7 +66,7 @@ def reward_data(sigterm_at=None):
 
 def save_start(workdir, config, step, score):
     """Save trainables as the checkpoint of another run."""
-    trainable = build_model(SIZES, config, make_mesh("single"))[1]
+    trainable = load_weights(SIZES, config, make_mesh("single"))[0]
     state = dataclasses.replace(
         create_train_state(trainable, make_optimizer(config.optimizer)), step=jax.numpy.int32(step)
     )

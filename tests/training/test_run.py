@@ -10,19 +10,18 @@ import grain
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from calce_jax.batch import NUM_FIXED_SPANS, Batch
 from calce_jax.checkpoints.manager import Checkpoints
 from calce_jax.checkpoints.params_file import CheckpointError, save_params
-from calce_jax.checkpoints.restore import build_model, load_trainable
+from calce_jax.checkpoints.restore import load_trainable, load_weights
 from calce_jax.checkpoints.workdir import checkpoint_steps, resolve_init
 from calce_jax.config import ConfigError, read_config, validate
 from calce_jax.distributed import profiling
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.distributed.sharding import make_mesh
-from calce_jax.inference.predict_step import step_config
-from calce_jax.models.calce import CalceConfig
+from calce_jax.inference.prediction import step_config
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.storage.locks import FileLock, LockError
 from calce_jax.training import run
 from calce_jax.training.loop import EvalResult
@@ -157,15 +156,16 @@ def base(tmp_path_factory):
     """Return a file of base weights, and the weights."""
     _, *weights = make_model(dataclasses.replace(SIZES, lora=None))
     file = tmp_path_factory.mktemp("base") / "base.safetensors"
-    save_params(file, nnx.merge_state(*weights))
-    return file, nnx.merge_state(*weights)
+    leaves = {name: leaf for part in weights for name, leaf in named_leaves(part).items()}
+    save_params(file, leaves)
+    return file, leaves
 
 
 @pytest.mark.slow
 def test_base_weights_fill_all_but_the_adapters(base):
     file, base = base
     config = tiny_config(weights={"base": str(file)}, model={"frozen_dtype": "float32"})
-    _, trainable, frozen = build_model(SIZES, config, make_mesh("a100x4"))
+    trainable, frozen = load_weights(SIZES, config, make_mesh("a100x4"))
     built, base_leaves = named_leaves(trainable) | named_leaves(frozen), named_leaves(base)
     adapters = {name for name in built if name.split("/")[-1] in ("a", "b")}
     assert {name.replace("/base/", "/") for name in built.keys() - adapters} == base_leaves.keys()
@@ -173,7 +173,7 @@ def test_base_weights_fill_all_but_the_adapters(base):
         np.testing.assert_array_equal(built[name], base_leaves[name.replace("/base/", "/")])
     assert len(built["vit/blocks/mlp/wi/kernel"].sharding.device_set) == 4
     # Adapters are drawn by the config's seed.
-    _, other, _ = build_model(SIZES, dataclasses.replace(config, seed=config.seed + 1), make_mesh("single"))
+    other, _ = load_weights(SIZES, dataclasses.replace(config, seed=config.seed + 1), make_mesh("single"))
     assert not np.array_equal(built["t5/lm_head/a"], named_leaves(other)["t5/lm_head/a"])
 
 

@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from calce_jax.distributed.chips import PEAK_TFLOP_PER_S
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.models.flops import StepShape, train_row
 from calce_jax.presets.runs import get_preset
 from calce_jax.training.utilization import measure_utilization

@@ -12,7 +12,7 @@ from calce_jax.checkpoints.convert.targets import EXPORTERS
 from calce_jax.checkpoints.convert.writer import cast_floating, write_safetensors
 from calce_jax.checkpoints.restore import calce_config
 from calce_jax.config import RunConfig, read_config
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.text.tokenizers import open_tokenizers
 
 NUMPY_DTYPES = {

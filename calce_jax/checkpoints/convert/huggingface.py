@@ -14,7 +14,7 @@ from calce_jax.checkpoints.convert.weights import Weights
 from calce_jax.checkpoints.convert.writer import atomic_new_dir, write_safetensors, write_shards
 from calce_jax.config import ModelSize
 from calce_jax.errors import UserError
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.presets.sizes import SIZES
 from calce_jax.storage.text_files import read_text
 

@@ -27,7 +27,7 @@ from calce_jax.checkpoints.workdir import TRAINED_FILE
 from calce_jax.config import packaged_path, read_config
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.errors import UserFileNotFoundError
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.models.layers import Linear
 from calce_jax.models.whisper import Whisper, WhisperConfig
 from calce_jax.storage.text_files import read_text

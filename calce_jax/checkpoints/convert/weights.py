@@ -12,7 +12,9 @@ from flax import nnx
 from calce_jax.checkpoints.convert.state_dict import ConversionError, LazyArray
 from calce_jax.checkpoints.convert.writer import cast_floating
 from calce_jax.distributed.param_names import named_leaves
-from calce_jax.models.calce import Calce, CalceConfig, param_label
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig
+from calce_jax.models.structure import param_label
 
 FLOAT32 = np.dtype(np.float32)
 

@@ -4,18 +4,15 @@ B batch, T frames of a padded video, D width of a frame's features, C clusters.
 """
 
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from calce_jax.config import Behaviour
+from calce_jax.config import Behaviour, KeyframeMode
 from calce_jax.models.keyframes.borders import dilate, mark_cluster_borders, mark_frames_beside_gaps
 from calce_jax.models.keyframes.dpc_knn import dpc_knn
 from calce_jax.models.keyframes.plan import FramePlan, build_frame_plan
-
-KeyframeMode = Literal["cluster", "information", "interval", "none", "all"]
 
 
 def select_coarse(

@@ -3,14 +3,17 @@
 B batch, T frames of a padded video, S slots for frames in the prompt (T in stage 1, T // 2 in stage 2).
 """
 
+from dataclasses import dataclass
+
+import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Int
 
 from calce_jax.batch import AnyArray
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class FramePlan:
     """The frames of a prompt, of one video (no B) or of a batch.
 

@@ -3,15 +3,17 @@
 B batch, T frames of a padded video, E draws.
 """
 
+from dataclasses import dataclass
+
 import jax
-from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from calce_jax.batch import AnyArray
 from calce_jax.models.keyframes.compress import draw_removal_numbers
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class ReferenceNoise:
     """Uniform draws in [0, 1) for `dpc_knn` and `compress`, of one row (no B) or of a batch."""
 

@@ -20,7 +20,7 @@ from flax import nnx
 
 from calce_jax.checkpoints.params_file import save_params
 from calce_jax.commands.runner import no_arguments, run_main
-from calce_jax.models.calce import CalceConfig
+from calce_jax.models.calce_sizes import CalceConfig
 from calce_jax.text.tokenizers import load_bert, load_t5
 from data.shapes.pretrain.pretrain import PretrainConfig, pretrain_base_model
 

@@ -11,7 +11,8 @@ from flax import nnx, struct
 from jaxtyping import Array, UInt8
 
 from calce_jax.models.beam_search import beam_search
-from calce_jax.models.calce import Calce, PromptSelection, SelectionConfig, normalise_queries
+from calce_jax.models.calce import Calce, normalise_queries
+from calce_jax.models.selection import PromptSelection, SelectionConfig
 from calce_jax.moments.windows import iou, parse_windows
 from calce_jax.text.prompt import decode_answer
 from calce_jax.text.text_tokenizer import TextTokenizer

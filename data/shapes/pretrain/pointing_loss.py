@@ -13,11 +13,12 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float
 
 from calce_jax.batch import AnyArray, Batch
-from calce_jax.models.calce import Calce, PromptSelection, answer_loss, shift_right
+from calce_jax.models.calce import Calce, answer_loss, shift_right
+from calce_jax.models.calce_sizes import T5Config
 from calce_jax.models.keyframes.plan import FramePlan
 from calce_jax.models.layers import Linear
 from calce_jax.models.prompt_packing import PromptLayout
-from calce_jax.models.t5 import T5Config
+from calce_jax.models.selection import PromptSelection
 
 
 @struct.dataclass

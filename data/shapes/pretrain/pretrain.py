@@ -15,7 +15,9 @@ from typing import Any
 from absl import logging
 from flax import nnx
 
-from calce_jax.models.calce import Calce, CalceConfig, SelectionConfig
+from calce_jax.models.calce import Calce
+from calce_jax.models.calce_sizes import CalceConfig
+from calce_jax.models.selection import SelectionConfig
 from calce_jax.text.prompt import PromptWriter, TextSizes
 from calce_jax.text.text_tokenizer import TextTokenizer
 from data.shapes.batches import SceneDataset

@@ -17,9 +17,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from calce_jax.models.calce import Calce, PromptSelection
+from calce_jax.models.calce import Calce
 from calce_jax.models.keyframes.plan import FramePlan
-from calce_jax.models.prompt_packing import CaptionSelection
+from calce_jax.models.selection import CaptionSelection, PromptSelection
 from data.shapes.batches import QueryExample, SceneDataset
 from data.shapes.pretrain.fit import fit
 from data.shapes.pretrain.lessons import Lesson, LessonDataset, LessonExample, described_slot

@@ -16,7 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
 from calce_jax.batch import Batch
-from calce_jax.models.calce import Calce, SelectionConfig
+from calce_jax.models.calce import Calce
+from calce_jax.models.selection import SelectionConfig
 from calce_jax.models.vit import normalise_frames
 from data.shapes.batches import SceneDataset, frame_words, render_resized
 from data.shapes.pretrain.fit import fit
