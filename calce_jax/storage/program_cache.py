@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import jax
 from absl import logging
-from jax.extend.mlir.passmanager import PassManager
 from jax.sharding import Mesh
 
 from calce_jax.storage.disk_cache import DiskCache, make_cache_key
@@ -171,6 +170,8 @@ def compile_anew(
 
     A program from leaves to leaves can be written, and read, without the classes of arguments and results.
     """
+    from jax.extend.mlir.passmanager import PassManager  # noqa: PLC0415  (40 ms, which kept programs do without)
+
     structure = jax.tree.structure(arguments)
     results: list[Any] = []
 
