@@ -20,7 +20,7 @@ from tests.helpers.documented_commands import check_command, page_commands
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-WORKFLOW = ROOT / ".github" / "workflows" / "tests.yml"
+WORKFLOW, RELEASE_WORKFLOW = (ROOT / ".github" / "workflows" / name for name in ("tests.yml", "release.yml"))
 
 
 def python_versions() -> list[str]:
@@ -28,9 +28,9 @@ def python_versions() -> list[str]:
     return re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
 
 
-def workflow_jobs() -> dict[str, dict]:
-    """Return the jobs of the workflow by name."""
-    return yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))["jobs"]
+def workflow_jobs(workflow: Path = WORKFLOW) -> dict[str, dict]:
+    """Return the jobs of a workflow by name."""
+    return yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"]
 
 
 def job_commands(job: dict) -> str:
@@ -38,7 +38,9 @@ def job_commands(job: dict) -> str:
     return "\n".join(step["run"] for step in job["steps"] if "run" in step)
 
 
-@pytest.mark.parametrize("path", [WORKFLOW, ROOT / "mkdocs.yml", ROOT / "CITATION.cff"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [WORKFLOW, RELEASE_WORKFLOW, ROOT / "mkdocs.yml", ROOT / "CITATION.cff"], ids=lambda path: path.name
+)
 def test_yaml_files_parse(path: Path):
     assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
 
@@ -67,8 +69,9 @@ def test_the_workflow_runs_every_python_of_the_classifiers():
 
 def test_the_workflow_runs_targets_that_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    used = {name: re.findall(r"^make (\w+)", job_commands(job), re.MULTILINE) for name, job in workflow_jobs().items()}
-    assert used == {"check": ["check"], "test": ["test"], "wheel": [], "docs": ["docs"]}
+    jobs = workflow_jobs() | workflow_jobs(RELEASE_WORKFLOW)
+    used = {name: re.findall(r"^make ([\w-]+)", job_commands(job), re.MULTILINE) for name, job in jobs.items()}
+    assert used == {"check": ["check"], "test": ["test"], "wheel": [], "docs": ["docs"], "test-all": ["test-all"]}
     assert {target for names in used.values() for target in names} <= targets
 
 
