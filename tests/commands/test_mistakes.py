@@ -199,6 +199,10 @@ class Unread(io.StringIO):
     def fileno(self) -> int:
         return self._file.fileno()
 
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
     def write(self, text: str) -> int:
         if text:
             raise BrokenPipeError
@@ -219,7 +223,11 @@ def test_a_command_whose_reader_has_ended_has_written_its_files(tmp_path, monkey
     predictions = [row | {"pred_relevant_windows": [[0, 1, 0.5]]} for row in rows]
     used = predictions if arguments[0] == "evaluate" else predictions[:1]
     Path("predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in used))
-    with patch.object(sys, "stdout", Unread(tmp_path / "pipe")), pytest.raises(SystemExit) as ended:
+    with (
+        Unread(tmp_path / "pipe") as unread,
+        patch.object(sys, "stdout", unread),
+        pytest.raises(SystemExit) as ended,
+    ):
         run_script(*arguments, "--predictions=predictions.jsonl", "--annotations=rows.jsonl")
     assert ended.value.code == 128 + signal.SIGPIPE
     assert [name for name in files if Path(name).is_file()] == files
