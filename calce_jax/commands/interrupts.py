@@ -1,4 +1,4 @@
-"""How Ctrl-C ends a `calce` process while Python still imports the command; see `calce_jax.__main__`.
+"""How Ctrl-C and SIGTERM end a `calce` process while Python still imports the command; see `calce_jax.__main__`.
 
 This module imports the standard library alone: until it is used, Ctrl-C prints the traceback of Python itself.
 """
@@ -15,22 +15,33 @@ SIGNAL_LINES = {
 }
 
 
+class TerminatedError(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt not an `Exception`, so that nothing in between swallows it."""
+
+
 def interrupt_ends_process() -> None:
-    """Let Ctrl-C end the process at once, with a line, until a command begins and handles it, see `exit_codes`.
+    """Let Ctrl-C and SIGTERM end the process at once, with a line, until a command handles them, see `exit_codes`.
 
     Where a shell lets SIGINT be ignored, as in the background, it stays ignored.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, end_interrupted)
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) == default:
+            signal.signal(number, end_interrupted)
     report = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
         # Raised where Python cannot pass it on, such as in a callback of an import: printed, and then lost.
-        if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            end_interrupted()
+        for number, error in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TerminatedError)):
+            if issubclass(unraisable.exc_type, error):
+                end_interrupted(number)
         report(unraisable)
 
     sys.unraisablehook = hook
+
+
+def ends_at_signals() -> bool:
+    """Return whether `interrupt_ends_process` was called; one of both signals may be ignored all the same."""
+    return end_interrupted in map(signal.getsignal, SIGNAL_LINES)
 
 
 def end_interrupted(number: int = signal.SIGINT, frame: FrameType | None = None) -> NoReturn:

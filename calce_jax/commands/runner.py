@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
-from calce_jax.commands.interrupts import SIGNAL_LINES, end_interrupted, is_importing
+from calce_jax.commands.interrupts import SIGNAL_LINES, TerminatedError, end_interrupted, ends_at_signals, is_importing
 from calce_jax.errors import OneHostError, UsageError, UserError
 
 TEXT_FLAGS = ("query",)  # in which "~" is no folder
@@ -101,7 +101,7 @@ def exit_codes(program: str) -> Iterator[None]:
             f"Error: the device has too little memory ({str(error).splitlines()[0]:.200}); {memory_remedy(program)}",
             FAILED,
         )
-    except (KeyboardInterrupt, _TerminatedError) as signalled:
+    except (KeyboardInterrupt, TerminatedError) as signalled:
         number = signal.SIGINT if isinstance(signalled, KeyboardInterrupt) else signal.SIGTERM
         with suppress(OSError):  # a full disk, or a terminal that is gone
             print(SIGNAL_LINES[number], file=sys.stderr)
@@ -149,10 +149,6 @@ class AbruptExit(SystemExit):
     """
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM arrived. Like KeyboardInterrupt not an `Exception`, so that nothing in between swallows it."""
-
-
 @dataclass(frozen=True)
 class _RaiseSignal:
     """A handler that raises in the main thread, or ends a process of ours that is in the middle of an import."""
@@ -163,7 +159,7 @@ class _RaiseSignal:
         # A library in the middle of its import may crash where an exception passes through native code.
         if self.is_own_process and is_importing(frame):
             end_interrupted(number)
-        raise KeyboardInterrupt if number == signal.SIGINT else _TerminatedError
+        raise KeyboardInterrupt if number == signal.SIGINT else TerminatedError
 
 
 @contextmanager
@@ -176,9 +172,9 @@ def _signals_raise() -> Iterator[None]:
     if is_inner or threading.current_thread() is not threading.main_thread():
         yield
         return
-    is_own_process = signal.getsignal(signal.SIGINT) == end_interrupted  # not where SIGINT is ignored
+    is_own_process = ends_at_signals()
     numbers = [signal.SIGTERM] if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN else []
-    if is_own_process:
+    if signal.getsignal(signal.SIGINT) == end_interrupted:
         numbers.append(signal.SIGINT)
     previous = {}
     try:

@@ -15,7 +15,7 @@ ROOT = str(Path(__file__).parents[2])
 # What comes before is Python's own start, which no program can change.
 PROGRAM = "import os, calce_jax.__main__ as program; os.write(1, b'x'); program.main()"
 
-IGNORE = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+IGNORE = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 
 
 def interrupt(folder: Path, seconds: float, *arguments: str, ignored: bool = False) -> tuple[int, str]:
@@ -104,12 +104,43 @@ with exit_codes("calce"), exit_codes("calce search"):
 """
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_ends_a_process_that_is_importing_and_raises_nothing(tmp_path, name):
+@pytest.mark.parametrize(("name", "setting"), [("SIGINT", ""), ("SIGTERM", ""), ("SIGTERM", IGNORE)])
+def test_a_signal_ends_a_process_that_is_importing_and_raises_nothing(tmp_path, signals_heard, name, setting):
+    """SIGTERM also in the background, where SIGINT is ignored."""
     (tmp_path / "killed.py").write_text(f"import os, signal; os.kill(os.getpid(), signal.{name}); sum(range(10**6))")
     ended = subprocess.run(
-        [sys.executable, "-c", NESTED],
+        [sys.executable, "-c", setting + NESTED],
         cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": ROOT},
+    )
+    assert (ended.returncode, ended.stdout) == (128 + getattr(signal, name), "")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+LOST = """
+import os, signal
+from calce_jax.commands.interrupts import interrupt_ends_process
+from calce_jax.commands.runner import exit_codes
+
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.NAME)
+        sum(range(10**6))
+
+interrupt_ends_process()
+with exit_codes("calce"):
+    del [Last()][0]
+    print("went on")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_where_python_drops_errors_ends_the_process(signals_heard, name):
+    ended = subprocess.run(
+        [sys.executable, "-c", LOST.replace("NAME", name)],
         capture_output=True,
         text=True,
         check=False,
