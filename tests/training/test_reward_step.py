@@ -1,7 +1,7 @@
 """The step of training by rewards, with answers that a test chooses in place of sampled ones."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def step(model):
 
 @pytest.fixture(scope="module")
 def independent(model):
-    """Return a function of trainables: the loss of `ALL_TERMS`, its gradient, log-probabilities and KL of answers.
+    """Return a function of trainables: the loss of `ALL_TERMS`, log-probabilities and KL of answers; with its gradient.
 
     One answer after the other, each with keys and values of its own; rewards are the table above.
     """
@@ -95,12 +95,13 @@ def independent(model):
         model = nnx.merge(graph, trainable, frozen)
         x, mask = model.embed_prompt(*inputs, BUCKETS[-1])
         memory = model.t5.encode(x, mask)
-        tokens = []
-        for answers in group.swapaxes(0, 1):
-            logits = model.t5.decode(shift_right(jnp.asarray(answers)), memory, mask) / temperature
+
+        def of_answers(answers):
+            logits = model.t5.decode(shift_right(answers), memory, mask) / temperature
             probability = jax.nn.softmax(logits, axis=-1)
-            tokens.append(jnp.log((probability * jax.nn.one_hot(answers, VOCAB)).sum(axis=-1)))
-        return jnp.stack(tokens, axis=1)
+            return jnp.log((probability * jax.nn.one_hot(answers, VOCAB)).sum(axis=-1))
+
+        return jax.lax.map(of_answers, jnp.asarray(group.swapaxes(0, 1))).swapaxes(0, 1)
 
     def loss(trainable, inputs):
         drawn, cold, old = (
@@ -122,14 +123,14 @@ def independent(model):
                     total -= 0.2 * cold[row, place, tokens].mean()
         return total / int(HAS_TRUTH.sum()), (means, kls)
 
-    @jax.jit
-    def compute(trainable, batch):
+    @partial(jax.jit, static_argnames="with_gradient")
+    def compute(trainable, batch, with_gradient):
         model = nnx.merge(graph, trainable, frozen)
         features = load_or_encode(model, batch, "default")
         inputs = features, batch, model.select(features, batch, TRAIN_STEPS.selection)
-        return jax.value_and_grad(loss, has_aux=True)(trainable, inputs)
+        return (jax.value_and_grad(loss, has_aux=True) if with_gradient else loss)(trainable, inputs)
 
-    return lambda trainable: compute(trainable, BATCH)
+    return lambda trainable, with_gradient=False: jax.device_get(compute(trainable, BATCH, with_gradient))
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def first_step(step):
 @pytest.mark.release
 def test_loss_and_gradient_are_those_of_a_plain_computation(model, first_step, independent):
     state, metrics = first_step
-    (loss, _), gradients = jax.device_get(independent(model[1]))
+    (loss, _), gradients = independent(model[1], with_gradient=True)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     # After the first of two micro-steps the optimizer holds the gradient. float32 sums in another order.
     accumulated, expected = named_leaves(state.opt_state.acc_grads), named_leaves(gradients)
@@ -152,7 +153,7 @@ def test_loss_and_gradient_are_those_of_a_plain_computation(model, first_step, i
 
 def test_metrics_are_means_over_the_rows_with_a_truth(model, first_step, independent):
     _, metrics = first_step
-    (_, (_, kls)), _ = jax.device_get(independent(model[1]))
+    _, (_, kls) = independent(model[1])
     rows = REWARDS[HAS_TRUTH]
     np.testing.assert_allclose(metrics["reward"], rows.mean(), rtol=1e-6)
     np.testing.assert_allclose(metrics["reward_spread"], rows.std(axis=1).mean(), rtol=1e-6)
@@ -179,11 +180,11 @@ def test_rows_without_a_truth_have_no_gradient(step):
 
 
 def test_steps_raise_the_probability_of_the_better_answer(model, step, independent):
-    (_, (before, _)), _ = jax.device_get(independent(model[1]))
+    _, (before, _) = independent(model[1])
     state = None
     for _ in range(2):  # two micro-steps are one of the optimizer's
         state, _ = step(REWARDS_ALONE, state)
-    (_, (after, _)), _ = jax.device_get(independent(state.trainable))
+    _, (after, _) = independent(state.trainable)
     assert after[0, BETTER] > before[0, BETTER]
     assert after[0, WORSE] < before[0, WORSE]
 
