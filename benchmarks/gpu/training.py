@@ -120,7 +120,7 @@ def torch_training(
     """Make BLIP-2 and a pipeline trainable while the context lasts; yields the trained parameters.
 
     They are float32 copies: projections, `ln_vision`, and an adapter at each linear layer of T5, as
-    `calce_jax.models.calce.param_label` says.
+    `calce_jax.models.structure.param_label` says.
     """
     blip2, query_proj = models.blip2, pipeline.query_proj
     previous = blip2.vision_model.post_layernorm, blip2.language_projection

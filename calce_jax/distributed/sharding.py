@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from calce_jax.distributed.meshes import MESHES
 from calce_jax.distributed.param_names import named_leaves, with_leaves
+from calce_jax.distributed.word_size import check_word_size
 from calce_jax.errors import UserError
 
 Tree = TypeVar("Tree")
@@ -55,7 +56,9 @@ def make_mesh(name: str, devices: Sequence[Any] | None = None) -> Mesh:
 
     Raises:
       ShardingError: the name is unknown, or there are too few devices.
+      UserError: JAX is set to numbers of 64 bits.
     """
+    check_word_size()
     if name not in MESHES:
         raise ShardingError(f"config.mesh: must be one of {', '.join(map(repr, MESHES))}, got {name!r}")
     devices = list(jax.devices() if devices is None else devices)

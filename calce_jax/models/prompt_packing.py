@@ -87,7 +87,7 @@ def select_captions(
     Args:
       similarity: from `caption_similarity`.
       caption_mask: False for absent captions.
-      min_similarity, max_captions: see `calce_jax.models.calce.SelectionConfig`.
+      min_similarity, max_captions: see `calce_jax.models.selection.SelectionConfig`.
     """
     masked_similarity = jnp.where(caption_mask, similarity, -jnp.inf)
     caption_index = jnp.argsort(-masked_similarity, axis=1)[:, :max_captions].astype(jnp.int32)

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
+from calce_jax.distributed.word_size import check_word_size
 from calce_jax.models.whisper import Whisper
 from calce_jax.speech.alignment import AlignOutputs, align_batch, first_positions, pack_texts
 from calce_jax.speech.audio import read_audio
@@ -79,9 +80,11 @@ class Transcriber:
 
     Raises:
       OptionsError: the model does not support the language.
+      UserError: JAX is set to numbers of 64 bits.
     """
 
     def __init__(self, model: SpeechModel, options: TranscriptionOptions, devices: Sequence[Any] | None = None):
+        check_word_size()
         devices = list(jax.local_devices() if devices is None else devices)
         self.model, self.options = model, options
         self._language = _check_language(options.language, model)
