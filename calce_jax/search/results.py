@@ -7,9 +7,11 @@ OUT/clips/          with `clips=True`: every moment as an mp4
 """
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +65,9 @@ def check_owns(out: Path) -> None:
 
 
 def ensure_writable(out: str | Path) -> Path:
-    """Create the output folder and write a test file, so that a bad folder fails before the search and not after it.
+    """Check the output folder by a test file, so that a bad folder fails before the search and not after it.
+
+    A folder that is created for this is removed again: a search that is interrupted or fails leaves none.
 
     Raises:
       UsageError: see `check_owns`.
@@ -71,12 +75,17 @@ def ensure_writable(out: str | Path) -> Path:
     """
     out = Path(out)
     check_owns(out)
+    created = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
         raise OSError(error.errno, f"cannot write into {out} ({error.strerror}); choose another folder") from error
+    finally:
+        for folder in created:
+            with suppress(OSError):  # it was not created, or somebody else has written into it
+                folder.rmdir()
     return out
 
 

@@ -405,6 +405,20 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_searched(tm
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write into .*file"):
         ensure_writable(tmp_path / "file")
+    with pytest.raises(OSError, match=r"cannot write into .*inner"):
+        ensure_writable(tmp_path / "file" / "inner")
+    with pytest.raises(OSError, match=r"cannot write into .*long"):
+        ensure_writable(tmp_path / "new" / ("long" * 100))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_can_be_written_is_created_with_the_first_result_alone(tmp_path):
+    assert ensure_writable(tmp_path / "new" / "found") == tmp_path / "new" / "found"
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "new").mkdir()
+    ensure_writable(tmp_path / "new" / "found")
+    ensure_writable(tmp_path / "new")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
 
 
 def test_captions_come_from_where_they_are_said_to(tmp_path):
