@@ -200,8 +200,9 @@ def test_speech_is_searched_without_jax(folder):
 @pytest.mark.release
 def test_a_search_whose_programs_are_kept_does_without_flax(folder):
     search = ("search", "one.mp4", "a red circle moves right", "--quiet", "--cache=cache")
-    imported = [run_alone(*search, probe=True).stdout.splitlines()[-1] for _ in range(2)]
-    assert imported == ["['jax', 'flax']", "['jax']"]
+    first, second = (run_alone(*search, probe=True).stdout.splitlines()[-1] for _ in range(2))
+    assert "'flax'" in first
+    assert second == "['jax']"
 
 
 def test_what_opens_a_model_does_without_flax():
