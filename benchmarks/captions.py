@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from calce_jax.batch import Batch
+from calce_jax.distributed.param_names import Params
 from calce_jax.inference.trained_run import load_base_model
 from calce_jax.models.selection import SelectionConfig
 from calce_jax.presets.tiny import tiny_config
@@ -85,7 +86,7 @@ class CaptionChooser:
         self._tokenizers, self._states = trained.tokenizers, (trained.trainable, trained.frozen)
         self._bert_tokens = trained.config.text.bert_tokens
 
-        def choose(states: tuple[nnx.State, nnx.State], batch: Batch, block: int) -> tuple[jax.Array, ...]:
+        def choose(states: tuple[Params, Params], batch: Batch, block: int) -> tuple[jax.Array, ...]:
             model = nnx.merge(trained.graph, *states)
             choice = model.select_captions(batch, SelectionConfig(stage=1, caption_block=block))
             return choice.caption_index, choice.is_used, choice.similarity

@@ -95,7 +95,8 @@ def plan_library_search(
     check_ranker(find_checkpoint(options.model))
 
     def run(out: Path | None) -> ModeResult:
-        searcher = open_searcher(open_cache(options.cache, options.cache_gb), options, reporter, ahead)
+        cache = ahead.cache if ahead else open_cache(options.cache, options.cache_gb)
+        searcher = open_searcher(cache, options, reporter, ahead)
 
         from calce_jax.search.library_search import add_library_words, search_library
         from calce_jax.search.picture_ranker import open_ranker
@@ -159,7 +160,7 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter", ahead: "
     for folder in RESULT_FOLDERS if inputs.out else ():
         check_folder("--out: ", f"{inputs.out}/{folder}", {str(video): video for video in videos})
     durations = check_selection(videos, inputs.paths, reporter)
-    cache = open_cache(options.cache, options.cache_gb)
+    cache = ahead.cache if ahead else open_cache(options.cache, options.cache_gb)
 
     def transcribe(videos: Sequence[Path], folder: Path, whisper: str) -> dict[Path, Path]:
         from calce_jax.search.captions import caption_with_cache

@@ -148,7 +148,7 @@ def caption_missing_videos(
       splits: annotated queries by split.
       videos: folder of the videos.
       srts: folder of the .srt files; created if missing.
-      whisper: folder, name or size, see `calce_jax.speech.whisper_model.open_whisper_weights`.
+      whisper: folder, name or size, see `calce_jax.speech.whisper_model.open_whisper`.
 
     Raises:
       SpeechModelError: the model cannot be opened.

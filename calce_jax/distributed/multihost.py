@@ -28,7 +28,7 @@ class DistributedError(UserError):
 
 
 class ProcessInfo(TypedDict):
-    """Index and number of hosts, as keyword arguments of `calce_jax.input_pipeline.make_iterator`."""
+    """Index and number of hosts, as keyword arguments of `calce_jax.input_pipeline.batches.make_iterator`."""
 
     process_index: int
     process_count: int

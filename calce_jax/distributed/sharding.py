@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from calce_jax.distributed.devices import find_devices
 from calce_jax.distributed.meshes import MESHES
 from calce_jax.distributed.param_names import named_leaves, with_leaves
 from calce_jax.distributed.word_size import check_word_size
@@ -56,12 +57,12 @@ def make_mesh(name: str, devices: Sequence[Any] | None = None) -> Mesh:
 
     Raises:
       ShardingError: the name is unknown, or there are too few devices.
-      UserError: JAX is set to numbers of 64 bits.
+      UserError: JAX is set to numbers of 64 bits, or has no devices.
     """
     check_word_size()
     if name not in MESHES:
         raise ShardingError(f"config.mesh: must be one of {', '.join(map(repr, MESHES))}, got {name!r}")
-    devices = list(jax.devices() if devices is None else devices)
+    devices = find_devices() if devices is None else list(devices)
     axis_sizes = MESHES[name]
     fixed = int(np.prod([size for size in axis_sizes if size > 0]))
     if len(devices) < fixed:

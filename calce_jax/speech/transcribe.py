@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
+from calce_jax.distributed.devices import find_devices
 from calce_jax.distributed.word_size import check_word_size
 from calce_jax.models.whisper import Whisper
 from calce_jax.speech.alignment import AlignOutputs, align_batch, first_positions, pack_texts
@@ -80,12 +81,12 @@ class Transcriber:
 
     Raises:
       OptionsError: the model does not support the language.
-      UserError: JAX is set to numbers of 64 bits.
+      UserError: JAX is set to numbers of 64 bits, or has no devices.
     """
 
     def __init__(self, model: SpeechModel, options: TranscriptionOptions, devices: Sequence[Any] | None = None):
         check_word_size()
-        devices = list(jax.local_devices() if devices is None else devices)
+        devices = find_devices(local=True) if devices is None else list(devices)
         self.model, self.options = model, options
         self._language = _check_language(options.language, model)
         self._devices = devices[: options.batch_size]

@@ -20,10 +20,13 @@ class ProgramsAhead:
     Args:
       cache: of the programs; has the list of those of the last run too.
       settings: the list is of runs with the same `repr` of them.
+
+    Attributes:
+      cache: for the rest of the run too; a second one would repeat its warnings.
     """
 
     def __init__(self, cache: DiskCache, settings: object):
-        self._cache = cache
+        self.cache = cache
         self._key = make_cache_key(
             name="programs of the last run",
             settings=repr(settings),
@@ -52,16 +55,16 @@ class ProgramsAhead:
         self._used.append(key)
         if self._last[: len(self._used)] != self._used:
             self._last = list(self._used)
-            self._cache.write("executables", self._key, json.dumps(self._last).encode())
+            self.cache.write("executables", self._key, json.dumps(self._last).encode())
 
     def _load(self, key: str) -> StoredProgram | None:
-        entry = self._cache.read("executables", key)
+        entry = self.cache.read("executables", key)
         return None if entry is None else load_program(entry, jax.devices()[:1])
 
     def _read_list(self) -> list[str]:
-        content = self._cache.read("executables", self._key)
+        content = self.cache.read("executables", self._key)
         try:
             return [] if content is None else [str(key) for key in json.loads(content)]
         except (ValueError, TypeError) as error:
-            self._cache.refuse("executables", self._key, error)
+            self.cache.refuse("executables", self._key, error)
             return []

@@ -10,7 +10,9 @@ from pathlib import Path
 import av
 import pytest
 
+from calce_jax.commands import search_plan
 from calce_jax.commands.flags.search import FORMATS
+from calce_jax.errors import UserError
 from calce_jax.search import modes
 from calce_jax.search.moment_list import EXPORTS
 from calce_jax.speech.captioning import CaptioningResult
@@ -211,6 +213,20 @@ def test_what_opens_a_model_does_without_flax():
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout == "['jax']\n"
+
+
+def test_programs_and_the_rest_are_read_from_one_cache(folder, monkeypatch):
+    """Which warns once of what it cannot read or write."""
+    opened, open_cache = [], search_plan.open_cache
+
+    def stop(cache, options, reporter, ahead):
+        assert [cache, ahead.cache] == opened * 2
+        raise UserError("stopped here")
+
+    monkeypatch.setattr(search_plan, "open_cache", lambda *options: opened.append(open_cache(*options)) or opened[-1])
+    monkeypatch.setattr(search_plan, "open_searcher", stop)
+    with pytest.raises(SystemExit, match="Error: stopped here"):
+        run_script("search", "one.mp4", "a red circle", "--cache=cache")
 
 
 def test_a_part_is_cut(folder, capsys):

@@ -25,6 +25,7 @@ from calce_jax.checkpoints.convert.weights import Weights, as_lazy, base_param_s
 from calce_jax.checkpoints.manager import CheckpointError, Checkpoints
 from calce_jax.checkpoints.workdir import TRAINED_FILE
 from calce_jax.config import packaged_path, read_config
+from calce_jax.distributed.devices import find_devices
 from calce_jax.distributed.param_names import named_leaves
 from calce_jax.errors import UserFileNotFoundError
 from calce_jax.models.calce_sizes import CalceConfig
@@ -165,7 +166,7 @@ def run_trained_weights(run: Path, spec: Mapping[str, jax.ShapeDtypeStruct]) -> 
             raise CheckpointError(
                 f"no checkpoint in {checkpoints.folder}", "give the workdir of a run that has saved one"
             )
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = jax.sharding.SingleDeviceSharding(find_devices()[0])
         abstract = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for name, leaf in spec.items()
         }
