@@ -301,7 +301,7 @@ def test_an_option_that_does_nothing_says_so_once(folder, capsys, arguments, lin
 
 def test_a_silent_film_says_so(folder, capsys, monkeypatch):
     def caption(videos, out, transcriber, **_):
-        out.mkdir(exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         paths = [out / f"{video.stem}.srt" for video in videos]
         for path in paths:
             path.touch()
