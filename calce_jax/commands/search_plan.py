@@ -49,6 +49,11 @@ def read_programs_ahead(options: Options) -> "ProgramsAhead | None":
     return ProgramsAhead(open_cache(options.cache, options.cache_gb), settings)
 
 
+def search_cache(options: Options, ahead: "ProgramsAhead | None") -> "DiskCache":
+    """Return the cache of a search, which is that of its programs: a second one would repeat its warnings."""
+    return ahead.cache if ahead else open_cache(options.cache, options.cache_gb)
+
+
 def plan(inputs: Inputs, options: Options, reporter: "Reporter", ahead: "ProgramsAhead | None" = None) -> Search:
     """Decide how to search: the index of what is said, the library by its best segments, or video after video.
 
@@ -95,8 +100,7 @@ def plan_library_search(
     check_ranker(find_checkpoint(options.model))
 
     def run(out: Path | None) -> ModeResult:
-        cache = ahead.cache if ahead else open_cache(options.cache, options.cache_gb)
-        searcher = open_searcher(cache, options, reporter, ahead)
+        searcher = open_searcher(search_cache(options, ahead), options, reporter, ahead)
 
         from calce_jax.search.library_search import add_library_words, search_library
         from calce_jax.search.picture_ranker import open_ranker
@@ -160,7 +164,7 @@ def plan_search(inputs: Inputs, options: Options, reporter: "Reporter", ahead: "
     for folder in RESULT_FOLDERS if inputs.out else ():
         check_folder("--out: ", f"{inputs.out}/{folder}", {str(video): video for video in videos})
     durations = check_selection(videos, inputs.paths, reporter)
-    cache = ahead.cache if ahead else open_cache(options.cache, options.cache_gb)
+    cache = search_cache(options, ahead)
 
     def transcribe(videos: Sequence[Path], folder: Path, whisper: str) -> dict[Path, Path]:
         from calce_jax.search.captions import caption_with_cache

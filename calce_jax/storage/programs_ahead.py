@@ -22,7 +22,7 @@ class ProgramsAhead:
       settings: the list is of runs with the same `repr` of them.
 
     Attributes:
-      cache: for the rest of the run too; a second one would repeat its warnings.
+      cache: as given.
     """
 
     def __init__(self, cache: DiskCache, settings: object):

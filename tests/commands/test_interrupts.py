@@ -91,6 +91,20 @@ def test_an_interrupt_ends_a_process_that_cannot_say_so(tmp_path, stderr):
     assert (tmp_path / "other").read_bytes() == b"data"
 
 
+def assert_ended_in_a_line(program: str, name: str, folder: Path) -> None:
+    """Run a program that sends itself a signal; assert that it ends with the signal's code, a line and no output."""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": ROOT},
+    )
+    assert (ended.returncode, ended.stdout) == (128 + getattr(signal, name), "")
+    assert len(ended.stderr.splitlines()) == 1
+
+
 NESTED = """
 from calce_jax.commands.interrupts import interrupt_ends_process
 from calce_jax.commands.runner import exit_codes
@@ -108,16 +122,7 @@ with exit_codes("calce"), exit_codes("calce search"):
 def test_a_signal_ends_a_process_that_is_importing_and_raises_nothing(tmp_path, signals_heard, name, setting):
     """SIGTERM also in the background, where SIGINT is ignored."""
     (tmp_path / "killed.py").write_text(f"import os, signal; os.kill(os.getpid(), signal.{name}); sum(range(10**6))")
-    ended = subprocess.run(
-        [sys.executable, "-c", setting + NESTED],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": ROOT},
-    )
-    assert (ended.returncode, ended.stdout) == (128 + getattr(signal, name), "")
-    assert len(ended.stderr.splitlines()) == 1
+    assert_ended_in_a_line(setting + NESTED, name, tmp_path)
 
 
 LOST = """
@@ -138,16 +143,8 @@ with exit_codes("calce"):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_where_python_drops_errors_ends_the_process(signals_heard, name):
-    ended = subprocess.run(
-        [sys.executable, "-c", LOST.replace("NAME", name)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": ROOT},
-    )
-    assert (ended.returncode, ended.stdout) == (128 + getattr(signal, name), "")
-    assert len(ended.stderr.splitlines()) == 1
+def test_a_signal_where_python_drops_errors_ends_the_process(tmp_path, signals_heard, name):
+    assert_ended_in_a_line(LOST.replace("NAME", name), name, tmp_path)
 
 
 @pytest.mark.slow

@@ -81,9 +81,10 @@ def step(model):
 
 @pytest.fixture(scope="module")
 def independent(model):
-    """Return a function of trainables: the loss of `ALL_TERMS`, log-probabilities and KL of answers; with its gradient.
+    """Return a function of trainables: the loss of `ALL_TERMS`, log-probabilities and KL of answers.
 
-    One answer after the other, each with keys and values of its own; rewards are the table above.
+    `with_gradient` adds the gradient of the loss. One answer after the other, each with keys and values of its own;
+    rewards are the table above.
     """
     graph, _, frozen, reference = model
     rewards = np.concatenate([REWARDS, np.ones((4, 1))], axis=1)
